@@ -1,0 +1,36 @@
+/* The C ABI between the binding and the kernels: type ids, the kernel table, its contract.
+ *
+ * Every kernel works on contiguous rows. Rows are float32 by the time an encoder sees them; the
+ * binding's driver (rows.c) converts the stored dtype row by row, so no tensor is ever held whole.
+ * Bytes are those of ggml's scalar code (ggml-quants.c built for the x86-64 baseline: strict
+ * float32, sequential sums, no fused multiply-add), for every instruction set.
+ */
+#ifndef QUANTCLI_QK_H
+#define QUANTCLI_QK_H
+
+#include <stdint.h>
+
+/* ggml's type ids (ggml.h, enum ggml_type) are used as they are. */
+enum qk_type {
+    QK_F32 = 0, QK_F16 = 1, QK_Q4_0 = 2, QK_Q4_1 = 3, QK_Q5_0 = 6, QK_Q5_1 = 7, QK_Q8_0 = 8,
+    QK_Q2_K = 10, QK_Q3_K = 11, QK_Q4_K = 12, QK_Q5_K = 13, QK_Q6_K = 14,
+    QK_IQ2_XXS = 16, QK_IQ2_XS = 17, QK_IQ3_XXS = 18, QK_IQ1_S = 19, QK_IQ4_NL = 20,
+    QK_IQ3_S = 21, QK_IQ2_S = 22, QK_IQ4_XS = 23, QK_F64 = 28, QK_IQ1_M = 29, QK_BF16 = 30,
+    QK_TQ1_0 = 34, QK_TQ2_0 = 35, QK_MXFP4 = 39, QK_NVFP4 = 40, QK_Q1_0 = 41, QK_Q2_0 = 42,
+    QK_TYPE_COUNT = 43
+};
+
+/* Encode nrows rows of ncols floats; weights is one importance per column (ncols floats) or NULL.
+ * ncols is a multiple of the type's block length. Returns 0, or -1 when out of memory. */
+typedef int (*qk_encode_fn)(const float *x, uint8_t *dst, int64_t nrows, int64_t ncols,
+                            const float *weights);
+/* Decode n elements (a multiple of the block length) to float32. */
+typedef void (*qk_decode_fn)(const uint8_t *src, float *dst, int64_t n);
+
+struct qk_table {
+    const char *name;                       /* "baseline", "avx2", "avx512", "neon" */
+    qk_encode_fn encode[QK_TYPE_COUNT];     /* NULL where a type has no kernel */
+    qk_decode_fn decode[QK_TYPE_COUNT];
+};
+
+#endif

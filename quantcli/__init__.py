@@ -1,0 +1,3 @@
+"""quantcli quantizes large language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,28 @@
+"""What the bytes mean: one block format, one file. Formats never hear of architectures."""
+
+from quantcli.formats.base import BlockFormat
+from quantcli.registry import Registry
+
+_NAMES = (
+    "F32", "F16", "BF16",
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+)  # fmt: skip
+
+FORMATS = Registry(
+    "block format", "formats", {name: f"quantcli.formats.{name.lower()}:FORMAT" for name in _NAMES}
+)
+
+
+def get_format(name: str) -> BlockFormat:
+    """The block format of that name; UsageError with near names when there is none."""
+    found: BlockFormat = FORMATS.get(name)
+    return found
+
+
+def format_by_id(type_id: int) -> BlockFormat | None:
+    """The block format with ggml's type id, or None when we have none."""
+    return next((f for f in map(get_format, FORMATS) if f.type_id == type_id), None)
+
+
+__all__ = ["FORMATS", "BlockFormat", "format_by_id", "get_format"]

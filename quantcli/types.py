@@ -1,0 +1,177 @@
+"""The values that flow through the pipeline. Imports nothing of ours.
+
+Shapes are row-major everywhere (the last axis is contiguous), as in safetensors; GGUF's reversed
+dimensions are turned round where a file is read or written. "Rows" are the tensor with its
+leading axes flattened: a tensor of shape (E, R, C) has E*R rows of C columns, one of shape (C,)
+has one row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def row_count(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor: the product of all axes but the last."""
+    return math.prod(shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A stored tensor, as the header of its file declares it.
+
+    ``dtype`` is safetensors' name ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64" ...) or, in a
+    GGUF, the block format's name ("Q8_0").
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+    file: Path
+
+    @property
+    def elements(self) -> int:
+        """How many weights it holds."""
+        return math.prod(self.shape)
+
+
+class TensorStore(Protocol):
+    """Random access to the rows of named tensors; safe to call from several threads."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every stored tensor by name."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start:stop`` as a new contiguous 2-D array.
+
+        The dtype is float64, float32, float16 or ml_dtypes' bfloat16 as stored; FP8 with its
+        scales comes as float32; block formats come as uint8 of shape (rows, bytes per row).
+        """
+
+    def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Columns ``start:stop`` of a 2-D float tensor, transposed: shape (stop-start, rows)."""
+
+    def close(self) -> None:
+        """Release the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows of an output tensor, and how they are made from one stored tensor.
+
+    The stored rows ``start : start+rows`` are viewed as ``view`` (a factorisation of ``rows``),
+    their axes taken in the order ``axes``, and flattened again; ``view=None`` keeps the order.
+    ``transpose`` takes columns as rows first. ``add`` is added to each value in float32.
+    """
+
+    source: str
+    rows: int
+    start: int = 0
+    view: tuple[int, ...] | None = None
+    axes: tuple[int, ...] | None = None
+    transpose: bool = False
+    add: float = 0.0
+
+    def source_rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Stored row numbers behind this piece's rows ``start:stop``, in order."""
+        if self.view is None or self.axes is None:
+            return np.arange(self.start + start, self.start + stop, dtype=np.int64)
+        order = np.arange(self.rows, dtype=np.int64).reshape(self.view).transpose(self.axes)
+        return np.asarray(self.start + order.reshape(-1)[start:stop], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor under its GGUF name: pieces of stored tensors stacked by rows, or fixed values.
+
+    ``dtype`` is the stored dtype ("BF16" ...), or "F32" when ``values`` (float32) are given.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    pieces: tuple[Piece, ...] = ()
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows, with the leading axes flattened."""
+        return row_count(self.shape)
+
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def elements(self) -> int:
+        """How many weights it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class MetaValue:
+    """A GGUF key-value's typed value.
+
+    ``kind`` is one of u8 i8 u16 i16 u32 i32 u64 i64 f32 f64 bool str, or an array of these in
+    brackets: "[str]", "[i32]". Strings may be ``bytes`` where a token is not valid UTF-8.
+    """
+
+    kind: str
+    value: Any
+
+
+def u32(value: int) -> MetaValue:
+    """An unsigned 32-bit integer."""
+    return MetaValue("u32", int(value))
+
+
+def f32(value: float) -> MetaValue:
+    """A 32-bit float."""
+    return MetaValue("f32", float(value))
+
+
+def boolean(value: bool) -> MetaValue:
+    """A truth value."""
+    return MetaValue("bool", bool(value))
+
+
+def text(value: str) -> MetaValue:
+    """A UTF-8 string."""
+    return MetaValue("str", value)
+
+
+def array(kind: str, values: Any) -> MetaValue:
+    """An array of ``kind``."""
+    return MetaValue(f"[{kind}]", values)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of what the core reports while it works."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note(Event):
+    """A sentence for the user; ``level`` is "info" or "warning"."""
+
+    message: str
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Event):
+    """Work done so far, in source bytes, and the tensor that was last worked on."""
+
+    done: int
+    total: int
+    tensor: str
