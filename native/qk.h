@@ -17,7 +17,8 @@ enum qk_type {
     QK_IQ2_XXS = 16, QK_IQ2_XS = 17, QK_IQ3_XXS = 18, QK_IQ1_S = 19, QK_IQ4_NL = 20,
     QK_IQ3_S = 21, QK_IQ2_S = 22, QK_IQ4_XS = 23, QK_F64 = 28, QK_IQ1_M = 29, QK_BF16 = 30,
     QK_TQ1_0 = 34, QK_TQ2_0 = 35, QK_MXFP4 = 39, QK_NVFP4 = 40, QK_Q1_0 = 41, QK_Q2_0 = 42,
-    QK_TYPE_COUNT = 43
+    QK_F8_E4M3 = 63, /* a stored dtype that ggml has no id for; never written to a file */
+    QK_TYPE_COUNT = 64
 };
 
 /* Encode nrows rows of ncols floats; weights is one importance per column (ncols floats) or NULL.
@@ -30,7 +31,39 @@ typedef void (*qk_decode_fn)(const uint8_t *src, float *dst, int64_t n);
 struct qk_table {
     const char *name;                       /* "baseline", "avx2", "avx512", "neon" */
     qk_encode_fn encode[QK_TYPE_COUNT];     /* NULL where a type has no kernel */
-    qk_decode_fn decode[QK_TYPE_COUNT];
+    qk_decode_fn decode[QK_TYPE_COUNT];     /* float types too: this is how sources are read */
+    /* Index of the first infinity or NaN among n floats, or -1. */
+    int64_t (*first_nonfinite)(const float *x, int64_t n);
 };
+
+/* dispatch.c: the tables that are compiled in and that this CPU can run, best first; NULL beyond
+ * the last. */
+#define QK_ISA_COUNT_MAX 4
+const struct qk_table *qk_available(int index);
+
+/* types.c */
+struct qk_type_size {
+    int block;  /* weights in a block, 0 for an unused id */
+    int nbytes; /* bytes of a packed block */
+};
+extern const struct qk_type_size qk_type_sizes[QK_TYPE_COUNT];
+
+/* rows.c: results other than "all encoded" (-1) or an element's index. */
+#define QK_ALL_FINITE (-1)
+#define QK_NO_MEMORY (-2)
+
+/* Encode nrows rows of ncols elements of the stored dtype src_type; stops at the first value that is not finite in float32 and returns its flat
+ * index, else QK_ALL_FINITE, or QK_NO_MEMORY. */
+int64_t qk_encode_rows(const struct qk_table *table, int type, int src_type,
+                       const uint8_t *src, int64_t nrows, int64_t ncols, uint8_t *dst,
+                       const float *weights);
+/* Decode n elements under the default floating-point environment. */
+void qk_decode_all(const struct qk_table *table, int type, const uint8_t *src, float *dst,
+                   int64_t n);
+/* Index of the first of nblocks blocks (nbytes each) with an infinite or NaN 16-bit scale at one
+ * of the given byte offsets, or -1. exponent is the scale's exponent mask: 0x7c00 for float16,
+ * 0x7f80 for bfloat16. */
+int64_t qk_first_infinite_scale(const uint8_t *blocks, int64_t nblocks, int nbytes,
+                                const int *offsets, int count, int exponent);
 
 #endif

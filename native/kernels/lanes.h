@@ -66,4 +66,66 @@ QK_INLINE int qk_nearest(float x) {
     return (bits & 0x007fffff) - 0x00400000;
 }
 
+/* Truncation of any float, as x86 has it: 0x80000000 for NaN and whatever int32 cannot hold. A C
+ * cast leaves those undefined, and other machines saturate. */
+QK_INLINE vi vi_trunc(vf v) {
+#if defined(__x86_64__)
+    return vi_from(v);
+#else
+    const vi held = vf_abs(v) < 2147483648.f;
+    return vi_sel(held, vi_from(vf_sel(held, v, vf_set1(0))), vi_set1(INT32_MIN));
+#endif
+}
+
+/* Narrow and widen: QK_LANES bytes or half-words in memory, the low bits of each lane. */
+typedef uint8_t vb8 __attribute__((vector_size(QK_LANES)));
+typedef int8_t vc8 __attribute__((vector_size(QK_LANES)));
+typedef uint16_t vh16 __attribute__((vector_size(2 * QK_LANES)));
+QK_INLINE vi vi_load_u8(const uint8_t *p) {
+    vb8 b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vi);
+}
+QK_INLINE vi vi_load_i8(const uint8_t *p) {
+    vc8 b;
+    memcpy(&b, p, sizeof b);
+    return __builtin_convertvector(b, vi);
+}
+QK_INLINE vi vi_load_u16(const uint8_t *p) {
+    vh16 h;
+    memcpy(&h, p, sizeof h);
+    return __builtin_convertvector(h, vi);
+}
+QK_INLINE void vi_store_u8(uint8_t *p, vi v) {
+    const vb8 b = __builtin_convertvector(v, vb8);
+    memcpy(p, &b, sizeof b);
+}
+QK_INLINE void vi_store_u16(uint8_t *p, vi v) {
+    const vh16 h = __builtin_convertvector(v, vh16);
+    memcpy(p, &h, sizeof h);
+}
+
+/* Float16 bits of each lane, rounded to nearest even; overflow gives infinity, NaN a quiet NaN. */
+QK_INLINE vi vi_to_half(vf v) {
+    const vi magnitude = (vi)v & 0x7fffffff;
+    const vi sign = (vi)((vu)v >> 16) & 0x8000;
+    /* Rebias the exponent by 127 - 15 and round at bit 13. */
+    vi half = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    /* Below 2^-14: adding 0.5 puts a float16 subnormal's last bit at a float's last bit. */
+    const vi tiny = (vi)((vf)magnitude + 0.5f) - 0x3f000000;
+    half = vi_sel(magnitude < 0x38800000, tiny, vi_min(half, vi_set1(0x7c00)));
+    half = vi_sel(magnitude > 0x7f800000, vi_set1(0x7e00), half);
+    return half | sign;
+}
+/* The value of float16 bits in each lane. */
+QK_INLINE vf vf_from_half(vi half) {
+    const vi shifted = (half & 0x7fff) << 13;
+    const vi finite = (vi)((vf)shifted * 0x1p112f);
+    const vi special = shifted + (224 << 23); /* an exponent of all ones stays one */
+    const vi sign = (half & 0x8000) << 16;
+    return (vf)(vi_sel(shifted < (31 << 23), finite, special) | sign);
+}
+QK_INLINE uint16_t qk_to_half(float x) { return (uint16_t)vi_to_half(vf_set1(x))[0]; }
+QK_INLINE float qk_from_half(uint16_t half) { return vf_from_half(vi_set1(half))[0]; }
+
 #endif

@@ -1,0 +1,204 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: embedsignature=True
+"""The only binding to the C kernels: checks lengths and types, drops the GIL, calls the table.
+
+Buffers are flat and contiguous; shapes, dtypes and errors for people are the business of
+`quantcli.formats.native`. Type ids are ggml's, and 63 is FP8 (E4M3).
+"""
+
+import os
+
+from libc.stdint cimport int64_t, uint8_t
+
+from quantcli.errors import UsageError
+
+cdef extern from "qk.h" nogil:
+    enum:
+        QK_TYPE_COUNT
+        QK_NO_MEMORY
+        QK_BF16
+
+    ctypedef int (*qk_encode_fn)(
+        const float *, uint8_t *, int64_t, int64_t, const float *) noexcept
+    ctypedef void (*qk_decode_fn)(const uint8_t *, float *, int64_t) noexcept
+
+    struct qk_table:
+        const char *name
+        qk_encode_fn *encode
+        qk_decode_fn *decode
+
+    struct qk_type_size:
+        int block
+        int nbytes
+
+    const qk_type_size *qk_type_sizes
+    const qk_table *qk_available(int index) noexcept
+    int64_t qk_encode_rows(
+        const qk_table *table, int type, int src_type, const uint8_t *src,
+        int64_t nrows, int64_t ncols, uint8_t *dst, const float *weights) noexcept
+    void qk_decode_all(
+        const qk_table *table, int type, const uint8_t *src, float *dst, int64_t n) noexcept
+    int64_t qk_first_infinite_scale(
+        const uint8_t *blocks, int64_t nblocks, int nbytes,
+        const int *offsets, int count, int exponent) noexcept
+
+cdef enum:
+    MOST_SCALES = 8
+
+cdef const qk_table *_active = NULL
+
+
+def available() -> tuple[str, ...]:
+    """The instruction sets that were compiled in and that this CPU runs, best first."""
+    names = []
+    cdef int index = 0
+    while qk_available(index) != NULL:
+        names.append(qk_available(index).name.decode())
+        index += 1
+    return tuple(names)
+
+
+def select(name: str) -> None:
+    """Use the kernels of that instruction set from now on; UsageError when this CPU lacks it."""
+    global _active
+    names = available()
+    if name not in names:
+        raise UsageError(
+            f"there are no kernels for {name!r} here",
+            hint=f"this CPU and this build offer {', '.join(names)}",
+        )
+    _active = qk_available(<int>names.index(name))
+
+
+cdef const qk_table *_table() except NULL:
+    if _active == NULL:
+        wanted = os.environ.get("QUANTCLI_CPU")
+        try:
+            select(wanted or available()[0])
+        except UsageError as error:
+            raise UsageError(f"QUANTCLI_CPU: {error.message}", hint=error.hint) from None
+    return _active
+
+
+def isa() -> str:
+    """The instruction set in use: the best one, or what QUANTCLI_CPU names."""
+    return _table().name.decode()
+
+
+cdef int _known(int type_id, str what) except -1:
+    if not 0 <= type_id < QK_TYPE_COUNT or qk_type_sizes[type_id].block == 0:
+        raise ValueError(f"{what} {type_id} is unknown")
+    return 0
+
+
+def block_size(int type_id) -> tuple[int, int]:
+    """Weights and bytes of a block of ggml's type ``type_id``."""
+    _known(type_id, "type")
+    return qk_type_sizes[type_id].block, qk_type_sizes[type_id].nbytes
+
+
+def has_encoder(int type_id) -> bool:
+    """Whether there is a kernel that writes this type."""
+    _known(type_id, "type")
+    return _table().encode[type_id] != NULL
+
+
+def has_decoder(int type_id) -> bool:
+    """Whether there is a kernel that reads this type."""
+    _known(type_id, "type")
+    return _table().decode[type_id] != NULL
+
+
+cdef int _same(str what, int64_t found, int64_t expected) except -1:
+    if found != expected:
+        raise ValueError(f"{what} has length {found}, expected {expected}")
+    return 0
+
+
+cdef int64_t _packed(int type_id, int64_t n, str what) except -1:
+    """Bytes of n elements."""
+    cdef int block = qk_type_sizes[type_id].block
+    if n < 0 or n % block != 0:
+        raise ValueError(f"{what} of {n} is not a multiple of the block length {block}")
+    return n // block * qk_type_sizes[type_id].nbytes
+
+
+def encode(
+    int type_id,
+    int src_type_id,
+    const uint8_t[::1] src,
+    int64_t nrows,
+    int64_t ncols,
+    uint8_t[::1] dst,
+    const float[::1] weights=None,
+) -> int:
+    """Encode rows of a stored float dtype into blocks.
+
+    Returns -1, or the flat index of the first value that is infinite or NaN as float32; ``dst``
+    is then only partly written. ``weights`` is one importance per column.
+    """
+    cdef const qk_table *table = _table()
+    cdef const float *importance = NULL
+    cdef int64_t result
+    _known(type_id, "type")
+    _known(src_type_id, "source dtype")
+    if table.encode[type_id] == NULL:
+        raise ValueError(f"there is no kernel that encodes type {type_id}")
+    if table.decode[src_type_id] == NULL or qk_type_sizes[src_type_id].block != 1:
+        raise ValueError(f"source dtype {src_type_id} is not a float dtype")
+    if nrows < 0:
+        raise ValueError(f"the number of rows is {nrows}")
+    _same("src", src.shape[0], nrows * _packed(src_type_id, ncols, "row length"))
+    _same("dst", dst.shape[0], nrows * _packed(type_id, ncols, "row length"))
+    if weights is not None:
+        _same("weights", weights.shape[0], ncols)
+        importance = &weights[0] if ncols > 0 else NULL
+    if nrows == 0 or ncols == 0:
+        return -1
+    with nogil:
+        result = qk_encode_rows(
+            table, type_id, src_type_id, &src[0], nrows, ncols, &dst[0], importance)
+    if result == QK_NO_MEMORY:
+        raise MemoryError
+    return result
+
+
+def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
+    """Decode blocks, or a stored float dtype, to float32."""
+    cdef const qk_table *table = _table()
+    _known(type_id, "type")
+    if table.decode[type_id] == NULL:
+        raise ValueError(f"there is no kernel that decodes type {type_id}")
+    _same("src", src.shape[0], _packed(type_id, dst.shape[0], "element count"))
+    if dst.shape[0] == 0:
+        return
+    with nogil:
+        qk_decode_all(table, type_id, &src[0], &dst[0], dst.shape[0])
+
+
+def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) -> int:
+    """Index of the first block whose 16-bit scale at one of ``offsets`` is infinite or NaN, or -1.
+
+    The scales are float16, except that a BF16 "block" is a bfloat16.
+    """
+    cdef int[MOST_SCALES] places
+    cdef int count = len(offsets)
+    cdef int nbytes
+    cdef int64_t result
+    _known(type_id, "type")
+    nbytes = qk_type_sizes[type_id].nbytes
+    if count > MOST_SCALES:
+        raise ValueError(f"{count} scales in a block; at most {MOST_SCALES} are supported")
+    for index in range(count):
+        places[index] = offsets[index]
+        if not 0 <= places[index] <= nbytes - 2:
+            raise ValueError(f"a scale at byte {places[index]} of a block of {nbytes}")
+    if blocks.shape[0] % nbytes != 0:
+        raise ValueError(f"{blocks.shape[0]} bytes are not whole blocks of {nbytes}")
+    if blocks.shape[0] == 0 or count == 0:
+        return -1
+    cdef int exponent = 0x7f80 if type_id == QK_BF16 else 0x7c00
+    with nogil:
+        result = qk_first_infinite_scale(
+            &blocks[0], blocks.shape[0] // nbytes, nbytes, places, count, exponent)
+    return result

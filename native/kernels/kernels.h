@@ -1,0 +1,24 @@
+/* Every kernel, for the table: a family's functions are declared here and defined in its file. */
+#ifndef QUANTCLI_KERNELS_H
+#define QUANTCLI_KERNELS_H
+
+#include "../qk.h"
+#include "lanes.h"
+
+#define QK_ENCODER(type)                                                                          \
+    int QK_FN(encode_##type)(const float *x, uint8_t *dst, int64_t nrows, int64_t ncols,          \
+                             const float *weights)
+#define QK_DECODER(type) void QK_FN(decode_##type)(const uint8_t *src, float *dst, int64_t n)
+
+/* float.c */
+QK_ENCODER(f32);
+QK_ENCODER(f16);
+QK_ENCODER(bf16);
+QK_DECODER(f64);
+QK_DECODER(f32);
+QK_DECODER(f16);
+QK_DECODER(bf16);
+QK_DECODER(f8_e4m3);
+int64_t QK_FN(first_nonfinite)(const float *x, int64_t n);
+
+#endif

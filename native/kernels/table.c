@@ -1,0 +1,20 @@
+/* The table of the instruction set being compiled: one line per type. */
+#include "kernels.h"
+
+#define ENCODE(id, type) .encode[id] = QK_FN(encode_##type)
+#define DECODE(id, type) .decode[id] = QK_FN(decode_##type)
+#define BOTH(id, type) ENCODE(id, type), DECODE(id, type)
+#define QK_STRING_(text) #text
+#define QK_STRING(text) QK_STRING_(text)
+
+extern const struct qk_table QK_FN(qk_kernels);
+
+const struct qk_table QK_FN(qk_kernels) = {
+    .name = QK_STRING(QK_ISA),
+    BOTH(QK_F32, f32),
+    BOTH(QK_F16, f16),
+    BOTH(QK_BF16, bf16),
+    DECODE(QK_F64, f64),
+    DECODE(QK_F8_E4M3, f8_e4m3),
+    .first_nonfinite = QK_FN(first_nonfinite),
+};
