@@ -1,0 +1,156 @@
+"""``quantcli``: the commands, the switches common to all, and one place where errors end.
+
+Commands are read when they are called for; none may import NumPy or anything slower at its top,
+so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import platform
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+import quantcli
+from quantcli.cli import streams
+from quantcli.cli.failures import INTERRUPTED, Failure, explain
+from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, flag
+from quantcli.cli.output import Output
+
+COMMANDS = ("quantize", "inspect")
+"""A command NAME is the function NAME of the module ``quantcli.cli.NAME``."""
+
+_REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "torch")
+
+
+def _report(error: BaseException, output: Output) -> int:
+    """Tell the user what went wrong; returns the exit code."""
+    output.close()
+    if debug_wanted(output) and not isinstance(error, KeyboardInterrupt):
+        traceback.print_exception(error)
+    failure = explain(error)
+    output.fail(failure)
+    return failure.exit_code
+
+
+class _Group(TyperGroup):
+    """The top level: a command's error becomes a sentence and an exit code here."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            # A full disk shows when the buffer is written out, and Python's own attempt at exit
+            # would end in a traceback.
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            output = ctx.obj if isinstance(ctx.obj, Output) else Output()
+            raise typer.Exit(_report(error, output)) from error
+        return result
+
+
+app = typer.Typer(
+    name="quantcli",
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    invoke_without_command=True,
+)
+
+
+def _versions() -> dict[str, Any]:
+    """What a bug report needs to name."""
+    found: dict[str, str | None] = {}
+    for name in _REPORTED:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return {
+        "quantcli": quantcli.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system().lower()}-{platform.machine()}",
+        "packages": found,
+    }
+
+
+@app.callback()
+def _top(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, flag("--version", help="Print the version and exit; with --json, in detail.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+    json: Json = False,
+) -> None:
+    """Make large language models smaller: from a Hugging Face checkpoint straight to GGUF.
+
+    The model is read tensor by tensor, so it need not fit into memory. The
+    result runs in llama.cpp, Ollama, LM Studio and all else that reads GGUF.
+
+    See what a model holds:     quantcli inspect ./my-model
+
+    Quantize it to 4 bits:      quantcli quantize ./my-model --bits 4
+    """
+    context.obj = Output(quiet=quiet, verbose=verbose, debug=debug, json=json)
+    if show_version:
+        if json:
+            context.obj.document("version", 1, _versions())
+        else:
+            context.obj.line(f"quantcli {quantcli.__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+        raise typer.Exit(2)
+
+
+for _name in filter(lambda name: find_spec(f"quantcli.cli.{name}"), COMMANDS):
+    app.command(_name)(getattr(import_module(f"quantcli.cli.{_name}"), _name))
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    """Treat a polite kill like Ctrl-C, so that temporary files are removed; the next one waits."""
+    signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _catch_signals() -> None:
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # nohup has the hang-up ignored, and so it stays.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line ``args`` (default: the process's own); returns the exit code."""
+    output = Output(debug="--debug" in (sys.argv[1:] if args is None else args))
+    try:
+        code = get_command(app).main(args, prog_name="quantcli", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Abort:
+        output.fail(Failure("interrupted", None, INTERRUPTED))
+        return INTERRUPTED
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, output)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """The console script."""
+    streams.install()
+    _catch_signals()
+    sys.exit(run())

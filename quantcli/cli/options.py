@@ -1,0 +1,85 @@
+"""Arguments and options that several commands share, so that a flag means one thing everywhere.
+
+The switches below may stand before or after the command: the top level and every command take
+them, and `open_output` joins the two.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from quantcli.cli.output import Output
+from quantcli.errors import UsageError
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A checkpoint folder, a Hub repository (org/name, org/name@revision or hf://...) "
+        "or a .gguf file.",
+        show_default=False,
+    ),
+]
+
+
+def flag(*names: str, help: str, panel: str | None = None) -> Any:
+    """An on/off switch, shown in the help without typer's "<bool>"."""
+    return typer.Option(*names, help=help, metavar="", show_default=False, rich_help_panel=panel)
+
+
+Quiet = Annotated[
+    bool,
+    flag("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
+]
+Verbose = Annotated[bool, flag("--verbose", "-v", help="Tell more about what is being done.")]
+Debug = Annotated[
+    bool, flag("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
+]
+Json = Annotated[
+    bool,
+    flag("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        "-t",
+        min=1,
+        metavar="N",
+        help="How many threads work; the result is the same for any number. "
+        "Default: one for each processor that this process may use.",
+        show_default=False,
+    ),
+]
+
+
+def open_output(
+    context: typer.Context, *, quiet: bool, verbose: bool, debug: bool, json: bool
+) -> Output:
+    """The command's output: its own switches together with those that stood before its name."""
+    outer = context.find_root().obj
+    output = outer if isinstance(outer, Output) else Output()
+    output.quiet |= quiet
+    output.verbose |= verbose
+    output.debug |= debug
+    output.json |= json
+    if output.quiet and output.verbose:
+        raise UsageError("--quiet and --verbose exclude each other", hint="leave one of them out")
+    return output
+
+
+def debug_wanted(output: Output) -> bool:
+    """Whether tracebacks are to be shown."""
+    return output.debug or os.environ.get("QUANTCLI_DEBUG", "") not in ("", "0")
+
+
+def thread_count(threads: int | None) -> int:
+    """The number asked for, or that of the processors this process may run on."""
+    if threads is not None:
+        return threads
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,201 @@
+"""The one sink: data to standard output, talk and progress to standard error.
+
+Nothing below ``quantcli.cli`` prints; it returns tables and yields events, and this module knows
+terminals. On a terminal tables are coloured and fitted to its width; in a pipe they are aligned
+plain text that loses no character. ``NO_COLOR`` takes the colours and the bar away. Names from a
+file may hold anything, escape sequences included, so control characters are shown, never sent.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from os import environ
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantcli.cli.progress import Bar, Display, Lines
+from quantcli.report.tables import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from quantcli.cli.failures import Failure
+    from quantcli.types import Event
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates escaped, as in a Python literal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Output:
+    """Where a command writes. ``json``: only `document` reaches standard output."""
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        debug: bool = False,
+        json: bool = False,
+    ) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.debug = debug
+        self.json = json
+        self._label = "working"
+        self._display: Display | None = None
+        self._total = 0
+
+    # -- data -------------------------------------------------------------------------------
+
+    @property
+    def pretty(self) -> bool:
+        """Whether standard output is a terminal that draws."""
+        return self._stdout.is_terminal
+
+    def table(self, table: Table) -> None:
+        """Draw a table, followed by a blank line on a terminal."""
+        if self.json or not table.rows:
+            return
+        if self.pretty:
+            from quantcli.cli.drawing import draw
+
+            self._stdout.print(draw(table, printable))
+            self._stdout.print()
+        else:
+            self.line("\n".join([*_plain(table), ""]))
+
+    def line(self, text: str = "") -> None:
+        """A line of data."""
+        if not self.json:
+            sys.stdout.write(text + "\n")
+
+    def heading(self, text: str) -> None:
+        """A title above the tables."""
+        if self.pretty and not self.json:
+            from rich.text import Text
+
+            self._stdout.print(Text(printable(text), style="bold"))
+        else:
+            self.line(printable(text))
+
+    def result(self, path: Path | str) -> None:
+        """The path that was made: with ``-q`` the only thing on standard output."""
+        self.line(str(path))
+
+    def document(self, kind: str, version: int, fields: Mapping[str, Any]) -> None:
+        """The command's one JSON object; ``schema`` is ``quantcli.KIND/VERSION``."""
+        body = {"schema": f"quantcli.{kind}/{version}", **fields}
+        indent = 2 if sys.stdout.isatty() else None
+        sys.stdout.write(json.dumps(body, ensure_ascii=False, allow_nan=False, indent=indent))
+        sys.stdout.write("\n")
+
+    # -- talk -------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """A sentence for whoever watches; silent with ``-q``."""
+        if not self.quiet:
+            self._talk(text)
+
+    def detail(self, text: str) -> None:
+        """A sentence for whoever asked for more with ``-v``."""
+        if self.verbose:
+            self._talk(text, style="dim")
+
+    def warn(self, text: str) -> None:
+        """A warning; shown even with ``-q``, since the result may not be what was wanted."""
+        self._talk(text, label="warning", style="yellow")
+
+    def fail(self, failure: Failure) -> None:
+        """The last words of a command that failed."""
+        self.close()
+        self._talk(failure.message, label="error", style="bold red")
+        if failure.hint:
+            self._talk(failure.hint, label="hint", style="cyan")
+
+    # -- events -----------------------------------------------------------------------------
+
+    def event(self, event: Event) -> None:
+        """Show what the core reports: a `Note` as a sentence, a `Progress` as a bar or lines."""
+        from quantcli.types import Note, Progress
+
+        if isinstance(event, Note):
+            (self.warn if event.level == "warning" else self.say)(event.message)
+        elif isinstance(event, Progress) and not self.quiet:
+            if self._display is None or event.total != self._total:
+                self.close()
+                self._total = event.total
+                self._display = self._new_display()
+            self._display.update(event.done, event.total, printable(event.tensor))
+
+    @contextmanager
+    def phase(self, label: str) -> Iterator[None]:
+        """Name the work that the progress inside belongs to: "quantizing"."""
+        before, start = self._label, time.monotonic()
+        self.close()
+        self._label = label
+        try:
+            yield
+        finally:
+            self.close()
+            self._label = before
+        self.detail(f"{label}: {time.monotonic() - start:.2f} s")
+
+    def close(self) -> None:
+        """Take the progress display away."""
+        if self._display is not None:
+            self._display.close()
+            self._display = None
+
+    # -- terminals --------------------------------------------------------------------------
+
+    @cached_property
+    def _stdout(self) -> Console:
+        from rich.console import Console
+
+        return Console(highlight=False, markup=False, emoji=False)
+
+    @cached_property
+    def _stderr(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def _talk(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
+        from rich.text import Text
+
+        line = Text(printable(text), style=style if style and not label else "")
+        if label:
+            line = Text.assemble((f"{label}:", style or ""), " ", line)
+        self._stderr.print(line, soft_wrap=True)
+
+    def _new_display(self) -> Display:
+        console = self._stderr
+        live = console.is_terminal and not console.is_dumb_terminal
+        if live and not environ.get("NO_COLOR"):
+            return Bar(self._label, console)
+        return Lines(self._label, self._talk)
+
+
+def _plain(table: Table) -> Iterator[str]:
+    """Aligned text without borders; nothing is shortened."""
+    cells = [tuple(map(printable, row)) for row in table.rows]
+    lines = cells if table.facts else [tuple(c.header for c in table.columns), *cells]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(table.columns))]
+    if table.title:
+        yield table.title
+    for row in lines:
+        yield "  ".join(
+            cell.rjust(width) if column.align == "right" else cell.ljust(width)
+            for cell, width, column in zip(row, widths, table.columns, strict=True)
+        ).rstrip()
+    if table.note:
+        yield table.note

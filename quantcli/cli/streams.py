@@ -1,0 +1,54 @@
+"""Standard output and error that outlive their reader.
+
+``quantcli inspect m | head`` closes the pipe early: that is no failure, and under ``pipefail`` it
+must end with 0, yet typer, rich and Python's own flush at exit each turn it into 1 or 120. So the
+lowest layer drops what nobody reads any more, and a long quantization finishes even when the
+window that showed its progress is gone. Every other write error (a full disk) is raised, once: the
+flushes that follow would only repeat it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class _Pipe(io.FileIO):
+    """A file descriptor that swallows what is written after its reader has left."""
+
+    _lost = False
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        if not self._lost:
+            try:
+                return super().write(data)
+            except BrokenPipeError:
+                self._lost = True
+            except OSError as error:
+                self._lost = True
+                raise OSError(error.errno, error.strerror, "standard output") from error
+        return memoryview(data).nbytes
+
+
+def _tolerant(stream: TextIO) -> TextIO:
+    stream.flush()
+    # The interpreter keeps the original stream, so the descriptor must not be closed twice; a
+    # name that the terminal's encoding lacks is shown escaped rather than being an error.
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.isatty() or stream is sys.stderr,
+    )
+
+
+def install() -> None:
+    """Replace ``sys.stdout`` and ``sys.stderr``, where they are open."""
+    if sys.stdout is not None:
+        sys.stdout = _tolerant(sys.stdout)
+    if sys.stderr is not None:
+        sys.stderr = _tolerant(sys.stderr)
