@@ -71,6 +71,9 @@ class Piece:
     The stored rows ``start : start+rows`` are viewed as ``view`` (a factorisation of ``rows``),
     their axes taken in the order ``axes``, and flattened again; ``view=None`` keeps the order.
     ``transpose`` takes columns as rows first. ``add`` is added to each value in float32.
+
+    A tensor with one axis (a bias, a norm) is a single row, which has no rows to reorder: there
+    ``view`` factorises the row's elements, and `element_order` replaces `source_rows`.
     """
 
     source: str
@@ -87,6 +90,13 @@ class Piece:
             return np.arange(self.start + start, self.start + stop, dtype=np.int64)
         order = np.arange(self.rows, dtype=np.int64).reshape(self.view).transpose(self.axes)
         return np.asarray(self.start + order.reshape(-1)[start:stop], dtype=np.int64)
+
+    def element_order(self, elements: int) -> NDArray[np.int64]:
+        """Stored element numbers, in order, behind a one-axis tensor's row of ``elements``."""
+        if self.view is None or self.axes is None:
+            return np.arange(elements, dtype=np.int64)
+        order = np.arange(elements, dtype=np.int64).reshape(self.view).transpose(self.axes)
+        return np.asarray(order.reshape(-1), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
