@@ -55,8 +55,10 @@ class Registry:
         own = self.canonical(name)
         if own is None:
             guesses = near(name, self._targets)
-            hint = f"did you mean {' or '.join(guesses)}?" if guesses else (
-                "known: " + ", ".join(self._targets)
+            hint = (
+                f"did you mean {' or '.join(guesses)}?"
+                if guesses
+                else ("known: " + ", ".join(self._targets))
             )
             raise UsageError(f"there is no {self.kind} named {name!r}", hint=hint)
         if own not in self._loaded:

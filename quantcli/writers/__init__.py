@@ -1,0 +1,1 @@
+"""Artifacts out: containers, and files that appear whole or not at all."""
