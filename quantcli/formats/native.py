@@ -1,0 +1,102 @@
+"""The fast path: the same bytes as the NumPy references, from the C kernels.
+
+Rows are taken in their stored dtype (float64, float32, float16, bfloat16 or float8_e4m3fn) and
+converted inside the kernels, a few rows at a time. The GIL is dropped, so slabs may be encoded by
+several threads. What llama.cpp would write as an infinite scale is refused here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli import _native
+from quantcli.errors import WeightError
+from quantcli.formats.base import BlockFormat, Bytes, Floats
+
+_STORED = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30, "float8_e4m3fn": 63}
+"""NumPy's name of a stored dtype, and the type id by which the kernels know it."""
+
+
+class UnencodableError(WeightError):
+    """A weight that a block format cannot hold; ``row`` and ``column`` count within the rows."""
+
+    def __init__(self, row: int, column: int, value: float, reason: str) -> None:
+        super().__init__(f"the weight {value!r} at row {row}, column {column} {reason}")
+        self.row = row
+        self.column = column
+        self.value = value
+        self.reason = reason
+
+
+def has_kernel(fmt: BlockFormat) -> bool:
+    """Whether this build encodes and decodes the format natively."""
+    return _native.has_encoder(fmt.type_id) and _native.has_decoder(fmt.type_id)
+
+
+def encode(
+    fmt: BlockFormat, rows: NDArray[Any], weights: Floats | None = None, *, out: Bytes | None = None
+) -> Bytes:
+    """Packed rows, uint8 of shape (n, row bytes), of ``rows`` of shape (n, columns).
+
+    ``weights`` is one importance per column, float32. ``out`` receives the result when given.
+    UnencodableError names the first weight that is not finite in float32, or the largest of the
+    first block whose scale overflows.
+    """
+    stored = _stored_id(rows)
+    count, columns = rows.shape
+    if not fmt.fits(columns):
+        raise ValueError(f"rows of {columns} do not divide into {fmt.name} blocks of {fmt.block}")
+    packed = np.empty((count, fmt.row_bytes(columns)), np.uint8) if out is None else out
+    if packed.shape != (count, fmt.row_bytes(columns)):
+        raise ValueError(f"out has shape {packed.shape}, not {(count, fmt.row_bytes(columns))}")
+    if not packed.flags.c_contiguous:
+        raise ValueError("out is not contiguous")
+    flat = packed.reshape(-1)
+    bad = _native.encode(fmt.type_id, stored, _flat_bytes(rows), count, columns, flat, weights)
+    if bad >= 0:
+        row, column = divmod(bad, columns)
+        value = float(rows[row, column])
+        reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
+        raise UnencodableError(row, column, value, reason)
+    block = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
+    if block >= 0:
+        row, first = divmod(block * fmt.block, columns)
+        values = rows[row, first : first + fmt.block].astype(np.float64)
+        column = int(np.abs(values).argmax())
+        what = f"a float16 scale of {fmt.name}" if fmt.block > 1 else fmt.name
+        raise UnencodableError(row, first + column, float(values[column]), f"overflows {what}")
+    return packed
+
+
+def decode(fmt: BlockFormat, packed: Bytes, *, out: Floats | None = None) -> Floats:
+    """Weights, float32 of shape (n, columns), of packed rows of shape (n, row bytes)."""
+    count, nbytes = packed.shape
+    if nbytes % fmt.nbytes:
+        raise ValueError(f"rows of {nbytes} bytes are not whole {fmt.name} blocks of {fmt.nbytes}")
+    shape = (count, nbytes // fmt.nbytes * fmt.block)
+    values = np.empty(shape, np.float32) if out is None else out
+    if values.shape != shape or not values.flags.c_contiguous:
+        raise ValueError(f"out is not a contiguous array of shape {shape}")
+    _native.decode(fmt.type_id, _flat_bytes(packed), values.reshape(-1))
+    return values
+
+
+def to_float32(rows: NDArray[Any]) -> Floats:
+    """The same values as float32, from any stored float dtype; float64 is rounded."""
+    values = np.empty(rows.shape, np.float32)
+    _native.decode(_stored_id(rows), _flat_bytes(rows), values.reshape(-1))
+    return values
+
+
+def _stored_id(rows: NDArray[Any]) -> int:
+    stored = _STORED.get(rows.dtype.name)
+    if stored is None or not rows.dtype.isnative:
+        raise TypeError(f"rows of dtype {rows.dtype} are not floats that the kernels read")
+    return stored
+
+
+def _flat_bytes(values: NDArray[Any]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
