@@ -14,11 +14,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from quantcli.errors import OutputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 def partial_path(path: Path) -> Path:
@@ -71,7 +72,7 @@ class AtomicFiles:
         if not self._published:
             self._discard()
 
-    def write(self, path: Path, offset: int, data: bytes | NDArray[Any]) -> None:
+    def write(self, path: Path, offset: int, data: ReadableBuffer) -> None:
         """Put ``data`` at ``offset`` of the file that will be ``path``."""
         view = memoryview(data).cast("B")
         try:
