@@ -1,0 +1,1 @@
+"""Models and importance matrices in: checkpoints, GGUF files, and where to find them."""
