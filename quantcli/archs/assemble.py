@@ -1,0 +1,153 @@
+"""From a family's rules and the stored tensors to output tensors; refuses whatever is left over.
+
+Every stored tensor is used by a rule or stands on the family's list of ignored ones, and every
+rule finds its tensor in the shape that config.json promises: a checkpoint that another version
+of the model's code wrote is refused by a name, never converted in part.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from quantcli.archs.base import Architecture, Dims, Rule, Values
+from quantcli.archs.config import Config, class_name
+from quantcli.errors import ArchitectureError
+from quantcli.registry import near
+from quantcli.types import OutputTensor, Piece, TensorInfo
+
+
+def assemble(
+    architecture: Architecture,
+    config: Config,
+    dims: Dims,
+    values: Values,
+    stored: Mapping[str, TensorInfo],
+) -> list[OutputTensor]:
+    """The output tensors of ``architecture``'s rules over ``stored``, in llama.cpp's order."""
+    shelf = _Shelf(class_name(config), _rename(architecture, stored))
+    found = [OutputTensor(name, array.shape, "F32", values=array) for name, array in values.items()]
+    for rule in architecture.read_rules(config):
+        for layer in range(dims["layers"]) if "{i}" in rule.name else (None,):
+            if not rule.optional or shelf.holds(_at(rule.source, layer)):
+                found.append(_build(rule, layer, dims, shelf))
+    shelf.refuse_rest(architecture.ignored)
+    return sorted(found, key=_llama_order)
+
+
+@dataclass
+class _Shelf:
+    """Stored tensors under the rules' spelling, and which of them have been taken."""
+
+    model: str
+    tensors: Mapping[str, TensorInfo]
+    taken: set[str] = field(default_factory=set)
+
+    def holds(self, name: str) -> bool:
+        return name in self.tensors
+
+    def take(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        if name not in self.tensors:
+            folder = next((info.file.parent for info in self.tensors.values()), None)
+            guesses = near(name, self.tensors.keys() - self.taken, most=1)
+            raise ArchitectureError(
+                f"tensor {name} is missing from {folder or 'the checkpoint'}, "
+                f"and {self.model} needs it",
+                hint=f"it holds {guesses[0]}" if guesses else None,
+            )
+        info = self.tensors[name]
+        if info.shape != shape:
+            raise ArchitectureError(
+                f"tensor {info.name} of {info.file} has shape {_show(info.shape)}, "
+                f"but config.json makes it {_show(shape)}"
+            )
+        self.taken.add(name)
+        return info
+
+    def refuse_rest(self, ignored: tuple[str, ...]) -> None:
+        for name, info in self.tensors.items():
+            if name not in self.taken and not any(re.fullmatch(p, name) for p in ignored):
+                raise ArchitectureError(
+                    f"tensor {info.name} of {info.file} is not part of {self.model}",
+                    hint="the checkpoint and its config.json do not belong together, "
+                    "or the model was changed",
+                )
+
+
+def _build(rule: Rule, layer: int | None, dims: Dims, shelf: _Shelf) -> OutputTensor:
+    shape = tuple(dims[size] for size in rule.shape)
+    sources = list(_pieces(rule, layer, dims, shape, shelf))
+    dtypes = sorted({info.dtype for info, _ in sources})
+    if len(dtypes) > 1:
+        raise ArchitectureError(
+            f"the experts of {_at(rule.name, layer)} are stored as {' and '.join(dtypes)}, "
+            "but one tensor has one type"
+        )
+    return OutputTensor(
+        _at(rule.name, layer), shape, dtypes[0], tuple(piece for _, piece in sources)
+    )
+
+
+def _pieces(
+    rule: Rule, layer: int | None, dims: Dims, shape: tuple[int, ...], shelf: _Shelf
+) -> Iterator[tuple[TensorInfo, Piece]]:
+    rows = math.prod(shape[:-1])
+    if "{e}" not in rule.source:
+        info = shelf.take(_at(rule.source, layer), shape[::-1] if rule.transpose else shape)
+        view = _halves(dims[rule.rotary], shape[0]) if rule.rotary else None
+        yield (
+            info,
+            Piece(
+                info.name, rows, view=view, axes=(0, 2, 1) if view else None,
+                transpose=rule.transpose, add=rule.add,
+            ),
+        )  # fmt: skip
+        return
+    experts, each, columns = shape
+    share = rule.fused
+    if share is not None and shelf.holds(_at(share.source, layer)):
+        stride = share.of * each
+        info = shelf.take(_at(share.source, layer), (experts, stride, columns))
+        for expert in range(experts):
+            yield info, Piece(info.name, each, start=expert * stride + share.index * each)
+        return
+    for expert in range(experts):
+        info = shelf.take(_at(rule.source, layer, expert), (each, columns))
+        yield info, Piece(info.name, each)
+
+
+def _halves(heads: int, rows: int) -> tuple[int, int, int]:
+    """(heads, 2, half a head): the two rotated halves of each head, one after the other."""
+    return (heads, 2, rows // heads // 2)
+
+
+def _rename(
+    architecture: Architecture, stored: Mapping[str, TensorInfo]
+) -> Mapping[str, TensorInfo]:
+    renamed: dict[str, TensorInfo] = {}
+    for name, info in stored.items():
+        for pattern, replacement in architecture.renames:
+            name = re.sub(pattern, replacement, name)
+        if name in renamed:
+            raise ArchitectureError(
+                f"{info.file} holds both {renamed[name].name} and {info.name}, "
+                "which are the same tensor"
+            )
+        renamed[name] = info
+    return renamed
+
+
+def _at(pattern: str, layer: int | None, expert: int | None = None) -> str:
+    return pattern.replace("{i}", str(layer)).replace("{e}", str(expert))
+
+
+def _show(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "()"
+
+
+def _llama_order(tensor: OutputTensor) -> tuple[int, str]:
+    """llama.cpp keeps tensors outside the layers first, then by layer, then by name."""
+    block = re.match(r"blk\.(\d+)\.", tensor.name)
+    return (int(block[1]) if block else -1, tensor.name)

@@ -1,0 +1,133 @@
+"""What an architecture is: tables from stored tensors to GGUF's, and from config.json to keys.
+
+A family's file holds the tables; the walking is done here once for all. The tables are pure
+data (names, shapes in named dimensions, row orders), so they can be read in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.config import Config, check_fixed, class_name, settle
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, OutputTensor, TensorInfo
+
+Dims = Mapping[str, int]
+"""Sizes by name: "hidden", "vocab", "heads" ..., as the rules' shapes refer to them."""
+Values = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Where a rule's tensor lies when the checkpoint fuses several: part ``index`` of ``of``.
+
+    ``source`` has shape (experts, of * rows, columns).
+    """
+
+    source: str
+    index: int = 0
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One GGUF tensor and the stored tensor behind it; a pattern over layers and experts.
+
+    ``{i}`` in the names is the layer. ``{e}`` in ``source`` is the expert: the experts' matrices
+    become one tensor of shape (experts, rows, columns), and ``fused`` is the other layout that
+    checkpoints use for it. ``shape`` names dimensions. ``rotary`` names the count of heads whose
+    two halves are interleaved, as ggml's pairwise rotation needs (GGML_ROPE_TYPE_NORMAL).
+    ``transpose``: stored as (in, out). ``add`` is added to every value. An ``optional`` tensor is
+    written if it is there.
+    """
+
+    name: str
+    source: str
+    shape: tuple[str, ...]
+    rotary: str | None = None
+    transpose: bool = False
+    add: float = 0.0
+    fused: Share | None = None
+    optional: bool = False
+
+
+LIMITS = {"layers": 512, "experts": 1024}
+"""LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
+
+
+def _no_values(config: Config, dims: Dims) -> Values:
+    return {}
+
+
+def _no_check(config: Config, dims: Dims) -> None:
+    return None
+
+
+def _no_notes(config: Config) -> tuple[str, ...]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A family of models that llama.cpp runs under one ``general.architecture``.
+
+    Callables receive the settled configuration (text part, with ``defaults`` filled in).
+    """
+
+    name: str
+    """GGUF's general.architecture."""
+    read_dims: Callable[[Config], dict[str, int]]
+    read_rules: Callable[[Config], tuple[Rule, ...]]
+    read_keys: Callable[[Config, Dims], dict[str, MetaValue]]
+    """Key-values without their "{name}." prefix."""
+    read_values: Callable[[Config, Dims], Values] = _no_values
+    """Float32 tensors computed from the configuration alone."""
+    check: Callable[[Config, Dims], None] = _no_check
+    """Refuses what llama.cpp would compute differently."""
+    read_notes: Callable[[Config], tuple[str, ...]] = _no_notes
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """transformers' defaults of keys that published config.json files leave out."""
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Keys of which llama.cpp supports these values only; the first is its assumption."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """Patterns and replacements that bring other spellings of stored names to the rules'."""
+    ignored: tuple[str, ...] = ()
+    """Patterns (full match) of stored tensors that are rightly left out."""
+
+    def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
+        """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
+
+        Raises ArchitectureError for a stored tensor that is unknown, missing or misshapen.
+        """
+        from quantcli.archs.assemble import assemble
+
+        settled, dims = self._settle(config)
+        values = self.read_values(settled, dims)
+        return assemble(self, settled, dims, values, stored)
+
+    def metadata(self, config: Config) -> dict[str, MetaValue]:
+        """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""
+        settled, dims = self._settle(config)
+        return {f"{self.name}.{k}": v for k, v in self.read_keys(settled, dims).items()}
+
+    def notes(self, config: Config) -> tuple[str, ...]:
+        """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
+        return self.read_notes(self._settle(config)[0])
+
+    def _settle(self, config: Config) -> tuple[dict[str, Any], dict[str, int]]:
+        settled = settle(config, self.defaults)
+        check_fixed(settled, self.fixed)
+        dims = self.read_dims(settled)
+        for size, most in LIMITS.items():
+            if dims.get(size, 0) > most:
+                raise ArchitectureError(
+                    f"config.json of {class_name(settled)} has {dims[size]} {size}, "
+                    f"but llama.cpp takes at most {most}"
+                )
+        self.check(settled, dims)
+        return settled, dims

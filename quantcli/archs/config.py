@@ -1,0 +1,101 @@
+"""Reading config.json: each value checked where it is read, each refusal one sentence.
+
+transformers writes only part of a configuration and renamed some keys over the years, so a
+family gives its class's defaults, and readers take several spellings of a key. A null counts as
+absent, as it does there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from quantcli.errors import ArchitectureError
+
+Config = Mapping[str, Any]
+
+_LARGEST = 2**31 - 1
+"""llama.cpp keeps sizes in 32-bit integers."""
+
+
+def class_name(config: Config) -> str:
+    """The first of ``architectures``, by which transformers chooses the model class."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ArchitectureError(
+            "config.json names no architecture",
+            hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',
+        )
+    return names[0]
+
+
+def settle(config: Config, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The text model's configuration: ``defaults`` lie below it, ``text_config`` above."""
+    inner = config.get("text_config") or {}
+    if not isinstance(inner, Mapping):
+        raise ArchitectureError("text_config in config.json is not an object")
+    return {**defaults, **config, **inner, "architectures": [class_name(config)]}
+
+
+def check_fixed(config: Config, fixed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse a value that llama.cpp's code for this architecture does not compute."""
+    for key, allowed in fixed.items():
+        value = config.get(key)
+        if value is not None and value not in allowed:
+            only = f"with {' or '.join(map(repr, allowed))} only" if allowed else "without it"
+            raise ArchitectureError(
+                f"config.json sets {key} to {value!r}, but llama.cpp computes "
+                f"{class_name(config)} {only}"
+            )
+
+
+def integer(config: Config, *keys: str, default: int | None = None) -> int:
+    """A size or count under the first of ``keys`` that is there, from 1 to 2**31-1."""
+    key, value = _find(config, keys, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
+        raise _wrong(config, key, value, f"a whole number from 1 to {_LARGEST}")
+    return value
+
+
+def number(config: Config, *keys: str, default: float | None = None) -> float:
+    """A finite number under the first of ``keys`` that is there."""
+    key, value = _find(config, keys, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise _wrong(config, key, value, "a finite number")
+    return float(value)
+
+
+def positive(config: Config, *keys: str, default: float | None = None) -> float:
+    """A finite number above zero under the first of ``keys`` that is there."""
+    value = number(config, *keys, default=default)
+    if value <= 0:
+        raise _wrong(config, keys[0], value, "a number above 0")
+    return value
+
+
+def flag(config: Config, key: str, default: bool = False) -> bool:
+    """A truth value."""
+    _, value = _find(config, (key,), default)
+    if not isinstance(value, bool):
+        raise _wrong(config, key, value, "true or false")
+    return value
+
+
+def _find(config: Config, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
+    for key in keys:
+        if config.get(key) is not None:
+            return key, config[key]
+    if default is None:
+        raise ArchitectureError(
+            f"config.json has no {' or '.join(keys)}, which {class_name(config)} needs"
+        )
+    return keys[0], default
+
+
+def _wrong(config: Config, key: str, value: Any, expected: str) -> ArchitectureError:
+    return ArchitectureError(
+        f"{key} of {class_name(config)} in config.json is {value!r}, expected {expected}"
+    )

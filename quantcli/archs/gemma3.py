@@ -1,0 +1,106 @@
+"""Gemma 3, the text model: Gemma 2 with normed heads and two rotations; llama.cpp's "gemma3".
+
+Five of six layers look through a sliding window and rotate with their own base; the sixth looks
+at the whole context. Of the image-and-text class only the text model is taken: the vision tower
+and its projector are left out, and ``text_config`` is read, which publishers leave mostly empty,
+so transformers' defaults stand here in full.
+
+Refused: another layer pattern (except full attention everywhere), another attention scale,
+capped attention logits, a scaled rotation in windowed layers.
+Sources: arXiv:2503.19786, llama.cpp's src/models/gemma3.cpp.
+"""
+
+from __future__ import annotations
+
+from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.config import Config, integer, number
+from quantcli.archs.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    HEAD_NORMS,
+    MLP,
+    OUTPUT_NORM,
+    attention_dims,
+    decoder_keys,
+    output,
+)
+from quantcli.archs.gemma2 import (
+    FIXED,
+    LAYER_NORMS,
+    check_scale,
+    layer_pattern,
+    refuse_pattern,
+    shift_norms,
+    windowed_layers,
+)
+from quantcli.archs.rope import read_layer_rope, rope_keys
+from quantcli.types import MetaValue, f32, u32
+
+_WINDOW_EVERY = 6
+_LAYERS_OF_27B = 62
+
+
+def _layer_types(config: Config, dims: Dims) -> list[str]:
+    every = integer(
+        config, "sliding_window_pattern", "_sliding_window_pattern", default=_WINDOW_EVERY
+    )
+    return windowed_layers(config, dims["layers"], every)
+
+
+def _check(config: Config, dims: Dims) -> None:
+    check_scale(config, dims, _LAYERS_OF_27B)
+    types = _layer_types(config, dims)
+    if types != layer_pattern(dims["layers"], _WINDOW_EVERY) and "sliding_attention" in types:
+        raise refuse_pattern(config, _WINDOW_EVERY)
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    return shift_norms(
+        (EMBEDDING, OUTPUT_NORM, output(config), *LAYER_NORMS, *ATTENTION, *HEAD_NORMS, *MLP)
+    )
+
+
+def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    full = read_layer_rope(config, "full_attention", "rope_theta", ("default", "linear"))
+    keys = {**decoder_keys(config, dims), **rope_keys(full)}
+    if "sliding_attention" in _layer_types(config, dims):
+        local = read_layer_rope(config, "sliding_attention", "rope_local_base_freq", ("default",))
+        keys["rope.freq_base_swa"] = f32(number(local, "rope_theta"))
+        keys["attention.sliding_window"] = u32(integer(config, "sliding_window"))
+    if config.get("final_logit_softcapping") is not None:
+        keys["final_logit_softcapping"] = f32(number(config, "final_logit_softcapping"))
+    return keys
+
+
+GEMMA3 = Architecture(
+    name="gemma3",
+    read_dims=attention_dims,
+    read_rules=_rules,
+    read_keys=_keys,
+    check=_check,
+    defaults={
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10000.0,
+        "tie_word_embeddings": True,
+    },
+    fixed={**FIXED, "attn_logit_softcapping": ()},
+    renames=(
+        (r"^(language_model\.model|model\.language_model)\.", "model."),
+        (r"^language_model\.lm_head\.", "lm_head."),
+    ),
+    ignored=(
+        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
+        r".*\.rotary_emb(_local)?\.inv_freq",
+    ),
+)

@@ -1,0 +1,115 @@
+"""Llama, Mistral and Mixtral: llama.cpp's "llama".
+
+ggml rotates neighbouring pairs for this architecture where transformers rotates the two halves
+of a head, so the rows of q and k (and their biases) are interleaved. Llama 3.1's frequency
+scaling becomes the tensor rope_freqs.weight. Mixtral's experts are stacked into one tensor.
+
+A Mistral sliding window is not part of llama.cpp's graph (a note says so). Sources: Llama
+(arXiv:2302.13971), Mixtral (arXiv:2401.04088), llama.cpp's src/models/llama.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantcli.archs.base import Architecture, Dims, Rule, Values
+from quantcli.archs.config import Config, flag, integer
+from quantcli.archs.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    MLP,
+    NORMS,
+    OUTPUT_NORM,
+    attention_dims,
+    decoder_keys,
+    expert_keys,
+    experts,
+    layer,
+    output,
+    unwindowed_note,
+)
+from quantcli.archs.rope import llama3_factors, read_rope, rope_keys
+from quantcli.types import MetaValue, u32
+
+_ROTARY = {"attn_q": "heads", "attn_k": "kv_heads"}
+_ATTENTION = tuple(replace(rule, rotary=_ROTARY.get(rule.name.split(".")[2])) for rule in ATTENTION)
+_ATTENTION_BIASES = (
+    layer("attn_q.bias", "self_attn.q_proj.bias", "q", rotary="heads"),
+    layer("attn_k.bias", "self_attn.k_proj.bias", "kv", rotary="kv_heads"),
+    layer("attn_v.bias", "self_attn.v_proj.bias", "kv"),
+    layer("attn_output.bias", "self_attn.o_proj.bias", "hidden"),
+)
+_MLP_BIASES = (
+    layer("ffn_gate.bias", "mlp.gate_proj.bias", "ff"),
+    layer("ffn_up.bias", "mlp.up_proj.bias", "ff"),
+    layer("ffn_down.bias", "mlp.down_proj.bias", "hidden"),
+)
+_EXPERTS = experts("block_sparse_moe", "w1", "w3", "w2")
+
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
+_IGNORED = (r".*\.rotary_emb\.inv_freq",)
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    biases = _ATTENTION_BIASES if flag(config, "attention_bias") else ()
+    mlp_biases = _MLP_BIASES if flag(config, "mlp_bias") else ()
+    return (
+        EMBEDDING, OUTPUT_NORM, output(config),
+        *NORMS, *_ATTENTION, *biases, *MLP, *mlp_biases,
+    )  # fmt: skip
+
+
+def _mixture_rules(config: Config) -> tuple[Rule, ...]:
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *_ATTENTION, *_EXPERTS)
+
+
+def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    return {
+        **decoder_keys(config, dims),
+        "rope.dimension_count": u32(dims["head_dim"]),
+        **rope_keys(read_rope(config, _ROPE_TYPES)),
+    }
+
+
+def _mixture_dims(config: Config) -> dict[str, int]:
+    dims = attention_dims(config)
+    experts = integer(config, "num_local_experts", "num_experts")
+    return {**dims, "experts": experts, "expert_ff": dims["ff"]}
+
+
+def _mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    return {**_keys(config, dims), **expert_keys(config, dims)}
+
+
+def _values(config: Config, dims: Dims) -> Values:
+    rope = read_rope(config, _ROPE_TYPES)
+    if rope["rope_type"] != "llama3":
+        return {}
+    return {"rope_freqs.weight": llama3_factors(rope, dims["head_dim"])}
+
+
+LLAMA = Architecture(
+    name="llama",
+    read_dims=attention_dims,
+    read_rules=_rules,
+    read_keys=_keys,
+    read_values=_values,
+    read_notes=unwindowed_note,
+    defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+    fixed=_FIXED,
+    ignored=_IGNORED,
+)
+
+MIXTRAL = Architecture(
+    name="llama",
+    read_dims=_mixture_dims,
+    read_rules=_mixture_rules,
+    read_keys=_mixture_keys,
+    read_values=_values,
+    read_notes=unwindowed_note,
+    defaults={"tie_word_embeddings": False, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    fixed=_FIXED,
+    renames=((r"\.mlp\.", ".block_sparse_moe."),),
+    ignored=_IGNORED,
+)

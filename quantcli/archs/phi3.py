@@ -1,0 +1,135 @@
+"""Phi-3 and Phi-4-mini: q, k, v fused and gate above up, as llama.cpp's "phi3" keeps them.
+
+LongRoPE's two lists of divisors become tensors, of which llama.cpp takes the long one for
+contexts beyond the original length, and its attention factor a key. A part of each head may be
+left unrotated. llama.cpp reads the sliding window but does not apply it (a note says so).
+
+Refused: "yarn", which transformers reads as LongRoPE here and llama.cpp's converter does not.
+Sources: arXiv:2404.14219, LongRoPE (arXiv:2402.13753), llama.cpp's src/models/phi3.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.base import Architecture, Dims, Rule, Values
+from quantcli.archs.config import Config, class_name, integer, number, positive
+from quantcli.archs.decoder import (
+    EMBEDDING,
+    NORMS,
+    OUTPUT_NORM,
+    attention_dims,
+    decoder_keys,
+    layer,
+    output,
+    unwindowed_note,
+)
+from quantcli.archs.rope import Rope, read_rope
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, f32, u32
+
+_LONG = ("longrope", "su")
+_ATTENTION = (
+    layer("attn_qkv.weight", "self_attn.qkv_proj.weight", "qkv", "hidden"),
+    layer("attn_output.weight", "self_attn.o_proj.weight", "hidden", "hidden"),
+)
+_MLP = (
+    layer("ffn_up.weight", "mlp.gate_up_proj.weight", "gate_up", "hidden"),
+    layer("ffn_down.weight", "mlp.down_proj.weight", "hidden", "ff"),
+)
+
+
+def _dims(config: Config) -> dict[str, int]:
+    dims = attention_dims(config)
+    return {**dims, "qkv": dims["q"] + 2 * dims["kv"], "gate_up": 2 * dims["ff"]}
+
+
+def _rope(config: Config) -> Rope:
+    return read_rope(config, ("default", *_LONG), partial=True)
+
+
+def _rotated(config: Config, dims: Dims) -> int:
+    """How many values of each head are rotated."""
+    share = number(_rope(config), "partial_rotary_factor", default=1.0)
+    rotated = int(dims["head_dim"] * share)
+    if not 0 < rotated <= dims["head_dim"] or rotated % 2:
+        raise ArchitectureError(
+            f"config.json sets partial_rotary_factor to {share:g}, which rotates {rotated} of the "
+            f"{dims['head_dim']} values of a head of {class_name(config)}"
+        )
+    return rotated
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *_ATTENTION, *_MLP)
+
+
+def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    rope = _rope(config)
+    original = integer(rope, "original_max_position_embeddings", "max_position_embeddings")
+    window = config.get("sliding_window")
+    keys = {
+        **decoder_keys(config, dims),
+        "rope.dimension_count": u32(_rotated(config, dims)),
+        "rope.freq_base": f32(positive(rope, "rope_theta")),
+        "rope.scaling.original_context_length": u32(original),
+        # llama.cpp tells Phi-4 (no window) from Phi-3 by a zero here.
+        "attention.sliding_window": u32(0 if window is None else integer(config, "sliding_window")),
+    }
+    if rope["rope_type"] in _LONG:
+        keys["rope.scaling.attn_factor"] = f32(_attention_factor(rope, original))
+    return keys
+
+
+def _attention_factor(rope: Rope, original: int) -> float:
+    """What LongRoPE multiplies cosines and sines by, to keep the softmax as sharp as before."""
+    factor = positive(rope, "factor", default=integer(rope, "max_position_embeddings") / original)
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return number(rope, "attention_factor", default=usual)
+
+
+def _values(config: Config, dims: Dims) -> Values:
+    rope = _rope(config)
+    if rope["rope_type"] not in _LONG:
+        return {}
+    half = _rotated(config, dims) // 2
+    return {
+        "rope_factors_long.weight": _factors(rope, "long_factor", half),
+        "rope_factors_short.weight": _factors(rope, "short_factor", half),
+    }
+
+
+def _factors(rope: Rope, key: str, half: int) -> NDArray[np.float32]:
+    found = rope.get(key)
+    if (
+        not isinstance(found, list)
+        or len(found) != half
+        or not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in found)
+    ):
+        shown = f"{len(found)} values" if isinstance(found, list) else repr(found)
+        raise ArchitectureError(
+            f"{key} of {class_name(rope)}'s rotation in config.json is {shown}, "
+            f"expected {half} positive numbers"
+        )
+    return np.array(found, dtype=np.float32)
+
+
+PHI3 = Architecture(
+    name="phi3",
+    read_dims=_dims,
+    read_rules=_rules,
+    read_keys=_keys,
+    read_values=_values,
+    read_notes=unwindowed_note,
+    defaults={
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "original_max_position_embeddings": 4096,
+    },
+    fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
+    ignored=(r".*\.rotary_emb\.inv_freq",),
+)

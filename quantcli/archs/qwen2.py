@@ -1,0 +1,71 @@
+"""Qwen2 and Qwen2.5: Llama's decoder with biases on q, k and v; llama.cpp's "qwen2".
+
+The halves of a head are rotated as in transformers, so no row moves. llama.cpp takes the output
+projection to be square, and applies no sliding window (a note says so where a model uses one).
+Sources: arXiv:2407.10671, llama.cpp's src/models/qwen2.cpp.
+"""
+
+from __future__ import annotations
+
+from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.config import Config, class_name, flag
+from quantcli.archs.decoder import (
+    ATTENTION,
+    EMBEDDING,
+    MLP,
+    NORMS,
+    OUTPUT_NORM,
+    attention_dims,
+    decoder_keys,
+    layer,
+    output,
+    unwindowed_note,
+)
+from quantcli.archs.rope import read_rope, rope_keys
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue
+
+ROPE_TYPES = ("default", "linear", "yarn")
+DEFAULTS = {"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
+FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
+
+_BIASES = (
+    layer("attn_q.bias", "self_attn.q_proj.bias", "q"),
+    layer("attn_k.bias", "self_attn.k_proj.bias", "kv"),
+    layer("attn_v.bias", "self_attn.v_proj.bias", "kv"),
+)
+
+
+def keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values that Qwen's generations share."""
+    return {**decoder_keys(config, dims), **rope_keys(read_rope(config, ROPE_TYPES))}
+
+
+def notes(config: Config) -> tuple[str, ...]:
+    """A note on the sliding window, if the model uses one."""
+    return unwindowed_note(config) if flag(config, "use_sliding_window") else ()
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *_BIASES, *MLP)
+
+
+def _check(config: Config, dims: Dims) -> None:
+    if dims["q"] != dims["hidden"]:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {dims['heads']} heads of "
+            f"{dims['head_dim']}, but llama.cpp needs them to fill hidden_size {dims['hidden']}"
+        )
+
+
+QWEN2 = Architecture(
+    name="qwen2",
+    read_dims=attention_dims,
+    read_rules=_rules,
+    read_keys=keys,
+    check=_check,
+    read_notes=notes,
+    defaults=DEFAULTS,
+    fixed=FIXED,
+    ignored=(r".*\.rotary_emb\.inv_freq",),
+)

@@ -1,0 +1,151 @@
+"""Rotary position embeddings: from config.json's several spellings to GGUF's rope.* keys.
+
+transformers 5 keeps everything in ``rope_parameters`` (for models whose layers differ, one entry
+per layer type); older files have ``rope_theta`` and ``rope_scaling``. What llama.cpp's graph
+does not compute for an architecture is refused, since a wrong rotation gives fluent nonsense.
+
+Sources: YaRN (arXiv:2309.00071), LongRoPE (arXiv:2402.13753), transformers'
+modeling_rope_utils.py, llama.cpp's llama-context.cpp and ggml_rope_ext.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.config import Config, class_name, flag, integer, number, positive
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, f32, text, u32
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+_OUTSIDE = (
+    "max_position_embeddings", "original_max_position_embeddings", "partial_rotary_factor",
+)  # fmt: skip
+"""Parameters of the rotation that some files keep beside ``rope_parameters``."""
+
+Rope = Mapping[str, Any]
+"""``rope_type``, ``rope_theta`` and whatever parameters the type has; ``architectures`` too."""
+
+
+def read_rope(config: Config, types: tuple[str, ...], *, partial: bool = False) -> Rope:
+    """The one rotation of all layers; its type must be among ``types``.
+
+    ``partial``: a part of each head may be left unrotated.
+    """
+    found = _entries(config)
+    if any(layer in found for layer in _LAYER_TYPES):
+        raise ArchitectureError(
+            f"rope_parameters in config.json differ by layer type, which {class_name(config)} "
+            "does not have"
+        )
+    rope = _settle(config, found, types, "rope_theta")
+    if not partial and number(rope, "partial_rotary_factor", default=1.0) != 1:
+        raise ArchitectureError(
+            f"config.json sets partial_rotary_factor to {rope['partial_rotary_factor']!r}, but "
+            f"llama.cpp rotates whole heads of {class_name(config)}"
+        )
+    return rope
+
+
+def read_layer_rope(config: Config, layer: str, theta_key: str, types: tuple[str, ...]) -> Rope:
+    """The rotation of ``layer`` ("full_attention" or "sliding_attention").
+
+    In older files ``rope_scaling`` is the full layers' alone, and ``theta_key`` holds the base.
+    """
+    found = _entries(config)
+    if any(name in found for name in _LAYER_TYPES):
+        found = found.get(layer) or {}
+    elif layer != "full_attention":
+        found = {}
+    return _settle(config, found, types, theta_key)
+
+
+def rope_keys(rope: Rope) -> dict[str, MetaValue]:
+    """``rope.freq_base`` and, if the positions are scaled, ``rope.scaling.*``."""
+    keys = {"rope.freq_base": f32(positive(rope, "rope_theta"))}
+    if rope["rope_type"] == "linear":
+        keys["rope.scaling.type"] = text("linear")
+        keys["rope.scaling.factor"] = f32(positive(rope, "factor"))
+    elif rope["rope_type"] == "yarn":
+        _check_yarn(rope)
+        keys["rope.scaling.type"] = text("yarn")
+        keys["rope.scaling.factor"] = f32(positive(rope, "factor"))
+        keys["rope.scaling.original_context_length"] = u32(
+            integer(rope, "original_max_position_embeddings", "max_position_embeddings")
+        )
+    return keys
+
+
+def llama3_factors(rope: Rope, head_dim: int) -> NDArray[np.float32]:
+    """Divisors of the head_dim/2 rotation frequencies, as Llama 3.1 scales them.
+
+    Wavelengths below ``original/high_freq_factor`` keep their frequency, those above
+    ``original/low_freq_factor`` are slowed by ``factor``, and between them it is interpolated.
+    """
+    factor = number(rope, "factor")
+    low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+    if not 0 < low < high or factor < 1:
+        raise ArchitectureError(
+            f"rope_parameters in config.json of {class_name(rope)} need factor ≥ 1 and "
+            f"0 < low_freq_factor < high_freq_factor, found {factor:g}, {low:g} and {high:g}"
+        )
+    original = integer(rope, "original_max_position_embeddings", "max_position_embeddings")
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    wavelengths = 2 * math.pi * positive(rope, "rope_theta") ** exponents
+    kept = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+    return (1 / ((1 - kept) / factor + kept)).astype(np.float32)
+
+
+def _entries(config: Config) -> Mapping[str, Any]:
+    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(found, Mapping):
+        raise ArchitectureError(
+            f"rope_parameters of {class_name(config)} in config.json is {found!r}, "
+            "expected an object"
+        )
+    return found
+
+
+def _settle(
+    config: Config, found: Mapping[str, Any], types: tuple[str, ...], theta_key: str
+) -> Rope:
+    kind = found.get("rope_type") or found.get("type") or "default"
+    if kind not in types or "mrope_section" in found:
+        shown = "mrope" if "mrope_section" in found else kind
+        raise ArchitectureError(
+            f"config.json sets the rope type {shown!r}, but llama.cpp computes "
+            f"{class_name(config)} with {', '.join(types)} only"
+        )
+    theta = found.get("rope_theta")
+    return {
+        **{key: config.get(key) for key in _OUTSIDE},
+        **{key: value for key, value in found.items() if value is not None},
+        "rope_type": kind,
+        "rope_theta": number(config, theta_key) if theta is None else theta,
+        "architectures": config["architectures"],
+    }
+
+
+def _check_yarn(rope: Rope) -> None:
+    """llama.cpp reads these from a GGUF for few architectures, else takes the paper's values."""
+    factor = positive(rope, "factor")
+    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0}
+    if factor > 1:
+        usual["attention_factor"] += 0.1 * math.log(factor)
+    for key, value in usual.items():
+        found = number(rope, key, default=value)
+        if not math.isclose(found, value, rel_tol=1e-6):
+            raise ArchitectureError(
+                f"config.json sets {key} of yarn to {found:g}, but llama.cpp computes "
+                f"{class_name(rope)} with {value:g} only"
+            )
+    if not flag(rope, "truncate", True) or (rope.get("mscale") and rope.get("mscale_all_dim")):
+        raise ArchitectureError(
+            "config.json sets truncate to false or mscale for yarn, which llama.cpp does not "
+            f"compute for {class_name(rope)}"
+        )
