@@ -21,4 +21,16 @@ QK_DECODER(bf16);
 QK_DECODER(f8_e4m3);
 int64_t QK_FN(first_nonfinite)(const float *x, int64_t n);
 
+/* kquants_affine.c, kquants_symmetric.c, kquants_decode.c */
+QK_ENCODER(q2_k);
+QK_ENCODER(q3_k);
+QK_ENCODER(q4_k);
+QK_ENCODER(q5_k);
+QK_ENCODER(q6_k);
+QK_DECODER(q2_k);
+QK_DECODER(q3_k);
+QK_DECODER(q4_k);
+QK_DECODER(q5_k);
+QK_DECODER(q6_k);
+
 #endif

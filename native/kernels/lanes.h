@@ -44,16 +44,7 @@ QK_INLINE vf vf_sel(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b &
 QK_INLINE vi vi_sel(vi mask, vi a, vi b) { return (a & mask) | (b & ~mask); }
 
 QK_INLINE vf vf_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
-/* (a > b) ? a : b and (a < b) ? a : b, as the reference's MAX and MIN macros. */
-QK_INLINE vf vf_max(vf a, vf b) { return vf_sel(a > b, a, b); }
-QK_INLINE vf vf_min(vf a, vf b) { return vf_sel(a < b, a, b); }
-QK_INLINE vi vi_max(vi a, vi b) { return vi_sel(a > b, a, b); }
-QK_INLINE vi vi_min(vi a, vi b) { return vi_sel(a < b, a, b); }
-QK_INLINE int vi_any(vi mask) {
-    int32_t any = 0;
-    for (int i = 0; i < QK_LANES; ++i) any |= mask[i];
-    return any != 0;
-}
+#include "isa.h"
 
 /* Nearest integer, ties to even, for |x| < 2^22: the reference's magic-number addition. */
 QK_INLINE vi vi_nearest(vf v) {
