@@ -12,6 +12,7 @@ docs/gguf.md and gguf_init_from_reader in gguf.cpp.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -54,6 +55,23 @@ def is_gguf(path: Path) -> bool:
         file.close()
 
 
+def gguf_type(path: Path) -> str | None:
+    """``general.type`` of a GGUF file ("model", "imatrix" ...), None when it has none.
+
+    Reads no further than that key, which comes before the vocabulary.
+    """
+    file = StoredFile(path)
+    try:
+        cursor = Cursor(file)
+        _, _, pair_count = _read_start(cursor)
+        for key, found in _read_pairs(cursor, pair_count):
+            if key == "general.type":
+                return str(found.value)
+        return None
+    finally:
+        file.close()
+
+
 def read_gguf(path: Path) -> GgufHeader:
     """Read and check the head of the GGUF file at ``path``; SourceError when it is broken."""
     file = StoredFile(path)
@@ -66,10 +84,8 @@ def read_gguf(path: Path) -> GgufHeader:
 def parse_gguf(file: StoredFile) -> GgufHeader:
     """Read and check the head of an open file; SourceError names the file, key and tensor."""
     cursor = Cursor(file)
-    version = _read_version(cursor)
-    tensor_count = cursor.count("tensors", _SMALLEST_TENSOR, "the number of tensors")
-    pair_count = cursor.count("key-values", _SMALLEST_PAIR, "the number of key-values")
-    metadata = _read_pairs(cursor, pair_count)
+    version, tensor_count, pair_count = _read_start(cursor)
+    metadata = dict(_read_pairs(cursor, pair_count))
     alignment = _alignment(metadata, file.path)
     table: list[tuple[TensorInfo, int]] = []
     seen: set[str] = set()
@@ -84,6 +100,14 @@ def parse_gguf(file: StoredFile) -> GgufHeader:
     tensors = {info.name: info for info, _ in table}
     offsets = {info.name: start + offset for info, offset in table}
     return GgufHeader(file.path, version, metadata, tensors, offsets, alignment, start)
+
+
+def _read_start(cursor: Cursor) -> tuple[int, int, int]:
+    """Version, number of tensors and number of key-values."""
+    version = _read_version(cursor)
+    tensor_count = cursor.count("tensors", _SMALLEST_TENSOR, "the number of tensors")
+    pair_count = cursor.count("key-values", _SMALLEST_PAIR, "the number of key-values")
+    return version, tensor_count, pair_count
 
 
 def _read_version(cursor: Cursor) -> int:
@@ -111,9 +135,9 @@ def _read_version(cursor: Cursor) -> int:
     return version
 
 
-def _read_pairs(cursor: Cursor, number: int) -> dict[str, MetaValue]:
+def _read_pairs(cursor: Cursor, number: int) -> Iterator[tuple[str, MetaValue]]:
     path = cursor.file.path
-    metadata: dict[str, MetaValue] = {}
+    seen: set[str] = set()
     for index in range(number):
         raw = cursor.text(f"key {index}")
         if not raw or len(raw) > container.MAX_KEY_BYTES:
@@ -122,10 +146,10 @@ def _read_pairs(cursor: Cursor, number: int) -> dict[str, MetaValue]:
                 "are allowed"
             )
         key = _decode(raw, f"key {index}", path)
-        if key in metadata:
+        if key in seen:
             raise SourceError(f"{path}: key {key!r} occurs twice")
-        metadata[key] = _read_value(cursor, key)
-    return metadata
+        seen.add(key)
+        yield key, _read_value(cursor, key)
 
 
 def _read_value(cursor: Cursor, key: str) -> MetaValue:

@@ -1,0 +1,165 @@
+"""The ``general.*`` key-values: what the model is called, whose it is, what it was made from.
+
+They come from the model card's front matter, config.json, generation_config.json and the folder's
+or repository's name, by the heuristics of the ``gguf`` package, which llama.cpp's converter uses
+too; they are called and not written again, so both tools say the same of the same model. Absent
+are the keys that only the writer of a file can know: architecture, file type and version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantcli.errors import SourceError
+from quantcli.formats.container import ARRAY_CODE, VALUE_KINDS
+from quantcli.sources.files import read_json
+from quantcli.types import MetaValue, OutputTensor, text
+
+CARD, GENERATION = "README.md", "generation_config.json"
+_SAMPLING_NAMES = {
+    "temp": ("temperature",),
+    "penalty_repeat": ("penalty_repeat", "repetition_penalty"),
+}
+"""GGUF's name of a sampling parameter -> generation_config.json's, where they differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """How many weights a model has: in all, outside of experts, in one expert, and experts."""
+
+    total: int
+    shared: int
+    expert: int
+    experts: int
+
+
+def count_parameters(tensors: Iterable[OutputTensor]) -> Parameters:
+    """Weights of a model from its GGUF tensors; stacks of experts have ``_exps.`` in their name."""
+    total = shared = expert = 0
+    stacks: list[int] = []
+    for tensor in tensors:
+        size = math.prod(tensor.shape)
+        total += size
+        axis = -2 if ".bias" in tensor.name else -3
+        if "_exps." in tensor.name and len(tensor.shape) >= -axis:
+            stacks.append(tensor.shape[axis])
+            expert += size // max(1, tensor.shape[axis])
+        else:
+            shared += size
+    return Parameters(total, shared, expert, sum(stacks) // len(stacks) if stacks else 0)
+
+
+def general_metadata(
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    parameters: Parameters | int,
+    name: str | None = None,
+) -> dict[str, MetaValue]:
+    """The ``general.*`` key-values of the checkpoint in ``folder``, in the converter's order.
+
+    ``parameters`` is the number of weights, with its parts where there are experts. ``name`` is
+    the repository (org/name) or a name of the user's choice; without it the folder's name counts.
+    SourceError when the card or generation_config.json is broken.
+    """
+    from gguf import GGUFType, GGUFWriter
+    from gguf.metadata import Metadata
+    from gguf.utility import size_label
+
+    counted = (
+        Parameters(parameters, parameters, 0, 0) if isinstance(parameters, int) else parameters
+    )
+    folder = folder.resolve()
+    known = dict(config)
+    if name is not None and "/" in name:
+        known["_name_or_path"] = name
+    label = Path(name) if name is not None else folder
+    card = _read_card(folder, Metadata)
+    found = Metadata.apply_metadata_heuristic(Metadata(), card, known, label, counted.total)
+    if name is not None and "/" not in name:
+        found.name = name
+    if found.name is None:
+        found.name = folder.name
+    if found.size_label is None and counted.total > 0:
+        found.size_label = size_label(
+            counted.total, counted.shared, counted.expert, counted.experts
+        )
+    _take_sampling(found, folder)
+    _make_text(found)
+    writer = GGUFWriter(None, "")
+    found.set_gguf_meta_model(writer)
+    written = writer.kv_data[0].items()
+    keys = {"general.type": text(str(GGUFType.MODEL))}
+    return keys | {
+        key: _as_meta(key, int(value.type), value.value, folder)
+        for key, value in written
+        if key != "general.architecture"
+    }
+
+
+def _read_card(folder: Path, metadata: Any) -> dict[str, Any]:
+    path = folder / CARD
+    try:
+        card: dict[str, Any] = metadata.load_model_card(folder)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise SourceError(
+            f"{path}: the front matter is not YAML: {reason}",
+            hint="correct the lines between the first two ---, or remove them",
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{path}: is not UTF-8 at byte {error.start}") from error
+    return card
+
+
+def _take_sampling(found: Any, folder: Path) -> None:
+    """Recommended sampling parameters of generation_config.json, into the metadata's fields."""
+    path = folder / GENERATION
+    if not path.exists():
+        return
+    settings = read_json(path)
+    for slot in fields(found):
+        if slot.name.startswith("sampling_"):
+            name = slot.name.removeprefix("sampling_")
+            for key in _SAMPLING_NAMES.get(name, (name,)):
+                if settings.get(key) is not None:
+                    setattr(found, slot.name, settings[key])
+                    break
+
+
+def _make_text(found: Any) -> None:
+    """Turn what YAML took for numbers, dates or truth values back into text."""
+    for slot in fields(found):
+        value = getattr(found, slot.name)
+        if slot.name.startswith("sampling_") or value is None:
+            continue
+        if slot.name in ("base_models", "datasets"):
+            cleaned: Any = [
+                {key: str(entry) for key, entry in item.items() if entry is not None}
+                for item in value
+            ]
+        elif isinstance(value, list):
+            cleaned = [str(item) for item in value if item is not None]
+        else:
+            cleaned = str(value)
+        setattr(found, slot.name, cleaned)
+
+
+def _as_meta(key: str, code: int, value: Any, folder: Path) -> MetaValue:
+    if code == ARRAY_CODE:
+        return MetaValue("[str]", list(value))
+    kind = VALUE_KINDS[code]
+    if kind == "str":
+        return text(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (kind != "f32" and value != int(value)):
+        raise SourceError(
+            f"{folder / GENERATION}: the value for {key} is {value!r}; a number belongs there"
+        )
+    return MetaValue(kind, float(value) if kind == "f32" else int(value))

@@ -1,0 +1,255 @@
+"""Importance matrices: the mean square of every input column of a tensor, as llama.cpp made them.
+
+Two forms are read, told apart by their content. The GGUF form holds for each tensor the sums of
+squares (``NAME.in_sum2``, one row for each matrix of a stack) and how many inputs were summed
+(``NAME.counts``); the mean is their quotient in float32, and ones where nothing was counted. The
+legacy form (.dat) holds means that were multiplied by a number of calls, and divides by it again.
+The quotients are the very floats that llama-quantize hands to its encoders, so equal bytes follow.
+
+Refused: values that are negative or not finite, lengths that do not fit, a tensor that occurs
+twice, anything cut short. Source: common_imatrix_load in llama.cpp's imatrix-loader.cpp and
+load_imatrix in its quantize tool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from struct import Struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import SourceError
+from quantcli.sources.files import StoredFile
+from quantcli.sources.gguf import GgufCheckpoint, is_gguf, open_gguf
+from quantcli.types import row_count
+
+DATASETS, CHUNK_COUNT, CHUNK_SIZE = (
+    "imatrix.datasets",
+    "imatrix.chunk_count",
+    "imatrix.chunk_size",
+)
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+_I32 = Struct("<i")
+_LEGACY_NAME_CAP = 1024
+"""No tensor name is longer; a larger length means that the file is something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Importance:
+    """An importance matrix.
+
+    ``entries`` maps a tensor's GGUF name to float32 mean squares of shape (matrices, columns).
+    Where the file does not say how many matrices a stack has (the legacy form, and stacks that
+    were counted as one), all of it is one row: ask `weights` for the shape that you need.
+    """
+
+    path: Path
+    entries: dict[str, NDArray[np.float32]]
+    datasets: tuple[str, ...]
+    chunks: int
+
+    def weights(self, name: str, matrices: int, columns: int) -> NDArray[np.float32] | None:
+        """Mean squares of tensor ``name`` as (matrices, columns), or None when it has no entry.
+
+        SourceError when the entry has another number of values: it is of another model.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
+            return None
+        if entry.size != matrices * columns:
+            raise SourceError(
+                f"{self.path}: entry {name!r} has {entry.size} values, but the tensor takes "
+                f"{matrices * columns} ({matrices} x {columns})",
+                hint="the importance matrix belongs to another model",
+            )
+        return entry.reshape(matrices, columns)
+
+
+def read_importance(path: Path) -> Importance:
+    """Read an importance matrix in the GGUF or the legacy form; SourceError when it is broken."""
+    return _read_gguf(path) if is_gguf(path) else _read_legacy(path)
+
+
+def is_legacy_importance(path: Path) -> bool:
+    """Whether a file that is no GGUF begins as a legacy importance matrix does."""
+    file = StoredFile(path)
+    try:
+        return _legacy_entries(file) is not None
+    finally:
+        file.close()
+
+
+def _check_values(values: NDArray[np.float32], name: str, path: Path) -> None:
+    good = np.isfinite(values) & (values >= 0)
+    if not good.all():
+        place = int(np.argmin(good))
+        value = float(values.reshape(-1)[place])
+        raise SourceError(
+            f"{path}: entry {name!r} has the value {value} at index {place}; mean squares are "
+            "finite and not negative"
+        )
+
+
+# ---- the GGUF form
+
+
+def _read_gguf(path: Path) -> Importance:
+    store = open_gguf(path)
+    try:
+        names = _pair_names(store, path)
+        datasets, chunks = _read_facts(store, path)
+        entries = {name: _read_entry(store, name, path) for name in names}
+    finally:
+        store.close()
+    return Importance(path, entries, datasets, chunks)
+
+
+def _pair_names(store: GgufCheckpoint, path: Path) -> list[str]:
+    sums = {n.removesuffix(SUMS) for n in store.tensors if n.endswith(SUMS)}
+    counts = {n.removesuffix(COUNTS) for n in store.tensors if n.endswith(COUNTS)}
+    if not sums and not counts:
+        raise SourceError(
+            f"{path}: is a GGUF file without importance data (no tensor ends in {SUMS})",
+            hint="llama.cpp's imatrix tool makes one",
+        )
+    for name in sorted(sums ^ counts):
+        has, lacks = (SUMS, COUNTS) if name in sums else (COUNTS, SUMS)
+        raise SourceError(f"{path}: entry {name!r} has {name}{has} but no {name}{lacks}")
+    return sorted(sums)
+
+
+def _read_facts(store: GgufCheckpoint, path: Path) -> tuple[tuple[str, ...], int]:
+    for key, kind in ((DATASETS, "[str]"), (CHUNK_COUNT, "u32"), (CHUNK_SIZE, "u32")):
+        found = store.metadata.get(key)
+        if found is None:
+            raise SourceError(f"{path}: the importance matrix has no key {key!r}")
+        if found.kind != kind:
+            raise SourceError(f"{path}: key {key!r} is of kind {found.kind}; {kind} belongs there")
+    datasets = tuple(
+        raw if isinstance(raw, str) else raw.decode("utf-8", "replace")
+        for raw in store.metadata[DATASETS].value
+    )
+    return datasets, int(store.metadata[CHUNK_COUNT].value)
+
+
+def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.float32]:
+    sums, counts = _floats(store, name, SUMS, path), _floats(store, name, COUNTS, path)
+    if sums.size % counts.size:
+        raise SourceError(
+            f"{path}: entry {name!r} has {sums.size} values for {counts.size} counts, which do "
+            "not divide evenly"
+        )
+    _check_values(sums, name, path)
+    _check_values(counts, name + COUNTS, path)
+    # Half away from zero, as C's lround; counts are stored as floats but are whole numbers.
+    whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
+    rows = sums.reshape(counts.size, -1)
+    means = np.ones_like(rows)
+    np.divide(rows, whole[:, None], out=means, where=whole[:, None] > 0)
+    return means
+
+
+def _floats(store: GgufCheckpoint, name: str, suffix: str, path: Path) -> NDArray[np.float32]:
+    info = store.tensors[name + suffix]
+    if info.dtype != "F32":
+        raise SourceError(f"{path}: entry {name!r} has {suffix} in {info.dtype}; F32 belongs there")
+    found: NDArray[np.float32] = store.read_rows(info.name, 0, row_count(info.shape))
+    return found.reshape(-1)
+
+
+# ---- the legacy form
+
+
+def _legacy_entries(file: StoredFile) -> int | None:
+    """Declared number of entries, or None when the head cannot be one of this form."""
+    head = file.read(0, 8)
+    if len(head) < 8:
+        return None
+    count, length = _I32.unpack_from(head, 0)[0], _I32.unpack_from(head, 4)[0]
+    name = file.read(8, max(0, min(length, _LEGACY_NAME_CAP)))
+    plausible = count > 0 and 0 < length <= _LEGACY_NAME_CAP and 0 not in name
+    # An entry takes a name, two counts and a value, so a larger number cannot be one of entries.
+    return count if plausible and count * 17 <= file.size else None
+
+
+def _read_legacy(path: Path) -> Importance:
+    file = StoredFile(path)
+    try:
+        number = _legacy_entries(file)
+        if number is None:
+            raise SourceError(
+                f"{path}: is not an importance matrix, neither in the GGUF nor in the legacy form",
+                hint=file.hint_for_head(file.read(0, 64)),
+            )
+        cursor = _LegacyCursor(file)
+        entries: dict[str, NDArray[np.float32]] = {}
+        for index in range(number):
+            name, values = cursor.entry(f"entry {index + 1} of {number}")
+            if name in entries:
+                raise SourceError(f"{path}: entry {name!r} occurs twice")
+            _check_values(values, name, path)
+            entries[name] = values.reshape(1, -1)
+        chunks, dataset = cursor.tail()
+    finally:
+        file.close()
+    return Importance(path, entries, (dataset,) if dataset else (), chunks)
+
+
+class _LegacyCursor:
+    """A position in a legacy file, past the number of entries."""
+
+    def __init__(self, file: StoredFile) -> None:
+        self._file = file
+        self._at = 4
+
+    def entry(self, what: str) -> tuple[str, NDArray[np.float32]]:
+        """The next entry: its name and mean squares, float32 of shape (values,)."""
+        path = self._file.path
+        raw = self._bytes(self._integer(f"the name's length of {what}"), f"the name of {what}")
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(f"{path}: the name of {what} is not UTF-8: {raw[:80]!r}") from error
+        calls = self._integer(f"the number of calls of {name!r}")
+        number = self._integer(f"the number of values of {name!r}")
+        if number < 1:
+            raise SourceError(f"{path}: entry {name!r} has {number} values")
+        raw = self._bytes(4 * number, f"the values of {name!r}")
+        values = np.frombuffer(raw, np.float32).copy()
+        if calls > 0:
+            values /= np.float32(calls)
+        return name, values
+
+    def tail(self) -> tuple[int, str]:
+        """Number of chunks and name of the data set; both are missing in the oldest files."""
+        if self._at == self._file.size:
+            return 0, ""
+        chunks = self._integer("the number of chunks")
+        if self._at == self._file.size:
+            return chunks, ""
+        dataset = self._bytes(self._integer("the data set's length"), "the data set's name")
+        if self._at != self._file.size:
+            raise SourceError(
+                f"{self._file.path}: {self._file.size - self._at} trailing bytes after the data "
+                "set's name"
+            )
+        return chunks, dataset.decode("utf-8", "replace")
+
+    def _integer(self, what: str) -> int:
+        value: int = _I32.unpack(self._bytes(4, what))[0]
+        return value
+
+    def _bytes(self, count: int, what: str) -> bytes:
+        left = self._file.size - self._at
+        if not 0 <= count <= left:
+            raise SourceError(
+                f"{self._file.path}: ends inside {what}: {count} bytes belong at byte {self._at}, "
+                f"{left} are left",
+                hint="the file is truncated or not an importance matrix",
+            )
+        data = self._file.read(self._at, count)
+        self._at += count
+        return data
