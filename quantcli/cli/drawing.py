@@ -18,6 +18,7 @@ def draw(table: Table, clean: Callable[[str], str]) -> RenderableType:
         box=None if table.facts else box.SIMPLE_HEAD,
         show_header=not table.facts,
         header_style="dim",
+        show_edge=False,
         pad_edge=False,
         padding=(0, 1),
     )
@@ -26,7 +27,7 @@ def draw(table: Table, clean: Callable[[str], str]) -> RenderableType:
         grid.add_column(
             column.header,
             justify=column.align,
-            style="cyan" if first else "",
+            style="cyan" if first and column.align == "left" else "",
             # Names break across lines rather than losing characters that tell them apart.
             overflow="fold",
             no_wrap=table.facts and first,

@@ -52,7 +52,7 @@ class Output:
         self.json = json
         self._label = "working"
         self._display: Display | None = None
-        self._total = 0
+        self._done = 0
 
     # -- data -------------------------------------------------------------------------------
 
@@ -130,10 +130,11 @@ class Output:
         if isinstance(event, Note):
             (self.warn if event.level == "warning" else self.say)(event.message)
         elif isinstance(event, Progress) and not self.quiet:
-            if self._display is None or event.total != self._total:
+            # A total may grow while files are found; work that begins anew starts over.
+            if self._display is None or event.done < self._done:
                 self.close()
-                self._total = event.total
                 self._display = self._new_display()
+            self._done = event.done
             self._display.update(event.done, event.total, printable(event.tensor))
 
     @contextmanager

@@ -47,6 +47,11 @@ def percent_text(share: float) -> str:
     return f"{percent:.{digits}f} %"
 
 
+def rate_text(share: float) -> str:
+    """A share that may be tiny: as a percentage, or in parts per million below 0.01 %."""
+    return f"{1e6 * share:.2g} ppm" if 0 < share < 1e-4 else percent_text(share)
+
+
 def duration_text(seconds: float) -> str:
     """A time span: "0.4 s", "25 s", "3 min 05 s", "2 h 07 min"."""
     if seconds < 9.95:
@@ -61,8 +66,8 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A measured number in four significant digits: "0.01234", "-3.2", "1.5e-07"."""
-    return f"{value:.4g}"
+    """A measured number in three significant digits: "0.0123", "-3.2", "1.5e-07"."""
+    return f"{value:.3g}"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
