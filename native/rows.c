@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SCRATCH_FLOATS (16 * 1024)
+#define SCRATCH_FLOATS (64 * 1024)
 
 static int is_float_array(int src_type, const uint8_t *src) {
     return src_type == QK_F32 && (uintptr_t)src % sizeof(float) == 0;

@@ -21,6 +21,18 @@ QK_DECODER(bf16);
 QK_DECODER(f8_e4m3);
 int64_t QK_FN(first_nonfinite)(const float *x, int64_t n);
 
+/* legacy.c, legacy_search.c, legacy_decode.c */
+QK_ENCODER(q4_0);
+QK_ENCODER(q4_1);
+QK_ENCODER(q5_0);
+QK_ENCODER(q5_1);
+QK_ENCODER(q8_0);
+QK_DECODER(q4_0);
+QK_DECODER(q4_1);
+QK_DECODER(q5_0);
+QK_DECODER(q5_1);
+QK_DECODER(q8_0);
+
 /* kquants_affine.c, kquants_symmetric.c, kquants_decode.c */
 QK_ENCODER(q2_k);
 QK_ENCODER(q3_k);

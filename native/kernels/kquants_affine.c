@@ -108,9 +108,9 @@ QK_INLINE void encode_affine(const struct batch *batch, int weighted,
                              const struct affine_type type) {
     const int subs = SUPER / type.length;
     vf x[SUPER], w[SUPER];
-    gather_tile(x, batch->x);
+    gather_tile(x, batch->x, SUPER);
     if (weighted) {
-        gather_tile(w, batch->weights);
+        gather_tile(w, batch->weights, SUPER);
         scale_importance(x, w, type.length == 16 ? 1.f : 2.f);
     } else {
         plain_weights(x, w, type);

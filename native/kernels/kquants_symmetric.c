@@ -72,9 +72,9 @@ QK_INLINE void pack_q3(const vi *codes, const vi *scale_codes, vi scale_half,
 QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
     vf x[SUPER], w[SUPER], scales[SUBS], weights[SUBS];
     vi codes[SUPER], scale_codes[SUBS], scale_half;
-    gather_tile(x, batch->x);
+    gather_tile(x, batch->x, SUPER);
     if (weighted) {
-        gather_tile(w, batch->weights);
+        gather_tile(w, batch->weights, SUPER);
         vf sum = {0};
         for (int i = 0; i < SUPER; ++i) sum += x[i] * x[i];
         const vf variance = 2.f * sum / (float)SUPER;
@@ -119,9 +119,9 @@ QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
 QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
     vf x[SUPER], w[SUPER], scales[SUBS];
     vi codes[SUPER], scale_codes[SUBS];
-    gather_tile(x, batch->x);
+    gather_tile(x, batch->x, SUPER);
     if (weighted) {
-        gather_tile(w, batch->weights);
+        gather_tile(w, batch->weights, SUPER);
     } else {
         for (int i = 0; i < SUPER; ++i) w[i] = x[i] * x[i];
     }

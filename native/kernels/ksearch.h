@@ -185,7 +185,7 @@ QK_INLINE vf fit_symmetric(const vf *x, const vf *w, const int n, const int nmax
     *zero = size < TINY;
     peak = vf_sel(*zero, vf_set1(1), peak);
     vf best = {0}, scale = {0};
-    rule->offset = vf_set1(0);
+    rule->inverse = rule->offset = vf_set1(0);
     for (int trial = 0; trial < 19; ++trial) {
         /* 0, then -9 ... 9 without 0. */
         const int step = trial == 0 ? 0 : trial < 10 ? trial - 10 : trial - 9;

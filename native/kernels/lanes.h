@@ -39,10 +39,6 @@ QK_INLINE vf vf_from(vi v) { return __builtin_convertvector(v, vf); }
 /* Truncation towards zero, as a C cast. */
 QK_INLINE vi vi_from(vf v) { return __builtin_convertvector(v, vi); }
 
-/* mask lanes are all ones or all zeros, as comparisons give them: mask ? a : b. */
-QK_INLINE vf vf_sel(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
-QK_INLINE vi vi_sel(vi mask, vi a, vi b) { return (a & mask) | (b & ~mask); }
-
 QK_INLINE vf vf_abs(vf v) { return (vf)((vi)v & 0x7fffffff); }
 #include "isa.h"
 
@@ -66,34 +62,6 @@ QK_INLINE vi vi_trunc(vf v) {
     const vi held = vf_abs(v) < 2147483648.f;
     return vi_sel(held, vi_from(vf_sel(held, v, vf_set1(0))), vi_set1(INT32_MIN));
 #endif
-}
-
-/* Narrow and widen: QK_LANES bytes or half-words in memory, the low bits of each lane. */
-typedef uint8_t vb8 __attribute__((vector_size(QK_LANES)));
-typedef int8_t vc8 __attribute__((vector_size(QK_LANES)));
-typedef uint16_t vh16 __attribute__((vector_size(2 * QK_LANES)));
-QK_INLINE vi vi_load_u8(const uint8_t *p) {
-    vb8 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(b, vi);
-}
-QK_INLINE vi vi_load_i8(const uint8_t *p) {
-    vc8 b;
-    memcpy(&b, p, sizeof b);
-    return __builtin_convertvector(b, vi);
-}
-QK_INLINE vi vi_load_u16(const uint8_t *p) {
-    vh16 h;
-    memcpy(&h, p, sizeof h);
-    return __builtin_convertvector(h, vi);
-}
-QK_INLINE void vi_store_u8(uint8_t *p, vi v) {
-    const vb8 b = __builtin_convertvector(v, vb8);
-    memcpy(p, &b, sizeof b);
-}
-QK_INLINE void vi_store_u16(uint8_t *p, vi v) {
-    const vh16 h = __builtin_convertvector(v, vh16);
-    memcpy(p, &h, sizeof h);
 }
 
 /* Float16 bits of each lane, rounded to nearest even; overflow gives infinity, NaN a quiet NaN. */
