@@ -1,0 +1,71 @@
+"""The kernels' bytes are llama.cpp's, for every format, instruction set, kind of row and weight."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from support import ggml, rows
+
+from quantcli import _native
+from quantcli.formats import BlockFormat, get_format, native
+
+
+@cache
+def expected(name: str, kind: str, weighing: str, nrows: int, columns: int) -> np.ndarray:
+    return ggml.quantize(
+        get_format(name).type_id,
+        rows.make(kind, nrows, columns),
+        rows.importance(weighing, columns),
+    )
+
+
+def encode(
+    fmt: BlockFormat, x: np.ndarray, importance: np.ndarray | None, stored: int = 0
+) -> np.ndarray:
+    """The kernel's bytes, infinite scales included."""
+    packed = np.zeros((len(x), fmt.row_bytes(x.shape[1])), np.uint8)
+    flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    bad = _native.encode(fmt.type_id, stored, flat, *x.shape, packed.reshape(-1), importance)
+    assert bad == -1
+    return packed
+
+
+def test_every_format_has_a_kernel(fmt: BlockFormat, isa: str) -> None:
+    assert native.has_kernel(fmt)
+
+
+@pytest.mark.parametrize("weighing", rows.IMPORTANCES)
+@pytest.mark.parametrize("kind", rows.KINDS)
+def test_bytes_equal_llama_cpp(fmt: BlockFormat, isa: str, kind: str, weighing: str) -> None:
+    nrows, columns = 5, 3 * max(fmt.block, 32)
+    got = encode(fmt, rows.make(kind, nrows, columns), rows.importance(weighing, columns))
+    np.testing.assert_array_equal(got, expected(fmt.name, kind, weighing, nrows, columns))
+
+
+@pytest.mark.parametrize("weighing", ["no importance", "spread"])
+@pytest.mark.parametrize(("nrows", "blocks"), [(1, 1), (1, 37), (3, 5), (18, 1), (19, 2), (33, 1)])
+def test_every_tail_of_lanes(
+    fmt: BlockFormat, isa: str, nrows: int, blocks: int, weighing: str
+) -> None:
+    columns = blocks * fmt.block
+    got = encode(fmt, rows.make("random", nrows, columns), rows.importance(weighing, columns))
+    np.testing.assert_array_equal(got, expected(fmt.name, "random", weighing, nrows, columns))
+
+
+def test_many_rows_pass_through_the_scratch_in_turns(fmt: BlockFormat, isa: str) -> None:
+    nrows, columns = 50, 8192 if fmt.block == 1 else 64 * fmt.block
+    x = rows.make("random", nrows, columns).astype(np.float16)
+    got = encode(fmt, x, None, stored=1)
+    reference = ggml.quantize(fmt.type_id, x.astype(np.float32), None)
+    np.testing.assert_array_equal(got, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighing", rows.IMPORTANCES)
+def test_a_million_weights_of_each_kind(fmt: BlockFormat, isa: str, weighing: str) -> None:
+    for kind in rows.KINDS:
+        got = encode(fmt, rows.make(kind, 64, 4096), rows.importance(weighing, 4096))
+        want = expected(fmt.name, kind, weighing, 64, 4096)
+        np.testing.assert_array_equal(got, want, err_msg=kind)
