@@ -22,7 +22,7 @@ def _spike(rng: np.random.Generator, n: int, k: int) -> Rows:
 
 def _zero_blocks(rng: np.random.Generator, n: int, k: int) -> Rows:
     rows = _normal(rng, n, k)
-    rows[rng.random((n, k // 32)).repeat(32, axis=1) < 0.5] = 0
+    rows[(rng.random((n, k // 32 + 1)) < 0.5).repeat(32, axis=1)[:, :k]] = 0
     return rows
 
 
