@@ -1,0 +1,98 @@
+"""What a plan costs before it runs: memory, disk, and how it divides into shards."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantcli.errors import OutputError, UsageError
+from quantcli.formats import FORMATS, get_format
+
+if TYPE_CHECKING:
+    from quantcli.plan.planner import Plan, TensorPlan
+
+_BASE_BYTES = 160 << 20
+"""The interpreter with its libraries, a vocabulary of 256 thousand tokens and the file's header."""
+
+_GATHER_SPREAD = 4
+"""Rows that are permuted on the way are read as a span of up to this many times their number."""
+
+_BYTES_OF = {"F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def parse_size(size: str) -> int:
+    """Bytes in "2G", "500M", "1.5G" or "300000"; units are decimal. UsageError otherwise."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", size.strip().upper())
+    nbytes = round(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if nbytes <= 0:
+        raise UsageError(
+            f"{size!r} is not a size", hint="a number and K, M, G or T, such as 2G or 500M"
+        )
+    return nbytes
+
+
+def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
+    """Bytes of resident memory that the streamed run needs at most, as an estimate.
+
+    Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
+    gathered from, a float32 copy where the stored dtype is not a float that the kernels read, one
+    float32 row, and the encoded slab.
+    """
+    worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
+    return _BASE_BYTES + threads * worst
+
+
+def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
+    tensor = item.tensor
+    columns = max(1, tensor.columns)
+    dtype = tensor.dtype
+    if dtype in FORMATS and get_format(dtype).fits(columns):
+        row = get_format(dtype).row_bytes(columns)
+    else:
+        row = _BYTES_OF.get(dtype, 4) * columns
+    rows = min(max(1, slab_bytes // row), max(1, tensor.rows))
+    moved = any(piece.view is not None for piece in tensor.pieces)
+    shifted = any(piece.add for piece in tensor.pieces)
+    plain = dtype in ("F64", "F32", "F16", "BF16") and not shifted
+    stored = rows * row * (_GATHER_SPREAD + 1 if moved else 1)
+    floats = 4 * columns * (1 if plain else rows + 1)
+    encoded = rows * get_format(item.format).row_bytes(columns)
+    return stored + floats + encoded
+
+
+def free_disk(path: str | Path) -> int:
+    """Bytes free for this user where ``path`` is, or where its nearest existing parent is."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_disk(needed: int, path: str | Path) -> None:
+    """OutputError unless ``needed`` bytes are free at ``path``."""
+    free = free_disk(path)
+    if needed > free:
+        raise OutputError(
+            f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
+            hint="free some space, choose another folder with -o or a smaller type",
+        )
+
+
+def plan_split(plan: Plan, max_bytes: int) -> list[list[TensorPlan]]:
+    """The plan's tensors, in order, in shards of at most ``max_bytes`` of aligned tensor data.
+
+    As gguf-split counts: headers do not, and a tensor that is larger gets a shard of its own.
+    """
+    shards: list[list[TensorPlan]] = []
+    filled = 0
+    for item in plan.items:
+        size = plan.aligned(item.nbytes)
+        if not shards or filled + size > max_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(item)
+        filled += size
+    return shards
