@@ -1,0 +1,195 @@
+"""The plan: for every tensor its block format, why, and its size, before one weight is read.
+
+`make_plan` turns a recipe and a model's headers into a `Plan` or refuses in one sentence. Since
+block sizes are fixed, the plan's sizes are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from quantcli.errors import PlanError, UsageError
+from quantcli.formats import FORMATS, get_format
+from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
+from quantcli.plan.filetypes import find_file_type
+from quantcli.plan.importance import (
+    Shapes,
+    applies,
+    is_required,
+    refuse_foreign,
+    select_entries,
+)
+from quantcli.plan.override import resolve_overrides
+from quantcli.plan.patterns import parse_format, parse_tensor_type
+from quantcli.plan.policies import Decision, Wish, decide
+from quantcli.plan.recipe import Recipe, check_recipe
+from quantcli.plan.remarks import fallback_notes, importance_notes, wish_notes
+from quantcli.plan.traits import read_traits
+from quantcli.types import MetaValue, Note, OutputTensor
+
+_SOURCE_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """What becomes of one tensor: its block format, a sentence why, and its packed bytes.
+
+    ``importance`` tells that the importance matrix has weights for it.
+    """
+
+    tensor: OutputTensor
+    format: str
+    reason: str
+    nbytes: int
+    importance: bool = False
+
+    @property
+    def type_id(self) -> int:
+        """ggml's id of the block format."""
+        return get_format(self.format).type_id
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every decision about one output; ``items`` are in the order in which they are written.
+
+    ``overrides`` are the key-values that the recipe sets, with their types.
+    """
+
+    recipe: Recipe
+    file_type: int
+    items: tuple[TensorPlan, ...]
+    notes: tuple[Note, ...] = ()
+    overrides: Mapping[str, MetaValue] = field(default_factory=dict)
+    alignment: int = DEFAULT_ALIGNMENT
+
+    def aligned(self, nbytes: int) -> int:
+        """``nbytes`` with the padding that follows them in the file."""
+        return padded(nbytes, self.alignment)
+
+    @cached_property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors with their padding."""
+        return sum(self.aligned(item.nbytes) for item in self.items)
+
+    @cached_property
+    def elements(self) -> int:
+        """Weights of all tensors."""
+        return sum(item.tensor.elements for item in self.items)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight over all tensors, padding not counted."""
+        return 8 * sum(item.nbytes for item in self.items) / max(1, self.elements)
+
+
+def make_plan(
+    tensors: Sequence[OutputTensor],
+    metadata: Mapping[str, MetaValue],
+    recipe: Recipe,
+    *,
+    importance: Shapes | None = None,
+    from_gguf: bool = False,
+) -> Plan:
+    """Decide everything about quantizing a model of these tensors and key-values.
+
+    ``importance`` maps the names in the recipe's importance matrix to (matrices, columns), before
+    its filters. ``from_gguf`` keeps the stored type of what is never quantized; tensors of a
+    checkpoint get the one that llama.cpp's converter gives them. Key-values that the recipe sets
+    count for the decisions, as in llama.cpp. Raises UsageError for a recipe that is wrong by
+    itself, PlanError for one that cannot be carried out with this model.
+    """
+    check_recipe(recipe)
+    wish = _wish(recipe)
+    overrides = resolve_overrides(recipe.override_kv, metadata)
+    entries: Shapes = {}
+    if importance is not None:
+        refuse_foreign(importance, tensors)
+        entries = select_entries(
+            importance, include=recipe.include_weights, exclude=recipe.exclude_weights
+        )
+    elif recipe.include_weights or recipe.exclude_weights:
+        raise UsageError("include_weights and exclude_weights need an importance matrix")
+    decisions = decide(
+        tensors,
+        read_traits({**metadata, **overrides}),
+        wish,
+        has_importance=bool(entries),
+        from_gguf=from_gguf,
+    )
+    notes = wish_notes(wish, decisions) + fallback_notes(decisions)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    items = tuple(
+        _plan_tensor(by_name[name], decision, recipe, wish, entries)
+        for name, decision in decisions.items()
+    )
+    if importance is not None:
+        notes += _coverage(items, entries)
+    alignment = metadata.get(ALIGNMENT_KEY)
+    return Plan(
+        recipe, wish.file_type.id, items, tuple(notes), overrides,
+        DEFAULT_ALIGNMENT if alignment is None else int(alignment.value),
+    )  # fmt: skip
+
+
+def _wish(recipe: Recipe) -> Wish:
+    output, embedding = recipe.output_tensor_type, recipe.token_embedding_type
+    return Wish(
+        file_type=find_file_type(recipe.type),
+        tensor_types=tuple(map(parse_tensor_type, recipe.tensor_types)),
+        output_type=None if output is None else parse_format(output),
+        embedding_type=None if embedding is None else parse_format(embedding),
+        leave_output=recipe.leave_output_tensor,
+        pure=recipe.pure,
+    )
+
+
+def _plan_tensor(
+    tensor: OutputTensor, decision: Decision, recipe: Recipe, wish: Wish, entries: Shapes
+) -> TensorPlan:
+    target = get_format(decision.format)
+    weighted = False
+    if decision.format != tensor.dtype:
+        _check_source(tensor, decision, recipe)
+        weighted = applies(entries, tensor) and target.block > 1
+        if not weighted and is_required(tensor.name, target.name, wish.file_type.name):
+            what = "has no entry for it" if entries else "was not given"
+            raise PlanError(
+                f"{wish.file_type.name} makes {tensor.name} {target.name}, which needs an "
+                f"importance matrix, and one {what}",
+                hint="collect one on typical text and give it with --imatrix",
+            )
+    if decision.instead_of is not None and recipe.on_fallback == "error":
+        raise PlanError(
+            f"{tensor.name} cannot be {decision.instead_of}: its {decision.reason} would be used",
+            hint="--on-fallback warn accepts that",
+        )
+    nbytes = tensor.rows * target.row_bytes(tensor.columns)
+    return TensorPlan(tensor, target.name, decision.reason, nbytes, weighted)
+
+
+def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> None:
+    if tensor.dtype in _SOURCE_DTYPES:
+        return
+    if tensor.dtype not in FORMATS:
+        raise PlanError(f"{tensor.name} is stored as {tensor.dtype}, which holds no weights")
+    if not recipe.allow_requantize:
+        raise PlanError(
+            f"{tensor.name} is stored as {tensor.dtype}, so making it {decision.format} would "
+            "quantize it a second time",
+            hint="use the original model, or accept the loss with --allow-requantize",
+        )
+
+
+def _coverage(items: Sequence[TensorPlan], entries: Shapes) -> list[Note]:
+    could = [
+        item.tensor.name
+        for item in items
+        if get_format(item.format).block > 1 and item.format != item.tensor.dtype
+    ]
+    used = {item.tensor.name for item in items if item.importance}
+    unfit = [name for name in could if name in entries and name not in used]
+    missing = [name for name in could if name not in entries]
+    return importance_notes(missing, unfit, len(could))

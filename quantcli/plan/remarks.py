@@ -1,0 +1,74 @@
+"""What a user should hear about a plan although it can be carried out."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from quantcli.plan.names import HEAD_NAME, Kind, kind_of
+from quantcli.plan.policies import Decision, Wish
+from quantcli.registry import near
+from quantcli.types import Note
+
+
+def fallback_notes(decisions: Mapping[str, Decision]) -> list[Note]:
+    """One warning for each format whose blocks did not divide some rows."""
+    names: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, decision in decisions.items():
+        if decision.instead_of is not None:
+            names[decision.instead_of, decision.format].append(name)
+    return [
+        Note(f"{taken} instead of {meant}, whose blocks do not divide the rows: {_list(who)}",
+             level="warning")
+        for (meant, taken), who in names.items()
+    ]  # fmt: skip
+
+
+def wish_notes(wish: Wish, decisions: Mapping[str, Decision]) -> list[Note]:
+    """A warning for each part of the wish that has no effect on this model."""
+    notes = []
+    if wish.leave_output and HEAD_NAME not in decisions:
+        notes.append(f"leave_output_tensor has no effect: the model has no {HEAD_NAME}")
+    used = {decision.asked_by for decision in decisions.values()}
+    for pattern in wish.tensor_types:
+        if pattern.text in used:
+            continue
+        found = [name for name in decisions if pattern.matches(name)]
+        if wish.file_type.is_float:
+            why = f"{wish.file_type.name} files hold nothing but floats"
+        elif not found:
+            why = "it is found in no tensor's name" + _suggest(pattern.text, decisions)
+        else:
+            why = f"{_list(found)} is never quantized or decided by an earlier option"
+        notes.append(f"tensor type {pattern.text!r} has no effect: {why}")
+    return [Note(note, level="warning") for note in notes]
+
+
+def importance_notes(missing: Sequence[str], unfit: Sequence[str], total: int) -> list[Note]:
+    """What the importance matrix does not cover, of ``total`` tensors that could use it.
+
+    The head and the embedding are seldom covered, so that is worth no warning.
+    """
+    notes = []
+    if unfit:
+        notes.append(
+            Note(f"the importance matrix's entry for {_list(unfit)} has another length; not used")
+        )
+    if missing:
+        usual = all(kind_of(name) in (Kind.HEAD, Kind.EMBEDDING) for name in missing)
+        text = f"no importance for {len(missing)} of {total} tensors: {_list(missing)}"
+        notes.append(Note(text, level="info" if usual else "warning"))
+    return notes
+
+
+def _suggest(text: str, names: Mapping[str, Decision]) -> str:
+    plain = re.sub(r"[^\w.]+", "", text.rpartition("=")[0])
+    stems = {re.sub(r"^blk\.\d+\.|\.(weight|bias)$", "", name) for name in names}
+    guesses = near(plain, [*sorted(stems), *names], most=2)
+    return f" (did you mean {' or '.join(guesses)}?)" if guesses else ""
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
