@@ -126,7 +126,7 @@ def make_plan(
         for name, decision in decisions.items()
     )
     if importance is not None:
-        notes += _coverage(items, entries)
+        notes += _coverage(items, importance, entries)
     alignment = metadata.get(ALIGNMENT_KEY)
     return Plan(
         recipe, wish.file_type.id, items, tuple(notes), overrides,
@@ -155,10 +155,10 @@ def _plan_tensor(
         _check_source(tensor, decision, recipe)
         weighted = applies(entries, tensor) and target.block > 1
         if not weighted and is_required(tensor.name, target.name, wish.file_type.name):
-            what = "has no entry for it" if entries else "was not given"
+            lack = "the one given has no entry for it" if entries else "none was given"
             raise PlanError(
                 f"{wish.file_type.name} makes {tensor.name} {target.name}, which needs an "
-                f"importance matrix, and one {what}",
+                f"importance matrix, and {lack}",
                 hint="collect one on typical text and give it with --imatrix",
             )
     if decision.instead_of is not None and recipe.on_fallback == "error":
@@ -183,13 +183,17 @@ def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> N
         )
 
 
-def _coverage(items: Sequence[TensorPlan], entries: Shapes) -> list[Note]:
+def _coverage(items: Sequence[TensorPlan], given: Shapes, kept: Shapes) -> list[Note]:
+    """Notes on what the matrix as ``given`` lacks; what its filters took away was asked for."""
     could = [
         item.tensor.name
         for item in items
         if get_format(item.format).block > 1 and item.format != item.tensor.dtype
     ]
     used = {item.tensor.name for item in items if item.importance}
-    unfit = [name for name in could if name in entries and name not in used]
-    missing = [name for name in could if name not in entries]
-    return importance_notes(missing, unfit, len(could))
+    unfit = [name for name in could if name in kept and name not in used]
+    missing = [name for name in could if name not in given]
+    notes = importance_notes(missing, unfit, len(could))
+    if not kept:
+        notes.append(Note("the filters leave nothing of the importance matrix", level="warning"))
+    return notes

@@ -140,9 +140,11 @@ def test_filters_change_what_is_used_and_how_the_mixture_decides() -> None:
     }
     formats = {item.tensor.name: item.format for item in found.items}
     assert formats["blk.0.ffn_down.weight"] == "Q4_1"
+    assert [note.level for note in found.notes] == ["info"], "only the embedding is missing"
     none = plan(model, type="Q4_0", importance=shapes, exclude_weights=("weight",))
     formats = {item.tensor.name: item.format for item in none.items}
     assert formats["blk.0.ffn_down.weight"] == "Q4_0", "as without an importance matrix"
+    assert none.notes[-1].message == "the filters leave nothing of the importance matrix"
 
 
 def test_an_entry_of_the_wrong_length_is_refused_as_llama_quantize_does(tmp_path: Path) -> None:
@@ -180,12 +182,16 @@ def test_types_that_need_an_importance_matrix(tmp_path: Path) -> None:
     source = write_hollow(tmp_path / "in.gguf", model)
     with pytest.raises(RuntimeError):
         llama_quantize(source, tmp_path / "out", "Q2_K_S")
-    with pytest.raises(PlanError, match=r"Q2_K_S makes blk.0.attn_k.weight Q2_K.*was not given"):
+    with pytest.raises(
+        PlanError, match=r"Q2_K_S makes blk.0.attn_k.weight Q2_K.*and none was given"
+    ):
         plan(model, type="Q2_K_S")
     partial = entries(model, without="blk.1.ffn_up")
     with pytest.raises(RuntimeError):
         llama_quantize(source, tmp_path / "out", "Q2_K_S", imatrix=ones(partial))
-    with pytest.raises(PlanError, match=r"blk.1.ffn_up.weight Q2_K.*has no entry for it"):
+    with pytest.raises(
+        PlanError, match=r"blk.1.ffn_up.weight Q2_K.*the one given has no entry for it"
+    ):
         plan(model, type="Q2_K_S", importance=partial)
     plan(model, type="Q2_K_S", importance=entries(model))
 
