@@ -1,0 +1,108 @@
+"""Every architecture: llama.cpp's logits are transformers', on the same weights and tokens.
+
+The weights are exact in both files, so what differs is arithmetic alone. Two roundings of ggml's
+are repeated in the reference, since they would hide small faults otherwise: its GELU is a table
+over float16, and a product with a bfloat16 matrix rounds the other operand to bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.gguf_models import write_model
+from support.tiny_models import MODELS
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("llama_cpp")
+
+BEYOND = [
+    "llama-llama3", "llama-yarn", "llama-linear", "qwen2-yarn", "gemma2", "gemma3",
+    "gemma3-linear", "phi3-longrope",
+]  # fmt: skip
+"""Models whose attention changes beyond some length: scaled rotations, sliding windows."""
+
+F32_BOUND = 1e-3
+"""Of the logits' deviation. Measured: 1e-4 without GELU (float32 sums in another order, after
+300 tokens), 6e-4 with it (values at the edge between two table entries)."""
+
+BF16_BOUND = 0.06
+"""Measured: 0.036; a value at the edge between two bfloat16 is off by 2**-8, and 14 products
+follow. Without repeating the rounding it would be 0.15."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_float32_logits_are_those_of_transformers(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    errors = _compare(checkpoint(name), name, tmp_path, "F32", count=64)
+    assert errors.max() < F32_BOUND
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_float32_logits_beyond_the_original_context(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    errors = _compare(checkpoint(name), name, tmp_path, "F32", count=300, context=512)
+    assert errors.max() < F32_BOUND
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_logits_are_those_of_transformers(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    errors = _compare(checkpoint(name, "bfloat16"), name, tmp_path, "BF16", count=64)
+    if "mixtral" in name or "moe" in name:
+        # A router near a tie sends a token to another expert; that is right in its own way.
+        errors = np.sort(errors)[:-3]
+    assert errors.max() < BF16_BOUND
+
+
+def _compare(
+    folder: Path, name: str, tmp_path: Path, dtype: str, *, count: int, context: int = 256
+) -> NDArray[np.float32]:
+    """Each token's largest difference of a logit, in standard deviations of all logits."""
+    from support.llama_logits import llama_logits
+
+    tokens = np.random.default_rng(0).integers(2, 4000, count).tolist()
+    found = llama_logits(
+        write_model(folder, tmp_path / "model.gguf", dtype=dtype), tokens, context=context
+    )
+    expected = _reference(folder, name, tokens, round_inputs=dtype == "BF16")
+    assert expected.std() > 1, "flat logits would hide a fault"
+    return np.asarray(np.abs(found - expected).max(axis=1) / expected.std())
+
+
+def _reference(
+    folder: Path, name: str, tokens: list[int], *, round_inputs: bool
+) -> NDArray[np.float32]:
+    # Eager attention alone applies Gemma 2's soft cap.
+    model = getattr(transformers, MODELS[name].model).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    for module in model.modules():
+        kind = type(module).__name__
+        if "GELU" in kind:
+            module.register_forward_hook(_gelu_over_float16)
+        if round_inputs and kind in ("Linear", "Conv1D"):
+            module.register_forward_pre_hook(_round_input)
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
+    return logits
+
+
+def _gelu_over_float16(module: Any, inputs: Any, output: Any) -> Any:
+    """ggml_vec_gelu_f32: a table from float16 to float16 between -10 and 10."""
+    x = inputs[0]
+    table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
+    return torch.where(x >= 10, x, torch.where(x <= -10, torch.zeros_like(x), table))
+
+
+def _round_input(module: Any, inputs: Any) -> Any:
+    """ggml's BF16 product takes both operands in bfloat16."""
+    return (inputs[0].bfloat16().float(), *inputs[1:])

@@ -1,0 +1,128 @@
+"""The tables as such: complete, in llama.cpp's own words, and nothing used twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from support.gguf_models import materialise, read_config, read_stored
+from support.tiny_models import MODELS
+
+from quantcli.archs import ARCHITECTURES, find_architecture
+
+CONVERTER = json.loads((Path(__file__).parent / "converter.json").read_text())
+"""What llama.cpp's convert_hf_to_gguf (0c1e57098) writes for these checkpoints. Not in it:
+"mixtral-stacked", whose layout it does not know, and "gemma3-full", whose layer_types it ignores.
+"""
+
+ADDED = {"vocab_size", "attention.key_length", "attention.value_length", "rope.freq_base"}
+"""Keys that the converter leaves to llama.cpp's defaults for some architectures."""
+
+
+def test_every_registered_class_has_a_tiny_model() -> None:
+    assert {tiny.model for tiny in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", CONVERTER)
+def test_keys_and_tensors_are_the_converters(name: str, checkpoint: Callable[..., Path]) -> None:
+    config = read_config(checkpoint(name))
+    architecture = find_architecture(config)
+    keys = {
+        key: np.float32(value.value) if value.kind == "f32" else value.value
+        for key, value in architecture.metadata(config).items()
+    }
+    expected = CONVERTER[name]
+    more = {key.split(".", 1)[1] for key in keys.keys() - expected["keys"].keys()}
+    assert {key: keys[key] for key in expected["keys"]} == expected["keys"]
+    assert more <= ADDED
+    tensors = architecture.tensors(config, read_stored(checkpoint(name))[0])
+    assert {t.name: list(t.shape) for t in tensors} == expected["tensors"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_are_ggufs_own(name: str, checkpoint: Callable[..., Path]) -> None:
+    config = read_config(checkpoint(name))
+    architecture = find_architecture(config)
+    arch = next(a for a, label in gguf.MODEL_ARCH_NAMES.items() if label == architecture.name)
+    known = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[arch]}
+    for tensor in architecture.tensors(config, read_stored(checkpoint(name))[0]):
+        stem = re.sub(r"\.(weight|bias)$", "", tensor.name)
+        assert re.sub(r"^blk\.\d+\.", "blk.{bid}.", stem) in known
+    keys = {key.split(".", 1)[1] for key in architecture.metadata(config)}
+    assert keys <= _gguf_keys(gguf.Keys)
+
+
+def _gguf_keys(holder: type) -> set[str]:
+    found: set[str] = set()
+    for label, value in vars(holder).items():
+        if isinstance(value, type):
+            found |= _gguf_keys(value)
+        elif not label.startswith("_") and isinstance(value, str):
+            found.add(value.removeprefix("{arch}."))
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_stored_row_is_used_once(name: str, checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint(name)
+    config = read_config(folder)
+    infos, _ = read_stored(folder)
+    architecture = find_architecture(config)
+    used: Counter[tuple[str, int]] = Counter()
+    for tensor in architecture.tensors(config, infos):
+        assert sum(piece.rows for piece in tensor.pieces) == (
+            0 if tensor.values is not None else tensor.rows
+        )
+        for piece in tensor.pieces:
+            one_row = len(tensor.shape) == 1
+            rows = [0] if one_row else piece.source_rows(0, piece.rows).tolist()
+            used.update((piece.source, row) for row in rows)
+            if one_row:
+                order = piece.element_order(tensor.columns)
+                assert np.array_equal(np.sort(order), np.arange(tensor.columns))
+    left_out = ("vision_tower", "multi_modal_projector")
+    stored = {
+        (label, row)
+        for label, info in infos.items()
+        if not any(part in label for part in left_out)
+        for row in range(_rows(label, info.shape, name))
+    }
+    assert set(used) == stored
+    assert set(used.values()) == {1}
+
+
+def _rows(label: str, shape: tuple[int, ...], name: str) -> int:
+    if name == "gpt2" and re.search(r"\.c_\w+\.weight$", label):
+        shape = shape[::-1]
+    return int(np.prod(shape[:-1]))
+
+
+@pytest.mark.parametrize("stacked", ["mixtral-stacked", "qwen3-moe-stacked"])
+def test_both_layouts_of_experts_give_the_same_tensors(
+    stacked: str, checkpoint: Callable[..., Path]
+) -> None:
+    apart, together = (
+        {t.name: materialise(t, arrays) for t in find_architecture(config).tensors(config, infos)}
+        for config, infos, arrays in (
+            (read_config(folder), *read_stored(folder))
+            for folder in (checkpoint(stacked.removesuffix("-stacked")), checkpoint(stacked))
+        )
+    )
+    assert apart.keys() == together.keys()
+    assert all(np.array_equal(apart[key], together[key]) for key in apart)
+
+
+def test_tensors_come_in_llamas_order(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint("gemma3")
+    config = read_config(folder)
+    names = [t.name for t in find_architecture(config).tensors(config, read_stored(folder)[0])]
+    assert names[:3] == ["output_norm.weight", "token_embd.weight", "blk.0.attn_k.weight"]
+    assert [n for n in names if n.endswith("attn_q.weight")] == [
+        f"blk.{i}.attn_q.weight" for i in range(6)
+    ]
