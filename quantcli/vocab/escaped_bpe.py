@@ -1,0 +1,59 @@
+"""BPE over text with ▁ for spaces whose merges are not SentencePiece's: trained as merges.
+
+Under the pre-tokenizer "sarvam-moe" llama.cpp runs merges on plain UTF-8, with byte tokens for
+characters that have none, and splits at line breaks only. It puts no space before the text, so a
+tokenizer that does is refused, as is one that joins line breaks with other text.
+"""
+
+from __future__ import annotations
+
+from quantcli.errors import VocabularyError
+from quantcli.types import MetaValue, array, text
+from quantcli.vocab.added import added_tokens, put_added
+from quantcli.vocab.files import TokenizerFiles, TokenizerJson
+from quantcli.vocab.limits import require_bytes
+from quantcli.vocab.merges import bpe_vocab, read_merges, write_merges
+from quantcli.vocab.pieces_json import is_byte
+from quantcli.vocab.spaces import Spaces
+from quantcli.vocab.special import named_special_tokens, special_key_values
+from quantcli.vocab.tokens import TokenList, TokenType, check_size
+
+
+def escaped_bpe_key_values(
+    files: TokenizerFiles, tokenizer: TokenizerJson, spaces: Spaces, size: int, name: str
+) -> dict[str, MetaValue]:
+    """The key-values of such a tokenizer; ``size`` is the number of embedding rows."""
+    merges = read_merges(tokenizer.model, name)
+    over_lines = next(
+        (pair for pair in merges if len({c == "\n" for c in pair[0] + pair[1]}) == 2), None
+    )
+    reason = None
+    if spaces.prefix:
+        reason = "puts a space before the text"
+    elif over_lines is not None:
+        reason = f"joins line breaks with other text ({over_lines[0]!r} + {over_lines[1]!r})"
+    if reason is not None:
+        raise VocabularyError(
+            f"{name}: the merges are not those of a SentencePiece model (some pairs of tokens that "
+            f"make a token are not listed), and the tokenizer {reason}, which llama.cpp can only "
+            "do for a SentencePiece model",
+            hint="put the tokenizer.model beside it, if there is one",
+        )
+    vocab = bpe_vocab(tokenizer.model, name)
+    check_size(max(vocab.values()), size, name)
+    tokens = TokenList(size, name)
+    named = named_special_tokens(files)
+    for piece, number in vocab.items():
+        kind = TokenType.BYTE if is_byte(piece) else TokenType.NORMAL
+        tokens.put(number, piece, TokenType.CONTROL if piece in named else kind)
+    added = added_tokens(files)
+    put_added(tokens, added, sentencepiece=True)
+    require_bytes(vocab, name)
+    ids = vocab | {token.content: number for number, token in added.items() if number < size}
+    return {
+        "tokenizer.ggml.model": text("gpt2"),
+        "tokenizer.ggml.pre": text("sarvam-moe"),
+        **tokens.key_values(scores=False),
+        "tokenizer.ggml.merges": array("str", write_merges(merges)),
+        **special_key_values(files, ids, size),
+    }

@@ -1,0 +1,127 @@
+"""The tokenizer's files in a checkpoint folder, read and checked for their form.
+
+``tokenizer.json`` is decoded into typed structures, so a wrong type anywhere is an error that
+names the file and the place. Fields that no decision depends on are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from quantcli.errors import VocabularyError
+
+T = TypeVar("T")
+
+
+class AddedToken(msgspec.Struct, frozen=True):
+    """A token that is looked for in the text before the model runs."""
+
+    id: int
+    content: str
+    special: bool = False
+    normalized: bool = True
+
+
+class ModelPart(msgspec.Struct, frozen=True):
+    """The ``model`` of ``tokenizer.json``: BPE (``merges``) or Unigram (a list with scores)."""
+
+    vocab: dict[str, int] | list[tuple[str, float]]
+    type: str | None = None
+    merges: list[str | tuple[str, str]] | None = None
+    unk_token: str | None = None
+    unk_id: int | None = None
+    byte_fallback: bool = False
+    ignore_merges: bool = False
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
+
+
+class TokenizerJson(msgspec.Struct, frozen=True):
+    """``tokenizer.json``, as far as it decides how text becomes ids."""
+
+    model: ModelPart
+    added_tokens: list[AddedToken] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    post_processor: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """What a folder has: parsed files, and the path of ``tokenizer.model`` where there is one.
+
+    ``config`` is the model's config.json; a file that is missing is an empty mapping.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tokenizer: TokenizerJson | None = None
+    model: Path | None = None
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens_map: Mapping[str, Any] = field(default_factory=dict)
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    added_tokens: Mapping[str, int] = field(default_factory=dict)
+
+    def path(self, name: str) -> str:
+        """``folder/name``, for messages."""
+        return str(self.folder / name)
+
+
+def read_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
+    """Read what ``folder`` has; VocabularyError where there is no tokenizer or a broken file."""
+    tokenizer = folder / "tokenizer.json"
+    model = next(
+        (path for name in ("tokenizer.model", "spiece.model") if (path := folder / name).is_file()),
+        None,
+    )
+    if not tokenizer.is_file() and model is None:
+        raise _missing(folder)
+    return TokenizerFiles(
+        folder=folder,
+        config=config,
+        tokenizer=read_json(tokenizer, TokenizerJson) if tokenizer.is_file() else None,
+        model=model,
+        tokenizer_config=_read_mapping(folder / "tokenizer_config.json"),
+        special_tokens_map=_read_mapping(folder / "special_tokens_map.json"),
+        generation_config=_read_mapping(folder / "generation_config.json"),
+        added_tokens=read_json(path, dict[str, int])
+        if (path := folder / "added_tokens.json").is_file()
+        else {},
+    )
+
+
+def read_json(path: Path, shape: type[T]) -> T:
+    """The JSON file ``path`` as ``shape``; VocabularyError naming the file and the place."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=shape)
+    except msgspec.ValidationError as error:
+        raise VocabularyError(f"{path} has not the form it should have: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise VocabularyError(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise VocabularyError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    return read_json(path, dict[str, Any]) if path.is_file() else {}
+
+
+def _missing(folder: Path) -> VocabularyError:
+    looked = "tokenizer.json, tokenizer.model or spiece.model"
+    others = [name for name in ("vocab.json", "merges.txt", "vocab.txt", "tekken.json",
+                                "tiktoken.model") if (folder / name).is_file()]  # fmt: skip
+    if not others:
+        return VocabularyError(
+            f"{folder} has no tokenizer: looked for {looked}",
+            hint="copy the tokenizer's files next to the weights",
+        )
+    return VocabularyError(
+        f"{folder} has {', '.join(others)} but none of {looked}",
+        hint="write a tokenizer.json with transformers: "
+        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+    )
