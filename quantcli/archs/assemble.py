@@ -12,28 +12,33 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from quantcli.archs.base import Architecture, Dims, Rule, Values
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.registry import near
 from quantcli.types import OutputTensor, Piece, TensorInfo
 
 
 def assemble(
-    architecture: Architecture,
-    config: Config,
+    model: str,
+    rules: tuple[Rule, ...],
     dims: Dims,
     values: Values,
     stored: Mapping[str, TensorInfo],
+    *,
+    renames: tuple[tuple[str, str], ...],
+    ignored: tuple[str, ...],
 ) -> list[OutputTensor]:
-    """The output tensors of ``architecture``'s rules over ``stored``, in llama.cpp's order."""
-    shelf = _Shelf(class_name(config), _rename(architecture, stored))
+    """The output tensors of ``rules`` over ``stored``, and ``values``, in llama.cpp's order.
+
+    ``model`` is the class name for messages; ``renames`` and ``ignored`` are `Architecture`'s.
+    """
+    shelf = _Shelf(model, _rename(renames, stored))
     found = [OutputTensor(name, array.shape, "F32", values=array) for name, array in values.items()]
-    for rule in architecture.read_rules(config):
+    for rule in rules:
         for layer in range(dims["layers"]) if "{i}" in rule.name else (None,):
             if not rule.optional or shelf.holds(_at(rule.source, layer)):
                 found.append(_build(rule, layer, dims, shelf))
-    shelf.refuse_rest(architecture.ignored)
+    shelf.refuse_rest(ignored)
     return sorted(found, key=_llama_order)
 
 
@@ -51,7 +56,7 @@ class _Shelf:
     def take(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         if name not in self.tensors:
             folder = next((info.file.parent for info in self.tensors.values()), None)
-            guesses = near(name, self.tensors.keys() - self.taken, most=1)
+            guesses = near(name, sorted(self.tensors.keys() - self.taken), most=1)
             raise ArchitectureError(
                 f"tensor {name} is missing from {folder or 'the checkpoint'}, "
                 f"and {self.model} needs it",
@@ -124,11 +129,11 @@ def _halves(heads: int, rows: int) -> tuple[int, int, int]:
 
 
 def _rename(
-    architecture: Architecture, stored: Mapping[str, TensorInfo]
+    renames: tuple[tuple[str, str], ...], stored: Mapping[str, TensorInfo]
 ) -> Mapping[str, TensorInfo]:
     renamed: dict[str, TensorInfo] = {}
     for name, info in stored.items():
-        for pattern, replacement in architecture.renames:
+        for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         if name in renamed:
             raise ArchitectureError(

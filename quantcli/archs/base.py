@@ -1,7 +1,6 @@
 """What an architecture is: tables from stored tensors to GGUF's, and from config.json to keys.
 
-A family's file holds the tables; the walking is done here once for all. The tables are pure
-data (names, shapes in named dimensions, row orders), so they can be read in both directions.
+A family's file holds the tables and what it must refuse; the walking is done once for all.
 """
 
 from __future__ import annotations
@@ -10,51 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from quantcli.archs.assemble import assemble
 from quantcli.archs.config import Config, check_fixed, class_name, settle
+from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo
-
-Dims = Mapping[str, int]
-"""Sizes by name: "hidden", "vocab", "heads" ..., as the rules' shapes refer to them."""
-Values = dict[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Where a rule's tensor lies when the checkpoint fuses several: part ``index`` of ``of``.
-
-    ``source`` has shape (experts, of * rows, columns).
-    """
-
-    source: str
-    index: int = 0
-    of: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One GGUF tensor and the stored tensor behind it; a pattern over layers and experts.
-
-    ``{i}`` in the names is the layer. ``{e}`` in ``source`` is the expert: the experts' matrices
-    become one tensor of shape (experts, rows, columns), and ``fused`` is the other layout that
-    checkpoints use for it. ``shape`` names dimensions. ``rotary`` names the count of heads whose
-    two halves are interleaved, as ggml's pairwise rotation needs (GGML_ROPE_TYPE_NORMAL).
-    ``transpose``: stored as (in, out). ``add`` is added to every value. An ``optional`` tensor is
-    written if it is there.
-    """
-
-    name: str
-    source: str
-    shape: tuple[str, ...]
-    rotary: str | None = None
-    transpose: bool = False
-    add: float = 0.0
-    fused: Share | None = None
-    optional: bool = False
-
 
 LIMITS = {"layers": 512, "experts": 1024}
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
@@ -104,11 +63,16 @@ class Architecture:
 
         Raises ArchitectureError for a stored tensor that is unknown, missing or misshapen.
         """
-        from quantcli.archs.assemble import assemble
-
         settled, dims = self._settle(config)
-        values = self.read_values(settled, dims)
-        return assemble(self, settled, dims, values, stored)
+        return assemble(
+            class_name(settled),
+            self.read_rules(settled),
+            dims,
+            self.read_values(settled, dims),
+            stored,
+            renames=self.renames,
+            ignored=self.ignored,
+        )
 
     def metadata(self, config: Config) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, integer, number
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -25,6 +25,7 @@ from quantcli.archs.decoder import (
     layer,
 )
 from quantcli.archs.rope import read_rope, rope_keys
+from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 

@@ -12,7 +12,7 @@ Sources: arXiv:2503.19786, llama.cpp's src/models/gemma3.cpp.
 
 from __future__ import annotations
 
-from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, integer, number
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -34,6 +34,7 @@ from quantcli.archs.gemma2 import (
     windowed_layers,
 )
 from quantcli.archs.rope import read_layer_rope, rope_keys
+from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, f32, u32
 
 _WINDOW_EVERY = 6

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, flag, integer, number
+from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 

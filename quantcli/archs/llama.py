@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from quantcli.archs.base import Architecture, Dims, Rule, Values
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, flag, integer
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -29,6 +29,7 @@ from quantcli.archs.decoder import (
     unwindowed_note,
 )
 from quantcli.archs.rope import llama3_factors, read_rope, rope_keys
+from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.types import MetaValue, u32
 
 _ROTARY = {"attn_q": "heads", "attn_k": "kv_heads"}

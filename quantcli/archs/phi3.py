@@ -15,7 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.archs.base import Architecture, Dims, Rule, Values
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, integer, number, positive
 from quantcli.archs.decoder import (
     EMBEDDING,
@@ -28,6 +28,7 @@ from quantcli.archs.decoder import (
     unwindowed_note,
 )
 from quantcli.archs.rope import Rope, read_rope
+from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 

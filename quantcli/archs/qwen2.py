@@ -7,7 +7,7 @@ Sources: arXiv:2407.10671, llama.cpp's src/models/qwen2.cpp.
 
 from __future__ import annotations
 
-from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, flag
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -22,6 +22,7 @@ from quantcli.archs.decoder import (
     unwindowed_note,
 )
 from quantcli.archs.rope import read_rope, rope_keys
+from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue
 

@@ -6,7 +6,7 @@ Sources: arXiv:2505.09388, llama.cpp's src/models/qwen3.cpp.
 
 from __future__ import annotations
 
-from quantcli.archs.base import Architecture, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -19,6 +19,7 @@ from quantcli.archs.decoder import (
     output,
 )
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
+from quantcli.archs.rules import Rule
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:

@@ -7,7 +7,7 @@ Sources: arXiv:2505.09388, llama.cpp's src/models/qwen3moe.cpp.
 
 from __future__ import annotations
 
-from quantcli.archs.base import Architecture, Dims, Rule
+from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, integer
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -21,6 +21,7 @@ from quantcli.archs.decoder import (
     output,
 )
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
+from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, u32
 
 _EXPERTS = experts("mlp", "gate_proj", "up_proj", "down_proj")
