@@ -1,0 +1,309 @@
+"""``quantcli quantize``: a checkpoint becomes a quantized GGUF in one streamed pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantcli.cli.options import (
+    Debug,
+    Json,
+    ModelArgument,
+    Quiet,
+    Threads,
+    Verbose,
+    flag,
+    open_output,
+)
+from quantcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from quantcli.cli.output import Output
+    from quantcli.pipeline import Job
+    from quantcli.plan.recipe import Recipe
+
+_MIXTURE = "Which type each tensor gets"
+_OUTPUT = "The file that is written"
+
+
+def _option(*names: str, help: str, metavar: str = "", panel: str = _MIXTURE) -> Any:
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel
+    )
+
+
+def quantize(
+    context: typer.Context,
+    model: ModelArgument,
+    bits: Annotated[
+        int | None,
+        _option(
+            "--bits",
+            "-b",
+            metavar="N",
+            help="2, 3, 4, 5, 6, 8 or 16: short for the types Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, "
+            "Q8_0 and BF16. Default: 4.",
+        ),
+    ] = None,
+    type_name: Annotated[
+        str | None,
+        _option("--type", metavar="NAME", help="The exact type, such as Q4_K_S or Q5_K_M."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        _option(
+            "--imatrix",
+            metavar="FILE",
+            help="Importance matrix (GGUF or .dat): which weights matter most.",
+        ),
+    ] = None,
+    include_weights: Annotated[
+        list[str] | None,
+        _option(
+            "--include-weights",
+            metavar="TEXT",
+            help="Use the importance matrix only for tensors whose name contains TEXT. Repeatable.",
+        ),
+    ] = None,
+    exclude_weights: Annotated[
+        list[str] | None,
+        _option(
+            "--exclude-weights",
+            metavar="TEXT",
+            help="Do not use the importance matrix for tensors whose name contains TEXT. "
+            "Repeatable.",
+        ),
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        _option(
+            "--tensor-type",
+            metavar="REGEX=TYPE",
+            help="Give tensors whose name matches a type of their own; the first match wins. "
+            "Repeatable.",
+        ),
+    ] = None,
+    output_tensor_type: Annotated[
+        str | None,
+        _option("--output-tensor-type", metavar="TYPE", help="Type of output.weight."),
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None,
+        _option("--token-embedding-type", metavar="TYPE", help="Type of the token embeddings."),
+    ] = None,
+    leave_output_tensor: Annotated[
+        bool, flag("--leave-output-tensor", help="Keep output.weight as it is.", panel=_MIXTURE)
+    ] = False,
+    pure: Annotated[
+        bool, flag("--pure", help="The same type for every tensor, no mixture.", panel=_MIXTURE)
+    ] = False,
+    allow_requantize: Annotated[
+        bool,
+        flag(
+            "--allow-requantize",
+            help="Accept a source that is quantized already; this costs quality.",
+            panel=_MIXTURE,
+        ),
+    ] = False,
+    on_fallback: Annotated[
+        str | None,
+        _option(
+            "--on-fallback",
+            metavar="warn|error",
+            help="What to do when a row's length does not fit a type's blocks: take the next "
+            "larger type and say so, or stop.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        _option(
+            "--recipe",
+            metavar="FILE",
+            help="Read these options from a TOML or YAML file; options given here win.",
+        ),
+    ] = None,
+    print_recipe: Annotated[
+        bool,
+        flag(
+            "--print-recipe",
+            help="Print the options as a recipe file and stop.",
+            panel=_MIXTURE,
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        _option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=_OUTPUT,
+            help="Default: MODEL-TYPE.gguf in this folder.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, flag("--force", "-f", help="Replace an existing file.", panel=_OUTPUT)
+    ] = False,
+    split_max_size: Annotated[
+        str | None,
+        _option(
+            "--split-max-size",
+            metavar="SIZE",
+            panel=_OUTPUT,
+            help="Split into files of at most SIZE, such as 4G or 500M.",
+        ),
+    ] = None,
+    override_kv: Annotated[
+        list[str] | None,
+        _option(
+            "--override-kv",
+            metavar="KEY=TYPE:VALUE",
+            panel=_OUTPUT,
+            help="Set a key-value; TYPE is int, float, bool or str. Repeatable.",
+        ),
+    ] = None,
+    pre: Annotated[
+        str | None,
+        _option(
+            "--pre",
+            metavar="NAME",
+            panel=_OUTPUT,
+            help="Name the pre-tokenizer, where it is not recognised.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        flag("--dry-run", help="Print the exact plan and write nothing.", panel=_OUTPUT),
+    ] = False,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Quantize MODEL to a GGUF file that llama.cpp runs.
+
+    The weights are read, quantized and written piece by piece, so the model
+    need not fit into memory. Prints the path of the file.
+
+    4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
+
+    See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
+
+    In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
+    """
+    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
+    resolved = _recipe(
+        recipe,
+        bits,
+        type=type_name,
+        tensor_types=tensor_type,
+        output_tensor_type=output_tensor_type,
+        token_embedding_type=token_embedding_type,
+        leave_output_tensor=leave_output_tensor or None,
+        pure=pure or None,
+        imatrix=str(imatrix) if imatrix else None,
+        include_weights=include_weights,
+        exclude_weights=exclude_weights,
+        allow_requantize=allow_requantize or None,
+        override_kv=override_kv,
+        on_fallback=on_fallback,
+        split_max_size=split_max_size,
+        pre=pre,
+    )
+    if print_recipe:
+        from quantcli.plan.recipe import dump_recipe
+
+        for line in dump_recipe(resolved).splitlines():
+            out.line(line)
+        return
+    _run(out, model, resolved, output, dry_run=dry_run, force=force, threads=threads)
+
+
+def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
+    from quantcli.plan.filetypes import type_of_bits
+    from quantcli.plan.recipe import Recipe, load_recipe, merge_recipe
+
+    if bits is not None:
+        if flags["type"] is not None:
+            raise UsageError(
+                "--bits and --type exclude each other",
+                hint=f"--bits {bits} means --type {type_of_bits(bits)}",
+            )
+        flags["type"] = type_of_bits(bits)
+    merged = merge_recipe(load_recipe(path) if path else Recipe(), **flags)
+    return merged if merged.type else merge_recipe(merged, type=type_of_bits(4))
+
+
+def _run(
+    out: Output,
+    target: str,
+    recipe: Recipe,
+    output: Path | None,
+    *,
+    dry_run: bool,
+    force: bool,
+    threads: int | None,
+) -> None:
+    from quantcli.model import open_model
+    from quantcli.pipeline import default_output, prepare
+    from quantcli.sources.imatrix import read_importance
+
+    importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
+    with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
+        path = output or default_output(model, recipe)
+        job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
+        if dry_run:
+            _show_plan(out, job, threads)
+        else:
+            _execute(out, job, threads)
+
+
+def _show_plan(out: Output, job: Job, threads: int | None) -> None:
+    from quantcli.report.plans import plan_document, plan_tables
+
+    for note in job.plan.notes:
+        out.event(note)
+    if out.json:
+        out.document("plan", 1, plan_document(job, threads))
+        return
+    for table in plan_tables(job, threads):
+        out.table(table)
+
+
+def _execute(out: Output, job: Job, threads: int | None) -> None:
+    import time
+
+    from quantcli.pipeline import Finished, execute
+    from quantcli.report.units import duration_text, size_text
+
+    start = time.monotonic()
+    with out.phase("quantizing"):
+        for event in execute(job, threads=threads):
+            if not isinstance(event, Finished):
+                out.event(event)
+                continue
+            finished = event
+    source = sum(job.model.stored_bytes(item.tensor) for item in job.plan.items)
+    out.say(
+        f"{size_text(source)} became {size_text(finished.nbytes)} at "
+        f"{finished.bits_per_weight:.2f} bits per weight ({job.plan.recipe.type}) "
+        f"in {duration_text(time.monotonic() - start)}"
+    )
+    if out.json:
+        out.document(
+            "quantize",
+            1,
+            {
+                "paths": [str(path) for path in finished.paths],
+                "type": job.plan.recipe.type,
+                "bytes": finished.nbytes,
+                "bits_per_weight": finished.bits_per_weight,
+                "source_bytes": source,
+                "source_digest": finished.source_digest,
+            },
+        )
+        return
+    for path in finished.paths:
+        out.result(path)

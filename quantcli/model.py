@@ -1,0 +1,202 @@
+"""A model as the rest of quantcli sees it: GGUF key-values, tensors under GGUF names, their rows.
+
+A checkpoint folder goes through its architecture's table and its tokenizer files; a GGUF is taken
+as it is. Only headers and tokenizer files are read here, weights when `Model.read_rows` asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import SourceError
+from quantcli.sources.resolve import Resolved, resolve
+from quantcli.types import MetaValue, Note, OutputTensor, Piece, TensorInfo, TensorStore, text
+
+_GATHER_SPREAD = 4
+"""Permuted rows are read as one span when it is at most this many times the rows wanted."""
+
+
+@dataclass(frozen=True)
+class Model(AbstractContextManager["Model"]):
+    """An opened model; a context manager that closes its files.
+
+    ``metadata`` holds every key-value except those that describe a quantization; ``config`` is
+    the checkpoint's config.json, empty for a GGUF; ``notes`` say what llama.cpp does differently.
+    """
+
+    label: str
+    path: Path
+    arch: str
+    metadata: Mapping[str, MetaValue]
+    tensors: tuple[OutputTensor, ...]
+    store: TensorStore
+    from_gguf: bool
+    config: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    repo: str | None = None
+    revision: str | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.store.close()
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """The key-value ``{arch}.key``, or ``default``."""
+        found = self.metadata.get(f"{self.arch}.{key}")
+        return default if found is None else found.value
+
+    def stored_bytes(self, tensor: OutputTensor) -> int:
+        """Bytes that are read from the source to make ``tensor``."""
+        total = 0
+        for piece in tensor.pieces:
+            info = self.store.tensors[piece.source]
+            values = piece.rows * (tensor.columns if tensor.shape else 1)
+            total += info.nbytes * values // max(1, info.elements)
+        return total
+
+    def read_rows(self, tensor: OutputTensor, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start:stop`` of ``tensor``, shape (stop-start, columns), in the stored dtype.
+
+        Block formats come as uint8 of shape (rows, bytes per row); values that are computed or
+        shifted come as float32.
+        """
+        if tensor.values is not None:
+            return np.ascontiguousarray(tensor.values.reshape(tensor.rows, -1)[start:stop])
+        parts = []
+        first = 0
+        for piece in tensor.pieces:
+            low, high = max(start, first), min(stop, first + piece.rows)
+            if low < high:
+                parts.append(self._read_piece(tensor, piece, low - first, high - first))
+            first += piece.rows
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def origin(self, tensor: OutputTensor, row: int, column: int) -> tuple[TensorInfo, int, int]:
+        """The stored tensor, its row and its column behind a place in ``tensor``, for messages."""
+        for piece in tensor.pieces:
+            if row < piece.rows:
+                break
+            row -= piece.rows
+        info = self.store.tensors[piece.source]
+        if len(tensor.shape) < 2:
+            return info, 0, int(piece.element_order(tensor.columns)[column])
+        row = int(piece.source_rows(row, row + 1)[0])
+        return (info, column, row) if piece.transpose else (info, row, column)
+
+    def _read_piece(
+        self, tensor: OutputTensor, piece: Piece, start: int, stop: int
+    ) -> NDArray[Any]:
+        if piece.transpose:
+            rows = self.store.read_columns(piece.source, piece.start + start, piece.start + stop)
+        elif len(tensor.shape) < 2:
+            rows = self.store.read_rows(piece.source, start, stop)
+            if piece.view is not None:
+                rows = np.ascontiguousarray(rows[:, piece.element_order(rows.shape[1])])
+        elif piece.view is None:
+            rows = self.store.read_rows(piece.source, piece.start + start, piece.start + stop)
+        else:
+            rows = self._gather(piece.source, piece.source_rows(start, stop))
+        if piece.add:
+            rows = rows.astype(np.float32) + np.float32(piece.add)
+        return rows
+
+    def _gather(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        if high - low <= _GATHER_SPREAD * len(wanted):
+            return np.ascontiguousarray(self.store.read_rows(name, low, high)[wanted - low])
+        return np.concatenate([self.store.read_rows(name, int(i), int(i) + 1) for i in wanted])
+
+
+def open_model(
+    target: str | Path,
+    *,
+    pre: str | None = None,
+    vocabulary: bool = True,
+    on_progress: Callable[..., None] | None = None,
+) -> Model:
+    """Open a folder, a repo id, an ``hf://`` address or a GGUF.
+
+    ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
+    tokenizer's key-values out. Raises a SourceError that says what is wrong with the files.
+    """
+    found = resolve(str(target), on_progress=on_progress)
+    if found.kind == "gguf":
+        return _open_gguf(str(target), found)
+    if found.kind != "checkpoint":
+        raise SourceError(
+            f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
+        )
+    return _open_checkpoint(str(target), found, pre, vocabulary)
+
+
+def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: bool) -> Model:
+    from quantcli.archs import find_architecture
+    from quantcli.sources.card import general_metadata
+    from quantcli.sources.hf import open_checkpoint
+    from quantcli.vocab import load_vocabulary
+
+    store = open_checkpoint(found.path)
+    try:
+        architecture = find_architecture(store.config)
+        tensors = architecture.tensors(store.config, store.tensors)
+        keys = {"general.architecture": text(architecture.name)}
+        keys |= general_metadata(
+            found.path,
+            config=store.config,
+            parameters=sum(tensor.elements for tensor in tensors if tensor.values is None),
+            name=found.repo,
+        )
+        keys |= architecture.metadata(store.config)
+        if vocabulary:
+            size = int(keys[f"{architecture.name}.vocab_size"].value)
+            keys |= load_vocabulary(found.path, store.config, vocab_size=size, pre=pre)
+    except BaseException:
+        store.close()
+        raise
+    return Model(
+        label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
+        config=store.config, notes=tuple(map(Note, architecture.notes(store.config))),
+        repo=found.repo, revision=found.revision,
+    )  # fmt: skip
+
+
+_QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")
+
+
+def _open_gguf(label: str, found: Resolved) -> Model:
+    from quantcli.sources.gguf import open_gguf
+
+    store = open_gguf(found.path)
+    keys = {
+        key: value
+        for key, value in store.metadata.items()
+        if key not in _QUANTIZATION_KEYS and not key.startswith(("split.", "quantcli."))
+    }
+    if "general.architecture" not in keys:
+        store.close()
+        raise SourceError(f"{found.path} has no general.architecture, so it is not a model")
+    tensors = tuple(
+        OutputTensor(info.name, info.shape, info.dtype, (Piece(info.name, _rows(info)),))
+        for info in store.tensors.values()
+    )
+    arch = str(keys["general.architecture"].value)
+    return Model(
+        label, found.path, arch, keys, tensors, store, from_gguf=True,
+        repo=found.repo, revision=found.revision,
+    )  # fmt: skip
+
+
+def _rows(info: TensorInfo) -> int:
+    return int(np.prod(info.shape[:-1], dtype=np.int64))
