@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import FrameType
 from typing import Annotated, Any
@@ -71,6 +70,8 @@ app = typer.Typer(
 
 def _versions() -> dict[str, Any]:
     """What a bug report needs to name."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found: dict[str, str | None] = {}
     for name in _REPORTED:
         try:

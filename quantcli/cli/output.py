@@ -160,15 +160,11 @@ class Output:
 
     @cached_property
     def _stdout(self) -> Console:
-        from rich.console import Console
-
-        return Console(highlight=False, markup=False, emoji=False)
+        return _console(stderr=False)
 
     @cached_property
     def _stderr(self) -> Console:
-        from rich.console import Console
-
-        return Console(stderr=True, highlight=False, markup=False, emoji=False)
+        return _console(stderr=True)
 
     def _talk(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
         from rich.text import Text
@@ -181,9 +177,26 @@ class Output:
     def _new_display(self) -> Display:
         console = self._stderr
         live = console.is_terminal and not console.is_dumb_terminal
-        if live and not environ.get("NO_COLOR"):
+        if live and not _no_color():
             return Bar(self._label, console)
         return Lines(self._label, self._talk)
+
+
+def _no_color() -> bool:
+    return bool(environ.get("NO_COLOR"))
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    # Left to itself, rich would still write bold and dim where colours are not wanted.
+    return Console(
+        stderr=stderr,
+        color_system=None if _no_color() else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
 
 
 def _plain(table: Table) -> Iterator[str]:

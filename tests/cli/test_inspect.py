@@ -1,0 +1,244 @@
+"""``quantcli inspect``, as it is typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.broken import legacy, legacy_entry
+from support.gguf_files import write_imatrix, write_model
+from support.process import environment, run
+
+from quantcli.cli.app import run as run_here
+
+
+@pytest.fixture
+def inspect(capsys):
+    """``inspect(args...)`` in this process: what it writes to standard output."""
+
+    def call(*args: object, code: int = 0) -> str:
+        found = run_here(["inspect", *map(str, args)])
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        return captured.out if code == 0 else captured.err
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_model(tmp_path / "m.gguf")
+    return tmp_path / "m.gguf"
+
+
+@pytest.fixture
+def imatrix(tmp_path):
+    sums = np.arange(1, 17, dtype=np.float32).reshape(2, 8)
+    entry = (sums, np.array([[4], [0]], np.float32))
+    names = ("blk.0.ffn_up_exps.weight", "blk.1.ffn_up_exps.weight")
+    return write_imatrix(tmp_path / "i.gguf", dict.fromkeys(names, entry))
+
+
+def test_the_overview(inspect, mini):
+    text = inspect(mini)
+    for part in (
+        "Architecture  llama (LlamaForCausalLM)",
+        "Parameters    4.20M (1.05M in the embedding, also the output head)",
+        "16.8 MB   8.39 MB  4.20 MB  2.10 MB  1.57 MB  1.05 MB",
+        "Q4_K_M         4  ",
+    ):
+        assert part in text
+    assert "model.layers" not in text
+    assert len(text.splitlines()) < 45
+
+
+def test_the_overview_is_drawn_within_the_terminal(mini):
+    env = {"FORCE_COLOR": "1", "COLUMNS": "72"}
+    done = run("inspect", mini, env=env)
+    plain = run("inspect", mini, env=env | {"NO_COLOR": "1"})
+    assert "\x1b[" in done.stdout
+    assert max(map(len, plain.stdout.splitlines())) <= 72
+
+
+def test_headers_are_enough(mini, tmp_path):
+    """The bytes of the weights are never asked for: a hole of 40 GB takes their place."""
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).symlink_to(mini / name)
+    size = 20_000_000_000
+    entry = {"dtype": "BF16", "shape": [size // 1000, 1000], "data_offsets": [0, 2 * size]}
+    header = json.dumps({"w": entry}).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * size)
+    done = run("inspect", tmp_path)
+    assert done.returncode == 0
+    assert "Parameters    20.0B" in done.stdout
+    assert "80.0 GB" in done.stdout
+
+
+def test_the_tensor_table(inspect, mini):
+    lines = inspect(mini, "--tensors").splitlines()
+    assert lines[1].split() == ["Tensor", "In", "GGUF", "Shape", "Type", "Size", "Bits"]
+    assert len([line for line in lines if "BF16" in line]) == 38
+
+
+def test_filter_and_sort(inspect, mini):
+    text = inspect(mini, "--filter", r"mlp\.(up|down)", "--sort", "name")
+    names = [line.split()[0] for line in text.splitlines() if "BF16" in line]
+    assert len(names) == 8
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--filter", "("], "is not a regular expression"),
+        (["--filter", "xyz"], "is found in no tensor's name"),
+        (["--sort", "sise"], "did you mean size?"),
+        (["--sort", "kurtosis"], "add --stats"),
+        (["--kv"], "--kv shows the key-values of a GGUF, and this is a checkpoint"),
+    ],
+)
+def test_wrong_usage(inspect, mini, args, message):
+    assert message in inspect(mini, *args, code=2)
+
+
+def test_everything_as_json(inspect, mini):
+    found = json.loads(inspect(mini, "--json"))
+    assert found["schema"] == "quantcli.inspect/1"
+    assert found["kind"] == "checkpoint"
+    assert found["parameters"]["total"] == 4_196_608
+    assert len(found["tensors"]) == 38
+    assert {row["type"] for row in found["quantized"]} >= {"Q4_K_M", "Q8_0"}
+    assert "stats" not in found
+
+
+def test_json_before_the_command_is_the_same(mini):
+    assert json.loads(run("--json", "inspect", mini).stdout)["kind"] == "checkpoint"
+
+
+def test_statistics_of_the_weights(inspect, mini):
+    import ml_dtypes  # noqa: F401 - gives NumPy the bfloat16 of the file
+    from safetensors.numpy import load_file
+
+    text = inspect(mini, "--stats", "--filter", "mlp", "--json", "--top", "2", "--threads", "2")
+    stats = {row["name"]: row for row in json.loads(text)["stats"]}
+    assert len(stats) == 12
+    weights = load_file(mini / "model.safetensors")
+    array = weights["model.layers.3.mlp.down_proj.weight"].astype(np.float64)
+    found = stats["blk.3.ffn_down.weight"]
+    assert found["std"] == pytest.approx(array.std(), rel=1e-9)
+    assert found["mean"] == pytest.approx(array.mean(), abs=1e-12)
+    assert (found["min"], found["max"]) == (array.min(), array.max())
+    kurtosis = ((array - array.mean()) ** 4).mean() / array.var() ** 2
+    assert found["kurtosis"] == pytest.approx(kurtosis, rel=1e-9)
+    rms = np.sqrt((array**2).mean(axis=1, keepdims=True))
+    assert found["outliers"]["count"] == int((np.abs(array) > 6 * rms).sum())
+    peaks = np.abs(array).max(axis=0)
+    assert [row["index"] for row in found["channels"]["top"]] == np.argsort(-peaks)[:2].tolist()
+    assert found["channels"]["top"][0]["ratio"] == pytest.approx(peaks.max() / np.median(peaks))
+
+
+def test_statistics_of_a_quantized_model(inspect, tmp_path):
+    decoded = write_model(tmp_path / "m.gguf")
+    found = json.loads(inspect(tmp_path / "m.gguf", "--stats", "--json"))
+    assert len(found["stats"]) == len(decoded)
+    for row in found["stats"]:
+        values = decoded[row["name"]].astype(np.float64)
+        assert row["std"] == pytest.approx(values.std(), rel=1e-5), row["name"]
+        assert row["max"] == pytest.approx(values.max(), rel=1e-5)
+
+
+def test_the_table_of_statistics_is_sorted(inspect, mini):
+    text = inspect(mini, "--stats", "--sort", "kurtosis", "--filter", "blk.3")
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Tensor"))
+    kurtosis = [float(line.split()[5]) for line in lines[start + 1 : start + 10]]
+    assert kurtosis == sorted(kurtosis, reverse=True)
+    assert "Channels that stand out" in text
+
+
+def test_broken_numbers_are_told(inspect, tmp_path, mini, capsys):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "config.json").write_text('{"architectures": ["X"]}')
+    array = np.ones((4, 64), np.float32)
+    array[2, 3], array[1, 1] = np.nan, np.inf
+    save_file({"w": array}, tmp_path / "model.safetensors")
+    assert run_here(["inspect", str(tmp_path), "--stats"]) == 0
+    found = capsys.readouterr()
+    assert "warning: 1 tensors hold NaN or infinities" in found.err
+    assert "Not finite" in found.out
+    row = json.loads(inspect(tmp_path, "--stats", "--json"))["stats"][0]
+    assert (row["nonfinite"], row["weights"]) == (2, 256)
+
+
+def test_a_model_nobody_knows_is_listed_with_a_note(tmp_path, mini):
+    for path in mini.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLN"]}')
+    done = run("inspect", tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: architecture LlamaForCausalLN is not supported")
+    assert "Parameters    4.20M" in done.stdout
+
+
+def test_a_gguf(inspect, model):
+    text = inspect(model)
+    assert "Stored as     Q4_K_M, 6 tensors" in text
+    assert "Made by       quantcli 9.8.7 from org/name@abc123" in text
+    assert "IQ4_XS" in text
+    assert "[t0, t1, t2, t3, t4, t5, ... 1,000 in all]" in text
+    assert "t999" in inspect(model, "--kv")
+    assert "bits_per_weight" in inspect(model, "--json")
+
+
+def test_an_importance_matrix(inspect, imatrix):
+    text = inspect(imatrix)
+    assert "Collected on       40 chunks of 512 tokens" in text
+    assert "Unseen matrices    2" in text
+    found = json.loads(inspect(imatrix, "--json", "--filter", "blk.1"))
+    assert (found["kind"], len(found["entries"])) == ("imatrix", 1)
+    assert found["entries"][0]["unseen_matrices"] == 1
+    assert "--stats does not apply to an importance matrix" in inspect(imatrix, "--stats", code=2)
+    assert "found in no entry" in inspect(imatrix, "--filter", "xyz", code=2)
+
+
+def test_a_legacy_importance_matrix(inspect, tmp_path):
+    path = tmp_path / "i.dat"
+    path.write_bytes(legacy(legacy_entry(b"blk.0.attn_q.weight", [0.0, 2.0])))
+    assert "legacy .dat form" in inspect(path)
+
+
+def test_what_is_not_there_is_said(inspect, tmp_path):
+    text = inspect(tmp_path / "nothing", code=1)
+    assert text.startswith(f"error: {tmp_path / 'nothing'}: there is no such file or folder")
+
+
+def test_into_head_under_pipefail(mini):
+    program = f"'{sys.executable}' -m quantcli inspect '{mini}' --tensors"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program} | head -n 2"],
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1].startswith("Tensor")
+
+
+def test_nothing_but_headers_needs_no_heavy_library(mini):
+    code = (
+        "import sys\n"
+        "from quantcli.cli.app import run\n"
+        f"run(['inspect', {str(mini)!r}, '--json'])\n"
+        "heavy = ('torch', 'transformers', 'tokenizers', 'huggingface_hub', 'gguf')\n"
+        "sys.exit(','.join(name for name in heavy if name in sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr == "\n", done.stderr
