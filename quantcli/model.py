@@ -165,9 +165,10 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     except BaseException:
         store.close()
         raise
+    notes = tuple(Note(sentence, "warning") for sentence in architecture.notes(store.config))
     return Model(
         label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
-        config=store.config, notes=tuple(map(Note, architecture.notes(store.config))),
+        config=store.config, notes=notes,
         repo=found.repo, revision=found.revision,
     )  # fmt: skip
 
