@@ -46,10 +46,10 @@ def count_parameters(tensors: Iterable[OutputTensor]) -> Parameters:
     for tensor in tensors:
         size = math.prod(tensor.shape)
         total += size
-        axis = -2 if ".bias" in tensor.name else -3
-        if "_exps." in tensor.name and len(tensor.shape) >= -axis:
-            stacks.append(tensor.shape[axis])
-            expert += size // max(1, tensor.shape[axis])
+        if "_exps." in tensor.name and len(tensor.shape) >= 3:
+            experts = tensor.shape[-3]
+            stacks.append(experts)
+            expert += size // max(1, experts)
         else:
             shared += size
     return Parameters(total, shared, expert, sum(stacks) // len(stacks) if stacks else 0)

@@ -59,7 +59,7 @@ def fetch(wanted: Wanted, on_event: OnEvent) -> Path:
         raise _explain(error, wanted) from error
     missing = wanted.lacks(folder)
     if missing is not None:
-        raise SourceError(f"{wanted.label}: {missing}", hint=_hint_from_listing(wanted))
+        raise _explain_gap(wanted, missing)
     return folder
 
 
@@ -113,6 +113,8 @@ def _explain(error: Exception, wanted: Wanted) -> SourceError:
         return SourceError(f"{label}: the repository has no revision {wanted.revision!r}")
     if isinstance(error, errors.HfHubHTTPError):
         return SourceError(f"{label}: the Hub answered: {_first_line(error)}")
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+        return SourceError(f"{label}: cannot be stored in the local cache: {error}")
     if _offline():
         return SourceError(
             f"{label}: is not (completely) in the local cache, and HF_HUB_OFFLINE forbids asking "
@@ -135,23 +137,25 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _hint_from_listing(wanted: Wanted) -> str | None:
-    """What to take instead, from the names of the files that the repository does hold."""
-    from huggingface_hub import list_repo_files
+def _explain_gap(wanted: Wanted, missing: str) -> SourceError:
+    """Why a snapshot is not whole: the Hub was out of reach, or the repository is another kind."""
+    from huggingface_hub import HfApi
 
     try:
-        names = list_repo_files(wanted.repo, revision=wanted.revision)
-    except _network_errors():
-        return None
-    models = sorted(name for name in names if name.endswith(".gguf"))
+        facts = HfApi().model_info(wanted.repo, revision=wanted.revision)
+    except _network_errors() as error:
+        return _explain(error, wanted)
+    names = sorted(sibling.rfilename for sibling in facts.siblings or ())
+    models = [name for name in names if name.endswith(".gguf")]
+    hint: str | None = None
     if models:
-        return f"it holds GGUF files; name one: hf://{wanted.repo}/{models[0]}"
-    if any(name.endswith(".bin") for name in names):
-        return (
+        hint = f"it holds GGUF files; name one: hf://{wanted.repo}/{models[0]}"
+    elif any(name.endswith(".bin") for name in names):
+        hint = (
             "it holds PyTorch weights; convert them at "
             "https://huggingface.co/spaces/safetensors/convert"
         )
-    return None
+    return SourceError(f"{wanted.label}: {missing}", hint=hint)
 
 
 @contextmanager

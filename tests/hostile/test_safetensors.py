@@ -7,6 +7,7 @@ name twice) is kept more strictly here.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -165,6 +166,10 @@ def test_missing_and_irregular(tmp_path: Path) -> None:
         read_header(tmp_path / "absent")
     with pytest.raises(SourceError, match="is not a regular file"):
         read_header(tmp_path)
+    # Nobody writes to this pipe; a reader that waits for them would never end.
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="is not a regular file"):
+        read_header(tmp_path / "pipe")
 
 
 def test_sound_file_is_read(tmp_path: Path) -> None:
