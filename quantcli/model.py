@@ -143,7 +143,7 @@ def open_model(
 
 def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: bool) -> Model:
     from quantcli.archs import find_architecture
-    from quantcli.sources.card import general_metadata
+    from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.hf import open_checkpoint
     from quantcli.vocab import load_vocabulary
 
@@ -155,7 +155,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
         keys |= general_metadata(
             found.path,
             config=store.config,
-            parameters=sum(tensor.elements for tensor in tensors if tensor.values is None),
+            parameters=count_parameters(tensors),
             name=found.repo,
         )
         keys |= architecture.metadata(store.config)
