@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from types import FrameType
 from typing import Annotated, Any
 
@@ -118,7 +117,7 @@ def _top(
         raise typer.Exit(2)
 
 
-for _name in filter(lambda name: find_spec(f"quantcli.cli.{name}"), COMMANDS):
+for _name in COMMANDS:
     app.command(_name)(getattr(import_module(f"quantcli.cli.{_name}"), _name))
 
 

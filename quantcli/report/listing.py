@@ -137,7 +137,7 @@ def tensor_table(subject: Subject, chosen: Iterable[StoredTensor]) -> Table:
 def key_value_table(metadata: Mapping[str, MetaValue], *, full: bool) -> Table:
     """A GGUF's key-values; without ``full`` long strings and arrays are cut short."""
     rows = [(key, value.kind, value_text(value, full=full)) for key, value in metadata.items()]
-    cut = not full and any(value_text(v, full=True) != value_text(v) for v in metadata.values())
+    cut = any(row[2].endswith(("...", "in all]")) for row in rows) and not full
     return Table(
         (Column("Key"), Column("Kind"), Column("Value")),
         tuple(rows),

@@ -112,7 +112,7 @@ def _stored(subject: Subject) -> str:
     if len(types) > 3 and subject.file_type is None:
         name += " + ..."
     return (
-        f"{name}, {len(subject.tensors)} tensors, {size_text(subject.nbytes)}, "
+        f"{name}, {len(subject.tensors):,} tensors, {size_text(subject.nbytes)}, "
         f"{subject.bits_per_weight:.2f} bits per weight"
     )
 
