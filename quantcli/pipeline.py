@@ -220,9 +220,11 @@ def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab) -> bytes:
 def _importance_of(job: Job, slab: _Slab) -> NDArray[np.float32] | None:
     if job.importance is None or not slab.item.importance:
         return None
-    entry = job.importance.entries[slab.item.tensor.name]
-    matrix = slab.start // slab.item.tensor.shape[-2] if entry.shape[0] > 1 else 0
-    return np.ascontiguousarray(entry[matrix], dtype=np.float32)
+    tensor = slab.item.tensor
+    # The legacy form stores the weights of a stack's matrices as one row.
+    matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    weights = job.importance.weights(tensor.name, matrices, tensor.columns)
+    return None if weights is None else weights[slab.start * matrices // tensor.rows]
 
 
 def _locate(model: Model, slab: _Slab, refused: native.UnencodableError) -> WeightError:
