@@ -52,8 +52,8 @@ extern const struct qk_type_size qk_type_sizes[QK_TYPE_COUNT];
 #define QK_ALL_FINITE (-1)
 #define QK_NO_MEMORY (-2)
 
-/* Encode nrows rows of ncols elements of the stored dtype src_type; stops at the first value that is not finite in float32 and returns its flat
- * index, else QK_ALL_FINITE, or QK_NO_MEMORY. */
+/* Encode nrows rows of ncols elements of the stored dtype src_type; stops at the first value that
+ * is not finite in float32 and returns its flat index, else QK_ALL_FINITE, or QK_NO_MEMORY. */
 int64_t qk_encode_rows(const struct qk_table *table, int type, int src_type,
                        const uint8_t *src, int64_t nrows, int64_t ncols, uint8_t *dst,
                        const float *weights);

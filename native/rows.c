@@ -62,13 +62,25 @@ void qk_decode_all(const struct qk_table *table, int type, const uint8_t *src, f
     fesetenv(&environment);
 }
 
+static int has_exponent(const uint8_t *scale, int exponent) {
+    uint16_t bits;
+    memcpy(&bits, scale, sizeof bits);
+    return (bits & exponent) == exponent;
+}
+
 int64_t qk_first_infinite_scale(const uint8_t *blocks, int64_t nblocks, int nbytes,
                                 const int *offsets, int count, int exponent) {
-    for (int64_t i = 0; i < nblocks; ++i) {
+    int64_t i = 0;
+    if (nbytes == 2) { /* F16 and BF16: every element is its own scale, so look at many at once */
+        for (; i + 64 <= nblocks; i += 64) {
+            int any = 0;
+            for (int k = 0; k < 64; ++k) any |= has_exponent(blocks + 2 * (i + k), exponent);
+            if (any) break;
+        }
+    }
+    for (; i < nblocks; ++i) {
         for (int k = 0; k < count; ++k) {
-            uint16_t scale;
-            memcpy(&scale, blocks + i * nbytes + offsets[k], sizeof scale);
-            if ((scale & exponent) == exponent) return i;
+            if (has_exponent(blocks + i * nbytes + offsets[k], exponent)) return i;
         }
     }
     return -1;

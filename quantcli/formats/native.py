@@ -49,6 +49,8 @@ def encode(
     count, columns = rows.shape
     if not fmt.fits(columns):
         raise ValueError(f"rows of {columns} do not divide into {fmt.name} blocks of {fmt.block}")
+    if fmt.needs_importance and weights is None:
+        raise ValueError(f"{fmt.name} is not encoded without importance weights")
     packed = np.empty((count, fmt.row_bytes(columns)), np.uint8) if out is None else out
     if packed.shape != (count, fmt.row_bytes(columns)):
         raise ValueError(f"out has shape {packed.shape}, not {(count, fmt.row_bytes(columns))}")

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from quantcli.formats import BlockFormat
+
 Rows = np.ndarray
 Maker = Callable[[np.random.Generator, int, int], Rows]
 
@@ -71,3 +73,8 @@ def importance(kind: str, columns: int, seed: int = 7) -> Rows | None:
     maker = IMPORTANCES[kind]
     rng = np.random.default_rng([seed, columns, *kind.encode()])
     return None if maker is None else maker(rng, columns)
+
+
+def needed(fmt: BlockFormat, columns: int) -> Rows | None:
+    """Importance for a format that is not encoded without, else None."""
+    return importance("spread", columns) if fmt.needs_importance else None
