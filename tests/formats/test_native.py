@@ -16,7 +16,6 @@ from quantcli import _native
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import BlockFormat, get_format, native
 
-
 STORED = {
     "F64": np.float64,
     "F32": np.float32,
