@@ -74,6 +74,23 @@ def gguf_bytes() -> bytes:
 
 
 @cache
+def imatrix_bytes() -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "i.gguf"
+        writer = gguf.GGUFWriter(path, "none")
+        writer.add_array("imatrix.datasets", ["wiki"])
+        writer.add_uint32("imatrix.chunk_count", 3)
+        writer.add_uint32("imatrix.chunk_size", 512)
+        writer.add_tensor("a.weight.in_sum2", np.ones((2, 4), np.float32))
+        writer.add_tensor("a.weight.counts", np.ones((2, 1), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path.read_bytes()
+
+
+@cache
 def legacy_bytes() -> bytes:
     entries = (legacy_entry(b"a.weight", [1.0, 2.0]), legacy_entry(b"b.weight", [3.0] * 5, 2))
     return legacy(*entries, tail=pack("<ii", 3, 4) + b"wiki")
@@ -148,6 +165,12 @@ def test_safetensors(tmp_path: Path, edits: list[Edit]) -> None:
 @given(edits=EDITS)
 def test_gguf(tmp_path: Path, edits: list[Edit]) -> None:
     attempt(tmp_path / "m.gguf", edit(gguf_bytes(), edits), read_all)
+
+
+@ROUNDS
+@given(edits=EDITS)
+def test_importance(tmp_path: Path, edits: list[Edit]) -> None:
+    attempt(tmp_path / "i.gguf", edit(imatrix_bytes(), edits), read_importance)
 
 
 @ROUNDS
