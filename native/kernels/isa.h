@@ -21,6 +21,9 @@ QK_INLINE vf vf_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b)
 QK_INLINE vf vf_min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 QK_INLINE vi vi_max(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
 QK_INLINE vi vi_min(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
+QK_INLINE vi vi_min_unsigned(vi a, vi b) {
+    return (vi)_mm512_min_epu32((__m512i)a, (__m512i)b);
+}
 QK_INLINE vf vf_sqrt(vf v) { return (vf)_mm512_sqrt_ps((__m512)v); }
 QK_INLINE vf vf_round(vf v) { return (vf)_mm512_roundscale_ps((__m512)v, 8); }
 QK_INLINE int vi_any(vi mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
@@ -56,6 +59,9 @@ QK_INLINE vf vf_max(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b)
 QK_INLINE vf vf_min(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 QK_INLINE vi vi_max(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 QK_INLINE vi vi_min(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
+QK_INLINE vi vi_min_unsigned(vi a, vi b) {
+    return (vi)_mm256_min_epu32((__m256i)a, (__m256i)b);
+}
 QK_INLINE vf vf_sqrt(vf v) { return (vf)_mm256_sqrt_ps((__m256)v); }
 QK_INLINE vf vf_round(vf v) { return (vf)_mm256_round_ps((__m256)v, 8); }
 QK_INLINE int vi_any(vi mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
@@ -119,6 +125,9 @@ QK_INLINE void vi_store_u16(uint8_t *p, vi v) { _mm_storel_epi64((__m128i *)p, v
 /* NEON's float min and max propagate NaN, so those stay plain. */
 QK_INLINE vi vi_max(vi a, vi b) { return (vi)vmaxq_s32((int32x4_t)a, (int32x4_t)b); }
 QK_INLINE vi vi_min(vi a, vi b) { return (vi)vminq_s32((int32x4_t)a, (int32x4_t)b); }
+QK_INLINE vi vi_min_unsigned(vi a, vi b) {
+    return (vi)vminq_u32((uint32x4_t)a, (uint32x4_t)b);
+}
 QK_INLINE vf vf_sqrt(vf v) { return (vf)vsqrtq_f32((float32x4_t)v); }
 QK_INLINE vf vf_round(vf v) { return (vf)vrndnq_f32((float32x4_t)v); }
 QK_INLINE int vi_any(vi mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
@@ -148,6 +157,7 @@ QK_INLINE vf vf_min(vf a, vf b) { return vf_sel(a < b, a, b); }
 #ifndef QK_HAS_INT_MINMAX
 QK_INLINE vi vi_max(vi a, vi b) { return vi_sel(a > b, a, b); }
 QK_INLINE vi vi_min(vi a, vi b) { return vi_sel(a < b, a, b); }
+QK_INLINE vi vi_min_unsigned(vi a, vi b) { return vi_sel((vi)((vu)a < (vu)b), a, b); }
 #endif
 /* Nearest integer as a float, ties to even, for |v| < 2^22. */
 #ifndef QK_HAS_ROUND

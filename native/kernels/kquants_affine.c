@@ -123,7 +123,7 @@ QK_INLINE void encode_affine(const struct batch *batch, int weighted,
         const vf *xj = x + j * type.length, *wj = w + j * type.length;
         if (weighted) fit_affine(xj, wj, type.length, type.top, type.weighted, 0, fit);
         else fit_affine(xj, wj, type.length, type.top, type.plain, type.absolute, fit);
-        EACH_GROUP(g) {
+        for (int g = 0; g < GROUPS; ++g) {
             scales[j + g] = fit[g].scale;
             mins[j + g] = fit[g].min;
             weights[j + g] = fit[g].weight;

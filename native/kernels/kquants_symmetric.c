@@ -9,27 +9,26 @@
 #define LENGTH 16
 #define SUBS (SUPER / LENGTH)
 
-/* The scale of largest magnitude, the first of equals. */
-QK_INLINE vf signed_peak(const vf *scales) {
-    vf peak = {0}, size = {0};
-    for (int j = 0; j < SUBS; ++j) {
-        const vf a = vf_abs(scales[j]);
-        const vi larger = a > size;
-        size = vf_sel(larger, a, size);
-        peak = vf_sel(larger, scales[j], peak);
-    }
-    return peak;
-}
-
-/* code = clamp(round(x / d)) + nmax per sub-block, where d is not zero; others keep their code. */
+/* code = clamp(round(x / d)) + nmax per sub-block. Where d is zero the search's code stays: the
+ * one of its fit, or without fits what codes already holds. */
 QK_INLINE void round_symmetric(const vf *x, vf scale, const vi *scale_codes, const int nmax,
-                               vi *restrict codes) {
+                               const struct symmetric_fit *fits, vi *restrict codes) {
     for (int j = 0; j < SUBS; ++j) {
         const vf d = scale * vf_from(scale_codes[j]);
         const vi none = d == 0.f;
+        const int any_none = vi_any(none);
         for (int i = j * LENGTH; i < (j + 1) * LENGTH; ++i) {
-            const vi code = vi_max(vi_set1(-nmax), vi_min(vi_set1(nmax - 1), vi_nearest(x[i] / d)));
-            codes[i] = vi_sel(none, codes[i], code + nmax);
+            vi code = vi_min(vi_set1(nmax - 1), vi_nearest(x[i] / d));
+            code = vi_max(vi_set1(-nmax), code) + nmax;
+            if (any_none) {
+                vi kept = codes[i];
+                if (fits != NULL) {
+                    kept = rule_code(fits[j].rule, x[i], -nmax, nmax - 1) + nmax;
+                    kept &= ~fits[j].zero;
+                }
+                code = vi_sel(none, kept, code);
+            }
+            codes[i] = code;
         }
     }
 }
@@ -71,6 +70,7 @@ QK_INLINE void pack_q3(const vi *codes, const vi *scale_codes, vi scale_half,
 
 QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
     vf x[SUPER], w[SUPER], scales[SUBS], weights[SUBS];
+    struct symmetric_fit fits[SUBS];
     vi codes[SUPER], scale_codes[SUBS], scale_half;
     gather_tile(x, batch->x, SUPER);
     if (weighted) {
@@ -79,29 +79,24 @@ QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
         for (int i = 0; i < SUPER; ++i) sum += x[i] * x[i];
         const vf variance = 2.f * sum / (float)SUPER;
         for (int i = 0; i < SUPER; ++i) w[i] *= vf_sqrt(variance + x[i] * x[i]);
-        struct code_rule rules[SUBS];
-        vi zeros[SUBS];
         for (int j = 0; j < SUBS; ++j) {
             const vf *xj = x + j * LENGTH, *wj = w + j * LENGTH;
             weights[j] = (vf){0};
             for (int i = 0; i < LENGTH; ++i) weights[j] += wj[i];
-            scales[j] = fit_symmetric(xj, wj, LENGTH, 4, 0, &rules[j], &zeros[j]);
-            for (int i = 0; i < LENGTH; ++i) {
-                codes[j * LENGTH + i] = (rule_code(rules[j], xj[i], -4, 3) + 4) & ~zeros[j];
-            }
+            fit_symmetric(xj, wj, LENGTH, 4, 0, &fits[j]);
+            scales[j] = fits[j].scale;
         }
-        struct code_rule rule;
-        vi zero;
-        const vf scale = fit_symmetric(scales, weights, SUBS, 32, 1, &rule, &zero);
+        struct symmetric_fit fit;
+        fit_symmetric(scales, weights, SUBS, 32, 1, &fit);
         for (int j = 0; j < SUBS; ++j) {
-            scale_codes[j] = (rule_code(rule, scales[j], -32, 31) + 32) & ~zero;
+            scale_codes[j] = (rule_code(fit.rule, scales[j], -32, 31) + 32) & ~fit.zero;
         }
-        scale_half = vi_to_half(scale);
+        scale_half = vi_to_half(fit.scale);
     } else {
         for (int j = 0; j < SUBS; ++j) {
-            scales[j] = fit_by_sweeps(x + j * LENGTH, LENGTH, 4, codes + j * LENGTH);
+            scales[j] = fit_by_sweeps(x + j * LENGTH, 4, codes + j * LENGTH);
         }
-        const vf peak = signed_peak(scales);
+        const vf peak = signed_peak(scales, SUBS);
         const vi some = peak != 0.f;
         const vf inverse = -32.f / vf_sel(some, peak, vf_set1(1));
         for (int j = 0; j < SUBS; ++j) {
@@ -112,12 +107,13 @@ QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
     }
     vi signed_codes[SUBS];
     for (int j = 0; j < SUBS; ++j) signed_codes[j] = scale_codes[j] - 32;
-    round_symmetric(x, vf_from_half(scale_half), signed_codes, 4, codes);
+    round_symmetric(x, vf_from_half(scale_half), signed_codes, 4, weighted ? fits : NULL, codes);
     pack_q3(codes, scale_codes, scale_half, batch->dst);
 }
 
 QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
     vf x[SUPER], w[SUPER], scales[SUBS];
+    struct symmetric_fit fits[SUBS];
     vi codes[SUPER], scale_codes[SUBS];
     gather_tile(x, batch->x, SUPER);
     if (weighted) {
@@ -126,15 +122,10 @@ QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
         for (int i = 0; i < SUPER; ++i) w[i] = x[i] * x[i];
     }
     for (int j = 0; j < SUBS; ++j) {
-        const vf *xj = x + j * LENGTH, *wj = w + j * LENGTH;
-        struct code_rule rule;
-        vi zero;
-        scales[j] = fit_symmetric(xj, wj, LENGTH, 32, 0, &rule, &zero);
-        for (int i = 0; i < LENGTH; ++i) {
-            codes[j * LENGTH + i] = (rule_code(rule, xj[i], -32, 31) + 32) & ~zero;
-        }
+        fit_symmetric(x + j * LENGTH, w + j * LENGTH, LENGTH, 32, 0, &fits[j]);
+        scales[j] = fits[j].scale;
     }
-    const vf peak = signed_peak(scales);
+    const vf peak = signed_peak(scales, SUBS);
     const vi zero = vf_abs(peak) < TINY;
     const vf inverse = -128.f / vf_sel(zero, vf_set1(1), peak);
     const vi scale_half = vi_to_half(1.f / inverse) & ~zero;
@@ -142,7 +133,7 @@ QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
         const vi code = vi_min(vi_set1(127), vi_nearest(inverse * scales[j])) & ~zero;
         scale_codes[j] = code << 24 >> 24;
     }
-    round_symmetric(x, vf_from_half(scale_half), scale_codes, 32, codes);
+    round_symmetric(x, vf_from_half(scale_half), scale_codes, 32, fits, codes);
     for (int i = 0; i < SUPER; ++i) codes[i] &= ~zero;
 
     vi words[48], *high = words + 32;

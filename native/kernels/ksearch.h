@@ -16,10 +16,6 @@
 
 #define TINY 1e-15f /* GROUP_MAX_EPS: below it a group counts as all zero */
 
-/* Sub-blocks searched at once: independent chains of additions hide one another's latency. */
-#define GROUPS 2
-#define EACH_GROUP(g) _Pragma("GCC unroll 4") for (int g = 0; g < GROUPS; ++g)
-
 struct code_rule {
     vf inverse, offset;
 };
@@ -30,47 +26,9 @@ QK_INLINE vi rule_code(struct code_rule rule, vf x, int lowest, int highest) {
     return vi_max(vi_set1(lowest), vi_min(vi_set1(highest), code));
 }
 
-/* How a candidate's codes have to be computed for the whole group, cheapest first. */
-enum rounding { UNCLAMPED, CLAMPED, WRAPPING };
-
-QK_INLINE vf affine_code(enum rounding rounding, vf v, int nmax) {
-    if (rounding == UNCLAMPED) return vf_round(v);
-    if (rounding == CLAMPED) return vf_min(vf_max(vf_round(v), vf_set1(0)), vf_set1((float)nmax));
-    return vf_from(vi_max(vi_set1(0), vi_min(vi_set1(nmax), vi_nearest(v))));
-}
-
-struct affine_sums {
-    vf l, l2, xl;
-};
-
-QK_INLINE void sum_affine(const enum rounding rounding, const vf *x, const vf *w, const int n,
-                          const int nmax, const vf *inverse, const vf *min, vf *restrict codes,
-                          struct affine_sums *restrict sums) {
-    EACH_GROUP(g) sums[g] = (struct affine_sums){{0}, {0}, {0}};
-    for (int i = 0; i < n; ++i) {
-        EACH_GROUP(g) {
-            const vf xi = x[g * n + i];
-            const vf l = affine_code(rounding, inverse[g] * (xi - min[g]), nmax);
-            const vf wl = w[g * n + i] * l;
-            codes[g * n + i] = l;
-            sums[g].l += wl;
-            sums[g].l2 += wl * l;
-            sums[g].xl += wl * xi;
-        }
-    }
-}
-
-QK_INLINE void sum_error(const vf *x, const vf *w, const int n, const int absolute,
-                         const vf *scale, const vf *min, const vf *codes, vf *restrict error) {
-    EACH_GROUP(g) error[g] = (vf){0};
-    for (int i = 0; i < n; ++i) {
-        EACH_GROUP(g) {
-            const vf diff = scale[g] * codes[g * n + i] + min[g] - x[g * n + i];
-            if (absolute) error[g] += w[g * n + i] * vf_abs(diff);
-            else error[g] += w[g * n + i] * (diff * diff);
-        }
-    }
-}
+/* Sub-blocks searched at once: independent chains of additions hide one another's latency. */
+#define GROUPS 4
+#define EACH(g) _Pragma("GCC unroll 4") for (int g = 0; g < GROUPS; ++g)
 
 /* The trial scales of an affine search: (first + step*k + nmax) / (max - min), k = 0 ... last. */
 struct trials {
@@ -78,190 +36,314 @@ struct trials {
     int last;
 };
 
-struct affine_fit {
-    vf scale;
-    vf min; /* what is subtracted: never negative */
-    vf weight;
-    struct code_rule rule;
+struct affine_sums {
+    vf l, l2, xl;
 };
 
-/* GROUPS sub-blocks of n elements, consecutive in x and w: x ~ scale * code - min, codes 0..nmax,
- * least weighted squares (or absolute error). */
+/* The best fit so far of one sub-block in each lane: x ~ scale * code + min. */
+struct affine_fit {
+    vf scale, min; /* min is never positive */
+    struct code_rule rule;
+    vf error;
+    vf high, weight, sum_x;
+    vf tame_low, tame_high; /* a min between them keeps every quotient far below 2^22 */
+    vi flat;
+};
+
+/* Code of the quotient v as a float, for |v| < 2^22. Floats that are not negative are ordered as
+ * integers, and clamping them as integers leaves the float adders to the sums. */
+QK_INLINE vf affine_code(vf v, int nmax) {
+#ifdef QK_HAS_INT_MINMAX
+    const vi floor = vi_max((vi)vf_round(v), vi_set1(0));
+    return (vf)vi_min(floor, (vi)vf_set1((float)nmax));
+#else
+    return vf_min(vf_max(vf_round(v), vf_set1(0)), vf_set1((float)nmax));
+#endif
+}
+
+QK_INLINE vf wrapping_code(vf v, int nmax) {
+    return vf_from(vi_max(vi_set1(0), vi_min(vi_set1(nmax), vi_nearest(v))));
+}
+
+/* Codes first and sums after them: two short loops keep the adders busier than one whose chains
+ * from element to sum are long. */
+QK_INLINE void affine_pass(const int wraps, const vf *x, const vf *w, const int n, const int nmax,
+                           const vf *inverse, const struct affine_fit *fit, vf *restrict codes,
+                           struct affine_sums *restrict sums) {
+    vf min[GROUPS];
+    struct affine_sums s[GROUPS];
+    EACH(g) {
+        min[g] = fit[g].min;
+        s[g] = (struct affine_sums){{0}, {0}, {0}};
+    }
+    for (int i = 0; i < n; ++i) {
+        EACH(g) {
+            const vf v = inverse[g] * (x[g * n + i] - min[g]);
+            codes[g * n + i] = wraps ? wrapping_code(v, nmax) : affine_code(v, nmax);
+        }
+    }
+    for (int i = 0; i < n; ++i) {
+        EACH(g) {
+            const vf l = codes[g * n + i], wl = w[g * n + i] * l;
+            s[g].l += wl;
+            s[g].l2 += wl * l;
+            s[g].xl += wl * x[g * n + i];
+        }
+    }
+    EACH(g) sums[g] = s[g];
+}
+
+QK_INLINE void error_pass(const vf *x, const vf *w, const int n, const int absolute,
+                          const vf *scale, const vf *min, const vf *codes, vf *restrict error) {
+    vf sum[GROUPS];
+    EACH(g) sum[g] = (vf){0};
+    for (int i = 0; i < n; ++i) {
+        EACH(g) {
+            const vf diff = scale[g] * codes[g * n + i] + min[g] - x[g * n + i];
+            if (absolute) sum[g] += w[g * n + i] * vf_abs(diff);
+            else sum[g] += w[g * n + i] * (diff * diff);
+        }
+    }
+    EACH(g) error[g] = sum[g];
+}
+
+/* The plain fit: the range divided evenly. */
+QK_INLINE void start_affine(const vf *x, const vf *w, const int n, const int nmax,
+                            const int absolute, vf *restrict codes, struct affine_fit *fit) {
+    vf scale[GROUPS], min[GROUPS], error[GROUPS];
+    EACH(g) {
+        vf low = x[g * n], high = low, weight = w[g * n], sum_x = weight * low;
+        for (int i = 1; i < n; ++i) {
+            const vf xi = x[g * n + i], wi = w[g * n + i];
+            low = vf_min(xi, low);
+            high = vf_max(xi, high);
+            weight += wi;
+            sum_x += wi * xi;
+        }
+        min[g] = vf_sel(low > 0.f, vf_set1(0), low);
+        const vi flat = high <= min[g];
+        const vf range = high - min[g], inverse = (float)nmax / range;
+        scale[g] = 1.f / inverse;
+        for (int i = 0; i < n; ++i) {
+            codes[g * n + i] = wrapping_code(inverse * (x[g * n + i] - min[g]), nmax);
+        }
+        fit[g].scale = scale[g];
+        fit[g].min = min[g];
+        fit[g].rule.inverse = vf_sel(flat, vf_set1(0), inverse);
+        fit[g].rule.offset = min[g];
+        fit[g].high = high;
+        fit[g].weight = weight;
+        fit[g].sum_x = sum_x;
+        fit[g].flat = flat;
+        /* Between these a trial's range is about half to twice this one. Never tame: ranges that
+         * are tiny, huge or near the precision of their ends. Flat lanes may compute anything. */
+        const vi sane = (range > 1e-35f) & (range < 1e37f) & (vf_abs(min[g]) < 1e5f * range);
+        const vf floor = vf_sel(sane, min[g] - range, vf_set1(INFINITY));
+        fit[g].tame_low = vf_sel(flat, vf_set1(-INFINITY), floor);
+        fit[g].tame_high = vf_sel(flat, vf_set1(INFINITY), min[g] + 0.5f * range);
+    }
+    error_pass(x, w, n, absolute, scale, min, codes, error);
+    EACH(g) fit[g].error = vf_sel(fit[g].flat, vf_set1(-INFINITY), error[g]); /* beyond improving */
+}
+
+/* Codes of a trial, and the least-squares scale and min for them. */
+QK_INLINE void try_affine(const vf *x, const vf *w, const int n, const int nmax, float target,
+                          const struct affine_fit *fit, vf *restrict codes,
+                          vf *restrict inverse, vf *restrict scale, vf *restrict min,
+                          vi *restrict solvable) {
+    vi wild = {0};
+    EACH(g) {
+        const vf now = fit[g].min;
+        inverse[g] = target / (fit[g].high - now);
+        wild |= ~((now >= fit[g].tame_low) & (now <= fit[g].tame_high));
+    }
+    struct affine_sums sums[GROUPS];
+    if (__builtin_expect(vi_any(wild), 0)) {
+        affine_pass(1, x, w, n, nmax, inverse, fit, codes, sums);
+    } else {
+        affine_pass(0, x, w, n, nmax, inverse, fit, codes, sums);
+    }
+    EACH(g) {
+        const struct affine_sums s = sums[g];
+        const vf weight = fit[g].weight, sum_x = fit[g].sum_x;
+        const vf det = weight * s.l2 - s.l * s.l;
+        solvable[g] = det > 0.f;
+        scale[g] = (weight * s.xl - sum_x * s.l) / det;
+        min[g] = (s.l2 * sum_x - s.l * s.xl) / det;
+        const vi positive = min[g] > 0.f;
+        if (vi_any(positive)) {
+            scale[g] = vf_sel(positive, s.xl / s.l2, scale[g]);
+            min[g] = vf_sel(positive, vf_set1(0), min[g]);
+        }
+    }
+}
+
+/* GROUPS sub-blocks of n elements, consecutive in x and w: codes 0 ... nmax, least weighted
+ * squares (or absolute error). */
 QK_INLINE void fit_affine(const vf *x, const vf *w, const int n, const int nmax,
                           const struct trials trials, const int absolute,
                           struct affine_fit *fit) {
-    vf low[GROUPS], high[GROUPS], min[GROUPS], sum_w[GROUPS], sum_x[GROUPS];
-    vf inverse[GROUPS], scale[GROUPS], best[GROUPS];
-    vi flat[GROUPS];
     vf codes[GROUPS * 32];
-    EACH_GROUP(g) {
-        low[g] = high[g] = x[g * n];
-        sum_w[g] = w[g * n];
-        sum_x[g] = sum_w[g] * x[g * n];
-    }
-    for (int i = 1; i < n; ++i) {
-        EACH_GROUP(g) {
-            const vf xi = x[g * n + i], wi = w[g * n + i];
-            low[g] = vf_min(xi, low[g]);
-            high[g] = vf_max(xi, high[g]);
-            sum_w[g] += wi;
-            sum_x[g] += wi * xi;
-        }
-    }
-    EACH_GROUP(g) {
-        min[g] = vf_sel(low[g] > 0.f, vf_set1(0), low[g]);
-        flat[g] = high[g] <= min[g];
-        /* Flat lanes get harmless numbers here and their result at the end. */
-        inverse[g] = (float)nmax / vf_sel(flat[g], vf_set1((float)nmax), high[g] - min[g]);
-        scale[g] = 1.f / inverse[g];
-        fit[g].rule.inverse = vf_sel(flat[g], vf_set1(0), inverse[g]);
-        fit[g].rule.offset = min[g];
-        for (int i = 0; i < n; ++i) {
-            codes[g * n + i] = vf_from(vi_max(vi_set1(0), vi_min(vi_set1(nmax),
-                vi_nearest(inverse[g] * (x[g * n + i] - min[g])))));
-        }
-    }
-    sum_error(x, w, n, absolute, scale, min, codes, best);
+    start_affine(x, w, n, nmax, absolute, codes, fit);
     for (int k = 0; k <= trials.last; ++k) {
         const float target = trials.first + trials.step * (float)k + (float)nmax;
-        vi outside = {0}, wild = {0};
-        EACH_GROUP(g) {
-            inverse[g] = target / vf_sel(flat[g], vf_set1((float)nmax), high[g] - min[g]);
-            /* Rounding is monotone, so the extremes bound every element's quotient. */
-            const vf a = inverse[g] * (low[g] - min[g]), b = inverse[g] * (high[g] - min[g]);
-            outside |= ~((a >= -0.5f) & (a < nmax + 0.5f) & (b >= -0.5f) & (b < nmax + 0.5f));
-            wild |= ~((vf_abs(a) < 4e6f) & (vf_abs(b) < 4e6f));
-        }
-        struct affine_sums sums[GROUPS];
-        if (!vi_any(outside)) {
-            sum_affine(UNCLAMPED, x, w, n, nmax, inverse, min, codes, sums);
-        } else if (!vi_any(wild)) {
-            sum_affine(CLAMPED, x, w, n, nmax, inverse, min, codes, sums);
-        } else {
-            sum_affine(WRAPPING, x, w, n, nmax, inverse, min, codes, sums);
-        }
-        vf try_scale[GROUPS], try_min[GROUPS], error[GROUPS];
+        vf inverse[GROUPS], scale[GROUPS], min[GROUPS], error[GROUPS];
         vi solvable[GROUPS];
-        EACH_GROUP(g) {
-            const struct affine_sums s = sums[g];
-            const vf det = sum_w[g] * s.l2 - s.l * s.l;
-            solvable[g] = (det > 0.f) & ~flat[g];
-            try_scale[g] = (sum_w[g] * s.xl - sum_x[g] * s.l) / det;
-            try_min[g] = (s.l2 * sum_x[g] - s.l * s.xl) / det;
-            const vi positive = try_min[g] > 0.f;
-            if (vi_any(positive)) {
-                try_scale[g] = vf_sel(positive, s.xl / s.l2, try_scale[g]);
-                try_min[g] = vf_sel(positive, vf_set1(0), try_min[g]);
-            }
-        }
-        sum_error(x, w, n, absolute, try_scale, try_min, codes, error);
-        EACH_GROUP(g) {
-            const vi better = solvable[g] & (error[g] < best[g]);
+        try_affine(x, w, n, nmax, target, fit, codes, inverse, scale, min, solvable);
+        error_pass(x, w, n, absolute, scale, min, codes, error);
+        EACH(g) {
+            const vi better = solvable[g] & (error[g] < fit[g].error);
             fit[g].rule.inverse = vf_sel(better, inverse[g], fit[g].rule.inverse);
-            fit[g].rule.offset = vf_sel(better, min[g], fit[g].rule.offset);
-            best[g] = vf_sel(better, error[g], best[g]);
-            scale[g] = vf_sel(better, try_scale[g], scale[g]);
-            min[g] = vf_sel(better, try_min[g], min[g]);
+            fit[g].rule.offset = vf_sel(better, fit[g].min, fit[g].rule.offset);
+            fit[g].error = vf_sel(better, error[g], fit[g].error);
+            fit[g].scale = vf_sel(better, scale[g], fit[g].scale);
+            fit[g].min = vf_sel(better, min[g], fit[g].min);
         }
     }
-    EACH_GROUP(g) {
-        fit[g].scale = vf_sel(flat[g], vf_set1(0), scale[g]);
-        fit[g].min = -min[g];
-        fit[g].weight = sum_w[g];
+    EACH(g) {
+        fit[g].scale = vf_sel(fit[g].flat, vf_set1(0), fit[g].scale);
+        fit[g].min = -fit[g].min;
     }
 }
 
-/* x ~ scale * (code - nmax), codes 0 ... 2*nmax-1, over n elements with weights w; returns the
- * scale. Elements are finite unless wrapping is set. */
-QK_INLINE vf fit_symmetric(const vf *x, const vf *w, const int n, const int nmax,
-                           const int wrapping, struct code_rule *rule, vi *restrict zero) {
+/* Code of the quotient v as a float, -nmax ... nmax - 1. |v| is at most nmax + 1, and less than
+ * nmax + 0.5 when below is 0. Integer clamps as in affine_code; as unsigned integers, negative
+ * floats are ordered by size and follow all others. */
+QK_INLINE vf symmetric_code(vf v, int nmax, int below) {
+    const vf l = vf_round(v);
+#ifdef QK_HAS_INT_MINMAX
+    const vi code = vi_min((vi)l, (vi)vf_set1((float)nmax - 1));
+    return below ? (vf)vi_min_unsigned(code, (vi)vf_set1(-(float)nmax)) : (vf)code;
+#else
+    const vf code = vf_min(l, vf_set1((float)nmax - 1));
+    return below ? vf_max(code, vf_set1(-(float)nmax)) : code;
+#endif
+}
+
+/* The value of largest magnitude, the first of equals. */
+QK_INLINE vf signed_peak(const vf *x, const int n) {
     vf peak = {0}, size = {0};
     for (int i = 0; i < n; ++i) {
-        const vf xi = x[i], ax = vf_abs(xi);
-        const vi larger = ax > size;
-        size = vf_sel(larger, ax, size);
-        peak = vf_sel(larger, xi, peak);
+        const vf a = vf_abs(x[i]);
+        const vi larger = a > size;
+        size = vf_sel(larger, a, size);
+        peak = vf_sel(larger, x[i], peak);
     }
-    *zero = size < TINY;
-    peak = vf_sel(*zero, vf_set1(1), peak);
-    vf best = {0}, scale = {0};
-    rule->inverse = rule->offset = vf_set1(0);
-    for (int trial = 0; trial < 19; ++trial) {
-        /* 0, then -9 ... 9 without 0. */
-        const int step = trial == 0 ? 0 : trial < 10 ? trial - 10 : trial - 9;
-        const vf inverse = -((float)nmax + 0.1f * (float)step) / peak;
-        vf sum_xl = {0}, sum_l2 = {0};
-        for (int i = 0; i < n; ++i) {
-            const vf v = inverse * x[i];
+    return peak;
+}
+
+struct symmetric_fit {
+    vf scale, best;
+    struct code_rule rule;
+    vi zero; /* the codes of an all-zero group are 0, not nmax */
+};
+
+/* count trials of scales -peak / (nmax + 0.1*step), from step on, in order; plain says that the
+ * first of them is the plain fit, -peak / nmax. wraps is for values that need not be finite. */
+QK_INLINE void try_symmetric(const vf *x, const vf *w, const int n, const int nmax,
+                             const int wraps, const int plain, const int step, const int count,
+                             vf peak, struct symmetric_fit *fit) {
+    vf inverse[4], sum_xl[4], sum_l2[4];
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) {
+        const float at = plain ? (k == 0 ? 0.f : (float)(step + k - 1)) : (float)(step + k);
+        inverse[k] = -((float)nmax + 0.1f * at) / peak;
+        sum_xl[k] = sum_l2[k] = (vf){0};
+    }
+    for (int i = 0; i < n; ++i) {
+        const vf xi = x[i], wi = w[i], wx = wi * xi;
+#pragma GCC unroll 4
+        for (int k = 0; k < count; ++k) {
+            const vf v = inverse[k] * xi;
             vf l;
-            if (wrapping) {
+            if (wraps) {
                 l = vf_from(vi_max(vi_set1(-nmax), vi_min(vi_set1(nmax - 1), vi_nearest(v))));
             } else {
-                l = vf_max(vf_min(vf_round(v), vf_set1((float)nmax - 1)), vf_set1(-(float)nmax));
+                l = symmetric_code(v, nmax, step + count > 5);
             }
-            sum_xl += w[i] * x[i] * l;
-            sum_l2 += w[i] * l * l;
-        }
-        const vf quotient = sum_xl / sum_l2;
-        if (trial == 0) {
-            scale = vf_sel(sum_l2 == 0.f, vf_set1(0), quotient);
-            best = scale * sum_xl;
-            rule->inverse = inverse;
-        } else {
-            const vi better = (sum_l2 > 0.f) & (sum_xl * sum_xl > best * sum_l2);
-            scale = vf_sel(better, quotient, scale);
-            best = vf_sel(better, quotient * sum_xl, best);
-            rule->inverse = vf_sel(better, inverse, rule->inverse);
+            sum_xl[k] += wx * l;
+            sum_l2[k] += wi * l * l;
         }
     }
-    return vf_sel(*zero, vf_set1(0), scale);
+#pragma GCC unroll 4
+    for (int k = 0; k < count; ++k) {
+        const vf quotient = sum_xl[k] / sum_l2[k];
+        if (plain && k == 0) {
+            fit->scale = vf_sel(sum_l2[k] == 0.f, vf_set1(0), quotient);
+            fit->best = fit->scale * sum_xl[k];
+            fit->rule.inverse = inverse[k];
+        } else {
+            const vf squared = sum_xl[k] * sum_xl[k];
+            const vi better = (sum_l2[k] > 0.f) & (squared > fit->best * sum_l2[k]);
+            fit->scale = vf_sel(better, quotient, fit->scale);
+            fit->best = vf_sel(better, quotient * sum_xl[k], fit->best);
+            fit->rule.inverse = vf_sel(better, inverse[k], fit->rule.inverse);
+        }
+    }
 }
 
-/* x ~ scale * (code - nmax) with weights x^2: plain rounding, then up to five sweeps that move one
- * code at a time. codes[] gets code (0 where all is zero). */
-QK_INLINE vf fit_by_sweeps(const vf *x, const int n, const int nmax, vi *restrict codes) {
-    vf peak = {0}, size = {0};
-    for (int i = 0; i < n; ++i) {
-        const vf xi = x[i], ax = vf_abs(xi);
-        const vi larger = ax > size;
-        size = vf_sel(larger, ax, size);
-        peak = vf_sel(larger, xi, peak);
-    }
-    const vi zero = size < TINY;
+/* x ~ scale * (code - nmax), codes 0 ... 2*nmax-1, over n elements with weights w. */
+QK_INLINE void fit_symmetric(const vf *x, const vf *w, const int n, const int nmax,
+                             const int wraps, struct symmetric_fit *fit) {
+    vf peak = signed_peak(x, n);
+    fit->zero = vf_abs(peak) < TINY;
+    fit->rule.offset = vf_set1(0);
+    peak = vf_sel(fit->zero, vf_set1(1), peak);
+    try_symmetric(x, w, n, nmax, wraps, 1, -9, 4, peak, fit);
+    try_symmetric(x, w, n, nmax, wraps, 0, -6, 3, peak, fit);
+    try_symmetric(x, w, n, nmax, wraps, 0, -3, 3, peak, fit);
+    try_symmetric(x, w, n, nmax, wraps, 0, 1, 3, peak, fit);
+    try_symmetric(x, w, n, nmax, wraps, 0, 4, 3, peak, fit);
+    try_symmetric(x, w, n, nmax, wraps, 0, 7, 3, peak, fit);
+    fit->scale = vf_sel(fit->zero, vf_set1(0), fit->scale);
+}
+
+/* x ~ scale * (code - nmax) over 16 elements with weights x^2: plain rounding, then up to five
+ * sweeps that give one element after the other the code that is best with all others as they are.
+ *
+ * Changes are rare, so a step first asks whether any lane has one. The sums then stay what they
+ * were, and steps that the processor rightly guesses to change nothing run side by side. */
+QK_INLINE vf fit_by_sweeps(const vf *x, const int nmax, vi *restrict codes) {
+    const int n = 16;
+    const vf peak = signed_peak(x, n);
+    const vi zero = vf_abs(peak) < TINY;
     const vf inverse = -(float)nmax / vf_sel(zero, vf_set1(1), peak);
     vf sum_xl = {0}, sum_l2 = {0};
-    vf l[16];
+    vf levels[16], xl[16], l2[16]; /* what each element adds to the sums */
     for (int i = 0; i < n; ++i) {
-        const vf xi = x[i], w = xi * xi;
-        l[i] = vf_max(vf_min(vf_round(inverse * xi), vf_set1((float)nmax - 1)),
-                      vf_set1(-(float)nmax));
-        sum_xl += w * xi * l[i];
-        sum_l2 += w * l[i] * l[i];
+        const vf xi = x[i], w = xi * xi, l = symmetric_code(inverse * xi, nmax, 0);
+        levels[i] = l;
+        xl[i] = w * xi * l;
+        l2[i] = w * l * l;
+        sum_xl += xl[i];
+        sum_l2 += l2[i];
     }
     for (int sweep = 0; sweep < 5; ++sweep) {
         vi changed = {0};
         for (int i = 0; i < n; ++i) {
-            const vf xi = x[i], w = xi * xi;
-            vf xl = sum_xl - w * xi * l[i];
-            vf l2 = sum_l2 - w * l[i] * l[i];
-            const vf moved = vf_from(vi_max(vi_set1(-nmax), vi_min(vi_set1(nmax - 1),
-                vi_nearest(xi * l2 / xl))));
-            vi better = (xl > 0.f) & (moved != l[i]);
-            xl += w * xi * moved;
-            l2 += w * moved * moved;
-            better &= (l2 > 0.f) & (xl * xl * sum_l2 > sum_xl * sum_xl * l2);
-            l[i] = vf_sel(better, moved, l[i]);
-            sum_xl = vf_sel(better, xl, sum_xl);
-            sum_l2 = vf_sel(better, l2, sum_l2);
+            const vf xi = x[i], other_xl = sum_xl - xl[i], other_l2 = sum_l2 - l2[i];
+            const vi rounded = vi_min(vi_set1(nmax - 1), vi_nearest(xi * other_l2 / other_xl));
+            const vf l = vf_from(vi_max(vi_set1(-nmax), rounded));
+            vi better = (other_xl > 0.f) & (l != levels[i]);
+            if (!vi_any(better)) continue;
+            const vf w = xi * xi, new_xl = w * xi * l, new_l2 = w * l * l;
+            const vf all_xl = other_xl + new_xl, all_l2 = other_l2 + new_l2;
+            better &= (all_l2 > 0.f) & (all_xl * all_xl * sum_l2 > sum_xl * sum_xl * all_l2);
+            levels[i] = vf_sel(better, l, levels[i]);
+            xl[i] = vf_sel(better, new_xl, xl[i]);
+            l2[i] = vf_sel(better, new_l2, l2[i]);
+            sum_xl = vf_sel(better, all_xl, sum_xl);
+            sum_l2 = vf_sel(better, all_l2, sum_l2);
             changed |= better;
         }
-        if (!vi_any(changed & ~zero)) break;
+        if (!vi_any(changed)) break;
     }
-    for (int i = 0; i < n; ++i) codes[i] = (vi_from(l[i]) + nmax) & ~zero;
+    for (int i = 0; i < n; ++i) codes[i] = (vi_from(levels[i]) + nmax) & ~zero;
     return vf_sel(~zero & (sum_l2 > 0.f), sum_xl / sum_l2, vf_set1(0));
 }
 
-/* x ~ scale * code for n non-negative values, codes 0 ... nmax (kept as bytes), weights w. */
+/* x ~ scale * code for n values that should not be negative, codes 0 ... nmax (kept as bytes),
+ * weights w: nine scales, then sweeps as above. */
 QK_INLINE vf fit_positive(const vf *x, const vf *w, const int n, const int nmax,
                           vi *restrict codes) {
     vf max = {0};
@@ -299,21 +381,20 @@ QK_INLINE vf fit_positive(const vf *x, const vf *w, const int n, const int nmax,
     for (int sweep = 0; sweep < 5; ++sweep) {
         vi changed = {0};
         for (int i = 0; i < n; ++i) {
-            const vf l = vf_from(codes[i]);
-            vf xl = sum_xl - w[i] * x[i] * l;
-            vf l2 = sum_l2 - w[i] * l * l;
-            const vi moved = vi_min(vi_set1(nmax), vi_nearest(x[i] * l2 / xl));
-            const vf m = vf_from(moved);
-            vi better = (xl > 0.f) & (l2 > 0.f) & (moved != codes[i]);
-            xl += w[i] * x[i] * m;
-            l2 += w[i] * m * m;
-            better &= xl * xl * sum_l2 > sum_xl * sum_xl * l2;
-            codes[i] = vi_sel(better, moved & 0xff, codes[i]);
-            sum_xl = vf_sel(better, xl, sum_xl);
-            sum_l2 = vf_sel(better, l2, sum_l2);
+            const vf wx = w[i] * x[i], old = vf_from(codes[i]);
+            const vf other_xl = sum_xl - wx * old, other_l2 = sum_l2 - w[i] * old * old;
+            const vi code = vi_min(vi_set1(nmax), vi_nearest(x[i] * other_l2 / other_xl));
+            vi better = (other_xl > 0.f) & (other_l2 > 0.f) & (code != codes[i]) & ~zero;
+            if (!vi_any(better)) continue;
+            const vf l = vf_from(code), all_xl = other_xl + wx * l;
+            const vf all_l2 = other_l2 + w[i] * l * l;
+            better &= all_xl * all_xl * sum_l2 > sum_xl * sum_xl * all_l2;
+            codes[i] = vi_sel(better, code & 0xff, codes[i]);
+            sum_xl = vf_sel(better, all_xl, sum_xl);
+            sum_l2 = vf_sel(better, all_l2, sum_l2);
             changed |= better;
         }
-        if (!vi_any(changed & ~zero)) break;
+        if (!vi_any(changed)) break;
     }
     for (int i = 0; i < n; ++i) codes[i] &= ~zero;
     return vf_sel(~zero & (sum_l2 > 0.f), sum_xl / sum_l2, vf_set1(0));

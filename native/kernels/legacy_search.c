@@ -67,12 +67,12 @@ QK_INLINE void encode_batch(const struct batch *batch, const struct type32 type)
             }
         } else {
             const int nmax = 1 << (type.bits - 1);
-            struct code_rule rule;
-            vi zero;
-            const vf scale = fit_symmetric(x + g * BLOCK, w + g * BLOCK, BLOCK, nmax, 0, &rule, &zero);
-            scatter_halves(dst, 0, vi_to_half(scale));
+            struct symmetric_fit found;
+            fit_symmetric(x + g * BLOCK, w + g * BLOCK, BLOCK, nmax, 0, &found);
+            scatter_halves(dst, 0, vi_to_half(found.scale));
             for (int i = 0; i < BLOCK; ++i) {
-                codes[i] = (rule_code(rule, x[g * BLOCK + i], -nmax, nmax - 1) + nmax) & ~zero;
+                codes[i] = rule_code(found.rule, x[g * BLOCK + i], -nmax, nmax - 1) + nmax;
+                codes[i] &= ~found.zero;
             }
         }
         pack(codes, dst, type);
