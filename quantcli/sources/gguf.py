@@ -9,7 +9,7 @@ Source: the ``split.*`` keys of llama.cpp's gguf-split.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,11 @@ class GgufCheckpoint:
         """The GGUF files, first shard first."""
         return tuple(file.path for file in self._files)
 
+    @property
+    def file_sizes(self) -> dict[Path, int]:
+        """Bytes of each of the files."""
+        return {file.path: file.size for file in self._files}
+
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop``, leading axes flattened, as a new 2-D array.
 
@@ -109,21 +114,22 @@ class GgufCheckpoint:
             file.close()
 
 
-def open_gguf(path: Path) -> GgufCheckpoint:
+def open_gguf(path: Path, open_file: Callable[[Path], StoredFile] | None = None) -> GgufCheckpoint:
     """Open a GGUF file and, when it is a shard, all the others of its model.
 
-    SourceError when a file is missing or broken, or the shards do not belong together.
+    ``open_file`` opens files that are not on this machine. SourceError when a file is missing or
+    broken, or the shards do not belong together.
     """
     files: list[StoredFile] = []
     try:
-        first = StoredFile(path)
+        first = (open_file or StoredFile)(path)
         files.append(first)
         headers = [parse_gguf(first)]
         count = _split_value(headers[0], SPLIT_COUNT) or 1
         if count > 1:
             first.close()
             files.clear()
-            headers = _open_shards(path, count, files)
+            headers = _open_shards(path, count, files, open_file)
         return GgufCheckpoint(files, headers)
     except SourceError:
         for file in files:
@@ -131,7 +137,12 @@ def open_gguf(path: Path) -> GgufCheckpoint:
         raise
 
 
-def _open_shards(path: Path, count: int, files: list[StoredFile]) -> list[GgufHeader]:
+def _open_shards(
+    path: Path,
+    count: int,
+    files: list[StoredFile],
+    open_file: Callable[[Path], StoredFile] | None,
+) -> list[GgufHeader]:
     """Open the shards of the model that ``path`` is one of, appending them to ``files``."""
     match = _SHARD.fullmatch(path.name)
     if match is None or int(match["count"]) != count:
@@ -142,9 +153,9 @@ def _open_shards(path: Path, count: int, files: list[StoredFile]) -> list[GgufHe
     headers: list[GgufHeader] = []
     for number in range(count):
         shard = path.with_name(shard_name(match["stem"], number, count))
-        if not shard.exists():
+        if open_file is None and not shard.exists():
             raise SourceError(f"{shard}: this shard of {path.name} is missing")
-        files.append(StoredFile(shard))
+        files.append((open_file or StoredFile)(shard))
         header = parse_gguf(files[-1])
         found = (_split_value(header, SPLIT_NUMBER), _split_value(header, SPLIT_COUNT))
         if found != (number, count):

@@ -44,23 +44,35 @@ def fetch(wanted: Wanted, on_event: OnEvent) -> Path:
 
     SourceError when the repository, the revision or a file is not there or may not be read.
     """
+    cached = find_cached(wanted)
+    if cached is not None:
+        return cached
+    on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
+    with explaining(wanted), _dark():
+        folder = _snapshot(wanted, tqdm_class=_bar_class(wanted.label, on_event))
+    missing = wanted.lacks(folder)
+    if missing is not None:
+        raise explain_gap(wanted, missing)
+    return folder
+
+
+def find_cached(wanted: Wanted) -> Path | None:
+    """The snapshot folder in the local cache, None when it is not there or lacks something."""
+    with explaining(wanted):
+        return _cached(wanted)
+
+
+@contextmanager
+def explaining(wanted: Wanted) -> Iterator[None]:
+    """Turns whatever ``huggingface_hub`` raises inside into a SourceError."""
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = _cached(wanted)
-        if cached is not None:
-            return cached
-        on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
-        with _dark():
-            folder = _snapshot(wanted, tqdm_class=_bar_class(wanted.label, on_event))
+        yield
     except HFValidationError as error:
         raise SourceError(f"{wanted.label}: is not a repository's name: {error}") from error
     except _network_errors() as error:
         raise _explain(error, wanted) from error
-    missing = wanted.lacks(folder)
-    if missing is not None:
-        raise _explain_gap(wanted, missing)
-    return folder
 
 
 def _snapshot(wanted: Wanted, **options: Any) -> Path:
@@ -137,7 +149,7 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _explain_gap(wanted: Wanted, missing: str) -> SourceError:
+def explain_gap(wanted: Wanted, missing: str) -> SourceError:
     """Why a snapshot is not whole: the Hub was out of reach, or the repository is another kind."""
     from huggingface_hub import HfApi
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,19 +18,19 @@ from quantcli.errors import SourceError
 from quantcli.registry import near
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf_header import gguf_type, is_gguf
-from quantcli.sources.hub import OnEvent, Wanted, fetch
+from quantcli.sources.hub import OnEvent, Wanted, fetch, find_cached
 from quantcli.sources.imatrix import is_legacy_importance
 from quantcli.sources.shards import INDEX, SINGLE
 from quantcli.types import Event
 
-CHECKPOINT_PATTERNS = (
-    "model*.safetensors",
+SETTINGS_PATTERNS = (
     "*.json",
     "*.jinja",
     "tokenizer.model",
     "merges.txt",
     "README.md",
 )
+CHECKPOINT_PATTERNS = ("model*.safetensors", *SETTINGS_PATTERNS)
 CHECKPOINT_IGNORED = ("*/*.safetensors", "*/*.json")
 """Sub-folders hold other forms of the model (ONNX, the authors' own layout)."""
 
@@ -49,29 +49,34 @@ class Resolved:
 
     ``kind`` is "checkpoint" (``path`` is a folder), "gguf" or "imatrix". ``repo`` and
     ``revision`` (the commit) are set for what came from the Hub or lies in its cache.
+    ``is_remote``: the weights are on the Hub still; `quantcli.sources.remote` reads their headers.
     """
 
     path: Path
     kind: str
     repo: str | None = None
     revision: str | None = None
+    is_remote: bool = False
 
 
 def _ignore(_: Event) -> None:
     """Listen to nothing."""
 
 
-def resolve(target: str, *, on_progress: OnEvent | None = None) -> Resolved:
-    """Find ``target``; a download reports to ``on_progress``. SourceError says why it is not."""
+def resolve(target: str, *, on_progress: OnEvent | None = None, weights: bool = True) -> Resolved:
+    """Find ``target``; a download reports to ``on_progress``. SourceError says why it is not.
+
+    ``weights=False`` downloads settings and tokenizer alone of what is not in the local cache.
+    """
     if target.startswith("hf://"):
-        return _from_uri(target, on_progress or _ignore)
+        return _from_uri(target, on_progress or _ignore, weights)
     path = Path(target).expanduser()
     if path.exists():
         return _local(path)
     match = _REPO.fullmatch(target)
     if match is None or target.endswith(_FILE_SUFFIXES) or path.parent.is_dir():
         raise _missing(target, path)
-    return _checkpoint(match["repo"], match["revision"], on_progress or _ignore)
+    return _checkpoint(match["repo"], match["revision"], on_progress or _ignore, weights)
 
 
 def _local(path: Path) -> Resolved:
@@ -119,7 +124,7 @@ def _missing(target: str, path: Path) -> SourceError:
     return SourceError(f"{target}: there is no such file or folder", hint=hint)
 
 
-def _from_uri(target: str, on_event: OnEvent) -> Resolved:
+def _from_uri(target: str, on_event: OnEvent, weights: bool) -> Resolved:
     match = _URI.fullmatch(target)
     if match is None:
         raise SourceError(
@@ -127,17 +132,20 @@ def _from_uri(target: str, on_event: OnEvent) -> Resolved:
             hint="write hf://org/name, hf://org/name@revision or hf://org/name/file.gguf",
         )
     if match["file"] is None:
-        return _checkpoint(match["repo"], match["revision"], on_event)
-    return _file(match["repo"], match["revision"], match["file"], on_event)
+        return _checkpoint(match["repo"], match["revision"], on_event, weights)
+    return _file(match["repo"], match["revision"], match["file"], on_event, weights)
 
 
-def _checkpoint(repo: str, revision: str | None, on_event: OnEvent) -> Resolved:
+def _checkpoint(repo: str, revision: str | None, on_event: OnEvent, weights: bool) -> Resolved:
     wanted = Wanted(repo, revision, CHECKPOINT_PATTERNS, CHECKPOINT_IGNORED, _lacks_weights)
+    is_remote = not weights and find_cached(wanted) is None
+    if is_remote:
+        wanted = replace(wanted, patterns=SETTINGS_PATTERNS, lacks=_lacks_config)
     folder = fetch(wanted, on_event)
-    return Resolved(folder, "checkpoint", repo, folder.name)
+    return Resolved(folder, "checkpoint", repo, folder.name, is_remote)
 
 
-def _file(repo: str, revision: str | None, name: str, on_event: OnEvent) -> Resolved:
+def _file(repo: str, revision: str | None, name: str, on_event: OnEvent, weights: bool) -> Resolved:
     if not name.endswith((".gguf", ".dat", ".imatrix")) or ".." in Path(name).parts:
         raise SourceError(
             f"hf://{repo}/{name}: of single files only GGUF and importance matrices are read",
@@ -146,14 +154,26 @@ def _file(repo: str, revision: str | None, name: str, on_event: OnEvent) -> Reso
     # The other shards of a split model are needed as well.
     pattern = _SHARD.sub(lambda part: part["stem"] + "?????" + part["rest"], name)
     lacks: Callable[[Path], str | None] = partial(_lacks_file, name=name)
-    folder = fetch(Wanted(repo, revision, (pattern,), (), lacks), on_event)
+    wanted = Wanted(repo, revision, (pattern,), (), lacks)
+    # Importance matrices are small, and of use only as a whole.
+    is_model = name.endswith(".gguf") and "imatrix" not in name.lower()
+    if not weights and is_model and find_cached(wanted) is None:
+        return Resolved(Path(name), "gguf", repo, revision, is_remote=True)
+    folder = fetch(wanted, on_event)
     found = _local(folder / name)
     return Resolved(found.path, found.kind, repo, folder.name)
 
 
+def _lacks_config(folder: Path) -> str | None:
+    if (folder / "config.json").exists():
+        return None
+    return "the repository holds no config.json, so it is not a checkpoint"
+
+
 def _lacks_weights(folder: Path) -> str | None:
-    if not (folder / "config.json").exists():
-        return "the repository holds no config.json, so it is not a checkpoint"
+    missing_config = _lacks_config(folder)
+    if missing_config is not None:
+        return missing_config
     if (folder / INDEX).exists():
         weight_map = read_json(folder / INDEX).get("weight_map")
         # A broken index is a complete download; opening the checkpoint says what is wrong with it.

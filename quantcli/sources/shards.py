@@ -9,7 +9,7 @@ whether they are all there. Source: the layout that transformers' ``save_pretrai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,18 +71,19 @@ class Shards:
         _close_all(self.files)
 
 
-def open_shards(folder: Path) -> Shards:
+def open_shards(folder: Path, open_file: Callable[[Path], StoredFile] | None = None) -> Shards:
     """Open every safetensors file of the checkpoint and check them against the index.
 
-    SourceError names the first thing that is wrong; then nothing stays open.
+    ``open_file`` opens shards that are not in the folder. SourceError names the first thing that
+    is wrong; then nothing stays open.
     """
-    weight_map = _read_index(folder)
+    weight_map = read_index(folder, is_local=open_file is None)
     names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
     opened: list[StoredFile] = []
     try:
         headers: dict[str, Header] = {}
         for name in names:
-            opened.append(StoredFile(folder / name))
+            opened.append((open_file or StoredFile)(folder / name))
             headers[name] = parse_header(opened[-1])
         if weight_map is not None:
             _check_index(weight_map, headers, folder)
@@ -102,13 +103,16 @@ def _close_all(files: Iterable[StoredFile]) -> None:
         file.close()
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
-    """Tensor name -> shard file name, or None when the checkpoint is the single file."""
+def read_index(folder: Path, *, is_local: bool = True) -> dict[str, str] | None:
+    """Tensor name -> shard file name, or None when the checkpoint is the single file.
+
+    SourceError when the index is broken or, where the weights are local, names what is not there.
+    """
     if not folder.is_dir():
         raise SourceError(f"{folder}: there is no such folder")
     path, single = folder / INDEX, folder / SINGLE
     if not path.exists():
-        if not single.exists():
+        if is_local and not single.exists():
             raise _no_weights(folder)
         return None
     weight_map = read_json(path).get("weight_map")
@@ -125,7 +129,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
             hint="remove the one that does not belong to the model",
         )
     for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).exists():
+        if is_local and not (folder / shard).exists():
             lost = sum(1 for where in weight_map.values() if where == shard)
             raise SourceError(
                 f"{path}: names the shard {shard}, which is not there ({lost} tensors)",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Hub:
     repos: dict[str, Files | str]
     url: str = ""
     asked: list[str] = field(default_factory=list)
+    sends_parts: bool = True
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
@@ -106,10 +108,18 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in files:
             self._send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
             return
+        content = files[name]
+        headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": COMMIT}
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if part and self.hub.sends_parts:
+            start, stop = int(part[1]), min(int(part[2]) + 1, len(content))
+            self.hub.asked.append(f"PART /files/{name} {stop - start}")
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
+            self._send(206, headers, content[start:stop], body)
+            return
         if body:
             self.hub.asked.append(f"GET /files/{name}")
-        headers = {"ETag": f'"{_etag(files[name])}"', "X-Repo-Commit": COMMIT}
-        self._send(200, headers, files[name], body)
+        self._send(200, headers, content, body)
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, body: bool) -> None:
         self.send_response(status)
