@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quantcli.report.stats import WeightStats
     from quantcli.report.subject import Subject
     from quantcli.report.weights import WeightSource
+    from quantcli.sources.resolve import Resolved
 
 _SHOW = "What to show instead of the overview"
 _CHOOSE = "Which tensors, and in which order"
@@ -88,8 +89,8 @@ def inspect(
 ) -> None:
     """Show what MODEL holds and what it would weigh in each type.
 
-    Reads headers alone, so the size of the model does not matter; only
-    --stats reads the weights.
+    Reads headers alone, so the size of the model does not matter, and of a
+    model on the Hub nothing else is fetched; only --stats needs the weights.
 
     The overview:               quantcli inspect ./my-model
 
@@ -100,12 +101,10 @@ def inspect(
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
 
     from quantcli.report.listing import check_order, compile_filter
-    from quantcli.sources.resolve import resolve
 
     check_order(order, stats=stats)
     wanted = compile_filter(pattern)
-    with out.phase("fetching"):
-        found = resolve(target, on_progress=out.event)
+    found = _find(out, target, stats)
     if found.kind == "imatrix":
         _refuse(
             {"--tensors": tensors, "--kv": kv, "--stats": stats, "--sort": order is not None},
@@ -113,19 +112,29 @@ def inspect(
         )
         _show_importance(out, found.path, wanted)
         return
-    from quantcli.report.opening import open_folder, open_model_file
+    if kv and found.kind != "gguf":
+        raise UsageError(
+            "--kv shows the key-values of a GGUF, and this is a checkpoint",
+            hint=f"its settings are in {found.path / 'config.json'}",
+        )
+    from quantcli.report.opening import open_subject
 
-    opener = open_model_file if found.kind == "gguf" else open_folder
-    with opener(found.path, target) as subject:
-        if kv and subject.kind != "gguf":
-            raise UsageError(
-                "--kv shows the key-values of a GGUF, and this is a checkpoint",
-                hint=f"its settings are in {found.path / 'config.json'}",
-            )
+    with open_subject(found, target) as subject:
         _show_model(
             out, subject, wanted, order,
             tensors=tensors, kv=kv, stats=stats, top=top, threads=threads,
         )  # fmt: skip
+
+
+def _find(out: Output, target: str, stats: bool) -> Resolved:
+    """The files behind ``target``; of the Hub, weights are fetched for statistics alone."""
+    from quantcli.sources.resolve import resolve
+
+    with out.phase("fetching"):
+        found = resolve(target, on_progress=out.event, weights=stats)
+    if found.is_remote:
+        out.say("reading the headers on the Hub; the weights stay there")
+    return found
 
 
 def _refuse(switches: Mapping[str, bool], what: str) -> None:

@@ -39,7 +39,7 @@ def model_document(
         "bytes": subject.nbytes,
         "bits_per_weight": subject.bits_per_weight,
         "file_type": subject.file_type,
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in subject.files],
+        "files": [{"path": str(path), "bytes": size} for path, size in subject.files.items()],
         "dtypes": [
             {"dtype": dtype, "tensors": count, "weights": elements, "bytes": nbytes}
             for dtype, count, elements, nbytes in subject.dtypes()

@@ -23,9 +23,11 @@ from quantcli.report.tokenizer import kind_in_folder, kind_in_gguf
 from quantcli.report.weights import WeightSource
 from quantcli.sources import fp8
 from quantcli.sources.files import WEIGHT_DTYPES
-from quantcli.sources.gguf import open_gguf
-from quantcli.sources.hf import HfCheckpoint, open_checkpoint, read_config
-from quantcli.sources.shards import open_shards
+from quantcli.sources.gguf import GgufCheckpoint, open_gguf
+from quantcli.sources.hf import HfCheckpoint, read_config
+from quantcli.sources.remote import open_remote_gguf, open_remote_shards
+from quantcli.sources.resolve import Resolved
+from quantcli.sources.shards import Shards, open_shards
 from quantcli.types import MetaValue, OutputTensor, TensorStore, text
 
 _ONCE_QUANTIZED = frozenset({"F64", "F32", "F16", "BF16", "Q8_0"})
@@ -35,23 +37,42 @@ _READABLE = frozenset({*WEIGHT_DTYPES, fp8.DTYPE})
 """Dtypes of a checkpoint whose tensors can be read as numbers."""
 
 
-def open_model_file(path: Path, label: str) -> Subject:
-    """Open a GGUF; SourceError when it is broken."""
-    store = open_gguf(path)
+def open_subject(found: Resolved, label: str) -> Subject:
+    """Open a checkpoint or a GGUF, of the Hub too; SourceError when its files are broken."""
+    if found.kind == "gguf":
+        return _from_gguf(
+            open_remote_gguf(str(found.path), found.repo, found.revision)
+            if found.is_remote and found.repo
+            else open_gguf(found.path),
+            label,
+            is_remote=found.is_remote,
+        )
+    shards = (
+        open_remote_shards(found.path, found.repo, found.revision)
+        if found.is_remote and found.repo
+        else open_shards(found.path)
+    )
+    try:
+        return _from_shards(shards, found.path, label, is_remote=found.is_remote)
+    except BaseException:
+        shards.close()
+        raise
+
+
+def _from_gguf(store: GgufCheckpoint, label: str, *, is_remote: bool) -> Subject:
     keys = store.metadata
     outputs = _as_outputs(store)
     notes: list[str] = []
     sizes: tuple[TypeSize, ...] = ()
     if all(t.dtype in _ONCE_QUANTIZED or not holds_weights(t.dtype) for t in outputs):
         sizes = _sizes(outputs, keys, notes, from_gguf=True)
-    model, pre, number = (
-        keys.get(key) for key in ("tokenizer.ggml.model", "tokenizer.ggml.pre", "general.file_type")
-    )
-    file_type = file_type_by_id(int(number.value)) if number is not None else None
+    model, pre = keys.get("tokenizer.ggml.model"), keys.get("tokenizer.ggml.pre")
+    number = keys["general.file_type"].value if "general.file_type" in keys else None
+    file_type = file_type_by_id(number) if isinstance(number, int) else None
     return Subject(
         kind="gguf",
         label=label,
-        files=store.files,
+        files=store.file_sizes,
         facts=facts_of_metadata(keys),
         tensors=tuple(map(StoredTensor, store.tensors.values())),
         outputs=outputs,
@@ -61,17 +82,17 @@ def open_model_file(path: Path, label: str) -> Subject:
         metadata=keys,
         sizes=sizes,
         notes=tuple(notes),
-        sources=_stored_sources(store, holds_weights),
+        sources=() if is_remote else _stored_sources(store, holds_weights),
         close=store.close,
     )
 
 
-def open_folder(path: Path, label: str) -> Subject:
-    """Open a checkpoint folder; SourceError when its weights or index are broken."""
+def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> Subject:
+    sizes = {file.path: file.size for file in shards.files}
     try:
-        store = open_checkpoint(path)
+        store = HfCheckpoint(path, read_config(path), shards)
     except SourceError as error:
-        return _open_listing(path, label, error)
+        return _listing(shards, path, label, error)
     notes: list[str] = []
     try:
         architecture = find_architecture(store.config)
@@ -81,31 +102,30 @@ def open_folder(path: Path, label: str) -> Subject:
     except QuantcliError as error:
         notes.append(_unknown(error))
         outputs, keys = (), {}
-    model = Model(
-        label, path, str(keys["general.architecture"].value) if keys else "", keys, outputs,
-        store, from_gguf=False, config=store.config,
-    )  # fmt: skip
+    sources: tuple[WeightSource, ...] = ()
+    if not is_remote:
+        sources = (
+            _output_sources(store, path, keys, outputs)
+            if outputs
+            else _stored_sources(store, _READABLE.__contains__)
+        )
     return Subject(
         kind="checkpoint",
         label=label,
-        files=store.files,
+        files=sizes,
         facts=facts_of_metadata(keys, store.config) if keys else facts_of_config(store.config),
         tensors=_stored_tensors(store, outputs),
         outputs=outputs,
         tokenizer=kind_in_folder(path),
         sizes=_sizes(outputs, keys, notes, from_gguf=False) if keys else (),
         notes=tuple(notes),
-        sources=_output_sources(model)
-        if outputs
-        else _stored_sources(store, _READABLE.__contains__),
+        sources=sources,
         close=store.close,
     )
 
 
-def _open_listing(path: Path, label: str, why: SourceError) -> Subject:
+def _listing(shards: Shards, path: Path, label: str, why: SourceError) -> Subject:
     """A checkpoint whose weights are stored in a way that is not read: names and shapes only."""
-    shards = open_shards(path)
-    shards.close()
     try:
         config: Mapping[str, Any] = read_config(path)
     except SourceError:
@@ -113,11 +133,12 @@ def _open_listing(path: Path, label: str, why: SourceError) -> Subject:
     return Subject(
         kind="checkpoint",
         label=label,
-        files=tuple(file.path for file in shards.files),
+        files={file.path: file.size for file in shards.files},
         facts=facts_of_config(config),
         tensors=tuple(map(StoredTensor, shards.tensors.values())),
         tokenizer=kind_in_folder(path),
         notes=(_unknown(why),),
+        close=shards.close,
     )
 
 
@@ -166,9 +187,16 @@ def _stored_sources(
     )
 
 
-def _output_sources(model: Model) -> tuple[WeightSource, ...]:
+def _output_sources(
+    store: HfCheckpoint,
+    path: Path,
+    keys: Mapping[str, MetaValue],
+    outputs: tuple[OutputTensor, ...],
+) -> tuple[WeightSource, ...]:
+    arch = str(keys["general.architecture"].value)
+    model = Model(str(path), path, arch, keys, outputs, store, from_gguf=False)
     return tuple(
         WeightSource(t.name, t.shape, t.dtype, model.stored_bytes(t), partial(model.read_rows, t))
-        for t in model.tensors
+        for t in outputs
         if t.values is None and t.elements
     )

@@ -118,10 +118,11 @@ def _stored(subject: Subject) -> str:
 
 
 def _files(subject: Subject) -> str:
-    total = sum(path.stat().st_size for path in subject.files)
-    if len(subject.files) == 1:
-        return f"{subject.files[0].name}, {size_text(total)}"
-    return f"{len(subject.files)} files, {subject.files[0].name} and so on, {size_text(total)}"
+    first, *others = subject.files
+    total = size_text(sum(subject.files.values()))
+    if others:
+        return f"{1 + len(others)} files, {first.name} and so on, {total}"
+    return f"{first.name}, {total}"
 
 
 def _provenance(subject: Subject) -> str:

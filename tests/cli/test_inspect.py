@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from support.broken import legacy, legacy_entry
+from support.fake_hub import serve
 from support.gguf_files import write_imatrix, write_model
 from support.process import environment, run
 
@@ -242,3 +243,28 @@ def test_nothing_but_headers_needs_no_heavy_library(mini):
         capture_output=True, text=True, env=environment(), timeout=60, check=False,
     )  # fmt: skip
     assert done.stderr == "\n", done.stderr
+
+
+@pytest.fixture
+def on_the_hub(mini, tmp_path):
+    """A Hub that holds the small model, and the environment that leads there."""
+    with serve({"org/mini": {path.name: path.read_bytes() for path in mini.iterdir()}}) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        yield hub, env | {"HF_HUB_OFFLINE": "0"}
+
+
+def test_a_model_on_the_hub_is_seen_without_its_weights(on_the_hub, mini):
+    hub, env = on_the_hub
+    remote, local = run("inspect", "org/mini", env=env), run("inspect", mini)
+    assert remote.returncode == 0, remote.stderr
+    assert remote.stdout.splitlines()[1:] == local.stdout.splitlines()[1:]
+    assert "the weights stay there" in remote.stderr
+    assert "model.safetensors" not in hub.downloaded()
+
+
+def test_statistics_of_a_model_on_the_hub_fetch_it(on_the_hub):
+    hub, env = on_the_hub
+    done = run("-q", "inspect", "org/mini", "--stats", "--filter", "attn_v", env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "blk.3.attn_v.weight" in done.stdout
+    assert "model.safetensors" in hub.downloaded()

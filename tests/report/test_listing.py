@@ -8,15 +8,16 @@ from support.gguf_files import TEMPLATE, write_model
 
 from quantcli.errors import UsageError
 from quantcli.report import listing
-from quantcli.report.opening import open_folder, open_model_file
+from quantcli.report.opening import open_subject
 from quantcli.report.stats import measure_rows
+from quantcli.sources.resolve import resolve
 from quantcli.types import MetaValue
 
 
 @pytest.fixture
 def model(tmp_path):
     write_model(tmp_path / "m.gguf")
-    with open_model_file(tmp_path / "m.gguf", "m") as subject:
+    with open_subject(resolve(str(tmp_path / "m.gguf")), "m") as subject:
         yield subject
 
 
@@ -49,7 +50,7 @@ def test_without_an_order_the_file_decides(model):
 
 
 def test_a_filter_finds_stored_and_gguf_names(mini):
-    with open_folder(mini, "mini") as subject:
+    with open_subject(resolve(str(mini)), "mini") as subject:
         for pattern in (r"layers\.1\.mlp\.up", r"^blk\.1\.ffn_up"):
             chosen = listing.choose_tensors(subject, listing.compile_filter(pattern), None)
             assert _names(chosen) == ["model.layers.1.mlp.up_proj.weight"]
@@ -156,7 +157,7 @@ def test_a_value_in_a_line(value, text):
 
 
 def test_every_row_has_every_column(model, mini):
-    with open_folder(mini, "mini") as checkpoint:
+    with open_subject(resolve(str(mini)), "mini") as checkpoint:
         for subject in (model, checkpoint):
             table = listing.tensor_table(subject, subject.tensors)
             assert len(table.rows) == len(subject.tensors)

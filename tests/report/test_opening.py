@@ -12,11 +12,17 @@ from support.gguf_files import MODEL_TYPES, write_model
 
 from quantcli.errors import SourceError
 from quantcli.report.document import model_document
-from quantcli.report.opening import open_folder, open_model_file
+from quantcli.report.opening import open_subject
 from quantcli.report.overview import overview_tables
+from quantcli.report.subject import Subject
 from quantcli.report.weights import Measured, measure_weights
+from quantcli.sources.resolve import resolve
 
 MINI_PARAMETERS = 4_196_608
+
+
+def _open(path, label) -> Subject:
+    return open_subject(resolve(str(path)), label)
 
 
 def _facts(subject) -> dict[str, str]:
@@ -24,7 +30,7 @@ def _facts(subject) -> dict[str, str]:
 
 
 def test_a_checkpoint_we_know(mini):
-    with open_folder(mini, "mini") as subject:
+    with _open(mini, "mini") as subject:
         assert subject.parameters == MINI_PARAMETERS
         assert subject.embedding_parameters == 4096 * 256
         assert subject.is_tied
@@ -44,7 +50,7 @@ def test_a_checkpoint_we_know(mini):
 
 def test_every_weight_is_counted_once_in_every_view(mini):
     expected = sum(array.size for array in load_mini(mini).values())
-    with open_folder(mini, "mini") as subject:
+    with _open(mini, "mini") as subject:
         assert subject.parameters == expected
         assert sum(source.rows * source.columns for source in subject.sources) == expected
         assert sum(elements for _, _, elements, _ in subject.dtypes()) == expected
@@ -58,7 +64,7 @@ def load_mini(mini):
 
 
 def test_the_memory_table_is_weights_times_bits(mini):
-    with open_folder(mini, "mini") as subject:
+    with _open(mini, "mini") as subject:
         memory = {row["precision"]: row["bytes"] for row in model_document(subject, [])["memory"]}
     assert memory == {
         "float32": 4 * MINI_PARAMETERS,
@@ -79,7 +85,7 @@ def test_the_owner_of_70_billion_sees_280_against_35():
 
 
 def test_sizes_are_told_finest_first_and_shrink(mini):
-    with open_folder(mini, "mini") as subject:
+    with _open(mini, "mini") as subject:
         sizes = {each.name: each.nbytes for each in subject.sizes}
     assert {"F32", "F16", "BF16", "Q8_0", "Q4_K_M", "Q2_K"} <= set(sizes)
     assert sizes["F32"] > sizes["BF16"] > sizes["Q8_0"] > sizes["Q4_K_M"] > sizes["Q2_K"]
@@ -88,7 +94,7 @@ def test_sizes_are_told_finest_first_and_shrink(mini):
 
 def test_an_unknown_architecture_is_still_listed(variant):
     folder = variant(architectures=["FooForCausalLM"])
-    with open_folder(folder, "foo") as subject:
+    with _open(folder, "foo") as subject:
         assert len(subject.tensors) == 38
         assert subject.parameters == MINI_PARAMETERS
         assert subject.sizes == ()
@@ -105,7 +111,7 @@ def test_an_unknown_architecture_is_still_listed(variant):
 
 def test_a_model_that_is_quantized_in_a_way_of_its_own_is_still_listed(variant):
     folder = variant(quantization_config={"quant_method": "gptq", "bits": 4})
-    with open_folder(folder, "gptq") as subject:
+    with _open(folder, "gptq") as subject:
         assert len(subject.tensors) == 38
         assert subject.sources == ()
         assert "quantized with gptq" in subject.notes[0]
@@ -115,7 +121,7 @@ def test_a_model_that_is_quantized_in_a_way_of_its_own_is_still_listed(variant):
 def test_a_checkpoint_without_settings_is_still_listed(variant):
     folder = variant()
     (folder / "config.json").unlink()
-    with open_folder(folder, "bare") as subject:
+    with _open(folder, "bare") as subject:
         assert len(subject.tensors) == 38
         assert "config.json" in subject.notes[0]
         assert _facts(subject)["Architecture"] == "not named (unknown to quantcli)"
@@ -127,7 +133,7 @@ def test_a_broken_checkpoint_is_an_error(variant, mini):
     weights.unlink()
     weights.write_bytes((mini / "model.safetensors").read_bytes()[:-100])
     with pytest.raises(SourceError, match=r"model\.safetensors"):
-        open_folder(folder, "broken")
+        _open(folder, "broken")
 
 
 def test_tensors_of_indices_are_listed_but_are_no_weights(tmp_path, mini):
@@ -141,7 +147,7 @@ def test_tensors_of_indices_are_listed_but_are_no_weights(tmp_path, mini):
         "scalar": np.array(2.5, np.float32),
     }
     save_file(arrays, tmp_path / "model.safetensors")
-    with open_folder(tmp_path, "x") as subject:
+    with _open(tmp_path, "x") as subject:
         assert len(subject.tensors) == 4
         assert subject.parameters == 33
         assert {source.name for source in subject.sources} == {"w", "scalar"}
@@ -153,7 +159,7 @@ def test_tensors_of_indices_are_listed_but_are_no_weights(tmp_path, mini):
 def test_a_gguf(tmp_path):
     path = tmp_path / "m.gguf"
     write_model(path)
-    with open_model_file(path, "m.gguf") as subject:
+    with _open(path, "m.gguf") as subject:
         assert {t.info.name: (t.info.dtype, t.info.shape) for t in subject.tensors} == MODEL_TYPES
         assert subject.sizes == (), "weights that are quantized already have no honest size"
         facts = _facts(subject)
@@ -175,7 +181,7 @@ def test_a_gguf_of_floats_tells_what_types_would_give(tmp_path):
         "blk.0.attn_q.weight": (256, 256), "blk.0.ffn_down.weight": (256, 512),
     }  # fmt: skip
     write_model(path, {name: ("F32", shape) for name, shape in shapes.items()})
-    with open_model_file(path, "m.gguf") as subject:
+    with _open(path, "m.gguf") as subject:
         sizes = {each.name: each.nbytes for each in subject.sizes}
     assert sizes["F32"] == 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     assert sizes["Q8_0"] == (1000 * 256 + 256 * 256 + 256 * 512) // 32 * 34 + 4 * 256
@@ -184,7 +190,7 @@ def test_a_gguf_of_floats_tells_what_types_would_give(tmp_path):
 def test_the_document_is_json(mini, tmp_path):
     path = tmp_path / "m.gguf"
     write_model(path)
-    with open_folder(mini, "mini") as checkpoint, open_model_file(path, "m") as model:
+    with _open(mini, "mini") as checkpoint, _open(path, "m") as model:
         for subject in (checkpoint, model):
             for full in (False, True):
                 document = model_document(subject, subject.tensors, full_values=full)
