@@ -39,12 +39,12 @@ class Wanted:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def fetch(wanted: Wanted, on_event: OnEvent) -> Path:
+def fetch(wanted: Wanted, on_event: OnEvent, *, ask: bool = False) -> Path:
     """The snapshot folder with the wanted files, downloaded if need be.
 
-    SourceError when the repository, the revision or a file is not there or may not be read.
+    ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when the repository, the revision or a file is not there or may not be read.
     """
-    cached = find_cached(wanted)
+    cached = None if ask else find_cached(wanted)
     if cached is not None:
         return cached
     on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))

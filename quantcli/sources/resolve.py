@@ -141,7 +141,8 @@ def _checkpoint(repo: str, revision: str | None, on_event: OnEvent, weights: boo
     is_remote = not weights and find_cached(wanted) is None
     if is_remote:
         wanted = replace(wanted, patterns=SETTINGS_PATTERNS, lacks=_lacks_config)
-    folder = fetch(wanted, on_event)
+    # A cached config.json does not tell whether the index beside it is cached as well.
+    folder = fetch(wanted, on_event, ask=is_remote)
     return Resolved(folder, "checkpoint", repo, folder.name, is_remote)
 
 

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from support.broken import entry, safetensors
-from support.fake_hub import COMMIT, Files, Hub, serve
+from support.fake_hub import COMMIT, Files, Hub, put_in_cache, serve
 
 from quantcli.errors import SourceError
 from quantcli.sources.gguf import open_gguf
@@ -129,6 +129,12 @@ def test_what_is_in_the_cache_is_not_asked_for(hub):
     assert resolve(REPO, weights=False) == whole
     assert not whole.is_remote
     assert len(hub.asked) == asked
+
+
+def test_a_cache_that_holds_some_settings_is_completed(hub, tmp_path):
+    put_in_cache(tmp_path / "cache", SHARDED, {"config.json": b"{}"})
+    found = resolve(SHARDED, weights=False)
+    assert len(open_remote_shards(found.path, SHARDED, found.revision).tensors) == 3001
 
 
 def test_settings_alone_are_no_whole_model(hub):
