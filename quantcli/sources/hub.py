@@ -42,7 +42,8 @@ class Wanted:
 def fetch(wanted: Wanted, on_event: OnEvent, *, ask: bool = False) -> Path:
     """The snapshot folder with the wanted files, downloaded if need be.
 
-    ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when the repository, the revision or a file is not there or may not be read.
+    ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when
+    the repository, the revision or a file is not there or may not be read.
     """
     cached = None if ask else find_cached(wanted)
     if cached is not None:
