@@ -19,7 +19,7 @@ from quantcli.formats.base import Floats
 
 Codes = NDArray[np.int32]
 
-_ALL_ZERO = np.float32(1e-15)
+ALL_ZERO = np.float32(1e-15)
 """GROUP_MAX_EPS: a block whose largest magnitude is below it is stored as zeros."""
 
 
@@ -33,6 +33,13 @@ def ordered_sum(values: Floats) -> Floats:
     """Sums along axis 1 from a zero, one element after the other; shape (n, k) gives (n,)."""
     total: Floats = np.add.accumulate(values, axis=1, dtype=np.float32)[:, -1]
     return total + np.float32(0)  # a sum of negative zeros is a positive one
+
+
+def signed_peak(values: Floats) -> Floats:
+    """The value of largest magnitude of each block, the first of equals; NaN does not count."""
+    size = np.where(np.isnan(values), np.float32(0), np.abs(values))
+    peak = np.take_along_axis(values, size.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(size.max(axis=1) > 0, peak, np.float32(0))
 
 
 def importance_weights(values: Floats, importance: Floats, sigma2: Floats) -> Floats:
@@ -60,8 +67,8 @@ def search_symmetric(x: Floats, weights: Floats | None, nmax: int) -> tuple[Floa
 
 def _search_symmetric(x: Floats, w: Floats, nmax: int) -> tuple[Floats, Codes]:
     wx = w * x
-    top = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
-    zero = np.abs(top) < _ALL_ZERO
+    top = signed_peak(x)
+    zero = np.abs(top) < ALL_ZERO
 
     def fit(iscale: Floats) -> tuple[Codes, Floats, Floats]:
         codes = np.clip(nearest(iscale[:, None] * x), -nmax, nmax - 1)

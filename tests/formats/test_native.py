@@ -130,7 +130,8 @@ def test_a_scale_that_overflows_is_refused(fmt: BlockFormat, isa: str) -> None:
     """llama.cpp stores an infinity, and its loader then refuses the file."""
     columns = 3 * max(fmt.block, 32)
     x = rows.make("random", 5, columns)
-    x[3, columns - 7] = np.float32(-3.4e38)
+    # Q3_K and Q6_K sum cubes; where those overflow, ggml passes over the block with a finite scale.
+    x[3, columns - 7] = np.float32(-3.4e38 if fmt.block == 1 else -1e12)
     if not fmt.half_scales:
         assert encode(fmt, x).shape == (5, fmt.row_bytes(columns))
         return
