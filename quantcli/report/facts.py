@@ -65,7 +65,8 @@ def facts_of_metadata(
         if (key := f"{arch}.{suffix}") in metadata
     }
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None and values.get("vocabulary") is None:
+    is_list = tokens is not None and tokens.kind.startswith("[")
+    if tokens is not None and is_list and values.get("vocabulary") is None:
         values["vocabulary"] = len(tokens.value)
     return _fill(arch or None, _class(config or {}), values)
 
