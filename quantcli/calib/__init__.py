@@ -1,0 +1,1 @@
+"""Runs a model layer by layer and gathers what its weights see."""

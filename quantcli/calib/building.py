@@ -1,0 +1,58 @@
+"""transformers' module for a configuration, its parameters without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from quantcli.errors import ArchitectureError
+
+_APART = ("torch_dtype", "dtype", "quantization_config", "transformers_version")
+"""Keys of config.json that say how weights were stored, not what they compute."""
+
+
+def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """The causal language model of config.json's contents, in evaluation mode.
+
+    Raises ArchitectureError when transformers knows no such model or refuses the configuration.
+    """
+    fields = {key: value for key, value in config.items() if key not in _APART}
+    kind = fields.pop("model_type", None)
+    if not isinstance(kind, str):
+        raise ArchitectureError("config.json names no model_type")
+    try:
+        settings = AutoConfig.for_model(kind, **fields).get_text_config(decoder=True)
+        with _parameters_on_meta():
+            # Experts as a loop of plain products: they are seen one by one.
+            module = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, experts_implementation="eager"
+            )
+    except (ValueError, TypeError, KeyError) as refused:
+        raise ArchitectureError(
+            f"transformers cannot build this {kind} model: {refused}",
+            hint="another version of transformers may know it",
+        ) from refused
+    return module.eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters made in the block take no memory; buffers are real, since they are computed."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: Any, name: str, value: Any) -> None:
+        # A tied parameter is registered twice and must stay one object.
+        if value is not None and not value.is_meta:
+            value = nn.Parameter(value.to("meta"), requires_grad=False)
+        register(module, name, value)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -1,0 +1,93 @@
+"""Stand-ins for parts of a model, in place for the time of one call of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+class Recorder(nn.Module):
+    """Stands in for a layer: keeps what it is called with and passes the hidden states on."""
+
+    hidden: torch.Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        # Hidden from nn.Module, which would register it as a child.
+        object.__setattr__(self, "_layer", layer)
+
+    def __getattr__(self, name: str) -> Any:
+        # Decoders read attributes such as attention_type from their layers.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer, name)
+
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Keep the arguments."""
+        self.hidden, self.args, self.kwargs = hidden, args, kwargs
+        return hidden
+
+
+@contextmanager
+def replaced_layers(layers: Any) -> Iterator[list[Recorder]]:
+    """Put a recorder in the place of each of a decoder's layers."""
+    originals = list(layers)
+    stand_ins = [Recorder(layer) for layer in originals]
+    try:
+        for i, stand_in in enumerate(stand_ins):
+            layers[i] = stand_in
+        yield stand_ins
+    finally:
+        for i, layer in enumerate(originals):
+            layers[i] = layer
+
+
+class _Output:
+    """What a decoder returns, to whoever wants its hidden states alone."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Any:
+        return self.last_hidden_state if index == 0 else None
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+@contextmanager
+def replaced_decoder(decoder: Any, hidden: torch.Tensor) -> Iterator[None]:
+    """Have the decoder return ``hidden``, whatever it is called with."""
+    decoder.forward = lambda *args, **kwargs: _Output(hidden)
+    try:
+        yield
+    finally:
+        # The instance's attribute goes and the class's method shows again.
+        del decoder.forward
+
+
+class Lookup(TorchFunctionMode):
+    """Embeds with rows that are read when they are looked up; ``table`` is without values."""
+
+    def __init__(
+        self, table: torch.Tensor, read: Callable[[NDArray[np.int64]], torch.Tensor]
+    ) -> None:
+        super().__init__()
+        self._table = table
+        self._read = read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.embedding and args[1] is self._table:
+            wanted, places = torch.unique(args[0], return_inverse=True)
+            return self._read(wanted.cpu().numpy())[places]
+        return func(*args, **(kwargs or {}))

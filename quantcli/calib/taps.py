@@ -1,0 +1,74 @@
+"""What every weight is multiplied with, seen where the product happens.
+
+A `Tap` watches torch's matrix products for the time of a ``with`` block and recognises a weight
+by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
+parameter are all covered without a line per architecture. Inputs that several weights share
+(q, k and v; gate and up) are recognised as the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A weight met its input: parameter name, matrix within a stack, and the input's rows.
+
+    ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter in this
+    pass that had the very same input.
+    """
+
+    name: str
+    matrix: int
+    rows: torch.Tensor
+    shared: str
+
+
+class Tap(TorchFunctionMode):
+    """Calls ``observe`` for each product with one of ``weights`` while it is active."""
+
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[Product], None]
+    ) -> None:
+        super().__init__()
+        self._by_storage = {
+            tensor.untyped_storage().data_ptr(): (name, tensor)
+            for name, tensor in weights.items()
+            if tensor.dim() >= 2
+        }
+        self._observe = observe
+        # Held so that an address cannot be reused by another tensor within the pass.
+        self._inputs: list[tuple[torch.Tensor, str]] = []
+
+    def forget(self) -> None:
+        """Start a new pass: inputs seen before are no longer compared with."""
+        self._inputs.clear()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear:
+            self._meet(args[0], args[1])
+        elif func is torch.addmm:
+            self._meet(args[1], args[2])
+        return func(*args, **(kwargs or {}))
+
+    def _meet(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
+        found = self._by_storage.get(weight.untyped_storage().data_ptr())
+        if found is None:
+            return
+        name, whole = found
+        matrix = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
+        flat = rows.reshape(-1, rows.shape[-1])
+        self._observe(Product(name, matrix, flat, self._first_with(rows, name)))
+
+    def _first_with(self, rows: torch.Tensor, name: str) -> str:
+        for seen, first in self._inputs:
+            if seen is rows or (seen.data_ptr() == rows.data_ptr() and seen.shape == rows.shape):
+                return first
+        self._inputs.append((rows, name))
+        return name
