@@ -38,8 +38,9 @@ class Subject(AbstractContextManager["Subject"]):
     """A model that is being looked at; a context manager that closes its files.
 
     ``files`` are its files and their bytes; ``outputs`` its tensors under GGUF names, empty for an
-    unknown architecture; ``metadata`` a GGUF's key-values, empty for a checkpoint; ``sizes`` what each file type would
-    give, empty where that cannot be told; ``notes`` what the reader should know.
+    unknown architecture; ``metadata`` a GGUF's key-values, empty for a checkpoint; ``sizes`` what
+    each file type would give, empty where that cannot be told; ``notes`` what the reader should
+    know.
     """
 
     kind: str
