@@ -209,9 +209,8 @@ def _measure(
     broken = [name for name, found in result.items() if found.nonfinite]
     if broken:
         out.warn(
-            f"{len(broken)} tensors hold NaN or infinities, which are left out of the numbers: "
-            + ", ".join(broken[:3])
-            + (" ..." if len(broken) > 3 else "")
+            f"NaN or infinities in {len(broken)} of {len(result)} tensors are left out of the "
+            f"numbers: {', '.join(broken[:3])}{' ...' if len(broken) > 3 else ''}"
         )
     return result
 

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from support.broken import legacy, legacy_entry
 from support.fake_hub import serve
 from support.gguf_files import write_imatrix, write_model
@@ -171,7 +172,9 @@ def test_broken_numbers_are_told(inspect, tmp_path, mini, capsys):
     save_file({"w": array}, tmp_path / "model.safetensors")
     assert run_here(["inspect", str(tmp_path), "--stats"]) == 0
     found = capsys.readouterr()
-    assert "warning: 1 tensors hold NaN or infinities" in found.err
+    assert found.err.endswith(
+        "\nwarning: NaN or infinities in 1 of 1 tensors are left out of the numbers: w\n"
+    )
     assert "Not finite" in found.out
     row = json.loads(inspect(tmp_path, "--stats", "--json"))["stats"][0]
     assert (row["nonfinite"], row["weights"]) == (2, 256)
@@ -218,6 +221,17 @@ def test_a_legacy_importance_matrix(inspect, tmp_path):
 def test_what_is_not_there_is_said(inspect, tmp_path):
     text = inspect(tmp_path / "nothing", code=1)
     assert text.startswith(f"error: {tmp_path / 'nothing'}: there is no such file or folder")
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K_M", "Q3_K_S", "Q5_1", "F32"])
+def test_the_sizes_are_those_of_the_files_that_quantize_makes(name, inspect, mini, tmp_path):
+    told = {row["type"]: row for row in json.loads(inspect(mini, "--json"))["quantized"]}
+    made = tmp_path / "m.gguf"
+    assert run_here(["quantize", str(mini), "--type", name, "-o", str(made), "-q"]) == 0
+    tensors = [(int(t.n_bytes), int(t.n_elements)) for t in GGUFReader(made).tensors]
+    assert told[name]["bytes"] == sum(-(-nbytes // 32) * 32 for nbytes, _ in tensors)
+    bits = 8 * sum(nbytes for nbytes, _ in tensors) / sum(count for _, count in tensors)
+    assert told[name]["bits_per_weight"] == pytest.approx(bits, rel=1e-12)
 
 
 def test_into_head_under_pipefail(mini):
