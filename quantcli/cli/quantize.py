@@ -232,8 +232,7 @@ def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
                 hint=f"--bits {bits} means --type {type_of_bits(bits)}",
             )
         flags["type"] = type_of_bits(bits)
-    merged = merge_recipe(load_recipe(path) if path else Recipe(), **flags)
-    return merged if merged.type else merge_recipe(merged, type=type_of_bits(4))
+    return merge_recipe(load_recipe(path) if path else Recipe(), **flags)
 
 
 def _run(

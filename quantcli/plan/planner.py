@@ -25,7 +25,13 @@ from quantcli.plan.override import resolve_overrides
 from quantcli.plan.patterns import parse_format, parse_tensor_type
 from quantcli.plan.policies import Decision, Wish, decide
 from quantcli.plan.recipe import Recipe, check_recipe
-from quantcli.plan.remarks import fallback_notes, importance_notes, wish_notes
+from quantcli.plan.remarks import (
+    NEARLY_LOSSLESS,
+    fallback_notes,
+    importance_notes,
+    source_notes,
+    wish_notes,
+)
 from quantcli.plan.traits import read_traits
 from quantcli.types import MetaValue, Note, OutputTensor
 
@@ -120,6 +126,7 @@ def make_plan(
         from_gguf=from_gguf,
     )
     notes = wish_notes(wish, decisions) + fallback_notes(decisions)
+    notes += source_notes(tensors, decisions)
     by_name = {tensor.name: tensor for tensor in tensors}
     items = tuple(
         _plan_tensor(by_name[name], decision, recipe, wish, entries)
@@ -175,7 +182,7 @@ def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> N
         return
     if tensor.dtype not in FORMATS:
         raise PlanError(f"{tensor.name} is stored as {tensor.dtype}, which holds no weights")
-    if not recipe.allow_requantize:
+    if tensor.dtype != NEARLY_LOSSLESS and not recipe.allow_requantize:
         raise PlanError(
             f"{tensor.name} is stored as {tensor.dtype}, so making it {decision.format} would "
             "quantize it a second time",

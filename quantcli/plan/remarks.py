@@ -9,7 +9,24 @@ from collections.abc import Mapping, Sequence
 from quantcli.plan.names import HEAD_NAME, Kind, kind_of
 from quantcli.plan.policies import Decision, Wish
 from quantcli.registry import near
-from quantcli.types import Note
+from quantcli.types import Note, OutputTensor
+
+NEARLY_LOSSLESS = "Q8_0"
+"""The quantized source that is taken without --allow-requantize, though not without a word."""
+
+
+def source_notes(tensors: Sequence[OutputTensor], decisions: Mapping[str, Decision]) -> list[Note]:
+    """A warning when weights were rounded to 8 bits before they come here."""
+    again = [t.name for t in tensors if t.dtype == NEARLY_LOSSLESS != decisions[t.name].format]
+    if not again:
+        return []
+    return [
+        Note(
+            f"{len(again)} tensors are stored as {NEARLY_LOSSLESS} and are rounded a second time; "
+            "the original model gives a slightly better result",
+            level="warning",
+        )
+    ]
 
 
 def fallback_notes(decisions: Mapping[str, Decision]) -> list[Note]:

@@ -69,14 +69,22 @@ def test_order_types_and_sizes_of_a_written_file(type_name: str, tmp_path: Path)
 def test_a_model_is_quantized_from_f32_rather_than_twice(tmp_path: Path) -> None:
     base = MODELS["llama-2"]()
     floats = {name: "F32" for name, shape in base.tensors.items() if len(shape) == 1}
-    model = Shape("llama", base.keys, base.tensors, floats, "Q8_0")
+    model = Shape("llama", base.keys, base.tensors, floats, "Q4_0")
     source = write_hollow(tmp_path / "in.gguf", model)
     with pytest.raises(RuntimeError):
         llama_quantize(source, tmp_path / "out.gguf", "Q4_K_M")
-    with pytest.raises(PlanError, match=r"stored as Q8_0.*second time.*--allow-requantize"):
+    with pytest.raises(PlanError, match=r"stored as Q4_0.*second time.*--allow-requantize"):
         plan(model, type="Q4_K_M")
     llama_quantize(source, tmp_path / "out.gguf", "Q4_K_M", allow_requantize=True)
     assert plan(model, type="Q4_K_M", allow_requantize=True).items[0].format == "Q6_K"
+
+
+def test_eight_bits_are_taken_as_a_source_with_a_warning() -> None:
+    base = MODELS["llama-2"]()
+    floats = {name: "F32" for name, shape in base.tensors.items() if len(shape) == 1}
+    found = plan(Shape("llama", base.keys, base.tensors, floats, "Q8_0"), type="Q4_K_M")
+    assert [note.message for note in found.notes if "stored as Q8_0" in note.message]
+    assert found.items[0].format == "Q6_K"
 
 
 def test_a_tensor_that_has_its_type_already_is_copied() -> None:
