@@ -37,20 +37,37 @@ def looks_special(text: str) -> bool:
 
 def added_tokens(files: TokenizerFiles) -> dict[int, AddedToken]:
     """Every added token of the folder by id, in the order of the ids."""
-    found: dict[int, AddedToken] = {}
-    name = files.path("tokenizer.json")
-    for token in files.tokenizer.added_tokens or () if files.tokenizer else ():
-        other = found.setdefault(token.id, token)
-        if other.content != token.content:
-            raise VocabularyError(
-                f"{name}: added tokens {other.content!r} and {token.content!r} both have id "
-                f"{token.id}"
-            )
+    found = {token.id: token for token in _from_tokenizer_json(files)}
     for token in _from_tokenizer_config(files):
         found.setdefault(token.id, token)
     for content, number in files.added_tokens.items():
+        if number < 0:
+            name = files.path("added_tokens.json")
+            raise VocabularyError(f"{name}: token {content!r} has the id {number}")
         found.setdefault(number, AddedToken(number, content))
     return dict(sorted(found.items()))
+
+
+def _from_tokenizer_json(files: TokenizerFiles) -> Iterable[AddedToken]:
+    """The tokens of ``tokenizer.json``, whose ids have to be those that the library gives.
+
+    The tokenizers library does not read the ids: a token has its id in the vocabulary or the next
+    one that is free, so a file that says otherwise runs with other ids than it says.
+    """
+    if files.tokenizer is None:
+        return
+    vocab = files.tokenizer.model.vocab
+    ids = vocab if isinstance(vocab, dict) else {text: n for n, (text, _) in enumerate(vocab)}
+    free = len(ids)
+    for token in files.tokenizer.added_tokens or ():
+        number = ids.get(token.content, free)
+        free = max(free, number + 1)
+        if number != token.id:
+            raise VocabularyError(
+                f"{files.path('tokenizer.json')}: added token {token.content!r} has id {token.id}, "
+                f"but the tokenizers library gives it {number}"
+            )
+        yield token
 
 
 def _from_tokenizer_config(files: TokenizerFiles) -> Iterable[AddedToken]:

@@ -13,6 +13,7 @@ from quantcli.vocab.added import SPACE
 from quantcli.vocab.files import TokenizerJson
 from quantcli.vocab.pieces import PieceModel
 from quantcli.vocab.spaces import Spaces
+from quantcli.vocab.tokens import TokenType
 
 _HINT = "--pre default takes llama.cpp's way"
 _NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))
@@ -39,6 +40,20 @@ def check_spaces(tokenizer: TokenizerJson, spaces: Spaces, name: str) -> None:
 
 def check_model(model: PieceModel) -> None:
     """Refuse a model whose normalization or byte fallback llama.cpp would leave out."""
+    spaces = next(
+        (
+            piece.text
+            for piece in model.pieces.values()
+            if piece.kind is TokenType.USER_DEFINED and SPACE in piece.text
+        ),
+        None,
+    )
+    if spaces is not None and model.add_space_prefix:
+        raise VocabularyError(
+            f"{model.file}: the user-defined piece {spaces!r} stands for spaces, and llama.cpp "
+            "puts one more space after a user-defined piece",
+            hint=_HINT,
+        )
     if model.unigram:
         if model.byte_fallback:
             raise VocabularyError(

@@ -33,7 +33,8 @@ class PieceModel:
     """Pieces by id and what is done to text before it is cut into them.
 
     ``charsmap`` is SentencePiece's precompiled normalization; ``special`` the ids of unk, bos,
-    eos and pad as the model itself has them.
+    eos and pad as the model itself has them; ``never_found`` are added tokens of ``tokenizer.json``
+    that no text contains by the time they are looked for.
     """
 
     file: str
@@ -45,6 +46,7 @@ class PieceModel:
     charsmap: bytes = b""
     normalization: str = ""
     special: Mapping[str, int] = field(default_factory=dict)
+    never_found: frozenset[str] = frozenset()
 
 
 def read_model(path: Path) -> PieceModel:

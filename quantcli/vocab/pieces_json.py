@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from quantcli.errors import VocabularyError
-from quantcli.vocab.added import added_tokens
+from quantcli.vocab.added import SPACE, added_tokens
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson
 from quantcli.vocab.merges import bpe_vocab, read_merges
 from quantcli.vocab.piece_order import piece_scores
@@ -46,11 +46,21 @@ def bpe_from_json(
 ) -> PieceModel | None:
     """The BPE model of ``tokenizer``; None where its merges are not those of pieces."""
     vocab = bpe_vocab(tokenizer.model, name)
-    added = {token.content for token in added_tokens(files).values()}
+    merges = read_merges(tokenizer.model, name)
+    added = added_tokens(files).values()
     by_byte = {piece for piece in vocab if is_byte(piece)}
     unknown = tokenizer.model.unk_token
-    special = added | by_byte | ({unknown} if unknown is not None else set())
-    scores = piece_scores(vocab, read_merges(tokenizer.model, name), special)
+    special = by_byte | {token.content for token in added} | {unknown or ""}
+    # Looked for before spaces become ▁, so such a token is in truth made by merges alone.
+    never_found = frozenset(
+        token.content
+        for token in added
+        if SPACE in token.content and not token.normalized and not token.special
+    )
+    scores = piece_scores(vocab, merges, special - never_found)
+    if scores is None:
+        never_found = frozenset()
+        scores = piece_scores(vocab, merges, special)
     if scores is None:
         return None
 
@@ -66,6 +76,7 @@ def bpe_from_json(
         add_space_prefix=spaces.prefix, remove_extra_whitespaces=spaces.merged,
         charsmap=spaces.charsmap,
         special={} if unknown is None or unknown not in vocab else {"unk": vocab[unknown]},
+        never_found=never_found,
     )  # fmt: skip
 
 

@@ -137,21 +137,26 @@ def recognise(
 
 
 def _unknown(steps: tuple[str, ...], file: str) -> VocabularyError:
-    def likeness(line: PreTokenizer) -> float:
-        return difflib.SequenceMatcher(None, "\n".join(line.steps), "\n".join(steps)).ratio()
+    def likeness(line: PreTokenizer) -> tuple[float, float]:
+        shared = len(set(line.steps) & set(steps)) / max(1, len(line.steps) + len(steps))
+        text = difflib.SequenceMatcher(None, "\n".join(line.steps), "\n".join(steps))
+        return shared, text.ratio()
 
     closest = max(TABLE, key=likeness)
-    here = [step for step in steps if step not in closest.steps]
-    there = [step for step in closest.steps if step not in steps]
-    parts = []
-    if here:
-        parts.append("here: " + "; ".join(here))
-    if there:
-        parts.append(f"there: {'; '.join(there)}")
-    found = ", ".join(parts) or "the order of the steps"
+    found = "; ".join(
+        f"{where}: {', '.join(map(_shorten, only))}"
+        for where, only in (
+            ("only here", [step for step in steps if step not in closest.steps]),
+            ("only there", [step for step in closest.steps if step not in steps]),
+        )
+        if only
+    )
     return VocabularyError(
         f"{file}: llama.cpp has no pre-tokenizer of this structure; the closest is "
-        f"{closest.name!r}, with a difference ({found})",
-        hint=f"--pre {closest.name} takes it all the same; run the model on text with digits, "
-        "contractions and line breaks before you rely on it",
+        f"{closest.name!r} ({found or 'with its steps in another order'})",
+        hint=f"--pre {closest.name} takes it all the same; compare the ids of some text first",
     )
+
+
+def _shorten(step: str, most: int = 72) -> str:
+    return step if len(step) <= most else step[: most - 1] + "…"

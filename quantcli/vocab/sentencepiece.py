@@ -63,11 +63,19 @@ def _key_values(files: TokenizerFiles, model: PieceModel, size: int) -> dict[str
     tokens = TokenList(size, model.file)
     named = named_special_tokens(files)
     for number, (piece, score, kind) in model.pieces.items():
-        special = kind is TokenType.NORMAL and piece in named
-        if kind is TokenType.USER_DEFINED:
+        if kind is TokenType.NORMAL and piece in named:
+            kind = TokenType.CONTROL
+        elif kind is TokenType.USER_DEFINED and " " in piece:
+            # SentencePiece looks for it after spaces have become ▁, and so never finds it.
+            kind = TokenType.UNUSED
+        elif kind is TokenType.USER_DEFINED:
             piece = piece.replace(SPACE, " ")
-        tokens.put(number, piece, TokenType.CONTROL if special else kind, score)
-    added = added_tokens(files)
+        tokens.put(number, piece, kind, score)
+    added = {
+        number: token
+        for number, token in added_tokens(files).items()
+        if token.content not in model.never_found
+    }
     put_added(tokens, added, sentencepiece=True, replace=model.file == str(files.model))
     ids = {piece.text: number for number, piece in model.pieces.items()}
     ids |= {token.content: number for number, token in added.items() if number < size}

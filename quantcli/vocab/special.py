@@ -90,6 +90,8 @@ def special_key_values(
     found: dict[str, int] = {}
     chosen = {**names, "bos": around.first or names["bos"] or names["cls"],
               "eos": around.last or names["eos"] or names["sep"]}  # fmt: skip
+    if around.sep and chosen["sep"] is None:
+        chosen["sep"] = chosen["eos"]
     for role in KEYS:
         number = _resolve(files, role, chosen[role], ids, size, (defaults or {}).get(role))
         if number is not None:

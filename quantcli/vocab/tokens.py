@@ -65,12 +65,14 @@ class TokenList:
         for token, text in enumerate(self._texts):
             if text is None:
                 text = f"[PAD{token}]"
-            if text in seen:
+            # llama.cpp reads C strings, and gives a token without text a name of its own.
+            known = text.partition("\0")[0] or f"[EMPTY_{token}]"
+            if known in seen:
                 raise VocabularyError(
-                    f"{self.file}: tokens {seen[text]} and {token} are both {text!r}, and "
-                    "llama.cpp tells tokens apart by their text"
+                    f"{self.file}: tokens {seen[known]} and {token} are both {known!r} for "
+                    "llama.cpp, which tells tokens apart by their text up to a NUL"
                 )
-            seen[text] = token
+            seen[known] = token
             texts.append(text)
         result = {"tokenizer.ggml.tokens": array("str", texts)}
         if scores:

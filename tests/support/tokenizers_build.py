@@ -105,9 +105,11 @@ def write_folder(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def encode(tokenizer: Mapping[str, Any], text: str, *, special: bool = False) -> list[int]:
-    """The ids that Hugging Face's library gives for ``text``."""
-    ids: list[int] = (
-        Tokenizer.from_str(json.dumps(tokenizer)).encode(text, add_special_tokens=special).ids
-    )
-    return ids
+def encode_all(
+    tokenizer: Mapping[str, Any], texts: Mapping[str, str], *, special: bool = False
+) -> dict[str, list[int]]:
+    """The ids that Hugging Face's library gives for each text."""
+    library = Tokenizer.from_str(json.dumps(tokenizer))
+    return {
+        name: library.encode(text, add_special_tokens=special).ids for name, text in texts.items()
+    }
