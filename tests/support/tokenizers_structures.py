@@ -106,8 +106,13 @@ DIFFERS: dict[str, dict[str, str]] = {
     "tiny_aya": {
         "capital after small": _CAPITALS,
         "long s": _LONG_S,
+        "spaces before digits": "its hand-written splitter leaves what stands before digits with "
+        "them, so that spaces there are no longer at the end of a piece",
         "chinese": "its hand-written splitter groups digits without looking for the word boundary "
         "that the regex wants after them, and there is none before a CJK character",
+    },
+    "superbpe": {
+        "digits of other scripts": r"\d is any digit in Oniguruma and 0 to 9 in std::regex"
     },
     "laguna": {
         "carriage return": "llama.cpp splits at runs of line feeds and leaves the carriage return "

@@ -33,6 +33,8 @@ https://www.example.org/path/to/file_name-2024.html?query=value&other=42#fragmen
 PAGE = {
     "plain": "The quick brown fox jumps over the lazy dog.",
     "digits": "1 12 123 1234 12345 123456 1234567 12345678 1,234.56 3..14 0x7f 1e-9 ½ Ⅷ ٣٤٥",
+    "digits of other scripts": "٣½ ²³x ٣٤٥٦ 12٣4 ①② Ⅷ ５６７８",
+    "spaces before digits": "a  12   345\t6 \n 78",
     "contractions": "I'm you're he'd she'll we've it's isn't 'tis rock'n'roll o'clock",
     "capital contractions": "I'M YOU'RE HE'D SHE'LL WE'VE IT'S ISN'T We'Ve a'lL",
     "quotes": "'quoted' \"double\" ''two'' 'S 'T \u2018curly\u2019 \u201ccurly\u201d don\u2019t",
