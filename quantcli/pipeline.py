@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.errors import WeightError
+from quantcli.errors import PlanError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
-from quantcli.plan.budget import check_disk, parse_size, plan_split
+from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe, dump_recipe
 from quantcli.sources.imatrix import Importance
@@ -133,12 +133,35 @@ def prepare(
     return job
 
 
-def execute(job: Job, *, threads: int | None = None) -> Iterator[Event]:
+def threads_within(job: Job, threads: int | None, max_memory: int | None) -> int:
+    """How many threads may work so that resident memory stays below ``max_memory`` bytes.
+
+    PlanError when one thread alone needs more.
+    """
+    wanted = threads or default_threads()
+    if max_memory is None:
+        return wanted
+    for count in range(wanted, 0, -1):
+        if peak_memory(job.plan, count, SLAB_BYTES) <= max_memory:
+            return count
+    needed = peak_memory(job.plan, 1, SLAB_BYTES)
+    raise PlanError(
+        f"{job.model.label} needs up to {needed:,} bytes of memory even on one thread, "
+        f"more than the {max_memory:,} allowed",
+        hint=f"--max-memory {-(-needed // 10**6)}M is enough",
+    )
+
+
+def execute(
+    job: Job, *, threads: int | None = None, max_memory: int | None = None
+) -> Iterator[Event]:
     """Do a job, yielding notes and progress, at last `Finished`.
 
+    ``threads`` defaults to the processors, and to as many as fit into ``max_memory`` bytes.
     Whatever ends the iteration early (an error, an interrupt, closing the generator) leaves no
     file under a final name and an existing one untouched.
     """
+    workers = threads_within(job, threads, max_memory)
     yield from job.model.notes
     yield from job.plan.notes
     sizes = {path: layout.size for path, layout in job.layouts.items()}
@@ -146,7 +169,7 @@ def execute(job: Job, *, threads: int | None = None) -> Iterator[Event]:
         for path, layout in job.layouts.items():
             files.write(path, 0, layout.header)
         leaves: dict[tuple[str, int], bytes] = {}
-        yield from _encode_all(job, files, threads or default_threads(), leaves)
+        yield from _encode_all(job, files, workers, leaves)
         digest = _digest(job.model, leaves)
         metadata = {**job.metadata, "quantcli.source.digest": text(digest)}
         for path, layout in _lay_out(metadata, job.shards).items():

@@ -14,10 +14,11 @@ import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
-from quantcli.errors import OutputError, WeightError
+from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.container import padded
 from quantcli.model import open_model
-from quantcli.pipeline import Finished, execute, prepare
+from quantcli.pipeline import SLAB_BYTES, Finished, execute, prepare, threads_within
+from quantcli.plan.budget import peak_memory
 from quantcli.plan.recipe import Recipe
 from quantcli.sources.imatrix import read_importance
 
@@ -137,6 +138,17 @@ def test_key_values_say_where_the_file_came_from(tmp_path: Path) -> None:
         assert tensor.data_offset % 32 == 0
     last = max(reader.tensors, key=lambda t: t.data_offset)
     assert (tmp_path / "m.gguf").stat().st_size == padded(int(last.data_offset + last.n_bytes), 32)
+
+
+def test_memory_limit_takes_threads_away_and_then_refuses() -> None:
+    with open_model(MINI) as model:
+        job = prepare(model, Recipe(type="Q4_K_M"), Path("x.gguf"), check=False)
+        free = peak_memory(job.plan, 8, SLAB_BYTES)
+        assert threads_within(job, 8, None) == 8
+        assert threads_within(job, 8, free) == 8
+        assert threads_within(job, 8, free - 1) == 7
+        with pytest.raises(PlanError, match=r"even on one thread.*--max-memory"):
+            threads_within(job, 8, 1000)
 
 
 def test_digest_depends_on_the_weights_alone(tmp_path: Path) -> None:

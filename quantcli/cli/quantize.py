@@ -177,6 +177,16 @@ def quantize(
         flag("--dry-run", help="Print the exact plan and write nothing.", panel=_OUTPUT),
     ] = False,
     threads: Threads = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="SIZE",
+            show_default=False,
+            help="Keep resident memory below SIZE, such as 300M, by working on fewer threads. "
+            "Without it, a few slabs of 4 MB for each thread are in memory.",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -218,7 +228,12 @@ def quantize(
         for line in dump_recipe(resolved).splitlines():
             out.line(line)
         return
-    _run(out, model, resolved, output, dry_run=dry_run, force=force, threads=threads)
+    from quantcli.plan.budget import parse_size
+
+    limit = parse_size(max_memory) if max_memory else None
+    _run(
+        out, model, resolved, output, dry_run=dry_run, force=force, threads=threads, limit=limit
+    )  # fmt: skip
 
 
 def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
@@ -244,22 +259,24 @@ def _run(
     dry_run: bool,
     force: bool,
     threads: int | None,
+    limit: int | None,
 ) -> None:
     from quantcli.model import open_model
-    from quantcli.pipeline import default_output, prepare
+    from quantcli.pipeline import default_output, prepare, threads_within
     from quantcli.sources.imatrix import read_importance
 
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
         path = output or default_output(model, recipe)
         job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
+        workers = threads_within(job, threads, limit)
         if dry_run:
-            _show_plan(out, job, threads)
+            _show_plan(out, job, workers)
         else:
-            _execute(out, job, threads)
+            _execute(out, job, workers)
 
 
-def _show_plan(out: Output, job: Job, threads: int | None) -> None:
+def _show_plan(out: Output, job: Job, threads: int) -> None:
     from quantcli.report.plans import plan_document, plan_tables
 
     for note in job.plan.notes:
@@ -271,7 +288,7 @@ def _show_plan(out: Output, job: Job, threads: int | None) -> None:
         out.table(table)
 
 
-def _execute(out: Output, job: Job, threads: int | None) -> None:
+def _execute(out: Output, job: Job, threads: int) -> None:
     import time
 
     from quantcli.pipeline import Finished, execute

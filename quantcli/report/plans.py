@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from quantcli.pipeline import SLAB_BYTES, Job, default_threads
+from quantcli.pipeline import SLAB_BYTES, Job
 from quantcli.plan.budget import free_disk, peak_memory
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text
 
 
-def plan_tables(job: Job, threads: int | None = None) -> list[Table]:
+def plan_tables(job: Job, threads: int) -> list[Table]:
     """The tensor table in the order of the file, and the totals."""
     rows = tuple(
         (
@@ -46,7 +46,7 @@ def plan_tables(job: Job, threads: int | None = None) -> list[Table]:
     return [Table(columns, rows), facts(totals)]
 
 
-def plan_document(job: Job, threads: int | None = None) -> dict[str, Any]:
+def plan_document(job: Job, threads: int) -> dict[str, Any]:
     """The same with exact numbers, for ``--json``."""
     return {
         "type": job.plan.recipe.type,
@@ -55,6 +55,7 @@ def plan_document(job: Job, threads: int | None = None) -> dict[str, Any]:
         "bytes": job.nbytes,
         "bits_per_weight": job.plan.bits_per_weight,
         "elements": job.plan.elements,
+        "threads": threads,
         "peak_memory_bytes": _peak(job, threads),
         "free_disk_bytes": free_disk(job.paths[0].parent),
         "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
@@ -73,5 +74,5 @@ def plan_document(job: Job, threads: int | None = None) -> dict[str, Any]:
     }
 
 
-def _peak(job: Job, threads: int | None) -> int:
-    return peak_memory(job.plan, threads or default_threads(), SLAB_BYTES)
+def _peak(job: Job, threads: int) -> int:
+    return peak_memory(job.plan, threads, SLAB_BYTES)
