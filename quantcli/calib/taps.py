@@ -3,7 +3,7 @@
 A `Tap` watches torch's matrix products for the time of a ``with`` block and recognises a weight
 by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
 parameter are all covered without a line per architecture. Inputs that several weights share
-(q, k and v; gate and up) are recognised as the same tensor.
+(q, k and v; gate and up) are recognised as the same memory.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.overrides import TorchFunctionMode
 class Product:
     """A weight met its input: parameter name, matrix within a stack, and the input's rows.
 
-    ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter in this
-    pass that had the very same input.
+    ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter and
+    matrix in this pass that had the very same input.
     """
 
     name: str
     matrix: int
     rows: torch.Tensor
-    shared: str
+    shared: tuple[str, int]
 
 
 class Tap(TorchFunctionMode):
@@ -44,7 +44,7 @@ class Tap(TorchFunctionMode):
         }
         self._observe = observe
         # Held so that an address cannot be reused by another tensor within the pass.
-        self._inputs: list[tuple[torch.Tensor, str]] = []
+        self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def forget(self) -> None:
         """Start a new pass: inputs seen before are no longer compared with."""
@@ -64,11 +64,11 @@ class Tap(TorchFunctionMode):
         name, whole = found
         matrix = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
         flat = rows.reshape(-1, rows.shape[-1])
-        self._observe(Product(name, matrix, flat, self._first_with(rows, name)))
+        self._observe(Product(name, matrix, flat, self._first_with(flat, (name, matrix))))
 
-    def _first_with(self, rows: torch.Tensor, name: str) -> str:
+    def _first_with(self, rows: torch.Tensor, weight: tuple[str, int]) -> tuple[str, int]:
         for seen, first in self._inputs:
-            if seen is rows or (seen.data_ptr() == rows.data_ptr() and seen.shape == rows.shape):
+            if (seen.data_ptr(), seen.shape) == (rows.data_ptr(), rows.shape):
                 return first
-        self._inputs.append((rows, name))
-        return name
+        self._inputs.append((rows, weight))
+        return weight

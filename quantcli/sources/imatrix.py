@@ -6,6 +6,10 @@ squares (``NAME.in_sum2``, one row for each matrix of a stack) and how many inpu
 legacy form (.dat) holds means that were multiplied by a number of calls, and divides by it again.
 The quotients are the very floats that llama-quantize hands to its encoders, so equal bytes follow.
 
+A file that quantcli calibrated says so with a key of its own. There, and nowhere else, the means
+of an expert that saw few tokens are drawn towards the mean over its layer's experts, instead of
+trusting a handful of tokens; llama.cpp, which does not know the key, reads the raw quotients.
+
 Refused: values that are negative or not finite, lengths that do not fit, a tensor that occurs
 twice, anything cut short. Source: common_imatrix_load in llama.cpp's imatrix-loader.cpp and
 load_imatrix in its quantize tool.
@@ -30,6 +34,9 @@ DATASETS, CHUNK_COUNT, CHUNK_SIZE = (
     "imatrix.chunk_count",
     "imatrix.chunk_size",
 )
+ENOUGH = "quantcli.imatrix.enough_tokens"
+"""From how many tokens on an expert's own mean is taken as it is."""
+ENOUGH_TOKENS = 512
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 _I32 = Struct("<i")
@@ -66,6 +73,35 @@ class Importance:
                 hint="the importance matrix belongs to another model",
             )
         return entry.reshape(matrices, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the GGUF form holds: sums of squares (matrices, columns) and counts (matrices,)."""
+
+    path: Path
+    entries: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    datasets: tuple[str, ...]
+    chunks: int
+    chunk_size: int
+
+
+def read_sums(path: Path) -> Sums:
+    """The raw sums of an importance matrix in the GGUF form; SourceError for anything else."""
+    if not is_gguf(path):
+        raise SourceError(
+            f"{path}: is no importance matrix in the GGUF form",
+            hint="the legacy form holds means without counts, which do not add up",
+        )
+    store = open_gguf(path)
+    try:
+        names = _pair_names(store, path)
+        datasets, chunks = _read_facts(store, path)
+        entries = {name: _read_pair(store, name, path) for name in names}
+        size = int(store.metadata[CHUNK_SIZE].value)
+    finally:
+        store.close()
+    return Sums(path, entries, datasets, chunks, size)
 
 
 def read_importance(path: Path) -> Importance:
@@ -135,7 +171,9 @@ def _read_facts(store: GgufCheckpoint, path: Path) -> tuple[tuple[str, ...], int
     return datasets, int(store.metadata[CHUNK_COUNT].value)
 
 
-def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.float32]:
+def _read_pair(
+    store: GgufCheckpoint, name: str, path: Path
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     sums, counts = _floats(store, name, SUMS, path), _floats(store, name, COUNTS, path)
     if sums.size % counts.size:
         raise SourceError(
@@ -146,9 +184,30 @@ def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.floa
     _check_values(counts, name + COUNTS, path)
     # Half away from zero, as C's lround; counts are stored as floats but are whole numbers.
     whole = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)
-    rows = sums.reshape(counts.size, -1)
-    means = np.ones_like(rows)
-    np.divide(rows, whole[:, None], out=means, where=whole[:, None] > 0)
+    return sums.reshape(counts.size, -1), whole
+
+
+def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.float32]:
+    enough = store.metadata.get(ENOUGH)
+    return shrink(*_read_pair(store, name, path), 0 if enough is None else int(enough.value))
+
+
+def shrink(
+    sums: NDArray[np.float32], counts: NDArray[np.float32], enough: int
+) -> NDArray[np.float32]:
+    """Means of (matrices, columns) ``sums``; ones where nothing was counted at all.
+
+    In a stack, a matrix with ``counts`` below ``enough`` gets the mixture of its own mean and the
+    mean over all matrices, its own with the share counts / enough. 0 leaves every mean as it is.
+    """
+    means = np.ones_like(sums)
+    np.divide(sums, counts[:, None], out=means, where=counts[:, None] > 0)
+    few = counts < enough
+    total = counts.sum(dtype=np.float64)
+    if len(counts) > 1 and few.any() and total > 0:
+        common = sums.sum(axis=0, dtype=np.float64) / total
+        share = (counts[few] / enough)[:, None].astype(np.float64)
+        means[few] = (share * means[few] + (1 - share) * common).astype(np.float32)
     return means
 
 

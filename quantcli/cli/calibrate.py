@@ -1,0 +1,286 @@
+"""``quantcli calibrate``: a text goes through the model once, and what each weight saw is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quantcli.cli.options import (
+    Debug,
+    Json,
+    Quiet,
+    Threads,
+    Verbose,
+    flag,
+    open_output,
+    thread_count,
+)
+from quantcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quantcli.calib.imatrix import Calibration
+    from quantcli.calib.job import Calibrated
+    from quantcli.cli.output import Output
+    from quantcli.types import Event
+
+_TEXT = "The text"
+_RUN = "How the model is run"
+_OUTPUT = "The files that are written"
+
+
+def _option(*names: str, help: str, metavar: str = "", panel: str = _TEXT, **more: Any) -> Any:
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **more
+    )
+
+
+def calibrate(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A checkpoint folder or a Hub repository (org/name, org/name@revision or "
+            "hf://...); with --stats also a finished calibration, with --merge none.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        _option(
+            "--data",
+            "-d",
+            metavar="FILE[:WEIGHT]",
+            help="Text, JSON lines (.jsonl) or '-' for standard input. Repeatable; with weights, "
+            "windows are taken in that proportion. Default: 110 kB of English prose from old "
+            "books that comes with quantcli, fit for a first try.",
+        ),
+    ] = None,
+    field: Annotated[
+        str | None,
+        _option("--field", metavar="KEY", help="The text's key in JSON lines. Default: text."),
+    ] = None,
+    ctx: Annotated[
+        int, _option("--ctx", "-c", metavar="N", help="Tokens of a window. Default: 512.")
+    ] = 512,
+    chunks: Annotated[
+        int | None,
+        _option(
+            "--chunks", metavar="N", min=1, help="Use the first N windows. Default: all of them."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        _option("--seed", metavar="N", help="Choose the windows of --chunks at random instead."),
+    ] = None,
+    collect: Annotated[
+        list[str] | None,
+        _option(
+            "--collect",
+            metavar="WHAT",
+            panel=_RUN,
+            help="Beside the importance matrix: abs_max, mean_abs (each channel's largest and "
+            "mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        _option(
+            "--dtype",
+            metavar="NAME",
+            panel=_RUN,
+            help="What products are computed in: float32 or bfloat16. Default: bfloat16 where "
+            "the weights are stored so and the processor has it, else float32.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        _option(
+            "--device", metavar="NAME", panel=_RUN, help="cpu or cuda. Default: cuda if present."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        _option(
+            "--max-memory",
+            metavar="SIZE",
+            panel=_RUN,
+            help="Keep hidden states in a file when they are larger than SIZE, such as 4G. "
+            "Default: a quarter of this machine's memory.",
+        ),
+    ] = None,
+    pre: Annotated[
+        str | None,
+        _option(
+            "--pre",
+            metavar="NAME",
+            panel=_RUN,
+            help="Name the pre-tokenizer, where it is not recognised.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        flag("--resume", help="Continue an interrupted run of the same command.", panel=_RUN),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        _option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            panel=_OUTPUT,
+            help="Default: MODEL.calib.gguf in this folder.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        flag("--force", "-f", help="Replace an existing file or checkpoint.", panel=_OUTPUT),
+    ] = False,
+    legacy: Annotated[
+        bool, flag("--legacy", help="Write llama.cpp's older .dat form.", panel=_OUTPUT)
+    ] = False,
+    merge: Annotated[
+        list[Path] | None,
+        _option(
+            "--merge",
+            metavar="FILE",
+            panel=_OUTPUT,
+            help="Add up finished calibrations of one model instead of running it. Repeatable.",
+        ),
+    ] = None,
+    stats: Annotated[
+        bool,
+        flag("--stats", help="Print figures of every tensor's input.", panel=_OUTPUT),
+    ] = False,
+    threads: Threads = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
+
+    A text goes through the model layer by layer, so that one layer's weights
+    are in memory at a time. The result is an importance matrix in llama.cpp's
+    own form. Prints its path.
+
+    With a text of your own:    quantcli calibrate ./my-model --data text.txt
+
+    An interrupted run:         quantcli calibrate ./my-model --data text.txt --resume
+
+    What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
+    """
+    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
+    from quantcli.calib.extras import require_torch
+
+    suffix = "dat" if legacy else "gguf"
+    if merge:
+        if model is not None or data:
+            raise UsageError(
+                "--merge adds up finished calibrations and runs no model",
+                hint="calibrate first, then merge the files",
+            )
+        require_torch()
+        from quantcli.calib.job import merge as merge_files
+
+        path = output or Path(f"merged.calib.{suffix}")
+        _show(out, _consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
+        return
+    if model is None:
+        raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
+    require_torch()
+    if stats and Path(model).is_file():
+        from quantcli.calib.job import load
+
+        _report(out, load(Path(model)), (), stats=True)
+        return
+    from quantcli.calib.data import read_texts
+    from quantcli.calib.job import execute, prepare
+    from quantcli.model import open_model
+    from quantcli.plan.budget import parse_size
+
+    texts = read_texts(data or [], field=field)
+    with open_model(model, pre=pre, on_progress=out.event) as opened:
+        job = prepare(
+            opened,
+            texts,
+            output or default_path(model, suffix),
+            ctx=ctx,
+            chunks=chunks,
+            seed=seed,
+            collect=[name for part in collect or [] for name in part.split(",")],
+            dtype=dtype,
+            device=device,
+            max_memory=parse_size(max_memory) if max_memory else _memory() // 4,
+            threads=thread_count(threads),
+            legacy=legacy,
+            resume=resume,
+            force=force,
+        )
+        with out.phase("calibrating"):
+            try:
+                finished = _consume(out, execute(job))
+            except BaseException:
+                if job.checkpoint.done:
+                    out.close()
+                    out.warn(
+                        f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; "
+                        "the same command with --resume continues"
+                    )
+                else:
+                    job.checkpoint.remove()
+                raise
+    _show(out, finished, stats)
+
+
+def default_path(model: str, suffix: str) -> Path:
+    """``NAME.calib.gguf`` in the current folder, NAME being the repository's or folder's."""
+    name = Path(model.rstrip("/").partition("@")[0]).resolve().name
+    return Path(f"{name}.calib.{suffix}")
+
+
+def _consume(out: Output, events: Iterable[Event]) -> Calibrated:
+    from quantcli.calib.job import Calibrated
+
+    for event in events:
+        if isinstance(event, Calibrated):
+            return event
+        out.event(event)
+    raise RuntimeError("a calibration ended without a result")
+
+
+def _show(out: Output, finished: Calibrated, stats: bool) -> None:
+    from quantcli.calib.coverage import coverage
+
+    few = [line for line in coverage(finished.calibration) if line.few]
+    if few:
+        experts = sum(line.few for line in few)
+        out.warn(
+            f"{experts} experts in {len(few)} tensors saw few tokens ({sum(x.unseen for x in few)} "
+            "none); their weights are drawn to their layer's mean; more text would help"
+        )
+    _report(out, finished.calibration, finished.paths, stats=stats)
+
+
+def _report(out: Output, calibration: Calibration, paths: Iterable[Path], *, stats: bool) -> None:
+    from quantcli.report.calibrations import calibration_document, coverage_table, stats_table
+
+    if out.json:
+        fields = calibration_document(calibration, list(map(str, paths)), stats=stats)
+        out.document("calibration", 1, fields)
+        return
+    if stats and not out.quiet:
+        out.table(coverage_table(calibration))
+        out.table(stats_table(calibration))
+    for path in paths:
+        out.result(path)
+
+
+def _memory() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
