@@ -1,4 +1,5 @@
-/* The scale searches of the K-quants, each lane one sub-block (or one super-block's scales).
+/* The scale searches of the K-quants and of the formats of 32 weights: each lane one (sub-)block, or
+ * one super-block's scales.
  *
  * A search tries a fixed list of scales, rounds the sub-block with each, fits scale (and min) to
  * the codes by least squares and keeps the best fit. Sources: make_qkx2_quants/make_qkx3_quants
