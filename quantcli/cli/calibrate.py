@@ -17,6 +17,7 @@ from quantcli.cli.options import (
     open_output,
     thread_count,
 )
+from quantcli.cli.running import consume, default_memory, run_job, warn_of_few
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from quantcli.calib.imatrix import Calibration
     from quantcli.calib.job import Calibrated
     from quantcli.cli.output import Output
-    from quantcli.types import Event
 
 _TEXT = "The text"
 _RUN = "How the model is run"
@@ -109,7 +109,7 @@ def calibrate(
             "--max-memory",
             metavar="SIZE",
             panel=_RUN,
-            help="Keep hidden states in a file when they are larger than SIZE, such as 4G. "
+            help="Memory for hidden states, such as 4G; when they are larger, a file takes them. "
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
@@ -188,7 +188,7 @@ def calibrate(
         from quantcli.calib.job import merge as merge_files
 
         path = output or Path(f"merged.calib.{suffix}")
-        _show(out, _consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
+        _show(out, consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
         return
     if model is None:
         raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
@@ -199,7 +199,7 @@ def calibrate(
         _report(out, load(Path(model)), (), stats=True)
         return
     from quantcli.calib.data import read_texts
-    from quantcli.calib.job import execute, prepare
+    from quantcli.calib.job import prepare
     from quantcli.model import open_model
     from quantcli.plan.budget import parse_size
 
@@ -215,25 +215,13 @@ def calibrate(
             collect=[name for part in collect or [] for name in part.split(",")],
             dtype=dtype,
             device=device,
-            max_memory=parse_size(max_memory) if max_memory else _memory() // 4,
+            max_memory=parse_size(max_memory) if max_memory else default_memory(),
             threads=thread_count(threads),
             legacy=legacy,
             resume=resume,
             force=force,
         )
-        with out.phase("calibrating"):
-            try:
-                finished = _consume(out, execute(job))
-            except BaseException:
-                if job.checkpoint.done:
-                    out.close()
-                    out.warn(
-                        f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; "
-                        "the same command with --resume continues"
-                    )
-                else:
-                    job.checkpoint.remove()
-                raise
+        finished = run_job(out, job)
     _show(out, finished, stats)
 
 
@@ -243,26 +231,8 @@ def default_path(model: str, suffix: str) -> Path:
     return Path(f"{name}.calib.{suffix}")
 
 
-def _consume(out: Output, events: Iterable[Event]) -> Calibrated:
-    from quantcli.calib.job import Calibrated
-
-    for event in events:
-        if isinstance(event, Calibrated):
-            return event
-        out.event(event)
-    raise RuntimeError("a calibration ended without a result")
-
-
 def _show(out: Output, finished: Calibrated, stats: bool) -> None:
-    from quantcli.calib.coverage import coverage
-
-    few = [line for line in coverage(finished.calibration) if line.few]
-    if few:
-        experts = sum(line.few for line in few)
-        out.warn(
-            f"{experts} experts in {len(few)} tensors saw few tokens ({sum(x.unseen for x in few)} "
-            "none); their weights are drawn to their layer's mean; more text would help"
-        )
+    warn_of_few(out, finished)
     _report(out, finished.calibration, finished.paths, stats=stats)
 
 
@@ -278,9 +248,3 @@ def _report(out: Output, calibration: Calibration, paths: Iterable[Path], *, sta
         out.table(stats_table(calibration))
     for path in paths:
         out.result(path)
-
-
-def _memory() -> int:
-    import os
-
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -17,6 +17,7 @@ from quantcli.cli.options import (
     flag,
     open_output,
 )
+from quantcli.cli.running import calibrate_beside
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +58,16 @@ def quantize(
             "--imatrix",
             metavar="FILE",
             help="Importance matrix (GGUF or .dat): which weights matter most.",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        _option(
+            "--calibrate",
+            metavar="TEXT",
+            help="Make the importance matrix first, by running the checkpoint on this text file, "
+            "and keep it beside the output as NAME.calib.gguf. Repeatable. See 'quantcli "
+            "calibrate' for more.",
         ),
     ] = None,
     include_weights: Annotated[
@@ -231,8 +242,16 @@ def quantize(
     from quantcli.plan.budget import parse_size
 
     limit = parse_size(max_memory) if max_memory else None
+    if calibrate and resolved.imatrix:
+        raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
+    if calibrate and dry_run:
+        raise UsageError(
+            "--dry-run does not run the model, as --calibrate would",
+            hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
+        )
     _run(
-        out, model, resolved, output, dry_run=dry_run, force=force, threads=threads, limit=limit
+        out, model, resolved, output,
+        calibrate=calibrate, dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
 
 
@@ -256,6 +275,7 @@ def _run(
     recipe: Recipe,
     output: Path | None,
     *,
+    calibrate: list[str] | None,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -263,11 +283,16 @@ def _run(
 ) -> None:
     from quantcli.model import open_model
     from quantcli.pipeline import default_output, prepare, threads_within
+    from quantcli.plan.recipe import merge_recipe
     from quantcli.sources.imatrix import read_importance
 
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
         path = output or default_output(model, recipe)
+        if calibrate:
+            made = calibrate_beside(out, model, calibrate, path, force=force, threads=threads)
+            recipe = merge_recipe(recipe, imatrix=str(made))
+            importance = read_importance(made)
         job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
         workers = threads_within(job, threads, limit)
         if dry_run:
