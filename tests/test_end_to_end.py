@@ -22,8 +22,6 @@ pytest.importorskip("transformers")
 llama_cpp = pytest.importorskip("llama_cpp")
 
 TEXT = "It was the best of times — 1859: the worst!\n\n  “Isn't it?” 東京 😀 ça\t\n"
-    "It was the best of times — 1859, it was: the worst of times!\n\n  “Isn't it?” 東京 😀 ça\t\n"
-)
 
 
 def quantize(source: Path, output: Path, type_name: str) -> Path:
