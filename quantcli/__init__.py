@@ -1,3 +1,30 @@
-"""quantcli quantizes large language models."""
+"""quantcli quantizes large language models.
+
+The functions behind the commands, loaded when first used::
+
+    import quantcli
+
+    done = quantcli.quantize("./my-model", type="Q4_K_M")
+    with quantcli.open_model(done.paths[0]) as model:
+        print(model.arch, len(model.tensors))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quantcli.model import open_model
+    from quantcli.pipeline import quantize
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "open_model", "quantize"]
+
+_HOMES = {"open_model": "quantcli.model", "quantize": "quantcli.pipeline"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'quantcli' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

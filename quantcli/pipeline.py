@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -24,11 +25,11 @@ from numpy.typing import NDArray
 from quantcli import __version__
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import FORMATS, get_format, native
-from quantcli.model import Model
+from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
-from quantcli.plan.recipe import Recipe, dump_recipe
-from quantcli.sources.imatrix import Importance
+from quantcli.plan.recipe import Recipe, dump_recipe, merge_recipe
+from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Event, MetaValue, OutputTensor, Progress, text, u32
 from quantcli.writers.atomic import AtomicFiles, refuse_existing
 from quantcli.writers.gguf import (
@@ -131,6 +132,29 @@ def prepare(
         refuse_existing(job.paths, force=force)
         check_disk(job.nbytes, output.parent)
     return job
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    force: bool = False,
+    **recipe: Any,
+) -> Finished:
+    """Quantize a model in one call; ``recipe`` takes the fields of `Recipe`, such as ``type``.
+
+    ``output`` defaults to ``NAME-TYPE.gguf`` in the current folder. Raises a QuantcliError in one
+    sentence for whatever is wrong, and then leaves nothing behind.
+    """
+    wanted = merge_recipe(Recipe(), **recipe)
+    importance = read_importance(Path(wanted.imatrix)) if wanted.imatrix else None
+    with open_model(source, pre=wanted.pre) as model:
+        path = Path(output) if output is not None else default_output(model, wanted)
+        job = prepare(model, wanted, path, importance=importance, force=force)
+        *_, finished = execute(job, threads=threads, max_memory=max_memory)
+    return cast(Finished, finished)
 
 
 def threads_within(job: Job, threads: int | None, max_memory: int | None) -> int:

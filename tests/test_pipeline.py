@@ -14,26 +14,15 @@ import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
+from quantcli import quantize
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.container import padded
 from quantcli.model import open_model
-from quantcli.pipeline import SLAB_BYTES, Finished, execute, prepare, threads_within
+from quantcli.pipeline import SLAB_BYTES, execute, prepare, threads_within
 from quantcli.plan.budget import peak_memory
 from quantcli.plan.recipe import Recipe
-from quantcli.sources.imatrix import read_importance
 
 MINI = Path(__file__).parent / "data" / "bookworm-mini"
-
-
-def quantize(
-    source: Path, output: Path, *, threads: int = 2, imatrix: Path | None = None, **recipe: object
-) -> Finished:
-    with open_model(source) as model:
-        importance = read_importance(imatrix) if imatrix else None
-        job = prepare(model, Recipe(**recipe), output, importance=importance)
-        *_, last = execute(job, threads=threads)
-    assert isinstance(last, Finished)
-    return last
 
 
 def tensors(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -79,7 +68,7 @@ def test_whole_model_has_llama_cpps_bytes(
     theirs = tmp_path / "theirs.gguf"
     oracle.llama_quantize(plain, theirs, type_name, imatrix=imatrix if weighted else None)
     ours = tmp_path / "ours.gguf"
-    quantize(MINI, ours, type=type_name, imatrix=imatrix if weighted else None)
+    quantize(MINI, ours, type=type_name, imatrix=str(imatrix) if weighted else None)
     mine, reference = tensors(ours), tensors(theirs)
     assert list(mine) == list(reference)
     assert {n: t for n, (t, _) in mine.items()} == {n: t for n, (t, _) in reference.items()}
