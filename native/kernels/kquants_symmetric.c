@@ -3,7 +3,8 @@
  * importance weights Q3_K scales them by the row's size and Q6_K takes them as they are.
  */
 #include "kernels.h"
-#include "ksearch.h"
+#include "search_sweeps.h"
+#include "search_symmetric.h"
 #include "superblock.h"
 
 #define LENGTH 16
@@ -33,39 +34,15 @@ QK_INLINE void round_symmetric(const vf *x, vf scale, const vi *scale_codes, con
     }
 }
 
-QK_INLINE void pack_q3(const vi *codes, const vi *scale_codes, vi scale_half,
-                       uint8_t *const *dst) {
-    vi words[24];
-    /* Bit b of byte i says that code 32*b + i is above 3; the rest of the code is two bits. */
-    for (int k = 0; k < 8; ++k) {
-        vi word = {0};
-        for (int plane = 0; plane < 8; ++plane) {
-            const vi *c = codes + 32 * plane + 4 * k;
-            word |= pack_bytes(c[0] >> 2, c[1] >> 2, c[2] >> 2, c[3] >> 2) << plane;
-        }
-        words[k] = word;
-    }
-    for (int k = 0; k < 16; ++k) {
-        const vi *c = codes + k / 8 * 128 + k % 8 * 4;
-        vi word = {0};
-        for (int plane = 0; plane < 4; ++plane, c += 32) {
-            word |= pack_bytes(c[0] & 3, c[1] & 3, c[2] & 3, c[3] & 3) << (2 * plane);
-        }
-        words[8 + k] = word;
-    }
-    scatter_words(dst, 0, words, 24);
-    /* Sixteen 6-bit scales: nibbles of eight bytes, then two bits each in four more. */
+/* Twelve bytes of sixteen 6-bit scales: nibbles in eight, then two bits each in four more. */
+QK_INLINE void scatter_q3_scales(uint8_t *const *dst, const vi *scales) {
     vi bytes[12];
-    for (int j = 0; j < 8; ++j) bytes[j] = (scale_codes[j] & 15) | ((scale_codes[j + 8] & 15) << 4);
+    for (int j = 0; j < 8; ++j) bytes[j] = (scales[j] & 15) | ((scales[j + 8] & 15) << 4);
     for (int j = 0; j < 4; ++j) {
-        bytes[8 + j] = (scale_codes[j] >> 4) | (scale_codes[j + 4] >> 4 << 2)
-            | (scale_codes[j + 8] >> 4 << 4) | (scale_codes[j + 12] >> 4 << 6);
+        bytes[8 + j] = (scales[j] >> 4) | (scales[j + 4] >> 4 << 2) | (scales[j + 8] >> 4 << 4)
+            | (scales[j + 12] >> 4 << 6);
     }
-    for (int k = 0; k < 3; ++k) {
-        words[k] = pack_bytes(bytes[4 * k], bytes[4 * k + 1], bytes[4 * k + 2], bytes[4 * k + 3]);
-    }
-    scatter_words(dst, 96, words, 3);
-    scatter_halves(dst, 108, scale_half);
+    scatter_bytes(dst, 96, bytes, 12);
 }
 
 QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
@@ -75,10 +52,7 @@ QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
     gather_tile(x, batch->x, SUPER);
     if (weighted) {
         gather_tile(w, batch->weights, SUPER);
-        vf sum = {0};
-        for (int i = 0; i < SUPER; ++i) sum += x[i] * x[i];
-        const vf variance = 2.f * sum / (float)SUPER;
-        for (int i = 0; i < SUPER; ++i) w[i] *= vf_sqrt(variance + x[i] * x[i]);
+        scale_importance(x, w, 2.f);
         for (int j = 0; j < SUBS; ++j) {
             const vf *xj = x + j * LENGTH, *wj = w + j * LENGTH;
             weights[j] = (vf){0};
@@ -108,7 +82,10 @@ QK_INLINE void encode_q3(const struct batch *batch, int weighted) {
     vi signed_codes[SUBS];
     for (int j = 0; j < SUBS; ++j) signed_codes[j] = scale_codes[j] - 32;
     round_symmetric(x, vf_from_half(scale_half), signed_codes, 4, weighted ? fits : NULL, codes);
-    pack_q3(codes, scale_codes, scale_half, batch->dst);
+    scatter_planes(batch->dst, 0, codes, 1, 2, 32);
+    scatter_planes(batch->dst, 32, codes, 2, 0, 32);
+    scatter_q3_scales(batch->dst, scale_codes);
+    scatter_halves(batch->dst, 108, scale_half);
 }
 
 QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
@@ -136,27 +113,10 @@ QK_INLINE void encode_q6(const struct batch *batch, int weighted) {
     round_symmetric(x, vf_from_half(scale_half), scale_codes, 32, fits, codes);
     for (int i = 0; i < SUPER; ++i) codes[i] &= ~zero;
 
-    vi words[48], *high = words + 32;
-    for (int half = 0; half < 2; ++half) {
-        for (int k = 0; k < 8; ++k) {
-            vi quad[4];
-            high[8 * half + k] = (vi){0};
-            for (int plane = 0; plane < 4; ++plane) {
-                const vi *c = codes + 128 * half + 32 * plane + 4 * k;
-                quad[plane] = pack_bytes(c[0], c[1], c[2], c[3]);
-                high[8 * half + k] |= ((vi)((vu)quad[plane] >> 4) & 0x03030303) << (2 * plane);
-                quad[plane] &= 0x0f0f0f0f;
-            }
-            words[16 * half + k] = quad[0] | (quad[2] << 4);
-            words[16 * half + 8 + k] = quad[1] | (quad[3] << 4);
-        }
-    }
-    scatter_words(batch->dst, 0, words, 48);
-    for (int k = 0; k < 4; ++k) {
-        const vi *s = scale_codes + 4 * k;
-        words[k] = pack_bytes(s[0] & 255, s[1] & 255, s[2] & 255, s[3] & 255);
-    }
-    scatter_words(batch->dst, 192, words, 4);
+    scatter_planes(batch->dst, 0, codes, 4, 0, 64);
+    scatter_planes(batch->dst, 128, codes, 2, 4, 32);
+    for (int j = 0; j < SUBS; ++j) scale_codes[j] &= 0xff;
+    scatter_bytes(batch->dst, 192, scale_codes, SUBS);
     scatter_halves(batch->dst, 208, scale_half);
 }
 

@@ -4,7 +4,8 @@
  * across the rows of a group; lanes beyond the last block encode zeros into a spare block.
  */
 #include "block32.h"
-#include "ksearch.h"
+#include "search_affine.h"
+#include "search_symmetric.h"
 #include "tile.h"
 
 #define WIDTH (GROUPS * QK_LANES)
