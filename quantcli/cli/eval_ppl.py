@@ -193,6 +193,7 @@ def eval_ppl(
     from quantcli.evals.bases.file import BaseFile
     from quantcli.evals.gates import Gates, check_gates
     from quantcli.evals.run import Job, check_job
+    from quantcli.writers.atomic import refuse_existing
 
     check_folder(config)
     texts = read_texts(data, field=field) if data else []
@@ -222,8 +223,10 @@ def eval_ppl(
         )  # fmt: skip
         check_job(job)
         check_gates(gates, job)
-        if plot is not None and not job.compares:
-            raise UsageError("--plot draws the divergence from a base", hint="add --reference")
+        if plot is not None:
+            if not job.compares:
+                raise UsageError("--plot draws the divergence from a base", hint="add --reference")
+            refuse_existing([plot], force=force)
         _run(out, job, gates, plot)
 
 
@@ -239,7 +242,6 @@ def _run(out: Output, job: Job, gates: Gates, plot: Path | None) -> None:
                 results.append(event)
             else:
                 out.event(event)
-    # Models that ran one after the other come text by text for each; one table holds a text.
     verdicts = judge(gates, results)
     if out.json:
         out.document("eval-ppl", 1, evaluation_document(job, results, verdicts))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantcli.calib.data import Text
@@ -23,6 +23,7 @@ from quantcli.evals.scores import Base, Floats, LogitsBase, losses
 from quantcli.evals.summary import Summary, Tally
 from quantcli.evals.windows import Tokens, Window, check_lengths, cut
 from quantcli.types import Event, Note, Progress
+from quantcli.writers.atomic import refuse_existing
 
 CONTEXT = 512
 
@@ -84,6 +85,8 @@ def check_job(job: Job) -> None:
             f"not {job.length}",
             hint=f"--ctx {job.base.header.context}",
         )
+    if job.save is not None:
+        refuse_existing([job.save], force=job.force)
     if job.kept is not None and job.save is None:
         raise UsageError("--top-k belongs to --save-base", hint="name the file to write")
     for option, given in (("--base", job.base), ("--save-base", job.save)):
@@ -103,7 +106,9 @@ def evaluate(job: Job) -> Iterator[Event]:
     groups = _groups(job)
     texts: list[Text | None] = [*job.texts] or [None]
     total, done = len(groups) * sum(map(_size, texts)), 0
-    for group in groups:
+    for number, group in enumerate(groups):
+        # One run of the base is saved, however often it runs.
+        job = job if number == 0 else replace(job, save=None)
         with ExitStack() as stack:
             models = [_load(artifact, job, stack) for artifact in group]
             reference = _load(job.reference, job, stack) if job.reference else None

@@ -98,7 +98,7 @@ def _mean(values: NDArray[np.floating]) -> Estimate:
 
 def _exp(log: Estimate) -> Estimate:
     # A hopeless model's loss may lie beyond the largest double.
-    value = math.exp(min(log.value, 700.0))
+    value = math.exp(min(log.value, 600.0))
     return Estimate(value, value * log.error)
 
 

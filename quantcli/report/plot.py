@@ -67,7 +67,7 @@ def _lines(points: Sequence[Point]) -> Iterator[str]:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
         for point, (a, b) in zip(members, places, strict=True):
-            title = escape(f"{point.label}: {point.bits:.2f} bits, {point.divergence:.6g} nats")
+            title = _shown(f"{point.label}: {point.bits:.2f} bits, {point.divergence:.6g} nats")
             yield f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}">'
             yield f"<title>{title}</title></circle>"
             side = "end" if a > WIDTH - 160 else "start"
@@ -81,8 +81,12 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#333") -> str:
-    shown = "".join(c if c.isprintable() else "?" for c in text)
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">'
-        f"{escape(shown)}</text>"
+        f"{_shown(text)}</text>"
     )
+
+
+def _shown(text: str) -> str:
+    """XML has no place for control characters."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))

@@ -52,10 +52,10 @@ def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
 def find_config(source: Source) -> Mapping[str, Any]:
     """The model's config.json, out of the folder that was named or of what a GGUF says."""
     model = source.model
-    if source.folder is not None:
-        return read_config(source.folder)
     if not model.from_gguf:
         return model.config
+    if source.folder is not None:
+        return read_config(source.folder)
     shapes = {tensor.name: tensor.shape for tensor in model.tensors}
     return rebuild_config(model.arch, model.metadata, shapes, lambda name: _values(model, name))
 
