@@ -17,6 +17,8 @@ cdef extern from "qk.h" nogil:
         QK_TYPE_COUNT
         QK_NO_MEMORY
         QK_BF16
+        QK_MXFP4
+        QK_NVFP4
 
     ctypedef int (*qk_encode_fn)(
         const float *, uint8_t *, int64_t, int64_t, const float *) noexcept
@@ -176,10 +178,15 @@ def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
         qk_decode_all(table, type_id, &src[0], &dst[0], dst.shape[0])
 
 
-def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) -> int:
-    """Index of the first block whose 16-bit scale at one of ``offsets`` is infinite or NaN, or -1.
+_EXTREMES = {QK_BF16: 0x7f80, QK_MXFP4: 0xff, QK_NVFP4: 0x7e}
+"""The bits of a scale, read as 16 bits, that are all set in an extreme one; float16 otherwise."""
 
-    The scales are float16, except that a BF16 "block" is a bfloat16.
+
+def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) -> int:
+    """Index of the first block whose scale at one of ``offsets`` is infinite or NaN, or -1.
+
+    The scales are float16, except that a BF16 "block" is a bfloat16. The 8-bit scales of MXFP4 and
+    NVFP4 have no infinity; there it is the code that stands for whatever is too large.
     """
     cdef int[MOST_SCALES] places
     cdef int count = len(offsets)
@@ -197,7 +204,7 @@ def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) 
         raise ValueError(f"{blocks.shape[0]} bytes are not whole blocks of {nbytes}")
     if blocks.shape[0] == 0 or count == 0:
         return -1
-    cdef int exponent = 0x7f80 if type_id == QK_BF16 else 0x7c00
+    cdef int exponent = _EXTREMES.get(type_id, 0x7c00)
     with nogil:
         result = qk_first_infinite_scale(
             &blocks[0], blocks.shape[0] // nbytes, nbytes, places, count, exponent)

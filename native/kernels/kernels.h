@@ -45,4 +45,20 @@ QK_DECODER(q4_k);
 QK_DECODER(q5_k);
 QK_DECODER(q6_k);
 
+/* ternary.c */
+QK_ENCODER(tq1_0);
+QK_ENCODER(tq2_0);
+QK_ENCODER(q1_0);
+QK_ENCODER(q2_0);
+QK_DECODER(tq1_0);
+QK_DECODER(tq2_0);
+QK_DECODER(q1_0);
+QK_DECODER(q2_0);
+
+/* microscale.c */
+QK_ENCODER(mxfp4);
+QK_ENCODER(nvfp4);
+QK_DECODER(mxfp4);
+QK_DECODER(nvfp4);
+
 #endif

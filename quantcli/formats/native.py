@@ -63,13 +63,7 @@ def encode(
         value = float(rows[row, column])
         reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
         raise UnencodableError(row, column, value, reason)
-    block = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
-    if block >= 0:
-        row, first = divmod(block * fmt.block, columns)
-        values = rows[row, first : first + fmt.block].astype(np.float64)
-        column = int(np.abs(values).argmax())
-        what = f"a float16 scale of {fmt.name}" if fmt.block > 1 else fmt.name
-        raise UnencodableError(row, first + column, float(values[column]), f"overflows {what}")
+    _refuse_overflow(fmt, rows, flat)
     return packed
 
 
@@ -91,6 +85,26 @@ def to_float32(rows: NDArray[Any]) -> Floats:
     values = np.empty(rows.shape, np.float32)
     _native.decode(_stored_id(rows), _flat_bytes(rows), values.reshape(-1))
     return values
+
+
+def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
+    """UnencodableError for the first block with a scale that llama.cpp's loader would refuse, or
+    that lies below its weights."""
+    offsets, columns, start = fmt.half_scales + fmt.byte_scales, rows.shape[1], 0
+    while True:
+        found = _native.first_infinite_scale(fmt.type_id, flat[start * fmt.nbytes :], offsets)
+        if found < 0:
+            return
+        row, first = divmod((start + found) * fmt.block, columns)
+        values = rows[row, first : first + fmt.block].astype(np.float64)
+        column = int(np.abs(values).argmax())
+        value = float(values[column])
+        if abs(value) > fmt.holds:
+            scale = "a float16" if fmt.half_scales else "an 8-bit"
+            what = f"{scale} scale of {fmt.name}" if fmt.block > 1 else fmt.name
+            verb = "overflows" if abs(value) > 1 else "underflows"
+            raise UnencodableError(row, first + column, value, f"{verb} {what}")
+        start += found + 1
 
 
 def _stored_id(rows: NDArray[Any]) -> int:
