@@ -48,8 +48,8 @@ QK_INLINE vi nv_scale(vf peak) {
     return vi_sel(bits < 121 << 23, fixed, code);
 }
 QK_INLINE vf nv_value(vi scale) {
-    const vi magnitude = scale & 0x7f;
-    return (vf)vi_sel(magnitude == 0x7f, vi_set1(0), (vi)((vf)(magnitude << 20) * 0x1p119f));
+    const vf magnitude = (vf)((scale & 0x7f) << 20) * 0x1p119f;
+    return vf_sel(scale == 0x7f, vf_set1(0), magnitude);
 }
 
 /* The reference's own search. Far above the largest value the errors are equal in float32, and

@@ -11,9 +11,10 @@ A weight is ``value(code) * scale / 2`` with the doubled values of `microscale`.
 unsigned float of four exponent bits (bias 7) and three mantissa bits, at most 448; 0x7f reads as
 zero. The scale that brings the largest magnitude to 6 is rounded half up; from 256 upwards the
 reference takes 448, and weights beyond 6 * 448 it clips (far beyond, it stores 0), which
-`quantcli.formats.native` refuses. The format has no scale per tensor, so weights below 2^-11 or so
-in magnitude are lost. Rows that 64 does not divide have no other format to go to: llama.cpp stops
-there, and so do we. Importance weights do not apply. Mirrors ``quantize_row_nvfp4_ref``.
+`quantcli.formats.native` refuses. There is no scale per tensor, and the least group scale is 2^-9:
+groups whose largest magnitude is below 6 * 2^-10 (0.0059) become zeros. Rows that 64 does not
+divide have no other format to go to: llama.cpp stops there, and so do we. Importance weights do
+not apply. Mirrors ``quantize_row_nvfp4_ref``.
 """
 
 from __future__ import annotations
