@@ -47,7 +47,8 @@ def _scales(codes: Bytes) -> Floats:
     exponent, mantissa = (codes >> 3 & 15).astype(np.int32), (codes & 7).astype(np.float32)
     fraction = np.where(exponent == 0, mantissa, mantissa + np.float32(8))
     values = np.ldexp(fraction, np.maximum(exponent, 1) - 11)
-    return np.where(codes == 0x7F, np.float32(0), values).astype(np.float32, copy=False)
+    halved: Floats = np.where(codes == 0x7F, np.float32(0), values)
+    return halved
 
 
 def _join(codes: Codes) -> Bytes:
@@ -69,7 +70,7 @@ def dequantize(packed: Bytes) -> Floats:
     blocks = packed.reshape(-1, NBYTES)
     pairs = blocks[:, GROUPS:].reshape(-1, GROUP // 2)
     codes = np.concatenate([pairs & 15, pairs >> 4], axis=1)
-    values = VALUES[codes] * _scales(blocks[:, :GROUPS].reshape(-1))[:, None]
+    values: Floats = VALUES[codes] * _scales(blocks[:, :GROUPS].reshape(-1))[:, None]
     return values.reshape(len(packed), -1)
 
 

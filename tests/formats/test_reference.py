@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from support import ggml, rows
+from support import ggml, ggml_reader, rows
 
 from quantcli import _native
 from quantcli.formats import FORMATS, BlockFormat, format_by_id, get_format, native
@@ -51,9 +51,8 @@ def test_signed_zeros_decode_alike(fmt: BlockFormat, isa: str) -> None:
 
 
 def test_sizes_equal_llama_cpp(fmt: BlockFormat) -> None:
-    traits = ggml.traits(fmt.type_id)
-    assert traits.type_name.decode().upper() == fmt.name
-    assert (fmt.block, fmt.nbytes) == (traits.blck_size, traits.type_size)
+    name, block, nbytes = ggml_reader.type_traits(fmt.type_id)
+    assert (fmt.name, fmt.block, fmt.nbytes) == (name.upper(), block, nbytes)
     assert _native.block_size(fmt.type_id) == (fmt.block, fmt.nbytes)
     assert fmt.bits == 8 * fmt.nbytes / fmt.block
 

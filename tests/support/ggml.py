@@ -46,16 +46,11 @@ class _Traits(ctypes.Structure):
     )
 
 
-def traits(type_id: int) -> _Traits:
-    """What ggml knows of a type, under the names of its own structure."""
-    lib = library()
-    lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
-    return lib.ggml_get_type_traits(type_id).contents
-
-
 def dequantize(type_id: int, packed: np.ndarray) -> np.ndarray:
     """llama.cpp's float32 for packed rows; F32 itself has no decoder there."""
-    found = traits(type_id)
+    lib = library()
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    found = lib.ggml_get_type_traits(type_id).contents
     columns = packed.shape[1] // found.type_size * found.blck_size
     packed = np.ascontiguousarray(packed)
     out = np.empty((len(packed), columns), np.float32)
