@@ -61,4 +61,14 @@ QK_ENCODER(nvfp4);
 QK_DECODER(mxfp4);
 QK_DECODER(nvfp4);
 
+/* iq3.c, iq4.c */
+QK_ENCODER(iq3_xxs);
+QK_ENCODER(iq3_s);
+QK_ENCODER(iq4_nl);
+QK_ENCODER(iq4_xs);
+QK_DECODER(iq3_xxs);
+QK_DECODER(iq3_s);
+QK_DECODER(iq4_nl);
+QK_DECODER(iq4_xs);
+
 #endif
