@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from quantcli.types import OutputTensor
 
 NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
 """Statistics by name; the first is always collected."""
+
+_ROWS = 64
 
 Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
@@ -116,12 +119,22 @@ class Collector:
         self._hessians.clear()
 
     def _sum(self, values: torch.Tensor) -> _Row:
-        needs = self._needs
+        squares: Any = 0.0
+        absolute: Any = 0.0
+        largest: Any = None
+        # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
+        for part in values.split(_ROWS):
+            squares = squares + part.square().sum(0, dtype=torch.float64)
+            if "mean_abs" in self._needs:
+                absolute = absolute + part.abs().sum(0, dtype=torch.float64)
+            if "abs_max" in self._needs:
+                top = part.abs().amax(0)
+                largest = top if largest is None else torch.maximum(largest, top)
         return _Row(
             len(values),
-            values.square().sum(0, dtype=torch.float64).cpu().numpy(),
-            values.abs().amax(0).double().cpu().numpy() if "abs_max" in needs else None,
-            values.abs().sum(0, dtype=torch.float64).cpu().numpy() if "mean_abs" in needs else None,
+            _array(squares),
+            None if largest is None else _array(largest),
+            _array(absolute) if "mean_abs" in self._needs else None,
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
@@ -161,6 +174,11 @@ class Collector:
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
+
+
+def _array(values: Any) -> Sums:
+    found: Sums = values.double().cpu().numpy()
+    return found
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -25,8 +25,8 @@ from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, flag
 from quantcli.cli.output import Output
 
-COMMANDS = ("quantize", "calibrate", "inspect")
-"""A command NAME is the function NAME of the module ``quantcli.cli.NAME``."""
+COMMANDS = ("quantize", "calibrate", "eval-ppl", "inspect")
+"""A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
 
 _REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "torch")
 
@@ -118,7 +118,8 @@ def _top(
 
 
 for _name in COMMANDS:
-    app.command(_name)(getattr(import_module(f"quantcli.cli.{_name}"), _name))
+    _function = _name.replace("-", "_")
+    app.command(_name)(getattr(import_module(f"quantcli.cli.{_function}"), _function))
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

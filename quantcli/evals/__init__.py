@@ -1,0 +1,1 @@
+"""What a quantization costs: perplexity, and divergence from the unquantized model."""

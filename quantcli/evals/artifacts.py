@@ -1,0 +1,85 @@
+"""A model under test: what it is, what it weighs, and the engine that will run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from quantcli.errors import SourceError, UsageError
+from quantcli.evals.engines import ENGINES
+from quantcli.evals.engines.base import Engine, Source
+from quantcli.model import Model, open_model
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened model (headers only) and the name of its engine."""
+
+    source: Source
+    engine: str
+
+    @property
+    def label(self) -> str:
+        """What the user called it."""
+        return self.source.label
+
+    @property
+    def model(self) -> Model:
+        """The model."""
+        return self.source.model
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The folder, where it is one."""
+        return None if self.model.from_gguf else self.model.path
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the files that hold its weights."""
+        files = {info.file for info in self.model.store.tensors.values()}
+        return sum(file.stat().st_size for file in files)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight of the model, over all its tensors."""
+        kept = [tensor for tensor in self.model.tensors if tensor.values is None]
+        stored = sum(self.model.stored_bytes(tensor) for tensor in kept)
+        return 8 * stored / max(1, sum(tensor.elements for tensor in kept))
+
+    def load(self, context: int, threads: int) -> Engine:
+        """Read the weights, for windows of ``context`` tokens."""
+        engine: Engine = ENGINES.get(self.engine)(self.source, context, threads)
+        return engine
+
+
+def open_artifact(
+    target: str,
+    *,
+    engine: str = AUTO,
+    folder: Path | None = None,
+    tokenizer: Path | None = None,
+    on_progress: Callable[..., None] | None = None,
+) -> Artifact:
+    """Open a folder, repo id or GGUF; "auto" takes llama.cpp for a GGUF where it is installed.
+
+    ``folder`` and ``tokenizer`` are `Source`'s. UsageError for an engine that does not exist.
+    """
+    if engine != AUTO:
+        engine = ENGINES.canonical(engine) or ENGINES.get(engine)
+    model = open_model(target, on_progress=on_progress)
+    if not model.tensors:
+        model.store.close()
+        raise SourceError(f"{target} has no tensors")
+    if engine == AUTO:
+        engine = "llama.cpp" if model.from_gguf and find_spec("llama_cpp") else "torch"
+    return Artifact(Source(model, target, folder, tokenizer), engine)
+
+
+def check_folder(folder: Path | None) -> None:
+    """UsageError when ``--config`` names no folder."""
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder", hint="--config names a checkpoint's folder")

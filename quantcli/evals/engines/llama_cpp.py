@@ -1,0 +1,175 @@
+"""llama.cpp itself, through llama-cpp-python: what a user's runtime makes of a GGUF.
+
+Weight repacking is switched off: repacked code paths round differently (and one of them crashes
+on AMX machines), and a quality figure should not depend on the processor's extras.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantcli.errors import MissingExtraError, SourceError
+from quantcli.evals.engines.base import Source, check_finite
+from quantcli.evals.scores import Floats
+from quantcli.evals.windows import Tokens, Window
+
+INSTALL = "pip install 'quantcli[llama-cpp]'"
+
+
+def load_library() -> Any:
+    """The ``llama_cpp`` module; MissingExtraError with the install command without it."""
+    try:
+        import llama_cpp
+    except ImportError:
+        raise MissingExtraError(
+            "the llama.cpp engine needs llama-cpp-python", hint=INSTALL
+        ) from None
+    return llama_cpp
+
+
+def open_engine(source: Source, context: int, threads: int) -> LlamaCppEngine:
+    """The engine for a GGUF; SourceError for a checkpoint, which llama.cpp does not read."""
+    if not source.model.from_gguf:
+        raise SourceError(
+            f"{source.label} is a checkpoint, and llama.cpp runs GGUF files only",
+            hint=f"'quantcli quantize {source.label} --bits 16' makes one, or --engine torch",
+        )
+    return LlamaCppEngine(source.model.path, source.label, context, threads=threads)
+
+
+class LlamaVocabulary:
+    """A GGUF's tokenizer as llama.cpp runs it, without its weights."""
+
+    def __init__(self, path: Path, model: Any = None) -> None:
+        self._lib = lib = load_library()
+        _be_silent(lib)
+        self._path = path
+        self._own = None if model else _load(lib, path, vocab_only=True)
+        self._vocab = lib.llama_model_get_vocab(model or self._own)
+        self.size = int(lib.llama_vocab_n_tokens(self._vocab))
+        adds = lib.llama_vocab_get_add_bos(self._vocab)
+        self.begin = int(lib.llama_vocab_bos(self._vocab)) if adds else None
+
+    def encode(self, text: str) -> Tokens:
+        """Token ids of a text; control tokens written out in it count as plain text."""
+        raw = text.encode()
+        room = len(raw) + 16
+        ids = np.empty(room, np.int32)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), pointer, room, True, False)
+        if count < 0:
+            raise SourceError(f"{self._path}: llama.cpp cannot tokenize the text")
+        return ids[:count].copy()
+
+    def close(self) -> None:
+        """Free what was loaded for the vocabulary alone."""
+        if self._own:
+            self._lib.llama_model_free(self._own)
+            self._own = None
+
+
+class LlamaCppEngine:
+    """A GGUF in llama.cpp's CPU runtime, for windows of up to ``context`` tokens."""
+
+    name = "llama.cpp"
+
+    def __init__(self, path: Path, label: str, context: int, *, threads: int) -> None:
+        self._lib = lib = load_library()
+        _be_silent(lib)
+        self._label = label
+        self._model = _load(lib, path)
+        options = lib.llama_context_default_params()
+        options.n_ctx = options.n_batch = options.n_ubatch = context
+        options.n_seq_max = 1
+        options.n_threads = options.n_threads_batch = threads
+        options.no_perf = True
+        self._context = lib.llama_init_from_model(self._model, options)
+        if not self._context:
+            lib.llama_model_free(self._model)
+            raise SourceError(f"{path}: llama.cpp cannot run it with a context of {context}")
+        self._path = path
+        self._batch = lib.llama_batch_init(context, 0, 1)
+        self._words = LlamaVocabulary(path, self._model)
+        self.vocabulary, self.begin = self._words.size, self._words.begin
+
+    def tokenize(self, text: str) -> Tokens:
+        """Token ids of a text, as `LlamaVocabulary.encode` gives them."""
+        return self._words.encode(text)
+
+    def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
+        """Each window's logits, valid until the next is asked for."""
+        for number, window in enumerate(windows):
+            logits = self._run(window)
+            check_finite(logits, self._label, number)
+            yield logits
+
+    def _run(self, window: Window) -> Floats:
+        lib, batch = self._lib, self._batch
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        batch.n_tokens = len(window.tokens)
+        for place, token in enumerate(window.tokens.tolist()):
+            batch.token[place] = token
+            batch.pos[place] = place
+            batch.n_seq_id[place] = 1
+            batch.seq_id[place][0] = 0
+            batch.logits[place] = window.first <= place < window.last
+        if lib.llama_decode(self._context, batch) != 0:
+            raise SourceError(
+                f"{self._path}: llama.cpp failed on a window of {len(window.tokens)} tokens"
+            )
+        pointer = lib.llama_get_logits(self._context)
+        shape = (len(window.targets), self.vocabulary)
+        return np.ctypeslib.as_array(pointer, shape=shape)
+
+    def close(self) -> None:
+        """Free the model and its context."""
+        if self._model:
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._context)
+            self._lib.llama_model_free(self._model)
+            self._model = None
+
+
+def _load(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
+    lib.llama_backend_init()
+    settings = lib.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    settings.use_extra_bufts = False
+    settings.vocab_only = vocab_only
+    model = lib.llama_model_load_from_file(os.fsencode(path), settings)
+    if not model:
+        raise SourceError(
+            f"{path}: llama.cpp cannot load it{_reason()}",
+            hint=f"'quantcli inspect {path}' shows what it holds; --engine torch may run it",
+        )
+    return model
+
+
+_ERROR = 4
+"""GGML_LOG_LEVEL_ERROR."""
+_kept: list[Any] = []
+_said: list[str] = []
+
+
+def _be_silent(lib: Any) -> None:
+    """llama.cpp talks on standard error; its errors are kept for our own sentences."""
+
+    def keep(level: int, text: bytes, data: Any) -> None:
+        if level == _ERROR:
+            _said[:] = [*_said[-3:], text.decode(errors="replace").strip()]
+
+    if not _kept:
+        _kept.append(lib.llama_log_callback(keep))
+    lib.llama_log_set(_kept[0], ctypes.c_void_p(0))
+    _said.clear()
+
+
+def _reason() -> str:
+    """The most telling of llama.cpp's last complaints."""
+    return f" ({_said[0].rpartition(': ')[2]})" if _said else ""

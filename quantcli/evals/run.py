@@ -1,0 +1,207 @@
+"""Models on texts: the one loop of evaluation.
+
+Window by window, the base first, then each model on the same window; the logits of two windows
+at most are held, and of a window that was scored a few numbers for each position remain. Several
+models run side by side against one run of the base when their weights fit into memory together,
+otherwise one after the other, each with a run of the base of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantcli.calib.data import Text
+from quantcli.errors import SourceError, UsageError
+from quantcli.evals.agreement import Loaded, common_tokens
+from quantcli.evals.artifacts import Artifact
+from quantcli.evals.bases.file import BaseFile, BaseWriter, Header
+from quantcli.evals.memory import available
+from quantcli.evals.scores import Base, Floats, LogitsBase, losses
+from quantcli.evals.summary import Summary, Tally
+from quantcli.evals.windows import Tokens, Window, check_lengths, cut
+from quantcli.types import Event, Note, Progress
+from quantcli.writers.atomic import refuse_existing
+
+CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured. ``kept``: tokens of a compact base row, None for llama.cpp's rows.
+
+    Without texts, those of ``base`` are run. ``context`` None means the base's, or `CONTEXT`.
+    """
+
+    artifacts: Sequence[Artifact]
+    texts: Sequence[Text] = ()
+    context: int | None = None
+    stride: int | None = None
+    chunks: int | None = None
+    reference: Artifact | None = None
+    base: BaseFile | None = None
+    save: Path | None = None
+    kept: int | None = None
+    force: bool = False
+    threads: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        given = self.base.header.context if self.base else CONTEXT
+        return self.context or given
+
+    @property
+    def compares(self) -> bool:
+        """Whether there is a base."""
+        return self.reference is not None or self.base is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured(Event):
+    """One model on one text."""
+
+    artifact: Artifact
+    text: str
+    windows: int
+    summary: Summary
+
+
+def check_job(job: Job) -> None:
+    """UsageError for wishes that exclude one another; SourceError for a base of another context."""
+    check_lengths(job.length, job.stride)
+    if job.reference is not None and job.base is not None:
+        raise UsageError("--reference and --base exclude each other", hint="leave one of them out")
+    if not job.texts and job.base is None:
+        raise UsageError(
+            "there is no text to evaluate on",
+            hint="--data names a text that the model was not trained on",
+        )
+    if job.base is not None and job.base.header.context != job.length:
+        raise SourceError(
+            f"{job.base.path} was made with a context of {job.base.header.context} tokens, "
+            f"not {job.length}",
+            hint=f"--ctx {job.base.header.context}",
+        )
+    if job.save is not None:
+        refuse_existing([job.save], force=job.force)
+    if job.kept is not None and job.save is None:
+        raise UsageError("--top-k belongs to --save-base", hint="name the file to write")
+    for option, given in (("--base", job.base), ("--save-base", job.save)):
+        if given is not None and (len(job.texts) > 1 or job.stride):
+            raise UsageError(
+                f"{option} holds one text in windows that do not overlap",
+                hint="give one --data and no --stride",
+            )
+    if job.save is not None and job.reference is None and len(job.artifacts) > 1:
+        raise UsageError("--save-base saves one model", hint="name the base alone")
+
+
+def evaluate(job: Job) -> Iterator[Event]:
+    """Run everything, yielding `Note`, `Progress` and a `Measured` for each model and text."""
+    check_job(job)
+    yield from _notes(job)
+    groups = _groups(job)
+    texts: list[Text | None] = [*job.texts] or [None]
+    total, done = len(groups) * sum(map(_size, texts)), 0
+    for number, group in enumerate(groups):
+        # One run of the base is saved, however often it runs.
+        job = job if number == 0 else replace(job, save=None)
+        with ExitStack() as stack:
+            models = [_load(artifact, job, stack) for artifact in group]
+            reference = _load(job.reference, job, stack) if job.reference else None
+            for text in texts:
+                for event in _evaluate_text(job, models, reference, text):
+                    if isinstance(event, Progress):
+                        event = Progress(done + event.done, total, event.tensor)
+                    yield event
+                done += _size(text)
+
+
+def _notes(job: Job) -> Iterator[Note]:
+    base = job.reference
+    other = next((a for a in job.artifacts if base and a.engine != base.engine), None)
+    if base is not None and other is not None:
+        yield Note(
+            f"{base.label} runs in {base.engine} and {other.label} in {other.engine}, so the "
+            "divergence includes what sets the two apart; --engine torch leaves the weights' alone"
+        )
+
+
+def _groups(job: Job) -> list[Sequence[Artifact]]:
+    """Models that are in memory at the same time."""
+    need = sum(artifact.nbytes for artifact in job.artifacts)
+    need += job.reference.nbytes if job.reference else 0
+    # Twice, since torch holds float32 of what is stored in 16 bits.
+    if job.compares and 2 * need <= available() // 2:
+        return [job.artifacts]
+    return [[artifact] for artifact in job.artifacts]
+
+
+def _size(text: Text | None) -> int:
+    return len(text.content.encode()) if text else 1
+
+
+def _load(artifact: Artifact, job: Job, stack: ExitStack) -> Loaded:
+    engine = artifact.load(job.length, job.threads)
+    stack.callback(engine.close)
+    return Loaded(artifact, engine)
+
+
+def _evaluate_text(
+    job: Job, models: Sequence[Loaded], reference: Loaded | None, text: Text | None
+) -> Iterator[Event]:
+    everyone = [reference, *models] if reference else models
+    tokens = common_tokens(everyone, text, job.base, job.length)
+    label = text.label if text else str(job.base.path) if job.base else ""
+    begin = everyone[0].engine.begin
+    windows = _windows(job, begin, tokens, label)
+    tallies = [Tally() for _ in models]
+    with ExitStack() as stack:
+        writer = None
+        if job.save is not None:
+            kept = tokens[: len(windows) * job.length]
+            size = everyone[0].engine.vocabulary
+            header = Header(job.length, size, len(windows), kept, job.kept)
+            writer = stack.enter_context(BaseWriter(job.save, header, force=job.force))
+        runs = [model.engine.run(windows) for model in models]
+        bases = reference.engine.run(windows) if reference else None
+        stored = job.base.windows() if job.base else None
+        for number, window in enumerate(windows, 1):
+            base: Base | None = next(stored) if stored else None
+            saved: Floats | None = None
+            if bases is not None:
+                saved = next(bases)
+                base = LogitsBase(saved)
+            for run, tally in zip(runs, tallies, strict=True):
+                logits = next(run)
+                _score(logits, window, base, tally)
+                saved = logits if saved is None else saved
+            if writer is not None and saved is not None:
+                writer.add(saved, window.targets)
+            share = _size(text) * number // len(windows)
+            yield Progress(share, 0, f"{label}, window {number} of {len(windows)}")
+        if writer is not None:
+            writer.publish()
+    for model, tally in zip(models, tallies, strict=True):
+        yield Measured(model.artifact, label, len(windows), tally.summary())
+
+
+def _score(logits: Floats, window: Window, base: Base | None, tally: Tally) -> None:
+    if base is None:
+        tally.add(losses(logits, window.targets))
+    else:
+        tally.add(*base.compare(logits, window.targets))
+
+
+def _windows(job: Job, begin: int | None, tokens: Tokens, label: str) -> Sequence[Window]:
+    least, chunks = 2, job.chunks
+    if job.base is not None:
+        held = job.base.header.chunks
+        least, chunks = 1, min(chunks or held, held)
+    return cut(
+        tokens, job.length,
+        begin=begin, chunks=chunks, stride=job.stride, name=label, least=least,
+    )  # fmt: skip
