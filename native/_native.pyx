@@ -8,7 +8,7 @@ Buffers are flat and contiguous; shapes, dtypes and errors for people are the bu
 
 import os
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int8_t, int64_t, uint8_t
 
 from quantcli.errors import UsageError
 
@@ -41,6 +41,14 @@ cdef extern from "qk.h" nogil:
     int64_t qk_first_infinite_scale(
         const uint8_t *blocks, int64_t nblocks, int nbytes,
         const int *offsets, int count, int exponent) noexcept
+
+cdef extern from "grids.h" nogil:
+    int qk_grid_set(
+        int type, const uint8_t *levels, int count, int dims,
+        const int8_t *values, int nlevels) noexcept
+    int qk_grid_ready(int type) noexcept
+    enum:
+        QK_GRID_NO_MEMORY
 
 cdef enum:
     MOST_SCALES = 8
@@ -109,6 +117,39 @@ def has_decoder(int type_id) -> bool:
     return _table().decode[type_id] != NULL
 
 
+def is_ready(int type_id) -> bool:
+    """Whether the kernels have what the type needs: its codebook grid, if it is coded with one."""
+    _known(type_id, "type")
+    return qk_grid_ready(type_id)
+
+
+def set_grid(int type_id, const uint8_t[:, ::1] levels, const int8_t[::1] values) -> None:
+    """Give the kernels the codebook grid of a type, once for all threads and instruction sets.
+
+    ``levels`` has a row for each point of the grid, its levels; ``values`` is what each level
+    decodes to. ValueError when this is no grid of that type.
+    """
+    cdef int result = -2
+    _known(type_id, "type")
+    if levels.shape[0] <= 2**16 and values.shape[0] <= 2**8:
+        with nogil:
+            result = qk_grid_set(
+                type_id, &levels[0, 0], <int>levels.shape[0], <int>levels.shape[1],
+                &values[0], <int>values.shape[0])
+    if result == QK_GRID_NO_MEMORY:
+        raise MemoryError
+    if result != 0:
+        raise ValueError(
+            f"{levels.shape[0]} points of {levels.shape[1]} weights in {values.shape[0]} levels "
+            f"are no codebook grid of type {type_id}")
+
+
+cdef int _ready(int type_id) except -1:
+    if not qk_grid_ready(type_id):
+        raise ValueError(f"the codebook grid of type {type_id} is not set")
+    return 0
+
+
 cdef int _same(str what, int64_t found, int64_t expected) except -1:
     if found != expected:
         raise ValueError(f"{what} has length {found}, expected {expected}")
@@ -144,6 +185,7 @@ def encode(
     _known(src_type_id, "source dtype")
     if table.encode[type_id] == NULL:
         raise ValueError(f"there is no kernel that encodes type {type_id}")
+    _ready(type_id)
     if table.decode[src_type_id] == NULL or qk_type_sizes[src_type_id].block != 1:
         raise ValueError(f"source dtype {src_type_id} is not a float dtype")
     if nrows < 0:
@@ -169,6 +211,7 @@ def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
     _known(type_id, "type")
     if table.decode[type_id] == NULL:
         raise ValueError(f"there is no kernel that decodes type {type_id}")
+    _ready(type_id)
     _same("src", src.shape[0], _packed(type_id, dst.shape[0], "element count"))
     if dst.shape[0] == 0:
         return

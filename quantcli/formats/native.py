@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quantcli import _native
 from quantcli.errors import WeightError
 from quantcli.formats.base import BlockFormat, Bytes, Floats
+from quantcli.formats.grids import install_grid
 
 _STORED = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30, "float8_e4m3fn": 63}
 """NumPy's name of a stored dtype, and the type id by which the kernels know it."""
@@ -34,6 +35,12 @@ class UnencodableError(WeightError):
 def has_kernel(fmt: BlockFormat) -> bool:
     """Whether this build encodes and decodes the format natively."""
     return _native.has_encoder(fmt.type_id) and _native.has_decoder(fmt.type_id)
+
+
+def prepare(fmt: BlockFormat) -> None:
+    """Give the kernels what the format needs; `encode` and `decode` do so by themselves."""
+    if not _native.is_ready(fmt.type_id):
+        install_grid(fmt.name, fmt.type_id)
 
 
 def encode(
@@ -57,6 +64,7 @@ def encode(
     if not packed.flags.c_contiguous:
         raise ValueError("out is not contiguous")
     flat = packed.reshape(-1)
+    prepare(fmt)
     bad = _native.encode(fmt.type_id, stored, _flat_bytes(rows), count, columns, flat, weights)
     if bad >= 0:
         row, column = divmod(bad, columns)
@@ -82,6 +90,7 @@ def decode(fmt: BlockFormat, packed: Bytes, *, out: Floats | None = None) -> Flo
     values = np.empty(shape, np.float32) if out is None else out
     if values.shape != shape or not values.flags.c_contiguous:
         raise ValueError(f"out is not a contiguous array of shape {shape}")
+    prepare(fmt)
     _native.decode(fmt.type_id, _flat_bytes(packed), values.reshape(-1))
     return values
 
