@@ -45,4 +45,10 @@ QK_DECODER(q4_k);
 QK_DECODER(q5_k);
 QK_DECODER(q6_k);
 
+/* iq4.c */
+QK_ENCODER(iq4_nl);
+QK_ENCODER(iq4_xs);
+QK_DECODER(iq4_nl);
+QK_DECODER(iq4_xs);
+
 #endif
