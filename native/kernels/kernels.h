@@ -45,9 +45,13 @@ QK_DECODER(q4_k);
 QK_DECODER(q5_k);
 QK_DECODER(q6_k);
 
-/* iq4.c */
+/* iq3.c, iq4.c */
+QK_ENCODER(iq3_xxs);
+QK_ENCODER(iq3_s);
 QK_ENCODER(iq4_nl);
 QK_ENCODER(iq4_xs);
+QK_DECODER(iq3_xxs);
+QK_DECODER(iq3_s);
 QK_DECODER(iq4_nl);
 QK_DECODER(iq4_xs);
 

@@ -24,6 +24,8 @@ const struct qk_table QK_FN(qk_kernels) = {
     BOTH(QK_Q4_K, q4_k),
     BOTH(QK_Q5_K, q5_k),
     BOTH(QK_Q6_K, q6_k),
+    BOTH(QK_IQ3_XXS, iq3_xxs),
+    BOTH(QK_IQ3_S, iq3_s),
     BOTH(QK_IQ4_NL, iq4_nl),
     BOTH(QK_IQ4_XS, iq4_xs),
     DECODE(QK_F64, f64),
