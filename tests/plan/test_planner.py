@@ -40,7 +40,11 @@ def ones(shapes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
     return {name: np.ones(a * b, np.float32) for name, (a, b) in shapes.items()}
 
 
-@pytest.mark.parametrize("type_name", [each.name for each in file_types()])
+@pytest.mark.parametrize(
+    "type_name",
+    # llama.cpp runs NVFP4 files but its quantizer writes none.
+    [each.name for each in file_types() if each.name != "NVFP4"],
+)
 def test_order_types_and_sizes_of_a_written_file(type_name: str, tmp_path: Path) -> None:
     for name in WHOLE[:2] if type_name not in ("Q4_K_M", "Q8_0", "BF16") else WHOLE:
         model = MODELS[name]()
