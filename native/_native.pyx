@@ -8,7 +8,7 @@ Buffers are flat and contiguous; shapes, dtypes and errors for people are the bu
 
 import os
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int8_t, int64_t, uint8_t
 
 from quantcli.errors import UsageError
 
@@ -17,6 +17,8 @@ cdef extern from "qk.h" nogil:
         QK_TYPE_COUNT
         QK_NO_MEMORY
         QK_BF16
+        QK_MXFP4
+        QK_NVFP4
 
     ctypedef int (*qk_encode_fn)(
         const float *, uint8_t *, int64_t, int64_t, const float *) noexcept
@@ -41,6 +43,14 @@ cdef extern from "qk.h" nogil:
     int64_t qk_first_infinite_scale(
         const uint8_t *blocks, int64_t nblocks, int nbytes,
         const int *offsets, int count, int exponent) noexcept
+
+cdef extern from "grids.h" nogil:
+    int qk_grid_set(
+        int type, const uint8_t *levels, int count, int dims,
+        const int8_t *values, int nlevels) noexcept
+    int qk_grid_ready(int type) noexcept
+    enum:
+        QK_GRID_NO_MEMORY
 
 cdef enum:
     MOST_SCALES = 8
@@ -109,6 +119,39 @@ def has_decoder(int type_id) -> bool:
     return _table().decode[type_id] != NULL
 
 
+def is_ready(int type_id) -> bool:
+    """Whether the kernels have what the type needs: its codebook grid, if it is coded with one."""
+    _known(type_id, "type")
+    return qk_grid_ready(type_id)
+
+
+def set_grid(int type_id, const uint8_t[:, ::1] levels, const int8_t[::1] values) -> None:
+    """Give the kernels the codebook grid of a type, once for all threads and instruction sets.
+
+    ``levels`` has a row for each point of the grid, its levels; ``values`` is what each level
+    decodes to. ValueError when this is no grid of that type.
+    """
+    cdef int result = -2
+    _known(type_id, "type")
+    if levels.shape[0] <= 2**16 and values.shape[0] <= 2**8:
+        with nogil:
+            result = qk_grid_set(
+                type_id, &levels[0, 0], <int>levels.shape[0], <int>levels.shape[1],
+                &values[0], <int>values.shape[0])
+    if result == QK_GRID_NO_MEMORY:
+        raise MemoryError
+    if result != 0:
+        raise ValueError(
+            f"{levels.shape[0]} points of {levels.shape[1]} weights in {values.shape[0]} levels "
+            f"are no codebook grid of type {type_id}")
+
+
+cdef int _ready(int type_id) except -1:
+    if not qk_grid_ready(type_id):
+        raise ValueError(f"the codebook grid of type {type_id} is not set")
+    return 0
+
+
 cdef int _same(str what, int64_t found, int64_t expected) except -1:
     if found != expected:
         raise ValueError(f"{what} has length {found}, expected {expected}")
@@ -144,6 +187,7 @@ def encode(
     _known(src_type_id, "source dtype")
     if table.encode[type_id] == NULL:
         raise ValueError(f"there is no kernel that encodes type {type_id}")
+    _ready(type_id)
     if table.decode[src_type_id] == NULL or qk_type_sizes[src_type_id].block != 1:
         raise ValueError(f"source dtype {src_type_id} is not a float dtype")
     if nrows < 0:
@@ -169,6 +213,7 @@ def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
     _known(type_id, "type")
     if table.decode[type_id] == NULL:
         raise ValueError(f"there is no kernel that decodes type {type_id}")
+    _ready(type_id)
     _same("src", src.shape[0], _packed(type_id, dst.shape[0], "element count"))
     if dst.shape[0] == 0:
         return
@@ -176,10 +221,15 @@ def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
         qk_decode_all(table, type_id, &src[0], &dst[0], dst.shape[0])
 
 
-def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) -> int:
-    """Index of the first block whose 16-bit scale at one of ``offsets`` is infinite or NaN, or -1.
+_EXTREMES = {QK_BF16: 0x7f80, QK_MXFP4: 0xff, QK_NVFP4: 0x7e}
+"""The bits of a scale, read as 16 bits, that are all set in an extreme one; float16 otherwise."""
 
-    The scales are float16, except that a BF16 "block" is a bfloat16.
+
+def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) -> int:
+    """Index of the first block whose scale at one of ``offsets`` is infinite or NaN, or -1.
+
+    The scales are float16, except that a BF16 "block" is a bfloat16. The 8-bit scales of MXFP4 and
+    NVFP4 have no infinity; there it is the code that stands for whatever is too large.
     """
     cdef int[MOST_SCALES] places
     cdef int count = len(offsets)
@@ -197,7 +247,7 @@ def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) 
         raise ValueError(f"{blocks.shape[0]} bytes are not whole blocks of {nbytes}")
     if blocks.shape[0] == 0 or count == 0:
         return -1
-    cdef int exponent = 0x7f80 if type_id == QK_BF16 else 0x7c00
+    cdef int exponent = _EXTREMES.get(type_id, 0x7c00)
     with nogil:
         result = qk_first_infinite_scale(
             &blocks[0], blocks.shape[0] // nbytes, nbytes, places, count, exponent)

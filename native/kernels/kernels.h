@@ -45,4 +45,30 @@ QK_DECODER(q4_k);
 QK_DECODER(q5_k);
 QK_DECODER(q6_k);
 
+/* ternary.c */
+QK_ENCODER(tq1_0);
+QK_ENCODER(tq2_0);
+QK_ENCODER(q1_0);
+QK_ENCODER(q2_0);
+QK_DECODER(tq1_0);
+QK_DECODER(tq2_0);
+QK_DECODER(q1_0);
+QK_DECODER(q2_0);
+
+/* microscale.c */
+QK_ENCODER(mxfp4);
+QK_ENCODER(nvfp4);
+QK_DECODER(mxfp4);
+QK_DECODER(nvfp4);
+
+/* iq3.c, iq4.c */
+QK_ENCODER(iq3_xxs);
+QK_ENCODER(iq3_s);
+QK_ENCODER(iq4_nl);
+QK_ENCODER(iq4_xs);
+QK_DECODER(iq3_xxs);
+QK_DECODER(iq3_s);
+QK_DECODER(iq4_nl);
+QK_DECODER(iq4_xs);
+
 #endif

@@ -40,6 +40,11 @@ QK_INLINE vi vi_load(const int32_t *p) { vi v; memcpy(&v, p, sizeof v); return v
 QK_INLINE void vf_store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 QK_INLINE void vi_store(int32_t *p, vi v) { memcpy(p, &v, sizeof v); }
 QK_INLINE vf vf_from(vi v) { return __builtin_convertvector(v, vf); }
+/* 0, 1, 2 ... in the lanes. */
+QK_INLINE vi lane_numbers(void) {
+    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return vi_load(numbers);
+}
 /* Truncation towards zero, as a C cast. */
 QK_INLINE vi vi_from(vf v) { return __builtin_convertvector(v, vi); }
 

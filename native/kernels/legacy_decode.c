@@ -1,12 +1,6 @@
 /* Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 back to float32: dequantize_row_q4_0 and siblings. */
 #include "block32.h"
 
-/* 0, 1, 2 ... in the lanes. */
-QK_INLINE vi lane_numbers(void) {
-    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return vi_load(numbers);
-}
-
 QK_INLINE void decode_blocks(const uint8_t *src, float *dst, int64_t n, const struct type32 type) {
     const int centre = type.affine ? 0 : 1 << (type.bits - 1);
     for (const float *end = dst + n; dst < end; dst += BLOCK, src += block_bytes(type)) {

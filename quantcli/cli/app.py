@@ -34,6 +34,8 @@ _REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "t
 def _report(error: BaseException, output: Output) -> int:
     """Tell the user what went wrong; returns the exit code."""
     output.close()
+    if _stopped:
+        error = KeyboardInterrupt()
     if debug_wanted(output) and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     failure = explain(error)
@@ -122,14 +124,20 @@ for _name in COMMANDS:
     app.command(_name)(getattr(import_module(f"quantcli.cli.{_function}"), _function))
 
 
+_stopped = False
+"""Whether a signal has asked us to stop; libraries may turn the interrupt into another error."""
+
+
 def _stop(signum: int, frame: FrameType | None) -> None:
     """Treat a polite kill like Ctrl-C, so that temporary files are removed; the next one waits."""
+    global _stopped
+    _stopped = True
     signal.signal(signum, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _catch_signals() -> None:
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         # nohup has the hang-up ignored, and so it stays.
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:

@@ -32,6 +32,10 @@ class BlockFormat:
     dequantize: Callable[[Bytes], Floats]
     half_scales: tuple[int, ...] = ()
     """Byte offsets of the block's float16 scales, which must be finite."""
+    byte_scales: tuple[int, ...] = ()
+    """Byte offsets of the block's 8-bit float scales, whose last code is for what overflows."""
+    holds: float = 0.0
+    """A block with such a last code is good if none of its weights exceeds this in magnitude."""
     fallback: str | None = None
     """The format that llama.cpp takes instead when ``block`` does not divide a row."""
     needs_importance: bool = False

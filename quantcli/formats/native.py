@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quantcli import _native
 from quantcli.errors import WeightError
 from quantcli.formats.base import BlockFormat, Bytes, Floats
+from quantcli.formats.grids import install_grid
 
 _STORED = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30, "float8_e4m3fn": 63}
 """NumPy's name of a stored dtype, and the type id by which the kernels know it."""
@@ -34,6 +35,12 @@ class UnencodableError(WeightError):
 def has_kernel(fmt: BlockFormat) -> bool:
     """Whether this build encodes and decodes the format natively."""
     return _native.has_encoder(fmt.type_id) and _native.has_decoder(fmt.type_id)
+
+
+def prepare(fmt: BlockFormat) -> None:
+    """Give the kernels what the format needs; `encode` and `decode` do so by themselves."""
+    if not _native.is_ready(fmt.type_id):
+        install_grid(fmt.name, fmt.type_id)
 
 
 def encode(
@@ -57,19 +64,14 @@ def encode(
     if not packed.flags.c_contiguous:
         raise ValueError("out is not contiguous")
     flat = packed.reshape(-1)
+    prepare(fmt)
     bad = _native.encode(fmt.type_id, stored, _flat_bytes(rows), count, columns, flat, weights)
     if bad >= 0:
         row, column = divmod(bad, columns)
         value = float(rows[row, column])
         reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
         raise UnencodableError(row, column, value, reason)
-    block = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
-    if block >= 0:
-        row, first = divmod(block * fmt.block, columns)
-        values = rows[row, first : first + fmt.block].astype(np.float64)
-        column = int(np.abs(values).argmax())
-        what = f"a float16 scale of {fmt.name}" if fmt.block > 1 else fmt.name
-        raise UnencodableError(row, first + column, float(values[column]), f"overflows {what}")
+    _refuse_overflow(fmt, rows, flat)
     return packed
 
 
@@ -82,6 +84,7 @@ def decode(fmt: BlockFormat, packed: Bytes, *, out: Floats | None = None) -> Flo
     values = np.empty(shape, np.float32) if out is None else out
     if values.shape != shape or not values.flags.c_contiguous:
         raise ValueError(f"out is not a contiguous array of shape {shape}")
+    prepare(fmt)
     _native.decode(fmt.type_id, _flat_bytes(packed), values.reshape(-1))
     return values
 
@@ -91,6 +94,26 @@ def to_float32(rows: NDArray[Any]) -> Floats:
     values = np.empty(rows.shape, np.float32)
     _native.decode(_stored_id(rows), _flat_bytes(rows), values.reshape(-1))
     return values
+
+
+def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
+    """UnencodableError for the first block with a scale that llama.cpp's loader would refuse, or
+    that lies below its weights."""
+    offsets, columns, start = fmt.half_scales + fmt.byte_scales, rows.shape[1], 0
+    while True:
+        found = _native.first_infinite_scale(fmt.type_id, flat[start * fmt.nbytes :], offsets)
+        if found < 0:
+            return
+        row, first = divmod((start + found) * fmt.block, columns)
+        values = rows[row, first : first + fmt.block].astype(np.float64)
+        column = int(np.abs(values).argmax())
+        value = float(values[column])
+        if abs(value) > fmt.holds:
+            scale = "a float16" if fmt.half_scales else "an 8-bit"
+            what = f"{scale} scale of {fmt.name}" if fmt.block > 1 else fmt.name
+            verb = "overflows" if abs(value) > 1 else "underflows"
+            raise UnencodableError(row, first + column, value, f"{verb} {what}")
+        start += found + 1
 
 
 def _stored_id(rows: NDArray[Any]) -> int:

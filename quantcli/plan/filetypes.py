@@ -2,8 +2,8 @@
 
 A file type is a mixture: most tensors get its base block format, some another (see
 `quantcli.plan.mixture`). The table holds all of llama.cpp's (``llama_ftype`` in include/llama.h)
-that llama-quantize offers; `file_types` lists those whose block formats we can encode, so a new
-block format makes its file types appear by themselves.
+that llama-quantize offers, and NVFP4, which it only runs; `file_types` lists those whose block
+formats we can encode, so a new block format makes its file types appear by themselves.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ _TABLE: tuple[FileType, ...] = (
     FileType("Q4_K_S", 14, "Q4_K"),
     FileType("Q4_1", 3, "Q4_1"),
     FileType("Q4_0", 2, "Q4_0"),
+    FileType("NVFP4", 39, "NVFP4"),
     FileType("IQ4_NL", 25, "IQ4_NL"),
     FileType("IQ4_XS", 30, "IQ4_XS"),
     FileType("MXFP4_MOE", 38, "MXFP4"),

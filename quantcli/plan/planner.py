@@ -166,7 +166,8 @@ def _plan_tensor(
             raise PlanError(
                 f"{wish.file_type.name} makes {tensor.name} {target.name}, which needs an "
                 f"importance matrix, and {lack}",
-                hint="collect one on typical text and give it with --imatrix",
+                hint="make one with: quantcli calibrate MODEL --data TEXT -o model.calib.gguf, "
+                "then give it with --imatrix model.calib.gguf",
             )
     if decision.instead_of is not None and recipe.on_fallback == "error":
         raise PlanError(

@@ -36,6 +36,10 @@ _EXACT = {"F64": "F32", "F8_E4M3": "F32", "F8_E5M2": "F32"}
 """Stored dtypes that no tensor of a GGUF model has, and what holds their values instead."""
 
 
+class UnfitError(PlanError):
+    """A row that a format's blocks do not divide, and no format to fall back to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What the user asked for; block formats by their canonical names."""
@@ -166,7 +170,7 @@ def _fallback(tensor: OutputTensor, wanted: BlockFormat) -> BlockFormat:
         return second if second.fits(tensor.columns) else get_format("F16")
     if wanted.block <= 32:
         return get_format("F16")
-    raise PlanError(
+    raise UnfitError(
         f"{tensor.name} has rows of {tensor.columns} weights, which blocks of {wanted.block} "
         f"({wanted.name}) do not divide, and {wanted.name} has no format to fall back to",
         hint="give it another type with --tensor-type",

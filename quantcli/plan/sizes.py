@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from quantcli.formats import get_format
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.filetypes import file_types
-from quantcli.plan.policies import Wish, decide
+from quantcli.plan.policies import UnfitError, Wish, decide
 from quantcli.plan.traits import read_traits
 from quantcli.types import MetaValue, OutputTensor
 
@@ -28,6 +28,7 @@ def size_table(
 ) -> list[TypeSize]:
     """One line for each file type that can be chosen, finest first, without importance matrix.
 
+    Left out are those that the model's rows do not fit and that have nothing to fall back to.
     Raises PlanError when a key-value that the mixtures need is missing.
     """
     traits = read_traits(metadata)
@@ -36,7 +37,10 @@ def size_table(
     elements = max(1, sum(tensor.elements for tensor in tensors))
     table = []
     for file_type in file_types():
-        decisions = decide(tensors, traits, Wish(file_type), from_gguf=from_gguf)
+        try:
+            decisions = decide(tensors, traits, Wish(file_type), from_gguf=from_gguf)
+        except UnfitError:
+            continue
         sizes = [
             tensor.rows * get_format(decisions[tensor.name].format).row_bytes(tensor.columns)
             for tensor in tensors

@@ -50,11 +50,11 @@ def test_the_overview(inspect, mini):
         "Architecture  llama (LlamaForCausalLM)",
         "Parameters    4.20M (1.05M in the embedding, also the output head)",
         "16.8 MB   8.39 MB  4.20 MB  2.10 MB  1.57 MB  1.05 MB",
-        "Q4_K_M         4  ",
     ):
         assert part in text
+    assert ["Q4_K_M", "4"] in [line.split()[:2] for line in text.splitlines()]
     assert "model.layers" not in text
-    assert len(text.splitlines()) < 45
+    assert len(text.splitlines()) < 60
 
 
 def test_the_overview_is_drawn_within_the_terminal(mini):

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from quantcli import _native
-from quantcli.formats import FORMATS, BlockFormat, get_format
+from quantcli.formats import FORMATS, BlockFormat, get_format, native
 
 
 @pytest.fixture(params=list(FORMATS))
 def fmt(request: pytest.FixtureRequest) -> BlockFormat:
-    """Every registered block format."""
-    return get_format(request.param)
+    """Every registered block format, ready for the kernels."""
+    fmt = get_format(request.param)
+    native.prepare(fmt)
+    return fmt
 
 
 @pytest.fixture(params=_native.available())

@@ -132,12 +132,45 @@ def test_a_scale_that_overflows_is_refused(fmt: BlockFormat, isa: str) -> None:
     x = rows.make("random", 5, columns)
     # Q3_K and Q6_K sum cubes; where those overflow, ggml passes over the block with a finite scale.
     x[3, columns - 7] = np.float32(-3.4e38 if fmt.block == 1 else -1e12)
-    if not fmt.half_scales:
+    if not fmt.half_scales and fmt.holds == 0:
         assert encode(fmt, x).shape == (5, fmt.row_bytes(columns))
         return
     with pytest.raises(native.UnencodableError, match=f"overflows .*{fmt.name}") as caught:
         encode(fmt, x)
     assert (caught.value.row, caught.value.column) == (3, columns - 7)
+
+
+@pytest.mark.parametrize("value", [2688.0, -2688.0, 1600.0])
+def test_nvfp4_keeps_what_its_largest_scale_holds(isa: str, value: float) -> None:
+    fmt, x = get_format("NVFP4"), rows.make("random", 6, 192)
+    x[1:5, 70] = value
+    got = native.decode(fmt, native.encode(fmt, x))
+    assert np.abs(got[1:5, 70] - value).max() <= 192
+
+
+@pytest.mark.parametrize("value", [2689.0, -1e5, 3.4e38])
+def test_nvfp4_refuses_what_llama_cpp_would_clip(isa: str, value: float) -> None:
+    fmt, x = get_format("NVFP4"), rows.make("random", 6, 192)
+    x[1, 70], x[4, 100] = 2688, value
+    with pytest.raises(native.UnencodableError, match="overflows an 8-bit scale of NVFP4") as it:
+        native.encode(fmt, x)
+    assert (it.value.row, it.value.column) == (4, 100)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [(2.0**-125, True), (2.0**-126, False), (1.9e-38, False), (1e-38, True)]
+)
+def test_mxfp4_refuses_the_exponent_that_is_no_number(isa: str, value: float, fits: bool) -> None:
+    """llama.cpp's own check of its output fails there; every other tiny weight becomes zero."""
+    fmt, x = get_format("MXFP4"), np.zeros((3, 64), np.float32)
+    x[1, 40] = value
+    if fits:
+        back = native.decode(fmt, native.encode(fmt, x))
+        assert np.abs(back - x).max() <= np.float32(1e-38)
+        return
+    with pytest.raises(native.UnencodableError, match="underflows an 8-bit scale of MXFP4") as it:
+        native.encode(fmt, x)
+    assert (it.value.row, it.value.column) == (1, 40)
 
 
 def test_the_largest_that_fits_is_kept() -> None:

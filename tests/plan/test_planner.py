@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 from support.llama_plan import Shape, write_hollow
 from support.llama_quantize import llama_quantize
 from support.model_shapes import MODELS
 
 from quantcli.errors import PlanError, UsageError
 from quantcli.formats import get_format
-from quantcli.plan.filetypes import file_types
+from quantcli.plan.filetypes import file_types, find_file_type
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.types import MetaValue, Note, OutputTensor
@@ -40,7 +40,14 @@ def ones(shapes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
     return {name: np.ones(a * b, np.float32) for name, (a, b) in shapes.items()}
 
 
-@pytest.mark.parametrize("type_name", [each.name for each in file_types()])
+READABLE = GGMLQuantizationType.__members__
+
+
+@pytest.mark.parametrize(
+    "type_name",
+    # llama.cpp runs NVFP4 files but its quantizer writes none; gguf's reader lacks some types.
+    [t.name for t in file_types() if t.name != "NVFP4" and t.base in READABLE],
+)
 def test_order_types_and_sizes_of_a_written_file(type_name: str, tmp_path: Path) -> None:
     for name in WHOLE[:2] if type_name not in ("Q4_K_M", "Q8_0", "BF16") else WHOLE:
         model = MODELS[name]()
@@ -288,6 +295,11 @@ def test_the_models_alignment_counts() -> None:
 @pytest.mark.parametrize("type_name", [each.name for each in file_types()])
 def test_nbytes_are_rows_of_whole_blocks(type_name: str) -> None:
     model = MODELS["llama-narrow"]()
+    base = get_format(find_file_type(type_name).base)
+    if base.fallback is None and base.block > 32:
+        with pytest.raises(PlanError, match="no format to fall back to"):
+            plan(model, type=type_name)
+        return
     for item in plan(model, type=type_name, importance=entries(model, without="-")).items:
         block_format = get_format(item.format)
         assert item.nbytes * block_format.block == item.tensor.elements * block_format.nbytes

@@ -33,6 +33,31 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+class _Traits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h, up to what is needed."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def dequantize(type_id: int, packed: np.ndarray) -> np.ndarray:
+    """llama.cpp's float32 for packed rows; F32 itself has no decoder there."""
+    lib = library()
+    lib.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    found = lib.ggml_get_type_traits(type_id).contents
+    columns = packed.shape[1] // found.type_size * found.blck_size
+    packed = np.ascontiguousarray(packed)
+    out = np.empty((len(packed), columns), np.float32)
+    found.to_float(packed.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
 def quantize(type_id: int, rows: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
     """llama.cpp's bytes for float32 rows: uint8 of shape (n, row bytes)."""
     lib = library()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from quantcli.formats import BlockFormat
+from quantcli.formats.grids import has_grid
 
 Rows = np.ndarray
 Maker = Callable[[np.random.Generator, int, int], Rows]
@@ -66,6 +67,16 @@ def make(kind: str, nrows: int, columns: int, seed: int = 7) -> Rows:
     """Rows of one kind, float32 of shape (nrows, columns)."""
     rng = np.random.default_rng([seed, nrows, columns, *kind.encode()])
     return KINDS[kind](rng, nrows, columns)
+
+
+def survivable(fmt: BlockFormat, rows: Rows) -> Rows:
+    """Rows that llama.cpp encodes in this format.
+
+    Where a distance overflows float32, its codebook searches abort the process; so for these the
+    magnitudes stop at a million, which is more than most blocks have a float16 scale for.
+    """
+    most = np.float32(1e6)
+    return np.clip(rows, -most, most) if has_grid(fmt.name) else rows
 
 
 def importance(kind: str, columns: int, seed: int = 7) -> Rows | None:
