@@ -45,6 +45,18 @@ QK_DECODER(q4_k);
 QK_DECODER(q5_k);
 QK_DECODER(q6_k);
 
+/* iq1.c, iq2.c */
+QK_ENCODER(iq1_s);
+QK_ENCODER(iq1_m);
+QK_ENCODER(iq2_xxs);
+QK_ENCODER(iq2_xs);
+QK_ENCODER(iq2_s);
+QK_DECODER(iq1_s);
+QK_DECODER(iq1_m);
+QK_DECODER(iq2_xxs);
+QK_DECODER(iq2_xs);
+QK_DECODER(iq2_s);
+
 /* iq3.c, iq4.c */
 QK_ENCODER(iq3_xxs);
 QK_ENCODER(iq3_s);

@@ -32,6 +32,9 @@ class BlockFormat:
     dequantize: Callable[[Bytes], Floats]
     half_scales: tuple[int, ...] = ()
     """Byte offsets of the block's float16 scales, which must be finite."""
+    first_infinite: Callable[[Bytes], int] | None = None
+    """Where the scale lies in pieces instead: takes flat packed bytes and gives the first block
+    whose scale is infinite or NaN, or -1."""
     fallback: str | None = None
     """The format that llama.cpp takes instead when ``block`` does not divide a row."""
     needs_importance: bool = False

@@ -72,6 +72,8 @@ def encode(
         reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
         raise UnencodableError(row, column, value, reason)
     block = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
+    if fmt.first_infinite is not None:
+        block = fmt.first_infinite(flat)
     if block >= 0:
         row, first = divmod(block * fmt.block, columns)
         values = rows[row, first : first + fmt.block].astype(np.float64)
