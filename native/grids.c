@@ -96,19 +96,27 @@ struct builder {
     int32_t used, room;
 };
 
+static int near_width(const struct shape *shape) {
+    return shape->dims == 8 ? (int)sizeof(uint16_t) : shape->dims;
+}
+
 static int append_points(struct builder *b, const uint16_t *indices, int n) {
-    const int dims = b->shape->dims;
-    if (b->used + n > b->room) {
-        const int32_t room = 2 * b->room + n;
-        uint8_t *grown = realloc(b->near, (size_t)room * (size_t)dims);
+    const int dims = b->shape->dims, width = near_width(b->shape);
+    if (b->used + n + QK_NEAR_SPARE > b->room) {
+        const int32_t room = 2 * b->room + n + QK_NEAR_SPARE;
+        uint8_t *grown = realloc(b->near, (size_t)room * (size_t)width);
         if (grown == NULL) return -1;
+        memset(grown + b->room * width, 0, (size_t)(room - b->room) * (size_t)width);
         b->near = grown;
         b->room = room;
     }
     for (int i = 0; i < n; ++i, ++b->used) {
-        for (int k = 0; k < dims; ++k) {
-            b->near[b->used * dims + k] = (uint8_t)(32 * b->levels[indices[i] * dims + k]);
+        uint8_t *point = b->near + b->used * width;
+        if (dims == 8) {
+            memcpy(point, &b->codes[indices[i]], sizeof *b->codes);
+            continue;
         }
+        for (int k = 0; k < dims; ++k) point[k] = (uint8_t)(32 * b->levels[indices[i] * dims + k]);
     }
     return 0;
 }
@@ -152,8 +160,8 @@ static struct qk_grid *grid_new(const struct shape *shape, const uint8_t *levels
             b.points[i] = values[levels[i]];
         }
         if (link_codes(&b) == 0) {
-            *grid = (struct qk_grid){shape->dims, shape->bits, shape->count, b.codes,
-                                     b.points,    b.slots,     b.lists,      b.near};
+            *grid = (struct qk_grid){near_width(shape), shape->count, b.codes, b.points,
+                                     b.slots, b.lists, b.near};
             return grid;
         }
     }

@@ -25,16 +25,18 @@ struct qk_near {
 };
 
 struct qk_grid {
-    int dims, bits, count;
+    int width, count;
     const uint16_t *codes;       /* of each grid point */
     const int8_t *points;        /* its values when decoded, dims each */
     const int32_t *slots;        /* of each code: the index of its grid point, or ~(its list) */
     const struct qk_near *lists;
-    const uint8_t *near;         /* neighbours, each as its levels times 32, a byte per weight */
+    const uint8_t *near;         /* neighbours, width bytes each: four levels times 32, a byte per
+                                    weight, or the code of eight; QK_NEAR_SPARE readable ones more */
 };
+enum { QK_NEAR_SPARE = 16 };
 
 static inline const uint8_t *qk_near_point(const struct qk_grid *grid, int32_t index) {
-    return grid->near + index * grid->dims;
+    return grid->near + index * grid->width;
 }
 
 /* Install the grid of a type: `count` points of `dims` levels (0 to nlevels - 1), and what each

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,9 +57,13 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory, plain: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
-    "type_name", ["Q8_0", "Q4_0", "Q4_K_M", "Q2_K", "Q3_K_L", "Q5_K_S", "Q6_K"]
+    ("type_name", "weighted"),
+    [
+        *product(["Q8_0", "Q4_0", "Q4_K_M", "Q2_K", "Q3_K_L", "Q5_K_S", "Q6_K"], [False, True]),
+        ("IQ2_XS", True),
+        ("IQ1_M", True),
+    ],
 )
 def test_whole_model_has_llama_cpps_bytes(
     tmp_path: Path, plain: Path, imatrix: Path, type_name: str, weighted: bool

@@ -13,23 +13,6 @@ static int grid_index(const struct qk_grid *grid, int32_t word) {
     return grid->slots[code_of(word)];
 }
 
-static void store_half(float value, uint8_t *dst) {
-    const uint16_t half = qk_to_half(value);
-    memcpy(dst, &half, sizeof half);
-}
-
-static float load_half(const uint8_t *src) {
-    uint16_t half;
-    memcpy(&half, src, sizeof half);
-    return qk_from_half(half);
-}
-
-/* The four bits l of a sub-block's scale (2l + 1) d. */
-static uint32_t round_scale(float inverse, float scale) {
-    const int l = qk_nearest(0.5f * (inverse * scale - 1.0f));
-    return (uint32_t)(l < 0 ? 0 : l > 15 ? 15 : l);
-}
-
 /* Float16 scale, the grid indices, then per sub-block a word: seven signs of every eight weights,
  * the eighth being their parity, and the scale on top. */
 int QK_FN(encode_iq3_xxs)(const float *x, uint8_t *dst, int64_t nrows, int64_t ncols,
@@ -112,8 +95,7 @@ void QK_FN(decode_iq3_xxs)(const uint8_t *src, float *dst, int64_t n) {
                 memcpy(points + 4 * k, grid->points + 4 * src[2 + GROUPS * b + k], 4);
             }
             for (int k = 0; k < 4; ++k) {
-                const uint32_t seven = word >> (7 * k) & 127;
-                signs |= (seven | (uint32_t)__builtin_parity(seven) << 7) << (8 * k);
+                signs |= all_signs(word >> (7 * k) & 127) << (8 * k);
             }
             decode_block(points, signs, d * (0.5f + (float)(word >> 28)) * 0.5f, dst);
         }

@@ -14,6 +14,7 @@
 #define QUANTCLI_IQ3_SEARCH_H
 
 #include "../grids.h"
+#include "codebook.h"
 #include "lookup.h"
 
 #include <float.h>
@@ -23,10 +24,6 @@ enum { SUPER = 256, BLOCK = 32, NBLOCKS = SUPER / BLOCK, GROUPS = BLOCK / 4, LEV
 /* Trials, and the rest of a vector that begins at the last of them. Rows of 256 bytes, so that a
  * neighbour's level times 32 is the offset of its row in units of 8 bytes. */
 enum { ROW = 64 };
-
-/* How far from the middle between two levels a weight has to lie to be surely inside its cell;
- * float32 knows the place to about 2^-19 of a level. */
-#define EDGE 0x1p-14f
 
 struct variant {
     int type, nbytes;
@@ -65,37 +62,6 @@ QK_INLINE int32_t code_of(int32_t word) {
     const uint32_t bits = (uint32_t)word;
     return (int32_t)((bits >> 5 & 7) | (bits >> 10 & 070) | (bits >> 15 & 0700)
                    | (bits >> 20 & 07000));
-}
-
-/* Magnitudes and signs. Where the number of minus signs has to be even and is odd, the weight that
- * matters least keeps the wrong sign. */
-static void take_signs(const float *x, int even, struct block *block) {
-    for (int k = 0; k < 4; ++k) {
-        unsigned signs = 0;
-        for (int i = 8 * k; i < 8 * k + 8; ++i) {
-            const int minus = !(x[i] >= 0);
-            block->x[i] = minus ? -x[i] : x[i];
-            signs |= (unsigned)minus << (i % 8);
-        }
-        if (even && __builtin_parity(signs)) {
-            int least = 8 * k;
-            float smallest = block->w[least] * x[least] * x[least];
-            for (int i = least + 1; i < 8 * k + 8; ++i) {
-                const float matters = block->w[i] * x[i] * x[i];
-                if (matters < smallest) {
-                    smallest = matters;
-                    least = i;
-                }
-            }
-            block->x[least] = -block->x[least];
-            signs ^= 1u << (least % 8);
-        }
-        block->signs[k] = (uint8_t)signs;
-    }
-    block->max = block->x[0];
-    for (int i = 1; i < BLOCK; ++i) {
-        block->max = block->max > block->x[i] ? block->max : block->x[i];
-    }
 }
 
 /* The levels of four weights under each trial's inverse scale, as codes. */
@@ -271,7 +237,7 @@ QK_INLINE float search_super(const struct variant *v, const struct qk_grid *grid
             vf_store(block->w + i, w);
             vf_store(block->root + i, vf_sqrt(w));
         }
-        take_signs(x, v->even_signs, block);
+        block->max = take_signs(x, block->w, BLOCK, v->even_signs, block->x, block->signs);
         block->empty = block->max < v->empty_below;
         block->scale = 0;
         if (!block->empty) search_block(v, grid, block, trials);

@@ -61,6 +61,18 @@ QK_ENCODER(nvfp4);
 QK_DECODER(mxfp4);
 QK_DECODER(nvfp4);
 
+/* iq1.c, iq2.c */
+QK_ENCODER(iq1_s);
+QK_ENCODER(iq1_m);
+QK_ENCODER(iq2_xxs);
+QK_ENCODER(iq2_xs);
+QK_ENCODER(iq2_s);
+QK_DECODER(iq1_s);
+QK_DECODER(iq1_m);
+QK_DECODER(iq2_xxs);
+QK_DECODER(iq2_xs);
+QK_DECODER(iq2_s);
+
 /* iq3.c, iq4.c */
 QK_ENCODER(iq3_xxs);
 QK_ENCODER(iq3_s);

@@ -48,6 +48,22 @@ QK_INLINE vf vt8_at(vt8 t, vi index) {
 #endif
 }
 
+/* table[index & 3] of each lane. */
+QK_INLINE vf vf_table4(const float table[4], vi index) {
+#if defined(QK_LOOKUP_AVX512)
+    return (vf)_mm512_permutevar_ps(_mm512_broadcast_f32x4(_mm_loadu_ps(table)), (__m512i)index);
+#elif defined(QK_LOOKUP_AVX2)
+    return (vf)_mm256_permutevar_ps(_mm256_broadcast_ps((const __m128 *)table), (__m256i)index);
+#elif defined(QK_LOOKUP_NEON)
+    const uint8x16_t bytes = vld1q_u8((const uint8_t *)table);
+    return (vf)vqtbl1q_u8(bytes, (uint8x16_t)((index & 3) * 0x04040404 + 0x03020100));
+#else
+    const vi odd = (index << 31) >> 31, high = (index << 30) >> 31;
+    const vf low = vf_sel(odd, vf_set1(table[1]), vf_set1(table[0]));
+    return vf_sel(high, vf_sel(odd, vf_set1(table[3]), vf_set1(table[2])), low);
+#endif
+}
+
 /* table[index] of each lane, for 0 <= index < 16. */
 QK_INLINE vf vf_table16(const float table[16], vi index) {
 #if defined(QK_LOOKUP_AVX512)

@@ -36,6 +36,9 @@ class BlockFormat:
     """Byte offsets of the block's 8-bit float scales, whose last code is for what overflows."""
     holds: float = 0.0
     """A block with such a last code is good if none of its weights exceeds this in magnitude."""
+    first_infinite: Callable[[Bytes], int] | None = None
+    """Where the scale lies in pieces instead: takes flat packed bytes and gives the first block
+    whose scale is infinite or NaN, or -1."""
     fallback: str | None = None
     """The format that llama.cpp takes instead when ``block`` does not divide a row."""
     needs_importance: bool = False

@@ -21,18 +21,16 @@ from __future__ import annotations
 import numpy as np
 
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.grids import load_grid
-from quantcli.formats.iq3_search import (
-    BLOCK,
-    PARTS,
+from quantcli.formats.codebook import (
     SUPER,
     apply_signs,
     largest,
     round_scales,
-    search,
     search_weights,
     sign_bytes,
 )
+from quantcli.formats.grids import load_grid
+from quantcli.formats.iq3_search import BLOCK, PARTS, search
 from quantcli.formats.search import from_halves, halves
 
 NBYTES = 110
@@ -46,7 +44,7 @@ def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     blocks = rows.reshape(-1, BLOCK)
     negative = ~(blocks >= 0)
     x = np.where(negative, -blocks, blocks)
-    weights = search_weights(rows, importance)
+    weights = search_weights(rows, importance, 2).reshape(-1, BLOCK)
     scale, points = search(x, weights, load_grid("IQ3_S"), _TRIALS, search_all=True)
     negative ^= (scale < 0)[:, None]
     empty = x.max(axis=1) == 0

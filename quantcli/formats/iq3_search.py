@@ -7,41 +7,21 @@ wins; its groups are looked up once more under the scale that fits them best.
 
 Where distances overflow float32, ggml aborts; here the scale becomes NaN, which is refused later.
 
-Source: quantize_row_iq3_xxs_impl, quantize_row_iq3_s_impl and iq3_find_best_neighbour in
-ggml-quants.c.
+Source: quantize_row_iq3_xxs_impl and quantize_row_iq3_s_impl in ggml-quants.c.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.base import Floats
+from quantcli.formats.codebook import SUPER, Mask, odd_worth, place_groups
 from quantcli.formats.grids import Grid, Indices
-from quantcli.formats.search import Codes, importance_weights, nearest, ordered_sum
+from quantcli.formats.search import nearest, ordered_sum
 
-SUPER, BLOCK, GROUP = 256, 32, 4
+BLOCK, GROUP = 32, 4
 PARTS = SUPER // BLOCK
 GROUPS = BLOCK // GROUP
-
-_FARTHEST = np.finfo(np.float32).max
-
-Mask = NDArray[np.bool_]
-
-
-def search_weights(rows: Floats, importance: Floats | None) -> Floats:
-    """Weights of the search, shape (sub-blocks, 32): ``importance * sqrt(sigma2 + x^2)`` or x².
-
-    ``sigma2`` is twice the mean square of the super-block.
-    """
-    x = rows.reshape(-1, SUPER)
-    with np.errstate(all="ignore"):
-        squares = x * x
-        if importance is None:
-            return squares.reshape(-1, BLOCK)
-        sigma2 = np.float32(2) * ordered_sum(squares)[:, None] / np.float32(SUPER)
-    spread = np.broadcast_to(importance, rows.shape).reshape(-1, SUPER)
-    return importance_weights(x, spread, sigma2).reshape(-1, BLOCK)
 
 
 def search(
@@ -65,7 +45,7 @@ def _search(
     lost = np.zeros(len(x), np.bool_)
 
     def sums(points: Indices) -> tuple[Floats, Floats]:
-        q = _worth(grid.levels[points]).reshape(x.shape)
+        q = odd_worth(grid.levels[points]).reshape(x.shape)
         return ordered_sum(w * x * q), ordered_sum(w * q * q)
 
     best: Floats = np.zeros(len(x), np.float32)
@@ -93,56 +73,15 @@ def _search(
     return np.where(lost, np.float32(np.nan), scale), points
 
 
-def _worth(levels: NDArray[np.uint8]) -> Floats:
-    worth: Floats = levels.astype(np.float32) * np.float32(2) + np.float32(1)
-    return worth
-
-
 def _place(
     x: Floats, root: Floats, inverse: Floats, scale: Floats, grid: Grid
 ) -> tuple[Indices, Mask, Mask]:
     """Points of all groups, shape (n, 8); which were off the grid, and which had none near."""
     rounded = nearest(np.float32(0.5) * (inverse[:, None] * x - np.float32(1)))
     codes = grid.codes(np.clip(rounded, 0, len(grid.values) - 1).reshape(-1, GROUP))
-    points = grid.index[codes]
-    off = points < 0
-    groups = np.flatnonzero(off)
-    near = grid.near[codes[groups]]
-    distance: Floats = np.zeros(near.shape, np.float32)
-    for i in range(GROUP):
-        q = _worth(grid.levels[near, i])
-        apart = scale[groups // GROUPS, None] * q - x.reshape(-1, GROUP)[groups, i, None]
-        distance += root.reshape(-1, GROUP)[groups, i, None] * apart * apart
-    distance = np.where(distance < _FARTHEST, distance, _FARTHEST)
-    closest = distance.argmin(axis=1)[:, None]
-    nowhere = np.zeros_like(off)
-    if len(groups):
-        points[groups] = np.take_along_axis(near, closest, axis=1)[:, 0]
-        nowhere[groups] = np.take_along_axis(distance, closest, axis=1)[:, 0] == _FARTHEST
+    scales = scale.repeat(GROUPS)
+    placed = place_groups(
+        x.reshape(-1, GROUP), root.reshape(-1, GROUP), codes, scales, grid, odd_worth
+    )
     shape = (len(x), GROUPS)
-    return points.reshape(shape), off.reshape(shape), nowhere.reshape(shape)
-
-
-def largest(scales: Floats) -> Floats:
-    """The largest of each row of scales, at least 0; NaN where there is one."""
-    top: Floats = np.maximum(scales.max(axis=1), np.float32(0))
-    return top
-
-
-def round_scales(scales: Floats, d: Floats) -> Codes:
-    """The four bits ``l`` of each sub-block's scale ``(2l + 1) d``; shapes (n, 8) and (n,)."""
-    with np.errstate(all="ignore"):
-        inverse = np.float32(1) / d
-        steps = nearest(np.float32(0.5) * (inverse[:, None] * scales - np.float32(1)))
-    return np.clip(steps, 0, 15)
-
-
-def sign_bytes(negative: Mask) -> Bytes:
-    """Masks of shape (n, 32) as four bytes, the first weight in the lowest bit."""
-    return np.packbits(negative, axis=1, bitorder="little")
-
-
-def apply_signs(values: Floats, signs: Bytes) -> Floats:
-    """``values`` of shape (n, 32), negated where ``signs``, shape (n, 4), have a bit set."""
-    negative = np.unpackbits(np.ascontiguousarray(signs), axis=1, bitorder="little")
-    return values * np.where(negative, np.float32(-1), np.float32(1))
+    return placed[0].reshape(shape), placed[1].reshape(shape), placed[2].reshape(shape)

@@ -19,19 +19,18 @@ from __future__ import annotations
 import numpy as np
 
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.grids import load_grid
-from quantcli.formats.iq3_search import (
-    BLOCK,
-    PARTS,
+from quantcli.formats.codebook import (
     SUPER,
-    Mask,
+    all_signs,
     apply_signs,
+    even_signs,
     largest,
     round_scales,
-    search,
     search_weights,
     sign_bytes,
 )
+from quantcli.formats.grids import load_grid
+from quantcli.formats.iq3_search import BLOCK, PARTS, search
 from quantcli.formats.search import from_halves, halves
 
 NBYTES = 98
@@ -44,8 +43,8 @@ _SIGN_SHIFTS = 7 * np.arange(4, dtype=np.uint32)
 
 def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes)."""
-    weights = search_weights(rows, importance)
-    x, negative = _even_signs(rows.reshape(-1, BLOCK), weights)
+    weights = search_weights(rows, importance, 2).reshape(-1, BLOCK)
+    x, negative = even_signs(rows.reshape(-1, BLOCK), weights)
     scale, points = search(x, weights, load_grid("IQ3_XXS"), _TRIALS, search_all=False)
     negative ^= (scale < 0)[:, None]
     empty = x.max(axis=1) < _EMPTY
@@ -71,29 +70,9 @@ def dequantize(packed: Bytes) -> Floats:
     words = np.ascontiguousarray(blocks[:, 66:]).view("<u4")
     half = (words >> 28).astype(np.float32) + np.float32(0.5)
     scales = from_halves(blocks, 0) * half * np.float32(0.5)
-    seven = (words[:, :, None] >> _SIGN_SHIFTS & 127).astype(np.uint8).reshape(-1, 4)
-    signs = seven | (np.bitwise_count(seven) & np.uint8(1)) << np.uint8(7)
+    signs = all_signs(words[:, :, None] >> _SIGN_SHIFTS).reshape(-1, 4)
     points = load_grid("IQ3_XXS").points[blocks[:, 2:66]].reshape(-1, BLOCK)
     return apply_signs(scales.reshape(-1, 1) * points, signs).reshape(len(packed), -1)
-
-
-def _even_signs(blocks: Floats, weights: Floats) -> tuple[Floats, Mask]:
-    """Magnitudes and signs; one of each eight weights is turned round if its minuses are odd."""
-    x = blocks.reshape(-1, 8)
-    negative = ~(x >= 0)
-    magnitude = np.where(negative, -x, x)
-    with np.errstate(all="ignore"):
-        matters = weights.reshape(-1, 8) * x * x
-    least = np.arange(8) == _first_smallest(matters)[:, None]
-    turned = least & (negative.sum(axis=1) % 2 == 1)[:, None]
-    magnitude = np.where(turned, -magnitude, magnitude)
-    return magnitude.reshape(-1, BLOCK), (negative ^ turned).reshape(-1, BLOCK)
-
-
-def _first_smallest(values: Floats) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """As a loop with ``<`` finds it: a NaN is never smaller, and nothing is smaller than one."""
-    filled = np.where(np.isnan(values), np.float32(np.inf), values)
-    return np.where(np.isnan(values[:, 0]), 0, filled.argmin(axis=1))
 
 
 FORMAT = BlockFormat(

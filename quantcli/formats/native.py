@@ -101,7 +101,11 @@ def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
     that lies below its weights."""
     offsets, columns, start = fmt.half_scales + fmt.byte_scales, rows.shape[1], 0
     while True:
-        found = _native.first_infinite_scale(fmt.type_id, flat[start * fmt.nbytes :], offsets)
+        rest = flat[start * fmt.nbytes :]
+        if fmt.first_infinite is not None:
+            found = fmt.first_infinite(rest)
+        else:
+            found = _native.first_infinite_scale(fmt.type_id, rest, offsets)
         if found < 0:
             return
         row, first = divmod((start + found) * fmt.block, columns)
@@ -109,7 +113,7 @@ def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
         column = int(np.abs(values).argmax())
         value = float(values[column])
         if abs(value) > fmt.holds:
-            scale = "a float16" if fmt.half_scales else "an 8-bit"
+            scale = "an 8-bit" if fmt.byte_scales else "a float16"
             what = f"{scale} scale of {fmt.name}" if fmt.block > 1 else fmt.name
             verb = "overflows" if abs(value) > 1 else "underflows"
             raise UnencodableError(row, first + column, value, f"{verb} {what}")
