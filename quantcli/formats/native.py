@@ -115,7 +115,7 @@ def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
         if abs(value) > fmt.holds:
             scale = "an 8-bit" if fmt.byte_scales else "a float16"
             what = f"{scale} scale of {fmt.name}" if fmt.block > 1 else fmt.name
-            verb = "overflows" if abs(value) > 1 else "underflows"
+            verb = "underflows" if fmt.byte_scales and abs(value) <= 1 else "overflows"
             raise UnencodableError(row, first + column, value, f"{verb} {what}")
         start += found + 1
 
