@@ -132,4 +132,7 @@ def _unsigned(case: Case, packed: np.ndarray) -> np.ndarray:
         sign_byte = blocks[:, offset + 1]
         nan = np.isnan(np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.float16)[:, 0])
         sign_byte[nan] &= 0x7F
+    if fmt.first_infinite is not None:  # IQ1_M: the sign is the block's last bit
+        for block in blocks:
+            block[-1] &= 0x7F if fmt.first_infinite(block) == 0 else 0xFF
     return blocks
