@@ -78,8 +78,6 @@ def debug_wanted(output: Output) -> bool:
 
 def thread_count(threads: int | None) -> int:
     """The number asked for, or that of the processors this process may run on."""
-    if threads is not None:
-        return threads
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    from quantcli.pipeline import default_threads
+
+    return default_threads() if threads is None else threads
