@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -44,6 +45,9 @@ SLAB_BYTES = 4 << 20
 """Stored bytes of a slab. Part of the source digest's definition, so it never varies."""
 
 _NO_DIGEST = "sha256:" + "0" * 64
+
+_scratch = threading.local()
+"""Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +283,22 @@ def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab, encoded: Encoded | N
     if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
         rows = native.decode(get_format(tensor.dtype), rows)
     weights = _importance_of(job, slab)
+    fmt = get_format(slab.item.format)
+    out = None if tensor.dtype == fmt.name else _buffer(len(rows), fmt.row_bytes(tensor.columns))
     try:
-        blocks = native.encode(get_format(slab.item.format), rows, weights)
+        blocks = native.encode(fmt, rows, weights, out=out)
     except native.UnencodableError as refused:
         raise _locate(job.model, slab, refused) from refused
     files.write(slab.path, slab.offset, blocks.data)
     return leaf
+
+
+def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    """A packed array of the thread's own, until it asks for the next one."""
+    held: NDArray[np.uint8] = getattr(_scratch, "held", np.empty(0, np.uint8))
+    if held.size < rows * row_bytes:
+        held = _scratch.held = np.empty(rows * row_bytes, np.uint8)
+    return held[: rows * row_bytes].reshape(rows, row_bytes)
 
 
 def _importance_of(job: Job, slab: _Slab) -> NDArray[np.float32] | None:
