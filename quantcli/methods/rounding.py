@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.lattice import LATTICES
-from quantcli.methods.blocks import Coded, Workers
+from quantcli.methods.blocks import Coded, Workers, has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian, output_error
@@ -68,7 +67,7 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if fmt.name not in LATTICES:
+    if not has_lattice(fmt.name):
         return Rounded(plain, before, before, kept=True)
     packed = descend(fmt, aim, statistics, options, crew).pack()
     after = loss(packed)
@@ -106,7 +105,7 @@ def round_tensor(
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if fmt.name in LATTICES else "importance"
+    method = "gptq" if has_lattice(fmt.name) else "importance"
     outcome = Outcome(
         name, fmt.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

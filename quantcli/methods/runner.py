@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,14 +29,24 @@ from quantcli.calib.states import States
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers, workers
+from quantcli.methods.blocks import Workers, has_lattice, workers
+from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.prefix import quantized_model
-from quantcli.methods.rounding import round_tensor
+from quantcli.methods.rounding import Statistics, round_tensor
+from quantcli.methods.sensitivity import (
+    WINDOWS,
+    Sensitivity,
+    embedding_scale,
+    measure_sensitivity,
+)
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
 from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
+
+EMBEDDING_DAMPING = 0.1
+"""Of the embedding's Hessian, which is a mean over gradients."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,8 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         count = len(stream.skeleton.layers)
         for index in range(checkpoint.done, count):
             yield from layers.run(index)
-        if checkpoint.done == count:
-            yield from layers.head()
+        if checkpoint.done <= count + 1:
+            yield from layers.ends()
 
 
 @dataclass
@@ -137,7 +147,8 @@ class _Layers:
                     self._pass(index, number, weights, sums)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
-            yield from self._round(index, sums)
+            yield from self._round(index, sums.names, sums.of)
+            yield from sums.notes
         turn = self.stream.states.commit()
         if self.prefix is not None:
             self._advance(index, self.prefix)
@@ -167,10 +178,33 @@ class _Layers:
                 check_finite(hidden, f"the output of the quantized layer {index}", number)
                 prefix.states.put(number, hidden)
 
-    def head(self) -> Iterator[Event]:
-        """The output head, whose input is the last layer's output through the final norm."""
-        name = self.skeleton.head_name
+    def ends(self) -> Iterator[Event]:
+        """The embedding and the output head."""
         count = len(self.skeleton.layers)
+        tied = self.skeleton.embedding_name == self.skeleton.head_name
+        embedding = self._target(self.skeleton.embedding_name)
+        ways = Sensitivity.zeros(self.skeleton.hidden_size)
+        if embedding is not None:
+            ids = self.work.run.windows.ids[:WINDOWS]
+            yield from measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
+            ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
+        if self.checkpoint.done == count:
+            yield from self._head(ways if tied else None)
+            self.checkpoint.commit(count + 1, self.stream.states.turn)
+        if embedding is not None and not tied:
+            known = partial(self._statistics_of, ways)
+            yield from self._round(count + 1, [embedding], known)
+        else:
+            self.store.save(count + 1, {}, [])
+        self.checkpoint.commit(count + 2, self.stream.states.turn)
+
+    def _head(self, embedding: Sensitivity | None) -> Iterator[Event]:
+        """The output head, whose input is the last layer's output through the final norm.
+
+        Where it is also the embedding, a row is as often looked up as it is predicted, so its two
+        losses add up.
+        """
+        name = self.skeleton.head_name
         with self._sums("the output head") as sums:
             with self.skeleton.filled(self.skeleton.outside_layers()):
                 for number in range(len(self.work.run.windows.ids)):
@@ -183,8 +217,23 @@ class _Layers:
                     sums.remember(product)
                     rows = self.skeleton.finish(self.prefix.get(number)).flatten(0, 1)
                     sums.compare(Product(name, 0, rows, (name, 0)))
-            yield from self._round(count, sums)
-        self.checkpoint.commit(count + 1, self.stream.states.turn)
+            if embedding is not None:
+                sums.add(embedding.fit, embedding.held_out)
+            yield from self._round(len(self.skeleton.layers), sums.names, sums.of)
+            yield from sums.notes
+
+    def _target(self, parameter: str) -> str | None:
+        """The tensor that holds a parameter, if it is to be rounded."""
+        targets = self.skeleton.parameters.targets(parameter, 0)
+        name = targets[0][0].name if targets else ""
+        kind = self.work.every_format.get(name, "F32")
+        return name if has_lattice(kind) else None
+
+    def _statistics_of(self, ways: Sensitivity, name: str, matrix: int) -> Statistics:
+        # Gradients vary more than inputs, and fewer are taken.
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
+        return Statistics(hessian, fit, held_out)
 
     @contextmanager
     def _sums(self, place: str) -> Iterator[Sums]:
@@ -196,22 +245,25 @@ class _Layers:
         finally:
             sums.close()
 
-    def _round(self, layer: int, sums: Sums) -> Iterator[Event]:
+    def _round(
+        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None]
+    ) -> Iterator[Event]:
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
-        for name in sums.names:
-            wanted = self.work.formats.get(name)
-            if wanted is None:
+        for name in names:
+            if name not in self.tensors or not self._wanted(name):
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, wanted, _matrices(tensor), self._reader(tensor), partial(sums.of, name),
-                self.work.options, self.crew,
+                name, self.work.every_format[name], _matrices(tensor), self._reader(tensor),
+                partial(known, name), self.work.options, self.crew,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
-        yield from sums.notes
         self.store.save(layer, packed, outcomes)
+
+    def _wanted(self, name: str) -> bool:
+        return name in self.work.formats or self._target(self.skeleton.embedding_name) == name
 
     def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
         model = self.work.run.model

@@ -43,7 +43,12 @@ class Sums:
         self._lost: dict[tuple[str, int], NDArray[np.float64]] = {}
         self._targets = targets
         self._last: tuple[tuple[str, int], Statistics | None] | None = None
+        self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self.notes: list[Note] = []
+
+    def add(self, fit: NDArray[np.float64], held_out: NDArray[np.float64]) -> None:
+        """Another quadratic loss of the same weights, to be added to both means."""
+        self._added = (fit, held_out)
 
     @property
     def names(self) -> list[str]:
@@ -105,6 +110,11 @@ class Sums:
             mean *= np.float32(count / (FEW * columns))
             np.fill_diagonal(mean, diagonal)
             self._note_few(home, matrix, count, columns)
+        held_out = _mean(self._held_out, home, matrix)
+        if self._added is not None:
+            mean += self._added[0].astype(np.float32)
+            if held_out is not None:
+                held_out += self._added[1].astype(np.float32)
         hessian = prepare_hessian(mean, self._options.damping, self._options.order)
         if hessian.damping > self._options.damping:
             self.notes.append(
@@ -114,7 +124,6 @@ class Sums:
                     level="warning",
                 )
             )
-        held_out = _mean(self._held_out, home, matrix)
         lost = self._lost.get((home, matrix))
         correction = None
         if lost is not None and count >= FEW * columns:
