@@ -106,7 +106,7 @@ def quantize(
             "--sweeps",
             metavar="N",
             panel=_METHOD,
-            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 3.",
+            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 2.",
         ),
     ] = None,
     propagate: Annotated[
