@@ -296,7 +296,7 @@ def _nearest(
         codes = np.rint((values - zeros[..., None]) / scales)
     else:
         codes = np.rint(values / scales) + _zero_points(zeros, grid)
-    return np.clip(codes, 0, np.float32(grid.top), out=codes)
+    return np.asarray(np.clip(codes, 0, np.float32(grid.top)), np.float32)
 
 
 def _values(codes: Floats, scales: Floats, zeros: NDArray[Any] | None, grid: IntegerGrid) -> Floats:
