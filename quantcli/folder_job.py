@@ -222,9 +222,7 @@ def settings(
         recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or plan.scheme is None:
-        for key in ("dtype", "torch_dtype"):
-            if key in config:
-                config[key] = DTYPES[plan.dtype]
+        config = _with_dtype(config, DTYPES[plan.dtype])
     if packing is not None and plan.scheme is not None:
         config |= packing.describe(config, plan.scheme.grid, plan.kept)
     files[CONFIG] = _json(config)
@@ -255,6 +253,17 @@ def settings(
         version=__version__,
     )
     return dict(sorted(files.items()))
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration, and those inside of it, for weights of another dtype."""
+    changed = dict(config)
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            changed[key] = dtype
+        elif key.endswith("_config") and isinstance(value, Mapping):
+            changed[key] = _with_dtype(value, dtype)
+    return changed
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -47,7 +47,9 @@ def _older_keys(config: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:
-        keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            keys["rope_local_base_freq"] = local["rope_theta"]
         rope = rope["full_attention"]
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
