@@ -27,7 +27,7 @@ from quantcli.writers import awq, compressed_tensors, gptq, mlx
 from quantcli.writers.card import write_card
 from quantcli.writers.folder import MANIFEST, refuse_folder
 from quantcli.writers.gguf import Layout
-from quantcli.writers.packing import ROWS, Packing
+from quantcli.writers.packing import ROWS, Packing, Subject
 from quantcli.writers.safetensors import Declared, lay_out
 from quantcli.writers.settings import CONFIG, INDEX, read_settings, shard_names, write_index
 
@@ -224,7 +224,8 @@ def settings(
     if plan.recipe.dtype is not None or plan.scheme is None:
         config = _with_dtype(config, DTYPES[plan.dtype])
     if packing is not None and plan.scheme is not None:
-        config |= packing.describe(config, plan.scheme.grid, plan.kept)
+        quantized = [item.matrix.module for item in plan.items]
+        config |= packing.describe(Subject(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = _json(config)
     places = {name: shard for name, (shard, _, _) in tensors.items()}
     if len(set(places.values())) > 1:

@@ -6,14 +6,14 @@ experts of a layer are one tensor for each projection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import mlx as packing
 from quantcli.formats.packing.bits import word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch, as_stored, refuse_never
+from quantcli.writers.packing import Packing, Patch, Subject, as_stored, refuse_never
 from quantcli.writers.safetensors import Declared
 
 
@@ -37,12 +37,17 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.biases", as_stored(coded.zeros, grid), row)
 
 
-def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
+    grid = subject.grid
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
-    return {**_older_keys(config), "quantization": settings, "quantization_config": settings}
+    return {
+        **_older_keys(subject.config),
+        "quantization": settings,
+        "quantization_config": settings,
+    }
 
 
-def _older_keys(config: Config) -> dict[str, Any]:
+def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that transformers 5 writes otherwise, and that mlx_lm reads or assumes a default for."""
     keys: dict[str, Any] = {}
     rope = config.get("rope_parameters") or {}
