@@ -28,6 +28,10 @@ _ASYMMETRIC = (
     "transformers loads asymmetric compressed-tensors weights with "
     "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
 )
+_EXPERTS = (
+    "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset without "
+    "an error; --to compressed-tensors is what it loads"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,8 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     grid = scheme.grid
     if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
         notes.append(Note(_ASYMMETRIC))
+    if recipe.to in ("gptq", "gptq-v2", "awq") and any(matrix.of > 1 for matrix in matrices):
+        notes.append(Note(_EXPERTS, "warning"))
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
