@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
+    from quantcli.cli.methods import Calibrating
     from quantcli.cli.output import Output
     from quantcli.folder_job import FolderJob
     from quantcli.plan.recipe import Recipe
@@ -19,8 +20,8 @@ def make_folder(
     target: str,
     recipe: Recipe,
     output: Path | None,
+    told: Calibrating,
     *,
-    calibrate: list[str] | None,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -34,12 +35,12 @@ def make_folder(
 
     check_recipe(recipe)
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
-    with open_model(target, vocabulary=bool(calibrate), on_progress=out.event) as model:
+    with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
         path = output or default_folder(model, recipe)
-        if calibrate:
+        if told.data:
             # What would stop the quantization afterwards stops it before the long run.
             prepare_folder(model, recipe, path, force=force)
-            made = calibrate_beside(out, model, calibrate, path, force=force, threads=threads)
+            made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
         job = prepare_folder(

@@ -17,6 +17,7 @@ from quantcli.cli.folder_options import (
     To,
     grid_fields,
 )
+from quantcli.cli.methods import Calibrating, check_options
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from quantcli.plan.recipe import Recipe
 
 _MIXTURE = "Which type each tensor gets"
+_METHOD = "How weights are rounded"
 _OUTPUT = "The file that is written"
 
 
@@ -72,11 +74,68 @@ def quantize(
         _option(
             "--calibrate",
             metavar="TEXT",
-            help="Make the importance matrix first, by running the checkpoint on this text file, "
-            "and keep it beside the output as NAME.calib.gguf. Repeatable. See 'quantcli "
-            "calibrate' for more.",
+            help="Run the checkpoint on this text file first. With --method it rounds each layer "
+            "in turn; without one it makes the importance matrix and keeps it beside the output "
+            "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        _option(
+            "--method",
+            metavar="NAME",
+            panel=_METHOD,
+            help="Round by a calibrated method instead of weight by weight: gptq.",
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None,
+        _option(
+            "--damping",
+            metavar="SHARE",
+            panel=_METHOD,
+            help="What is added to a Hessian's diagonal, as a share of its mean. Default: 0.05.",
+        ),
+    ] = None,
+    column_order: Annotated[
+        str | None,
+        _option(
+            "--column-order",
+            metavar="natural|activation",
+            panel=_METHOD,
+            help="Round columns from left to right, or those with the largest inputs first.",
+        ),
+    ] = None,
+    sweeps: Annotated[
+        int | None,
+        _option(
+            "--sweeps",
+            metavar="N",
+            panel=_METHOD,
+            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 3.",
+        ),
+    ] = None,
+    propagate: Annotated[
+        bool,
+        flag(
+            "--propagate",
+            help="Fit each layer to the inputs that the quantized layers before it give.",
+            panel=_METHOD,
+        ),
+    ] = False,
+    chunks: Annotated[
+        int | None,
+        _option(
+            "--chunks",
+            metavar="N",
+            panel=_METHOD,
+            help="Use at most N windows of 512 tokens of the text.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        flag("--resume", help="Continue an interrupted --method run.", panel=_METHOD),
+    ] = False,
     include_weights: Annotated[
         list[str] | None,
         _option(
@@ -249,8 +308,15 @@ def quantize(
         on_fallback=on_fallback,
         split_max_size=split_max_size,
         pre=pre,
+        method=method,
+        damping=damping,
+        column_order=column_order,
+        sweeps=sweeps,
+        propagate=propagate or None,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
+    told = Calibrating(calibrate or (), chunks, resume)
+    check_options(resolved, told)
     if print_recipe:
         from quantcli.plan.recipe import dump_recipe
 
@@ -262,7 +328,7 @@ def quantize(
     limit = parse_size(max_memory) if max_memory else None
     if calibrate and resolved.imatrix:
         raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
-    if calibrate and dry_run:
+    if calibrate and dry_run and not resolved.method:
         raise UsageError(
             "--dry-run does not run the model, as --calibrate would",
             hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
@@ -272,8 +338,8 @@ def quantize(
     else:
         from quantcli.cli.folders import make_folder as make
     make(
-        out, model, resolved, output,
-        calibrate=calibrate, dry_run=dry_run, force=force, threads=threads, limit=limit,
+        out, model, resolved, output, told,
+        dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
 
 

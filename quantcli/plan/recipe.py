@@ -69,6 +69,16 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Parts (REGEX) of names of linear modules that are not quantized."""
     dtype: str | None = None
     """BF16, F16 or F32 for what a model folder does not quantize; the stored one otherwise."""
+    method: str | None = None
+    """Calibrated methods, such as gptq; several with commas between them."""
+    damping: float | None = None
+    """Of a Hessian's diagonal, as a share of its mean."""
+    column_order: Literal["natural", "activation"] | None = None
+    """In which order error feedback takes the columns."""
+    sweeps: int | None = None
+    """Of coordinate descent after error feedback."""
+    propagate: bool = False
+    """Whether a layer's inputs come from the quantized layers before it."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -192,8 +202,8 @@ class _StrictLoader(yaml.SafeLoader):
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
+    if isinstance(value, int | float):
+        return repr(value)
     if isinstance(value, str):
         # JSON's escapes are TOML's, but TOML also wants DEL escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

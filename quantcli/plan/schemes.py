@@ -24,11 +24,12 @@ CHANNEL, TENSOR = "channel", "tensor"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_GGUF = frozenset({
+_TYPES = frozenset({
     "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
-    "pure", "on_fallback", "override_kv", "pre",
+    "pure", "on_fallback",
 })  # fmt: skip
-_FAKE = _GGUF - {"override_kv", "pre"} | {"dtype"}
+_METHOD = frozenset({"method", "damping", "column_order", "sweeps", "propagate"})
+_FAKE = _TYPES | {"dtype"}
 _GRID = frozenset({"bits", "group_size", "symmetric", "range", "keep", "dtype"})
 _ALWAYS = frozenset({
     "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
@@ -63,7 +64,7 @@ _GPTQ = Target(
     _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16", lowest_zero=1
 )
 TARGETS: Mapping[str, Target] = {
-    "gguf": Target(_GGUF),
+    "gguf": Target(_TYPES | _METHOD | {"override_kv", "pre"}),
     "hf": Target(_FAKE),
     "compressed-tensors": Target(
         _GRID | {"activations"}, tuple(range(2, 9)), "middle", "integer",

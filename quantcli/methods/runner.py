@@ -1,0 +1,230 @@
+"""A calibrated quantization, layer by layer: run the layer, round its weights, go on.
+
+All windows pass a layer with its original weights while the inputs of its weights are summed, one
+Hessian for each distinct input; then each of its tensors is rounded and stored. One layer's
+weights and Hessians are in memory (the sums in files), whatever the model's size, and a run that
+was interrupted continues with the first layer that is not yet stored.
+
+With ``propagate`` a second stream of hidden states goes through the layers as they were quantized,
+and each layer is fitted to give the original outputs from that stream's inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from quantcli.calib.checkpoint import Checkpoint
+from quantcli.calib.runner import DTYPES, Run, check_finite, enter, layer_starts
+from quantcli.calib.skeleton import Call, Skeleton
+from quantcli.calib.states import States
+from quantcli.calib.taps import Product, Tap
+from quantcli.formats import get_format, native
+from quantcli.formats.base import Bytes, Floats
+from quantcli.methods.blocks import Workers, workers
+from quantcli.methods.options import Options, Outcome
+from quantcli.methods.prefix import quantized_model
+from quantcli.methods.rounding import round_tensor
+from quantcli.methods.store import EncodedStore
+from quantcli.methods.sums import Sums
+from quantcli.model import Model
+from quantcli.types import Event, OutputTensor, Progress
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be rounded: the calibration run, block formats by tensor, the options."""
+
+    run: Run
+    formats: Mapping[str, str]
+    options: Options
+    every_format: Mapping[str, str]
+    """Also of tensors that no product meets, such as embeddings."""
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What must be the same for a run to be continued, by what to call it."""
+        plan = json.dumps(dict(self.every_format), sort_keys=True)
+        return {
+            **self.run.identity,
+            "choice of types": hashlib.sha256(plan.encode()).hexdigest(),
+            "method options": asdict(self.options),
+        }
+
+
+def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
+    """Round every tensor of ``work.formats`` that a Hessian can be had for, into ``store``.
+
+    Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
+    """
+    run = work.run
+    torch.set_num_threads(run.threads)
+    for layer in range(checkpoint.done):
+        store.load(layer)
+    with ExitStack() as stack:
+        crew = stack.enter_context(workers(run.threads))
+        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint))
+        prefix = None
+        if work.options.propagate:
+            folder = run.folder / "quantized"
+            folder.mkdir(exist_ok=True)
+            model = quantized_model(run.model, work.every_format, store)
+            prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
+        layers = _Layers(work, stream, prefix, checkpoint, store, crew)
+        count = len(stream.skeleton.layers)
+        for index in range(checkpoint.done, count):
+            yield from layers.run(index)
+        if checkpoint.done == count:
+            yield from layers.head()
+
+
+@dataclass
+class _Stream:
+    """A model's hidden states on their way through its layers."""
+
+    skeleton: Skeleton
+    states: States
+    calls: list[Call]
+
+    def get(self, number: int) -> torch.Tensor:
+        return self.states.get(number).to(self.skeleton.device)
+
+
+@contextmanager
+def _stream(run: Run, model: Model, folder: Path, checkpoint: Checkpoint) -> Iterator[_Stream]:
+    skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+    ids = run.windows.ids
+    size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
+    shape = (*ids.shape, skeleton.hidden_size)
+    in_memory = size <= run.max_memory
+    states = States(folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
+    try:
+        yield _Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
+    finally:
+        states.close()
+
+
+@dataclass
+class _Layers:
+    work: Work
+    stream: _Stream
+    prefix: _Stream | None
+    checkpoint: Checkpoint
+    store: EncodedStore
+    crew: Workers
+
+    def __post_init__(self) -> None:
+        self.skeleton = self.stream.skeleton
+        self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
+        self._starts = layer_starts(self.work.run.model, self.skeleton)
+
+    def run(self, index: int) -> Iterator[Event]:
+        """One layer: all windows pass, its tensors are rounded, its weights go."""
+        place = f"layer {index}"
+        windows = len(self.work.run.windows.ids)
+        span = self._starts[index + 1] - self._starts[index]
+        with self._sums(place) as sums:
+            with self.skeleton.filled(self.skeleton.layer_parameters(index)) as weights:
+                for number in range(windows):
+                    self._pass(index, number, weights, sums)
+                    done = self._starts[index] + span * (number + 1) // windows
+                    yield Progress(done, self._starts[-1], place)
+            yield from self._round(index, sums)
+        turn = self.stream.states.commit()
+        if self.prefix is not None:
+            self._advance(index, self.prefix)
+            self.prefix.states.commit()
+        self.checkpoint.commit(index + 1, turn)
+
+    def _pass(
+        self, index: int, number: int, weights: Mapping[str, torch.Tensor], sums: Sums
+    ) -> None:
+        """One window through the layer's original weights, from both streams' inputs."""
+        sums.next_window(number)
+        observe = sums.observe if self.prefix is None else sums.remember
+        with Tap(weights, observe):
+            hidden = self.skeleton.run(index, self.stream.get(number), self.stream.calls[index])
+        check_finite(hidden, f"the output of layer {index}", number)
+        self.stream.states.put(number, hidden)
+        if self.prefix is not None:
+            with Tap(weights, sums.compare):
+                self.skeleton.run(index, self.prefix.get(number), self.stream.calls[index])
+
+    def _advance(self, index: int, prefix: _Stream) -> None:
+        """The second stream goes through the layer as it was quantized."""
+        skeleton = prefix.skeleton
+        with skeleton.filled(skeleton.layer_parameters(index)):
+            for number in range(len(self.work.run.windows.ids)):
+                hidden = skeleton.run(index, prefix.get(number), prefix.calls[index])
+                check_finite(hidden, f"the output of the quantized layer {index}", number)
+                prefix.states.put(number, hidden)
+
+    def head(self) -> Iterator[Event]:
+        """The output head, whose input is the last layer's output through the final norm."""
+        name = self.skeleton.head_name
+        count = len(self.skeleton.layers)
+        with self._sums("the output head") as sums:
+            with self.skeleton.filled(self.skeleton.outside_layers()):
+                for number in range(len(self.work.run.windows.ids)):
+                    sums.next_window(number)
+                    rows = self.skeleton.finish(self.stream.get(number)).flatten(0, 1)
+                    product = Product(name, 0, rows, (name, 0))
+                    if self.prefix is None:
+                        sums.observe(product)
+                        continue
+                    sums.remember(product)
+                    rows = self.skeleton.finish(self.prefix.get(number)).flatten(0, 1)
+                    sums.compare(Product(name, 0, rows, (name, 0)))
+            yield from self._round(count, sums)
+        self.checkpoint.commit(count + 1, self.stream.states.turn)
+
+    @contextmanager
+    def _sums(self, place: str) -> Iterator[Sums]:
+        sums = Sums(
+            self.skeleton.parameters.targets, self.work.run.folder, place, self.work.options
+        )
+        try:
+            yield sums
+        finally:
+            sums.close()
+
+    def _round(self, layer: int, sums: Sums) -> Iterator[Event]:
+        packed: dict[str, Bytes] = {}
+        outcomes: list[Outcome] = []
+        for name in sums.names:
+            wanted = self.work.formats.get(name)
+            if wanted is None:
+                continue
+            tensor = self.tensors[name]
+            packed[name], outcome = round_tensor(
+                name, wanted, _matrices(tensor), self._reader(tensor), partial(sums.of, name),
+                self.work.options, self.crew,
+            )  # fmt: skip
+            outcomes.append(outcome)
+            yield outcome
+        yield from sums.notes
+        self.store.save(layer, packed, outcomes)
+
+    def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
+        model = self.work.run.model
+        height = tensor.shape[-2]
+
+        def read(matrix: int) -> Floats:
+            rows = model.read_rows(tensor, matrix * height, (matrix + 1) * height)
+            if rows.dtype == np.uint8:
+                return native.decode(get_format(tensor.dtype), rows)
+            return native.to_float32(rows)
+
+        return read
+
+
+def _matrices(tensor: OutputTensor) -> int:
+    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
