@@ -8,11 +8,12 @@ planner gives to the GGUF tensor of the same weights, and back. Only headers are
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantcli.errors import PlanError
-from quantcli.formats import FORMATS, get_format
+from quantcli.formats import get_format
 from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.matrices import find_matrices, kept_modules, natural, router_names
@@ -22,7 +23,7 @@ from quantcli.plan.schemes import DTYPES, Scheme, find_target, has_types, make_s
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
-_EIGHT_BIT = ("F8_E4M3", "F8_E5M2")
+"""Stored floats, and what they are written as; quantized weights take the model's dtype."""
 
 _ASYMMETRIC = (
     "transformers loads asymmetric compressed-tensors weights with "
@@ -152,7 +153,16 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         _check_matrix(model, matrix, scheme)
     used = _entries(model, recipe, importance)
     items = tuple(Item(matrix, importance=matrix.tensor in used) for matrix in matrices)
-    notes = []
+    again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
+    notes = [
+        Note(
+            f"{count} matrices are stored as {dtype} and are rounded a second time; the original "
+            "model gives a better result",
+            "warning",
+        )
+        for dtype, count in again.items()
+        if dtype not in _FLOATS
+    ]
     grid = scheme.grid
     if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
         notes.append(Note(_ASYMMETRIC))
@@ -252,6 +262,7 @@ def _copies(
     """
     stored = model.store.tensors
     taken = {item.source for item in items}
+    weights = {piece.source for tensor in model.tensors for piece in tensor.pieces}
     copies, left = [], []
     for matrix in dropped:
         if matrix.of > 1:
@@ -268,7 +279,8 @@ def _copies(
     for name, info in sorted(stored.items(), key=lambda entry: natural(entry[0])):
         if name in taken:
             continue
-        if info.dtype not in _FLOATS and info.dtype not in _EIGHT_BIT and info.dtype not in FORMATS:
+        # What is quantized and no part of the language model is told from integers by its type.
+        if name not in weights and info.dtype not in _FLOATS and not info.dtype.startswith("F8_"):
             left.append(name)
             continue
         kind = wanted or _float_of(info.dtype, dtype)

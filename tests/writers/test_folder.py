@@ -11,18 +11,19 @@ import sys
 import time
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from support.model_folders import CHECKPOINT, make_folder
+from support.model_folders import CHECKPOINT, linear_names, make_folder
 from support.tiny_models import build
 
 import quantcli
 from quantcli.errors import OutputError, WeightError
 from quantcli.pipeline import Finished
 from quantcli.sources.shards import read_index
+from quantcli.types import Note
 from quantcli.writers.folder import MANIFEST, AtomicFolder
 
 FORMATS = ("compressed-tensors", "gptq", "gptq-v2", "awq", "mlx", "hf")
@@ -106,6 +107,36 @@ def test_settings_are_copied_and_weights_of_other_kinds_are_not(tmp_path):
         "---\nlicense: mit\nlibrary_name: transformers\ntags:\n- quantcli\n- awq\n"
     )
     assert "bits per weight" in card
+
+
+def test_eight_bit_floats_are_taken_and_warned_of(tmp_path, weights):
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in CHECKPOINT.iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    stored = load_file(CHECKPOINT / "model.safetensors")
+    for name in linear_names(stored):
+        stored[name] = (weights[name] * 64).astype(ml_dtypes.float8_e4m3fn)
+        stored[f"{name}_scale"] = np.full(1, 1 / 64, np.float32)
+    save_file(stored, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (source / "config.json").write_text(json.dumps(config))
+    events = make_folder(source, tmp_path / "made", to="gptq", keep=("v_proj",))
+    said = [e.message for e in events if isinstance(e, Note) and e.level == "warning"]
+    assert len(said) == 1
+    assert "24 matrices are stored as F8_E4M3 and are rounded a second time" in said[0]
+    made = load_file(tmp_path / "made" / "model.safetensors")
+    name = "model.layers.2.self_attn.v_proj.weight"
+    meant = stored[name].astype(np.float32) / 64
+    assert np.array_equal(made[name], meant.astype(ml_dtypes.bfloat16))
+    assert not any(key.endswith("weight_scale") for key in made)
+    made_config = json.loads((tmp_path / "made" / "config.json").read_text())
+    assert made_config["quantization_config"]["quant_method"] == "gptq"
+    make_folder(source, tmp_path / "plain", to="hf", type="F16")
+    plain = load_file(tmp_path / "plain" / "model.safetensors")
+    assert np.array_equal(plain[name], meant.astype(np.float16))
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
