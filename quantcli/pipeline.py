@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.errors import PlanError, WeightError
+from quantcli.errors import PlanError, UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
@@ -129,6 +129,8 @@ def prepare(
     ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
     OutputError or UsageError before any work is done.
     """
+    if recipe.to != "gguf":
+        raise UsageError(f"--to {recipe.to} makes a model folder, not a GGUF")
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
