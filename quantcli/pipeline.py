@@ -194,7 +194,7 @@ def execute(
             files.write(path, 0, layout.header)
         leaves: dict[tuple[str, int], bytes] = {}
         yield from _encode_all(job, files, workers, leaves)
-        digest = _digest(job.model, leaves)
+        digest = combine_digest(job.model, leaves)
         metadata = {**job.metadata, "quantcli.source.digest": text(digest)}
         for path, layout in _lay_out(metadata, job.shards).items():
             files.write(path, 0, layout.header)
@@ -231,11 +231,11 @@ def _slabs(job: Job) -> Iterator[_Slab]:
         for item in items:
             offset = job.layouts[path].offsets[item.tensor.name]
             row_bytes = item.nbytes // max(1, item.tensor.rows)
-            for start, stop in _cuts(job.model, item.tensor):
+            for start, stop in cut_rows(job.model, item.tensor):
                 yield _Slab(item, start, stop, path, offset + start * row_bytes)
 
 
-def _cuts(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
+def cut_rows(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
     """Row ranges of about SLAB_BYTES that never cross from one stacked matrix into the next."""
     stored = max(1, model.stored_bytes(tensor) // max(1, tensor.rows))
     step = max(1, SLAB_BYTES // stored)
@@ -327,11 +327,11 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
     return keys
 
 
-def _digest(model: Model, leaves: Mapping[tuple[str, int], bytes]) -> str:
+def combine_digest(model: Model, leaves: Mapping[tuple[str, int], bytes]) -> str:
     """SHA-256 over every tensor's name, dtype and shape and its slabs' own SHA-256."""
     whole = hashlib.sha256()
     for tensor in model.tensors:
         whole.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
-        for start, _ in _cuts(model, tensor):
+        for start, _ in cut_rows(model, tensor):
             whole.update(leaves[tensor.name, start])
     return f"sha256:{whole.hexdigest()}"

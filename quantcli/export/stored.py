@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.inverse import rebuild_config
 from quantcli.errors import ArchitectureError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
+from quantcli.sources.hf import read_config
 from quantcli.types import OutputTensor, Piece, TensorInfo, row_count
 
 _SPREAD = 4
@@ -32,7 +34,7 @@ _BAND = 256
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a stored tensor lies: in ``tensor`` from row ``first`` on, changed as ``piece`` says."""
+    """Where a stored tensor lies: in ``tensor`` from row ``first`` on, as ``piece`` changes it."""
 
     tensor: OutputTensor
     piece: Piece
@@ -136,6 +138,25 @@ class StoredView:
         if rows.dtype != np.uint8:
             return rows
         return native.decode(get_format(home.tensor.dtype), rows)
+
+
+def find_config(model: Model, folder: Path | None = None) -> dict[str, Any]:
+    """The config.json of a GGUF's model: rebuilt from its key-values, or that of ``folder``.
+
+    Raises ArchitectureError when the key-values do not determine one.
+    """
+    if folder is not None:
+        return read_config(folder)
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+
+    def read(name: str) -> NDArray[np.float32]:
+        rows = model.read_rows(tensors[name], 0, tensors[name].rows)
+        if rows.dtype != np.uint8:
+            return rows.astype(np.float32, copy=False)
+        return native.decode(get_format(tensors[name].dtype), rows)
+
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return rebuild_config(model.arch, model.metadata, shapes, read)
 
 
 def _refuse_others(model: Model, known: Container[str]) -> None:
