@@ -92,8 +92,15 @@ def rebuild_tokenizer(
         "post_processor": _template(words, kind),
     }
     templates = read_templates(metadata)
-    objects = {"tokenizer.json": tokenizer, "tokenizer_config.json": _settings(words, context)}
-    return Rebuilt(objects, templates, tuple(notes))
+    settings = _settings(words, context)
+    if set(templates) - {"default"}:
+        settings["chat_template"] = [
+            {"name": name, "template": template} for name, template in templates.items()
+        ]
+        templates = {}
+    texts = {"chat_template.jinja": templates["default"]} if templates else {}
+    objects = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+    return Rebuilt(objects, texts, tuple(notes))
 
 
 def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
@@ -116,15 +123,11 @@ def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
 
 
 def read_templates(metadata: Mapping[str, MetaValue]) -> dict[str, str]:
-    """Chat templates by the file that transformers reads each from."""
+    """Chat templates by name; the one that is taken without a name is "default"."""
     found = {}
     for key, value in metadata.items():
-        if key == _TEMPLATE:
-            found["chat_template.jinja"] = str(value.value)
-        elif key.startswith(f"{_TEMPLATE}."):
-            name = key.removeprefix(f"{_TEMPLATE}.")
-            if name.replace("_", "").isalnum():
-                found[f"additional_chat_templates/{name}.jinja"] = str(value.value)
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+            found[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = str(value.value)
     return found
 
 

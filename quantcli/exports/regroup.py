@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from quantcli.errors import UsageError
-from quantcli.export.outcome import Exported
+from quantcli.exports.outcome import Exported
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.budget import check_disk
 from quantcli.sources.ggml_types import GGML_TYPES

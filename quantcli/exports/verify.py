@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import ArchitectureError
-from quantcli.export.stored import StoredView, find_config
-from quantcli.export.threads import in_order
+from quantcli.exports.stored import StoredView, find_config
+from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.pipeline import combine_digest, cut_rows

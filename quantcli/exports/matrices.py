@@ -7,13 +7,17 @@ own count, and coming back cannot tell it again; the means are what they were.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from quantcli.export.outcome import Exported
+from quantcli.errors import SourceError, UsageError
+from quantcli.exports.outcome import Exported
+from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.sources.gguf import is_gguf
 from quantcli.sources.imatrix import Sums, read_legacy_sums, read_sums
+from quantcli.sources.resolve import Resolved
 from quantcli.types import Event
 from quantcli.writers.atomic import AtomicFiles, refuse_existing
 from quantcli.writers.imatrix import Calibration, pack_gguf, pack_legacy
@@ -45,3 +49,31 @@ def _load(source: Path) -> Calibration:
     return Calibration(
         squares, counts, found.datasets, found.chunks, found.chunk_size, found.enough
     )
+
+
+def prepare_gguf(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    """Decide ``--to imatrix``: the GGUF form."""
+    return _prepare(found, label, wish, legacy=False)
+
+
+def prepare_legacy(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    """Decide ``--to dat``: the legacy form."""
+    return _prepare(found, label, wish, legacy=True)
+
+
+def _prepare(found: Resolved, label: str, wish: Wish, *, legacy: bool) -> Prepared:
+    if found.kind != "imatrix":
+        raise SourceError(
+            f"{label} is no importance matrix",
+            hint="quantcli calibrate makes one; --to gguf or --to hf converts a model",
+        )
+    if is_gguf(found.path) != legacy:
+        raise UsageError(f"{label} is an importance matrix of that form already")
+    output = wish.output or Path(f"{stem(found)}{'.dat' if legacy else '.gguf'}")
+    if wish.check:
+        refuse_existing([output], force=wish.force)
+    form = "means times calls (legacy)" if legacy else "sums and counts (GGUF)"
+    return Prepared(
+        (output,), 0, f"an importance matrix as {form}",
+        lambda: export_matrix(found.path, output, legacy=legacy, force=wish.force),
+    )  # fmt: skip
