@@ -129,6 +129,34 @@ class OutputTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """The weight of one linear layer: where it is stored, and what a model folder calls it.
+
+    The rows ``first : first+rows`` of the stored tensor ``source`` in its own order, or columns as
+    rows where ``transpose``. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
+    ``index`` of its ``of``. In the output the matrix is ``module``'s weight by itself, or number
+    ``slot`` of a stack of ``stack``.
+    """
+
+    module: str
+    source: str
+    rows: int
+    columns: int
+    tensor: str
+    first: int = 0
+    index: int = 0
+    of: int = 1
+    stack: int = 0
+    slot: int = 0
+    transpose: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many weights it holds."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class MetaValue:
     """A GGUF key-value's typed value.
 

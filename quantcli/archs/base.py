@@ -88,6 +88,11 @@ class Architecture:
             found = {re.sub(pattern, replacement, name): shape for name, shape in found.items()}
         return found
 
+    def sources(self, config: Config) -> dict[str, str]:
+        """GGUF name -> stored name, both patterns over layers ``{i}``, the latter over experts."""
+        settled, _ = self._settle(config)
+        return {rule.name: rule.source for rule in self.read_rules(settled)}
+
     def metadata(self, config: Config) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""
         settled, dims = self._settle(config)

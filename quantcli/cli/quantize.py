@@ -7,6 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantcli.cli.folder_options import (
+    Activations,
+    Dtype,
+    GroupSize,
+    Keep,
+    Range,
+    Symmetric,
+    To,
+    grid_fields,
+)
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -127,6 +137,13 @@ def quantize(
             "larger type and say so, or stop.",
         ),
     ] = None,
+    to: To = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    activations: Activations = None,
+    range: Range = None,
+    keep: Keep = None,
+    dtype: Dtype = None,
     recipe: Annotated[
         Path | None,
         _option(
@@ -148,21 +165,22 @@ def quantize(
         _option(
             "--output",
             "-o",
-            metavar="FILE",
+            metavar="PATH",
             panel=_OUTPUT,
-            help="Default: MODEL-TYPE.gguf in this folder.",
+            help="Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this folder.",
         ),
     ] = None,
     force: Annotated[
-        bool, flag("--force", "-f", help="Replace an existing file.", panel=_OUTPUT)
+        bool, flag("--force", "-f", help="Replace what exists.", panel=_OUTPUT)
     ] = False,
     split_max_size: Annotated[
         str | None,
         _option(
             "--split-max-size",
+            "--max-shard-size",
             metavar="SIZE",
             panel=_OUTPUT,
-            help="Split into files of at most SIZE, such as 4G or 500M.",
+            help="Split into files of at most SIZE, such as 4G or 500M. Model folders: 5G.",
         ),
     ] = None,
     override_kv: Annotated[
@@ -203,14 +221,16 @@ def quantize(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Quantize MODEL to a GGUF file that llama.cpp runs.
+    """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
 
     The weights are read, quantized and written piece by piece, so the model
-    need not fit into memory. Prints the path of the file.
+    need not fit into memory. Prints the path of the file or folder.
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
+
+    For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
@@ -232,6 +252,7 @@ def quantize(
         on_fallback=on_fallback,
         split_max_size=split_max_size,
         pre=pre,
+        **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
     if print_recipe:
         from quantcli.plan.recipe import dump_recipe
@@ -249,7 +270,10 @@ def quantize(
             "--dry-run does not run the model, as --calibrate would",
             hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
         )
-    _run(
+    run = _run
+    if resolved.to != "gguf":
+        from quantcli.cli.folders import make_folder as run
+    run(
         out, model, resolved, output,
         calibrate=calibrate, dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
@@ -258,15 +282,19 @@ def quantize(
 def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
     from quantcli.plan.filetypes import type_of_bits
     from quantcli.plan.recipe import Recipe, load_recipe, merge_recipe
+    from quantcli.plan.schemes import has_types
 
-    if bits is not None:
+    base = load_recipe(path) if path else Recipe()
+    if bits is not None and not has_types(flags["to"] or base.to):
+        flags["bits"] = bits
+    elif bits is not None:
         if flags["type"] is not None:
             raise UsageError(
                 "--bits and --type exclude each other",
                 hint=f"--bits {bits} means --type {type_of_bits(bits)}",
             )
         flags["type"] = type_of_bits(bits)
-    return merge_recipe(load_recipe(path) if path else Recipe(), **flags)
+    return merge_recipe(base, **flags)
 
 
 def _run(
@@ -285,11 +313,14 @@ def _run(
     from quantcli.pipeline import default_output, prepare, threads_within
     from quantcli.plan.recipe import merge_recipe
     from quantcli.sources.imatrix import read_importance
+    from quantcli.writers.atomic import refuse_existing
 
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
         path = output or default_output(model, recipe)
         if calibrate:
+            # What would stop the quantization afterwards stops it before the long run.
+            refuse_existing([path], force=force)
             made = calibrate_beside(out, model, calibrate, path, force=force, threads=threads)
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
