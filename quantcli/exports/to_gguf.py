@@ -28,6 +28,8 @@ from quantcli.writers.atomic import refuse_existing
 _PLAIN = {"F64": "F32", "F32": "F32", "F16": "F16"}
 """The float type that keeps all of a stored dtype; what is not here becomes BF16."""
 
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
 
 def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
     """Decide an export to GGUF; raises what the pipeline and the regrouping raise."""
@@ -69,7 +71,8 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
     dtype = wish.dtype or _plain_type(model)
     recipe = Recipe(
         type=dtype,
-        allow_requantize=True,
+        # Decoding to floats loses nothing more, so it needs no permission.
+        allow_requantize=any(tensor.dtype not in _FLOATS for tensor in model.tensors),
         split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
     )
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")

@@ -18,7 +18,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.errors import SourceError, WeightError
-from quantcli.exports.cards import make_card, types_text
+from quantcli.exports.cards import make_card, plain, types_text
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config, generation_config
@@ -214,16 +214,16 @@ def _usage(path: Path) -> str:
 def _manifest(model: Model, floats: FloatChoice) -> dict[str, Any]:
     """What quantcli.json says of the folder; `AtomicFolder` replaces no folder without one."""
     keys = stored_keys(model)
-    recipe, digest = (keys.get(f"quantcli.{key}") for key in ("recipe", "source.digest"))
-    facts = {
-        "version": __version__,
+    source = {key: plain(keys, f"quantcli.source.{key}") for key in ("repo", "revision", "digest")}
+    return {
+        "schema": "quantcli.manifest/1",
+        "quantcli": __version__,
         "to": "hf",
         "exported_from": model.path.name,
         "dtype": floats.loaded,
-        "recipe": None if recipe is None else recipe.value,
-        "source_digest": None if digest is None else digest.value,
+        "recipe": plain(keys, "quantcli.recipe"),
+        "source": {key: value for key, value in source.items() if value is not None},
     }
-    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
