@@ -78,16 +78,9 @@ def export(
         str | None,
         _option(
             "--split-max-size",
-            metavar="SIZE",
-            help="Split into GGUF files of at most SIZE, such as 4G or 500M.",
-        ),
-    ] = None,
-    max_shard_size: Annotated[
-        str | None,
-        _option(
             "--max-shard-size",
             metavar="SIZE",
-            help="Split into safetensors files of at most SIZE. Default: 5G.",
+            help="Split into files of at most SIZE, such as 4G or 500M. A folder's default: 5G.",
         ),
     ] = None,
     config: Annotated[
@@ -178,7 +171,6 @@ def export(
         output=output,
         dtype=dtype,
         split_max_size=split_max_size,
-        max_shard_size=max_shard_size,
         config=config,
         tokenizer=tokenizer,
         card=card,

@@ -19,8 +19,7 @@ from quantcli.sources.resolve import Resolved, resolve
 
 _TAKEN_BY = {
     "dtype": ("gguf", "hf"),
-    "split_max_size": ("gguf",),
-    "max_shard_size": ("hf",),
+    "split_max_size": ("gguf", "hf"),
     "config": ("hf",),
     "tokenizer": ("hf",),
     "card": ("gguf",),
@@ -45,9 +44,8 @@ def make_wish(to: str, **options: Any) -> Wish:
             )
     if given.get("evaluation") and to == "gguf" and not given.get("card"):
         raise UsageError("--eval goes into a model card", hint="add --card")
-    for name in ("split_max_size", "max_shard_size"):
-        if name in given:
-            given[name] = parse_size(given[name])
+    if "split_max_size" in given:
+        given["split_max_size"] = parse_size(given["split_max_size"])
     if "dtype" in given:
         given["dtype"] = parse_dtype(given["dtype"])
     if "evaluation" in given:

@@ -41,7 +41,6 @@ class Wish:
     output: Path | None = None
     dtype: str | None = None
     split_max_size: int | None = None
-    max_shard_size: int | None = None
     config: Path | None = None
     tokenizer: Path | None = None
     card: bool = False

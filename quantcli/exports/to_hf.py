@@ -40,7 +40,7 @@ from quantcli.writers.safetensors import Declared, lay_out
 from quantcli.writers.settings import CONFIG, INDEX, read_settings, shard_names, write_index
 
 SHARD_BYTES = 5 * 10**9
-"""Largest file without ``--max-shard-size``."""
+"""Largest file without ``--split-max-size``."""
 _SLAB_BYTES = 4 << 20
 
 
@@ -96,7 +96,7 @@ def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
     floats = choose_floats(model, view, wish.dtype)
     if floats.note:
         notes.append(floats.note)
-    shards = _shard(view, floats, wish.max_shard_size or SHARD_BYTES)
+    shards = _shard(view, floats, wish.split_max_size or SHARD_BYTES)
     layouts = {name: lay_out({"format": "pt"}, group) for name, group in shards.items()}
     places = {tensor.name: name for name, group in shards.items() for tensor in group}
     total = sum(tensor.nbytes for group in shards.values() for tensor in group)

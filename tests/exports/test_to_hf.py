@@ -171,7 +171,7 @@ def test_every_family_loads_the_tokenizer_as_it_is_written(
 
 def test_shards_and_their_index(mini: Path, tmp_path: Path) -> None:
     file = quantcli.quantize(mini, tmp_path / "m.gguf", type="BF16").paths[0]
-    quantcli.export(file, tmp_path / "hf", to="hf", max_shard_size="3M")
+    quantcli.export(file, tmp_path / "hf", to="hf", split_max_size="3M")
     names = sorted(path.name for path in (tmp_path / "hf").glob("*.safetensors"))
     assert names[0] == f"model-00001-of-{len(names):05d}.safetensors"
     assert len(names) >= 3
@@ -217,7 +217,7 @@ def test_what_is_refused_before_the_work(
         (bare, {}, VocabularyError, r"bare\.gguf has no tokenizer"),
         (checkpoint("llama"), {}, SourceError, "is a checkpoint already"),
         (file, {"dtype": "int4"}, UsageError, "there is no dtype 'int4'"),
-        (file, {"max_shard_size": "many"}, UsageError, "'many' is not a size"),
+        (file, {"split_max_size": "many"}, UsageError, "'many' is not a size"),
         (file, {"tokenizer": tmp_path / "none"}, SourceError, "none is not a folder"),
         (file, {"card": True}, UsageError, "--card does nothing for --to hf"),
     ]
