@@ -36,6 +36,9 @@ _PREAD_CAP = 1 << 30
 class StoredFile:
     """An open file and its size; `read` and `fill` may be called from several threads."""
 
+    is_remote = False
+    """Whether every read is a request over the network."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:

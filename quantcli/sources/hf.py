@@ -79,7 +79,9 @@ class HfCheckpoint:
         check_range(name, rows, row_count(info.shape))
         check_range(name, columns or (0, width), width)
         if name in self._packed:
-            return self._packed[name].read(self._shards, rows, columns or (0, width))
+            # A scale that is no number gives weights that are none, which whoever asked refuses.
+            with np.errstate(all="ignore"):
+                return self._packed[name].read(self._shards, rows, columns or (0, width))
         if info.dtype not in WEIGHT_DTYPES:
             raise SourceError(
                 f"{info.file}: tensor {name!r} has dtype {info.dtype}, which is no weight's; "

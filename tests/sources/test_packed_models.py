@@ -14,6 +14,7 @@ from gguf import GGUFReader, quants
 from numpy.typing import NDArray
 from support import packed_layouts
 
+from quantcli.errors import ArchitectureError, WeightError
 from quantcli.model import open_model
 from quantcli.pipeline import execute, prepare
 from quantcli.plan.recipe import Recipe
@@ -254,3 +255,35 @@ def test_inspect_shows_what_is_stored(
         # Codes, float16 scales, four-bit zero points, and the group of each column.
         assert entry["bytes"] == rows * columns // 2 + rows * groups * 5 // 2 + 4 * columns
     assert not [name for name in lines if name.endswith(("qweight", "qzeros", "scales", "g_idx"))]
+
+
+def test_a_scale_that_is_no_number(
+    gptq: tuple[Path, dict[str, NDArray[np.float32]]], tmp_path: Path
+) -> None:
+    """The refusal names the weight as it would be named in a plain checkpoint."""
+    folder, _ = gptq
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.scales"][2, 7] = torch.nan
+    config = json.loads((folder / "config.json").read_text())
+    broken = write_model(tmp_path / "model", tensors, config["quantization_config"])
+    sentence = r"tensor model.layers.1.mlp.up_proj.weight: the weight nan at row 7, column 128 "
+    with open_model(broken) as model, pytest.raises(WeightError, match=sentence):
+        list(execute(prepare(model, Recipe(type="Q4_0"), tmp_path / "out.gguf")))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_biases_of_zeros_that_belong_to_no_model(
+    gptq: tuple[Path, dict[str, NDArray[np.float32]]], tmp_path: Path
+) -> None:
+    """AutoGPTQ gave every matrix a bias; one that is not zero is part of the model."""
+    folder, meant = gptq
+    tensors = load_file(folder / "model.safetensors")
+    for name, values in meant.items():
+        tensors[name.replace("weight", "bias")] = torch.zeros(len(values), dtype=torch.float16)
+    config = json.loads((folder / "config.json").read_text())
+    biased = write_model(tmp_path / "model", tensors, config["quantization_config"])
+    np.testing.assert_array_equal(our_logits(biased), our_logits(folder))
+    tensors["model.layers.0.mlp.up_proj.bias"][3] = 0.5
+    other = write_model(tmp_path / "other", tensors, config["quantization_config"])
+    with pytest.raises(ArchitectureError, match=r"up_proj.bias of .* is not part of Llama"):
+        open_model(other)

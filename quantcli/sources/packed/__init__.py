@@ -57,6 +57,11 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
             "but no tensor is",
             hint=f"if they are not quantized, remove {settings.key} from config.json",
         )
+    for name, weight in found.items():
+        if name in shards.tensors and name not in weight.parts:
+            raise SourceError(
+                f"{weight.info.file}: holds tensor {name!r} both as it is and as {weight.parts[0]!r}"
+            )
     return found
 
 
@@ -64,7 +69,9 @@ def _may_be_plain(settings: Settings) -> bool:
     """Whether compressed-tensors' settings speak of activations or caches alone."""
     if settings.method != "compressed-tensors":
         return False
-    return settings.values.get("format") == "dense" or not settings.values.get("config_groups")
+    values = settings.values
+    of_cache = bool(values.get("kv_cache_scheme")) and not values.get("config_groups")
+    return values.get("format") == "dense" or of_cache
 
 
 def hidden_names(shards: Shards, packed: Mapping[str, PackedWeight]) -> set[str]:

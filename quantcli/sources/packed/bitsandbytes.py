@@ -38,6 +38,7 @@ from quantcli.types import TensorInfo
 _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
 _STATE_CAP = 1 << 16
+_BLOCK_CAP = 1 << 16
 _ROW_SCALE = 7.874015718698502e-3
 """1/127 as bitsandbytes rounds it."""
 
@@ -117,6 +118,8 @@ def _build_blocks(shards: Shards, codes: TensorInfo, state: TensorInfo, kind: st
             f"shape {shape} fill {-(-total // 2)}"
         )
     size = count(values, "blocksize", where)
+    if size > _BLOCK_CAP:
+        raise SourceError(f"{where} gives blocks of {size} weights; {_BLOCK_CAP} is the most")
     blocks = -(-total // size)
     scales = take_part(tensors, f"{name}.absmax", name, ("F32", "U8"))
     why = f"for blocks of {size} weights in {name!r}"

@@ -3,7 +3,8 @@
 Matrices are stored transposed and packed along the inputs, so rows are columns of the file.
 ``g_idx`` names the group of every input; after an ordering by activation (``desc_act``) groups
 are no runs of inputs. ``checkpoint_format`` "gptq" stores zero points less one, "gptq_v2" as they
-are. Overrides of single modules (``dynamic``) are followed. Source: GPTQModel's torch layer.
+are. Overrides of single modules (``dynamic``) are followed. AutoGPTQ wrote a bias of zeros beside
+every matrix, which belongs to no model and does not show. Source: GPTQModel's torch layer.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _build(
             f"{settings.where}: {module} has {bits} bits; {', '.join(map(str, gptq.BITS))} are read"
         )
     take_part(tensors, words.name, words.name, ("I32",))
-    if len(words.shape) != 2 or words.shape[0] * 32 % bits:
+    if len(words.shape) != 2 or words.shape[0] * 32 % bits or words.shape[1] * bits % 32:
         raise SourceError(
             f"{words.file}: tensor {words.name!r} has shape {list(words.shape)}, which is no "
             f"matrix of {bits}-bit codes"
@@ -95,6 +96,9 @@ def _build(
     if order in tensors:
         expect_shape(take_part(tensors, order, words.name, ("I32",)), (columns,), where)
         parts.append(order)
+    bias = f"{module}.bias"
+    if bias in tensors and _is_nothing(shards, bias):
+        parts.append(bias)
     matrix = _Matrix(module, bits, group, columns, version, _is_ordered(shards, order, group))
     kind = describe("GPTQ", bits, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
@@ -120,7 +124,8 @@ def _override(module: str, settings: Settings) -> Mapping[str, Any]:
 
 def _is_ordered(shards: Shards, name: str, group: int) -> bool:
     """Whether the groups are other than runs of inputs; SourceError when one does not exist."""
-    if name not in shards.tensors:
+    if name not in shards.tensors or shards.places[name].file.is_remote:
+        # Of a remote file nothing but headers is looked at.
         return False
     groups = load(shards, name)[0]
     runs = np.arange(len(groups)) // group
@@ -130,6 +135,13 @@ def _is_ordered(shards: Shards, name: str, group: int) -> bool:
             f"{groups.max()}, but there are {runs[-1] + 1}"
         )
     return not np.array_equal(groups, runs)
+
+
+def _is_nothing(shards: Shards, bias: str) -> bool:
+    """Whether a bias is all zeros, as far as that can be told without a request."""
+    if shards.places[bias].file.is_remote or shards.tensors[bias].dtype not in FLOATS:
+        return False
+    return not load(shards, bias).any()
 
 
 def _decode(matrix: _Matrix, shards: Shards, start: int, stop: int) -> Floats:
