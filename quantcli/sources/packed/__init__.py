@@ -60,7 +60,8 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
     for name, weight in found.items():
         if name in shards.tensors and name not in weight.parts:
             raise SourceError(
-                f"{weight.info.file}: holds tensor {name!r} both as it is and as {weight.parts[0]!r}"
+                f"{weight.info.file}: holds tensor {name!r} both as it is and as "
+                f"{weight.parts[0]!r}"
             )
     return found
 

@@ -114,7 +114,7 @@ def _build_bytes(shards: Shards, codes: TensorInfo, scheme: Scheme) -> ScaledWei
 def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -> RowWeight:
     tensors, bits = shards.tensors, scheme.bits
     take_part(tensors, words.name, words.name, ("I32",))
-    rows, columns = _shape(shards, words, name)
+    rows, columns = _shape(shards, words, name, scheme)
     expect_shape(
         words, (rows, -(-columns * bits // 32)), f"for {bits}-bit codes of {rows}×{columns} weights"
     )
@@ -146,9 +146,13 @@ def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -
     return RowWeight(info, tuple(parts), partial(_decode_words, matrix))
 
 
-def _shape(shards: Shards, words: TensorInfo, name: str) -> tuple[int, int]:
+def _shape(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -> tuple[int, int]:
+    """Rows and columns: as stored, or, where that would cost a request, as the words allow."""
     stored = take_part(shards.tensors, f"{name}_shape", words.name, ("I64", "I32"))
     expect_shape(stored, (2,), f"of rows and columns of {words.name!r}")
+    if shards.places[stored.name].file.is_remote and len(words.shape) == 2:
+        widest = words.shape[1] * 32 // scheme.bits
+        return words.shape[0], widest - (widest % scheme.group if scheme.group else 0)
     rows, columns = (int(extent) for extent in load(shards, stored.name)[0])
     if rows <= 0 or columns <= 0:
         raise SourceError(
@@ -162,6 +166,8 @@ def _is_ordered(shards: Shards, name: str, words: TensorInfo, columns: int, grou
     expect_shape(
         take_part(shards.tensors, name, words.name, ("I32",)), (columns,), f"of {words.name!r}"
     )
+    if shards.places[name].file.is_remote:
+        return False
     groups, runs = load(shards, name)[0], np.arange(columns) // group
     if (groups == -1).all():
         return False

@@ -22,7 +22,7 @@ from quantcli.types import PackedType, TensorInfo
 Floats = NDArray[np.float32]
 Span = tuple[int, int]
 
-_STRIP = 1 << 19
+_STRIP = 1 << 20
 """Weights decoded at once; codes are widened to several times their stored size on the way."""
 
 _NUMPY: dict[str, Any] = {
@@ -61,8 +61,10 @@ class RowWeight:
     def read(self, shards: Shards, rows: Span, columns: Span) -> Floats:
         """A rectangle, its rows decoded in strips."""
         width = self.info.shape[-1]
-        block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), np.float32)
         step = max(1, _STRIP // max(1, width))
+        if columns == (0, width) and 0 < rows[1] - rows[0] <= step:
+            return self.decode(shards, *rows)
+        block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), np.float32)
         for start in range(rows[0], rows[1], step) if block.size else ():
             stop = min(start + step, rows[1])
             strip = self.decode(shards, start, stop)
