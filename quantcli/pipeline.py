@@ -30,7 +30,7 @@ from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe, dump_recipe, merge_recipe
 from quantcli.sources.imatrix import Importance, read_importance
-from quantcli.types import Event, MetaValue, OutputTensor, Progress, text, u32
+from quantcli.types import Event, MetaValue, OutputTensor, PackedType, Progress, text, u32
 from quantcli.writers.atomic import AtomicFiles, refuse_existing
 from quantcli.writers.gguf import (
     Layout,
@@ -238,6 +238,9 @@ def _slabs(job: Job) -> Iterator[_Slab]:
 def cut_rows(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
     """Row ranges of about SLAB_BYTES that never cross from one stacked matrix into the next."""
     stored = max(1, model.stored_bytes(tensor) // max(1, tensor.rows))
+    if isinstance(tensor.dtype, PackedType):
+        # Its rows come as float32, whatever they take in the file.
+        stored = 4 * max(1, tensor.columns)
     step = max(1, SLAB_BYTES // stored)
     matrix = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.rows
     for first in range(0, tensor.rows, max(1, matrix)):
