@@ -64,7 +64,8 @@ def execute_folder(
         leaves: dict[tuple[str, int, int], bytes] = {}
         yield from _run_all(job, folder, source, workers, leaves)
         digest = _digest(job, leaves)
-        for name, body in settings(job.model, job.plan, job.packing, job.tensors, digest).items():
+        own = settings(job.model, job.plan, job.packing, job.tensors, digest)
+        for name, body in {**own, **job.files}.items():
             folder.write(name, 0, body)
         folder.publish()
     yield Finished((job.path,), job.nbytes, job.bits_per_weight, digest)

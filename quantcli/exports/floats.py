@@ -60,7 +60,7 @@ def choose_floats(model: Model, view: StoredView, wanted: str | None) -> FloatCh
     (kind,) = kinds
     inexact = [
         name for name in view.tensors
-        if view.homes[name].tensor.dtype in ("F32", "F64") and not _fits(view, name, kind)
+        if view.homes[name].tensor.dtype in ("F32", "F64") and not fits(view, name, kind)
     ]  # fmt: skip
     stored = dict.fromkeys(view.tensors, kind) | dict.fromkeys(inexact, "F32")
     if not inexact:
@@ -85,8 +85,8 @@ def _choose_for_blocks(model: Model, view: StoredView, quantized: list[str]) -> 
     return FloatChoice(dtype, dict.fromkeys(view.tensors, dtype), note)
 
 
-def _fits(view: StoredView, name: str, dtype: str) -> bool:
-    """Whether every value of a tensor is one of ``dtype``."""
+def fits(view: StoredView, name: str, dtype: str) -> bool:
+    """Whether every value of a tensor is a number of ``dtype``; reads it until one is not."""
     shape = view.tensors[name].shape
     rows = int(np.prod(shape[:-1], dtype=np.int64))
     for start in range(0, rows, _ROWS):

@@ -17,13 +17,14 @@ from quantcli.report.card import read_evaluation
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved, resolve
 
+_FOLDERS = ("hf", "compressed-tensors", "gptq", "gptq-v2", "awq", "mlx")
 _TAKEN_BY = {
-    "dtype": ("gguf", "hf"),
-    "split_max_size": ("gguf", "hf"),
-    "config": ("hf",),
-    "tokenizer": ("hf",),
+    "dtype": ("gguf", *_FOLDERS),
+    "split_max_size": ("gguf", *_FOLDERS),
+    "config": _FOLDERS,
+    "tokenizer": _FOLDERS,
     "card": ("gguf",),
-    "evaluation": ("gguf", "hf", "card"),
+    "evaluation": ("gguf", "card", *_FOLDERS),
 }
 """The formats that each option means something for."""
 

@@ -11,7 +11,7 @@ that the table does not know.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,14 @@ class StoredView:
             values = values.astype(np.float32) - np.float32(home.piece.add)
         return values
 
+    def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Columns ``start:stop`` of a stored matrix, transposed, as `read_rows` gives rows."""
+        rows = self.read_rows(name, 0, row_count(self.tensors[name].shape))
+        return np.ascontiguousarray(rows[:, start:stop].T)
+
+    def close(self) -> None:
+        """Nothing is held here: the GGUF's own store is closed with its model."""
+
     def read_stored(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """The same rows as the GGUF holds them; of a block format its packed bytes (uint8).
 
@@ -138,6 +146,14 @@ class StoredView:
         if rows.dtype != np.uint8:
             return rows
         return native.decode(get_format(home.tensor.dtype), rows)
+
+
+def as_checkpoint(model: Model, config: Mapping[str, Any], view: StoredView) -> Model:
+    """The GGUF ``model`` as the checkpoint that ``view`` shows, for what works on checkpoints."""
+    tensors = find_architecture(config).tensors(config, view.tensors)
+    return replace(
+        model, tensors=tuple(tensors), store=view, from_gguf=False, config=config, notes=()
+    )
 
 
 def find_config(model: Model, folder: Path | None = None) -> dict[str, Any]:

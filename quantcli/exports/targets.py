@@ -22,6 +22,11 @@ TARGETS = Registry(
     {
         "gguf": "quantcli.exports.to_gguf:prepare",
         "hf": "quantcli.exports.to_hf:prepare",
+        "compressed-tensors": "quantcli.exports.to_packed:COMPRESSED_TENSORS",
+        "gptq": "quantcli.exports.to_packed:GPTQ",
+        "gptq-v2": "quantcli.exports.to_packed:GPTQ_V2",
+        "awq": "quantcli.exports.to_packed:AWQ",
+        "mlx": "quantcli.exports.to_packed:MLX",
         "imatrix": "quantcli.exports.matrices:prepare_gguf",
         "dat": "quantcli.exports.matrices:prepare_legacy",
         "ollama": "quantcli.exports.ollama:prepare",

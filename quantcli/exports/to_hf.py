@@ -9,7 +9,7 @@ is known before. A computed tensor (scaled rotations) goes back into the configu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,7 @@ class Folder:
     files: Mapping[str, bytes]
     shards: Mapping[str, tuple[Declared, ...]]
     layouts: Mapping[str, Layout]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     force: bool
 
     @property
@@ -92,32 +92,49 @@ def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
     """Every file of the folder with its size; reads headers and small tensors."""
     config = find_config(model, wish.config)
     view = StoredView(model, config)
-    files, notes = _tokenizer(model, wish)
     floats = choose_floats(model, view, wish.dtype)
-    if floats.note:
-        notes.append(floats.note)
     shards = _shard(view, floats, wish.split_max_size or SHARD_BYTES)
     layouts = {name: lay_out({"format": "pt"}, group) for name, group in shards.items()}
     places = {tensor.name: name for name, group in shards.items() for tensor in group}
     total = sum(tensor.nbytes for group in shards.values() for tensor in group)
+    facts = [("weights", _weights_text(floats, total)), ("from", types_text(model))]
+    files, notes = folder_files(model, path, wish, to="hf", dtype=floats.loaded, facts=facts)
+    if floats.note:
+        notes.append(Note(floats.note))
     if len(shards) > 1:
         files[INDEX] = write_index(places, total)
-    files[CONFIG] = _json(complete_config(config, model.metadata, floats.loaded))
-    files.setdefault("generation_config.json", _json(generation_config(model.metadata)))
-    facts = [("weights", _weights_text(floats, total)), ("from", types_text(model))]
-    card = make_card(model, path.name, "transformers", facts, _usage(path), wish.evaluation)
-    files["README.md"] = render_card(card).encode()
-    files[MANIFEST] = _json(_manifest(model, floats))
+    files[CONFIG] = to_json(complete_config(config, model.metadata, floats.loaded))
     return Folder(
         model, view, floats, path, dict(sorted(files.items())), shards, layouts, tuple(notes),
         wish.force,
     )  # fmt: skip
 
 
+def folder_files(
+    model: Model,
+    path: Path,
+    wish: Wish,
+    *,
+    to: str,
+    dtype: str,
+    facts: Sequence[tuple[str, str]],
+    library: str = "transformers",
+) -> tuple[dict[str, bytes], list[Note]]:
+    """Every file of a folder but config.json and the weights, by name, and remarks.
+
+    ``facts`` go into the model card, ``dtype`` and ``to`` into the manifest.
+    """
+    files, notes = _tokenizer(model, wish)
+    files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
+    card = make_card(model, path.name, library, facts, _usage(path, to), wish.evaluation)
+    files["README.md"] = render_card(card).encode()
+    files[MANIFEST] = to_json(_manifest(model, to, dtype))
+    return files, [Note(note) for note in notes]
+
+
 def write_folder(folder: Folder, threads: int) -> Iterator[Event]:
     """Write it, yielding notes and progress, at last `Exported`."""
-    for note in folder.notes:
-        yield Note(note)
+    yield from folder.notes
     places = {
         tensor.name: (name, folder.layouts[name].offsets[tensor.name], tensor)
         for name, group in folder.shards.items()
@@ -199,7 +216,7 @@ def _tokenizer(model: Model, wish: Wish) -> tuple[dict[str, bytes], list[str]]:
     rebuilt = rebuild_tokenizer(
         model.metadata, str(model.path), context=None if context is None else int(context)
     )
-    files = {name: _json(value) for name, value in rebuilt.objects.items()}
+    files = {name: to_json(value) for name, value in rebuilt.objects.items()}
     return files | {k: v.encode() for k, v in rebuilt.texts.items()}, list(rebuilt.notes)
 
 
@@ -207,24 +224,29 @@ def _weights_text(floats: FloatChoice, nbytes: int) -> str:
     return f"{size_text(nbytes)} in {' and '.join(dict.fromkeys(floats.stored.values()))}"
 
 
-def _usage(path: Path) -> str:
+def _usage(path: Path, to: str) -> str:
+    if to == "mlx":
+        return f"mlx_lm.generate --model {path.name} --prompt 'Once upon a time'"
+    if to != "hf":
+        return f"vllm serve {path.name}"
     return f"transformers.AutoModelForCausalLM.from_pretrained({path.name!r})"
 
 
-def _manifest(model: Model, floats: FloatChoice) -> dict[str, Any]:
+def _manifest(model: Model, to: str, dtype: str) -> dict[str, Any]:
     """What quantcli.json says of the folder; `AtomicFolder` replaces no folder without one."""
     keys = stored_keys(model)
     source = {key: plain(keys, f"quantcli.source.{key}") for key in ("repo", "revision", "digest")}
     return {
         "schema": "quantcli.manifest/1",
         "quantcli": __version__,
-        "to": "hf",
+        "to": to,
         "exported_from": model.path.name,
-        "dtype": floats.loaded,
+        "dtype": dtype,
         "recipe": plain(keys, "quantcli.recipe"),
         "source": {key: value for key, value in source.items() if value is not None},
     }
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON file."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
