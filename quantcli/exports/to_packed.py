@@ -131,7 +131,10 @@ def _bits(view: StoredView, matrix: Matrix) -> int:
 
 
 def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
-    """The plan with float16 scales, as blocks have, and floats that lose nothing."""
+    """The plan with float16 scales, as blocks have, and floats that lose nothing.
+
+    compressed-tensors computes in the dtype of its scales, so a model in float32 has them so too.
+    """
     copies = [
         replace(copy, dtype=dtype or ("F16" if fits(view, copy.source, "F16") else "F32"))
         for copy in plan.copies
@@ -139,7 +142,9 @@ def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
     loaded = dtype or ("F32" if any(copy.dtype == "F32" for copy in copies) else "F16")
     scheme = plan.scheme
     if scheme is not None:
-        scheme = replace(scheme, grid=replace(scheme.grid, scale_dtype="F16", lowest_zero=0))
+        wide = loaded == "F32" and plan.recipe.to == "compressed-tensors"
+        grid = replace(scheme.grid, scale_dtype="F32" if wide else "F16", lowest_zero=0)
+        scheme = replace(scheme, grid=grid)
     return replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
 
 
