@@ -12,9 +12,9 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,6 +56,10 @@ class Finished(Event):
     source_digest: str
 
 
+Encoder = Callable[[TensorPlan, int, NDArray[Any]], NDArray[np.uint8]]
+"""Packed rows of a tensor from a row on: takes the plan's line, that row and the rows as read."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A decided quantization: everything but the weights has been read and checked."""
@@ -67,6 +71,8 @@ class Job:
     shards: Mapping[Path, tuple[TensorPlan, ...]]
     layouts: Mapping[Path, Layout]
     force: bool
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    """What makes the rows of a tensor, by its name, in place of the block format's own encoder."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -107,18 +113,20 @@ def prepare(
     output: Path,
     *,
     importance: Importance | None = None,
+    plan: Plan | None = None,
     force: bool = False,
     check: bool = True,
 ) -> Job:
     """Decide everything about quantizing ``model`` to ``output`` without reading a weight.
 
-    ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
-    OutputError or UsageError before any work is done.
+    ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
+    was made already is taken as it is. Raises PlanError, OutputError or UsageError before any
+    work is done.
     """
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
-    plan = make_plan(
+    plan = plan or make_plan(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
@@ -253,6 +261,10 @@ def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab) -> bytes:
     tensor = slab.item.tensor
     rows = job.model.read_rows(tensor, slab.start, slab.stop)
     leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
+    if slab.item.tensor.name in job.encoders:
+        coded = job.encoders[slab.item.tensor.name](slab.item, slab.start, rows)
+        files.write(slab.path, slab.offset, coded.data)
+        return leaf
     if tensor.dtype == slab.item.format and rows.dtype == np.uint8:
         files.write(slab.path, slab.offset, rows.data)
         return leaf

@@ -51,9 +51,10 @@ def export(
         _option(
             "--to",
             metavar="FORMAT",
-            help="gguf (plain floats of a checkpoint, or a GGUF split or merged), hf (a folder "
-            "for transformers), ollama (a Modelfile), imatrix or dat (an importance matrix in "
-            "its GGUF or older form), card (a model card).",
+            help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
+            "hf (a folder for transformers), compressed-tensors, gptq, gptq-v2, awq or mlx (a "
+            "GGUF's own codes in a folder for other runtimes), ollama (a Modelfile), imatrix or "
+            "dat (an importance matrix in its GGUF or older form), card (a model card).",
         ),
     ] = None,
     output: Annotated[
@@ -99,6 +100,15 @@ def export(
             help="Take the tokenizer's files from this folder instead of rebuilding them.",
         ),
     ] = None,
+    requantize: Annotated[
+        bool,
+        flag(
+            "--requantize",
+            help="Round a second time what the other format does not hold bit for bit; this "
+            "costs quality.",
+            panel=_RESULT,
+        ),
+    ] = False,
     card: Annotated[
         bool, flag("--card", help="Write a model card beside the GGUF, NAME.md.", panel=_RESULT)
     ] = False,
@@ -161,8 +171,11 @@ def export(
     if against is not None:
         raise UsageError("--against measures a difference", hint="add --verify")
     if to is None:
+        from quantcli.exports.targets import TARGETS
+
         raise UsageError(
-            "--to FORMAT is missing", hint="gguf, hf, ollama, imatrix, dat or card; or --verify"
+            "--to FORMAT is missing",
+            hint=f"one of {', '.join(TARGETS)}; or --verify",
         )
     from quantcli.exports.job import make_wish
 
@@ -174,6 +187,7 @@ def export(
         config=config,
         tokenizer=tokenizer,
         card=card,
+        requantize=requantize,
         evaluation=evaluation,
         force=force,
         check=not dry_run,
@@ -264,4 +278,4 @@ def _verify(out: Output, artifacts: list[str], against: str | None, threads: int
         out.table(table)
     if verdict.problems:
         first, *more = verdict.problems
-        raise SourceError(first + (f"; and {len(more)} more problems" if more else ""))
+        raise SourceError(first + (f" (and {len(more)} more)" if more else ""))

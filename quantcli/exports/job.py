@@ -24,6 +24,7 @@ _TAKEN_BY = {
     "config": _FOLDERS,
     "tokenizer": _FOLDERS,
     "card": ("gguf",),
+    "requantize": ("gguf", *_FOLDERS[1:]),
     "evaluation": ("gguf", "card", *_FOLDERS),
 }
 """The formats that each option means something for."""

@@ -17,12 +17,13 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.exports import regroup
 from quantcli.exports.cards import card_beside, write_card
 from quantcli.exports.outcome import Exported
+from quantcli.exports.repack import is_packed, prepare_repacking
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved
-from quantcli.types import Event
+from quantcli.types import Event, PackedType
 from quantcli.writers.atomic import refuse_existing
 
 _PLAIN = {"F64": "F32", "F32": "F32", "F16": "F16"}
@@ -68,6 +69,8 @@ def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStac
 
 def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
     model = stack.enter_context(open_model(label))
+    if wish.dtype is None and is_packed(model):
+        return _prepare_codes(found, model, label, wish)
     dtype = wish.dtype or _plain_type(model)
     recipe = Recipe(
         type=dtype,
@@ -78,7 +81,31 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
     job = pipeline.prepare(model, recipe, output, force=wish.force, check=wish.check)
     why = "as asked for" if wish.dtype else "which keeps the stored precision"
+    return _of_job(job, f"matrices in {dtype}, {why}", wish)
 
+
+def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Prepared:
+    """A quantized checkpoint with its codes in blocks."""
+    job = prepare_repacking(
+        model,
+        label,
+        _plain_type(model),
+        wish.output or Path(f"{stem(found)}.gguf"),
+        split_max_size=wish.split_max_size,
+        requantize=wish.requantize,
+        force=wish.force,
+        check=wish.check,
+    )
+    kinds = sorted({item.format for item in job.plan.items if item.tensor.name in job.encoders})
+    words = f"{len(job.encoders)} matrices in {' and '.join(kinds)}, bit for bit"
+    rounded = sum(isinstance(item.tensor.dtype, PackedType) for item in job.plan.items)
+    rounded -= len(job.encoders)
+    if rounded:
+        words += f", {rounded} rounded again"
+    return _of_job(job, words, wish)
+
+
+def _of_job(job: pipeline.Job, sentence: str, wish: Wish) -> Prepared:
     def run() -> Iterator[Event]:
         for event in pipeline.execute(job, threads=wish.threads):
             if isinstance(event, pipeline.Finished):
@@ -86,13 +113,14 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
             else:
                 yield event
 
-    return _with_card(Prepared(job.paths, job.nbytes, f"matrices in {dtype}, {why}", run), wish)
+    return _with_card(Prepared(job.paths, job.nbytes, sentence, run), wish)
 
 
 def _plain_type(model: Model) -> str:
     weights: Counter[str] = Counter()
     for tensor in model.tensors:
-        weights[tensor.dtype] += tensor.elements
+        if not isinstance(tensor.dtype, PackedType):
+            weights[tensor.dtype] += tensor.elements
     (dtype, _), *_ = weights.most_common(1) or [("F32", 0)]
     return _PLAIN.get(dtype, "BF16")
 

@@ -3,7 +3,8 @@
 Nothing is rounded: every linear layer must be in one of the grids of `quantcli.exports.blocks`,
 all with as many bits, and the weights that a runtime computes from the result are those of the
 GGUF, bit for bit. What is not a linear layer stays a float, in F16 where that holds it exactly.
-Everything else is refused, with the command that quantizes anew.
+Everything else is refused, with the command that quantizes anew, or rounded a second time where
+that is asked for: to the format's usual grid.
 """
 
 from __future__ import annotations
@@ -51,18 +52,22 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
     config = find_config(model, wish.config)
     view = StoredView(model, config)
     checkpoint = as_checkpoint(model, config, view)
-    recipe = _recipe(checkpoint, view, to, label)
+    if wish.requantize:
+        recipe = Recipe(to=to)
+    else:
+        recipe = _recipe(checkpoint, view, to, label)
     path = wish.output or Path(f"{stem(found)}-{to}")
     if wish.split_max_size is not None:
         recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
     plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
     if plan.scheme is None:
         raise PlanError(f"--to {to} has no integer grid")
-    codes = BlockCodes(view, plan.scheme.grid)
-    if plan.scheme.grid.zero == "integer":
+    codes = None if wish.requantize else BlockCodes(view, plan.scheme.grid)
+    if codes is not None and plan.scheme.grid.zero == "integer":
         _try_all(plan, view, codes, to, label)
     checkpoint = replace(checkpoint, config=complete_config(config, model.metadata, plan.dtype))
-    facts = [("weights", f"{plan.label}, the codes of {_types(plan, view)}")]
+    origin = "rounded again from" if wish.requantize else "the codes of"
+    facts = [("weights", f"{plan.label}, {origin} {_types(plan, view)}")]
     files, notes = folder_files(
         model, path, wish, to=to, dtype=plan.dtype, facts=facts, library=_library(to)
     )
@@ -74,12 +79,13 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
     return Prepared(
         (path,),
         job.nbytes,
-        f"{len(plan.items)} matrices in {plan.label}, bit for bit",
+        f"{len(plan.items)} matrices in {plan.label}, "
+        + ("rounded a second time" if wish.requantize else "bit for bit"),
         lambda: _run(job, codes, wish.threads),
     )
 
 
-def _run(job: FolderJob, codes: BlockCodes, threads: int) -> Iterator[Event]:
+def _run(job: FolderJob, codes: BlockCodes | None, threads: int) -> Iterator[Event]:
     for event in execute_folder(job, threads=threads, source=codes):
         if isinstance(event, Finished):
             yield Exported(event.paths, event.nbytes)
@@ -94,7 +100,7 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
         f"quantcli export {label} --to hf makes a checkpoint, which quantcli quantize --to {to} "
-        "quantizes anew; the original model is better"
+        "quantizes anew, as --requantize does; the original model is better"
     )
     kept, taken = [], []
     for matrix in matrices:

@@ -40,7 +40,8 @@ def verdict_tables(artifact: str, against: str | None, found: Verified) -> list[
     if found.made_from is not None:
         lines.append((f"made from {against}", "yes" if found.made_from else "no"))
     lines += [("problem", problem) for problem in found.problems]
-    lines.append(("verdict", f"{len(found.problems)} problems" if found.problems else "sound"))
+    count = len(found.problems)
+    lines.append(("verdict", f"{count} problem{'s' * (count > 1)}" if count else "sound"))
     return [*tables, facts(lines)]
 
 

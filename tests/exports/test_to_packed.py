@@ -198,3 +198,20 @@ def test_what_would_round_is_refused(blocks: Any, mini: Path, tmp_path: Path) ->
         quantcli.export(floats, tmp_path / "out", to="gptq")
     with pytest.raises(SourceError, match="is no GGUF, and --to mlx repacks the codes of one"):
         quantcli.export(mini, tmp_path / "out", to="mlx")
+
+
+def test_requantizing_takes_the_formats_usual_grid(mini: Path, tmp_path: Path) -> None:
+    from quantcli.exports.verify import verify
+
+    (mixed,) = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q4_K_M").paths
+    quantcli.export(mixed, tmp_path / "gptq", to="gptq", requantize=True)
+    settings = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    assert (settings["bits"], settings["group_size"]) == (4, 128)
+    with (
+        quantcli.open_model(tmp_path / "gptq") as model,
+        quantcli.open_model(mixed, vocabulary=False) as source,
+    ):
+        *_, verdict = verify(model, source)
+    assert verdict.problems == ()
+    assert 0.02 < verdict.overall.relative < 0.12
+    assert "rounded again from Q4_K and Q6_K" in (tmp_path / "gptq" / "README.md").read_text()
