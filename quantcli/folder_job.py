@@ -110,6 +110,7 @@ def prepare_folder(
     *,
     importance: Importance | None = None,
     plan: FolderPlan | None = None,
+    packing: Packing | None = None,
     files: Mapping[str, bytes] | None = None,
     force: bool = False,
     check: bool = True,
@@ -117,15 +118,16 @@ def prepare_folder(
     """Decide everything about making ``output`` of ``model`` without reading a weight.
 
     ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
-    was made already is taken as it is, and ``files`` stand beside the weights in place of those
-    of the same name. Raises PlanError, OutputError or UsageError before any work is done.
+    was made already is taken as it is, and so is a ``packing``; ``files`` stand beside the weights
+    in place of those of the same name. Raises PlanError, OutputError or UsageError before any
+    work is done.
     """
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
     plan = plan or make_folder_plan(model, recipe, importance=shapes)
     files = files or {}
-    packing = _choose_packing(model, plan)
+    packing = packing or _choose_packing(model, plan)
     declared = _declare(plan, packing, model)
     shards = _split(declared, parse_size(recipe.split_max_size or DEFAULT_SHARD))
     names = shard_names(len(shards))

@@ -1,10 +1,10 @@
 """A quantized checkpoint as a GGUF of the same weights: its codes in blocks of 32.
 
 GPTQ, AWQ, compressed-tensors and MLX matrices with up to 4, 5 or 8 bits become Q4_0 or Q4_1, Q5_0
-or Q5_1, and Q8_0. Of each the first rows tell whether it is symmetric; all are held against what
-the blocks decode to, and a weight that the blocks do not hold ends the export: a scale that
-float16 does not hold, a zero point whose product with the scale it does not hold, groups that 32
-does not divide, or inputs that a checkpoint has reordered.
+or Q5_1, and Q8_0; MXFP4 stays what it is. Of each the first rows tell whether it is symmetric; all
+are held against what the blocks decode to, and a weight that the blocks do not hold ends the
+export: a scale that float16 does not hold, a zero point whose product with the scale it does not
+hold, groups that 32 does not divide, or inputs that a checkpoint has reordered.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import PlanError
+from quantcli.exports import microscale
 from quantcli.exports.blocks import GROUP
 from quantcli.exports.exact import fit_rows
 from quantcli.formats import get_format
@@ -48,6 +49,11 @@ class _Exactly:
 
     def __call__(self, item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
         """Packed rows of the plan's block format; PlanError for the first that it cannot hold."""
+        if item.format == microscale.KIND:
+            packed = microscale.encode(rows)
+            if packed is None:
+                raise PlanError(f"{item.tensor.name}: the weights are not MXFP4's", hint=self.hint)
+            return packed
         fitted = fit_rows(item.format, rows, self.group)
         if fitted.missed.any():
             row, group = (int(index) for index in np.argwhere(fitted.missed)[0])
@@ -105,6 +111,7 @@ def prepare_repacking(
             encoders[item.tensor.name] = _Exactly(model, group, hint)
     types = {item.format for item in items if item.tensor.name in encoders}
     name = "Q4_1" if "Q4_1" in types else min(types, default="Q4_0")
+    name = "MXFP4_MOE" if name == microscale.KIND else name
     plan = replace(
         plan, items=tuple(items), file_type=find_file_type(name).id, recipe=Recipe(type=name)
     )
@@ -116,6 +123,8 @@ def _choose(
     model: Model, tensor: OutputTensor, requantize: bool, hint: str
 ) -> tuple[str, int, bool]:
     """The block format, the columns that share a scale, and whether the codes are kept."""
+    if str(tensor.dtype).endswith(microscale.KIND):
+        return microscale.KIND, microscale.GROUP, True
     found = _NAME.fullmatch(str(tensor.dtype))
     candidates = _CANDIDATES.get(int(found["bits"]), ()) if found else ()
     group = int(found["group"] or tensor.columns) if found else 0

@@ -19,8 +19,10 @@ from pathlib import Path
 import msgspec
 
 from quantcli.errors import PlanError, SourceError
+from quantcli.exports import microscale
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
 from quantcli.exports.floats import fits
+from quantcli.exports.microscale import MicroCodes
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config
 from quantcli.exports.stored import StoredView, as_checkpoint, find_config
@@ -35,6 +37,7 @@ from quantcli.plan.matrices import find_matrices
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import find_target
 from quantcli.report.units import size_text
+from quantcli.rounding import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
 
@@ -62,30 +65,43 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
     plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
     if plan.scheme is None:
         raise PlanError(f"--to {to} has no integer grid")
-    codes = None if wish.requantize else BlockCodes(view, plan.scheme.grid)
-    if codes is not None and plan.scheme.grid.zero == "integer":
-        _try_all(plan, view, codes, to, label)
+    micro = not wish.requantize and _is_micro(view, plan)
+    codes: CodeSource | None = None
+    if micro:
+        codes = MicroCodes(view)
+    elif not wish.requantize:
+        codes = BlockCodes(view, plan.scheme.grid)
+        if plan.scheme.grid.zero == "integer":
+            _try_all(plan, view, codes, to, label)
+    grid = "MXFP4" if micro else plan.label
     checkpoint = replace(checkpoint, config=complete_config(config, model.metadata, plan.dtype))
     origin = "rounded again from" if wish.requantize else "the codes of"
-    facts = [("weights", f"{plan.label}, {origin} {_types(plan, view)}")]
+    facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
     files, notes = folder_files(
         model, path, wish, to=to, dtype=plan.dtype, facts=facts, library=_library(to)
     )
     job = prepare_folder(
-        checkpoint, recipe, path, plan=plan, files=files, force=wish.force, check=wish.check
+        checkpoint,
+        recipe,
+        path,
+        plan=plan,
+        packing=microscale.PACKED if micro else None,
+        files=files,
+        force=wish.force,
+        check=wish.check,
     )
     plan = replace(plan, notes=(*plan.notes, *notes))
     job = replace(job, plan=plan)
     return Prepared(
         (path,),
         job.nbytes,
-        f"{len(plan.items)} matrices in {plan.label}, "
+        f"{len(plan.items)} matrices in {grid}, "
         + ("rounded a second time" if wish.requantize else "bit for bit"),
         lambda: _run(job, codes, wish.threads),
     )
 
 
-def _run(job: FolderJob, codes: BlockCodes | None, threads: int) -> Iterator[Event]:
+def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Event]:
     for event in execute_folder(job, threads=threads, source=codes):
         if isinstance(event, Finished):
             yield Exported(event.paths, event.nbytes)
@@ -104,8 +120,8 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     )
     kept, taken = [], []
     for matrix in matrices:
-        kind = view.homes[matrix.source].tensor.dtype
-        if kind in GRIDS and GRIDS[kind].bits in target.bits and not matrix.transpose:
+        kind = _kind(view, matrix)
+        if _takes(to, kind) and not matrix.transpose:
             taken.append(matrix)
         elif kind in _FLOATS or matrix.source not in inner:
             kept.append(matrix)
@@ -116,12 +132,15 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
                 "be repacked without loss",
                 hint=hint,
             )
+    micro = {_kind(view, matrix) == microscale.KIND for matrix in taken}
     bits = {_bits(view, matrix) for matrix in taken if matrix.source in inner}
+    if len(micro) > 1:
+        raise PlanError(f"{label} has linear layers in MXFP4 and in others", hint=hint)
     if len(bits) != 1:
         what = "no quantized linear layer" if not bits else f"linear layers of {sorted(bits)} bits"
         raise PlanError(f"{label} has {what}, and --to {to} takes one grid for all", hint=hint)
     kept += [matrix for matrix in taken if _bits(view, matrix) not in bits]
-    affine = any(GRIDS[view.homes[m.source].tensor.dtype].affine for m in taken)
+    affine = any(GRIDS[kind].affine for m in taken if (kind := _kind(view, m)) in GRIDS)
     symmetric = None if target.symmetric is None else not affine
     return Recipe(
         to=to,
@@ -132,8 +151,24 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     )
 
 
+def _kind(view: StoredView, matrix: Matrix) -> str:
+    return view.homes[matrix.source].tensor.dtype
+
+
 def _bits(view: StoredView, matrix: Matrix) -> int:
-    return GRIDS[view.homes[matrix.source].tensor.dtype].bits
+    kind = _kind(view, matrix)
+    return GRIDS[kind].bits if kind in GRIDS else 4
+
+
+def _takes(to: str, kind: str) -> bool:
+    """Whether the format has the grid of a block format."""
+    if kind == microscale.KIND:
+        return to == "compressed-tensors"
+    return kind in GRIDS and GRIDS[kind].bits in find_target(to).bits
+
+
+def _is_micro(view: StoredView, plan: FolderPlan) -> bool:
+    return bool(plan.items) and _kind(view, plan.items[0].matrix) == microscale.KIND
 
 
 def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:

@@ -88,6 +88,32 @@ def test_compressed_tensors_in_transformers(
     assert settings["config_groups"]["group_0"]["weights"]["num_bits"] == bits
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
+def test_mxfp4_there_and_back(mini: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors")
+    from transformers import CompressedTensorsConfig
+
+    (file,) = quantcli.quantize(
+        mini, tmp_path / "m.gguf", type="Q8_0", tensor_types=("attn=MXFP4", "ffn=MXFP4")
+    ).paths
+    quantcli.export(file, tmp_path / "ct", to="compressed-tensors")
+    quantcli.export(file, tmp_path / "hf", to="hf", dtype="f32")
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    found = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "ct",
+        dtype=torch.float32,
+        quantization_config=CompressedTensorsConfig(dequantize=True),
+    ).state_dict()
+    for module in (*NAMES, "model.layers.2.self_attn.q_proj"):
+        assert torch.equal(found[f"{module}.weight"], wanted[f"{module}.weight"]), module
+    (back,) = quantcli.export(tmp_path / "ct", tmp_path / "back.gguf", to="gguf").paths
+    before, after = decoded(file), decoded(back)
+    stored = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(back).tensors}
+    for name in NAMES.values():
+        assert stored[name] == "MXFP4"
+        assert np.array_equal(before[name], after[name]), name
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_mlx(kind: str, blocks: Any, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core")
