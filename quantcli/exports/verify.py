@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +25,10 @@ from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.pipeline import combine_digest, cut_rows
+from quantcli.sources.files import read_json
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.types import Event, MetaValue, Note, OutputTensor, Progress
+from quantcli.writers.folder import MANIFEST
 
 DIGEST = "quantcli.source.digest"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
@@ -97,7 +100,7 @@ class _Part:
 
 def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> Iterator[Event]:
     """Check every weight of ``model``, yielding progress and notes, at last `Verified`."""
-    problems = [*_check_keys(stored_keys(model)), *_check_vocabulary(model)]
+    problems = [*_check_digest(*_recorded(model)), *_check_vocabulary(model)]
     yield from _check_table(model)
     others = {} if against is None else {tensor.name: tensor for tensor in against.tensors}
     pairs = [(tensor, others.get(tensor.name)) for tensor in model.tensors]
@@ -203,15 +206,23 @@ def _find_fault(model: Model, tensor: OutputTensor, values: NDArray[Any], start:
     )
 
 
-def _check_keys(metadata: Mapping[str, MetaValue]) -> list[str]:
-    found = metadata.get(DIGEST)
-    if found is None:
+def _recorded(model: Model) -> tuple[str, object]:
+    """Where quantcli recorded the source's digest, and what stands there; None where it did not."""
+    manifest = model.path / MANIFEST
+    if model.from_gguf or not manifest.is_file():
+        found = stored_keys(model).get(DIGEST)
+        return DIGEST, None if found is None else found.value
+    source = read_json(manifest).get("source")
+    return f"{manifest}: the digest", source.get("digest") if isinstance(source, dict) else None
+
+
+def _check_digest(where: str, digest: object) -> list[str]:
+    if digest is None:
         return []
-    digest = str(found.value)
     if digest == _UNFINISHED:
-        return [f"{DIGEST} is empty, as of a file that was not finished"]
-    if not digest.startswith("sha256:") or len(digest) != len(_UNFINISHED):
-        return [f"{DIGEST} is {digest!r}, which is no SHA-256"]
+        return [f"{where} is empty, as of an artifact that was not finished"]
+    if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        return [f"{where} is {digest!r}, which is no SHA-256"]
     return []
 
 

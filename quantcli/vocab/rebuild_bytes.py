@@ -99,12 +99,13 @@ def _normalizer(words: Words) -> dict[str, Any] | None:
     return {"type": "Sequence", "normalizers": parts} if parts else None
 
 
-def _pair(words: Words, place: int, merge: str) -> list[str]:
+def _pair(words: Words, place: int, merge: str | bytes) -> list[str]:
     # A token may begin with a space where its pair was written by other tools.
-    left, _, right = merge[1:].partition(" ")
-    if not merge or not right:
+    text = merge if isinstance(merge, str) else ""
+    left, _, right = text[1:].partition(" ")
+    if not right:
         raise VocabularyError(f"{words.file}: merge {place} ({merge!r}) is not a pair of tokens")
-    return [merge[0] + left, right]
+    return [text[0] + left, right]
 
 
 def _escaped(words: Words, merges: list[list[str]]) -> dict[str, Any]:

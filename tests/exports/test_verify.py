@@ -132,3 +132,17 @@ def test_an_unfinished_digest_and_a_foreign_architecture(mini: Path, tmp_path: P
     assert "2 tokens, but 4096 rows" in verdict.problems[1]
     (note,) = [event for event in events if isinstance(event, Note)]
     assert "not held against a table" in note.message
+
+
+def test_the_digest_in_a_manifest(mini: Path, file: Path, tmp_path: Path) -> None:
+    import json
+
+    folder = tmp_path / "hf"
+    quantcli.export(file, folder, to="hf")
+    assert run(folder).problems == ()
+    manifest = json.loads((folder / "quantcli.json").read_text())
+    assert manifest["source"]["digest"].startswith("sha256:")
+    manifest["source"]["digest"] = "sha256:none"
+    (folder / "quantcli.json").write_text(json.dumps(manifest))
+    (problem,) = run(folder).problems
+    assert "is 'sha256:none', which is no SHA-256" in problem

@@ -156,6 +156,7 @@ REFUSED = {
     "a name": (_keys(pre=text("default")), "'default' splits text stands in llama.cpp's code"),
     "types": (_keys(token_type=array("i32", [1])), "2 tokens but 1 token types"),
     "merges": (_keys(merges=array("str", ["ab"])), r"merge 0 \('ab'\) is not a pair"),
+    "a merge of bytes": (_keys(merges=array("str", [b"\xff a"])), "is not a pair"),
     "no merges": ({k: v for k, v in _keys().items() if "merges" not in k}, "without merges"),
     "scores": (_keys(model=text("llama")), "2 pieces but 0 scores"),
     "bytes": (_keys(tokens=array("str", ["a", b"\xff"])), "token 1 is not UTF-8"),
