@@ -11,6 +11,7 @@ that the table does not know.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,15 @@ class StoredView:
 
 
 def as_checkpoint(model: Model, config: Mapping[str, Any], view: StoredView) -> Model:
-    """The GGUF ``model`` as the checkpoint that ``view`` shows, for what works on checkpoints."""
-    tensors = find_architecture(config).tensors(config, view.tensors)
+    """The GGUF ``model`` as the checkpoint that ``view`` shows, for what works on checkpoints.
+
+    Its tensors' sizes are those of the float32 rows that are read, by which others cut slabs.
+    """
+    floats = copy(view)
+    floats.tensors = {n: replace(i, nbytes=4 * i.elements) for n, i in view.tensors.items()}
+    tensors = find_architecture(config).tensors(config, floats.tensors)
     return replace(
-        model, tensors=tuple(tensors), store=view, from_gguf=False, config=config, notes=()
+        model, tensors=tuple(tensors), store=floats, from_gguf=False, config=config, notes=()
     )
 
 
