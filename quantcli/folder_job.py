@@ -85,7 +85,7 @@ class FolderJob:
     def nbytes_of(self, item: Item | Copy) -> int:
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
-            return self.tensors[item.source][2].nbytes
+            return self.tensors[item.name][2].nbytes
         scheme = self.plan.scheme
         if scheme is None or self.packing is None:
             return item.matrix.elements * (4 if item.dtype == "F32" else 2)
@@ -188,7 +188,7 @@ def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
 
 
 def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
-    declared = [Declared(copy.source, copy.dtype, copy.shape) for copy in plan.copies]
+    declared = [Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies]
     if packing is not None and plan.scheme is not None:
         for item in plan.items:
             if item.matrix.slot == 0:
@@ -233,7 +233,7 @@ def settings(
             if key in config:
                 config[key] = DTYPES[plan.dtype]
     if packing is not None and plan.scheme is not None:
-        config |= packing.describe(plan.scheme.grid, plan.kept)
+        config |= packing.describe(config, plan.scheme.grid, plan.kept)
     files[CONFIG] = _json(config)
     places = {name: shard for name, (shard, _, _) in tensors.items()}
     if len(set(places.values())) > 1:

@@ -120,7 +120,7 @@ def _work(job: FolderJob, folder: AtomicFolder, source: CodeSource | None, slab:
     leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
     try:
         if isinstance(item, Copy):
-            _write(job, folder, Patch(item.source, _cast(rows, item.dtype), slab.start))
+            _write(job, folder, Patch(item.name, _cast(rows, item.dtype), slab.start))
         elif job.packing is None or job.plan.scheme is None:
             _write(job, folder, _fake(job, item, slab.start, rows))
         elif source is not None:

@@ -27,12 +27,9 @@ from quantcli.cli.options import (
     flag,
     open_output,
 )
-from quantcli.cli.running import calibrate_beside
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from quantcli.cli.output import Output
-    from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
 
 _MIXTURE = "Which type each tensor gets"
@@ -270,10 +267,11 @@ def quantize(
             "--dry-run does not run the model, as --calibrate would",
             hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
         )
-    run = _run
-    if resolved.to != "gguf":
-        from quantcli.cli.folders import make_folder as run
-    run(
+    if resolved.to == "gguf":
+        from quantcli.cli.gguf import make_gguf as make
+    else:
+        from quantcli.cli.folders import make_folder as make
+    make(
         out, model, resolved, output,
         calibrate=calibrate, dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
@@ -295,87 +293,3 @@ def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
             )
         flags["type"] = type_of_bits(bits)
     return merge_recipe(base, **flags)
-
-
-def _run(
-    out: Output,
-    target: str,
-    recipe: Recipe,
-    output: Path | None,
-    *,
-    calibrate: list[str] | None,
-    dry_run: bool,
-    force: bool,
-    threads: int | None,
-    limit: int | None,
-) -> None:
-    from quantcli.model import open_model
-    from quantcli.pipeline import default_output, prepare, threads_within
-    from quantcli.plan.recipe import merge_recipe
-    from quantcli.sources.imatrix import read_importance
-    from quantcli.writers.atomic import refuse_existing
-
-    importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
-    with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
-        path = output or default_output(model, recipe)
-        if calibrate:
-            # What would stop the quantization afterwards stops it before the long run.
-            refuse_existing([path], force=force)
-            made = calibrate_beside(out, model, calibrate, path, force=force, threads=threads)
-            recipe = merge_recipe(recipe, imatrix=str(made))
-            importance = read_importance(made)
-        job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
-        workers = threads_within(job, threads, limit)
-        if dry_run:
-            _show_plan(out, job, workers)
-        else:
-            _execute(out, job, workers)
-
-
-def _show_plan(out: Output, job: Job, threads: int) -> None:
-    from quantcli.report.plans import plan_document, plan_tables
-
-    for note in job.plan.notes:
-        out.event(note)
-    if out.json:
-        out.document("plan", 1, plan_document(job, threads))
-        return
-    for table in plan_tables(job, threads):
-        out.table(table)
-
-
-def _execute(out: Output, job: Job, threads: int) -> None:
-    import time
-
-    from quantcli.pipeline import Finished, execute
-    from quantcli.report.units import duration_text, size_text
-
-    start = time.monotonic()
-    with out.phase("quantizing"):
-        for event in execute(job, threads=threads):
-            if not isinstance(event, Finished):
-                out.event(event)
-                continue
-            finished = event
-    source = sum(job.model.stored_bytes(item.tensor) for item in job.plan.items)
-    out.say(
-        f"{size_text(source)} became {size_text(finished.nbytes)} at "
-        f"{finished.bits_per_weight:.2f} bits per weight ({job.plan.recipe.type}) "
-        f"in {duration_text(time.monotonic() - start)}"
-    )
-    if out.json:
-        out.document(
-            "quantize",
-            1,
-            {
-                "paths": [str(path) for path in finished.paths],
-                "type": job.plan.recipe.type,
-                "bytes": finished.nbytes,
-                "bits_per_weight": finished.bits_per_weight,
-                "source_bytes": source,
-                "source_digest": finished.source_digest,
-            },
-        )
-        return
-    for path in finished.paths:
-        out.result(path)

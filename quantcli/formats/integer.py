@@ -119,9 +119,9 @@ def fit_ranges(
     zeros = None if grid.symmetric else np.empty((count, groups), _zero_dtype(grid))
     weights = None if importance is None else _group(importance[None], groups)
     for part in _chunks(count, columns):
-        values = _group(rows[part], groups)
-        found = _fit(values, grid, weights, search)
-        _refuse_infinite(rows, part.start, values, found[0])
+        _refuse_infinite(rows[part], part.start)
+        found = _fit(_group(rows[part], groups), grid, weights, search)
+        _refuse_overflow(rows[part], part.start, found[0])
         scales[part] = found[0]
         if zeros is not None:
             zeros[part] = found[1]
@@ -141,11 +141,8 @@ def fit_tensor(
     low, high = np.float32(np.inf), np.float32(-np.inf)
     first = 0
     for rows in slabs():
-        values = rows.reshape(1, 1, -1)
-        ends = values.min(), values.max()
-        if not np.isfinite(ends).all():
-            _refuse_infinite(rows, first, rows[:, None], np.ones((len(rows), 1), np.float32))
-        low, high = min(low, ends[0]), max(high, ends[1])
+        _refuse_infinite(rows, first)
+        low, high = min(low, rows.min()), max(high, rows.max())
         first += len(rows)
     factors = _factors(grid, search)
     ranges = [_range(np.full((1, 1), low), np.full((1, 1), high), f, grid) for f in factors]
@@ -365,14 +362,18 @@ def _chunks(count: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _refuse_infinite(rows: Floats, start: int, values: Floats, scales: Floats) -> None:
-    good = np.isfinite(values).all(-1)
-    if good.all() and np.isfinite(scales).all():
-        return
+def _refuse_infinite(rows: Floats, first: int) -> None:
+    good = np.isfinite(rows)
     if not good.all():
-        row = start + int(np.argmin(good.all(-1)))
-        column = int(np.argmin(np.isfinite(rows[row])))
-        raise UnencodableError(row, column, float(rows[row, column]), "is not a finite number")
-    row = start + int(np.argmin(np.isfinite(scales).all(-1)))
-    column = int(np.abs(rows[row]).argmax())
-    raise UnencodableError(row, column, float(rows[row, column]), "overflows the scale's dtype")
+        row, column = (int(index) for index in np.argwhere(~good)[0])
+        value = float(rows[row, column])
+        raise UnencodableError(first + row, column, value, "is not a finite number")
+
+
+def _refuse_overflow(rows: Floats, first: int, scales: Floats) -> None:
+    good = np.isfinite(scales).all(-1)
+    if not good.all():
+        row = int(np.argmin(good))
+        column = int(np.abs(rows[row]).argmax())
+        value = float(rows[row, column])
+        raise UnencodableError(first + row, column, value, "overflows the scale's dtype")

@@ -15,7 +15,7 @@ from quantcli.errors import PlanError
 from quantcli.formats import FORMATS, get_format
 from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
-from quantcli.plan.matrices import find_matrices, kept_modules, natural
+from quantcli.plan.matrices import find_matrices, kept_modules, natural, router_names
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe, check_recipe
 from quantcli.plan.schemes import DTYPES, Scheme, find_target, has_types, make_scheme
@@ -66,9 +66,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A stored tensor that is copied, in the dtype ``dtype``; as `Item` where they are alike."""
+    """A stored tensor that is copied as ``name``, in the dtype ``dtype``; otherwise as `Item`."""
 
     source: str
+    name: str
     shape: tuple[int, ...]
     dtype: str
     first: int = 0
@@ -142,22 +143,24 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     found = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
     matrices, dropped = _keep(found, recipe.keep)
+    names = router_names(model)
     for matrix in matrices:
         _check_matrix(model, matrix, scheme)
     used = _entries(model, recipe, importance)
     items = tuple(Item(matrix, importance=matrix.tensor in used) for matrix in matrices)
     notes = []
-    if recipe.to == "compressed-tensors" and not scheme.grid.symmetric:
+    grid = scheme.grid
+    if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
         notes.append(Note(_ASYMMETRIC))
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype)
+    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, names)
     return FolderPlan(
         recipe, scheme, dtype, items, copies,
-        tuple(kept_modules(model, matrices, dropped)), (*notes, *dropped_notes),
+        tuple(kept_modules(model, matrices, dropped, names)), (*notes, *dropped_notes),
     )  # fmt: skip
 
 
@@ -170,7 +173,7 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype)
+    copies, notes = _copies(model, items, wanted, dtype, {})
     return FolderPlan(recipe, None, wanted or dtype, items, copies, (), (*plan.notes, *notes))
 
 
@@ -229,7 +232,11 @@ def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str
 
 
 def _copies(
-    model: Model, items: Sequence[Item], wanted: str | None, dtype: str
+    model: Model,
+    items: Sequence[Item],
+    wanted: str | None,
+    dtype: str,
+    names: Mapping[str, str],
 ) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
     quantized = {item.matrix.source for item in items}
     copies, left = [], []
@@ -239,7 +246,9 @@ def _copies(
         if info.dtype not in _FLOATS and info.dtype not in _EIGHT_BIT and info.dtype not in FORMATS:
             left.append(name)
             continue
-        copies.append(Copy(name, info.shape, wanted or _float_of(info.dtype, dtype)))
+        copies.append(
+            Copy(name, names.get(name, name), info.shape, wanted or _float_of(info.dtype, dtype))
+        )
     notes: tuple[Note, ...] = ()
     if left:
         notes = (Note(f"{len(left)} stored tensors hold no weights and are left out: {left[0]}"),)

@@ -70,36 +70,57 @@ def _matrices(
         )
 
 
+def router_names(model: Model) -> dict[str, str]:
+    """What the layout with a tensor for each expert calls the routers, by stored name."""
+    patterns = find_architecture(model.config).sources(model.config)
+    return {
+        tensor.pieces[0].source: _source(tensor, patterns)
+        for tensor in model.tensors
+        if tensor.name.endswith("ffn_gate_inp.weight")
+    }
+
+
+def _source(tensor: OutputTensor, patterns: Mapping[str, str]) -> str:
+    """The stored name that a rule of the table spells for a tensor of a layer."""
+    layer = re.search(r"\d+", tensor.name)
+    number = layer[0] if layer else ""
+    return patterns[re.sub(r"\d+", "{i}", tensor.name, count=1)].replace("{i}", number)
+
+
 def _expert_name(
     tensor: OutputTensor, patterns: Mapping[str, str], index: int, stacked: bool
 ) -> str:
-    layer = re.search(r"\d+", tensor.name)
-    number = layer[0] if layer else ""
-    source = patterns[re.sub(r"\d+", "{i}", tensor.name, count=1)].replace("{i}", number)
+    source = _source(tensor, patterns)
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
     kind = tensor.name.removesuffix(_SUFFIX).rpartition(".")[2]
     return f"{source.partition('.experts.')[0]}.switch_mlp.{_SWITCH[kind]}"
 
 
-def kept_modules(model: Model, matrices: Sequence[Matrix], dropped: Sequence[Matrix]) -> list[str]:
+def kept_modules(
+    model: Model,
+    matrices: Sequence[Matrix],
+    dropped: Sequence[Matrix],
+    names: Mapping[str, str],
+) -> list[str]:
     """Linear modules that stay as they are, for the runtimes' lists of them.
 
-    The head, routers, what belongs to no language model, and the ``dropped`` matrices.
+    The head, routers, what belongs to no language model, and the ``dropped`` matrices. ``names``
+    are the output's, by stored name, where they differ.
     """
-    quantized = {matrix.source for matrix in matrices}
+    quantized = {matrix.source for matrix in (*matrices, *dropped)}
     embeddings = {
         piece.source
         for tensor in model.tensors
         if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
         for piece in tensor.pieces
     }
-    names = {"lm_head"} | {matrix.module for matrix in dropped}
+    kept = {"lm_head"} | {matrix.module for matrix in dropped}
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:
-            names.add(name.removesuffix(_SUFFIX))
-    return sorted(names, key=natural)
+            kept.add(names.get(name, name).removesuffix(_SUFFIX))
+    return sorted(kept, key=natural)
 
 
 def natural(name: str) -> list[tuple[int, str]]:

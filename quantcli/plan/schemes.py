@@ -7,6 +7,7 @@ what does not fit a model's shapes is refused by `quantcli.plan.folders`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,11 @@ def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
             what = f"--{flag} is" if field != "bits" else "a recipe's bits are"
             homes = [name for name, other in TARGETS.items() if field in other.takes]
             raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
+    for pattern in recipe.keep:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--keep {pattern} is not a regular expression: {error}") from None
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if not has_types(recipe.to):

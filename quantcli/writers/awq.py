@@ -8,7 +8,7 @@ from typing import Any
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import awq as packing
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch, as_stored
+from quantcli.writers.packing import Config, Packing, Patch, as_stored
 from quantcli.writers.safetensors import Declared
 
 _WORD = 8
@@ -33,7 +33,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.scales", as_stored(coded.scales.T, grid), column=start)
 
 
-def _describe(grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
     return {
         "quantization_config": {
             "quant_method": "awq",

@@ -16,7 +16,7 @@ from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import compressed_tensors as packing
 from quantcli.formats.packing.bits import word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch, as_stored, refuse_never
+from quantcli.writers.packing import Config, Packing, Patch, as_stored, refuse_never
 from quantcli.writers.safetensors import Declared
 
 
@@ -108,11 +108,11 @@ def _describe(
     }
 
 
-def _describe_packed(grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe_packed(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
     return _describe("pack-quantized", None, grid, kept)
 
 
-def _describe_bytes(grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe_bytes(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
     tokens = {
         "num_bits": 8,
         "type": "int",

@@ -17,7 +17,7 @@ from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import gptq as packing
 from quantcli.formats.packing.bits import WORD, word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch, as_stored
+from quantcli.writers.packing import Config, Packing, Patch, as_stored
 from quantcli.writers.safetensors import Declared
 
 
@@ -51,9 +51,11 @@ def _place(
         yield Patch(f"{name}.g_idx", groups[None])
 
 
-def _describe(layout: str, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(
+    layout: str, config: Config, grid: IntegerGrid, kept: Sequence[str]
+) -> dict[str, Any]:
     inner = [name for name in kept if name != "lm_head"]
-    config: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": grid.bits,
         "group_size": grid.group_size or -1,
@@ -64,8 +66,8 @@ def _describe(layout: str, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, 
         "pack_dtype": "int32",
     }
     if inner:
-        config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
-    return {"quantization_config": config}
+        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
+    return {"quantization_config": settings}
 
 
 def _refuse(matrix: Matrix, grid: IntegerGrid) -> str | None:

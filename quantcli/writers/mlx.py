@@ -13,7 +13,7 @@ from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import mlx as packing
 from quantcli.formats.packing.bits import word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch, as_stored, refuse_never
+from quantcli.writers.packing import Config, Packing, Patch, as_stored, refuse_never
 from quantcli.writers.safetensors import Declared
 
 
@@ -37,9 +37,28 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.biases", as_stored(coded.zeros, grid), row)
 
 
-def _describe(grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
-    return {"quantization": settings, "quantization_config": settings}
+    return {**_older_keys(config), "quantization": settings, "quantization_config": settings}
+
+
+def _older_keys(config: Config) -> dict[str, Any]:
+    """Keys that transformers 5 writes otherwise, and that mlx_lm reads or assumes a default for."""
+    keys: dict[str, Any] = {}
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in rope:
+            keys[key] = rope[key]
+    kind = rope.get("rope_type", "default")
+    if kind != "default":
+        scaling = {k: value for k, value in rope.items() if k not in keys}
+        keys["rope_scaling"] = scaling | {"type": kind}
+    if "num_local_experts" in config:
+        keys["num_experts"] = config["num_local_experts"]
+    return {key: value for key, value in keys.items() if key not in config}
 
 
 AFFINE = Packing(_declare, _place, _describe, refuse_never)
