@@ -29,6 +29,7 @@ from quantcli.sources.packed.weight import (
     expect_shape,
     load,
     load_bytes,
+    look_up_pairs,
     show,
     take_part,
 )
@@ -167,16 +168,18 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
 def _decode(matrix: _Blocks, shards: Shards, start: int, stop: int) -> Floats:
     """Rows ``start:stop``; blocks run on from row to row."""
     first, last = start * matrix.columns, stop * matrix.columns
-    low, high = first // matrix.size, -(-last // matrix.size)
     stored = load_bytes(shards, matrix.name, first // 2, -(-last // 2))
-    codes = np.stack((stored >> 4, stored & 15), axis=1).reshape(-1)[first % 2 :]
     table = load(shards, f"{matrix.name}.quant_map")[0]
-    weights = np.zeros((high - low) * matrix.size, np.float32)
-    inside = slice(first - low * matrix.size, last - low * matrix.size)
-    weights[inside] = table[codes[: last - first]]
-    grouped = weights.reshape(high - low, matrix.size)
-    grouped *= _scales(matrix, shards, low, high)[:, None]
-    return weights[inside].reshape(stop - start, matrix.columns)
+    values = look_up_pairs(stored, table, high_first=True)[first % 2 :][: last - first]
+    size = matrix.size
+    scales = _scales(matrix, shards, first // size, -(-last // size))
+    head = min(-first % size, last - first)
+    whole = (last - first - head) // size
+    inside = values[head : head + whole * size].reshape(whole, size)
+    inside *= scales[bool(head) : bool(head) + whole, None]
+    values[:head] *= scales[0]
+    values[head + whole * size :] *= scales[-1]
+    return values.reshape(stop - start, matrix.columns)
 
 
 def _scales(matrix: _Blocks, shards: Shards, low: int, high: int) -> Floats:

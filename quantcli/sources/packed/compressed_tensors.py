@@ -34,6 +34,7 @@ from quantcli.sources.packed.weight import (
     describe,
     expect_shape,
     load,
+    look_up_pairs,
     scale_groups,
     show,
     take_part,
@@ -243,13 +244,11 @@ def _build_floats(shards: Shards, codes: TensorInfo, name: str, scheme: Scheme) 
 
 def _decode_floats(name: str, has_global: bool, shards: Shards, start: int, stop: int) -> Floats:
     codes = load(shards, f"{name}_packed", (start, stop))
-    # VALUES are doubled.
-    pairs = np.stack((VALUES[codes & 15], VALUES[codes >> 4]), axis=-1)
-    pairs *= np.float32(0.5)
+    weights = look_up_pairs(codes, VALUES * np.float32(0.5), high_first=False)
     raw = load(shards, f"{name}_scale", (start, stop)).view(np.uint8)
     if not has_global:
         scales = raw.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
     else:
         scales = raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         scales /= load(shards, f"{name}_global_scale").astype(np.float32)
-    return scale_groups(pairs.reshape(len(codes), -1), scales)
+    return scale_groups(weights.reshape(len(codes), -1), scales)
