@@ -110,6 +110,14 @@ BASES: dict[str, tuple[Parts, dict[str, Any]]] = {
         },
         {"quant_method": "compressed-tensors", **groups(type="float", group_size=16)},
     ),
+    "modelopt": (
+        {
+            f"{X}.weight": ("U8", [32, 32]),
+            f"{X}.weight_scale": ("F8_E4M3", [32, 4]),
+            f"{X}.weight_scale_2": ("F32", []),
+        },
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    ),
     "nf4": (
         {
             f"{X}.weight": ("U8", [128, 1]),
@@ -348,6 +356,23 @@ CASES: dict[str, Case] = {
     "NVFP4 scales for other rows": Case(
         "nvfp4", "has shape [16, 4], expected [32, 4]",
         {f"{X}.weight_scale": ("F8_E4M3", [16, 4])}, tensor=f"{X}.weight_scale",
+    ),
+    "ModelOpt's NVFP4 without its second scale": Case(
+        "modelopt",
+        LACKS,
+        {f"{X}.weight_scale_2": None},
+        tensor=f"{X}.weight",
+    ),
+    "ModelOpt's NVFP4 in groups of 32": Case(
+        "modelopt",
+        "has shape [32, 2], expected [32, 4] for groups of 16",
+        {f"{X}.weight_scale": ("F8_E4M3", [32, 2])},
+        tensor=f"{X}.weight_scale",
+    ),
+    "ModelOpt in mixed precision": Case(
+        "modelopt",
+        "with modelopt (MIXED_PRECISION)",
+        settings={"quant_algo": "MIXED_PRECISION"},
     ),
     # ---- bitsandbytes
     "nf4 without its state": Case("nf4", LACKS, {NF4: None}, tensor=f"{X}.weight"),

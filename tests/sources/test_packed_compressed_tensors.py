@@ -194,6 +194,14 @@ def test_bytes_with_scales(layout: str, settings: dict[str, Any], tmp_path: Path
     more = {"input_scale": torch.ones(1)}
     store = save(tmp_path, {NAME: (stored | more, scheme)}, format=layout)
     assert list(store.tensors) == [f"{NAME}.weight"]
+    info = store.tensors[f"{NAME}.weight"]
+    spans = {"channel": "per row", "tensor": "per tensor", "group": "groups of 32"}
+    if layout == "int-quantized":
+        span = spans[settings["strategy"]]
+        assert info.dtype == f"compressed-tensors int{settings['num_bits']}, {span}"
+    else:
+        assert info.dtype == "F8_E4M3"
+    assert info.nbytes == sum(value.nbytes for value in stored.values())
     check(store, f"{NAME}.weight", expected)
     store.close()
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import INT8, Scale, ScaledWeight
+from quantcli.sources.packed.scaled import INT8, Scale, ScaledWeight, build_scaled
 from quantcli.sources.packed.settings import Settings, count
 from quantcli.sources.packed.weight import (
     Floats,
@@ -88,17 +88,18 @@ def _build_rows(shards: Shards, codes: TensorInfo) -> ScaledWeight:
         )
     rows, columns = codes.shape
     expect_shape(scale, (rows,), f"for the rows of {codes.name!r}")
-    parts = [codes.name, scale.name]
     layout = f"{module}.weight_format"
+    others: tuple[str, ...] = ()
     if layout in shards.tensors:
-        parts.append(layout)
+        others = (layout,)
         if load(shards, layout).any():
             raise SourceError(
                 f"{codes.file}: tensor {layout!r} names an order of the codes other than rows"
             )
-    info = show(codes.name, codes.shape, "bitsandbytes int8, per row", parts, shards.tensors)
-    grid = Scale(scale.name, 1, rows, 1, 1, columns)
-    return ScaledWeight(info, grid, factor=_ROW_SCALE, others=tuple(parts[2:]))
+    return build_scaled(
+        shards.tensors, codes, Scale(scale.name, 1, rows, 1, 1, columns),
+        kind="bitsandbytes int8, per row", factor=_ROW_SCALE, others=others,
+    )  # fmt: skip
 
 
 def _build_blocks(shards: Shards, codes: TensorInfo, state: TensorInfo, kind: str) -> RowWeight:

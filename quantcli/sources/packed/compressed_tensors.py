@@ -21,7 +21,14 @@ from quantcli.errors import SourceError
 from quantcli.formats.packing import compressed_tensors as layout
 from quantcli.sources.packed.float4 import build_float4
 from quantcli.sources.packed.fp8 import find_scale
-from quantcli.sources.packed.scaled import E4M3, INT8, SCALE_DTYPES, ScaledWeight, fit_scale
+from quantcli.sources.packed.scaled import (
+    E4M3,
+    INT8,
+    SCALE_DTYPES,
+    ScaledWeight,
+    build_scaled,
+    fit_scale,
+)
 from quantcli.sources.packed.schemes import Scheme, read_schemes
 from quantcli.sources.packed.settings import Settings
 from quantcli.sources.packed.weight import (
@@ -106,13 +113,12 @@ def _build_bytes(shards: Shards, codes: TensorInfo, scheme: Scheme) -> ScaledWei
         others = (zeros,)
     elif not scheme.symmetric:
         take_part(tensors, zeros, name, (INT8,))
-    weight = ScaledWeight(codes, scale, zeros if has_zeros else None, others=others)
-    if codes.dtype == E4M3:
-        return weight
-    group = scheme.group or columns
-    kind = describe(_NAME, scheme.bits, columns, group)
-    info = show(name, codes.shape, kind, weight.parts, tensors)
-    return ScaledWeight(info, scale, weight.zeros, others=others)
+    kind = None
+    if codes.dtype == INT8:
+        kind = describe(_NAME, scheme.bits, columns, scheme.group or columns, whole=stored)
+    return build_scaled(
+        tensors, codes, scale, kind=kind, zeros=zeros if has_zeros else None, others=others
+    )
 
 
 def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -> RowWeight:
@@ -142,7 +148,7 @@ def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -
     is_ordered = order in tensors and _is_ordered(shards, order, words, columns, group)
     if order in tensors:
         parts.append(order)
-    kind = describe(_NAME, bits, columns, group)
+    kind = describe(_NAME, bits, columns, group, whole=scales)
     matrix = _Matrix(
         name, bits, columns, zeros if zeros in parts else None, order if is_ordered else None
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import E4M3, ScaledWeight, fit_scale
+from quantcli.sources.packed.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
 from quantcli.sources.packed.settings import Settings
 from quantcli.types import TensorInfo
 
@@ -30,7 +30,7 @@ def find_fp8(
     if settings is not None:
         block = block_size(settings.values.get("weight_block_size"), settings)
     return {
-        name: ScaledWeight(info, fit_scale(info, find_scale(tensors, info), block))
+        name: build_scaled(tensors, info, fit_scale(info, find_scale(tensors, info), block))
         for name, info in tensors.items()
         if info.dtype == E4M3
     }

@@ -109,9 +109,17 @@ def load_bytes(shards: Shards, name: str, start: int, stop: int) -> NDArray[np.u
     return data
 
 
-def describe(method: str, bits: int, columns: int, group: int) -> str:
-    """A packed type's name: "GPTQ int4, groups of 128"."""
-    return f"{method} int{bits}, " + ("per row" if group == columns else f"groups of {group}")
+def describe(
+    method: str, bits: int, columns: int, group: int, *, whole: TensorInfo | None = None
+) -> str:
+    """A packed type's name: "GPTQ int4, groups of 128".
+
+    ``whole`` are scales that may be one for the tensor.
+    """
+    span = "per row" if group == columns else f"groups of {group}"
+    if whole is not None and not whole.shape[1:] and whole.elements == 1:
+        span = "per tensor"
+    return f"{method} int{bits}, {span}"
 
 
 def look_up_pairs(stored: NDArray[np.uint8], table: Floats, *, high_first: bool) -> Floats:
