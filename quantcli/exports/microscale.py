@@ -18,7 +18,7 @@ from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch
+from quantcli.writers.packing import Config, Packing, Patch
 from quantcli.writers.safetensors import Declared
 
 KIND = "MXFP4"
@@ -66,7 +66,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{matrix.module}.weight_scale", coded.scales.astype(np.uint8), start)
 
 
-def _describe(grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "float",

@@ -203,8 +203,8 @@ CASES: dict[str, Case] = {
         "two groups target 'Linear'",
         "config.json",
     ),
-    "ModelOpt's NVFP4": Case(
-        quantized("modelopt", quant_algo="NVFP4"), "with modelopt (NVFP4)", "config.json"
+    "ModelOpt's NVFP4 over AWQ": Case(
+        quantized("modelopt", quant_algo="NVFP4_AWQ"), "with modelopt (NVFP4_AWQ)", "config.json"
     ),
     "a method without a name": Case(
         single(quantization_config={}), "already quantized with unknown", "config.json"

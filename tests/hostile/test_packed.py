@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.broken import entry, safetensors
 
 from quantcli.errors import SourceError
 from quantcli.sources.hf import open_checkpoint
+from quantcli.types import PackedType, row_count
 
 Part = tuple[str, list[int]] | tuple[str, list[int], bytes]
 Parts = dict[str, Part]
@@ -106,6 +109,14 @@ BASES: dict[str, tuple[Parts, dict[str, Any]]] = {
             f"{X}.weight_global_scale": ("F32", [1]),
         },
         {"quant_method": "compressed-tensors", **groups(type="float", group_size=16)},
+    ),
+    "modelopt": (
+        {
+            f"{X}.weight": ("U8", [32, 32]),
+            f"{X}.weight_scale": ("F8_E4M3", [32, 4]),
+            f"{X}.weight_scale_2": ("F32", []),
+        },
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
     ),
     "nf4": (
         {
@@ -346,6 +357,23 @@ CASES: dict[str, Case] = {
         "nvfp4", "has shape [16, 4], expected [32, 4]",
         {f"{X}.weight_scale": ("F8_E4M3", [16, 4])}, tensor=f"{X}.weight_scale",
     ),
+    "ModelOpt's NVFP4 without its second scale": Case(
+        "modelopt",
+        LACKS,
+        {f"{X}.weight_scale_2": None},
+        tensor=f"{X}.weight",
+    ),
+    "ModelOpt's NVFP4 in groups of 32": Case(
+        "modelopt",
+        "has shape [32, 2], expected [32, 4] for groups of 16",
+        {f"{X}.weight_scale": ("F8_E4M3", [32, 2])},
+        tensor=f"{X}.weight_scale",
+    ),
+    "ModelOpt in mixed precision": Case(
+        "modelopt",
+        "with modelopt (MIXED_PRECISION)",
+        settings={"quant_algo": "MIXED_PRECISION"},
+    ),
     # ---- bitsandbytes
     "nf4 without its state": Case("nf4", LACKS, {NF4: None}, tensor=f"{X}.weight"),
     "nf4 without scales": Case(
@@ -438,9 +466,9 @@ SIZES = {
 
 
 def build(folder: Path, case: Case) -> None:
-    parts, settings = BASES[case.base]
+    parts, said = BASES[case.base]
     parts = {k: v for k, v in {**parts, **case.tensors}.items() if v is not None}
-    settings = {k: v for k, v in {**settings, **case.settings}.items() if v is not None}
+    said = {k: v for k, v in {**said, **case.settings}.items() if v is not None}
     header: dict[str, Any] = {}
     data = b""
     for name, (dtype, extents, *content) in parts.items():
@@ -450,7 +478,7 @@ def build(folder: Path, case: Case) -> None:
         header[name] = entry(extents, len(data), len(data) + size, dtype)
         data += content[0] if content else bytes(size)
     safetensors(folder / "model.safetensors", header, data)
-    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    (folder / "config.json").write_text(json.dumps({"quantization_config": said}))
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -483,3 +511,77 @@ def test_scales_that_are_no_numbers(tmp_path: Path) -> None:
     store = open_checkpoint(tmp_path)
     assert not np.isfinite(store.read_rows(f"{X}.weight", 0, 32)).any()
     store.close()
+
+
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 130)
+    | st.sampled_from(
+        [
+            "",
+            "gptq",
+            "gptq_v2",
+            "gemm",
+            "group",
+            "channel",
+            "tensor",
+            "int",
+            "float",
+            "re:.*",
+            10**30,
+        ]
+    )
+)
+_ANY = st.recursive(
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["g", "weights", "targets", X, "bits"]), inner, max_size=2
+        )
+    ),
+    max_leaves=4,
+)
+_KEYS = [
+    "bits", "group_size", "checkpoint_format", "dynamic", "version", "zero_point", "config_groups",
+    "ignore", "format", "sparsity_config", "transform_config", "load_in_4bit", "mode", X,
+]  # fmt: skip
+_WEIGHT_KEYS = [
+    "num_bits", "group_size", "type", "strategy", "symmetric", "block_structure",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("base", BASES)
+@settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_whatever_else_is_wrong(base: str, tmp_path: Path, data: st.DataObject) -> None:
+    """Any setting or part may be replaced: it is read whole, or refused in a sentence."""
+    draw = data.draw
+    parts, said = BASES[base]
+    changes = dict(draw(st.dictionaries(st.sampled_from(_KEYS), _ANY, max_size=2)))
+    if "config_groups" in said and draw(st.booleans()):
+        weights = draw(st.dictionaries(st.sampled_from(_WEIGHT_KEYS), _ANY, max_size=2))
+        changes["config_groups"] = {"g": group(**weights)}
+    tensors: dict[str, Part | None] = {}
+    for name in draw(st.lists(st.sampled_from(sorted(parts)), max_size=2, unique=True)):
+        extents = draw(st.lists(st.sampled_from([0, 1, 2, 4, 8, 16, 31, 32, 64]), max_size=3))
+        dtype = draw(st.none() | st.sampled_from(sorted(SIZES)))
+        tensors[name] = None if dtype is None else (dtype, extents)
+    build(tmp_path, Case(base, "", tensors, changes))
+    try:
+        store = open_checkpoint(tmp_path)
+    except SourceError:
+        return
+    try:
+        for name, info in store.tensors.items():
+            if isinstance(info.dtype, PackedType):
+                rows = row_count(info.shape)
+                assert store.read_rows(name, 0, rows).size == info.elements
+    finally:
+        store.close()

@@ -194,6 +194,14 @@ def test_bytes_with_scales(layout: str, settings: dict[str, Any], tmp_path: Path
     more = {"input_scale": torch.ones(1)}
     store = save(tmp_path, {NAME: (stored | more, scheme)}, format=layout)
     assert list(store.tensors) == [f"{NAME}.weight"]
+    info = store.tensors[f"{NAME}.weight"]
+    spans = {"channel": "per row", "tensor": "per tensor", "group": "groups of 32"}
+    if layout == "int-quantized":
+        span = spans[settings["strategy"]]
+        assert info.dtype == f"compressed-tensors int{settings['num_bits']}, {span}"
+    else:
+        assert info.dtype == "F8_E4M3"
+    assert info.nbytes == sum(value.nbytes for value in stored.values())
     check(store, f"{NAME}.weight", expected)
     store.close()
 
@@ -211,6 +219,36 @@ def test_four_bit_floats(layout: str, size: int, tmp_path: Path) -> None:
     # The library's products are bfloat16, of scales that it divided in bfloat16.
     torch.testing.assert_close(found, expected.float(), rtol=2**-6, atol=0)
     assert store.tensors[f"{NAME}.weight"].dtype == f"compressed-tensors {layout.upper()}"
+    store.close()
+
+
+def test_modelopt(tmp_path: Path) -> None:
+    """ModelOpt's NVFP4, as the library's converter takes it: it turns the tensor's scale over."""
+    from compressed_tensors.entrypoints.convert import ModelOptNvfp4Converter
+
+    stored, expected, scheme = compress(
+        weights(), "nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group",
+        group_size=16,
+    )  # fmt: skip
+    tensors = {
+        f"{NAME}.weight": stored["weight_packed"],
+        f"{NAME}.weight_scale": stored["weight_scale"],
+        f"{NAME}.weight_scale_2": 1 / stored["weight_global_scale"],
+        f"{NAME}.input_scale": torch.ones(1),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    settings = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    store = open_checkpoint(tmp_path)
+    assert list(store.tensors) == [f"{NAME}.weight"]
+    assert store.tensors[f"{NAME}.weight"].dtype == "ModelOpt NVFP4"
+    converted = ModelOptNvfp4Converter(ignore=["lm_head"], targets=["Linear"]).process(tensors)
+    state = {key.removeprefix(f"{NAME}."): value for key, value in converted.items()}
+    compressor = BaseCompressor.get_value_from_registry("nvfp4-pack-quantized")
+    theirs = compressor.decompress(state, scheme)["weight"].float()
+    found = torch.from_numpy(store.read_rows(f"{NAME}.weight", 0, ROWS))
+    torch.testing.assert_close(found, theirs, rtol=2**-6, atol=0)
+    torch.testing.assert_close(found, expected.float(), rtol=2**-6, atol=0)
     store.close()
 
 

@@ -19,6 +19,7 @@ from quantcli.sources.packed.bitsandbytes import find_bitsandbytes
 from quantcli.sources.packed.compressed_tensors import find_compressed_tensors
 from quantcli.sources.packed.gptq import find_gptq
 from quantcli.sources.packed.mlx import find_mlx
+from quantcli.sources.packed.modelopt import find_modelopt
 from quantcli.sources.packed.settings import MLX, Settings, read_settings
 from quantcli.sources.packed.weight import PackedWeight
 from quantcli.sources.shards import Shards
@@ -28,6 +29,7 @@ _FINDERS: Mapping[str, Callable[[Shards, Settings], Mapping[str, PackedWeight]]]
     "awq": find_awq,
     "compressed-tensors": find_compressed_tensors,
     "bitsandbytes": find_bitsandbytes,
+    "modelopt": find_modelopt,
     MLX: find_mlx,
 }
 

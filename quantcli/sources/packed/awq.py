@@ -36,7 +36,7 @@ _MIDDLE = 1 << (awq.BITS - 1)
 
 def find_awq(shards: Shards, settings: Settings) -> dict[str, RowWeight]:
     """Every AWQ matrix under ``X.weight``; SourceError names the first part that is wrong."""
-    version = str(settings.values.get("version", "gemm"))
+    version = str(settings.values.get("version") or settings.values.get("format") or "gemm")
     if version.lower() != "gemm":
         raise settings.refuse(f"version {version}")
     bits = settings.count("bits", settings.values.get("w_bit", awq.BITS))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import INT8, Scale, ScaledWeight
+from quantcli.sources.packed.scaled import INT8, Scale, ScaledWeight, build_scaled
 from quantcli.sources.packed.settings import Settings, count
 from quantcli.sources.packed.weight import (
     Floats,
@@ -29,6 +29,7 @@ from quantcli.sources.packed.weight import (
     expect_shape,
     load,
     load_bytes,
+    look_up_pairs,
     show,
     take_part,
 )
@@ -87,17 +88,18 @@ def _build_rows(shards: Shards, codes: TensorInfo) -> ScaledWeight:
         )
     rows, columns = codes.shape
     expect_shape(scale, (rows,), f"for the rows of {codes.name!r}")
-    parts = [codes.name, scale.name]
     layout = f"{module}.weight_format"
+    others: tuple[str, ...] = ()
     if layout in shards.tensors:
-        parts.append(layout)
+        others = (layout,)
         if load(shards, layout).any():
             raise SourceError(
                 f"{codes.file}: tensor {layout!r} names an order of the codes other than rows"
             )
-    info = show(codes.name, codes.shape, "bitsandbytes int8, per row", parts, shards.tensors)
-    grid = Scale(scale.name, 1, rows, 1, 1, columns)
-    return ScaledWeight(info, grid, factor=_ROW_SCALE, others=tuple(parts[2:]))
+    return build_scaled(
+        shards.tensors, codes, Scale(scale.name, 1, rows, 1, 1, columns),
+        kind="bitsandbytes int8, per row", factor=_ROW_SCALE, others=others,
+    )  # fmt: skip
 
 
 def _build_blocks(shards: Shards, codes: TensorInfo, state: TensorInfo, kind: str) -> RowWeight:
@@ -167,16 +169,18 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
 def _decode(matrix: _Blocks, shards: Shards, start: int, stop: int) -> Floats:
     """Rows ``start:stop``; blocks run on from row to row."""
     first, last = start * matrix.columns, stop * matrix.columns
-    low, high = first // matrix.size, -(-last // matrix.size)
     stored = load_bytes(shards, matrix.name, first // 2, -(-last // 2))
-    codes = np.stack((stored >> 4, stored & 15), axis=1).reshape(-1)[first % 2 :]
     table = load(shards, f"{matrix.name}.quant_map")[0]
-    weights = np.zeros((high - low) * matrix.size, np.float32)
-    inside = slice(first - low * matrix.size, last - low * matrix.size)
-    weights[inside] = table[codes[: last - first]]
-    grouped = weights.reshape(high - low, matrix.size)
-    grouped *= _scales(matrix, shards, low, high)[:, None]
-    return weights[inside].reshape(stop - start, matrix.columns)
+    values = look_up_pairs(stored, table, high_first=True)[first % 2 :][: last - first]
+    size = matrix.size
+    scales = _scales(matrix, shards, first // size, -(-last // size))
+    head = min(-first % size, last - first)
+    whole = (last - first - head) // size
+    inside = values[head : head + whole * size].reshape(whole, size)
+    inside *= scales[bool(head) : bool(head) + whole, None]
+    values[:head] *= scales[0]
+    values[head + whole * size :] *= scales[-1]
+    return values.reshape(stop - start, matrix.columns)
 
 
 def _scales(matrix: _Blocks, shards: Shards, low: int, high: int) -> Floats:

@@ -4,8 +4,8 @@
   ``X.weight_zero_point``, packed along the outputs; ``X.weight_g_idx`` where groups follow an
   ordering by activation;
 * ``X.weight`` (int8 or E4M3) with ``X.weight_scale`` and perhaps ``X.weight_zero_point``;
-* ``X.weight_packed`` (uint8) of two E2M1 codes, the even one in the low half, with
-  ``X.weight_scale`` of 32 (MXFP4) or 16 weights and one ``X.weight_global_scale`` (NVFP4).
+* ``X.weight_packed`` (uint8) of E2M1 codes with ``X.weight_scale`` and, for NVFP4, one
+  ``X.weight_global_scale`` (`float4`).
 
 What was written of activations is of no use here. Source: the library's compressors (0.20).
 """
@@ -15,14 +15,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import ml_dtypes
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.formats.microscale import VALUES
 from quantcli.formats.packing import compressed_tensors as layout
+from quantcli.sources.packed.float4 import build_float4
 from quantcli.sources.packed.fp8 import find_scale
-from quantcli.sources.packed.scaled import E4M3, INT8, SCALE_DTYPES, ScaledWeight, fit_scale
+from quantcli.sources.packed.scaled import (
+    E4M3,
+    INT8,
+    SCALE_DTYPES,
+    ScaledWeight,
+    build_scaled,
+    fit_scale,
+)
 from quantcli.sources.packed.schemes import Scheme, read_schemes
 from quantcli.sources.packed.settings import Settings
 from quantcli.sources.packed.weight import (
@@ -72,7 +78,12 @@ def find_compressed_tensors(shards: Shards, settings: Settings) -> dict[str, Pac
         if weight == name:
             found[weight] = _build_bytes(shards, info, scheme)
         elif scheme.kind == "float":
-            found[weight] = _build_floats(shards, info, weight, scheme)
+            if scheme.bits != 4:
+                raise settings.refuse(f"packed floats of {scheme.bits} bits")
+            found[weight] = build_float4(
+                shards, info, weight, _NAME, scheme.group, whole=f"{weight}_global_scale",
+                divides=True,
+            )  # fmt: skip
         else:
             found[weight] = _build_words(shards, info, weight, scheme)
     return found
@@ -102,13 +113,12 @@ def _build_bytes(shards: Shards, codes: TensorInfo, scheme: Scheme) -> ScaledWei
         others = (zeros,)
     elif not scheme.symmetric:
         take_part(tensors, zeros, name, (INT8,))
-    weight = ScaledWeight(codes, scale, zeros if has_zeros else None, others=others)
-    if codes.dtype == E4M3:
-        return weight
-    group = scheme.group or columns
-    kind = describe(_NAME, scheme.bits, columns, group)
-    info = show(name, codes.shape, kind, weight.parts, tensors)
-    return ScaledWeight(info, scale, weight.zeros, others=others)
+    kind = None
+    if codes.dtype == INT8:
+        kind = describe(_NAME, scheme.bits, columns, scheme.group or columns, whole=stored)
+    return build_scaled(
+        tensors, codes, scale, kind=kind, zeros=zeros if has_zeros else None, others=others
+    )
 
 
 def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -> RowWeight:
@@ -138,7 +148,7 @@ def _build_words(shards: Shards, words: TensorInfo, name: str, scheme: Scheme) -
     is_ordered = order in tensors and _is_ordered(shards, order, words, columns, group)
     if order in tensors:
         parts.append(order)
-    kind = describe(_NAME, bits, columns, group)
+    kind = describe(_NAME, bits, columns, group, whole=scales)
     matrix = _Matrix(
         name, bits, columns, zeros if zeros in parts else None, order if is_ordered else None
     )
@@ -213,43 +223,3 @@ def _zeros(
     last = min(stored.shape[0], -(-stop // _ALIGNED) * matrix.bits)
     words = load(shards, matrix.zeros, (first // 32 * matrix.bits, last))
     return layout.unpack_zeros(words, matrix.bits, stop - first)[start - first :].astype(np.float32)
-
-
-def _build_floats(shards: Shards, codes: TensorInfo, name: str, scheme: Scheme) -> RowWeight:
-    tensors = shards.tensors
-    take_part(tensors, codes.name, codes.name, ("U8",))
-    if len(codes.shape) != 2 or scheme.bits != 4 or scheme.group not in (16, 32):
-        raise SourceError(
-            f"{codes.file}: tensor {codes.name!r} has shape {list(codes.shape)} in groups of "
-            f"{scheme.group}; a matrix of 4-bit floats in groups of 16 or 32 belongs there"
-        )
-    rows, columns = codes.shape[0], codes.shape[1] * 2
-    check_group(codes, columns, scheme.group)
-    has_global = scheme.group == 16
-    scales = take_part(
-        tensors, f"{name}_scale", codes.name, (E4M3,) if has_global else ("U8", "F8_E8M0")
-    )
-    expect_shape(scales, (rows, columns // scheme.group), f"for groups of {scheme.group}")
-    parts = [codes.name, scales.name]
-    if has_global:
-        whole = take_part(tensors, f"{name}_global_scale", codes.name, FLOATS)
-        if whole.elements != 1:
-            expect_shape(whole, (1,), f"for all of {codes.name!r}")
-        parts.append(whole.name)
-    kind = f"{_NAME} {'NVFP4' if has_global else 'MXFP4'}"
-    info = show(name, (rows, columns), kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode_floats, name, has_global))
-
-
-def _decode_floats(name: str, has_global: bool, shards: Shards, start: int, stop: int) -> Floats:
-    codes = load(shards, f"{name}_packed", (start, stop))
-    # VALUES are doubled.
-    pairs = np.stack((VALUES[codes & 15], VALUES[codes >> 4]), axis=-1)
-    pairs *= np.float32(0.5)
-    raw = load(shards, f"{name}_scale", (start, stop)).view(np.uint8)
-    if not has_global:
-        scales = raw.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
-    else:
-        scales = raw.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
-        scales /= load(shards, f"{name}_global_scale").astype(np.float32)
-    return scale_groups(pairs.reshape(len(codes), -1), scales)

@@ -1,7 +1,7 @@
 """FP8 checkpoints: which config.json means one, and the scales beside the weights.
 
 The scale is named with ``_scale_inv`` (DeepSeek; multiplied all the same) or ``_scale`` (FBGEMM,
-ModelOpt, compressed-tensors). Sources: DeepSeek-V3's weight_dequant, ModelOpt's quant_algo.
+ModelOpt, compressed-tensors). Source: DeepSeek-V3's weight_dequant.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import E4M3, ScaledWeight, fit_scale
+from quantcli.sources.packed.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
 from quantcli.sources.packed.settings import Settings
 from quantcli.types import TensorInfo
 
-METHODS = ("fp8", "fbgemm_fp8", "modelopt")
+METHODS = ("fp8", "fbgemm_fp8")
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
@@ -28,11 +28,9 @@ def find_fp8(
     """
     block = None
     if settings is not None:
-        if settings.method == "modelopt" and settings.values.get("quant_algo") != "FP8":
-            raise settings.refuse()
         block = block_size(settings.values.get("weight_block_size"), settings)
     return {
-        name: ScaledWeight(info, fit_scale(info, find_scale(tensors, info), block))
+        name: build_scaled(tensors, info, fit_scale(info, find_scale(tensors, info), block))
         for name, info in tensors.items()
         if info.dtype == E4M3
     }

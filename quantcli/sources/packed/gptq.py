@@ -53,7 +53,10 @@ class _Matrix:
 
 def find_gptq(shards: Shards, settings: Settings) -> dict[str, RowWeight]:
     """Every GPTQ matrix under ``X.weight``; SourceError names the first part that is wrong."""
-    version = str(settings.values.get("checkpoint_format", "gptq"))
+    values = settings.values
+    version = str(values.get("checkpoint_format") or values.get("format") or "gptq")
+    if values.get("is_marlin_format"):
+        version = "marlin"
     if version not in gptq.STORED_LESS:
         raise settings.refuse(version)
     found = {}

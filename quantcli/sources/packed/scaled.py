@@ -9,8 +9,8 @@ memory stays bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.sources.packed.weight import FLOATS, Floats, Span, load
 from quantcli.sources.shards import Shards
-from quantcli.types import TensorInfo
+from quantcli.types import PackedType, TensorInfo
 
 E4M3 = "F8_E4M3"
 INT8 = "I8"
@@ -54,6 +54,7 @@ class ScaledWeight:
     """A `PackedWeight` of byte codes; ``zeros`` names int8 zero points shaped as the scale.
 
     ``factor`` is what every product is multiplied with; ``others`` are parts that say nothing.
+    E4M3 keeps its dtype as its type.
     """
 
     info: TensorInfo
@@ -97,6 +98,23 @@ class ScaledWeight:
         if values.dtype == np.uint8:
             values = values.view(ml_dtypes.float8_e8m0fnu)
         return np.asarray(values.astype(np.float32)[numbers - numbers[0]])
+
+
+def build_scaled(
+    tensors: Mapping[str, TensorInfo],
+    codes: TensorInfo,
+    scale: Scale,
+    *,
+    kind: str | None = None,
+    zeros: str | None = None,
+    factor: float = 1.0,
+    others: tuple[str, ...] = (),
+) -> ScaledWeight:
+    """The weight of these parts of ``tensors``, shown as ``kind`` or, for E4M3, as its dtype."""
+    shown = ScaledWeight(codes, scale, zeros, factor, others)
+    dtype = codes.dtype if kind is None else PackedType(kind)
+    nbytes = sum(tensors[part].nbytes for part in shown.parts)
+    return replace(shown, info=replace(codes, dtype=dtype, nbytes=nbytes))
 
 
 def widen(codes: NDArray[Any]) -> Floats:

@@ -25,6 +25,9 @@ Span = tuple[int, int]
 _STRIP = 1 << 20
 """Weights decoded at once; codes are widened to several times their stored size on the way."""
 
+_LOOKUPS = 1 << 16
+"""Bytes looked up at once: NumPy widens indices eightfold."""
+
 _NUMPY: dict[str, Any] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": np.uint8, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
@@ -106,9 +109,30 @@ def load_bytes(shards: Shards, name: str, start: int, stop: int) -> NDArray[np.u
     return data
 
 
-def describe(method: str, bits: int, columns: int, group: int) -> str:
-    """A packed type's name: "GPTQ int4, groups of 128"."""
-    return f"{method} int{bits}, " + ("per row" if group == columns else f"groups of {group}")
+def describe(
+    method: str, bits: int, columns: int, group: int, *, whole: TensorInfo | None = None
+) -> str:
+    """A packed type's name: "GPTQ int4, groups of 128".
+
+    ``whole`` are scales that may be one for the tensor.
+    """
+    span = "per row" if group == columns else f"groups of {group}"
+    if whole is not None and not whole.shape[1:] and whole.elements == 1:
+        span = "per tensor"
+    return f"{method} int{bits}, {span}"
+
+
+def look_up_pairs(stored: NDArray[np.uint8], table: Floats, *, high_first: bool) -> Floats:
+    """What the two four-bit codes of each byte stand for in ``table`` (16), flattened."""
+    byte = np.arange(256)
+    halves = (table[byte >> 4], table[byte & 15])
+    pairs = np.stack(halves if high_first else halves[::-1], axis=1)
+    flat = stored.reshape(-1)
+    values = np.empty((len(flat), 2), np.float32)
+    for start in range(0, len(flat), _LOOKUPS):
+        part = slice(start, start + _LOOKUPS)
+        np.take(pairs, flat[part], axis=0, out=values[part], mode="clip")
+    return values.reshape(-1)
 
 
 def scale_groups(weights: Floats, scales: Floats, zeros: Floats | None = None) -> Floats:
