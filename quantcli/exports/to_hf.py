@@ -9,6 +9,7 @@ is known before. A computed tensor (scaled rotations) goes back into the configu
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.errors import SourceError, WeightError
-from quantcli.exports.cards import make_card, plain, types_text
+from quantcli.exports.cards import make_card, plain, types_text, usage_text
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config, generation_config
@@ -126,7 +127,7 @@ def folder_files(
     """
     files, notes = _tokenizer(model, wish)
     files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
-    card = make_card(model, path.name, library, facts, _usage(path, to), wish.evaluation)
+    card = make_card(model, path.name, library, facts, usage_text(to, path.name), wish.evaluation)
     files["README.md"] = render_card(card).encode()
     files[MANIFEST] = to_json(_manifest(model, to, dtype))
     return files, [Note(note) for note in notes]
@@ -178,7 +179,10 @@ def _convert(folder: Folder, tensor: Declared, start: int, stop: int) -> memoryv
         raise WeightError(
             f"{folder.model.path}: {home}: the weight {refused.value!r}, row {start + refused.row} "
             f"and column {refused.column} of {tensor.name}, {refused.reason}",
-            hint="--dtype bf16 or --dtype f32 holds it",
+            hint="--dtype bf16 or --dtype f32 holds it"
+            if math.isfinite(refused.value)
+            else f"the file is damaged; quantcli export {folder.model.path} --verify names all "
+            "such tensors",
         ) from refused
 
 
@@ -222,14 +226,6 @@ def _tokenizer(model: Model, wish: Wish) -> tuple[dict[str, bytes], list[str]]:
 
 def _weights_text(floats: FloatChoice, nbytes: int) -> str:
     return f"{size_text(nbytes)} in {' and '.join(dict.fromkeys(floats.stored.values()))}"
-
-
-def _usage(path: Path, to: str) -> str:
-    if to == "mlx":
-        return f"mlx_lm.generate --model {path.name} --prompt 'Once upon a time'"
-    if to != "hf":
-        return f"vllm serve {path.name}"
-    return f"transformers.AutoModelForCausalLM.from_pretrained({path.name!r})"
 
 
 def _manifest(model: Model, to: str, dtype: str) -> dict[str, Any]:

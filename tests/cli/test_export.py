@@ -126,6 +126,14 @@ def test_a_card_with_an_evaluation(run: Run, file: Path, tmp_path: Path) -> None
     card = path.read_text()
     assert f"{perplexity['value']:.4f} ± {perplexity['error']:.4f}" in card
     assert "2 windows of 64 tokens" in card
+    folder = tmp_path / "gptq"
+    run("export", file, "--to", "gptq", "-o", folder)
+    assert run("export", folder, "--to", "card", "--eval", result).returncode == 1
+    assert run("export", folder, "--to", "card", "--eval", result, "--force").returncode == 0
+    card = (folder / "README.md").read_text()
+    assert "vllm serve gptq" in card
+    assert f"{perplexity['value']:.4f}" in card
+    assert "GPTQ int4, groups of 32" in card
     result.write_text('{"schema": "quantcli.eval-ppl/1", "results": [{}]}')
     broken = run("export", file, "--to", "card", "--eval", result, "-o", tmp_path / "c.md")
     assert broken.returncode == 1

@@ -123,6 +123,11 @@ def test_norms_that_sixteen_bits_do_not_hold_stay_float32(mini: Path, tmp_path: 
         norm.data[3] = 1e9
         reader.data.flush()
         quantcli.export(file, tmp_path / "half", to="hf", dtype="f16")
+    with pytest.raises(QuantcliError, match="is not a finite number") as caught:
+        norm.data[3] = np.nan
+        reader.data.flush()
+        quantcli.export(file, tmp_path / "half", to="hf")
+    assert "--verify names all such tensors" in str(caught.value.hint)
     assert not (tmp_path / "half").exists()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
