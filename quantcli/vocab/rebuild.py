@@ -2,7 +2,7 @@
 
 The way back of this package, with the same rule: the ids that the files give for a text are those
 that llama.cpp gives for the GGUF. Byte-level BPE is determined by its tokens, its merges and the
-name of its pre-tokenizer, a SentencePiece BPE by its pieces and their scores.
+name of its pre-tokenizer, a SentencePiece model by its pieces and their scores.
 
 What GGUF does not keep cannot come back, and is noted where it may matter: Unicode normalization
 before byte-level BPE (llama.cpp does not normalize), and whether an added token takes the spaces
@@ -20,6 +20,7 @@ from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue
 from quantcli.vocab.rebuild_bytes import byte_level_parts
 from quantcli.vocab.rebuild_pieces import piece_parts
+from quantcli.vocab.rebuild_unigram import unigram_parts
 from quantcli.vocab.special import KEYS
 from quantcli.vocab.tokens import TokenType
 
@@ -63,7 +64,11 @@ class Words:
 
 Builder = Callable[[Words], tuple[dict[str, Any], list[str]]]
 
-_MODELS: Mapping[str, Builder] = {"gpt2": byte_level_parts, "llama": piece_parts}
+_MODELS: Mapping[str, Builder] = {
+    "gpt2": byte_level_parts,
+    "llama": piece_parts,
+    "t5": unigram_parts,
+}
 """By ``tokenizer.ggml.model``."""
 
 

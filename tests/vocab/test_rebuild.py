@@ -89,6 +89,25 @@ def test_piece_ids_are_those_of_llama_cpp(name: str, tmp_path: Path):
     assert {key for key in TEXTS if wanted[key] != found[key]} == set()
 
 
+UNIGRAM: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "nfkc": {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True},
+    "without space prefix": {
+        "add_dummy_prefix": False,
+        "user_defined_symbols": ["<tag>", "\n\n"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNIGRAM)
+def test_unigram_ids_are_those_of_llama_cpp(name: str, tmp_path: Path):
+    model = train("unigram", size=1200, **UNIGRAM[name])
+    folder = write_folder(tmp_path / "model", tokenizer__model=model)
+    size = len(SentencePieceProcessor(model_proto=model)) + 3
+    wanted, found = ids_of_both(load_vocabulary(folder, {}, vocab_size=size), tmp_path)
+    assert {key for key in TEXTS if wanted[key] != found[key]} == set()
+
+
 def test_merges_come_back_as_they_were(tmp_path: Path):
     tokenizer = bpe_json(train("bpe"), normalizer=PREPEND_AND_REPLACE)
     folder = write_folder(tmp_path, tokenizer=tokenizer)
@@ -152,7 +171,11 @@ REFUSED = {
     "no tokenizer": ({}, r"m\.gguf has no tokenizer"),
     "no model": (_keys(model=text("none")), r"m\.gguf has no tokenizer"),
     "a kind": (_keys(model=text("bert")), "of the kind 'bert' cannot be rebuilt"),
-    "unigram": (_keys(model=text("t5")), "of the kind 't5' cannot be rebuilt"),
+    "unigram": (_keys(model=text("t5")), "2 pieces but 0 scores"),
+    "no unknown": (
+        _keys(model=text("t5"), scores=array("f32", [0.0, -1.0])),
+        "without an unknown piece",
+    ),
     "a name": (_keys(pre=text("default")), "'default' splits text stands in llama.cpp's code"),
     "types": (_keys(token_type=array("i32", [1])), "2 tokens but 1 token types"),
     "merges": (_keys(merges=array("str", ["ab"])), r"merge 0 \('ab'\) is not a pair"),
