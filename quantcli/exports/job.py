@@ -28,6 +28,8 @@ _TAKEN_BY = {
     "evaluation": ("gguf", "card", *_FOLDERS),
 }
 """The formats that each option means something for."""
+_SPELLING = {"evaluation": "eval"}
+"""Options that are not spelled as the fields of `Wish`."""
 
 
 def make_wish(to: str, **options: Any) -> Wish:
@@ -36,7 +38,11 @@ def make_wish(to: str, **options: Any) -> Wish:
     UsageError for one that the format does not take.
     """
     TARGETS.get(to)
-    given = {name: value for name, value in options.items() if value not in (None, False)}
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and (value is not False or name == "check")
+    }
     for name in given:
         takers = _TAKEN_BY.get(name)
         if takers is not None and to.casefold() not in takers:
@@ -53,9 +59,6 @@ def make_wish(to: str, **options: Any) -> Wish:
     if "evaluation" in given:
         read_evaluation(given["evaluation"])
     return Wish(**given)
-
-
-_SPELLING = {"evaluation": "eval"}
 
 
 @contextmanager

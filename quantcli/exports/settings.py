@@ -7,6 +7,7 @@ generation_config.json comes from the ends of generation and the recommended sam
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from quantcli.types import MetaValue
@@ -21,6 +22,8 @@ _SETTINGS = {
     "penalty_repeat": "repetition_penalty",
 }
 """GGUF's sampling parameters that transformers has, by its name for each."""
+_OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "quantization")
+"""Keys of a configuration that say how its own weights were stored."""
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -51,10 +54,18 @@ def sampling(metadata: Mapping[str, MetaValue]) -> dict[str, Any]:
 
 
 def complete_config(
-    config: Mapping[str, Any], metadata: Mapping[str, MetaValue], dtype: str
+    config: Mapping[str, Any],
+    metadata: Mapping[str, MetaValue],
+    dtype: str,
+    given: Path | None = None,
 ) -> dict[str, Any]:
-    """``config`` with the token ids and the dtype ("F32" ...) that weights are loaded in."""
-    return {**config, **special_ids(metadata), "dtype": _DTYPES[dtype]}
+    """``config`` with the token ids and the dtype ("F32" ...) that weights are loaded in.
+
+    One that was ``given`` as a file keeps its token ids.
+    """
+    kept = {key: value for key, value in config.items() if key not in _OF_WEIGHTS}
+    ids = {} if given is not None else special_ids(metadata)
+    return {**kept, **ids, "dtype": _DTYPES[dtype]}
 
 
 def generation_config(metadata: Mapping[str, MetaValue]) -> dict[str, Any]:

@@ -168,7 +168,14 @@ def find_config(model: Model, folder: Path | None = None) -> dict[str, Any]:
     Raises ArchitectureError when the key-values do not determine one.
     """
     if folder is not None:
-        return read_config(folder)
+        config = read_config(folder)
+        if "text_config" in config:
+            raise ArchitectureError(
+                f"{folder}: config.json is of a model that does not only read text, but a GGUF "
+                "holds the text model",
+                hint="leave --config out",
+            )
+        return config
     tensors = {tensor.name: tensor for tensor in model.tensors}
 
     def read(name: str) -> NDArray[np.float32]:

@@ -55,12 +55,13 @@ def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStac
     job = regroup.prepare(
         store, output, max_bytes=wish.split_max_size, force=wish.force, check=wish.check
     )
-    before, after = len(store.files), len(job.paths)
+    files = len(job.paths)
+    how = "merged into one file" if files == 1 else f"split into {files} files"
     return _with_card(
         Prepared(
             job.paths,
             job.nbytes,
-            f"the tensors of {before} as they are, in {after} {'file' if after == 1 else 'files'}",
+            f"{how}, the tensors as they are",
             lambda: regroup.execute(job),
         ),
         wish,

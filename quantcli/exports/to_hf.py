@@ -104,7 +104,8 @@ def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
         notes.append(Note(floats.note))
     if len(shards) > 1:
         files[INDEX] = write_index(places, total)
-    files[CONFIG] = to_json(complete_config(config, model.metadata, floats.loaded))
+    settings = complete_config(config, model.metadata, floats.loaded, wish.config)
+    files[CONFIG] = to_json(settings)
     return Folder(
         model, view, floats, path, dict(sorted(files.items())), shards, layouts, tuple(notes),
         wish.force,

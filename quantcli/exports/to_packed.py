@@ -40,6 +40,7 @@ from quantcli.report.units import size_text
 from quantcli.rounding import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
+from quantcli.writers.folder import refuse_folder
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _ROWS = 1024
@@ -51,6 +52,9 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
             f"{label} is no GGUF, and --to {to} repacks the codes of one",
             hint=f"quantcli quantize {label} --to {to} quantizes a checkpoint",
         )
+    path = wish.output or Path(f"{stem(found)}-{to}")
+    if wish.check:
+        refuse_folder(path, force=wish.force)
     model = stack.enter_context(open_model(label))
     config = find_config(model, wish.config)
     view = StoredView(model, config)
@@ -59,7 +63,6 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
         recipe = Recipe(to=to)
     else:
         recipe = _recipe(checkpoint, view, to, label)
-    path = wish.output or Path(f"{stem(found)}-{to}")
     if wish.split_max_size is not None:
         recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
     plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
@@ -74,7 +77,9 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
         if plan.scheme.grid.zero == "integer":
             _try_all(plan, view, codes, to, label)
     grid = "MXFP4" if micro else plan.label
-    checkpoint = replace(checkpoint, config=complete_config(config, model.metadata, plan.dtype))
+    checkpoint = replace(
+        checkpoint, config=complete_config(config, model.metadata, plan.dtype, wish.config)
+    )
     origin = "rounded again from" if wish.requantize else "the codes of"
     facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
     files, notes = folder_files(
@@ -140,6 +145,7 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
         what = "no quantized linear layer" if not bits else f"linear layers of {sorted(bits)} bits"
         raise PlanError(f"{label} has {what}, and --to {to} takes one grid for all", hint=hint)
     kept += [matrix for matrix in taken if _bits(view, matrix) not in bits]
+    taken = [matrix for matrix in taken if _bits(view, matrix) in bits]
     affine = any(GRIDS[kind].affine for m in taken if (kind := _kind(view, m)) in GRIDS)
     symmetric = None if target.symmetric is None else not affine
     return Recipe(

@@ -62,10 +62,11 @@ def test_json_of_an_export_and_of_its_plan(run: Run, file: Path, tmp_path: Path)
 
 
 def test_a_plan_for_people(run: Run, file: Path, tmp_path: Path) -> None:
-    done = run("export", file, "--to", "hf", "-o", tmp_path / "hf", "--dry-run")
-    assert done.returncode == 0
-    assert "38 tensors in F16" in done.stdout
-    assert not (tmp_path / "hf").exists()
+    for folder in (tmp_path / "hf", tmp_path):
+        done = run("export", file, "--to", "hf", "-o", folder, "--dry-run")
+        assert done.returncode == 0
+        assert "38 tensors in F16" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_verification_tells_errors_and_fails_on_problems(

@@ -239,6 +239,28 @@ def test_what_is_refused_before_the_work(
         quantcli.export(file, tmp_path / "mine", to="hf", force=True)
 
 
+def test_files_of_the_original_are_taken(
+    gguf: Callable[..., Path], checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoint("llama-llama3")
+    quantcli.export(
+        gguf("llama-llama3", "BF16"), tmp_path / "hf", to="hf", config=source, tokenizer=source
+    )
+    one, other = (
+        json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "hf")
+    )
+    assert other == one
+    tokenizer = (tmp_path / "hf" / "tokenizer.json").read_bytes()
+    assert tokenizer == (source / "tokenizer.json").read_bytes()
+    with pytest.raises(SourceError, match="of a model that does not only read text"):
+        quantcli.export(
+            gguf("gemma3-images", "F32"),
+            tmp_path / "g",
+            to="hf",
+            config=checkpoint("gemma3-images"),
+        )
+
+
 def test_an_unknown_architecture_is_refused(gguf: Callable[..., Path], tmp_path: Path) -> None:
     from quantcli.exports import regroup
     from quantcli.sources.gguf import open_gguf
