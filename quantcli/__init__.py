@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantcli.api import quantize
     from quantcli.exports.job import export
     from quantcli.model import open_model
-    from quantcli.pipeline import quantize
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "export", "open_model", "quantize"]
@@ -25,7 +25,7 @@ __all__ = ["__version__", "export", "open_model", "quantize"]
 _HOMES = {
     "export": "quantcli.exports.job",
     "open_model": "quantcli.model",
-    "quantize": "quantcli.pipeline",
+    "quantize": "quantcli.api",
 }
 
 

@@ -27,7 +27,7 @@ from quantcli.writers import awq, compressed_tensors, gptq, mlx
 from quantcli.writers.card import write_card
 from quantcli.writers.folder import MANIFEST, refuse_folder
 from quantcli.writers.gguf import Layout
-from quantcli.writers.packing import ROWS, Packing
+from quantcli.writers.packing import ROWS, Packing, Subject
 from quantcli.writers.safetensors import Declared, lay_out
 from quantcli.writers.settings import CONFIG, INDEX, read_settings, shard_names, write_index
 
@@ -229,11 +229,10 @@ def settings(
         recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or plan.scheme is None:
-        for key in ("dtype", "torch_dtype"):
-            if key in config:
-                config[key] = DTYPES[plan.dtype]
+        config = _with_dtype(config, DTYPES[plan.dtype])
     if packing is not None and plan.scheme is not None:
-        config |= packing.describe(config, plan.scheme.grid, plan.kept)
+        quantized = [item.matrix.module for item in plan.items]
+        config |= packing.describe(Subject(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = _json(config)
     places = {name: shard for name, (shard, _, _) in tensors.items()}
     if len(set(places.values())) > 1:
@@ -262,6 +261,17 @@ def settings(
         version=__version__,
     )
     return dict(sorted(files.items()))
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration, and those inside of it, for weights of another dtype."""
+    changed = dict(config)
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            changed[key] = dtype
+        elif key.endswith("_config") and isinstance(value, Mapping):
+            changed[key] = _with_dtype(value, dtype)
+    return changed
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

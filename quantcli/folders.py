@@ -56,7 +56,6 @@ def execute_folder(
     workers = folder_threads(job, threads, max_memory)
     if source is None and job.plan.scheme is not None:
         source = RoundToNearest(job.plan, job.model.store, job.importance, SLAB_BYTES)
-    yield from job.model.notes
     yield from job.plan.notes
     with AtomicFolder(job.path, job.sizes, force=job.force) as folder:
         for name, layout in job.layouts.items():

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.errors import PlanError, WeightError
+from quantcli.errors import PlanError, UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
@@ -123,6 +123,8 @@ def prepare(
     was made already is taken as it is. Raises PlanError, OutputError or UsageError before any
     work is done.
     """
+    if recipe.to != "gguf":
+        raise UsageError(f"--to {recipe.to} makes a model folder, not a GGUF")
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}

@@ -91,8 +91,11 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML: its type, then what differs from the defaults, in the fields' order."""
-    fields = {"type": recipe.type} if has_types(recipe.to) else {}
+    """The recipe as TOML: its type, then what differs from the defaults, in the fields' order.
+
+    A model folder with an integer grid has no type, but its format first.
+    """
+    fields = {"type": recipe.type} if has_types(recipe.to) else {"to": recipe.to}
     fields |= msgspec.to_builtins(recipe)
     return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import awq as packing
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch, as_stored
+from quantcli.writers.packing import Packing, Patch, Subject, as_stored
 from quantcli.writers.safetensors import Declared
 
 _WORD = 8
@@ -33,15 +33,15 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.scales", as_stored(coded.scales.T, grid), column=start)
 
 
-def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
     return {
         "quantization_config": {
             "quant_method": "awq",
-            "bits": grid.bits,
-            "group_size": grid.group_size or -1,
+            "bits": subject.grid.bits,
+            "group_size": subject.grid.group_size or -1,
             "zero_point": True,
             "version": "gemm",
-            "modules_to_not_convert": list(kept),
+            "modules_to_not_convert": list(subject.kept),
         }
     }
 

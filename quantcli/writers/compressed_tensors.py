@@ -7,7 +7,7 @@ int8 as they come. Names and shapes are those of compressed-tensors 0.20's compr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import compressed_tensors as packing
 from quantcli.formats.packing.bits import word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch, as_stored, refuse_never
+from quantcli.writers.packing import Packing, Patch, Subject, as_stored, refuse_never
 from quantcli.writers.safetensors import Declared
 
 
@@ -77,9 +77,8 @@ def _place_bytes(
         yield Patch(f"{matrix.module}.weight_scale", as_stored(coded.scales, grid), start)
 
 
-def _describe(
-    form: str, activations: dict[str, Any] | None, grid: IntegerGrid, kept: Sequence[str]
-) -> dict[str, Any]:
+def _describe(form: str, activations: dict[str, Any] | None, subject: Subject) -> dict[str, Any]:
+    grid = subject.grid
     weights = {
         "num_bits": grid.bits,
         "type": "int",
@@ -102,17 +101,17 @@ def _describe(
             "format": form,
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": list(kept),
+            "ignore": list(subject.kept),
             "kv_cache_scheme": None,
         }
     }
 
 
-def _describe_packed(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
-    return _describe("pack-quantized", None, grid, kept)
+def _describe_packed(subject: Subject) -> dict[str, Any]:
+    return _describe("pack-quantized", None, subject)
 
 
-def _describe_bytes(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe_bytes(subject: Subject) -> dict[str, Any]:
     tokens = {
         "num_bits": 8,
         "type": "int",
@@ -121,7 +120,7 @@ def _describe_bytes(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> d
         "group_size": None,
         "dynamic": True,
     }
-    return _describe("int-quantized", tokens, grid, kept)
+    return _describe("int-quantized", tokens, subject)
 
 
 PACKED = Packing(_declare_packed, _place_packed, _describe_packed, refuse_never)

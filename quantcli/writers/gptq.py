@@ -1,7 +1,8 @@
 """GPTQ's layout, as GPTQModel, vLLM, SGLang and transformers read it, in both versions.
 
 Columns stay in their order (``desc_act`` false), so ``g_idx`` counts up. Modules that are not
-quantized are excluded by GPTQModel's ``dynamic`` patterns.
+quantized are excluded by GPTQModel's ``dynamic`` patterns, and for transformers, which does not
+read these, by the list of those that are.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import gptq as packing
 from quantcli.formats.packing.bits import WORD, word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch, as_stored
+from quantcli.writers.packing import Packing, Patch, Subject, as_stored
 from quantcli.writers.safetensors import Declared
 
 
@@ -51,10 +52,9 @@ def _place(
         yield Patch(f"{name}.g_idx", groups[None])
 
 
-def _describe(
-    layout: str, config: Config, grid: IntegerGrid, kept: Sequence[str]
-) -> dict[str, Any]:
-    inner = [name for name in kept if name != "lm_head"]
+def _describe(layout: str, subject: Subject) -> dict[str, Any]:
+    grid = subject.grid
+    inner = [name for name in subject.kept if name != "lm_head"]
     settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": grid.bits,
@@ -67,7 +67,18 @@ def _describe(
     }
     if inner:
         settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
+        settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
+
+
+def _endings(quantized: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """The shortest of names' endings that tell the quantized modules from the kept ones."""
+    others = {_last(name) for name in kept}
+    return sorted({name if _last(name) in others else _last(name) for name in quantized})
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _refuse(matrix: Matrix, grid: IntegerGrid) -> str | None:

@@ -6,14 +6,14 @@ experts of a layer are one tensor for each projection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.packing import mlx as packing
 from quantcli.formats.packing.bits import word_count
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch, as_stored, refuse_never
+from quantcli.writers.packing import Packing, Patch, Subject, as_stored, refuse_never
 from quantcli.writers.safetensors import Declared
 
 
@@ -37,17 +37,24 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.biases", as_stored(coded.zeros, grid), row)
 
 
-def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
+    grid = subject.grid
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
-    return {**_older_keys(config), "quantization": settings, "quantization_config": settings}
+    return {
+        **_older_keys(subject.config),
+        "quantization": settings,
+        "quantization_config": settings,
+    }
 
 
-def _older_keys(config: Config) -> dict[str, Any]:
+def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that transformers 5 writes otherwise, and that mlx_lm reads or assumes a default for."""
     keys: dict[str, Any] = {}
     rope = config.get("rope_parameters") or {}
     if "full_attention" in rope:
-        keys["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            keys["rope_local_base_freq"] = local["rope_theta"]
         rope = rope["full_attention"]
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:

@@ -20,9 +20,6 @@ from quantcli.writers.safetensors import Declared
 
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-Config = Mapping[str, Any]
-"""The source's config.json."""
-
 ROWS = 32
 """Rows are given in multiples of this, but for a matrix's last: a zero point's word ends there."""
 
@@ -38,18 +35,31 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """What a configuration describes: the source's config.json, the grid, and linear modules.
+
+    ``quantized`` and ``kept`` are names of those that are quantized and those that are not.
+    """
+
+    config: Mapping[str, Any]
+    grid: IntegerGrid
+    quantized: Sequence[str]
+    kept: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Packing:
     """A packed format.
 
     ``declare`` gives the tensors of one matrix, or of the stack that it is in. ``place`` takes the
-    first row of the codes and gives what they become. ``describe`` takes the source's config.json
-    and the linear modules that stay as they are, and gives what the output's sets besides.
-    ``refuse`` says why a matrix cannot be packed, or gives None.
+    first row of the codes and gives what they become. ``describe`` gives what the output's
+    config.json sets besides the source's. ``refuse`` says why a matrix cannot be packed, or gives
+    None.
     """
 
     declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
     place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterator[Patch]]
-    describe: Callable[[Config, IntegerGrid, Sequence[str]], dict[str, Any]]
+    describe: Callable[[Subject], dict[str, Any]]
     refuse: Callable[[Matrix, IntegerGrid], str | None]
 
 

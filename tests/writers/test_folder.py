@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from support.model_folders import CHECKPOINT, make_folder
 from support.tiny_models import build
 
+import quantcli
 from quantcli.errors import OutputError, WeightError
 from quantcli.pipeline import Finished
 from quantcli.sources.shards import read_index
@@ -74,6 +75,14 @@ def test_the_manifest_says_how_it_was_made(tmp_path):
     # The source's digest is the source's: another grid has the same.
     *_, other = make_folder(CHECKPOINT, tmp_path / "other", to="gptq", bits=4)
     assert other.source_digest == done.source_digest
+
+
+def test_the_python_call_makes_the_same(folder, tmp_path):
+    done = quantcli.quantize(CHECKPOINT, tmp_path / "made", to="awq")
+    assert done.paths == (tmp_path / "made",)
+    assert contents(tmp_path / "made") == contents(folder("awq"))
+    with pytest.raises(OutputError, match="exists already"):
+        quantcli.quantize(CHECKPOINT, tmp_path / "made", to="awq")
 
 
 def test_settings_are_copied_and_weights_of_other_kinds_are_not(tmp_path):

@@ -168,6 +168,10 @@ def test_what_is_kept_is_copied_bit_for_bit(folder, to):
     else:
         assert all(sum(bool(re.search(p[2:], m)) for p in config["dynamic"]) == 1 for m in modules)
         assert len(config["dynamic"]) == len(modules)
+        (listed,) = config["modules_in_block_to_quantize"]
+        linear = {name.removesuffix(".weight") for name in linear_names(source)}
+        quantized = {name for name in linear if any(name.endswith(ending) for ending in listed)}
+        assert quantized == linear - modules
 
 
 def test_importance_reaches_the_columns_it_is_of(folder, weights, tmp_path):
