@@ -8,30 +8,31 @@ the plan says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.registry import Registry
 from quantcli.sources.packed import fp8
-from quantcli.sources.packed.awq import find_awq
-from quantcli.sources.packed.bitsandbytes import find_bitsandbytes
-from quantcli.sources.packed.compressed_tensors import find_compressed_tensors
-from quantcli.sources.packed.gptq import find_gptq
-from quantcli.sources.packed.mlx import find_mlx
-from quantcli.sources.packed.modelopt import find_modelopt
 from quantcli.sources.packed.settings import MLX, Settings, read_settings
 from quantcli.sources.packed.weight import PackedWeight
 from quantcli.sources.shards import Shards
 
-_FINDERS: Mapping[str, Callable[[Shards, Settings], Mapping[str, PackedWeight]]] = {
-    "gptq": find_gptq,
-    "awq": find_awq,
-    "compressed-tensors": find_compressed_tensors,
-    "bitsandbytes": find_bitsandbytes,
-    "modelopt": find_modelopt,
-    MLX: find_mlx,
-}
+_HERE = "quantcli.sources.packed"
+STORAGES = Registry(
+    "quantized storage",
+    "storages",
+    {
+        "gptq": f"{_HERE}.gptq:find_gptq",
+        "awq": f"{_HERE}.awq:find_awq",
+        "compressed-tensors": f"{_HERE}.compressed_tensors:find_compressed_tensors",
+        "bitsandbytes": f"{_HERE}.bitsandbytes:find_bitsandbytes",
+        "modelopt": f"{_HERE}.modelopt:find_modelopt",
+        MLX: f"{_HERE}.mlx:find_mlx",
+    },
+)
+"""``quant_method`` -> function of shards and settings that gives packed weights by name."""
 
 _ACTIVATIONS = (
     ".input_scale", ".input_scale_ub", ".output_scale", ".activation_scale", "_activation_scale",
@@ -49,10 +50,9 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
     settings = read_settings(config, path)
     if settings is None or settings.method in fp8.METHODS:
         return dict(fp8.find_fp8(shards.tensors, settings))
-    finder = _FINDERS.get(settings.method)
-    if finder is None:
+    if settings.method not in STORAGES:
         raise settings.refuse()
-    found = dict(finder(shards, settings))
+    found: dict[str, PackedWeight] = dict(STORAGES.get(settings.method)(shards, settings))
     if not found and not _may_be_plain(settings):
         raise SourceError(
             f"{settings.where} says that the weights are quantized ({settings.method}), "
