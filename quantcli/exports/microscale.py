@@ -7,7 +7,7 @@ neighbours. Source: ``MXFP4PackedCompressor`` of compressed-tensors 0.20.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
 from quantcli.types import Matrix
-from quantcli.writers.packing import Config, Packing, Patch
+from quantcli.writers.packing import Packing, Patch, Subject, refuse_never
 from quantcli.writers.safetensors import Declared
 
 KIND = "MXFP4"
@@ -66,7 +66,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{matrix.module}.weight_scale", coded.scales.astype(np.uint8), start)
 
 
-def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[str, Any]:
+def _describe(subject: Subject) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "float",
@@ -84,14 +84,10 @@ def _describe(config: Config, grid: IntegerGrid, kept: Sequence[str]) -> dict[st
             "format": form,
             "quantization_status": "compressed",
             "config_groups": {"group_0": group},
-            "ignore": list(kept),
+            "ignore": list(subject.kept),
             "kv_cache_scheme": None,
         }
     }
 
 
-def _refuse(matrix: Matrix, grid: IntegerGrid) -> str | None:
-    return None
-
-
-PACKED = Packing(_declare, _place, _describe, _refuse)
+PACKED = Packing(_declare, _place, _describe, refuse_never)
