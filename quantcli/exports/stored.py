@@ -165,7 +165,8 @@ def as_checkpoint(model: Model, config: Mapping[str, Any], view: StoredView) -> 
 def find_config(model: Model, folder: Path | None = None) -> dict[str, Any]:
     """The config.json of a GGUF's model: rebuilt from its key-values, or that of ``folder``.
 
-    Raises ArchitectureError when the key-values do not determine one.
+    What llama.cpp takes for granted of the architecture is written out, since not every reader
+    assumes the same. Raises ArchitectureError when the key-values do not determine one.
     """
     if folder is not None:
         config = read_config(folder)
@@ -185,7 +186,9 @@ def find_config(model: Model, folder: Path | None = None) -> dict[str, Any]:
         return native.decode(get_format(tensors[name].dtype), rows)
 
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    return rebuild_config(model.arch, model.metadata, shapes, read)
+    config = rebuild_config(model.arch, model.metadata, shapes, read)
+    fixed = find_architecture(config).fixed
+    return {**{key: values[0] for key, values in fixed.items() if values}, **config}
 
 
 def _refuse_others(model: Model, known: Container[str]) -> None:

@@ -131,6 +131,27 @@ def test_mlx(kind: str, blocks: Any, tmp_path: Path) -> None:
         assert np.array_equal(np.array(found), values[name]), module
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "kind"), [("llama", "Q4_0"), ("qwen3-moe", "Q8_0")])
+def test_mlx_lm_runs_the_folder(name: str, kind: str, tmp_path: Path) -> None:
+    """Experts too, which MLX wants stacked; products are in float16 or bfloat16 there."""
+    mlx_lm = pytest.importorskip("mlx_lm")
+    mx = pytest.importorskip("mlx.core")
+    from support.tiny_models import build
+
+    source = build(name, tmp_path / "model")
+    (file,) = quantcli.quantize(source, tmp_path / "m.gguf", type=kind, pure=True).paths
+    quantcli.export(file, tmp_path / "mlx", to="mlx")
+    quantcli.export(file, tmp_path / "hf", to="hf", dtype="f32")
+    ids = np.random.default_rng(2).integers(2, 4000, (1, 24))
+    model, _ = mlx_lm.load(str(tmp_path / "mlx"))
+    found = np.array(model(mx.array(ids)).astype(mx.float32))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = plain(torch.from_numpy(ids)).logits.numpy()
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.02
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4), ("Q8_0", 8)])
 @pytest.mark.parametrize("version", [1, 2])
 def test_gptq(kind: str, bits: int, version: int, blocks: Any, tmp_path: Path) -> None:
