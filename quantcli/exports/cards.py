@@ -143,7 +143,7 @@ def base_model(keys: Mapping[str, MetaValue]) -> str | None:
 def languages(keys: Mapping[str, MetaValue]) -> list[str]:
     """The model's languages."""
     found: Any = keys.get("general.languages")
-    return [str(item) for item in found.value] if found is not None else []
+    return [str(item) for item in found.value] if found and found.kind == "[str]" else []
 
 
 def plain(keys: Mapping[str, MetaValue], key: str) -> str | None:

@@ -18,7 +18,7 @@ from quantcli import __version__
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.outcome import Exported
-from quantcli.exports.settings import ending_ids, sampling
+from quantcli.exports.settings import ending_ids, sampling, special_ids
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.model import Model, open_model
 from quantcli.sources.gguf import GgufCheckpoint
@@ -93,10 +93,10 @@ def explain_metadata(metadata: Mapping[str, MetaValue]) -> ChatText | None:
     tokens = metadata.get("tokenizer.ggml.tokens")
 
     def token(role: str) -> str:
-        number = metadata.get(f"tokenizer.ggml.{role}_token_id")
-        if number is None or tokens is None or number.value >= len(tokens.value):
+        number = special_ids(metadata)[f"{role}_token_id"]
+        if number is None or tokens is None or not 0 <= number < len(tokens.value):
             return ""
-        return str(tokens.value[number.value])
+        return str(tokens.value[number])
 
     adds = metadata.get("tokenizer.ggml.add_bos_token")
     kind = metadata.get("tokenizer.ggml.model")
@@ -132,7 +132,8 @@ def modelfile(model: Model, explained: ChatText | None, folder: Path) -> str:
     parameters = [(_NAMES.get(k, k), v) for k, v in sampling(model.metadata).items()]
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     if tokens is not None:
-        ends = [str(tokens.value[n]) for n in ending_ids(model.metadata) if n < len(tokens.value)]
+        size = len(tokens.value)
+        ends = [str(tokens.value[n]) for n in ending_ids(model.metadata) if 0 <= n < size]
         parameters += [("stop", _quote(text)) for text in ends]
     if parameters:
         lines += ["", *(f"PARAMETER {name} {value}" for name, value in parameters)]

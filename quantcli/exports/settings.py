@@ -47,7 +47,7 @@ def sampling(metadata: Mapping[str, MetaValue]) -> dict[str, Any]:
     found = {}
     for key, name in _SETTINGS.items():
         value = metadata.get(_SAMPLING + key)
-        if value is not None:
+        if value is not None and isinstance(value.value, int | float):
             number = value.value
             found[name] = float(f"{number:.7g}") if isinstance(number, float) else number
     return found

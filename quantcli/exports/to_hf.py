@@ -218,9 +218,8 @@ def _tokenizer(model: Model, wish: Wish) -> tuple[dict[str, bytes], list[str]]:
             raise SourceError(f"{wish.tokenizer} has no tokenizer files")
         return files, []
     context = model.value("context_length")
-    rebuilt = rebuild_tokenizer(
-        model.metadata, str(model.path), context=None if context is None else int(context)
-    )
+    longest = context if isinstance(context, int) else None
+    rebuilt = rebuild_tokenizer(model.metadata, str(model.path), context=longest)
     files = {name: to_json(value) for name, value in rebuilt.objects.items()}
     return files | {k: v.encode() for k, v in rebuilt.texts.items()}, list(rebuilt.notes)
 

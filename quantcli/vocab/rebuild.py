@@ -26,6 +26,13 @@ from quantcli.vocab.tokens import TokenType
 
 _PREFIX = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"
+_ARRAYS = {
+    "tokens": ("[str]",),
+    "token_type": ("[i32]", "[u32]", "[i64]", "[u64]"),
+    "scores": ("[f32]", "[f64]"),
+    "merges": ("[str]",),
+    "precompiled_charsmap": ("[u8]", "[i8]"),
+}
 HINT = "--tokenizer FOLDER takes the files from the checkpoint that the GGUF was made from"
 
 
@@ -110,6 +117,12 @@ def rebuild_tokenizer(
 
 def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
     """The token list; VocabularyError where there is none or its arrays do not fit together."""
+    for name, kinds in _ARRAYS.items():
+        found = metadata.get(_PREFIX + name)
+        if found is not None and found.kind not in kinds:
+            raise VocabularyError(
+                f"{file}: {_PREFIX}{name} is of kind {found.kind}; {kinds[0]} belongs there"
+            )
     keys = {
         key.removeprefix(_PREFIX): value.value
         for key, value in metadata.items()

@@ -180,6 +180,8 @@ REFUSED = {
     "types": (_keys(token_type=array("i32", [1])), "2 tokens but 1 token types"),
     "merges": (_keys(merges=array("str", ["ab"])), r"merge 0 \('ab'\) is not a pair"),
     "a merge of bytes": (_keys(merges=array("str", [b"\xff a"])), "is not a pair"),
+    "tokens of numbers": (_keys(tokens=array("i32", [1, 2])), r"tokens is of kind \[i32\]"),
+    "scores of text": (_keys(scores=text("high")), "scores is of kind str"),
     "no merges": ({k: v for k, v in _keys().items() if "merges" not in k}, "without merges"),
     "scores": (_keys(model=text("llama")), "2 pieces but 0 scores"),
     "bytes": (_keys(tokens=array("str", ["a", b"\xff"])), "token 1 is not UTF-8"),
