@@ -117,11 +117,11 @@ def rebuild_tokenizer(
 
 def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
     """The token list; VocabularyError where there is none or its arrays do not fit together."""
-    for name, kinds in _ARRAYS.items():
+    for name, allowed in _ARRAYS.items():
         found = metadata.get(_PREFIX + name)
-        if found is not None and found.kind not in kinds:
+        if found is not None and found.kind not in allowed:
             raise VocabularyError(
-                f"{file}: {_PREFIX}{name} is of kind {found.kind}; {kinds[0]} belongs there"
+                f"{file}: {_PREFIX}{name} is of kind {found.kind}; {allowed[0]} belongs there"
             )
     keys = {
         key.removeprefix(_PREFIX): value.value
