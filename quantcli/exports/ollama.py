@@ -18,7 +18,7 @@ from quantcli import __version__
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.outcome import Exported
-from quantcli.exports.settings import ending_ids, sampling, special_ids
+from quantcli.exports.settings import ending_ids, sampling, special_ids, token_texts
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.model import Model, open_model
 from quantcli.sources.gguf import GgufCheckpoint
@@ -90,13 +90,11 @@ def explain_metadata(metadata: Mapping[str, MetaValue]) -> ChatText | None:
     template = metadata.get("tokenizer.chat_template")
     if template is None:
         return None
-    tokens = metadata.get("tokenizer.ggml.tokens")
+    tokens = token_texts(metadata)
 
     def token(role: str) -> str:
         number = special_ids(metadata)[f"{role}_token_id"]
-        if number is None or tokens is None or not 0 <= number < len(tokens.value):
-            return ""
-        return str(tokens.value[number])
+        return str(tokens[number]) if number is not None and 0 <= number < len(tokens) else ""
 
     adds = metadata.get("tokenizer.ggml.add_bos_token")
     kind = metadata.get("tokenizer.ggml.model")
@@ -130,11 +128,9 @@ def modelfile(model: Model, explained: ChatText | None, folder: Path) -> str:
     if explained is not None:
         lines += ["", f'TEMPLATE """{go_template(explained)}"""']
     parameters = [(_NAMES.get(k, k), v) for k, v in sampling(model.metadata).items()]
-    tokens = model.metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None:
-        size = len(tokens.value)
-        ends = [str(tokens.value[n]) for n in ending_ids(model.metadata) if 0 <= n < size]
-        parameters += [("stop", _quote(text)) for text in ends]
+    tokens = token_texts(model.metadata)
+    ends = [str(tokens[n]) for n in ending_ids(model.metadata) if 0 <= n < len(tokens)]
+    parameters += [("stop", _quote(text)) for text in ends]
     if parameters:
         lines += ["", *(f"PARAMETER {name} {value}" for name, value in parameters)]
     return "\n".join(lines) + "\n"

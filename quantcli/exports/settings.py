@@ -27,6 +27,12 @@ _OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "quantization")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
+def token_texts(metadata: Mapping[str, MetaValue]) -> list[Any]:
+    """The texts of all tokens by id; empty where the file has none."""
+    found = metadata.get(f"{_TOKENS}tokens")
+    return list(found.value) if found is not None and found.kind == "[str]" else []
+
+
 def special_ids(metadata: Mapping[str, MetaValue]) -> dict[str, int | None]:
     """``bos_token_id``, ``eos_token_id`` and ``pad_token_id`` of a configuration."""
     return {

@@ -81,7 +81,11 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
     )
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
     job = pipeline.prepare(model, recipe, output, force=wish.force, check=wish.check)
-    why = "as asked for" if wish.dtype else "which keeps the stored precision"
+    why = "which keeps the stored precision"
+    if wish.dtype is not None:
+        why = "as asked for"
+    elif any(tensor.dtype.startswith("F8_") for tensor in model.tensors):
+        why = "to which FP8 times its scales is rounded"
     return _of_job(job, f"matrices in {dtype}, {why}", wish)
 
 

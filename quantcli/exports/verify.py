@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import ArchitectureError
+from quantcli.exports.settings import token_texts
 from quantcli.exports.stored import StoredView, find_config
 from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
@@ -227,13 +228,12 @@ def _check_digest(where: str, digest: object) -> list[str]:
 
 
 def _check_vocabulary(model: Model) -> list[str]:
-    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    tokens = token_texts(model.metadata)
     embedding = next((t for t in model.tensors if t.name == "token_embd.weight"), None)
-    if tokens is None or embedding is None or len(tokens.value) == embedding.shape[0]:
+    if not tokens or embedding is None or len(tokens) == embedding.shape[0]:
         return []
     return [
-        f"{model.path}: {len(tokens.value)} tokens, but {embedding.shape[0]} rows in "
-        "token_embd.weight"
+        f"{model.path}: {len(tokens)} tokens, but {embedding.shape[0]} rows in token_embd.weight"
     ]
 
 
