@@ -85,7 +85,7 @@ class FolderJob:
     def nbytes_of(self, item: Item | Copy) -> int:
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
-            return self.tensors[item.name][2].nbytes
+            return item.rows * item.columns * (4 if item.dtype == "F32" else 2)
         scheme = self.plan.scheme
         if scheme is None or self.packing is None:
             return item.matrix.elements * (4 if item.dtype == "F32" else 2)
@@ -140,7 +140,7 @@ def prepare_folder(
     }
     job = FolderJob(
         model, plan, importance, packing, output, layouts, tensors,
-        {**settings(model, plan, packing, tensors, _NO_DIGEST), **files}, force, files,
+        {**make_settings(model, plan, packing, tensors, _NO_DIGEST), **files}, force, files,
     )  # fmt: skip
     if check:
         _refuse_source(model, output)
@@ -188,7 +188,9 @@ def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
 
 
 def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
-    declared = [Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies]
+    declared = [
+        Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies if copy.row == 0
+    ]
     if packing is not None and plan.scheme is not None:
         for item in plan.items:
             if item.matrix.slot == 0:
@@ -215,7 +217,7 @@ def _split(tensors: Sequence[Declared], limit: int) -> list[list[Declared]]:
     return shards
 
 
-def settings(
+def make_settings(
     model: Model,
     plan: FolderPlan,
     packing: Packing | None,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import WeightError
-from quantcli.folder_job import FolderJob, folder_threads, settings
+from quantcli.folder_job import FolderJob, folder_threads, make_settings
 from quantcli.formats import get_format, native
 from quantcli.pipeline import SLAB_BYTES, Finished
 from quantcli.plan.folders import Copy, Item
@@ -63,8 +63,8 @@ def execute_folder(
         leaves: dict[tuple[str, int, int], bytes] = {}
         yield from _run_all(job, folder, source, workers, leaves)
         digest = _digest(job, leaves)
-        own = settings(job.model, job.plan, job.packing, job.tensors, digest)
-        for name, body in {**own, **job.files}.items():
+        settings = make_settings(job.model, job.plan, job.packing, job.tensors, digest)
+        for name, body in {**settings, **job.files}.items():
             folder.write(name, 0, body)
         folder.publish()
     yield Finished((job.path,), job.nbytes, job.bits_per_weight, digest)
@@ -119,7 +119,7 @@ def _work(job: FolderJob, folder: AtomicFolder, source: CodeSource | None, slab:
     leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
     try:
         if isinstance(item, Copy):
-            _write(job, folder, Patch(item.name, _cast(rows, item.dtype), slab.start))
+            _write(job, folder, Patch(item.name, _cast(rows, item.dtype), item.row + slab.start))
         elif job.packing is None or job.plan.scheme is None:
             _write(job, folder, _fake(job, item, slab.start, rows))
         elif source is not None:
@@ -134,12 +134,10 @@ def _work(job: FolderJob, folder: AtomicFolder, source: CodeSource | None, slab:
 
 def _read(job: FolderJob, slab: _Slab) -> NDArray[Any]:
     store, item = job.model.store, slab.item
-    if isinstance(item, Copy):
-        return store.read_rows(item.source, slab.start, slab.stop)
-    first = item.first
-    if item.matrix.transpose:
-        return store.read_columns(item.matrix.source, first + slab.start, first + slab.stop)
-    return store.read_rows(item.matrix.source, first + slab.start, first + slab.stop)
+    start, stop = item.first + slab.start, item.first + slab.stop
+    if isinstance(item, Item) and item.matrix.transpose:
+        return store.read_columns(item.source, start, stop)
+    return store.read_rows(item.source, start, stop)
 
 
 def _fake(job: FolderJob, item: Item, start: int, rows: NDArray[Any]) -> Patch:
@@ -184,12 +182,18 @@ def _locate(job: FolderJob, slab: _Slab, refused: native.UnencodableError) -> We
     row, column = first + start + refused.row, refused.column
     if isinstance(slab.item, Item) and slab.item.matrix.transpose:
         row, column = column, row
+    if not np.isfinite(refused.value):
+        hint = "the checkpoint is damaged, or its training had diverged; get it again"
+    elif isinstance(slab.item, Copy):
+        hint = "--dtype F32 holds any weight"
+    elif job.plan.scheme is None:
+        hint = "a wider type can hold it, such as --tensor-type with F32"
+    else:
+        hint = f"--keep '{slab.item.matrix.module}' leaves its module as it is"
     return WeightError(
         f"{job.model.store.tensors[name].file}: tensor {name}: the weight {refused.value!r} at "
         f"row {row}, column {column} {refused.reason}",
-        hint="--dtype F32 holds any weight"
-        if np.isfinite(refused.value)
-        else "the checkpoint is damaged, or its training had diverged; get it again",
+        hint=hint,
     )
 
 

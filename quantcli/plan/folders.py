@@ -28,6 +28,10 @@ _ASYMMETRIC = (
     "transformers loads asymmetric compressed-tensors weights with "
     "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
 )
+_EXPERTS = (
+    "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset without "
+    "an error; --to compressed-tensors is what it loads"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +70,18 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A stored tensor that is copied as ``name``, in the dtype ``dtype``; otherwise as `Item`."""
+    """Rows of a stored tensor that are copied, in the dtype ``dtype``; otherwise as `Item`.
+
+    They become ``name`` of shape ``shape``, from its row ``row`` on.
+    """
 
     source: str
     name: str
     shape: tuple[int, ...]
     dtype: str
+    rows: int
     first: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows, with the leading axes flattened."""
-        return row_count(self.shape)
+    row: int = 0
 
     @property
     def columns(self) -> int:
@@ -152,15 +156,18 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     grid = scheme.grid
     if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
         notes.append(Note(_ASYMMETRIC))
+    if recipe.to in ("gptq", "gptq-v2", "awq") and any(matrix.of > 1 for matrix in matrices):
+        notes.append(Note(_EXPERTS, "warning"))
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, names)
+    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    kept = kept_modules(model, matrices, dropped, names, head=not target.embeddings)
     return FolderPlan(
         recipe, scheme, dtype, items, copies,
-        tuple(kept_modules(model, matrices, dropped, names)), (*notes, *dropped_notes),
+        kept, (*notes, *dropped_notes),
     )  # fmt: skip
 
 
@@ -173,7 +180,7 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype, {})
+    copies, notes = _copies(model, items, wanted, dtype)
     return FolderPlan(recipe, None, wanted or dtype, items, copies, (), (*plan.notes, *notes))
 
 
@@ -236,19 +243,37 @@ def _copies(
     items: Sequence[Item],
     wanted: str | None,
     dtype: str,
-    names: Mapping[str, str],
+    dropped: Sequence[Matrix] = (),
+    names: Mapping[str, str] | None = None,
 ) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
-    quantized = {item.matrix.source for item in items}
+    """What is not quantized; ``names`` are the output's where they differ from the stored ones.
+
+    The ``dropped`` matrices of a stack go to where they would have gone quantized.
+    """
+    stored = model.store.tensors
+    taken = {item.source for item in items}
     copies, left = [], []
-    for name, info in sorted(model.store.tensors.items(), key=lambda entry: natural(entry[0])):
-        if name in quantized:
+    for matrix in dropped:
+        if matrix.of > 1:
+            taken.add(matrix.source)
+            lead = (matrix.stack,) if matrix.stack else ()
+            copies.append(
+                Copy(
+                    matrix.source, f"{matrix.module}.weight",
+                    (*lead, matrix.rows, matrix.columns),
+                    wanted or _float_of(stored[matrix.source].dtype, dtype),
+                    matrix.rows, matrix.first, matrix.slot * matrix.rows,
+                )
+            )  # fmt: skip
+    for name, info in sorted(stored.items(), key=lambda entry: natural(entry[0])):
+        if name in taken:
             continue
         if info.dtype not in _FLOATS and info.dtype not in _EIGHT_BIT and info.dtype not in FORMATS:
             left.append(name)
             continue
-        copies.append(
-            Copy(name, names.get(name, name), info.shape, wanted or _float_of(info.dtype, dtype))
-        )
+        kind = wanted or _float_of(info.dtype, dtype)
+        name_out = (names or {}).get(name, name)
+        copies.append(Copy(name, name_out, info.shape, kind, row_count(info.shape)))
     notes: tuple[Note, ...] = ()
     if left:
         notes = (Note(f"{len(left)} stored tensors hold no weights and are left out: {left[0]}"),)

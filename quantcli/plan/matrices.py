@@ -102,11 +102,14 @@ def kept_modules(
     matrices: Sequence[Matrix],
     dropped: Sequence[Matrix],
     names: Mapping[str, str],
-) -> list[str]:
+    *,
+    head: bool,
+) -> tuple[str, ...]:
     """Linear modules that stay as they are, for the runtimes' lists of them.
 
-    The head, routers, what belongs to no language model, and the ``dropped`` matrices. ``names``
-    are the output's, by stored name, where they differ.
+    Routers, what belongs to no language model, the ``dropped`` matrices, and with ``head`` the
+    head, which may have no tensor of its own. ``names`` are the output's, by stored name, where
+    they differ.
     """
     quantized = {matrix.source for matrix in (*matrices, *dropped)}
     embeddings = {
@@ -115,12 +118,12 @@ def kept_modules(
         if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
         for piece in tensor.pieces
     }
-    kept = {"lm_head"} | {matrix.module for matrix in dropped}
+    kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:
             kept.add(names.get(name, name).removesuffix(_SUFFIX))
-    return sorted(kept, key=natural)
+    return tuple(sorted(kept, key=natural))
 
 
 def natural(name: str) -> list[tuple[int, str]]:

@@ -126,6 +126,36 @@ def test_stacked_experts_become_what_split_ones_are(name, to, tmp_path):
     assert f"model.layers.1.{router}" in json.dumps(config["quantization_config"]).replace("\\", "")
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+@pytest.mark.parametrize("to", ["compressed-tensors", "mlx"])
+def test_experts_may_be_kept_however_they_were_stored(name, to, tmp_path):
+    part = {"mixtral": "w2", "qwen3-moe": "down_proj"}[name]
+    pattern = rf"layers\.1.*experts\.[02]\.{part}" if to != "mlx" else r"layers\.1.*down_proj"
+    made = []
+    for stored in (name, f"{name}-stacked"):
+        source = build(stored, tmp_path / stored, dtype="bfloat16")
+        target = tmp_path / f"{stored}-made"
+        make_folder(source, target, to=to, group_size=32, keep=(pattern,))
+        made.append(load_file(target / "model.safetensors"))
+    assert made[0].keys() == made[1].keys()
+    assert [k for k in made[0] if made[0][k].tobytes() != made[1][k].tobytes()] == []
+    original = load_file(tmp_path / name / "model.safetensors")
+    experts = [
+        next(v for k, v in original.items() if "layers.1" in k and f"experts.{e}.{part}" in k)
+        for e in range(4)
+    ]
+    block = "block_sparse_moe" if name == "mixtral" else "mlp"
+    if to == "mlx":
+        kept = made[0][f"model.layers.1.{block}.switch_mlp.down_proj.weight"]
+        assert kept.tobytes() == np.stack(experts).tobytes()
+    else:
+        for e in range(4):
+            module = f"model.layers.1.{block}.experts.{e}.{part}"
+            assert (f"{module}.weight_packed" in made[0]) == (e in (1, 3))
+            if e in (0, 2):
+                assert made[0][f"{module}.weight"].tobytes() == experts[e].tobytes()
+
+
 def test_a_broken_weight_leaves_nothing_behind(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.gguf_files import write_imatrix
-from support.model_folders import CHECKPOINT, TEXT, linear_names
+from support.model_folders import CHECKPOINT, TEXT, linear_names, make_folder
+from support.tiny_models import build
 from support.unpackers import unpack_awq, unpack_gptq
 
 from quantcli.formats.integer import IntegerCodes as Codes
 from quantcli.formats.integer import IntegerGrid, dequantize, encode, fit_tensor, quantize
+from quantcli.types import Note
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -214,4 +216,23 @@ def test_scales_have_the_dtype_of_the_rest(folder):
         == load_file(folder("compressed-tensors") / "model.safetensors")[
             "model.layers.0.mlp.up_proj.weight_scale"
         ].dtype
+    )
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "phi3", "gemma3-images"])
+def test_transformers_runs_other_architectures(name, tmp_path):
+    source = build(name, tmp_path / name)
+    make_folder(source, tmp_path / "made", to="compressed-tensors", bits=8, group_size=32)
+    make_folder(source, tmp_path / "plain", to="hf", type="F32")
+    # An eight-bit model is near its source, one with an unset or misplaced layer is not.
+    found, expected = logits(load(tmp_path / "made")), logits(load(tmp_path / "plain"))
+    assert np.linalg.norm(found - expected) < 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_experts_that_transformers_would_leave_unset_are_warned_of(to, tmp_path):
+    source = build("qwen3-moe", tmp_path / "source")
+    events = make_folder(source, tmp_path / "made", to=to, group_size=32)
+    assert any(
+        isinstance(e, Note) and e.level == "warning" and "experts" in e.message for e in events
     )
