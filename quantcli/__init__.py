@@ -16,12 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quantcli.api import quantize
+    from quantcli.exports.job import export
     from quantcli.model import open_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open_model", "quantize"]
+__all__ = ["__version__", "export", "open_model", "quantize"]
 
-_HOMES = {"open_model": "quantcli.model", "quantize": "quantcli.api"}
+_HOMES = {
+    "export": "quantcli.exports.job",
+    "open_model": "quantcli.model",
+    "quantize": "quantcli.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class FolderJob:
     """A decided model folder: everything but the weights has been read and checked.
 
     ``layouts`` are the safetensors files by name, ``tensors`` what they declare and where, and
-    ``settings`` the other files.
+    ``settings`` the other files; ``files`` are those of them that a caller gave.
     """
 
     model: Model
@@ -63,6 +63,7 @@ class FolderJob:
     tensors: Mapping[str, tuple[str, int, Declared]]
     settings: Mapping[str, bytes]
     force: bool
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -108,19 +109,25 @@ def prepare_folder(
     output: Path,
     *,
     importance: Importance | None = None,
+    plan: FolderPlan | None = None,
+    packing: Packing | None = None,
+    files: Mapping[str, bytes] | None = None,
     force: bool = False,
     check: bool = True,
 ) -> FolderJob:
     """Decide everything about making ``output`` of ``model`` without reading a weight.
 
-    ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
-    OutputError or UsageError before any work is done.
+    ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
+    was made already is taken as it is, and so is a ``packing``; ``files`` stand beside the weights
+    in place of those of the same name. Raises PlanError, OutputError or UsageError before any
+    work is done.
     """
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
-    plan = make_folder_plan(model, recipe, importance=shapes)
-    packing = _choose_packing(model, plan)
+    plan = plan or make_folder_plan(model, recipe, importance=shapes)
+    files = files or {}
+    packing = packing or _choose_packing(model, plan)
     declared = _declare(plan, packing, model)
     shards = _split(declared, parse_size(recipe.split_max_size or DEFAULT_SHARD))
     names = shard_names(len(shards))
@@ -133,7 +140,7 @@ def prepare_folder(
     }
     job = FolderJob(
         model, plan, importance, packing, output, layouts, tensors,
-        make_settings(model, plan, packing, tensors, _NO_DIGEST), force,
+        {**make_settings(model, plan, packing, tensors, _NO_DIGEST), **files}, force, files,
     )  # fmt: skip
     if check:
         _refuse_source(model, output)

@@ -64,7 +64,7 @@ def execute_folder(
         yield from _run_all(job, folder, source, workers, leaves)
         digest = _digest(job, leaves)
         settings = make_settings(job.model, job.plan, job.packing, job.tensors, digest)
-        for name, body in settings.items():
+        for name, body in {**settings, **job.files}.items():
             folder.write(name, 0, body)
         folder.publish()
     yield Finished((job.path,), job.nbytes, job.bits_per_weight, digest)

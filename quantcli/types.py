@@ -23,12 +23,22 @@ def row_count(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1])
 
 
+class PackedType(str):
+    """The name of a quantized storage of a checkpoint, such as "GPTQ int4, groups of 128".
+
+    Reading undoes it, so that everything else sees float32 rows.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A stored tensor, as the header of its file declares it.
 
-    ``dtype`` is safetensors' name ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64" ...) or, in a
-    GGUF, the block format's name ("Q8_0").
+    ``dtype`` is safetensors' name ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64" ...), a
+    `PackedType` for a weight that several tensors make up (``nbytes`` are theirs together), or,
+    in a GGUF, the block format's name ("Q8_0").
     """
 
     name: str
@@ -54,7 +64,8 @@ class TensorStore(Protocol):
         """Rows ``start:stop`` as a new contiguous 2-D array.
 
         The dtype is float64, float32, float16 or ml_dtypes' bfloat16 as stored; FP8 with its
-        scales comes as float32; block formats come as uint8 of shape (rows, bytes per row).
+        scales and packed types come as float32; block formats come as uint8 of shape (rows,
+        bytes per row).
         """
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:

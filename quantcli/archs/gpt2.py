@@ -96,5 +96,6 @@ GPT2 = Architecture(
         "add_cross_attention": (False,),
     },
     renames=((r"^transformer\.", ""),),
+    published=((r"^(?!lm_head)", "transformer."),),
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
 )
