@@ -56,7 +56,7 @@ def prepare_hessian(
     does not help, which takes values that are not finite.
     """
     wide = mean.shape[0] >= _WIDE
-    values = np.array(mean, np.float32 if wide else np.float64)
+    values: NDArray[Any] = np.array(mean, np.float32 if wide else np.float64)
     diagonal = values.diagonal().astype(np.float64)
     average = float(diagonal.mean())
     if not np.isfinite(average):
@@ -67,7 +67,7 @@ def prepare_hessian(
     sorting = np.argsort(-alive, kind="stable") if order == "activation" else None
     while True:
         np.fill_diagonal(values, alive + damping * average)
-        ordered = values if sorting is None else values[np.ix_(sorting, sorting)]
+        ordered: Any = values if sorting is None else values[np.ix_(sorting, sorting)]
         try:
             # The reversed matrix's lower factor, turned round, is the upper one from the right.
             upper = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]
