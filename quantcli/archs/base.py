@@ -11,6 +11,7 @@ from typing import Any
 
 from quantcli.archs.assemble import assemble
 from quantcli.archs.config import Config, check_fixed, class_name, settle
+from quantcli.archs.fold import Folds
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo
@@ -57,6 +58,8 @@ class Architecture:
     """Patterns and replacements that bring other spellings of stored names to the rules'."""
     ignored: tuple[str, ...] = ()
     """Patterns (full match) of stored tensors that are rightly left out."""
+    folds: Folds = field(default_factory=Folds)
+    """Which tensors meet at which channels."""
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.

@@ -1,0 +1,1 @@
+"""How weights are moved or rounded: transforms keep the function, rounders choose the codes."""
