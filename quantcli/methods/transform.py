@@ -116,9 +116,12 @@ def load_transform(data: bytes, label: str) -> Transform:
             raise KeyError(facts["format"])
         operations = {}
         for name, entry in json.loads(facts["operations"]).items():
+            turns = {key: Turn(*entry[key]) for key in ("across", "down") if key in entry}
             operations[name] = Operation(
-                *(arrays.get(f"{name}/{key}") for key in ("columns", "rows")),
-                *(Turn(*entry[key]) if key in entry else None for key in ("across", "down")),
+                columns=arrays.get(f"{name}/columns"),
+                rows=arrays.get(f"{name}/rows"),
+                across=turns.get("across"),
+                down=turns.get("down"),
                 source=entry.get("source"),
                 values=arrays.get(f"{name}/values"),
             )
