@@ -56,12 +56,11 @@ def make_rotation(size: int, seed: int) -> Rotation:
     power = size & -size
     odd = size // power
     small = [odd * 2**k for k in range(power.bit_length())]
-    order = next((m for m in small if m == 1 or _paley(m) is not None), None)
+    order = next((m for m in small if m == 1 or _is_paley(m, size)), None)
     if order is None:
         order, core = odd, _random_orthogonal(odd, bits)
     else:
-        found = _paley(order)
-        core = np.ones((1, 1)) if found is None else found / np.sqrt(order)
+        core = np.ones((1, 1)) if order == 1 else _paley(order) / np.sqrt(order)
     halvings = (size // order).bit_length() - 1
     # The core goes to the left factor, and Sylvester's powers even the two out.
     left = min(halvings, max(0, round((halvings - np.log2(order)) / 2)))
@@ -76,18 +75,20 @@ def _sylvester(halvings: int) -> Doubles:
     return whole
 
 
-def _paley(order: int) -> Doubles | None:
-    """A Hadamard matrix of that order by Paley's constructions, entries 1 and -1, or None."""
-    if order % 4:
-        return None
-    if _is_prime(order - 1) and (order - 1) % 4 == 3:
-        return np.eye(order) + _bordered(order - 1, skew=True)
-    prime = order // 2 - 1
-    if _is_prime(prime) and prime % 4 == 1:
-        symmetric = _bordered(prime, skew=False)
-        blocks = np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([[1.0, -1.0], [-1.0, -1.0]])
-        return np.kron(symmetric, blocks[0]) + np.kron(np.eye(order // 2), blocks[1])
-    return None
+def _is_paley(order: int, size: int) -> bool:
+    """Whether Paley's constructions give a matrix of that order, small enough to be a factor."""
+    if order % 4 or order > max(64, 4 * size**0.5):
+        return False
+    return _is_prime(order - 1) or (_is_prime(order // 2 - 1) and order % 8 == 4)
+
+
+def _paley(order: int) -> Doubles:
+    """A Hadamard matrix of that order, entries 1 and -1."""
+    if _is_prime(order - 1):
+        return np.asarray(np.eye(order) + _bordered(order - 1, skew=True))
+    symmetric = _bordered(order // 2 - 1, skew=False)
+    inner = np.kron(symmetric, np.array([[1.0, 1.0], [1.0, -1.0]]))
+    return np.asarray(inner + np.kron(np.eye(order // 2), np.array([[1.0, -1.0], [-1.0, -1.0]])))
 
 
 def _bordered(prime: int, *, skew: bool) -> Doubles:

@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.folds import random_folds
 from support.tiny_models import MODELS
 from support.transformed_logits import transformers_logits
 
 from quantcli.errors import ArchitectureError
-from quantcli.methods.folding import model_groups, scale_group
 from quantcli.methods.rotate import rotate
-from quantcli.methods.transform import Transform, merge_scales
 from quantcli.methods.transformed import apply_transform, read_floats
 from quantcli.model import Model, open_model
 from quantcli.pipeline import execute, prepare
@@ -33,17 +32,6 @@ NOISE = 2e-5
 
 LLAMA_NOISE = 1e-3
 """ggml sums in float32 and takes GELU from a table; measured: 1e-5, with GELU 3e-4."""
-
-
-def random_folds(model: Model, seed: int = 0) -> Transform:
-    """Scales from 1/8 to 8 for every channel of every group."""
-    draws = np.random.default_rng(seed)
-    tensors = {tensor.name: tensor for tensor in model.tensors}
-    parts = []
-    for group in model_groups(model):
-        scales = np.exp2(draws.uniform(-3, 3, (group.matrices, group.channels)))
-        parts.append(scale_group(group, scales, tensors))
-    return Transform("random", merge_scales(parts))
 
 
 def read_whole(model: Model, name: str) -> NDArray[np.float32]:
