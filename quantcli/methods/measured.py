@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.methods.transform import Floats, Operation, Transform
-from quantcli.sources.imatrix import Importance
+from quantcli.sources.imatrix import ENOUGH_TOKENS, Importance, shrink
 
 Vector = NDArray[np.float64]
 
@@ -117,7 +117,9 @@ def transform_importance(
     with the original's Hessians, and SourceError says so where there is none.
     """
     entries = {}
-    for name in importance.entries.keys() | transform.operations.keys():
+    # What was known of tied embeddings is the head's input, and moves with the head.
+    moved = {operation.source for operation in transform.operations.values()}
+    for name in (importance.entries.keys() | transform.operations.keys()) - moved:
         operation = transform.operations.get(name, Operation())
         entry = importance.entries.get(operation.source or name)
         if entry is None or operation.values is not None:
@@ -133,6 +135,8 @@ def transform_importance(
             )
         else:
             turned = TransformedMeasured(measured, transform)
-            diagonals = [turned.hessian(name, m).diagonal() for m in range(len(entry))]
-            entries[name] = np.asarray(diagonals, np.float32)
+            counts = np.array([turned.count(name, m) for m in range(len(entry))], np.float32)
+            squares = [turned.hessian(name, m).diagonal() for m in range(len(entry))]
+            sums = np.asarray(np.array(squares) * counts[:, None], np.float32)
+            entries[name] = shrink(sums, counts, ENOUGH_TOKENS)
     return replace(importance, entries={name: entries[name] for name in sorted(entries)})

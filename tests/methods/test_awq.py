@@ -1,0 +1,161 @@
+"""AWQ's scales lower the output error of the codes that llama.cpp itself would write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support import ggml
+from support.measured import Drawn, calibrated
+
+from quantcli.archs.fold import FoldGroup
+from quantcli.formats import get_format
+from quantcli.methods.awq import awq
+from quantcli.methods.folding import model_groups
+from quantcli.methods.loss import Grid, block_grids
+from quantcli.methods.measured import Measured, TransformedMeasured
+from quantcli.methods.search import Transformed
+from quantcli.methods.transform import Operation, dump_transform
+from quantcli.methods.transformed import apply_transform, read_floats
+from quantcli.model import Model, open_model
+
+pytest.importorskip("torch")
+
+
+def search(
+    model: Model, grids: Mapping[str, Grid], measured: Measured, **options: object
+) -> Transformed:
+    *_, found = awq(model, grids, measured, **options)  # type: ignore[arg-type]
+    assert isinstance(found, Transformed)
+    return found
+
+
+def matrices(model: Model) -> list[str]:
+    return [
+        tensor.name
+        for tensor in model.tensors
+        if len(tensor.shape) > 1 and not tensor.name.startswith(("token", "position"))
+    ]
+
+
+def four_bits_by_128(rows: NDArray[np.float32], _: object = None) -> NDArray[np.float32]:
+    """Symmetric four bits with a scale for each 128 columns, or for 32 where a row is shorter."""
+    size = 128 if rows.shape[1] % 128 == 0 else 32
+    groups = rows.reshape(len(rows), -1, size)
+    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True), 1e-20) / 7
+    return (np.clip(np.rint(groups / scale), -8, 7) * scale).reshape(rows.shape)
+
+
+def group_loss(
+    model: Model,
+    group: FoldGroup,
+    measured: Measured,
+    rounded: Callable[..., NDArray[np.float32]],
+    operations: Mapping[str, Operation] = MappingProxyType({}),
+) -> float:
+    """The output error of a group's readers, summed in float64 over every expert's share.
+
+    An output that ``operations`` scale, being channels of the next group, is taken as it was.
+    """
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    total, most = 0.0, max(_counts(group, tensors, measured))
+    for name in group.readers:
+        tensor = tensors[name]
+        stack = tensor.shape[0] if len(tensor.shape) > 2 else 1
+        each = tensor.rows // stack
+        for matrix in range(stack):
+            rows = read_floats(model, tensor, matrix * each, (matrix + 1) * each)
+            hessian = measured.hessian(name, matrix).astype(np.float64)
+            importance = np.ascontiguousarray(hessian.diagonal(), np.float32)
+            error = rounded(rows, importance).astype(np.float64) - rows
+            factors = operations.get(name, Operation()).rows
+            if factors is not None:
+                error /= factors[matrix * each : (matrix + 1) * each, None]
+            share = measured.count(name, matrix) / most
+            total += share * float(np.einsum("rc,cd,rd->", error, hessian, error))
+    return total
+
+
+def _counts(group: FoldGroup, tensors: Mapping[str, object], measured: Measured) -> list[int]:
+    stacks = {name: getattr(tensors[name], "shape", ()) for name in group.readers}
+    return [
+        measured.count(name, matrix)
+        for name, shape in stacks.items()
+        for matrix in range(shape[0] if len(shape) > 2 else 1)
+    ]
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q2_K", "Q4_K", "IQ4_NL"])
+def test_no_group_of_a_model_gets_worse(name: str, checkpoint: Callable[..., Path]) -> None:
+    pytest.importorskip("llama_cpp")
+    kind = get_format(name).type_id
+
+    def rounded(rows: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+        return ggml.dequantize(kind, ggml.quantize(kind, rows, weights))
+
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        columns = {tensor.name: tensor.columns for tensor in model.tensors}
+        measured = Drawn(columns)
+        names = matrices(model)
+        found = search(model, block_grids(dict.fromkeys(names, name)), measured)
+        changed = apply_transform(model, found.transform)
+        after = TransformedMeasured(measured, found.transform)
+        losses = [
+            [group_loss(model, group, measured, rounded) for group in model_groups(model)],
+            [
+                group_loss(changed, group, after, rounded, found.transform.operations)
+                for group in model_groups(model)
+            ],
+        ]
+    told = {outcome.group: outcome for outcome in found.outcomes}
+    for group, before, now in zip(model_groups(model), *losses, strict=True):
+        outcome = told[group.name]
+        # Float32 sums differ between the two; a group without scales has not changed at all.
+        assert now <= before * (1 + 1e-3)
+        assert now / before == pytest.approx(outcome.after / outcome.before, rel=2e-3)
+        assert bool(outcome.choice) == (outcome.after < 0.99 * outcome.before)
+    assert sum(losses[1]) < 0.97 * sum(losses[0]), "channels this unequal have something to gain"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gemma3", "gpt2"])
+def test_a_flat_grid_gains_on_measured_inputs(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    with (
+        open_model(checkpoint(name)) as model,
+        calibrated(model, tmp_path / "m.gguf") as measured,
+    ):
+        names = [n for n in matrices(model) if "gate_inp" not in n]
+        found = search(model, dict.fromkeys(names, four_bits_by_128), measured, weighted=False)
+        changed = apply_transform(model, found.transform)
+        after = TransformedMeasured(measured, found.transform)
+        for group in model_groups(model):
+            before = group_loss(model, group, measured, four_bits_by_128)
+            operations = found.transform.operations
+            now = group_loss(changed, group, after, four_bits_by_128, operations)
+            assert now <= before * (1 + 1e-3), group.name
+    assert sum(outcome.after for outcome in found.outcomes) < 0.97 * sum(
+        outcome.before for outcome in found.outcomes
+    )
+
+
+def test_the_same_for_any_number_of_threads(checkpoint: Callable[..., Path]) -> None:
+    with open_model(checkpoint("qwen3"), vocabulary=False) as model:
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        grids = block_grids(dict.fromkeys(matrices(model), "Q4_0"))
+        files = [
+            dump_transform(search(model, grids, measured, threads=n).transform) for n in (1, 1, 3)
+        ]
+    assert files[0] == files[1] == files[2]
+
+
+def test_what_is_exact_stays_as_it_is(checkpoint: Callable[..., Path]) -> None:
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        found = search(model, block_grids(dict.fromkeys(matrices(model), "F32")), measured)
+        assert not found.transform.operations
+        assert not search(model, {}, measured).outcomes
