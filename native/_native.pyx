@@ -24,10 +24,32 @@ cdef extern from "qk.h" nogil:
         const float *, uint8_t *, int64_t, int64_t, const float *) noexcept
     ctypedef void (*qk_decode_fn)(const uint8_t *, float *, int64_t) noexcept
 
+    struct qk_lattice:
+        const float *levels
+        int count
+        int uniform
+        int sub
+        int block
+        int half
+        int[2] scale_range
+        int[2] min_range
+
+    enum:
+        QK_COLUMNS_MAX
+
+    ctypedef void (*qk_feedback_fn)(
+        const qk_lattice *, const float *, const float *, const float *, const float *,
+        const float *, int64_t, int, uint8_t *, float *) noexcept
+    ctypedef void (*qk_sweep_fn)(
+        const qk_lattice *, const float *, const float *, const float *, int64_t, int, int,
+        uint8_t *, float *, float *, float *, float *) noexcept
+
     struct qk_table:
         const char *name
         qk_encode_fn *encode
         qk_decode_fn *decode
+        qk_feedback_fn feedback
+        qk_sweep_fn sweep
 
     struct qk_type_size:
         int block
@@ -252,3 +274,98 @@ def first_infinite_scale(int type_id, const uint8_t[::1] blocks, tuple offsets) 
         result = qk_first_infinite_scale(
             &blocks[0], blocks.shape[0] // nbytes, nbytes, places, count, exponent)
     return result
+
+
+cdef int _same_shape(str what, int64_t rows, int64_t cols, int64_t n, int64_t k) except -1:
+    if rows != n or cols != k:
+        raise ValueError(f"{what} has shape {(rows, cols)}, expected {(n, k)}")
+    return 0
+
+
+cdef int _lattice(
+        qk_lattice *lattice, const float[::1] levels, int uniform, int sub, int64_t columns
+) except -1:
+    if levels.shape[0] < 2 or levels.shape[0] > 256:
+        raise ValueError(f"{levels.shape[0]} levels; 2 to 256 are supported")
+    if not 0 < columns <= QK_COLUMNS_MAX or columns % 16 or sub < 1 or columns % sub:
+        raise ValueError(f"{columns} columns in runs of {sub} are not supported")
+    lattice.levels = &levels[0]
+    lattice.count = <int>levels.shape[0]
+    lattice.uniform = uniform
+    lattice.sub = sub
+    return 0
+
+
+def feedback(
+    const float[::1] levels, bint uniform, int sub,
+    const float[:, ::1] target, const float[:, ::1] weights, const float[:, ::1] factor,
+    const float[:, ::1] steps, const float[:, ::1] lows,
+    uint8_t[:, ::1] codes, float[:, ::1] errors,
+) -> None:
+    """Round ``target`` (n, columns) column by column, passing errors on; see qk.h.
+
+    ``factor`` is (columns, columns) of which the part above the diagonal counts; ``steps`` and
+    ``lows`` are (n, columns / sub). Fills ``codes`` and ``errors``, ``weights`` less the values.
+    """
+    cdef const qk_table *table = _table()
+    cdef qk_lattice lattice
+    cdef int64_t n = target.shape[0]
+    cdef int64_t k = target.shape[1]
+    _lattice(&lattice, levels, uniform, sub, k)
+    _same_shape("weights", weights.shape[0], weights.shape[1], n, k)
+    _same_shape("factor", factor.shape[0], factor.shape[1], k, k)
+    _same_shape("steps", steps.shape[0], steps.shape[1], n, k // sub)
+    _same_shape("lows", lows.shape[0], lows.shape[1], n, k // sub)
+    _same_shape("codes", codes.shape[0], codes.shape[1], n, k)
+    _same_shape("errors", errors.shape[0], errors.shape[1], n, k)
+    if n == 0:
+        return
+    with nogil:
+        table.feedback(
+            &lattice, &target[0, 0], &weights[0, 0], &factor[0, 0], &steps[0, 0], &lows[0, 0],
+            n, <int>k, &codes[0, 0], &errors[0, 0])
+
+
+def sweep(
+    const float[::1] levels, bint uniform, int sub, int block, bint half,
+    tuple scale_range, tuple min_range,
+    const float[:, ::1] hessian, const float[:, ::1] sums, const float[:, ::1] gradient,
+    bint scales_too, uint8_t[:, ::1] codes, float[:, ::1] d, float[:, ::1] scales,
+    float[:, ::1] dmin=None, float[:, ::1] mins=None,
+) -> None:
+    """One sweep of coordinate descent over whole blocks of columns; see qk.h.
+
+    ``gradient`` is (n, columns), the errors times the whole Hessian for these columns; ``hessian``
+    (columns, columns) with a positive diagonal, ``sums`` (columns / sub, columns). Updates
+    ``codes`` (n, columns) and, with ``scales_too``, ``d`` and ``dmin`` (n, columns / block),
+    ``scales`` and ``mins`` (n, columns / sub).
+    """
+    cdef const qk_table *table = _table()
+    cdef qk_lattice lattice
+    cdef int64_t n = gradient.shape[0]
+    cdef int64_t k = gradient.shape[1]
+    cdef float *low = NULL
+    cdef float *lows = NULL
+    _lattice(&lattice, levels, uniform, sub, k)
+    if block < 32 or block % sub or k % block or sub < 16:
+        raise ValueError(f"blocks of {block} in runs of {sub} do not divide {k} columns")
+    lattice.block = block
+    lattice.half = half
+    lattice.scale_range[0], lattice.scale_range[1] = scale_range
+    lattice.min_range[0], lattice.min_range[1] = min_range
+    _same_shape("hessian", hessian.shape[0], hessian.shape[1], k, k)
+    _same_shape("sums", sums.shape[0], sums.shape[1], k // sub, k)
+    _same_shape("codes", codes.shape[0], codes.shape[1], n, k)
+    _same_shape("d", d.shape[0], d.shape[1], n, k // block)
+    _same_shape("scales", scales.shape[0], scales.shape[1], n, k // sub)
+    if n == 0:
+        return
+    if dmin is not None and mins is not None:
+        _same_shape("dmin", dmin.shape[0], dmin.shape[1], n, k // block)
+        _same_shape("mins", mins.shape[0], mins.shape[1], n, k // sub)
+        low = &dmin[0, 0]
+        lows = &mins[0, 0]
+    with nogil:
+        table.sweep(
+            &lattice, &hessian[0, 0], &sums[0, 0], &gradient[0, 0], n, <int>k, scales_too,
+            &codes[0, 0], &d[0, 0], low, &scales[0, 0], lows)

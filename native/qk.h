@@ -28,12 +28,43 @@ typedef int (*qk_encode_fn)(const float *x, uint8_t *dst, int64_t nrows, int64_t
 /* Decode n elements (a multiple of the block length) to float32. */
 typedef void (*qk_decode_fn)(const uint8_t *src, float *dst, int64_t n);
 
+/* What the codes of a scalar format stand for: rising levels, sub weights under one step. */
+struct qk_lattice {
+    const float *levels;
+    int count;
+    int uniform; /* the levels are consecutive integers */
+    int sub;
+    int block;
+    int half; /* d (and dmin) are float16 that may be chosen */
+    int scale_range[2], min_range[2];
+};
+#define QK_COLUMNS_MAX 256 /* of a block */
+
+/* Codes and errors (weights - values) of nrows x columns weights: target is rounded column by
+ * column, and the error of column j times factor[j * columns + i] is added to each later column i.
+ * steps and lows hold columns / sub values a row; a value is step * level - low. */
+typedef void (*qk_feedback_fn)(const struct qk_lattice *lattice, const float *target,
+                               const float *weights, const float *factor, const float *steps,
+                               const float *lows, int64_t nrows, int columns, uint8_t *codes,
+                               float *errors);
+/* One sweep of coordinate descent over the columns of whole blocks: codes, and with scales_too the
+ * integer scales and mins (columns / sub a row) and the factors d and dmin (columns / block a row).
+ * gradient is errors times the whole Hessian for these columns; hessian their own columns x columns
+ * part, and sums its rows added up over each run of sub columns. dmin and mins are NULL where the
+ * format has no minimums. */
+typedef void (*qk_sweep_fn)(const struct qk_lattice *lattice, const float *hessian,
+                            const float *sums, const float *gradient, int64_t nrows, int columns,
+                            int scales_too, uint8_t *codes, float *d, float *dmin, float *scales,
+                            float *mins);
+
 struct qk_table {
     const char *name;                       /* "baseline", "avx2", "avx512", "neon" */
     qk_encode_fn encode[QK_TYPE_COUNT];     /* NULL where a type has no kernel */
     qk_decode_fn decode[QK_TYPE_COUNT];     /* float types too: this is how sources are read */
     /* Index of the first infinity or NaN among n floats, or -1. */
     int64_t (*first_nonfinite)(const float *x, int64_t n);
+    qk_feedback_fn feedback;
+    qk_sweep_fn sweep;
 };
 
 /* dispatch.c: the tables that are compiled in and that this CPU can run, best first; NULL beyond

@@ -22,3 +22,33 @@ def decode(type_id: int, src: NDArray[np.uint8], dst: NDArray[np.float32]) -> No
 def first_infinite_scale(
     type_id: int, blocks: NDArray[np.uint8], offsets: tuple[int, ...]
 ) -> int: ...
+def feedback(
+    levels: NDArray[np.float32],
+    uniform: bool,
+    sub: int,
+    target: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    lows: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    errors: NDArray[np.float32],
+) -> None: ...
+def sweep(
+    levels: NDArray[np.float32],
+    uniform: bool,
+    sub: int,
+    block: int,
+    half: bool,
+    scale_range: tuple[int, int],
+    min_range: tuple[int, int],
+    hessian: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    scales_too: bool,
+    codes: NDArray[np.uint8],
+    d: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    dmin: NDArray[np.float32] | None = None,
+    mins: NDArray[np.float32] | None = None,
+) -> None: ...

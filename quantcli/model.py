@@ -23,6 +23,9 @@ from quantcli.types import MetaValue, Note, OutputTensor, Piece, TensorInfo, Ten
 _GATHER_SPREAD = 4
 """Permuted rows are read as one span when it is at most this many times the rows wanted."""
 
+TRANSFORMS_KEY = "quantcli.transforms"
+"""Key-value of a model whose weights are transformed as they are read: what was done, as JSON."""
+
 
 @dataclass(frozen=True)
 class Model(AbstractContextManager["Model"]):

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import msgspec
 import numpy as np
@@ -44,6 +45,9 @@ SLAB_BYTES = 4 << 20
 """Stored bytes of a slab. Part of the source digest's definition, so it never varies."""
 
 _NO_DIGEST = "sha256:" + "0" * 64
+
+_scratch = threading.local()
+"""Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,16 @@ class Job:
     def nbytes(self) -> int:
         """Exact size of all files together."""
         return sum(layout.size for layout in self.layouts.values())
+
+
+class Encoded(Protocol):
+    """Tensors that a method has encoded already."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the tensor ``name`` is among them."""
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Its packed rows ``start:stop``, uint8 of shape (stop - start, row bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,13 +191,18 @@ def threads_within(job: Job, threads: int | None, max_memory: int | None) -> int
 
 
 def execute(
-    job: Job, *, threads: int | None = None, max_memory: int | None = None
+    job: Job,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    encoded: Encoded | None = None,
 ) -> Iterator[Event]:
     """Do a job, yielding notes and progress, at last `Finished`.
 
     ``threads`` defaults to the processors, and to as many as fit into ``max_memory`` bytes.
-    Whatever ends the iteration early (an error, an interrupt, closing the generator) leaves no
-    file under a final name and an existing one untouched.
+    Tensors in ``encoded`` are taken from there. Whatever ends the iteration early (an error, an
+    interrupt, closing the generator) leaves no file under a final name and an existing one
+    untouched.
     """
     workers = threads_within(job, threads, max_memory)
     yield from job.model.notes
@@ -193,7 +212,7 @@ def execute(
         for path, layout in job.layouts.items():
             files.write(path, 0, layout.header)
         leaves: dict[tuple[str, int], bytes] = {}
-        yield from _encode_all(job, files, workers, leaves)
+        yield from _encode_all(job, files, workers, leaves, encoded)
         digest = _digest(job.model, leaves)
         metadata = {**job.metadata, "quantcli.source.digest": text(digest)}
         for path, layout in _lay_out(metadata, job.shards).items():
@@ -203,7 +222,11 @@ def execute(
 
 
 def _encode_all(
-    job: Job, files: AtomicFiles, threads: int, leaves: dict[tuple[str, int], bytes]
+    job: Job,
+    files: AtomicFiles,
+    threads: int,
+    leaves: dict[tuple[str, int], bytes],
+    encoded: Encoded | None,
 ) -> Iterator[Progress]:
     model = job.model
     total = sum(model.stored_bytes(item.tensor) for item in job.plan.items)
@@ -215,7 +238,7 @@ def _encode_all(
             while waiting or running:
                 while waiting and len(running) < 2 * threads:
                     slab = waiting.popleft()
-                    running[pool.submit(_encode_slab, job, files, slab)] = slab
+                    running[pool.submit(_encode_slab, job, files, slab, encoded)] = slab
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     slab = running.pop(future)
                     leaves[slab.item.tensor.name, slab.start] = future.result()
@@ -245,23 +268,37 @@ def _cuts(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
             yield start, min(start + step, first + matrix)
 
 
-def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab) -> bytes:
+def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab, encoded: Encoded | None) -> bytes:
     """Read, encode and write one slab; returns the SHA-256 of the rows as stored."""
     tensor = slab.item.tensor
     rows = job.model.read_rows(tensor, slab.start, slab.stop)
     leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
+    if encoded is not None and tensor.name in encoded:
+        packed = encoded.read_rows(tensor.name, slab.start, slab.stop)
+        files.write(slab.path, slab.offset, packed.data)
+        return leaf
     if tensor.dtype == slab.item.format and rows.dtype == np.uint8:
         files.write(slab.path, slab.offset, rows.data)
         return leaf
     if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
         rows = native.decode(get_format(tensor.dtype), rows)
     weights = _importance_of(job, slab)
+    fmt = get_format(slab.item.format)
+    out = None if tensor.dtype == fmt.name else _buffer(len(rows), fmt.row_bytes(tensor.columns))
     try:
-        blocks = native.encode(get_format(slab.item.format), rows, weights)
+        blocks = native.encode(fmt, rows, weights, out=out)
     except native.UnencodableError as refused:
         raise _locate(job.model, slab, refused) from refused
     files.write(slab.path, slab.offset, blocks.data)
     return leaf
+
+
+def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    """A packed array of the thread's own, until it asks for the next one."""
+    held: NDArray[np.uint8] = getattr(_scratch, "held", np.empty(0, np.uint8))
+    if held.size < rows * row_bytes:
+        held = _scratch.held = np.empty(rows * row_bytes, np.uint8)
+    return held[: rows * row_bytes].reshape(rows, row_bytes)
 
 
 def _importance_of(job: Job, slab: _Slab) -> NDArray[np.float32] | None:
@@ -307,7 +344,8 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
     keys["general.quantization_version"] = u32(2)
     keys["general.file_type"] = u32(plan.file_type)
     if importance is not None:
-        keys["quantize.imatrix.file"] = text(importance.path.name)
+        if importance.path.name:
+            keys["quantize.imatrix.file"] = text(importance.path.name)
         if importance.datasets:
             keys["quantize.imatrix.dataset"] = text(importance.datasets[0])
         keys["quantize.imatrix.entries_count"] = u32(len(importance.entries))

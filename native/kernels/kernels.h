@@ -83,4 +83,12 @@ QK_DECODER(iq3_s);
 QK_DECODER(iq4_nl);
 QK_DECODER(iq4_xs);
 
+/* lattice.c */
+void QK_FN(feedback)(const struct qk_lattice *lattice, const float *target, const float *weights,
+                     const float *factor, const float *steps, const float *lows, int64_t nrows,
+                     int columns, uint8_t *codes, float *errors);
+void QK_FN(sweep)(const struct qk_lattice *lattice, const float *hessian, const float *sums,
+                  const float *gradient, int64_t nrows, int columns, int scales_too,
+                  uint8_t *codes, float *d, float *dmin, float *scales, float *mins);
+
 #endif

@@ -24,9 +24,13 @@ typedef struct {
 /* A register wider than the table holds it twice, so that higher bits of an index do no harm. */
 QK_INLINE vt8 vt8_load(const float table[8]) {
     vt8 t;
+#if defined(QK_LOOKUP_AVX512)
+    t.part[0] = (vf)_mm512_broadcast_f32x8(_mm256_loadu_ps(table)); /* half-filled stores stall */
+#else
     for (int i = 0; i < (QK_LANES >= 8 ? QK_LANES : 8); i += 8) {
         memcpy((float *)t.part + i, table, 8 * sizeof *table);
     }
+#endif
     return t;
 }
 

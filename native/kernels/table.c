@@ -42,4 +42,6 @@ const struct qk_table QK_FN(qk_kernels) = {
     DECODE(QK_F64, f64),
     DECODE(QK_F8_E4M3, f8_e4m3),
     .first_nonfinite = QK_FN(first_nonfinite),
+    .feedback = QK_FN(feedback),
+    .sweep = QK_FN(sweep),
 };

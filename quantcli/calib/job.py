@@ -70,7 +70,7 @@ def prepare(
         )
     needs = check_needs(collect)
     refuse_existing(output_paths(output, needs), force=force or resume)
-    windows = _cut(model, texts, ctx, chunks, seed)
+    windows = cut_windows(model, texts, ctx, chunks, seed)
     device = choose_device(device)
     folder = checkpoint_folder(output)
     run = Run(
@@ -132,9 +132,10 @@ def merge(
     yield Calibrated(tuple(written), calibration)
 
 
-def _cut(
+def cut_windows(
     model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
 ) -> Windows:
+    """Windows for a run of ``model``; UsageError for a length that it does not take."""
     longest = int(model.value("context_length", 0))
     if ctx < SHORTEST:
         raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")

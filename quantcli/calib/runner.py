@@ -26,8 +26,7 @@ from quantcli.calib.statistics import Collector
 from quantcli.calib.taps import Product, Tap
 from quantcli.calib.windows import Windows
 from quantcli.errors import SourceError, UsageError
-from quantcli.methods.transformed import TRANSFORMS_KEY
-from quantcli.model import Model
+from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.types import Event, Note, Progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -112,7 +111,7 @@ def calibrate(run: Run, checkpoint: Checkpoint) -> Iterator[Event]:
         yield Note(f"hidden states ({size / 1e9:.1f} GB) are kept in a file at {run.folder}")
     states = States(run.folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
     try:
-        calls = _enter(run, skeleton, states, checkpoint)
+        calls = enter(run, skeleton, states, checkpoint)
         layers = _Layers(run, skeleton, states, checkpoint, calls)
         for index in range(checkpoint.done, len(skeleton.layers)):
             yield from layers.run(index)
@@ -121,7 +120,7 @@ def calibrate(run: Run, checkpoint: Checkpoint) -> Iterator[Event]:
         states.close()
 
 
-def _enter(run: Run, skeleton: Skeleton, states: States, checkpoint: Checkpoint) -> list[Call]:
+def enter(run: Run, skeleton: Skeleton, states: States, checkpoint: Checkpoint) -> list[Call]:
     """The first layer's input, or the states of an earlier run; and how layers are called."""
     with skeleton.start() as start:
         calls = start.calls(run.windows.ids[0].tolist())
@@ -130,7 +129,7 @@ def _enter(run: Run, skeleton: Skeleton, states: States, checkpoint: Checkpoint)
             return calls
         for number, window in enumerate(run.windows.ids):
             hidden = start.embed(window.tolist())
-            _check_finite(hidden, "the embedding", number)
+            check_finite(hidden, "the embedding", number)
             states.put(number, hidden)
     states.turn_over()
     return calls
@@ -145,11 +144,7 @@ class _Layers:
     calls: list[Call]
 
     def __post_init__(self) -> None:
-        sizes = [
-            sum(self._bytes(name) for name in self.skeleton.layer_parameters(index))
-            for index in range(len(self.skeleton.layers))
-        ]
-        self._starts = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+        self._starts = layer_starts(self.run_.model, self.skeleton)
 
     def run(self, index: int) -> Iterator[Event]:
         """One layer: its weights come, all windows pass, its weights go."""
@@ -166,7 +161,7 @@ class _Layers:
                     hidden = self.states.get(number).to(self.skeleton.device)
                     with tap:
                         hidden = self.skeleton.run(index, hidden, self.calls[index])
-                    _check_finite(hidden, f"the output of layer {index}", number)
+                    check_finite(hidden, f"the output of layer {index}", number)
                     self.states.put(number, hidden)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
@@ -195,17 +190,28 @@ class _Layers:
         targets = self.skeleton.parameters.targets
         return Collector(targets, self.run_.needs, self.run_.folder, place)
 
-    def _bytes(self, name: str) -> int:
-        model = self.run_.model
-        stored = {tensor.name: tensor for tensor in model.tensors}
-        uses = self.skeleton.parameters.uses(name)
-        return sum(
-            model.stored_bytes(stored[use.tensor.name]) * use.piece.rows // max(1, use.tensor.rows)
-            for use in uses
+
+def layer_starts(model: Model, skeleton: Skeleton) -> list[int]:
+    """Stored bytes before each layer, and of all layers, to measure progress by."""
+    stored = {tensor.name: tensor for tensor in model.tensors}
+    starts = [0]
+    for index in range(len(skeleton.layers)):
+        uses = (skeleton.parameters.uses(name) for name in skeleton.layer_parameters(index))
+        starts.append(
+            starts[-1]
+            + sum(
+                model.stored_bytes(stored[use.tensor.name])
+                * use.piece.rows
+                // max(1, use.tensor.rows)
+                for found in uses
+                for use in found
+            )
         )
+    return starts
 
 
-def _check_finite(hidden: torch.Tensor, what: str, window: int) -> None:
+def check_finite(hidden: torch.Tensor, what: str, window: int) -> None:
+    """SourceError when a value of ``hidden`` is not finite, naming what it is and the window."""
     if not torch.isfinite(hidden).all():
         raise SourceError(
             f"{what} holds a value that is not finite (window {window})",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantcli.cli.methods import Calibrating, check_options, finish, plan_run, round_beside
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -22,10 +23,12 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.cli.output import Output
+    from quantcli.methods.job import Encoding
     from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
 
 _MIXTURE = "Which type each tensor gets"
+_METHOD = "How weights are rounded"
 _OUTPUT = "The file that is written"
 
 
@@ -65,11 +68,68 @@ def quantize(
         _option(
             "--calibrate",
             metavar="TEXT",
-            help="Make the importance matrix first, by running the checkpoint on this text file, "
-            "and keep it beside the output as NAME.calib.gguf. Repeatable. See 'quantcli "
-            "calibrate' for more.",
+            help="Run the checkpoint on this text file first. With --method it rounds each layer "
+            "in turn; without one it makes the importance matrix and keeps it beside the output "
+            "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        _option(
+            "--method",
+            metavar="NAME",
+            panel=_METHOD,
+            help="Round by a calibrated method instead of weight by weight: gptq.",
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None,
+        _option(
+            "--damping",
+            metavar="SHARE",
+            panel=_METHOD,
+            help="What is added to a Hessian's diagonal, as a share of its mean. Default: 0.01.",
+        ),
+    ] = None,
+    column_order: Annotated[
+        str | None,
+        _option(
+            "--column-order",
+            metavar="natural|activation",
+            panel=_METHOD,
+            help="Round columns from left to right, or those with the largest inputs first.",
+        ),
+    ] = None,
+    sweeps: Annotated[
+        int | None,
+        _option(
+            "--sweeps",
+            metavar="N",
+            panel=_METHOD,
+            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 3.",
+        ),
+    ] = None,
+    propagate: Annotated[
+        bool,
+        flag(
+            "--propagate",
+            help="Fit each layer to the inputs that the quantized layers before it give.",
+            panel=_METHOD,
+        ),
+    ] = False,
+    chunks: Annotated[
+        int | None,
+        _option(
+            "--chunks",
+            metavar="N",
+            panel=_METHOD,
+            help="Use at most N windows of 512 tokens of the text.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        flag("--resume", help="Continue an interrupted --method run.", panel=_METHOD),
+    ] = False,
     include_weights: Annotated[
         list[str] | None,
         _option(
@@ -232,7 +292,14 @@ def quantize(
         on_fallback=on_fallback,
         split_max_size=split_max_size,
         pre=pre,
+        method=method,
+        damping=damping,
+        column_order=column_order,
+        sweeps=sweeps,
+        propagate=propagate or None,
     )
+    told = Calibrating(calibrate or (), chunks, resume)
+    check_options(resolved, told)
     if print_recipe:
         from quantcli.plan.recipe import dump_recipe
 
@@ -244,14 +311,14 @@ def quantize(
     limit = parse_size(max_memory) if max_memory else None
     if calibrate and resolved.imatrix:
         raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
-    if calibrate and dry_run:
+    if calibrate and dry_run and not resolved.method:
         raise UsageError(
             "--dry-run does not run the model, as --calibrate would",
             hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
         )
     _run(
-        out, model, resolved, output,
-        calibrate=calibrate, dry_run=dry_run, force=force, threads=threads, limit=limit,
+        out, model, resolved, output, told,
+        dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
 
 
@@ -274,8 +341,8 @@ def _run(
     target: str,
     recipe: Recipe,
     output: Path | None,
+    told: Calibrating,
     *,
-    calibrate: list[str] | None,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -289,16 +356,23 @@ def _run(
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
         path = output or default_output(model, recipe)
-        if calibrate:
-            made = calibrate_beside(out, model, calibrate, path, force=force, threads=threads)
+        planned = plan_run(model, told) if recipe.method else None
+        if planned is not None:
+            importance = planned.importance
+        elif told.data:
+            made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
         job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
         workers = threads_within(job, threads, limit)
         if dry_run:
             _show_plan(out, job, workers)
-        else:
+        elif planned is None:
             _execute(out, job, workers)
+        else:
+            encoding = round_beside(out, planned, job, told, force=force, threads=threads)
+            _execute(out, job, workers, encoding)
+            finish(encoding)
 
 
 def _show_plan(out: Output, job: Job, threads: int) -> None:
@@ -313,7 +387,7 @@ def _show_plan(out: Output, job: Job, threads: int) -> None:
         out.table(table)
 
 
-def _execute(out: Output, job: Job, threads: int) -> None:
+def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = None) -> None:
     import time
 
     from quantcli.pipeline import Finished, execute
@@ -321,7 +395,8 @@ def _execute(out: Output, job: Job, threads: int) -> None:
 
     start = time.monotonic()
     with out.phase("quantizing"):
-        for event in execute(job, threads=threads):
+        encoded = None if encoding is None else encoding.store
+        for event in execute(job, threads=threads, encoded=encoded):
             if not isinstance(event, Finished):
                 out.event(event)
                 continue
@@ -333,18 +408,19 @@ def _execute(out: Output, job: Job, threads: int) -> None:
         f"in {duration_text(time.monotonic() - start)}"
     )
     if out.json:
-        out.document(
-            "quantize",
-            1,
-            {
-                "paths": [str(path) for path in finished.paths],
-                "type": job.plan.recipe.type,
-                "bytes": finished.nbytes,
-                "bits_per_weight": finished.bits_per_weight,
-                "source_bytes": source,
-                "source_digest": finished.source_digest,
-            },
-        )
+        fields: dict[str, Any] = {
+            "paths": [str(path) for path in finished.paths],
+            "type": job.plan.recipe.type,
+            "bytes": finished.nbytes,
+            "bits_per_weight": finished.bits_per_weight,
+            "source_bytes": source,
+            "source_digest": finished.source_digest,
+        }
+        if encoding is not None:
+            from quantcli.methods.job import outcome_rows
+
+            fields["tensors"] = outcome_rows(encoding.store.outcomes)
+        out.document("quantize", 1, fields)
         return
     for path in finished.paths:
         out.result(path)

@@ -37,14 +37,14 @@ def quantize(rows: Floats, importance: Floats | None) -> Bytes:
         coded = np.clip(nearest(inverse_of(d)[:, None] * scales), -32, 31)
         rounded = (d[:, None] * coded.astype(np.float32)).reshape(-1)
     codes = join_nibbles(encode(blocks, rounded)).reshape(len(scales), -1)
-    packed = np.concatenate([halves(d), _join_scales(coded + 32), codes], axis=1)
+    packed = np.concatenate([halves(d), join_scales(coded + 32), codes], axis=1)
     return packed.reshape(len(rows), -1)
 
 
 def dequantize(packed: Bytes) -> Floats:
     """Weights, float32 of shape (n, columns)."""
     blocks = packed.reshape(-1, NBYTES)
-    scales = from_halves(blocks, 0) * (_split_scales(blocks) - 32).astype(np.float32)
+    scales = from_halves(blocks, 0) * (split_scales(blocks) - 32).astype(np.float32)
     values = LEVELS[split_nibbles(blocks[:, 8:].reshape(-1, BLOCK // 2))]
     return (scales.reshape(-1, 1) * values).reshape(len(packed), -1)
 
@@ -57,15 +57,15 @@ def _largest(scales: Floats) -> Floats:
     return np.where(magnitude.max(axis=1) > 0, found, np.float32(0))
 
 
-def _join_scales(scales: Codes) -> Bytes:
+def join_scales(scales: Codes) -> Bytes:
     """Six bytes for eight scales of 0 .. 63: the high bits, then the low ones."""
     high = ((scales >> 4) << _HIGH_SHIFTS).sum(axis=1, dtype=np.int32)
     low = (scales[:, 0::2] & 15) | (scales[:, 1::2] & 15) << 4
     return np.concatenate([high[:, None] & 255, high[:, None] >> 8, low], axis=1).astype(np.uint8)
 
 
-def _split_scales(blocks: Bytes) -> Codes:
-    """The inverse of `_join_scales`, from whole blocks."""
+def split_scales(blocks: Bytes) -> Codes:
+    """The inverse of `join_scales`, from whole blocks."""
     high = blocks[:, 2].astype(np.int32) | blocks[:, 3].astype(np.int32) << 8
     low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, _PARTS)
     return low.astype(np.int32) | (high[:, None] >> _HIGH_SHIFTS & 3) << 4

@@ -48,7 +48,8 @@ def encode(
 ) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes), of ``rows`` of shape (n, columns).
 
-    ``weights`` is one importance per column, float32. ``out`` receives the result when given.
+    ``weights`` is one importance per column, float32. ``out`` receives the result when given; else
+    rows that are stored in the format already come back uncopied, once they are checked.
     UnencodableError names the first weight that is not finite in float32, or the largest of the
     first block whose scale overflows.
     """
@@ -58,6 +59,8 @@ def encode(
         raise ValueError(f"rows of {columns} do not divide into {fmt.name} blocks of {fmt.block}")
     if fmt.needs_importance and weights is None:
         raise ValueError(f"{fmt.name} is not encoded without importance weights")
+    if out is None and stored == fmt.type_id and fmt.half_scales:
+        return _checked(fmt, rows)
     packed = np.empty((count, fmt.row_bytes(columns)), np.uint8) if out is None else out
     if packed.shape != (count, fmt.row_bytes(columns)):
         raise ValueError(f"out has shape {packed.shape}, not {(count, fmt.row_bytes(columns))}")
@@ -67,12 +70,25 @@ def encode(
     prepare(fmt)
     bad = _native.encode(fmt.type_id, stored, _flat_bytes(rows), count, columns, flat, weights)
     if bad >= 0:
-        row, column = divmod(bad, columns)
-        value = float(rows[row, column])
-        reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
-        raise UnencodableError(row, column, value, reason)
+        raise _not_finite(rows, bad)
     _refuse_overflow(fmt, rows, flat)
     return packed
+
+
+def _checked(fmt: BlockFormat, rows: NDArray[Any]) -> Bytes:
+    """The bytes of F16 or BF16 rows as they are; UnencodableError names an infinity or a NaN."""
+    flat = _flat_bytes(rows)
+    bad = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
+    if bad >= 0:
+        raise _not_finite(rows, bad)
+    return flat.reshape(len(rows), fmt.row_bytes(rows.shape[1]))
+
+
+def _not_finite(rows: NDArray[Any], index: int) -> UnencodableError:
+    row, column = divmod(index, rows.shape[1])
+    value = float(rows[row, column])
+    reason = "is beyond float32" if np.isfinite(value) else "is not a finite number"
+    return UnencodableError(row, column, value, reason)
 
 
 def decode(fmt: BlockFormat, packed: Bytes, *, out: Floats | None = None) -> Floats:

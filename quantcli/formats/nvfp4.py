@@ -42,7 +42,7 @@ def _scale_codes(target: Floats) -> Bytes:
     return np.where(exponent <= 0, subnormal.astype(np.int32), normal).astype(np.uint8)
 
 
-def _scales(codes: Bytes) -> Floats:
+def scales(codes: Bytes) -> Floats:
     """Half of what UE4M3 codes stand for; the highest bit does not count."""
     exponent, mantissa = (codes >> 3 & 15).astype(np.int32), (codes & 7).astype(np.float32)
     fraction = np.where(exponent == 0, mantissa, mantissa + np.float32(8))
@@ -51,26 +51,32 @@ def _scales(codes: Bytes) -> Floats:
     return halved
 
 
-def _join(codes: Codes) -> Bytes:
+def join_codes(codes: Codes) -> Bytes:
+    """32 bytes per block of the codes of its groups, shape (groups, 16)."""
     halves = codes.reshape(-1, 2, GROUP // 2)
     return (halves[:, 0] | halves[:, 1] << 4).astype(np.uint8).reshape(-1, BLOCK // 2)
+
+
+def split_codes(blocks: Bytes) -> Codes:
+    """The inverse of `join_codes`: codes of shape (groups, 16)."""
+    pairs = blocks[:, GROUPS:].reshape(-1, GROUP // 2)
+    return np.concatenate([pairs & 15, pairs >> 4], axis=1).astype(np.int32)
 
 
 def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes)."""
     groups = rows.reshape(-1, GROUP)
     scale_codes = _scale_codes(np.abs(groups).max(axis=1) / np.float32(6))
-    codes = nearest_codes(groups, _scales(scale_codes))
-    packed = np.concatenate([scale_codes.reshape(-1, GROUPS), _join(codes)], axis=1)
+    codes = nearest_codes(groups, scales(scale_codes))
+    packed = np.concatenate([scale_codes.reshape(-1, GROUPS), join_codes(codes)], axis=1)
     return packed.reshape(len(rows), -1)
 
 
 def dequantize(packed: Bytes) -> Floats:
     """Weights, float32 of shape (n, columns)."""
     blocks = packed.reshape(-1, NBYTES)
-    pairs = blocks[:, GROUPS:].reshape(-1, GROUP // 2)
-    codes = np.concatenate([pairs & 15, pairs >> 4], axis=1)
-    values: Floats = VALUES[codes] * _scales(blocks[:, :GROUPS].reshape(-1))[:, None]
+    codes = split_codes(blocks)
+    values: Floats = VALUES[codes] * scales(blocks[:, :GROUPS].reshape(-1))[:, None]
     return values.reshape(len(packed), -1)
 
 

@@ -41,23 +41,32 @@ def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes)."""
     blocks = rows.reshape(-1, BLOCK)
     scale, codes = ternary_codes(blocks, uninvertible=1)
-    runs = [
-        _packed_run(codes[:, first : first + count * width].reshape(-1, count, width))
-        for first, _, width, count in _RUNS
-    ]
-    return np.concatenate([*runs, halves(scale)], axis=1).reshape(len(rows), -1)
+    return np.concatenate([join_trits(codes), halves(scale)], axis=1).reshape(len(rows), -1)
 
 
 def dequantize(packed: Bytes) -> Floats:
     """Weights, float32 of shape (n, columns)."""
     blocks = packed.reshape(-1, NBYTES)
+    values = (split_trits(blocks) - 1).astype(np.float32) * from_halves(blocks, 52)
+    return values.reshape(len(packed), -1)
+
+
+def join_trits(codes: Codes) -> Bytes:
+    """52 bytes per block of its 256 codes 0, 1 and 2."""
+    runs = [
+        _packed_run(codes[:, first : first + count * width].reshape(-1, count, width))
+        for first, _, width, count in _RUNS
+    ]
+    return np.concatenate(runs, axis=1)
+
+
+def split_trits(blocks: Bytes) -> Codes:
+    """The inverse of `join_trits`: 256 codes per block."""
     runs = []
     for _, place, width, count in _RUNS:
         fractions = blocks[:, None, place : place + width] * _POWERS[:count, None] & 0xFF
         runs.append((fractions * 3 >> 8).reshape(len(blocks), -1))
-    trits = np.concatenate(runs, axis=1).astype(np.int32)
-    values = (trits - 1).astype(np.float32) * from_halves(blocks, 52)
-    return values.reshape(len(packed), -1)
+    return np.concatenate(runs, axis=1).astype(np.int32)
 
 
 FORMAT = BlockFormat(

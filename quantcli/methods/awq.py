@@ -21,7 +21,7 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.methods.folding import collect, model_groups
 from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
-from quantcli.methods.search import Outcome, Part, Scales, choose, search_groups
+from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
 from quantcli.methods.transform import Floats
 from quantcli.model import Model
 from quantcli.types import Event
@@ -50,7 +50,7 @@ def awq(
     """
     groups = [group for group in model_groups(model) if any(n in grids for n in group.readers)]
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Outcome] | None:
+    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
         readers = open_readers(model, group, matrix, measured, grids, weighted=weighted)
         if not readers:
             return None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
 from quantcli.formats import get_format, native
+from quantcli.methods.hessian import output_error
 from quantcli.methods.measured import Measured
 from quantcli.methods.transform import Floats
 from quantcli.methods.transformed import read_floats
@@ -88,16 +89,11 @@ class Reader:
         if self.weighted:
             importance = np.asarray(self.hessian.diagonal() / factors**2, np.float32)
         difference = self.grid(rows * factors, importance) / factors - rows
-        return self.share * quadratic(difference, self.hessian)
+        return self.share * output_error(difference, self.hessian)
 
     def energy(self, rows: Floats) -> float:
         """tr(W H W^T), the square of the output itself, times the share."""
-        return self.share * quadratic(rows, self.hessian)
-
-
-def quadratic(rows: Floats, hessian: Floats) -> float:
-    """tr(R H R^T), summed in float64."""
-    return float(np.einsum("rc,rc->", rows @ hessian, rows, dtype=np.float64))
+        return self.share * output_error(rows, self.hessian)
 
 
 def open_readers(

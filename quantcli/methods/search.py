@@ -30,7 +30,7 @@ SAMPLE = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Searched:
     """What a search did to one group, or to one expert's part of it.
 
     Losses are relative to the square of what the group's readers put out. ``choice`` names the
@@ -49,7 +49,7 @@ class Transformed(Event):
     """A transform is found; ``outcomes`` tell of each group that was searched."""
 
     transform: Transform
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[Searched, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Part:
 
 def choose(
     part: Part, samples: list[Floats], candidates: Mapping[str, Scales], loss: Loss, margin: float
-) -> tuple[Scales, Outcome]:
+) -> tuple[Scales, Searched]:
     """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story."""
     best, least = "", np.inf
     for name, scales in candidates.items():
@@ -92,14 +92,14 @@ def choose(
     if not after < (1 - margin) * before:
         best, after, chosen = "", before, ones
     whole = energy if energy > 0 else 1.0
-    return chosen, Outcome(part.group.name, part.matrix, before / whole, after / whole, best)
+    return chosen, Searched(part.group.name, part.matrix, before / whole, after / whole, best)
 
 
 def search_groups(
     method: str,
     model: Model,
     groups: Sequence[FoldGroup],
-    search: Callable[[FoldGroup, int], tuple[Scales, Outcome] | None],
+    search: Callable[[FoldGroup, int], tuple[Scales, Searched] | None],
     settings: Mapping[str, Any],
     threads: int,
 ) -> Iterator[Event]:
@@ -110,7 +110,7 @@ def search_groups(
     tensors = {tensor.name: tensor for tensor in model.tensors}
     parts, outcomes = [], []
 
-    def search_all(group: FoldGroup) -> list[tuple[Scales, Outcome] | None]:
+    def search_all(group: FoldGroup) -> list[tuple[Scales, Searched] | None]:
         return [search(group, matrix) for matrix in range(group.matrices)]
 
     with ThreadPoolExecutor(threads, thread_name_prefix=method) as pool:

@@ -27,7 +27,7 @@ from quantcli.errors import UsageError
 from quantcli.methods.folding import collect, model_groups
 from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
-from quantcli.methods.search import Outcome, Part, Scales, choose, search_groups
+from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
 from quantcli.methods.transform import Floats
 from quantcli.model import Model
 from quantcli.types import Event
@@ -64,7 +64,7 @@ def smoothquant(
     alphas = _ALPHAS if alpha is None else (alpha,)
     least = margin if alpha is None else -math.inf
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Outcome] | None:
+    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
         readers = open_readers(model, group, matrix, measured, grids, weighted=False)
         if not readers:
             return None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.methods.transform import Operation, Transform, Turn, dump_transform
-from quantcli.model import Model
+from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.types import OutputTensor, text
 
 Floats = NDArray[np.float32]
@@ -31,9 +31,6 @@ _KEPT = 3
 
 _LEAST_BITS = 8
 """Bits per weight of stored blocks that lose next to nothing."""
-
-TRANSFORMS_KEY = "quantcli.transforms"
-"""Key-value of a transformed model: methods, settings and digests of what was done, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,11 @@ def apply_transform(model: Model, transform: Transform) -> TransformedModel:
     config = dict(model.config)
     if config and any(name not in tensors for name in transform.operations):
         config["tie_word_embeddings"] = False
-    done = json.loads(str(model.metadata[TRANSFORMS_KEY].value)) if _is_chain(model) else []
+    done = (
+        json.loads(str(model.metadata[TRANSFORMS_KEY].value))
+        if TRANSFORMS_KEY in model.metadata
+        else []
+    )
     done.append(
         {
             "method": transform.method,
@@ -184,10 +185,6 @@ def _check(model: Model, tensor: OutputTensor, operation: Operation) -> None:
                 f"the transform has {factors.shape[-1]} factors for the {key} of {tensor.name}, "
                 f"but {model.label} has {size} there"
             )
-
-
-def _is_chain(model: Model) -> bool:
-    return isinstance(model, TransformedModel)
 
 
 def _in_order(

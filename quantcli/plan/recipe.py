@@ -53,6 +53,16 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Largest shard, such as 2G; decimal units."""
     pre: str | None = None
     """Name of the pre-tokenizer, instead of recognising it."""
+    method: str | None = None
+    """Calibrated methods, such as gptq; several with commas between them."""
+    damping: float | None = None
+    """Of a Hessian's diagonal, as a share of its mean."""
+    column_order: Literal["natural", "activation"] | None = None
+    """In which order error feedback takes the columns."""
+    sweeps: int | None = None
+    """Of coordinate descent after error feedback."""
+    propagate: bool = False
+    """Whether a layer's inputs come from the quantized layers before it."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -171,6 +181,8 @@ class _StrictLoader(yaml.SafeLoader):
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
     if isinstance(value, str):
         # JSON's escapes are TOML's, but TOML also wants DEL escaped.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

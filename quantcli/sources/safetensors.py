@@ -136,12 +136,12 @@ def _take_metadata(entries: dict[str, Any], path: Path) -> dict[str, str]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0  # True is an int as well
 
 
 def _check_entry(name: str, entry: Any, path: Path, payload: int) -> tuple[TensorInfo, int]:
     where = f"{path}: tensor {name!r}"
-    if any("\ud800" <= letter <= "\udfff" for letter in name):
+    if not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name):
         raise SourceError(f"{where} has a name that is not Unicode text")
     if not isinstance(entry, dict):
         raise SourceError(f"{where} is described by a {type(entry).__name__}, not an object")

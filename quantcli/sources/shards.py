@@ -118,11 +118,15 @@ def read_index(folder: Path, *, is_local: bool = True) -> dict[str, str] | None:
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise SourceError(f"{path}: has no 'weight_map' of tensors")
+    good: set[str] = set()
     for tensor, shard in weight_map.items():
+        if isinstance(shard, str) and shard in good:
+            continue
         if not isinstance(shard, str) or not shard.endswith(".safetensors"):
             raise SourceError(f"{path}: tensor {tensor!r} is in {shard!r}, not a safetensors file")
         if Path(shard).name != shard:
             raise SourceError(f"{path}: tensor {tensor!r} is in {shard!r}, outside of the folder")
+        good.add(shard)
     if single.exists() and SINGLE not in weight_map.values():
         raise SourceError(
             f"{folder}: holds both {SINGLE} and an index that does not name it",

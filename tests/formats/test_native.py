@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import ml_dtypes
 import numpy as np
 import pytest
-from support import rows
+from support import ggml, rows
 
 from quantcli import _native
 from quantcli.errors import UsageError, WeightError
@@ -71,6 +71,16 @@ def test_out_receives_the_rows_in_place() -> None:
     assert not whole[6:].any()
     values = np.empty((8, 64), np.float32)
     assert native.decode(fmt, whole, out=values) is values
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_rows_in_the_format_already_are_not_copied(name: str) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16).view(STORED[name])
+    x = bits[np.isfinite(bits.astype(np.float32))].reshape(2, -1)
+    packed = native.encode(get_format(name), x)
+    assert np.shares_memory(packed, x)
+    want = ggml.quantize(get_format(name).type_id, x.astype(np.float32), None)
+    np.testing.assert_array_equal(packed, want)
 
 
 def test_rows_need_not_be_contiguous_or_aligned() -> None:

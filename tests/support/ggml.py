@@ -58,13 +58,16 @@ def dequantize(type_id: int, packed: np.ndarray) -> np.ndarray:
     return out
 
 
-def quantize(type_id: int, rows: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
-    """llama.cpp's bytes for float32 rows: uint8 of shape (n, row bytes)."""
+def quantize(
+    type_id: int, rows: np.ndarray, importance: np.ndarray | None, out: np.ndarray | None = None
+) -> np.ndarray:
+    """llama.cpp's bytes for float32 rows: uint8 of shape (n, row bytes), in ``out`` when given."""
     lib = library()
     lib.ggml_quantize_init(type_id)
     rows = np.ascontiguousarray(rows, dtype=np.float32)
     nrows, ncols = rows.shape
-    out = np.zeros((nrows, lib.ggml_row_size(type_id, ncols)), np.uint8)
+    if out is None:
+        out = np.zeros((nrows, lib.ggml_row_size(type_id, ncols)), np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     written = lib.ggml_quantize_chunk(
         type_id,

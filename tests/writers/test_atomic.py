@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantcli.errors import OutputError
+from quantcli.writers import atomic
 from quantcli.writers.atomic import AtomicFiles, partial_path
 
 
@@ -76,6 +77,28 @@ def test_full_disk_is_said_before_a_byte_is_written(
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OutputError, match="disk is full"), AtomicFiles({tmp_path / "a.bin": 3}):
         pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_was_lost_on_the_way_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of it at the next flush alone, here the one while data still come."""
+    lost = [OSError(errno.EIO, os.strerror(errno.EIO))]
+
+    def flush(_: int) -> None:
+        if lost:
+            raise lost.pop()
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(atomic, "_FLUSH_BYTES", 2)
+    with (
+        pytest.raises(OutputError, match="Input/output error"),
+        AtomicFiles({tmp_path / "a.bin": 3}) as files,
+    ):
+        files.write(tmp_path / "a.bin", 0, b"abc")
+        files.publish()
+    assert not lost
     assert list(tmp_path.iterdir()) == []
 
 

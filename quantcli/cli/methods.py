@@ -1,0 +1,124 @@
+"""A calibrated method inside ``quantize``: run the model, round layer by layer, then write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from quantcli.cli.options import thread_count
+from quantcli.cli.running import default_memory
+from quantcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quantcli.cli.output import Output
+    from quantcli.methods.job import Encoding, MethodJob
+    from quantcli.methods.options import Options, Outcome
+    from quantcli.model import Model
+    from quantcli.pipeline import Job
+    from quantcli.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """What ``quantize`` was told about the run of the model."""
+
+    data: Sequence[str]
+    chunks: int | None = None
+    resume: bool = False
+
+
+def check_options(recipe: Recipe, told: Calibrating) -> None:
+    """UsageError where an option of a method stands without one, or two contradict each other."""
+    if recipe.method is None:
+        given = {
+            "--damping": recipe.damping, "--column-order": recipe.column_order,
+            "--sweeps": recipe.sweeps, "--propagate": recipe.propagate or None,
+            "--resume": told.resume or None,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
+        return
+    from quantcli.methods import parse_methods
+
+    parse_methods(recipe.method)
+    if recipe.imatrix:
+        raise UsageError(
+            "--method runs the model itself and takes no importance matrix",
+            hint="give it the text with --calibrate instead of --imatrix",
+        )
+    read_options(recipe).check()
+
+
+def read_options(recipe: Recipe) -> Options:
+    """The recipe's options of methods, defaults filled in."""
+    from quantcli.methods.options import Options
+
+    named: dict[str, Any] = {
+        "damping": recipe.damping,
+        "order": recipe.column_order,
+        "sweeps": recipe.sweeps,
+        "propagate": recipe.propagate or None,
+    }
+    return Options(**{name: value for name, value in named.items() if value is not None})
+
+
+def plan_run(model: Model, told: Calibrating) -> MethodJob:
+    """Read and cut the texts that the model will be run on."""
+    from quantcli.calib.extras import require_torch
+
+    require_torch()
+    from quantcli.calib.data import read_texts
+    from quantcli.methods.job import prepare
+
+    return prepare(model, read_texts(list(told.data)), chunks=told.chunks)
+
+
+def round_beside(
+    out: Output, planned: MethodJob, job: Job, told: Calibrating, *,
+    force: bool, threads: int | None,
+) -> Encoding:  # fmt: skip
+    """Round every tensor; when it ends early, say what is kept and how to go on."""
+    from quantcli.methods.job import begin, rounded
+    from quantcli.methods.options import Outcome
+
+    encoding = begin(
+        planned, job.plan, job.paths[0], read_options(job.plan.recipe),
+        max_memory=default_memory(), threads=thread_count(threads), resume=told.resume,
+        force=force,
+    )  # fmt: skip
+    with out.phase("rounding"):
+        try:
+            for event in rounded(encoding):
+                if isinstance(event, Outcome):
+                    out.detail(_sentence(event))
+                else:
+                    out.event(event)
+        except BaseException:
+            encoding.store.close()
+            if encoding.checkpoint.done:
+                out.close()
+                out.warn(
+                    f"{encoding.checkpoint.done} layers are done and kept in "
+                    f"{encoding.checkpoint.folder}; the same command with --resume continues"
+                )
+            else:
+                encoding.checkpoint.remove()
+            raise
+    return encoding
+
+
+def _sentence(outcome: Outcome) -> str:
+    kept = f", {outcome.kept} kept" if outcome.kept else ""
+    return (
+        f"{outcome.tensor} {outcome.format}: held-out loss {outcome.before:.3g} -> "
+        f"{outcome.after:.3g}{kept}"
+    )
+
+
+def finish(encoding: Encoding) -> None:
+    """The output is whole: the run's folder goes."""
+    encoding.store.close()
+    encoding.checkpoint.remove()

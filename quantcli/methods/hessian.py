@@ -1,0 +1,85 @@
+"""The Hessian of a layer's output error, and its factor for error feedback.
+
+For inputs x of a weight matrix W the squared error of the output is ``tr(E H E^T)`` with
+``E = W - Q`` and ``H = mean of x x^T``. With ``H = (I + U) D (I + U)^T``, U strictly upper
+triangular and D diagonal, it is ``sum_j D_j |W_j + sum_{i<j} E_i U_ij - Q_j|^2``: column j is best
+rounded from its own weights plus the errors of the columns before it. This is the form of QuIP
+(arXiv:2307.13304), equivalent to GPTQ's (arXiv:2210.17323), and needs no inverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import SourceError
+
+Matrix = NDArray[np.float32]
+Order = NDArray[np.int64]
+
+ORDERS = ("natural", "activation")
+"""Columns from left to right, or those with the largest mean square first."""
+
+DAMPING = 0.01
+"""Added to the diagonal, as a share of its mean."""
+_RAISED = 10.0
+_MOST = 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Hessian:
+    """A damped Hessian, shape (columns, columns), float32, and its factor.
+
+    ``factor`` is I + U for the columns in ``order`` (None: as they are); ``damping`` is the share
+    that was needed for the matrix to be positive definite.
+    """
+
+    matrix: Matrix
+    factor: Matrix
+    damping: float
+    order: Order | None = None
+
+
+def prepare_hessian(
+    mean: NDArray[np.floating[Any]], damping: float = DAMPING, order: str = "natural"
+) -> Hessian:
+    """Damp and factor a mean of x x^T, shape (columns, columns).
+
+    A column that was always zero gets the mean of the diagonal. Where the factorisation fails the
+    damping is raised tenfold until it succeeds; SourceError when even ten times the mean diagonal
+    does not help, which takes values that are not finite.
+    """
+    values = np.array(mean, np.float64)
+    diagonal = values.diagonal().copy()
+    average = float(diagonal.mean())
+    if not np.isfinite(average):
+        raise SourceError("a Hessian holds a value that is not finite")
+    if average <= 0:
+        average = 1.0
+    alive = np.where(diagonal > 0, diagonal, average)
+    sorting = np.argsort(-alive, kind="stable") if order == "activation" else None
+    while True:
+        np.fill_diagonal(values, alive + damping * average)
+        ordered = values if sorting is None else values[np.ix_(sorting, sorting)]
+        try:
+            # The reversed matrix's lower factor, turned round, is the upper one from the right.
+            upper = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]
+            break
+        except np.linalg.LinAlgError:
+            damping *= _RAISED
+            if damping > _MOST:
+                raise SourceError("a Hessian is not positive definite") from None
+    factor = (upper / upper.diagonal()).astype(np.float32)
+    return Hessian(values.astype(np.float32), factor, damping, sorting)
+
+
+def output_error(errors: Matrix, mean: NDArray[np.floating[Any]]) -> float:
+    """``tr(E H E^T)``: the summed squared error of the outputs, per input."""
+    total = 0.0
+    # A share of the rows at a time, so that float64 is never held for all of them.
+    for rows in np.array_split(errors, max(1, errors.size // (1 << 24))):
+        total += float(np.einsum("ij,ij->", rows @ mean.astype(np.float32), rows, dtype=np.float64))
+    return total

@@ -1,0 +1,146 @@
+"""A calibrated quantization from a plan and texts to encoded tensors: what ``--method`` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantcli.calib.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.calib.data import Text
+from quantcli.calib.job import cut_windows
+from quantcli.calib.runner import Run, choose_device, choose_dtype
+from quantcli.calib.windows import Windows
+from quantcli.errors import PlanError, SourceError
+from quantcli.methods.options import Options, Outcome
+from quantcli.methods.runner import Work, round_model
+from quantcli.methods.store import EncodedStore
+from quantcli.model import Model
+from quantcli.plan.names import HEAD_NAME
+from quantcli.plan.planner import Plan
+from quantcli.sources.imatrix import Importance
+from quantcli.types import Event, Note
+
+
+@dataclass(frozen=True)
+class MethodJob:
+    """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
+
+    model: Model
+    windows: Windows
+    importance: Importance
+
+
+def prepare(
+    model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
+    seed: int | None = None,
+) -> MethodJob:  # fmt: skip
+    """Cut the texts; no weight is read. SourceError for a GGUF, which transformers cannot run."""
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
+            hint="give the checkpoint that it was made from",
+        )
+    windows = cut_windows(model, texts, ctx, chunks, seed)
+    return MethodJob(model, windows, _expected(model, windows))
+
+
+def _expected(model: Model, windows: Windows) -> Importance:
+    """An importance matrix of the right shapes: every weight in a layer, and the head."""
+    tied = all(tensor.name != HEAD_NAME for tensor in model.tensors)
+    head = "token_embd.weight" if tied else HEAD_NAME
+    entries = {}
+    for tensor in model.tensors:
+        inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
+        if len(tensor.shape) > 1 and (inside or tensor.name == head):
+            matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+            ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
+            entries[tensor.name] = ones
+    return Importance(Path(), entries, windows.labels, len(windows.ids))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A run that may begin; `rounded` yields its events, then ``store`` holds the tensors."""
+
+    work: Work
+    checkpoint: Checkpoint
+    store: EncodedStore
+
+
+def begin(
+    job: MethodJob, plan: Plan, output: Path, options: Options, *,
+    dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
+    threads: int = 1, resume: bool = False, force: bool = False,
+) -> Encoding:  # fmt: skip
+    """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
+    options.check()
+    formats = {item.tensor.name: item.format for item in plan.items if item.importance}
+    if not formats:
+        raise PlanError(
+            f"{plan.recipe.type} quantizes nothing that a method could round",
+            hint="leave --method out, or choose another type",
+        )
+    device = choose_device(device)
+    folder = checkpoint_folder(output)
+    run = Run(
+        job.model, job.windows, ("mean_sq", "hessian"), folder,
+        choose_dtype(dtype, device, job.model), device, max_memory, threads,
+    )  # fmt: skip
+    work = Work(run, formats, options)
+    checkpoint = Checkpoint(folder, work.identity)
+    checkpoint.begin(resume=resume, force=force)
+    return Encoding(work, checkpoint, EncodedStore(folder))
+
+
+def rounded(encoding: Encoding) -> Iterator[Event]:
+    """Run the model and round its tensors, yielding notes, progress and an `Outcome` for each.
+
+    An interrupt leaves the folder, so that ``resume`` can go on from the last whole layer.
+    """
+    run = encoding.work.run
+    count, available = len(run.windows.ids), run.windows.available
+    yield Note(
+        f"{count} windows of {run.windows.ids.shape[1]} tokens from "
+        f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
+        + (f" ({available} were there)" if available > count else "")
+    )
+    if encoding.checkpoint.done:
+        yield Note(f"continuing after layer {encoding.checkpoint.done - 1}")
+    yield from round_model(encoding.work, encoding.checkpoint, encoding.store)
+    missing = [name for name in encoding.work.formats if name not in encoding.store]
+    if missing:
+        raise SourceError(
+            f"the model never multiplied with {missing[0]}, so no method can round it",
+            hint="leave --method out",
+        )
+    yield _summary(encoding.store.outcomes)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> Note:
+    kept = sum(outcome.kept for outcome in outcomes)
+    matrices = sum(outcome.matrices for outcome in outcomes)
+    ratios = [o.after / o.before for o in outcomes if o.before > 0]
+    ratio = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-9))))) if ratios else 1.0
+    return Note(
+        f"{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} times "
+        f"that of importance weights alone; {kept} kept the latter, being no worse"
+    )
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[Mapping[str, object]]:
+    """The outcomes as plain data, in the file's order."""
+    return [
+        {
+            "tensor": outcome.tensor,
+            "type": outcome.format,
+            "method": outcome.method,
+            "loss_before": outcome.before,
+            "loss_after": outcome.after,
+            "matrices": outcome.matrices,
+            "kept": outcome.kept,
+        }
+        for outcome in outcomes
+    ]

@@ -1,0 +1,55 @@
+"""What a calibrated method may be told, and what comes of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantcli.errors import UsageError
+from quantcli.methods.hessian import DAMPING, ORDERS
+from quantcli.types import Event
+
+HELD_OUT = 8
+"""Every so many windows one is kept from the fit, to judge it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How GPTQ works: damping, column order, sweeps of descent, and whose inputs it sees.
+
+    ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
+    for what they lost.
+    """
+
+    damping: float = DAMPING
+    order: str = "natural"
+    sweeps: int = 3
+    propagate: bool = False
+
+    def check(self) -> None:
+        """UsageError for a value that makes no sense."""
+        if not 0 < self.damping <= 1:
+            raise UsageError(f"a damping of {self.damping:g} is not above 0 and at most 1")
+        if self.order not in ORDERS:
+            raise UsageError(
+                f"there is no column order {self.order!r}", hint=f"there are {', '.join(ORDERS)}"
+            )
+        if self.sweeps < 0:
+            raise UsageError(f"{self.sweeps} sweeps are not possible", hint="0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Event):
+    """What became of one tensor.
+
+    Losses are the outputs' squared error on held-out inputs, as a share of the outputs' own
+    squares: ``before`` of the encoder alone with importance weights, ``after`` of what was taken.
+    ``kept`` counts matrices in which the encoder's own result was better and stayed.
+    """
+
+    tensor: str
+    format: str
+    method: str
+    before: float
+    after: float
+    matrices: int = 1
+    kept: int = 0
