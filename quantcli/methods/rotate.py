@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from quantcli.archs import find_folds
-from quantcli.archs.fold import FoldGroup, writer_tensors
+from quantcli.archs.fold import FoldGroup, Folds, writer_tensors
 from quantcli.errors import ArchitectureError
 from quantcli.methods.folding import model_groups
 from quantcli.methods.rotations import Rotation, make_rotation
@@ -38,11 +38,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
     Only norms are read. ArchitectureError where the model's function would not be preserved.
     """
     folds = find_folds(model.arch)
-    if folds.basis:
-        raise ArchitectureError(
-            f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
-            hint="awq and smoothquant, which scale channels, fit it",
-        )
+    refuse_rotation(model, folds)
     tensors = {tensor.name: tensor for tensor in model.tensors}
     groups = model_groups(model)
     stream = make_rotation(tensors[_EMBEDDING].columns, seed)
@@ -65,6 +61,15 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
                 _turn_values(group, tensors, operations, rotations, seed)
     settings = {"seed": seed, "heads": heads}
     return Transform("rotate", operations, rotations, settings)
+
+
+def refuse_rotation(model: Model, folds: Folds) -> None:
+    """ArchitectureError where a rotation of the stream would change the model's function."""
+    if folds.basis:
+        raise ArchitectureError(
+            f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
+            hint="awq and smoothquant, which scale channels, fit it",
+        )
 
 
 def _read_stream(
