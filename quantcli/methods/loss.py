@@ -52,7 +52,7 @@ def block_grids(formats: Mapping[str, str]) -> dict[str, Grid]:
 class Reader:
     """One matrix that reads a group's channels: its rows, its inputs, the grid it will be in.
 
-    ``share`` weighs its error: the part of all tokens that it sees.
+    ``share`` is the part of all tokens that it sees.
     """
 
     model: Model
@@ -83,17 +83,17 @@ class Reader:
             yield read_floats(self.model, self.tensor, start + first, start + last)
 
     def error(self, rows: Floats, scales: NDArray[np.float64]) -> float:
-        """tr(E H E^T) of ``rows`` with ``scales`` on their columns, times the share."""
+        """tr(E H E^T) of ``rows`` with ``scales`` on their columns."""
         factors = scales.astype(np.float32)
         importance = None
         if self.weighted:
             importance = np.asarray(self.hessian.diagonal() / factors**2, np.float32)
         difference = self.grid(rows * factors, importance) / factors - rows
-        return self.share * output_error(difference, self.hessian)
+        return output_error(difference, self.hessian)
 
-    def energy(self, rows: Floats) -> float:
-        """tr(W H W^T), the square of the output itself, times the share."""
-        return self.share * output_error(rows, self.hessian)
+    def output(self, rows: Floats) -> float:
+        """tr(W H W^T) of all of the matrix's rows, told by ``rows``: its output's square."""
+        return output_error(rows, self.hessian) * self.height / len(rows)
 
 
 def open_readers(

@@ -1,12 +1,13 @@
 """The search over scales that AWQ and SmoothQuant share: candidates, losses, a clear winner.
 
-Candidates are compared on a sample of each matrix's rows. The best one is folded if, on all rows,
-it lowers the loss by a margin, so no group is ever worse off than without the transform.
+Candidates are compared on a sample of each matrix's rows, the likeliest on a larger one: each is
+rounded anew, so few rows tell little of a few per cent. The best one is folded if, on all rows, it
+lowers the loss by a margin, so no group is ever worse off than without the transform.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +27,19 @@ Loss = Callable[[Reader, Floats, Scales], float]
 """The error of some rows of a reader with scales on its columns."""
 
 SAMPLE = 512
-"""Rows of a matrix that candidates are compared on."""
+"""Rows of a matrix that the likeliest candidates are compared on."""
+_SCREEN = 4
+"""All candidates are compared on every so many of these rows, and a few go on to all of them."""
+_LIKELY = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Searched:
     """What a search did to one group, or to one expert's part of it.
 
-    Losses are relative to the square of what the group's readers put out. ``choice`` names the
-    scales that were folded, or is empty where none were clearly better.
+    Losses are squared errors of the readers' outputs as parts of these outputs' squares, on the
+    mean over the readers. ``choice`` names the scales that were folded, or is empty where none
+    were clearly better.
     """
 
     group: str
@@ -72,27 +77,38 @@ class Part:
 def choose(
     part: Part, samples: list[Floats], candidates: Mapping[str, Scales], loss: Loss, margin: float
 ) -> tuple[Scales, Searched]:
-    """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story."""
-    best, least = "", np.inf
-    for name, scales in candidates.items():
-        columns = part.columns(scales)
-        total = 0.0
-        for reader, rows in zip(part.readers, samples, strict=True):
-            total += loss(reader, rows, columns)
-        if total < least:
-            best, least = name, total
-    ones = np.ones(part.group.channels)
-    chosen = candidates[best] if best else ones
-    before = after = energy = 0.0
-    for reader in part.readers:
+    """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story.
+
+    Readers' errors are added up as parts of their own outputs.
+    """
+    # Of q and k only the product counts, whose scale may lie in either; so for gate and up.
+    outputs = [reader.output(rows) for reader, rows in zip(part.readers, samples, strict=True)]
+    total = sum(reader.share for reader in part.readers)
+    weights = [
+        reader.share / total / max(output, 1e-30)
+        for reader, output in zip(part.readers, outputs, strict=True)
+    ]
+
+    def rank(names: Iterable[str], step: int) -> list[str]:
+        losses = {}
+        for name in names:
+            columns = part.columns(candidates[name])
+            losses[name] = sum(
+                weight * loss(reader, rows[::step], columns)
+                for reader, weight, rows in zip(part.readers, weights, samples, strict=True)
+            )
+        return sorted(losses, key=losses.__getitem__)
+
+    best = rank(rank(candidates, _SCREEN)[:_LIKELY], 1)[0]
+    ones, chosen = np.ones(part.group.channels), candidates[best]
+    before = after = 0.0
+    for reader, weight in zip(part.readers, weights, strict=True):
         for rows in reader.slabs():
-            before += loss(reader, rows, part.columns(ones))
-            after += loss(reader, rows, part.columns(chosen))
-            energy += reader.energy(rows)
+            before += weight * loss(reader, rows, part.columns(ones))
+            after += weight * loss(reader, rows, part.columns(chosen))
     if not after < (1 - margin) * before:
         best, after, chosen = "", before, ones
-    whole = energy if energy > 0 else 1.0
-    return chosen, Searched(part.group.name, part.matrix, before / whole, after / whole, best)
+    return chosen, Searched(part.group.name, part.matrix, before, after, best)
 
 
 def search_groups(

@@ -79,7 +79,7 @@ def smoothquant(
         def loss(reader: Reader, rows: Floats, columns: Scales) -> float:
             step = token_step(reader.hessian.diagonal(), seen[reader], columns)
             scaled = np.square(rows * columns).sum(dtype=np.float64)
-            return reader.error(rows, columns) + reader.share * step**2 / 12 * float(scaled)
+            return reader.error(rows, columns) + step**2 / 12 * float(scaled)
 
         return choose(part, part.samples(), candidates, loss, least)
 

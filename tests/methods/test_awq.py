@@ -57,14 +57,16 @@ def group_loss(
     rounded: Callable[..., NDArray[np.float32]],
     operations: Mapping[str, Operation] = MappingProxyType({}),
 ) -> float:
-    """The output error of a group's readers, summed in float64 over every expert's share.
+    """The output error of a group's readers, each as a part of its output, over what they see.
 
     An output that ``operations`` scale, being channels of the next group, is taken as it was.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
-    total, most = 0.0, max(_counts(group, tensors, measured))
+    total, seen = 0.0, 0
     for name in group.readers:
         tensor = tensors[name]
+        if tensor.name.endswith("gate_inp.weight"):
+            continue
         stack = tensor.shape[0] if len(tensor.shape) > 2 else 1
         each = tensor.rows // stack
         for matrix in range(stack):
@@ -75,18 +77,12 @@ def group_loss(
             factors = operations.get(name, Operation()).rows
             if factors is not None:
                 error /= factors[matrix * each : (matrix + 1) * each, None]
-            share = measured.count(name, matrix) / most
-            total += share * float(np.einsum("rc,cd,rd->", error, hessian, error))
-    return total
-
-
-def _counts(group: FoldGroup, tensors: Mapping[str, object], measured: Measured) -> list[int]:
-    stacks = {name: getattr(tensors[name], "shape", ()) for name in group.readers}
-    return [
-        measured.count(name, matrix)
-        for name, shape in stacks.items()
-        for matrix in range(shape[0] if len(shape) > 2 else 1)
-    ]
+                rows = rows / factors[matrix * each : (matrix + 1) * each, None]
+            squares = [float(np.einsum("rc,cd,rd->", x, hessian, x)) for x in (error, rows)]
+            if squares[1]:
+                total += measured.count(name, matrix) * squares[0] / squares[1]
+                seen += measured.count(name, matrix)
+    return total / seen
 
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q2_K", "Q4_K", "IQ4_NL"])
