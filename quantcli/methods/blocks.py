@@ -20,6 +20,11 @@ from quantcli.formats.lattice import LATTICES, Lattice, Parts
 from quantcli.formats.search import Codes
 
 
+def has_lattice(format_name: str) -> bool:
+    """Whether a method can choose the codes of this block format."""
+    return format_name in LATTICES
+
+
 @dataclass
 class Workers:
     """Threads for kernels that drop the GIL."""

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.lattice import LATTICES
-from quantcli.methods.blocks import Coded, Workers
+from quantcli.methods.blocks import Coded, Workers, has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian, output_error
@@ -34,6 +33,8 @@ class Statistics:
     hessian: Hessian
     fit: Mean
     held_out: Mean
+    correction: Mean | None = None
+    """C H^-1, where a quantized prefix changes what the weights should be."""
 
     @property
     def importance(self) -> Floats:
@@ -52,11 +53,12 @@ class Rounded:
 
 
 def round_matrix(
-    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers,
-    target: Floats | None = None,
-) -> Rounded:  # fmt: skip
-    """Round ``rows`` (n, columns), float32; ``target`` is what to come near, else the rows."""
-    aim = rows if target is None else target
+    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers
+) -> Rounded:
+    """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
+    aim = rows
+    if statistics.correction is not None:
+        aim = rows + rows @ statistics.correction
     plain = encode_columns(fmt, rows, statistics.importance, crew)
     scale = output_error(rows, statistics.held_out)
 
@@ -65,7 +67,7 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if fmt.name not in LATTICES:
+    if not has_lattice(fmt.name):
         return Rounded(plain, before, before, kept=True)
     packed = descend(fmt, aim, statistics, options, crew).pack()
     after = loss(packed)
@@ -87,7 +89,6 @@ def descend(
 def round_tensor(
     name: str, format_name: str, matrices: int, read: Callable[[int], Floats],
     statistics: Callable[[int], Statistics | None], options: Options, crew: Workers,
-    target: Callable[[int, Floats], Floats | None] = lambda matrix, rows: None,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
     """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
     fmt = get_format(format_name)
@@ -99,12 +100,12 @@ def round_tensor(
             parts.append(encode_columns(fmt, rows, np.ones(rows.shape[1], np.float32), crew))
             kept += 1
             continue
-        found = round_matrix(fmt, rows, known, options, crew, target(matrix, rows))
+        found = round_matrix(fmt, rows, known, options, crew)
         parts.append(found.packed)
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if fmt.name in LATTICES else "importance"
+    method = "gptq" if has_lattice(fmt.name) else "importance"
     outcome = Outcome(
         name, fmt.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip
