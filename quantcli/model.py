@@ -76,7 +76,7 @@ class Model(AbstractContextManager["Model"]):
         shifted come as float32.
         """
         if tensor.values is not None:
-            return np.ascontiguousarray(tensor.values.reshape(tensor.rows, -1)[start:stop])
+            return np.array(tensor.values.reshape(tensor.rows, -1)[start:stop])
         parts = []
         first = 0
         for piece in tensor.pieces:

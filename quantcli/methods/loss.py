@@ -8,6 +8,7 @@ and importance weights included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -83,12 +84,15 @@ class Reader:
             yield read_floats(self.model, self.tensor, start + first, start + last)
 
     def error(self, rows: Floats, scales: NDArray[np.float64]) -> float:
-        """tr(E H E^T) of ``rows`` with ``scales`` on their columns."""
+        """tr(E H E^T) of ``rows`` with ``scales`` on their columns; infinite if they do not fit."""
         factors = scales.astype(np.float32)
         importance = None
         if self.weighted:
             importance = np.asarray(self.hessian.diagonal() / factors**2, np.float32)
-        difference = self.grid(rows * factors, importance) / factors - rows
+        try:
+            difference = self.grid(rows * factors, importance) / factors - rows
+        except native.UnencodableError:
+            return math.inf
         return output_error(difference, self.hessian)
 
     def output(self, rows: Floats) -> float:

@@ -60,7 +60,8 @@ class TransformedModel(Model):
                 parts.append(self._turned(tensor, turn, first, last)[low - first : high - first])
             else:
                 parts.append(self._unturned(tensor, operation, low, high))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        # What is kept is never handed out: rows are the caller's to change.
+        return np.concatenate(parts)
 
     def _turned(self, tensor: OutputTensor, turn: Turn, first: int, last: int) -> Floats:
         """Rows ``first:last``, which are one whole group, after the rotation of rows."""

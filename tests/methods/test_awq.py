@@ -16,7 +16,7 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.formats import get_format
 from quantcli.methods.awq import awq
 from quantcli.methods.folding import model_groups
-from quantcli.methods.loss import Grid, block_grids
+from quantcli.methods.loss import Grid, Reader, block_grid, block_grids
 from quantcli.methods.measured import Measured, TransformedMeasured
 from quantcli.methods.search import Transformed
 from quantcli.methods.transform import Operation, dump_transform
@@ -155,3 +155,13 @@ def test_what_is_exact_stays_as_it_is(checkpoint: Callable[..., Path]) -> None:
         found = search(model, block_grids(dict.fromkeys(matrices(model), "F32")), measured)
         assert not found.transform.operations
         assert not search(model, {}, measured).outcomes
+
+
+def test_scales_that_a_type_cannot_hold_lose(checkpoint: Callable[..., Path]) -> None:
+    """A weight that is no number is the pipeline's to report, with its place."""
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        reader = Reader(
+            model, model.tensors[-1], 0, np.eye(64, dtype=np.float32), block_grid("Q4_0")
+        )
+        rows = np.full((2, 64), 3e38, np.float32)
+        assert reader.error(rows, np.ones(64)) == np.inf

@@ -133,9 +133,7 @@ def test_a_run_with_other_options_is_not_continued(mini: Model, tmp_path: Path) 
         _run(mini, path, resume=True, file_type="Q3_K_S")
 
 
-def test_propagation_fits_to_the_quantized_prefix(
-    whole: Run, mini: Model, tmp_path: Path
-) -> None:
+def test_propagation_fits_to_the_quantized_prefix(whole: Run, mini: Model, tmp_path: Path) -> None:
     run = _run(mini, tmp_path / "m.gguf", options=Options(propagate=True))
     assert run.path.read_bytes() != whole.path.read_bytes()
     first = "blk.0.attn_q.weight"

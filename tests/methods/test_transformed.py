@@ -56,6 +56,16 @@ def test_any_cut_into_slabs_gives_the_same_rows(name: str, checkpoint: Callable[
             )
 
 
+def test_rows_are_the_callers_to_change(checkpoint: Callable[..., Path]) -> None:
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        changed = apply_transform(model, rotate(model))
+        for tensor in changed.tensors:
+            first = changed.read_rows(tensor, 0, tensor.rows)
+            kept = first.copy()
+            first[:] = 0
+            assert (changed.read_rows(tensor, 0, tensor.rows) == kept).all(), tensor.name
+
+
 def test_a_tied_head_becomes_a_tensor_of_its_own(checkpoint: Callable[..., Path]) -> None:
     with open_model(checkpoint("llama-tied"), vocabulary=False) as model:
         assert "output.weight" not in {tensor.name for tensor in model.tensors}
