@@ -22,7 +22,6 @@ from quantcli.methods.folding import collect, model_groups
 from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
 from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
-from quantcli.methods.transform import Floats
 from quantcli.model import Model
 from quantcli.types import Event
 
@@ -55,23 +54,22 @@ def awq(
         if not readers:
             return None
         part = Part(group, matrix, readers)
-        samples = part.samples()
         # Before experts, the router: it sees every token.
         squares = max(readers, key=lambda reader: reader.share).hessian.diagonal()
         inputs = np.sqrt(collect(group, squares[None], np.mean)[0])
-        candidates = dict(_candidates(group, inputs, samples))
-        return choose(part, samples, candidates, Reader.error, margin)
+        candidates = dict(_candidates(group, inputs, readers))
+        return choose(part, candidates, Reader.error, margin)
 
     settings = {"margin": margin, "weighted": weighted}
     return search_groups("awq", model, groups, search, settings, threads)
 
 
 def _candidates(
-    group: FoldGroup, inputs: NDArray[np.floating], samples: list[Floats]
+    group: FoldGroup, inputs: NDArray[np.floating], readers: list[Reader]
 ) -> Iterator[tuple[str, Scales]]:
     large = inputs.astype(np.float64)
     large = np.maximum(large / max(float(large.max()), 1e-30), _SMALLEST)
-    weights = collect(group, _relative_size(samples)[None], np.mean)[0]
+    weights = collect(group, _relative_size(readers)[None], np.mean)[0]
     for exponent in _EXPONENTS:
         yield f"x^{exponent:g}", _even(large**exponent)
     for exponent in _EXPONENTS:
@@ -84,14 +82,14 @@ def _even(scales: Scales) -> Scales:
     return np.asarray(scales / np.sqrt(scales.max() * scales.min()))
 
 
-def _relative_size(samples: list[Floats]) -> Scales:
+def _relative_size(readers: list[Reader]) -> Scales:
     """Each column's mean |w| beside the largest in its row's window of columns."""
-    total: Scales = np.zeros(samples[0].shape[1])
-    for rows in samples:
-        size = np.abs(rows)
-        columns = size.shape[1]
+    columns = readers[0].tensor.columns
+    total: Scales = np.zeros(columns)
+    for reader in readers:
+        size = np.abs(reader.sample())
         window = _WINDOW if columns % _WINDOW == 0 else columns
         windows = size.reshape(len(size), -1, window)
         largest = np.maximum(windows.max(axis=2, keepdims=True), 1e-30)
         total += (windows / largest).mean(axis=0, dtype=np.float64).reshape(-1)
-    return np.asarray(total / len(samples))
+    return np.asarray(total / len(readers))

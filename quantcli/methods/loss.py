@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from quantcli.types import OutputTensor
 Grid = Callable[[Floats, Floats | None], Floats]
 """Rounds float32 rows (n, columns), with an importance per column or None, to their nearest."""
 
+SAMPLE = 512
+"""Rows of a matrix that scales are compared on."""
 _SLAB = 256
 """Rows at a time."""
 _RUN = 16
@@ -59,11 +62,17 @@ class Reader:
     model: Model
     tensor: OutputTensor
     matrix: int
-    hessian: Floats
+    load: Callable[[str, int], Floats]
+    """The Hessian of a tensor's matrix: of many experts never all are held."""
     grid: Grid
     share: float = 1.0
     weighted: bool = True
     """Whether the grid is told the columns' importance, the diagonal of H."""
+
+    @property
+    def hessian(self) -> Floats:
+        """The mean of x x^T over the matrix's inputs."""
+        return self.load(self.tensor.name, self.matrix)
 
     @property
     def height(self) -> int:
@@ -82,6 +91,10 @@ class Reader:
         for first in runs:
             last = min(first + length, self.height)
             yield read_floats(self.model, self.tensor, start + first, start + last)
+
+    def sample(self) -> Floats:
+        """The rows that scales are compared on."""
+        return np.concatenate(list(self.slabs(SAMPLE)))
 
     def error(self, rows: Floats, scales: NDArray[np.float64]) -> float:
         """tr(E H E^T) of ``rows`` with ``scales`` on their columns; infinite if they do not fit."""
@@ -123,11 +136,9 @@ def open_readers(
             for number in range(stack) if group.matrices == 1 else (matrix,):
                 counts[name, number] = measured.count(name, number)
     most = max(counts.values(), default=0)
-    found = []
-    for (name, number), count in counts.items():
-        if count:
-            hessian = measured.hessian(name, number)
-            grid = grids[name]
-            reader = Reader(model, tensors[name], number, hessian, grid, count / most, weighted)
-            found.append(reader)
-    return found
+    load = lru_cache(maxsize=2)(measured.hessian)
+    return [
+        Reader(model, tensors[name], number, load, grids[name], count / most, weighted)
+        for (name, number), count in counts.items()
+        if count
+    ]

@@ -7,7 +7,7 @@ lowers the loss by a margin, so no group is ever worse off than without the tran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +26,8 @@ Scales = NDArray[np.float64]
 Loss = Callable[[Reader, Floats, Scales], float]
 """The error of some rows of a reader with scales on its columns."""
 
-SAMPLE = 512
-"""Rows of a matrix that the likeliest candidates are compared on."""
 _SCREEN = 4
-"""All candidates are compared on every so many of these rows, and a few go on to all of them."""
+"""All candidates are compared on every so many of the sampled rows, a few on all of them."""
 _LIKELY = 8
 
 
@@ -59,15 +57,11 @@ class Transformed(Event):
 
 @dataclass(frozen=True)
 class Part:
-    """A group's readers, or those of one expert, with the rows that candidates are compared on."""
+    """A group's readers, or those of one expert."""
 
     group: FoldGroup
     matrix: int
     readers: Sequence[Reader]
-
-    def samples(self) -> list[Floats]:
-        """The sampled rows of each reader."""
-        return [np.concatenate(list(reader.slabs(SAMPLE))) for reader in self.readers]
 
     def columns(self, scales: Scales) -> Scales:
         """A scale for each of the readers' columns, from one for each channel."""
@@ -75,31 +69,27 @@ class Part:
 
 
 def choose(
-    part: Part, samples: list[Floats], candidates: Mapping[str, Scales], loss: Loss, margin: float
+    part: Part, candidates: Mapping[str, Scales], loss: Loss, margin: float
 ) -> tuple[Scales, Searched]:
     """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story.
 
     Readers' errors are added up as parts of their own outputs.
     """
     # Of q and k only the product counts, whose scale may lie in either; so for gate and up.
-    outputs = [reader.output(rows) for reader, rows in zip(part.readers, samples, strict=True)]
     total = sum(reader.share for reader in part.readers)
     weights = [
-        reader.share / total / max(output, 1e-30)
-        for reader, output in zip(part.readers, outputs, strict=True)
+        reader.share / total / max(reader.output(reader.sample()), 1e-30) for reader in part.readers
     ]
 
-    def rank(names: Iterable[str], step: int) -> list[str]:
-        losses = {}
-        for name in names:
-            columns = part.columns(candidates[name])
-            losses[name] = sum(
-                weight * loss(reader, rows[::step], columns)
-                for reader, weight, rows in zip(part.readers, weights, samples, strict=True)
-            )
+    def rank(names: Sequence[str], step: int) -> list[str]:
+        losses = dict.fromkeys(names, 0.0)
+        for reader, weight in zip(part.readers, weights, strict=True):
+            rows = reader.sample()[::step]
+            for name in names:
+                losses[name] += weight * loss(reader, rows, part.columns(candidates[name]))
         return sorted(losses, key=losses.__getitem__)
 
-    best = rank(rank(candidates, _SCREEN)[:_LIKELY], 1)[0]
+    best = rank(rank(list(candidates), _SCREEN)[:_LIKELY], 1)[0]
     ones, chosen = np.ones(part.group.channels), candidates[best]
     before = after = 0.0
     for reader, weight in zip(part.readers, weights, strict=True):

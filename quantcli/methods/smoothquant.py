@@ -81,7 +81,7 @@ def smoothquant(
             scaled = np.square(rows * columns).sum(dtype=np.float64)
             return reader.error(rows, columns) + step**2 / 12 * float(scaled)
 
-        return choose(part, part.samples(), candidates, loss, least)
+        return choose(part, candidates, loss, least)
 
     settings = {"alpha": alpha, "margin": margin}
     return search_groups("smoothquant", model, groups, search, settings, threads)
