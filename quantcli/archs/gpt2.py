@@ -97,6 +97,7 @@ GPT2 = Architecture(
         "add_cross_attention": (False,),
     },
     renames=((r"^transformer\.", ""),),
+    published=((r"^(?!lm_head)", "transformer."),),
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
     folds=CENTRED,
 )

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
-from quantcli.formats import get_format, native
+from quantcli.errors import PlanError
+from quantcli.formats import get_format, integer, native
+from quantcli.formats.integer import IntegerGrid, Search
 from quantcli.methods.hessian import output_error
 from quantcli.methods.measured import Measured
 from quantcli.methods.transform import Floats
@@ -42,6 +44,23 @@ def block_grid(name: str) -> Grid:
 
     def round_rows(rows: Floats, importance: Floats | None) -> Floats:
         return native.decode(fmt, native.encode(fmt, rows, importance))
+
+    return round_rows
+
+
+def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
+    """An integer grid with ranges found by ``search``; not for strategy "tensor".
+
+    A scale of a whole tensor knows no rows of its own, so PlanError refuses that.
+    """
+    if grid.strategy == "tensor":
+        raise PlanError(
+            "one scale for a whole tensor leaves nothing to gain by scaling channels",
+            hint="a scale per group or per channel",
+        )
+
+    def round_rows(rows: Floats, importance: Floats | None) -> Floats:
+        return integer.dequantize(integer.encode(rows, grid, importance, search), grid)
 
     return round_rows
 

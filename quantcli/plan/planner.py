@@ -33,7 +33,7 @@ from quantcli.plan.remarks import (
     wish_notes,
 )
 from quantcli.plan.traits import read_traits
-from quantcli.types import MetaValue, Note, OutputTensor
+from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 
 _SOURCE_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
@@ -179,7 +179,7 @@ def _plan_tensor(
 
 
 def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> None:
-    if tensor.dtype in _SOURCE_DTYPES:
+    if tensor.dtype in _SOURCE_DTYPES or isinstance(tensor.dtype, PackedType):
         return
     if tensor.dtype not in FORMATS:
         raise PlanError(f"{tensor.name} is stored as {tensor.dtype}, which holds no weights")

@@ -13,10 +13,12 @@ from support import ggml
 from support.measured import Drawn, calibrated
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.errors import PlanError
 from quantcli.formats import get_format
+from quantcli.formats.integer import IntegerGrid
 from quantcli.methods.awq import awq
 from quantcli.methods.folding import model_groups
-from quantcli.methods.loss import Grid, Reader, block_grid, block_grids
+from quantcli.methods.loss import Grid, Reader, block_grid, block_grids, integer_grid
 from quantcli.methods.measured import Measured, TransformedMeasured
 from quantcli.methods.search import Transformed
 from quantcli.methods.transform import Operation, dump_transform
@@ -42,11 +44,10 @@ def matrices(model: Model) -> list[str]:
     ]
 
 
-def four_bits_by_128(rows: NDArray[np.float32], _: object = None) -> NDArray[np.float32]:
-    """Symmetric four bits with a scale for each 128 columns, or for 32 where a row is shorter."""
-    size = 128 if rows.shape[1] % 128 == 0 else 32
-    groups = rows.reshape(len(rows), -1, size)
-    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True), 1e-20) / 7
+def four_bits(rows: NDArray[np.float32], _: object = None) -> NDArray[np.float32]:
+    """Symmetric four bits with a float32 scale for each 32 columns, by hand."""
+    groups = rows.reshape(len(rows), -1, 32)
+    scale = np.maximum(np.abs(groups).max(axis=2, keepdims=True), 1e-20) / 7.5
     return (np.clip(np.rint(groups / scale), -8, 7) * scale).reshape(rows.shape)
 
 
@@ -126,17 +127,35 @@ def test_a_flat_grid_gains_on_measured_inputs(
         calibrated(model, tmp_path / "m.gguf") as measured,
     ):
         names = [n for n in matrices(model) if "gate_inp" not in n]
-        found = search(model, dict.fromkeys(names, four_bits_by_128), measured, weighted=False)
+        found = search(model, dict.fromkeys(names, four_bits), measured, weighted=False)
         changed = apply_transform(model, found.transform)
         after = TransformedMeasured(measured, found.transform)
         for group in model_groups(model):
-            before = group_loss(model, group, measured, four_bits_by_128)
+            before = group_loss(model, group, measured, four_bits)
             operations = found.transform.operations
-            now = group_loss(changed, group, after, four_bits_by_128, operations)
+            now = group_loss(changed, group, after, four_bits, operations)
             assert now <= before * (1 + 1e-3), group.name
     assert sum(outcome.after for outcome in found.outcomes) < 0.97 * sum(
         outcome.before for outcome in found.outcomes
     )
+
+
+def test_an_integer_grid_is_searched_as_it_is_written(checkpoint: Callable[..., Path]) -> None:
+    grid = IntegerGrid(bits=4, group_size=32)
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        grids = dict.fromkeys(matrices(model), integer_grid(grid))
+        found = search(model, grids, measured, weighted=False)
+        changed = apply_transform(model, found.transform)
+        after = TransformedMeasured(measured, found.transform)
+        rounded = integer_grid(grid)
+        for group in model_groups(model):
+            before = group_loss(model, group, measured, rounded)
+            now = group_loss(changed, group, after, rounded, found.transform.operations)
+            assert now <= before * (1 + 1e-3), group.name
+    assert any(outcome.choice for outcome in found.outcomes)
+    with pytest.raises(PlanError, match="one scale for a whole tensor"):
+        integer_grid(IntegerGrid(bits=8, strategy="tensor"))
 
 
 def test_the_same_for_any_number_of_threads(checkpoint: Callable[..., Path]) -> None:
