@@ -12,6 +12,7 @@ from typing import Any
 
 from quantcli.archs.assemble import assemble, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
+from quantcli.archs.fold import Folds
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo
@@ -58,6 +59,8 @@ class Architecture:
     """Patterns and replacements that bring other spellings of stored names to the rules'."""
     ignored: tuple[str, ...] = ()
     """Patterns (full match) of stored tensors that are rightly left out."""
+    folds: Folds = field(default_factory=Folds)
+    """Which tensors meet at which channels."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
 

@@ -1,4 +1,4 @@
-"""How weights are moved or rounded with the help of what calibration saw."""
+"""How weights are moved or rounded: transforms keep the function, rounders choose the codes."""
 
 from __future__ import annotations
 
