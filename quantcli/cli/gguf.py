@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantcli.cli.methods import Calibrating, finish, plan_run, round_beside
+from quantcli.cli.methods import Calibrating, finish, plan_run, round_beside, transform_beside
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
     from quantcli.cli.output import Output
-    from quantcli.methods.job import Encoding
+    from quantcli.methods.job import Encoding, MethodJob
     from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
 
@@ -51,12 +51,34 @@ def make_gguf(
         workers = threads_within(job, threads, limit)
         if dry_run:
             _show_plan(out, job, workers)
-        elif planned is None:
+        elif planned is None or recipe.method is None:
             _execute(out, job, workers)
         else:
-            encoding = round_beside(out, planned, job, told, force=force, threads=threads)
-            _execute(out, job, workers, encoding)
-            finish(encoding)
+            _run_method(out, planned, job, told, recipe.method, workers, threads)
+
+
+def _run_method(
+    out: Output, planned: MethodJob, job: Job, told: Calibrating, method: str, workers: int,
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Transform, then round with feedback or, where no method rounds, with importance alone."""
+    from quantcli.methods import parse_methods
+    from quantcli.pipeline import prepare
+
+    chain = parse_methods(method)
+    if chain.transforms:
+        moved = transform_beside(out, planned, chain, job, threads=threads)
+        planned = planned.of(moved.model)
+        importance = moved.importance or planned.importance
+        job = prepare(
+            moved.model, job.plan.recipe, job.paths[0], importance=importance, force=job.force
+        )
+    if not chain.feedback:
+        _execute(out, job, workers)
+        return
+    encoding = round_beside(out, planned, job, told, force=job.force, threads=threads)
+    _execute(out, job, workers, encoding)
+    finish(encoding)
 
 
 def _show_plan(out: Output, job: Job, threads: int) -> None:

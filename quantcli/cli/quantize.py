@@ -85,7 +85,8 @@ def quantize(
             "--method",
             metavar="NAME",
             panel=_METHOD,
-            help="Round by a calibrated method instead of weight by weight: gptq.",
+            help="Round by calibrated methods, one after the other with commas between: awq, "
+            "smoothquant and rotate transform the weights first, gptq rounds with feedback.",
         ),
     ] = None,
     damping: Annotated[

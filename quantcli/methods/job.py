@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,27 @@ from quantcli.types import Event, Note
 
 
 @dataclass(frozen=True)
+class Cut:
+    """The texts, and how windows are cut from them."""
+
+    texts: Sequence[Text]
+    ctx: int
+    chunks: int | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
 class MethodJob:
     """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
 
     model: Model
     windows: Windows
     importance: Importance
+    cut: Cut
+
+    def of(self, model: Model) -> MethodJob:
+        """The same run of a transformed model."""
+        return replace(self, model=model, importance=_expected(model, self.windows))
 
 
 def prepare(
@@ -44,7 +59,7 @@ def prepare(
             hint="give the checkpoint that it was made from",
         )
     windows = cut_windows(model, texts, ctx, chunks, seed)
-    return MethodJob(model, windows, _expected(model, windows))
+    return MethodJob(model, windows, _expected(model, windows), Cut(texts, ctx, chunks, seed))
 
 
 def _expected(model: Model, windows: Windows) -> Importance:
@@ -85,6 +100,9 @@ def begin(
         )
     device = choose_device(device)
     folder = checkpoint_folder(output)
+    if dtype is None and options.propagate:
+        # What a quantized prefix changes would drown in bfloat16's rounding.
+        dtype = "float32"
     run = Run(
         job.model, job.windows, ("mean_sq", "hessian"), folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,
