@@ -62,8 +62,10 @@ Keep = Annotated[
     list[str] | None,
     _option(
         "--keep",
-        metavar="REGEX",
-        help="Leave linear modules whose name matches as they are. Repeatable.",
+        metavar="PLACES=TYPE|REGEX",
+        help="In a GGUF: another type for some of first, last (block), head, embeddings, such as "
+        "first,last=Q8_0. In a model folder: leave linear modules whose name matches as they are. "
+        "Repeatable.",
     ),
 ]
 Dtype = Annotated[

@@ -18,7 +18,7 @@ from quantcli.methods.options import Options, Outcome
 from quantcli.methods.runner import Work, round_model
 from quantcli.methods.store import EncodedStore
 from quantcli.model import Model
-from quantcli.plan.names import HEAD_NAME
+from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Event, Note
@@ -63,13 +63,11 @@ def prepare(
 
 
 def _expected(model: Model, windows: Windows) -> Importance:
-    """An importance matrix of the right shapes: every weight in a layer, and the head."""
-    tied = all(tensor.name != HEAD_NAME for tensor in model.tensors)
-    head = "token_embd.weight" if tied else HEAD_NAME
+    """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
     entries = {}
     for tensor in model.tensors:
         inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
-        if len(tensor.shape) > 1 and (inside or tensor.name == head):
+        if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
             matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
             entries[tensor.name] = ones

@@ -29,7 +29,7 @@ from quantcli.calib.states import States
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers, has_lattice, workers
+from quantcli.methods.blocks import Workers, workers
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.prefix import quantized_model
@@ -226,8 +226,7 @@ class _Layers:
         """The tensor that holds a parameter, if it is to be rounded."""
         targets = self.skeleton.parameters.targets(parameter, 0)
         name = targets[0][0].name if targets else ""
-        kind = self.work.every_format.get(name, "F32")
-        return name if has_lattice(kind) else None
+        return name if name in self.work.formats else None
 
     def _statistics_of(self, ways: Sensitivity, name: str, matrix: int) -> Statistics:
         # Gradients vary more than inputs, and fewer are taken.
@@ -251,19 +250,16 @@ class _Layers:
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
         for name in names:
-            if name not in self.tensors or not self._wanted(name):
+            if name not in self.work.formats:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.every_format[name], _matrices(tensor), self._reader(tensor),
+                name, self.work.formats[name], _matrices(tensor), self._reader(tensor),
                 partial(known, name), self.work.options, self.crew,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
         self.store.save(layer, packed, outcomes)
-
-    def _wanted(self, name: str) -> bool:
-        return name in self.work.formats or self._target(self.skeleton.embedding_name) == name
 
     def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
         model = self.work.run.model

@@ -66,7 +66,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     range: str | None = None
     """How each group's range is found: minmax, mse or imatrix."""
     keep: tuple[str, ...] = ()
-    """Parts (REGEX) of names of linear modules that are not quantized."""
+    """In a GGUF PLACES=TYPE, places being first, last, head, embeddings; in a model folder parts
+    (REGEX) of names of linear modules that are not quantized."""
     dtype: str | None = None
     """BF16, F16 or F32 for what a model folder does not quantize; the stored one otherwise."""
     method: str | None = None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Zero
 from quantcli.formats.packing import awq, gptq, mlx
+from quantcli.plan.keep import parse_keep
 from quantcli.registry import near
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ _GPTQ = Target(
     _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16", lowest_zero=1
 )
 TARGETS: Mapping[str, Target] = {
-    "gguf": Target(_TYPES | _METHOD | {"override_kv", "pre"}),
+    "gguf": Target(_TYPES | _METHOD | {"override_kv", "pre", "keep"}),
     "hf": Target(_FAKE),
     "compressed-tensors": Target(
         _GRID | {"activations"}, tuple(range(2, 9)), "middle", "integer",
@@ -130,11 +131,14 @@ def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
             what = f"--{flag} is" if field != "bits" else "a recipe's bits are"
             homes = [name for name, other in TARGETS.items() if field in other.takes]
             raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
-    for pattern in recipe.keep:
+    for entry in recipe.keep:
+        if recipe.to == "gguf":
+            parse_keep(entry)
+            continue
         try:
-            re.compile(pattern)
+            re.compile(entry)
         except re.error as error:
-            raise UsageError(f"--keep {pattern} is not a regular expression: {error}") from None
+            raise UsageError(f"--keep {entry} is not a regular expression: {error}") from None
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if not has_types(recipe.to):
