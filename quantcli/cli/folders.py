@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from quantcli.cli.methods import finish, plan_run, round_beside
 from quantcli.cli.running import calibrate_beside
+from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.cli.methods import Calibrating
     from quantcli.cli.output import Output
     from quantcli.folder_job import FolderJob
+    from quantcli.methods.job import Encoding
     from quantcli.plan.recipe import Recipe
 
 
@@ -34,10 +37,14 @@ def make_folder(
     from quantcli.sources.imatrix import read_importance
 
     check_recipe(recipe)
+    _check_method(recipe)
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
         path = output or default_folder(model, recipe)
-        if told.data:
+        planned = plan_run(model, told) if recipe.method else None
+        if planned is not None:
+            importance = planned.importance
+        elif told.data:
             # What would stop the quantization afterwards stops it before the long run.
             prepare_folder(model, recipe, path, force=force)
             made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
@@ -49,8 +56,28 @@ def make_folder(
         workers = folder_threads(job, threads, limit)
         if dry_run:
             _show_plan(out, job, workers)
-        else:
+        elif planned is None:
             _execute(out, job, workers)
+        else:
+            encoding = round_beside(
+                out, planned, job.plan, path, told, force=force, threads=threads
+            )
+            _execute(out, job, workers, encoding)
+            finish(encoding)
+
+
+def _check_method(recipe: Recipe) -> None:
+    """UsageError for a method that moves weights, which a model folder's are not."""
+    if recipe.method is None:
+        return
+    from quantcli.methods import ROUNDER, parse_methods
+
+    if parse_methods(recipe.method).transforms:
+        raise UsageError(
+            f"--method {recipe.method} is not for --to {recipe.to}, which rounds the "
+            "checkpoint's own weights",
+            hint=f"--method {ROUNDER}",
+        )
 
 
 def _show_plan(out: Output, job: FolderJob, threads: int) -> None:
@@ -65,37 +92,43 @@ def _show_plan(out: Output, job: FolderJob, threads: int) -> None:
         out.table(table)
 
 
-def _execute(out: Output, job: FolderJob, threads: int) -> None:
+def _execute(out: Output, job: FolderJob, threads: int, encoding: Encoding | None = None) -> None:
     from quantcli.folders import execute_folder
     from quantcli.pipeline import Finished
     from quantcli.report.units import duration_text, size_text
 
     start = time.monotonic()
+    source = None
+    if encoding is not None:
+        from quantcli.methods.codes import stored_codes
+
+        source = stored_codes(job, encoding.store)
     with out.phase("quantizing"):
-        for event in execute_folder(job, threads=threads):
+        for event in execute_folder(job, threads=threads, source=source):
             if not isinstance(event, Finished):
                 out.event(event)
                 continue
             finished = event
-    source = sum(info.nbytes for info in job.model.store.tensors.values())
+    stored = sum(info.nbytes for info in job.model.store.tensors.values())
     out.say(
-        f"{size_text(source)} became {size_text(finished.nbytes)} at "
+        f"{size_text(stored)} became {size_text(finished.nbytes)} at "
         f"{finished.bits_per_weight:.2f} bits per weight ({job.plan.label}) "
         f"in {duration_text(time.monotonic() - start)}"
     )
     if out.json:
-        out.document(
-            "quantize",
-            1,
-            {
-                "paths": [str(job.path)],
-                "to": job.plan.recipe.to,
-                "type": job.plan.label,
-                "bytes": finished.nbytes,
-                "bits_per_weight": finished.bits_per_weight,
-                "source_bytes": source,
-                "source_digest": finished.source_digest,
-            },
-        )
+        fields: dict[str, Any] = {
+            "paths": [str(job.path)],
+            "to": job.plan.recipe.to,
+            "type": job.plan.label,
+            "bytes": finished.nbytes,
+            "bits_per_weight": finished.bits_per_weight,
+            "source_bytes": stored,
+            "source_digest": finished.source_digest,
+        }
+        if encoding is not None:
+            from quantcli.methods.job import outcome_rows
+
+            fields["tensors"] = outcome_rows(encoding.store.outcomes)
+        out.document("quantize", 1, fields)
         return
     out.result(job.path)

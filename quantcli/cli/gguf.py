@@ -76,7 +76,9 @@ def _run_method(
     if not chain.feedback:
         _execute(out, job, workers)
         return
-    encoding = round_beside(out, planned, job, told, force=job.force, threads=threads)
+    encoding = round_beside(
+        out, planned, job.plan, job.paths[0], told, force=job.force, threads=threads
+    )
     _execute(out, job, workers, encoding)
     finish(encoding)
 

@@ -11,6 +11,7 @@ from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from quantcli.cli.output import Output
     from quantcli.methods import Chain
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from quantcli.methods.transforming import Moved
     from quantcli.model import Model
     from quantcli.pipeline import Job
+    from quantcli.plan.folders import FolderPlan
+    from quantcli.plan.planner import Plan
     from quantcli.plan.recipe import Recipe
 
 
@@ -108,7 +111,7 @@ def transform_beside(
 
 
 def round_beside(
-    out: Output, planned: MethodJob, job: Job, told: Calibrating, *,
+    out: Output, planned: MethodJob, plan: Plan | FolderPlan, path: Path, told: Calibrating, *,
     force: bool, threads: int | None,
 ) -> Encoding:  # fmt: skip
     """Round every tensor; when it ends early, say what is kept and how to go on."""
@@ -116,7 +119,7 @@ def round_beside(
     from quantcli.methods.options import Outcome
 
     encoding = begin(
-        planned, job.plan, job.paths[0], read_options(job.plan.recipe),
+        planned, plan, path, read_options(plan.recipe),
         max_memory=default_memory(), threads=thread_count(threads), resume=told.resume,
         force=force,
     )  # fmt: skip

@@ -192,6 +192,11 @@ def encode(
     return IntegerCodes(quantize(rows, scales, zeros, grid), scales, zeros)
 
 
+def store_scales(scales: Floats, grid: IntegerGrid) -> Floats:
+    """``scales``, or edges, as the target stores them, float32; none becomes zero."""
+    return _stored(scales, grid)
+
+
 # ---- one chunk: values are (rows, groups, group), scales and zeros (rows, groups)
 
 

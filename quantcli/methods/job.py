@@ -14,10 +14,12 @@ from quantcli.calib.job import cut_windows
 from quantcli.calib.runner import Run, choose_device, choose_dtype
 from quantcli.calib.windows import Windows
 from quantcli.errors import PlanError, SourceError
+from quantcli.methods.forms import find_forms
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.runner import Work, round_model
 from quantcli.methods.store import EncodedStore
 from quantcli.model import Model
+from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
 from quantcli.sources.imatrix import Importance
@@ -84,16 +86,16 @@ class Encoding:
 
 
 def begin(
-    job: MethodJob, plan: Plan, output: Path, options: Options, *,
+    job: MethodJob, plan: Plan | FolderPlan, output: Path, options: Options, *,
     dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
     threads: int = 1, resume: bool = False, force: bool = False,
 ) -> Encoding:  # fmt: skip
     """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
     options.check()
-    formats = {item.tensor.name: item.format for item in plan.items if item.importance}
-    if not formats:
+    forms, every = find_forms(plan)
+    if not forms:
         raise PlanError(
-            f"{plan.recipe.type} quantizes nothing that a method could round",
+            f"{plan.label} quantizes nothing that a method could round",
             hint="leave --method out, or choose another type",
         )
     device = choose_device(device)
@@ -105,8 +107,7 @@ def begin(
         job.model, job.windows, ("mean_sq", "hessian"), folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,
     )  # fmt: skip
-    every = {item.tensor.name: item.format for item in plan.items}
-    work = Work(run, formats, options, every)
+    work = Work(run, forms, options, every)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Encoding(work, checkpoint, EncodedStore(folder))
@@ -127,7 +128,7 @@ def rounded(encoding: Encoding) -> Iterator[Event]:
     if encoding.checkpoint.done:
         yield Note(f"continuing after layer {encoding.checkpoint.done - 1}")
     yield from round_model(encoding.work, encoding.checkpoint, encoding.store)
-    missing = [name for name in encoding.work.formats if name not in encoding.store]
+    missing = [name for name in encoding.work.forms if name not in encoding.store]
     if missing:
         raise SourceError(
             f"the model never multiplied with {missing[0]}, so no method can round it",

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
+from quantcli.methods.blocks import Workers
+from quantcli.methods.forms import Form
 from quantcli.methods.store import EncodedStore
 from quantcli.model import Model
 from quantcli.types import OutputTensor
@@ -24,29 +26,28 @@ class QuantizedModel(Model):
     """A model whose rows come as the output will hold them, float32; ``base`` is the original."""
 
     base: Model | None = None
-    formats: Mapping[str, str] | None = None
+    forms: Mapping[str, Form] | None = None
     encoded: EncodedStore | None = None
 
     def read_rows(self, tensor: OutputTensor, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop`` as `Model.read_rows` gives them, after quantization."""
         name = tensor.name
         if self.encoded is not None and name in self.encoded:
-            kind = (self.formats or {})[name]
-            return native.decode(get_format(kind), self.encoded.read_rows(name, start, stop))
+            return (self.forms or {})[name].decode(self.encoded.read_rows(name, start, stop))
         if self.base is None:
             raise ValueError("a quantized model has no original")
         rows = self.base.read_rows(tensor, start, stop)
-        kind = (self.formats or {}).get(name, "F32")
-        if get_format(kind).block == 1 or tensor.values is not None:
+        form = (self.forms or {}).get(name)
+        if form is None or not form.rounds or tensor.values is not None:
             return rows
         if rows.dtype == np.uint8:
             rows = native.decode(get_format(tensor.dtype), rows)
-        return native.decode(get_format(kind), native.encode(get_format(kind), rows))
+        return form.decode(form.encode(native.to_float32(rows), None, Workers()))
 
 
 def quantized_model(
-    model: Model, formats: Mapping[str, str], encoded: EncodedStore
+    model: Model, forms: Mapping[str, Form], encoded: EncodedStore
 ) -> QuantizedModel:
-    """``model`` as ``formats`` and the tensors in ``encoded`` make it."""
+    """``model`` as ``forms`` and the tensors in ``encoded`` make it."""
     own = {field.name: getattr(model, field.name) for field in fields(Model)}
-    return QuantizedModel(**own, base=model, formats=formats, encoded=encoded)
+    return QuantizedModel(**own, base=model, forms=forms, encoded=encoded)

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.formats import get_format, native
-from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.methods.blocks import Coded, Workers, has_lattice
-from quantcli.methods.descent import sweep
-from quantcli.methods.gptq import encode_columns, round_with_feedback
+from quantcli.formats.base import Bytes, Floats
+from quantcli.methods.blocks import Workers
+from quantcli.methods.forms import Form
 from quantcli.methods.hessian import Hessian, output_error
 from quantcli.methods.options import Options, Outcome
 
@@ -77,60 +75,49 @@ class Rounded:
 
 
 def round_matrix(
-    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers
+    form: Form, rows: Floats, statistics: Statistics, options: Options, crew: Workers
 ) -> Rounded:
     """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
     aim = rows
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
-    plain = encode_columns(fmt, rows, statistics.importance, crew)
+    plain = form.encode(rows, statistics.importance, crew)
     scale = output_error(rows, statistics.held_out)
 
     def loss(packed: Bytes) -> float:
-        errors = aim - native.decode(fmt, packed)
+        errors = aim - form.decode(packed)
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if not has_lattice(fmt.name):
+    if not form.has_codes:
         return Rounded(plain, before, before, kept=True)
-    packed = descend(fmt, aim, statistics, options, crew).pack()
+    packed = form.descend(aim, statistics.hessian, statistics.importance, options, crew)
     after = loss(packed)
     if after <= before:
         return Rounded(packed, before, after, kept=False)
     return Rounded(plain, before, before, kept=True)
 
 
-def descend(
-    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers
-) -> Coded:
-    """GPTQ and the sweeps after it."""
-    coded = round_with_feedback(fmt, rows, statistics.hessian, statistics.importance, crew)
-    for _ in range(options.sweeps):
-        sweep(coded, statistics.hessian, crew)
-    return coded
-
-
 def round_tensor(
-    name: str, format_name: str, matrices: int, read: Callable[[int], Floats],
+    name: str, form: Form, matrices: int, read: Callable[[int], Floats],
     statistics: Callable[[int], Statistics | None], options: Options, crew: Workers,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
     """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
-    fmt = get_format(format_name)
     parts, before, after, kept = [], 0.0, 0.0, 0
     for matrix in range(matrices):
         rows = read(matrix)
         known = statistics(matrix)
         if known is None:
-            parts.append(encode_columns(fmt, rows, np.ones(rows.shape[1], np.float32), crew))
+            parts.append(form.encode(rows, np.ones(rows.shape[1], np.float32), crew))
             kept += 1
             continue
-        found = round_matrix(fmt, rows, known, options, crew)
+        found = round_matrix(form, rows, known, options, crew)
         parts.append(found.packed)
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if has_lattice(fmt.name) else "importance"
+    method = "gptq" if form.has_codes else "importance"
     outcome = Outcome(
-        name, fmt.name, method, before / matrices, after / matrices, matrices, kept
+        name, form.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip
     return np.concatenate(parts), outcome

@@ -30,6 +30,7 @@ from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.methods.blocks import Workers, workers
+from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.prefix import quantized_model
@@ -51,18 +52,20 @@ EMBEDDING_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be rounded: the calibration run, block formats by tensor, the options."""
+    """What is to be rounded: the calibration run, forms by tensor, the options."""
 
     run: Run
-    formats: Mapping[str, str]
+    forms: Mapping[str, Form]
     options: Options
-    every_format: Mapping[str, str]
+    every_form: Mapping[str, Form]
     """Also of tensors that no product meets, such as embeddings."""
 
     @property
     def identity(self) -> dict[str, object]:
         """What must be the same for a run to be continued, by what to call it."""
-        plan = json.dumps(dict(self.every_format), sort_keys=True)
+        plan = json.dumps(
+            {name: form.identity for name, form in self.every_form.items()}, sort_keys=True
+        )
         return {
             **self.run.identity,
             "choice of types": hashlib.sha256(plan.encode()).hexdigest(),
@@ -71,7 +74,7 @@ class Work:
 
 
 def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
-    """Round every tensor of ``work.formats`` that a Hessian can be had for, into ``store``.
+    """Round every tensor of ``work.forms`` that a Hessian can be had for, into ``store``.
 
     Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
     """
@@ -86,7 +89,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         if work.options.propagate:
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
-            model = quantized_model(run.model, work.every_format, store)
+            model = quantized_model(run.model, work.every_form, store)
             prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
         layers = _Layers(work, stream, prefix, checkpoint, store, crew)
         count = len(stream.skeleton.layers)
@@ -226,7 +229,7 @@ class _Layers:
         """The tensor that holds a parameter, if it is to be rounded."""
         targets = self.skeleton.parameters.targets(parameter, 0)
         name = targets[0][0].name if targets else ""
-        return name if name in self.work.formats else None
+        return name if name in self.work.forms else None
 
     def _statistics_of(self, ways: Sensitivity, name: str, matrix: int) -> Statistics:
         # Gradients vary more than inputs, and fewer are taken.
@@ -250,11 +253,11 @@ class _Layers:
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
         for name in names:
-            if name not in self.work.formats:
+            if name not in self.work.forms:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.formats[name], _matrices(tensor), self._reader(tensor),
+                name, self.work.forms[name], _matrices(tensor), self._reader(tensor),
                 partial(known, name), self.work.options, self.crew,
             )  # fmt: skip
             outcomes.append(outcome)

@@ -72,6 +72,11 @@ class Plan:
     overrides: Mapping[str, MetaValue] = field(default_factory=dict)
     alignment: int = DEFAULT_ALIGNMENT
 
+    @property
+    def label(self) -> str:
+        """What the quantized tensors become."""
+        return self.recipe.type
+
     def aligned(self, nbytes: int) -> int:
         """``nbytes`` with the padding that follows them in the file."""
         return padded(nbytes, self.alignment)

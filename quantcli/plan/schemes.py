@@ -31,7 +31,7 @@ _TYPES = frozenset({
 })  # fmt: skip
 _METHOD = frozenset({"method", "damping", "column_order", "sweeps", "propagate"})
 _FAKE = _TYPES | {"dtype"}
-_GRID = frozenset({"bits", "group_size", "symmetric", "range", "keep", "dtype"})
+_GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
 _ALWAYS = frozenset({
     "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
 })  # fmt: skip
@@ -139,6 +139,11 @@ def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
             re.compile(entry)
         except re.error as error:
             raise UsageError(f"--keep {entry} is not a regular expression: {error}") from None
+    if recipe.method is not None and recipe.range is not None:
+        raise UsageError(
+            f"--range is not for --method {recipe.method}, which finds ranges by itself",
+            hint="leave one out",
+        )
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if not has_types(recipe.to):
