@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from quantcli import pipeline
+from quantcli.errors import UsageError
 from quantcli.folder_job import default_folder, prepare_folder
 from quantcli.folders import execute_folder
 from quantcli.model import open_model
@@ -31,6 +32,12 @@ def quantize(
     """
     wanted = merge_recipe(Recipe(), **recipe)
     check_recipe(wanted)
+    if wanted.method is not None:
+        raise UsageError(
+            f"method {wanted.method} needs a text to run the model on, which this call has no way "
+            "to take",
+            hint="'quantcli quantize --method ... --calibrate TEXT'",
+        )
     if wanted.to == "gguf":
         return pipeline.quantize(
             source, output, threads=threads, max_memory=max_memory, force=force, **recipe
