@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.lattice import LATTICES
-from quantcli.methods.blocks import Coded, Workers
+from quantcli.methods.blocks import Coded, has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian, output_error
 from quantcli.methods.options import Options, Outcome
+from quantcli.methods.workers import Workers
 
 Mean = NDArray[np.float32]
 
@@ -65,7 +65,7 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if fmt.name not in LATTICES:
+    if not has_lattice(fmt):
         return Rounded(plain, before, before, kept=True)
     packed = descend(fmt, aim, statistics, options, crew).pack()
     after = loss(packed)
@@ -104,7 +104,7 @@ def round_tensor(
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if fmt.name in LATTICES else "importance"
+    method = "gptq" if has_lattice(fmt) else "importance"
     outcome = Outcome(
         name, fmt.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

@@ -27,11 +27,11 @@ from quantcli.calib.statistics import Collector
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers, workers
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import HELD_OUT, Options, Outcome
 from quantcli.methods.rounding import Statistics, round_tensor
 from quantcli.methods.store import EncodedStore
+from quantcli.methods.workers import Workers, workers
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 FEW = 4
