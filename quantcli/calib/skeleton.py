@@ -125,6 +125,9 @@ class Skeleton:
 
         `outside_layers` must be filled.
         """
+        return self._finish(hidden)
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
         norm = next((getattr(self.decoder, n) for n in _NORMS if hasattr(self.decoder, n)), None)
         if norm is None:
             raise ArchitectureError(f"{type(self.decoder).__name__} has no final norm")
@@ -136,6 +139,16 @@ class Skeleton:
 
         The parameter ``head_name`` must be filled.
         """
+        return self._logits(finished)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the last layer's output, through which gradients flow.
+
+        `outside_layers` and the parameter ``head_name`` must be filled.
+        """
+        return self._logits(self._finish(hidden))
+
+    def _logits(self, finished: torch.Tensor) -> torch.Tensor:
         with recorders.replaced_decoder(self.decoder, finished):
             ids = torch.zeros(finished.shape[:2], dtype=torch.int64, device=self.device)
             result: torch.Tensor = self.module(input_ids=ids, use_cache=False).logits

@@ -88,7 +88,7 @@ def quantize(
             "--damping",
             metavar="SHARE",
             panel=_METHOD,
-            help="What is added to a Hessian's diagonal, as a share of its mean. Default: 0.01.",
+            help="What is added to a Hessian's diagonal, as a share of its mean. Default: 0.05.",
         ),
     ] = None,
     column_order: Annotated[

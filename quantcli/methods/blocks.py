@@ -22,9 +22,9 @@ PANEL = 256
 """Columns that the kernels take at once: one super-block, or several smaller blocks."""
 
 
-def has_lattice(fmt: BlockFormat) -> bool:
-    """Whether the codes of a format can be chosen one by one."""
-    return fmt.name in LATTICES or fmt.name in CODEBOOKS
+def has_lattice(format_name: str) -> bool:
+    """Whether a method can choose the codes of this block format."""
+    return format_name in LATTICES or format_name in CODEBOOKS
 
 
 def _grid(fmt: BlockFormat) -> Scalars | Points:

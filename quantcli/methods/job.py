@@ -89,7 +89,8 @@ def begin(
         job.model, job.windows, ("mean_sq", "hessian"), folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,
     )  # fmt: skip
-    work = Work(run, formats, options)
+    every = {item.tensor.name: item.format for item in plan.items}
+    work = Work(run, formats, options, every)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Encoding(work, checkpoint, EncodedStore(folder))

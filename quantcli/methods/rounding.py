@@ -34,6 +34,8 @@ class Statistics:
     hessian: Hessian
     fit: Mean
     held_out: Mean
+    correction: Mean | None = None
+    """C H^-1, where a quantized prefix changes what the weights should be."""
 
     @property
     def importance(self) -> Floats:
@@ -52,11 +54,12 @@ class Rounded:
 
 
 def round_matrix(
-    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers,
-    target: Floats | None = None,
-) -> Rounded:  # fmt: skip
-    """Round ``rows`` (n, columns), float32; ``target`` is what to come near, else the rows."""
-    aim = rows if target is None else target
+    fmt: BlockFormat, rows: Floats, statistics: Statistics, options: Options, crew: Workers
+) -> Rounded:
+    """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
+    aim = rows
+    if statistics.correction is not None:
+        aim = rows + rows @ statistics.correction
     plain = encode_columns(fmt, rows, statistics.importance, crew)
     scale = output_error(rows, statistics.held_out)
 
@@ -65,7 +68,7 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if not has_lattice(fmt):
+    if not has_lattice(fmt.name):
         return Rounded(plain, before, before, kept=True)
     packed = descend(fmt, aim, statistics, options, crew).pack()
     after = loss(packed)
@@ -87,7 +90,6 @@ def descend(
 def round_tensor(
     name: str, format_name: str, matrices: int, read: Callable[[int], Floats],
     statistics: Callable[[int], Statistics | None], options: Options, crew: Workers,
-    target: Callable[[int, Floats], Floats | None] = lambda matrix, rows: None,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
     """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
     fmt = get_format(format_name)
@@ -99,7 +101,7 @@ def round_tensor(
             parts.append(encode_columns(fmt, rows, np.ones(rows.shape[1], np.float32), crew))
             kept += 1
             continue
-        found = round_matrix(fmt, rows, known, options, crew, target(matrix, rows))
+        found = round_matrix(fmt, rows, known, options, crew)
         parts.append(found.packed)
         before += found.before
         after += found.after

@@ -4,52 +4,66 @@ All windows pass a layer with its original weights while the inputs of its weigh
 Hessian for each distinct input; then each of its tensors is rounded and stored. One layer's
 weights and Hessians are in memory (the sums in files), whatever the model's size, and a run that
 was interrupted continues with the first layer that is not yet stored.
+
+With ``propagate`` a second stream of hidden states goes through the layers as they were quantized,
+and each layer is fitted to give the original outputs from that stream's inputs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quantcli.calib.checkpoint import Checkpoint
 from quantcli.calib.runner import DTYPES, Run, check_finite, enter, layer_starts
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.calib.states import States
-from quantcli.calib.statistics import Collector
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
+from quantcli.methods.blocks import has_lattice
 from quantcli.methods.hessian import prepare_hessian
-from quantcli.methods.options import HELD_OUT, Options, Outcome
+from quantcli.methods.options import Options, Outcome
+from quantcli.methods.prefix import quantized_model
 from quantcli.methods.rounding import Statistics, round_tensor
+from quantcli.methods.sensitivity import (
+    WINDOWS,
+    Sensitivity,
+    embedding_scale,
+    measure_sensitivity,
+)
 from quantcli.methods.store import EncodedStore
+from quantcli.methods.sums import Sums
 from quantcli.methods.workers import Workers, workers
-from quantcli.types import Event, Note, OutputTensor, Progress
+from quantcli.model import Model
+from quantcli.types import Event, OutputTensor, Progress
 
-FEW = 4
-"""Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
+EMBEDDING_DAMPING = 0.1
+"""Of the embedding's Hessian, which is a mean over gradients."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be rounded: the calibration run, each tensor's block format, the options."""
+    """What is to be rounded: the calibration run, block formats by tensor, the options."""
 
     run: Run
     formats: Mapping[str, str]
     options: Options
+    every_format: Mapping[str, str]
+    """Also of tensors that no product meets, such as embeddings."""
 
     @property
     def identity(self) -> dict[str, object]:
         """What must be the same for a run to be continued, by what to call it."""
-        plan = json.dumps(dict(self.formats), sort_keys=True)
+        plan = json.dumps(dict(self.every_format), sort_keys=True)
         return {
             **self.run.identity,
             "choice of types": hashlib.sha256(plan.encode()).hexdigest(),
@@ -64,22 +78,47 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
     """
     run = work.run
     torch.set_num_threads(run.threads)
-    skeleton = Skeleton(run.model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
-    ids = run.windows.ids
-    shape = (*ids.shape, skeleton.hidden_size)
-    size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
-    in_memory = size <= run.max_memory
     for layer in range(checkpoint.done):
         store.load(layer)
-    states = States(run.folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
+    with ExitStack() as stack:
+        crew = stack.enter_context(workers(run.threads))
+        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint))
+        prefix = None
+        if work.options.propagate:
+            folder = run.folder / "quantized"
+            folder.mkdir(exist_ok=True)
+            model = quantized_model(run.model, work.every_format, store)
+            prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
+        layers = _Layers(work, stream, prefix, checkpoint, store, crew)
+        count = len(stream.skeleton.layers)
+        for index in range(checkpoint.done, count):
+            yield from layers.run(index)
+        if checkpoint.done <= count + 1:
+            yield from layers.ends()
+
+
+@dataclass
+class _Stream:
+    """A model's hidden states on their way through its layers."""
+
+    skeleton: Skeleton
+    states: States
+    calls: list[Call]
+
+    def get(self, number: int) -> torch.Tensor:
+        return self.states.get(number).to(self.skeleton.device)
+
+
+@contextmanager
+def _stream(run: Run, model: Model, folder: Path, checkpoint: Checkpoint) -> Iterator[_Stream]:
+    skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+    ids = run.windows.ids
+    size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
+    shape = (*ids.shape, skeleton.hidden_size)
+    in_memory = size <= run.max_memory
+    states = States(folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
     try:
-        calls = enter(run, skeleton, states, checkpoint)
-        with workers(run.threads) as crew:
-            layers = _Layers(work, skeleton, states, checkpoint, store, calls, crew)
-            for index in range(checkpoint.done, len(skeleton.layers)):
-                yield from layers.run(index)
-            if checkpoint.done == len(skeleton.layers):
-                yield from layers.head()
+        yield _Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
     finally:
         states.close()
 
@@ -87,87 +126,147 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
 @dataclass
 class _Layers:
     work: Work
-    skeleton: Skeleton
-    states: States
+    stream: _Stream
+    prefix: _Stream | None
     checkpoint: Checkpoint
     store: EncodedStore
-    calls: list[Call]
     crew: Workers
 
     def __post_init__(self) -> None:
+        self.skeleton = self.stream.skeleton
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
         self._starts = layer_starts(self.work.run.model, self.skeleton)
 
     def run(self, index: int) -> Iterator[Event]:
+        """One layer: all windows pass, its tensors are rounded, its weights go."""
         place = f"layer {index}"
-        fit, held_out = self._collectors(place)
         windows = len(self.work.run.windows.ids)
         span = self._starts[index + 1] - self._starts[index]
-        try:
+        with self._sums(place) as sums:
             with self.skeleton.filled(self.skeleton.layer_parameters(index)) as weights:
                 for number in range(windows):
-                    collector = held_out if number % HELD_OUT == HELD_OUT - 1 else fit
-                    collector.next_window()
-                    with Tap(weights, collector.observe):
-                        hidden = self.states.get(number).to(self.skeleton.device)
-                        hidden = self.skeleton.run(index, hidden, self.calls[index])
-                    check_finite(hidden, f"the output of layer {index}", number)
-                    self.states.put(number, hidden)
+                    self._pass(index, number, weights, sums)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
-            yield from self._round(index, fit, held_out)
-        finally:
-            fit.close()
-            held_out.close()
-        self.checkpoint.commit(index + 1, self.states.commit())
+            yield from self._round(index, sums.names, sums.of)
+            yield from sums.notes
+        turn = self.stream.states.commit()
+        if self.prefix is not None:
+            self._advance(index, self.prefix)
+            self.prefix.states.commit()
+        self.checkpoint.commit(index + 1, turn)
 
-    def head(self) -> Iterator[Event]:
-        """The output head, whose input is the last layer's output through the final norm."""
-        fit, held_out = self._collectors("the output head")
+    def _pass(
+        self, index: int, number: int, weights: Mapping[str, torch.Tensor], sums: Sums
+    ) -> None:
+        """One window through the layer's original weights, from both streams' inputs."""
+        sums.next_window(number)
+        observe = sums.observe if self.prefix is None else sums.remember
+        with Tap(weights, observe):
+            hidden = self.skeleton.run(index, self.stream.get(number), self.stream.calls[index])
+        check_finite(hidden, f"the output of layer {index}", number)
+        self.stream.states.put(number, hidden)
+        if self.prefix is not None:
+            with Tap(weights, sums.compare):
+                self.skeleton.run(index, self.prefix.get(number), self.stream.calls[index])
+
+    def _advance(self, index: int, prefix: _Stream) -> None:
+        """The second stream goes through the layer as it was quantized."""
+        skeleton = prefix.skeleton
+        with skeleton.filled(skeleton.layer_parameters(index)):
+            for number in range(len(self.work.run.windows.ids)):
+                hidden = skeleton.run(index, prefix.get(number), prefix.calls[index])
+                check_finite(hidden, f"the output of the quantized layer {index}", number)
+                prefix.states.put(number, hidden)
+
+    def ends(self) -> Iterator[Event]:
+        """The embedding and the output head."""
+        count = len(self.skeleton.layers)
+        tied = self.skeleton.embedding_name == self.skeleton.head_name
+        embedding = self._target(self.skeleton.embedding_name)
+        ways = Sensitivity.zeros(self.skeleton.hidden_size)
+        if embedding is not None:
+            ids = self.work.run.windows.ids[:WINDOWS]
+            yield from measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
+            ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
+        if self.checkpoint.done == count:
+            yield from self._head(ways if tied else None)
+            self.checkpoint.commit(count + 1, self.stream.states.turn)
+        if embedding is not None and not tied:
+            known = partial(self._statistics_of, ways)
+            yield from self._round(count + 1, [embedding], known)
+        else:
+            self.store.save(count + 1, {}, [])
+        self.checkpoint.commit(count + 2, self.stream.states.turn)
+
+    def _head(self, embedding: Sensitivity | None) -> Iterator[Event]:
+        """The output head, whose input is the last layer's output through the final norm.
+
+        Where it is also the embedding, a row is as often looked up as it is predicted, so its two
+        losses add up.
+        """
         name = self.skeleton.head_name
-        windows = len(self.work.run.windows.ids)
-        try:
+        with self._sums("the output head") as sums:
             with self.skeleton.filled(self.skeleton.outside_layers()):
-                for number in range(windows):
-                    collector = held_out if number % HELD_OUT == HELD_OUT - 1 else fit
-                    collector.next_window()
-                    hidden = self.states.get(number).to(self.skeleton.device)
-                    rows = self.skeleton.finish(hidden).flatten(0, 1)
-                    collector.observe(Product(name, 0, rows, (name, 0)))
-            yield from self._round(len(self.skeleton.layers), fit, held_out)
+                for number in range(len(self.work.run.windows.ids)):
+                    sums.next_window(number)
+                    rows = self.skeleton.finish(self.stream.get(number)).flatten(0, 1)
+                    product = Product(name, 0, rows, (name, 0))
+                    if self.prefix is None:
+                        sums.observe(product)
+                        continue
+                    sums.remember(product)
+                    rows = self.skeleton.finish(self.prefix.get(number)).flatten(0, 1)
+                    sums.compare(Product(name, 0, rows, (name, 0)))
+            if embedding is not None:
+                sums.add(embedding.fit, embedding.held_out)
+            yield from self._round(len(self.skeleton.layers), sums.names, sums.of)
+            yield from sums.notes
+
+    def _target(self, parameter: str) -> str | None:
+        """The tensor that holds a parameter, if it is to be rounded."""
+        targets = self.skeleton.parameters.targets(parameter, 0)
+        name = targets[0][0].name if targets else ""
+        kind = self.work.every_format.get(name, "F32")
+        return name if has_lattice(kind) else None
+
+    def _statistics_of(self, ways: Sensitivity, name: str, matrix: int) -> Statistics:
+        # Gradients vary more than inputs, and fewer are taken.
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
+        return Statistics(hessian, fit, held_out)
+
+    @contextmanager
+    def _sums(self, place: str) -> Iterator[Sums]:
+        sums = Sums(
+            self.skeleton.parameters.targets, self.work.run.folder, place, self.work.options
+        )
+        try:
+            yield sums
         finally:
-            fit.close()
-            held_out.close()
-        self.checkpoint.commit(len(self.skeleton.layers) + 1, self.states.turn)
+            sums.close()
 
-    def _collectors(self, place: str) -> tuple[Collector, Collector]:
-        targets, folder = self.skeleton.parameters.targets, self.work.run.folder
-        fit, held_out = folder / "fit", folder / "held-out"
-        fit.mkdir(exist_ok=True)
-        held_out.mkdir(exist_ok=True)
-        needs = ("mean_sq", "hessian")
-        return Collector(targets, needs, fit, place), Collector(targets, needs, held_out, place)
-
-    def _round(self, layer: int, fit: Collector, held_out: Collector) -> Iterator[Event]:
+    def _round(
+        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None]
+    ) -> Iterator[Event]:
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
-        sums = _Sums(fit, held_out, self.work.options)
-        for name in sorted(fit.entries, key=lambda name: (fit.hessian_of[name], name)):
-            wanted = self.work.formats.get(name)
-            if wanted is None:
+        for name in names:
+            if name not in self.tensors or not self._wanted(name):
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, wanted, _matrices(tensor), self._reader(tensor),
-                partial(sums.of, name),
-                self.work.options, self.crew,
+                name, self.work.every_format[name], _matrices(tensor), self._reader(tensor),
+                partial(known, name), self.work.options, self.crew,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
-        yield from sums.notes
         self.store.save(layer, packed, outcomes)
 
-    def _reader(self, tensor: OutputTensor) -> Any:
+    def _wanted(self, name: str) -> bool:
+        return name in self.work.formats or self._target(self.skeleton.embedding_name) == name
+
+    def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
         model = self.work.run.model
         height = tensor.shape[-2]
 
@@ -178,72 +277,6 @@ class _Layers:
             return native.to_float32(rows)
 
         return read
-
-
-class _Sums:
-    """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
-
-    def __init__(self, fit: Collector, held_out: Collector, options: Options) -> None:
-        self._fit, self._held_out, self._options = fit, held_out, options
-        self._last: tuple[tuple[str, int], Statistics | None] | None = None
-        self.notes: list[Note] = []
-
-    def of(self, name: str, matrix: int) -> Statistics | None:
-        """What is known of matrix ``matrix``; None when the text never reached it."""
-        key = (self._fit.hessian_of[name], matrix)
-        if self._last is None or self._last[0] != key:
-            self._last = (key, self._prepare(*key))
-        return self._last[1]
-
-    def _prepare(self, home: str, matrix: int) -> Statistics | None:
-        count = int(self._fit.entries[home].counts[matrix])
-        mean = self._mean(self._fit, home, matrix)
-        if mean is None:
-            return None
-        columns = mean.shape[1]
-        if count < FEW * columns:
-            # Correlations of few samples are mostly chance: the fewer, the less they count.
-            share = np.float32(count / (FEW * columns))
-            diagonal = mean.diagonal().copy()
-            mean *= share
-            np.fill_diagonal(mean, diagonal)
-            self._note_few(home, matrix, count, columns)
-        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
-        if hessian.damping > self._options.damping:
-            self.notes.append(
-                Note(
-                    f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
-                    f"{self._options.damping:g} to be positive definite",
-                    level="warning",
-                )
-            )
-        held_out = self._mean(self._held_out, home, matrix)
-        return Statistics(hessian, mean, mean if held_out is None else held_out)
-
-    def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
-        which = home if matrix == 0 else f"{home} (matrix {matrix})"
-        self.notes.append(
-            Note(
-                f"{which}: {count} inputs are few for {columns} columns, so correlations count "
-                f"for {count / (FEW * columns):.0%}; more text would help",
-                level="warning",
-            )
-        )
-
-    def _mean(self, collector: Collector, home: str, matrix: int) -> NDArray[np.float32] | None:
-        """The mean of x x^T; an expert's is drawn to that of all its layer's experts."""
-        if home not in collector.entries:
-            return None
-        counts = collector.entries[home].counts
-        sums = collector.hessians()[home]
-        if not counts.any():
-            return None
-        if len(counts) == 1:
-            return np.asarray(sums[0] / counts[0], np.float32)
-        columns = sums.shape[1]
-        everyone = sum(sums[i] for i in range(len(counts))) / counts.sum()
-        mixed = (sums[matrix] + columns * everyone) / (counts[matrix] + columns)
-        return np.asarray(mixed, np.float32)
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -1,0 +1,49 @@
+"""The model as it is quantized so far: what later layers will see when it runs.
+
+Tensors that a method has rounded are decoded from the store; those that no method rounds, such as
+embeddings, go through their format's encoder on the fly; whatever stays float is the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.formats import get_format, native
+from quantcli.methods.store import EncodedStore
+from quantcli.model import Model
+from quantcli.types import OutputTensor
+
+
+@dataclass(frozen=True)
+class QuantizedModel(Model):
+    """A model whose rows come as the output will hold them, float32."""
+
+    formats: Mapping[str, str] | None = None
+    encoded: EncodedStore | None = None
+
+    def read_rows(self, tensor: OutputTensor, start: int, stop: int) -> NDArray[Any]:
+        """Rows ``start:stop`` as `Model.read_rows` gives them, after quantization."""
+        name = tensor.name
+        if self.encoded is not None and name in self.encoded:
+            kind = (self.formats or {})[name]
+            return native.decode(get_format(kind), self.encoded.read_rows(name, start, stop))
+        rows = super().read_rows(tensor, start, stop)
+        kind = (self.formats or {}).get(name, "F32")
+        if get_format(kind).block == 1 or tensor.values is not None:
+            return rows
+        if rows.dtype == np.uint8:
+            rows = native.decode(get_format(tensor.dtype), rows)
+        return native.decode(get_format(kind), native.encode(get_format(kind), rows))
+
+
+def quantized_model(
+    model: Model, formats: Mapping[str, str], encoded: EncodedStore
+) -> QuantizedModel:
+    """``model`` as ``formats`` and the tensors in ``encoded`` make it."""
+    own = {field.name: getattr(model, field.name) for field in fields(model)}
+    return QuantizedModel(**own, formats=formats, encoded=encoded)
