@@ -91,7 +91,9 @@ def _signed(points: NDArray[np.integer], signs: Bytes, group: int) -> Codes:
 def _sign_bytes(codes: Codes, group: int) -> Bytes:
     """The signs of codes (n, groups), a byte for every eight weights."""
     signs = (codes >> SIGNS_SHIFT).astype(np.uint8)
-    return signs[:, 0::2] | signs[:, 1::2] << np.uint8(4) if group == 4 else signs
+    if group == 4:
+        signs = signs[:, 0::2] | signs[:, 1::2] << np.uint8(4)
+    return np.ascontiguousarray(signs)
 
 
 def _low(codes: Codes) -> Bytes:

@@ -45,8 +45,8 @@ class Slice:
         units = len(self.pivots) // width
         tiled = self.factor.reshape(units, width, units, width)
         own = tiled[np.arange(units), :, np.arange(units), :]
-        metric: Matrix = own * self.pivots.reshape(units, 1, width) @ own.transpose(0, 2, 1)
-        return np.ascontiguousarray(metric.reshape(-1, width))
+        metric = (own * self.pivots.reshape(units, 1, width)) @ own.transpose(0, 2, 1)
+        return np.ascontiguousarray(metric.reshape(-1, width), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,8 @@ def _factor(values: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
     # The reversed matrix's lower factor, turned round, is the upper one from the right.
     upper = np.linalg.cholesky(values[::-1, ::-1])[::-1, ::-1]
     diagonal = upper.diagonal()
-    return (upper / diagonal).astype(np.float32), (diagonal * diagonal).astype(np.float32)
+    pivots: NDArray[np.float64] = diagonal * diagonal
+    return (upper / diagonal).astype(np.float32), pivots.astype(np.float32)
 
 
 def prepare_hessian(

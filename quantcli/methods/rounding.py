@@ -106,7 +106,7 @@ def round_tensor(
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if has_lattice(fmt) else "importance"
+    method = "gptq" if has_lattice(fmt.name) else "importance"
     outcome = Outcome(
         name, fmt.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

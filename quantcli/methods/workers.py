@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+
 @dataclass
 class Workers:
     """Threads for kernels that drop the GIL."""
