@@ -11,8 +11,7 @@ whatever else a decoder multiplies by. A code is the number of a group's point, 
 reads, so a sub-block of zeros in an IQ3_S that ggml wrote, which has moved the low bits of the
 later ones, is split as it is decoded; joining what was split gives the same bytes.
 
-Not here: the formats' ranges of signs are not checked. Where `even_signs` holds, a code whose
-minus signs are odd in number among eight weights has no bytes.
+Where `even_signs` holds, codes with an odd number of minus signs among eight weights have no bytes.
 
 Source: the layouts in the formats' own files.
 """
@@ -90,10 +89,10 @@ def _signed(points: NDArray[np.integer], signs: Bytes, group: int) -> Codes:
 
 def _sign_bytes(codes: Codes, group: int) -> Bytes:
     """The signs of codes (n, groups), a byte for every eight weights."""
-    signs = (codes >> SIGNS_SHIFT).astype(np.uint8)
+    signs: Bytes = (codes >> SIGNS_SHIFT).astype(np.uint8)
     if group == 4:
         signs = signs[:, 0::2] | signs[:, 1::2] << np.uint8(4)
-    return np.ascontiguousarray(signs)
+    return signs
 
 
 def _low(codes: Codes) -> Bytes:
@@ -107,8 +106,9 @@ def _split_nibbles(packed: Bytes) -> Codes:
 
 
 def _join_nibbles(scales: Codes) -> Bytes:
-    steps = (scales >> 1).astype(np.uint8)
-    return steps[:, 0::2] | steps[:, 1::2] << np.uint8(4)
+    steps: Bytes = (scales >> 1).astype(np.uint8)
+    packed: Bytes = steps[:, 0::2] | steps[:, 1::2] << np.uint8(4)
+    return packed
 
 
 def _split_words(words: NDArray[np.uint32]) -> tuple[Bytes, Codes]:
@@ -121,7 +121,8 @@ def _join_words(signs: Bytes, scales: Codes) -> Bytes:
     """The bytes of such words, (n, 4k)."""
     sevens = (signs & 127).astype(np.uint32).reshape(len(signs), -1, 4) << _SEVENS
     words = sevens.sum(axis=2, dtype=np.uint32) | (scales >> 1).astype(np.uint32) << 28
-    return words.astype("<u4").view(np.uint8)
+    packed: Bytes = words.astype("<u4").view(np.uint8)
+    return packed
 
 
 def _words(packed: Bytes, kind: str) -> NDArray[np.uint32]:
