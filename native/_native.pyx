@@ -61,8 +61,9 @@ cdef extern from "qk.h" nogil:
         const uint8_t *patterns
 
     ctypedef void (*qk_feedback_points_fn)(
-        const qk_points *, int, const float *, const float *, const float *, const float *,
-        const float *, const float *, int64_t, int, int32_t *, float *) noexcept
+        const qk_points *, int, int, int, const float *, const float *, const float *,
+        const float *, const float *, const float *, int64_t, int, float *, int32_t *,
+        float *) noexcept
     ctypedef void (*qk_sweep_points_fn)(
         const qk_points *, const qk_lattice *, const float *, const float *, const float *,
         int64_t, int, int, int32_t *, float *, float *) noexcept
@@ -430,17 +431,19 @@ cdef int _points(
 
 def feedback_points(
     const float[:, ::1] first, const float[:, ::1] second, const uint8_t[:, ::1] patterns,
-    str signs, int sub,
+    str signs, int sub, int spread, int most,
     const float[:, ::1] target, const float[:, ::1] weights, const float[:, ::1] factor,
-    const float[:, ::1] metric, const float[:, ::1] norms, const float[:, ::1] steps,
-    int32_t[:, ::1] codes, float[:, ::1] errors,
+    const float[:, ::1] metric, const float[:, ::1] norms, const float[::1] d,
+    float[:, ::1] scales, int32_t[:, ::1] codes, float[:, ::1] errors,
 ) -> None:
     """Round ``target`` (n, columns) group by group, passing errors on; see qk.h.
 
     ``first`` and ``second`` are the patterns of a group's halves, ``patterns`` (points, 2) tells
     which a point has. ``factor`` is (columns, columns); ``metric`` (columns, width), the rows of
-    each unit's own; ``norms`` (groups, points); ``steps`` (n, columns / sub). Fills ``codes``
-    (n, groups) and ``errors``, ``weights`` less the values.
+    each unit's own; ``norms`` (groups, points). Steps are ``d`` (n,) times ``scales``
+    (n, columns / sub), for each of which the best is taken of those up to ``spread`` odd numbers
+    away and not above ``most``. Fills ``codes`` (n, groups) and ``errors``, ``weights`` less the
+    values.
     """
     cdef const qk_table *table = _table()
     cdef qk_points points
@@ -453,15 +456,17 @@ def feedback_points(
     _same_shape("factor", factor.shape[0], factor.shape[1], k, k)
     _same_shape("metric", metric.shape[0], metric.shape[1], k, points.width)
     _same_shape("norms", norms.shape[0], norms.shape[1], k // points.group, points.count)
-    _same_shape("steps", steps.shape[0], steps.shape[1], n, k // sub)
+    _same("d", d.shape[0], n)
+    _same_shape("scales", scales.shape[0], scales.shape[1], n, k // sub)
     _same_shape("codes", codes.shape[0], codes.shape[1], n, k // points.group)
     _same_shape("errors", errors.shape[0], errors.shape[1], n, k)
     if n == 0:
         return
     with nogil:
         table.feedback_points(
-            &points, sub, &target[0, 0], &weights[0, 0], &factor[0, 0], &metric[0, 0],
-            &norms[0, 0], &steps[0, 0], n, <int>k, &codes[0, 0], &errors[0, 0])
+            &points, sub, spread, most, &target[0, 0], &weights[0, 0], &factor[0, 0],
+            &metric[0, 0], &norms[0, 0], &d[0], n, <int>k, &scales[0, 0], &codes[0, 0],
+            &errors[0, 0])
 
 
 def sweep_points(

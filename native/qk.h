@@ -73,12 +73,14 @@ struct qk_points {
 /* The same for groups of weights that are points of a grid. A code is a point's number, and from
  * bit 16 on its minus signs. factor is I + U of the Hessian's (I + U) D (I + U)^T; metric is, for
  * each unit, that product's part without the columns outside the unit, width x width; norms is, for
- * each group and point, the sum of its squared levels times the metric's diagonal. */
-typedef void (*qk_feedback_points_fn)(const struct qk_points *points, int sub,
+ * each group and point, the sum of its squared levels times the metric's diagonal. A step is d, one a
+ * row, times scale, columns / sub a row; each scale is replaced by the best of those up to spread odd
+ * numbers away from it, between 1 and most. */
+typedef void (*qk_feedback_points_fn)(const struct qk_points *points, int sub, int spread, int most,
                                       const float *target, const float *weights,
                                       const float *factor, const float *metric,
-                                      const float *norms, const float *steps, int64_t nrows,
-                                      int columns, int32_t *codes, float *errors);
+                                      const float *norms, const float *d, int64_t nrows,
+                                      int columns, float *scales, int32_t *codes, float *errors);
 /* norms are with the diagonal of hessian. */
 typedef void (*qk_sweep_points_fn)(const struct qk_points *points,
                                    const struct qk_lattice *lattice, const float *hessian,

@@ -180,50 +180,103 @@ QK_INLINE void scatter_points(int32_t *codes, const vi *tile, int64_t first, int
     }
 }
 
-void QK_FN(feedback_points)(const struct qk_points *points, int sub, const float *target,
-                            const float *weights, const float *factor, const float *metric,
-                            const float *norms, const float *steps, int64_t nrows, int columns,
-                            int32_t *codes, float *errors) {
-    const int width = points->width, groups = width / points->group;
+/* What feedback works on: a tile of rows, and what belongs to their columns. */
+struct feedback {
+    const struct qk_points *points;
+    const float *factor, *metric, *norms;
+    int columns;
     vf x[QK_COLUMNS_MAX], w[QK_COLUMNS_MAX];
+};
+
+/* One run of columns under one step: codes and errors, with feedback among them alone. Returns what
+ * its columns add to the loss. */
+QK_INLINE vf round_run(const struct feedback *tile, int first, int sub, vf step, vi *codes,
+                       vf *errors) {
+    const struct qk_points *points = tile->points;
+    const int width = points->width, groups = width / points->group, columns = tile->columns;
+    vf x[QK_COLUMNS_MAX], loss = {0};
+    for (int i = 0; i < sub; ++i) x[i] = tile->x[first + i];
+    for (int start = 0; start < sub; start += width) {
+        const int unit = (first + start) / width;
+        const float *own = tile->metric + (int64_t)unit * width * width;
+        const float *norms = tile->norms + (int64_t)unit * groups * points->count;
+        const float *factor = tile->factor + (int64_t)(first + start) * columns + first + start;
+        const vf *w = tile->w + first + start;
+        vf fed[WIDTH_MAX], ratio[WIDTH_MAX], levels[WIDTH_MAX], gradient[WIDTH_MAX];
+        vi *chosen = codes + start / width * groups;
+        /* Where the unit's own errors are to be made good too, rather than only passed on. */
+        for (int i = 0; i < width; ++i) {
+            fed[i] = x[start + i] - w[i];
+            for (int k = 0; k < i; ++k) fed[i] -= fed[k] * factor[(int64_t)k * columns + i];
+            ratio[i] = (w[i] + fed[i]) / step;
+        }
+        nearest_unit(points, norms, own, width, ratio, levels, chosen);
+        for (int i = 0; i < width; ++i) {
+            gradient[i] = vf_set1(0);
+            for (int k = 0; k < width; ++k) {
+                gradient[i] += (ratio[k] - levels[k]) * own[i * width + k];
+            }
+        }
+        improve_unit(points, norms, own, width, gradient, levels, chosen);
+        for (int i = 0; i < width; ++i) {
+            loss += step * step * (ratio[i] - levels[i]) * gradient[i];
+            errors[start + i] = w[i] - step * levels[i];
+        }
+        for (int k = 0; k < width; ++k) {
+            const float *row = factor + (int64_t)k * columns - start;
+            for (int i = start + width; i < sub; ++i) x[i] += errors[start + k] * row[i];
+        }
+    }
+    return loss;
+}
+
+void QK_FN(feedback_points)(const struct qk_points *points, int sub, int spread, int most,
+                            const float *target, const float *weights, const float *factor,
+                            const float *metric, const float *norms, const float *d,
+                            int64_t nrows, int columns, float *scales, int32_t *codes,
+                            float *errors) {
+    const int group = points->group;
+    struct feedback tile = {.points = points, .factor = factor, .metric = metric, .norms = norms,
+                            .columns = columns};
     vi c[QK_COLUMNS_MAX / 4];
+    vf runs[QK_COLUMNS_MAX / 4];
     for (int64_t first = 0; first < nrows; first += QK_LANES) {
         const float *lanes[QK_LANES];
         each_lane(lanes, target, first, nrows, columns);
-        gather_tile(x, lanes, columns);
+        gather_tile(tile.x, lanes, columns);
         each_lane(lanes, weights, first, nrows, columns);
-        gather_tile(w, lanes, columns);
-        for (int unit = 0; unit < columns / width; ++unit) {
-            const int start = unit * width, end = start + width;
-            const float *own = metric + (int64_t)unit * width * width;
-            const float *own_norms = norms + (int64_t)unit * groups * points->count;
-            const vf step = lane_values(steps, first, nrows, columns / sub, start / sub);
-            vf fed[WIDTH_MAX], ratio[WIDTH_MAX], levels[WIDTH_MAX], gradient[WIDTH_MAX];
-            vi *chosen = c + unit * groups;
-            /* Where the unit's own errors are to be made good too, rather than only passed on. */
-            for (int i = 0; i < width; ++i) {
-                fed[i] = x[start + i] - w[start + i];
-                for (int k = 0; k < i; ++k) {
-                    fed[i] -= fed[k] * factor[(int64_t)(start + k) * columns + start + i];
+        gather_tile(tile.w, lanes, columns);
+        load_lanes(runs, scales, first, nrows, columns / sub);
+        const vf unit = lane_values(d, first, nrows, 1, 0);
+        for (int start = 0; start < columns; start += sub) {
+            vi *chosen = c + start / group;
+            vf found[QK_COLUMNS_MAX];
+            const vf middle = runs[start / sub];
+            vf least = round_run(&tile, start, sub, unit * middle, chosen, found);
+            for (int move = -spread; move <= spread; ++move) {
+                const vf scale = middle + (float)(2 * move);
+                const vi held = (scale >= 1.f) & (scale <= (float)most);
+                if (move == 0 || !vi_any(held)) continue;
+                vi other[QK_COLUMNS_MAX / 4];
+                vf others[QK_COLUMNS_MAX];
+                const vf loss = round_run(&tile, start, sub, unit * scale, other, others);
+                const vi better = held & (loss < least);
+                least = vf_sel(better, loss, least);
+                runs[start / sub] = vf_sel(better, scale, runs[start / sub]);
+                for (int i = 0; i < sub; ++i) found[i] = vf_sel(better, others[i], found[i]);
+                for (int k = 0; k < sub / group; ++k) {
+                    chosen[k] = vi_sel(better, other[k], chosen[k]);
                 }
-                ratio[i] = (w[start + i] + fed[i]) / step;
             }
-            nearest_unit(points, own_norms, own, width, ratio, levels, chosen);
-            for (int i = 0; i < width; ++i) {
-                gradient[i] = vf_set1(0);
-                for (int k = 0; k < width; ++k) {
-                    gradient[i] += (ratio[k] - levels[k]) * own[i * width + k];
-                }
-            }
-            improve_unit(points, own_norms, own, width, gradient, levels, chosen);
-            for (int i = 0; i < width; ++i) w[start + i] -= step * levels[i];
-            for (int k = start; k < end; ++k) {
-                const float *row = factor + (int64_t)k * columns;
-                for (int i = end; i < columns; ++i) x[i] += w[k] * row[i];
+            for (int k = 0; k < sub; ++k) {
+                const float *row = factor + (int64_t)(start + k) * columns;
+                tile.w[start + k] = found[k];
+                for (int i = start + sub; i < columns; ++i) tile.x[i] += found[k] * row[i];
             }
         }
-        scatter_points(codes, c, first, nrows, columns / points->group);
-        scatter_tile(errors, w, first, nrows, columns);
+        store_lanes(scales, runs, first, nrows, columns / sub);
+        scatter_points(codes, c, first, nrows, columns / group);
+        scatter_tile(errors, tile.w, first, nrows, columns);
     }
 }
 

@@ -70,10 +70,7 @@ def _round_in_order(
         weights = np.ascontiguousarray(coded.rows[:, columns])
         target = weights + coded.errors[:, :first] @ factor[:first, columns]
         parts = _find_parts(coded, target, columns, importance, crew)
-        steps, lows = coded.steps(parts)
-        codes, _ = coded.grid.feed_back(
-            coded.lattice.sub, target, weights, hessian.part(columns), steps, lows, crew
-        )
+        parts, codes = coded.grid.round_panel(parts, target, weights, hessian.part(columns), crew)
         coded.set_codes(index, parts, codes)
 
 

@@ -6,7 +6,7 @@ them has to be even.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from quantcli.formats.lattice import Parts
 from quantcli.formats.search import Codes
 from quantcli.methods.hessian import Slice
 from quantcli.methods.workers import Workers
+
+SPREAD = 2
+"""How many odd numbers below and above the encoder's scale are tried."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,21 @@ class Points:
         """Squared lengths of the points under a diagonal metric, shape (groups, points)."""
         return np.ascontiguousarray(diagonal.reshape(-1, self.group) @ self.squares.T)
 
+    def round_panel(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    ) -> tuple[Parts, Codes]:
+        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+
+        Shapes: target, weights (n, columns). Each scale is the best for what it is given of those
+        near the one in ``parts``.
+        """
+        scales = np.array(parts.scales, np.float32).reshape(len(target), -1)
+        codes, _ = self._feed_back(
+            self.lattice.sub, SPREAD, target, weights, part, parts.d, scales, crew
+        )
+        found = scales.astype(np.int32).reshape(parts.scales.shape)
+        return replace(parts, scales=found), codes
+
     def feed_back(
         self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
         crew: Workers,
@@ -68,19 +86,25 @@ class Points:
         Shapes: target, weights (n, columns); steps (n, runs of ``sub`` columns); the minimums
         ``lows`` are zero.
         """
+        ones = np.ones(len(target), np.float32)
+        return self._feed_back(sub, 0, target, weights, part, ones, steps.copy(), crew)
+
+    def _feed_back(
+        self, sub: int, spread: int, target: Floats, weights: Floats, part: Slice, d: Floats,
+        scales: Floats, crew: Workers,
+    ) -> tuple[Codes, Floats]:  # fmt: skip
         codes = np.empty((len(target), target.shape[1] // self.group), np.int32)
         errors = np.empty(target.shape, np.float32)
-        target, weights, factor, steps = map(
-            np.ascontiguousarray, (target, weights, part.factor, steps)
-        )
+        target, weights, factor = map(np.ascontiguousarray, (target, weights, part.factor))
         metric = part.metric(self.width)
         diagonal = metric.reshape(-1, self.width, self.width).diagonal(axis1=1, axis2=2)
         norms = self._norms(diagonal)
 
         def share(start: int, stop: int) -> None:
             _native.feedback_points(
-                *self._grid, sub, target[start:stop], weights[start:stop], factor, metric, norms,
-                steps[start:stop], codes[start:stop], errors[start:stop],
+                *self._grid, sub, spread, self.lattice.scale_range[1],
+                target[start:stop], weights[start:stop], factor, metric, norms,
+                d[start:stop], scales[start:stop], codes[start:stop], errors[start:stop],
             )  # fmt: skip
 
         crew.run(len(target), share)

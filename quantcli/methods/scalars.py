@@ -32,6 +32,17 @@ class Scalars:
         uniform = bool((np.diff(levels) == 1).all())
         return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32))
 
+    def round_panel(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    ) -> tuple[Parts, Codes]:
+        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+
+        Shapes: target, weights (n, columns). The scales are those of ``parts``.
+        """
+        steps, lows = (runs.reshape(len(target), -1) for runs in self.lattice.steps(parts))
+        codes, _ = self.feed_back(self.lattice.sub, target, weights, part, steps, lows, crew)
+        return parts, codes
+
     def feed_back(
         self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
         crew: Workers,

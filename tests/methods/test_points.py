@@ -167,10 +167,11 @@ def test_the_metric_of_a_unit_is_the_hessian_s_where_nothing_comes_after() -> No
 def test_the_binding_refuses_what_does_not_fit(change: dict[str, object], message: str) -> None:
     given = {
         "first": np.ones((2, 2), np.float32), "second": np.ones((2, 2), np.float32),
-        "patterns": np.zeros((5, 2), np.uint8), "signs": "free", "sub": 32,
+        "patterns": np.zeros((5, 2), np.uint8), "signs": "free", "sub": 32, "spread": 0, "most": 31,
         "target": np.zeros((4, 64), np.float32), "weights": np.zeros((4, 64), np.float32),
         "factor": np.eye(64, dtype=np.float32), "metric": np.ones((64, 4), np.float32),
-        "norms": np.ones((16, 5), np.float32), "steps": np.ones((4, 2), np.float32),
+        "norms": np.ones((16, 5), np.float32), "d": np.ones(4, np.float32),
+        "scales": np.ones((4, 2), np.float32),
         "codes": np.zeros((4, 16), np.int32), "errors": np.zeros((4, 64), np.float32),
     }  # fmt: skip
     _native.feedback_points(**given)
