@@ -18,7 +18,7 @@ from quantcli.formats.search import Codes
 from quantcli.methods.hessian import Slice
 from quantcli.methods.workers import Workers
 
-SPREAD = 2
+SPREAD = 3
 """How many odd numbers below and above the encoder's scale are tried."""
 
 

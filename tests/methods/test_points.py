@@ -10,7 +10,6 @@ import pytest
 from quantcli import _native
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
-from quantcli.methods.blocks import Coded
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Slice, output_error, prepare_hessian
