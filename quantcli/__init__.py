@@ -15,13 +15,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quantcli.api import quantize
+    from quantcli.exports.job import export
     from quantcli.model import open_model
-    from quantcli.pipeline import quantize
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open_model", "quantize"]
+__all__ = ["__version__", "export", "open_model", "quantize"]
 
-_HOMES = {"open_model": "quantcli.model", "quantize": "quantcli.pipeline"}
+_HOMES = {
+    "export": "quantcli.exports.job",
+    "open_model": "quantcli.model",
+    "quantize": "quantcli.api",
+}
 
 
 def __getattr__(name: str) -> Any:

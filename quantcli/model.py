@@ -23,6 +23,9 @@ from quantcli.types import MetaValue, Note, OutputTensor, Piece, TensorInfo, Ten
 _GATHER_SPREAD = 4
 """Permuted rows are read as one span when it is at most this many times the rows wanted."""
 
+TRANSFORMS_KEY = "quantcli.transforms"
+"""Key-value of a model whose weights are transformed as they are read: what was done, as JSON."""
+
 
 @dataclass(frozen=True)
 class Model(AbstractContextManager["Model"]):
@@ -73,7 +76,7 @@ class Model(AbstractContextManager["Model"]):
         shifted come as float32.
         """
         if tensor.values is not None:
-            return np.ascontiguousarray(tensor.values.reshape(tensor.rows, -1)[start:stop])
+            return np.array(tensor.values.reshape(tensor.rows, -1)[start:stop])
         parts = []
         first = 0
         for piece in tensor.pieces:

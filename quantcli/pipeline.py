@@ -13,9 +13,9 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.errors import PlanError, WeightError
+from quantcli.errors import PlanError, UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe, dump_recipe, merge_recipe
 from quantcli.sources.imatrix import Importance, read_importance
-from quantcli.types import Event, MetaValue, OutputTensor, Progress, text, u32
+from quantcli.types import Event, MetaValue, OutputTensor, PackedType, Progress, text, u32
 from quantcli.writers.atomic import AtomicFiles, refuse_existing
 from quantcli.writers.gguf import (
     Layout,
@@ -60,6 +60,10 @@ class Finished(Event):
     source_digest: str
 
 
+Encoder = Callable[[TensorPlan, int, NDArray[Any]], NDArray[np.uint8]]
+"""Packed rows of a tensor from a row on: takes the plan's line, that row and the rows as read."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A decided quantization: everything but the weights has been read and checked."""
@@ -71,6 +75,8 @@ class Job:
     shards: Mapping[Path, tuple[TensorPlan, ...]]
     layouts: Mapping[Path, Layout]
     force: bool
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    """What makes the rows of a tensor, by its name, in place of the block format's own encoder."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -121,18 +127,22 @@ def prepare(
     output: Path,
     *,
     importance: Importance | None = None,
+    plan: Plan | None = None,
     force: bool = False,
     check: bool = True,
 ) -> Job:
     """Decide everything about quantizing ``model`` to ``output`` without reading a weight.
 
-    ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
-    OutputError or UsageError before any work is done.
+    ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
+    was made already is taken as it is. Raises PlanError, OutputError or UsageError before any
+    work is done.
     """
+    if recipe.to != "gguf":
+        raise UsageError(f"--to {recipe.to} makes a model folder, not a GGUF")
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
-    plan = make_plan(
+    plan = plan or make_plan(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
@@ -213,7 +223,7 @@ def execute(
             files.write(path, 0, layout.header)
         leaves: dict[tuple[str, int], bytes] = {}
         yield from _encode_all(job, files, workers, leaves, encoded)
-        digest = _digest(job.model, leaves)
+        digest = combine_digest(job.model, leaves)
         metadata = {**job.metadata, "quantcli.source.digest": text(digest)}
         for path, layout in _lay_out(metadata, job.shards).items():
             files.write(path, 0, layout.header)
@@ -254,13 +264,19 @@ def _slabs(job: Job) -> Iterator[_Slab]:
         for item in items:
             offset = job.layouts[path].offsets[item.tensor.name]
             row_bytes = item.nbytes // max(1, item.tensor.rows)
-            for start, stop in _cuts(job.model, item.tensor):
+            for start, stop in cut_rows(job.model, item.tensor):
                 yield _Slab(item, start, stop, path, offset + start * row_bytes)
 
 
-def _cuts(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
+def cut_rows(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
     """Row ranges of about SLAB_BYTES that never cross from one stacked matrix into the next."""
     stored = max(1, model.stored_bytes(tensor) // max(1, tensor.rows))
+    if tensor.dtype == "F8_E4M3":
+        # The scales beside the codes do not count, lest digests change with them.
+        stored = max(1, tensor.columns)
+    elif isinstance(tensor.dtype, PackedType):
+        # Its rows come as float32, whatever they take in the file.
+        stored = 4 * max(1, tensor.columns)
     step = max(1, SLAB_BYTES // stored)
     matrix = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.rows
     for first in range(0, tensor.rows, max(1, matrix)):
@@ -275,6 +291,10 @@ def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab, encoded: Encoded | N
     leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
     if encoded is not None and tensor.name in encoded:
         packed = encoded.read_rows(tensor.name, slab.start, slab.stop)
+        files.write(slab.path, slab.offset, packed.data)
+        return leaf
+    if tensor.name in job.encoders:
+        packed = job.encoders[tensor.name](slab.item, slab.start, rows)
         files.write(slab.path, slab.offset, packed.data)
         return leaf
     if tensor.dtype == slab.item.format and rows.dtype == np.uint8:
@@ -365,11 +385,11 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
     return keys
 
 
-def _digest(model: Model, leaves: Mapping[tuple[str, int], bytes]) -> str:
+def combine_digest(model: Model, leaves: Mapping[tuple[str, int], bytes]) -> str:
     """SHA-256 over every tensor's name, dtype and shape and its slabs' own SHA-256."""
     whole = hashlib.sha256()
     for tensor in model.tensors:
         whole.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
-        for start, _ in _cuts(model, tensor):
+        for start, _ in cut_rows(model, tensor):
             whole.update(leaves[tensor.name, start])
     return f"sha256:{whole.hexdigest()}"

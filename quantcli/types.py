@@ -23,12 +23,22 @@ def row_count(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-1])
 
 
+class PackedType(str):
+    """The name of a quantized storage of a checkpoint, such as "GPTQ int4, groups of 128".
+
+    Reading undoes it, so that everything else sees float32 rows.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A stored tensor, as the header of its file declares it.
 
-    ``dtype`` is safetensors' name ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64" ...) or, in a
-    GGUF, the block format's name ("Q8_0").
+    ``dtype`` is safetensors' name ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64" ...), a
+    `PackedType` for a weight that several tensors make up (``nbytes`` are theirs together), or,
+    in a GGUF, the block format's name ("Q8_0").
     """
 
     name: str
@@ -54,7 +64,8 @@ class TensorStore(Protocol):
         """Rows ``start:stop`` as a new contiguous 2-D array.
 
         The dtype is float64, float32, float16 or ml_dtypes' bfloat16 as stored; FP8 with its
-        scales comes as float32; block formats come as uint8 of shape (rows, bytes per row).
+        scales and packed types come as float32; block formats come as uint8 of shape (rows,
+        bytes per row).
         """
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
@@ -126,6 +137,34 @@ class OutputTensor:
     def elements(self) -> int:
         """How many weights it holds."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The weight of one linear layer: where it is stored, and what a model folder calls it.
+
+    The rows ``first : first+rows`` of the stored tensor ``source`` in its own order, or columns as
+    rows where ``transpose``. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
+    ``index`` of its ``of``. In the output the matrix is ``module``'s weight by itself, or number
+    ``slot`` of a stack of ``stack``.
+    """
+
+    module: str
+    source: str
+    rows: int
+    columns: int
+    tensor: str
+    first: int = 0
+    index: int = 0
+    of: int = 1
+    stack: int = 0
+    slot: int = 0
+    transpose: bool = False
+
+    @property
+    def elements(self) -> int:
+        """How many weights it holds."""
+        return self.rows * self.columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
+from quantcli.archs.fold import Folds
 from quantcli.errors import ArchitectureError
 from quantcli.registry import Registry, near
 
@@ -43,4 +44,10 @@ def find_architecture(config: Config) -> Architecture:
     return found
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "find_architecture"]
+def find_folds(arch: str) -> Folds:
+    """The fold groups that the family with GGUF's name ``arch`` declares; empty when unknown."""
+    families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
+    return next((family.folds for family in families if family.name == arch), Folds())
+
+
+__all__ = ["ARCHITECTURES", "Architecture", "find_architecture", "find_folds"]

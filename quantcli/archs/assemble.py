@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from quantcli.archs.rules import Dims, Rule, Values
@@ -40,6 +40,27 @@ def assemble(
                 found.append(_build(rule, layer, dims, shelf))
     shelf.refuse_rest(ignored)
     return sorted(found, key=_llama_order)
+
+
+def stored_shapes(
+    rules: tuple[Rule, ...], dims: Dims, written: Container[str]
+) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint from which ``rules`` make the GGUF tensors ``written``.
+
+    Shapes by the rules' own spelling of the names, experts apart as checkpoints publish them.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for rule in rules:
+        shape = tuple(dims[size] for size in rule.shape)
+        for layer in range(dims["layers"]) if "{i}" in rule.name else (None,):
+            if rule.optional and _at(rule.name, layer) not in written:
+                continue
+            if "{e}" not in rule.source:
+                found[_at(rule.source, layer)] = shape[::-1] if rule.transpose else shape
+                continue
+            for expert in range(shape[0]):
+                found[_at(rule.source, layer, expert)] = shape[1:]
+    return found
 
 
 @dataclass

@@ -5,12 +5,14 @@ A family's file holds the tables and what it must refuse; the walking is done on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantcli.archs.assemble import assemble
+from quantcli.archs.assemble import assemble, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
+from quantcli.archs.fold import Folds
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo
@@ -57,6 +59,10 @@ class Architecture:
     """Patterns and replacements that bring other spellings of stored names to the rules'."""
     ignored: tuple[str, ...] = ()
     """Patterns (full match) of stored tensors that are rightly left out."""
+    folds: Folds = field(default_factory=Folds)
+    """Which tensors meet at which channels."""
+    published: tuple[tuple[str, str], ...] = ()
+    """Patterns and replacements from the rules' spelling to the names that transformers saves."""
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
@@ -73,6 +79,22 @@ class Architecture:
             renames=self.renames,
             ignored=self.ignored,
         )
+
+    def stored(self, config: Config, written: Container[str]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a checkpoint's tensors, of which the GGUF ``written`` is made.
+
+        The other way of `tensors`, which takes what is named here back to GGUF's tensors.
+        """
+        settled, dims = self._settle(config)
+        found = stored_shapes(self.read_rules(settled), dims, written)
+        for pattern, replacement in self.published:
+            found = {re.sub(pattern, replacement, name): shape for name, shape in found.items()}
+        return found
+
+    def sources(self, config: Config) -> dict[str, str]:
+        """GGUF name -> stored name, both patterns over layers ``{i}``, the latter over experts."""
+        settled, _ = self._settle(config)
+        return {rule.name: rule.source for rule in self.read_rules(settled)}
 
     def metadata(self, config: Config) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""

@@ -24,6 +24,7 @@ from quantcli.archs.decoder import (
     decoder_keys,
     layer,
 )
+from quantcli.archs.fold import POST_NORMED
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -131,4 +132,5 @@ GEMMA2 = Architecture(
     },
     fixed=FIXED,
     ignored=(r"lm_head\.weight", r".*\.rotary_emb\.inv_freq"),
+    folds=POST_NORMED,
 )

@@ -24,6 +24,7 @@ from quantcli.archs.decoder import (
     decoder_keys,
     output,
 )
+from quantcli.archs.fold import POST_NORMED
 from quantcli.archs.gemma2 import (
     FIXED,
     LAYER_NORMS,
@@ -104,4 +105,5 @@ GEMMA3 = Architecture(
         r"(model\.)?(vision_tower|multi_modal_projector)\..*",
         r".*\.rotary_emb(_local)?\.inv_freq",
     ),
+    folds=POST_NORMED,
 )

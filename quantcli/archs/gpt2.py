@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, flag, integer, number
+from quantcli.archs.fold import CENTRED
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
@@ -96,5 +97,7 @@ GPT2 = Architecture(
         "add_cross_attention": (False,),
     },
     renames=((r"^transformer\.", ""),),
+    published=((r"^(?!lm_head)", "transformer."),),
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
+    folds=CENTRED,
 )

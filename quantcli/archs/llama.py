@@ -28,6 +28,7 @@ from quantcli.archs.decoder import (
     output,
     unwindowed_note,
 )
+from quantcli.archs.fold import DECODER
 from quantcli.archs.rope import llama3_factors, read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.types import MetaValue, u32
@@ -100,6 +101,7 @@ LLAMA = Architecture(
     defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6},
     fixed=_FIXED,
     ignored=_IGNORED,
+    folds=DECODER,
 )
 
 MIXTRAL = Architecture(
@@ -113,4 +115,5 @@ MIXTRAL = Architecture(
     fixed=_FIXED,
     renames=((r"\.mlp\.", ".block_sparse_moe."),),
     ignored=_IGNORED,
+    folds=DECODER,
 )

@@ -27,6 +27,7 @@ from quantcli.archs.decoder import (
     output,
     unwindowed_note,
 )
+from quantcli.archs.fold import FUSED
 from quantcli.archs.rope import Rope, read_rope
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
@@ -133,4 +134,5 @@ PHI3 = Architecture(
     },
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
     ignored=(r".*\.rotary_emb\.inv_freq",),
+    folds=FUSED,
 )

@@ -21,6 +21,7 @@ from quantcli.archs.decoder import (
     output,
     unwindowed_note,
 )
+from quantcli.archs.fold import DECODER
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -69,4 +70,5 @@ QWEN2 = Architecture(
     defaults=DEFAULTS,
     fixed=FIXED,
     ignored=(r".*\.rotary_emb\.inv_freq",),
+    folds=DECODER,
 )

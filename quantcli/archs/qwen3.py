@@ -18,6 +18,7 @@ from quantcli.archs.decoder import (
     attention_dims,
     output,
 )
+from quantcli.archs.fold import DECODER
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
 from quantcli.archs.rules import Rule
 
@@ -35,4 +36,5 @@ QWEN3 = Architecture(
     defaults={**DEFAULTS, "head_dim": 128},
     fixed={**FIXED, "attention_bias": (False,)},
     ignored=(r".*\.rotary_emb\.inv_freq",),
+    folds=DECODER,
 )

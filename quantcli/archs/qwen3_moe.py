@@ -20,6 +20,7 @@ from quantcli.archs.decoder import (
     experts,
     output,
 )
+from quantcli.archs.fold import DECODER
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, u32
@@ -62,4 +63,5 @@ QWEN3_MOE = Architecture(
         "mlp_only_layers": ([],),
     },
     ignored=(r".*\.rotary_emb\.inv_freq",),
+    folds=DECODER,
 )

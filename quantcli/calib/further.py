@@ -124,6 +124,32 @@ class Statistics:
         values: NDArray[Any] = np.frombuffer(raw, _TYPES[info.dtype])
         return values.reshape(info.shape[1:])
 
+    def count(self, name: str, matrix: int = 0) -> int:
+        """Inputs of GGUF's tensor ``name`` that were seen; experts each have their own."""
+        return int(self._find(name, "counts", matrix))
+
+    def hessian(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The mean of x x^T over the tensor's inputs, shape (columns, columns)."""
+        count = max(1, self.count(name, matrix))
+        total = self._find(self.shares.get(name, name), "hessian", matrix)
+        return np.asarray(total / np.float32(count), np.float32)
+
+    def abs_max(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The largest |x|, shape (columns,)."""
+        return self._find(name, "abs_max", matrix)
+
+    def mean_abs(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The mean |x|, shape (columns,)."""
+        return self._find(name, "mean_abs", matrix)
+
+    def _find(self, name: str, kind: str, matrix: int) -> NDArray[Any]:
+        if f"{name}.{kind}" not in self.tensors:
+            raise SourceError(
+                f"{self.path} has no {kind} of {name}",
+                hint="calibrate again with --collect hessian,abs_max,mean_abs",
+            )
+        return self.read(f"{name}.{kind}", matrix)
+
 
 class Merged:
     """Several statistics files as one: counts and Hessians add up, maxima and means combine.

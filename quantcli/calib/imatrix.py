@@ -9,44 +9,14 @@ save_imatrix_legacy in llama.cpp's imatrix tool.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from struct import Struct
-
-import numpy as np
-from numpy.typing import NDArray
 
 from quantcli.calib.further import STATISTICS_FORMAT, Further
-from quantcli.sources.imatrix import (
-    CHUNK_COUNT,
-    CHUNK_SIZE,
-    COUNTS,
-    DATASETS,
-    ENOUGH,
-    ENOUGH_TOKENS,
-    SUMS,
-    shrink,
-)
-from quantcli.types import array, text, u32
 from quantcli.writers.atomic import AtomicFiles
-from quantcli.writers.gguf import TensorEntry
-from quantcli.writers.gguf import lay_out as lay_out_gguf
+from quantcli.writers.imatrix import Calibration, pack_gguf, pack_legacy
 from quantcli.writers.safetensors import lay_out as lay_out_safetensors
 
-_I32 = Struct("<i")
-_F32_ID = 0
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """An importance matrix with its facts: sums (matrices, columns) and counts (matrices,)."""
-
-    squares: Mapping[str, NDArray[np.float64]]
-    counts: Mapping[str, NDArray[np.int64]]
-    datasets: tuple[str, ...]
-    chunks: int
-    chunk_size: int
+__all__ = ["Calibration", "output_paths", "stats_path", "write"]
 
 
 def stats_path(output: Path) -> Path:
@@ -69,7 +39,7 @@ def write(
     force: bool = False,
 ) -> list[Path]:
     """Write the importance matrix and, beside it, ``further`` statistics; returns the paths."""
-    body = _pack_legacy(calibration) if legacy else _pack_gguf(calibration)
+    body = pack_legacy(calibration) if legacy else pack_gguf(calibration)
     sizes = {output: len(body)}
     beside = stats_path(output)
     layout = None
@@ -90,44 +60,3 @@ def write(
                 files.write(beside, layout.offsets[name] + offset, values.data)
         files.publish()
     return list(sizes)
-
-
-def _pack_gguf(calibration: Calibration) -> bytes:
-    values: dict[str, NDArray[np.float32]] = {}
-    for name in sorted(calibration.squares):
-        values[name + SUMS] = calibration.squares[name].astype(np.float32)
-        values[name + COUNTS] = calibration.counts[name].astype(np.float32)[:, None]
-    metadata = {
-        "general.type": text("imatrix"),
-        DATASETS: array("str", list(calibration.datasets)),
-        CHUNK_COUNT: u32(calibration.chunks),
-        CHUNK_SIZE: u32(calibration.chunk_size),
-        ENOUGH: u32(ENOUGH_TOKENS),
-    }
-    entries = [TensorEntry(n, value.shape, _F32_ID, value.nbytes) for n, value in values.items()]
-    layout = lay_out_gguf(metadata, entries)
-    whole = bytearray(layout.size)
-    whole[: len(layout.header)] = layout.header
-    for name, value in values.items():
-        start = layout.offsets[name]
-        whole[start : start + value.nbytes] = value.tobytes()
-    return bytes(whole)
-
-
-def _pack_legacy(calibration: Calibration) -> bytes:
-    """Means times calls; this form has no counts of experts, so few tokens are made up for here."""
-    names = [name for name in sorted(calibration.squares) if calibration.counts[name].any()]
-    parts = [_I32.pack(len(names))]
-    for name in names:
-        counts = calibration.counts[name]
-        means = shrink(
-            calibration.squares[name].astype(np.float32),
-            counts.astype(np.float32),
-            ENOUGH_TOKENS,
-        )
-        calls = -(-int(counts.max()) // calibration.chunk_size)
-        raw = name.encode()
-        parts += [_I32.pack(len(raw)), raw, _I32.pack(calls), _I32.pack(means.size)]
-        parts.append((means * np.float32(calls)).astype("<f4").tobytes())
-    dataset = (calibration.datasets[-1] if calibration.datasets else "").encode()
-    return b"".join([*parts, _I32.pack(calibration.chunks), _I32.pack(len(dataset)), dataset])

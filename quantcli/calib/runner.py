@@ -26,7 +26,7 @@ from quantcli.calib.statistics import Collector
 from quantcli.calib.taps import Product, Tap
 from quantcli.calib.windows import Windows
 from quantcli.errors import SourceError, UsageError
-from quantcli.model import Model
+from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.types import Event, Note, Progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -220,8 +220,13 @@ def check_finite(hidden: torch.Tensor, what: str, window: int) -> None:
 
 
 def _fingerprint(model: Model) -> str:
-    """SHA-256 over the configuration and what the files' headers and dates tell of the weights."""
+    """SHA-256 over the configuration and what the files' headers and dates tell of the weights.
+
+    Weights that are transformed as they are read are told apart by their transforms.
+    """
     whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
+    if TRANSFORMS_KEY in model.metadata:
+        whole.update(str(model.metadata[TRANSFORMS_KEY].value).encode())
     for info in sorted(model.store.tensors.values(), key=lambda info: info.name):
         whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
     for file in sorted({info.file for info in model.store.tensors.values()}):

@@ -25,7 +25,7 @@ from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, flag
 from quantcli.cli.output import Output
 
-COMMANDS = ("quantize", "calibrate", "eval-ppl", "inspect")
+COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
 """A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
 
 _REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "torch")

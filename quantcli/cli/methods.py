@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quantcli.cli.output import Output
+    from quantcli.methods import Chain
     from quantcli.methods.job import Encoding, MethodJob
     from quantcli.methods.options import Options, Outcome
+    from quantcli.methods.transforming import Moved
     from quantcli.model import Model
     from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
@@ -43,7 +45,11 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
         return
     from quantcli.methods import parse_methods
 
-    parse_methods(recipe.method)
+    chain = parse_methods(recipe.method)
+    if told.resume and not chain.feedback:
+        raise UsageError(
+            f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
+        )
     if recipe.imatrix:
         raise UsageError(
             "--method runs the model itself and takes no importance matrix",
@@ -74,6 +80,31 @@ def plan_run(model: Model, told: Calibrating) -> MethodJob:
     from quantcli.methods.job import prepare
 
     return prepare(model, read_texts(list(told.data)), chunks=told.chunks)
+
+
+def transform_beside(
+    out: Output, planned: MethodJob, chain: Chain, job: Job, *, threads: int | None
+) -> Moved:
+    """Find the transforms; the model with them."""
+    from quantcli.methods.search import Transformed
+    from quantcli.methods.transforming import Moved, find_transforms
+
+    with out.phase("transforming"):
+        for event in find_transforms(
+            planned, chain, job.plan, job.paths[0], max_memory=default_memory(),
+            threads=thread_count(threads),
+        ):  # fmt: skip
+            if isinstance(event, Moved):
+                return event
+            if isinstance(event, Transformed):
+                for group in event.outcomes:
+                    kept = group.choice or "left as it is"
+                    out.detail(
+                        f"{group.group}: loss {group.before:.3g} -> {group.after:.3g}, {kept}"
+                    )
+            else:
+                out.event(event)
+    raise RuntimeError("the search for transforms ended without a result")
 
 
 def round_beside(

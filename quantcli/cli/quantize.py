@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantcli.cli.methods import Calibrating, check_options, finish, plan_run, round_beside
+from quantcli.cli.folder_options import (
+    Activations,
+    Dtype,
+    GroupSize,
+    Keep,
+    Range,
+    Symmetric,
+    To,
+    grid_fields,
+)
+from quantcli.cli.methods import Calibrating, check_options
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -18,13 +28,9 @@ from quantcli.cli.options import (
     flag,
     open_output,
 )
-from quantcli.cli.running import calibrate_beside
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from quantcli.cli.output import Output
-    from quantcli.methods.job import Encoding
-    from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
 
 _MIXTURE = "Which type each tensor gets"
@@ -79,7 +85,8 @@ def quantize(
             "--method",
             metavar="NAME",
             panel=_METHOD,
-            help="Round by a calibrated method instead of weight by weight: gptq.",
+            help="Round by calibrated methods, one after the other with commas between: awq, "
+            "smoothquant and rotate transform the weights first, gptq rounds with feedback.",
         ),
     ] = None,
     damping: Annotated[
@@ -106,7 +113,7 @@ def quantize(
             "--sweeps",
             metavar="N",
             panel=_METHOD,
-            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 3.",
+            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 2.",
         ),
     ] = None,
     propagate: Annotated[
@@ -187,6 +194,13 @@ def quantize(
             "larger type and say so, or stop.",
         ),
     ] = None,
+    to: To = None,
+    group_size: GroupSize = None,
+    symmetric: Symmetric = None,
+    activations: Activations = None,
+    range: Range = None,
+    keep: Keep = None,
+    dtype: Dtype = None,
     recipe: Annotated[
         Path | None,
         _option(
@@ -208,21 +222,22 @@ def quantize(
         _option(
             "--output",
             "-o",
-            metavar="FILE",
+            metavar="PATH",
             panel=_OUTPUT,
-            help="Default: MODEL-TYPE.gguf in this folder.",
+            help="Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this folder.",
         ),
     ] = None,
     force: Annotated[
-        bool, flag("--force", "-f", help="Replace an existing file.", panel=_OUTPUT)
+        bool, flag("--force", "-f", help="Replace what exists.", panel=_OUTPUT)
     ] = False,
     split_max_size: Annotated[
         str | None,
         _option(
             "--split-max-size",
+            "--max-shard-size",
             metavar="SIZE",
             panel=_OUTPUT,
-            help="Split into files of at most SIZE, such as 4G or 500M.",
+            help="Split into files of at most SIZE, such as 4G or 500M. Model folders: 5G.",
         ),
     ] = None,
     override_kv: Annotated[
@@ -263,14 +278,16 @@ def quantize(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Quantize MODEL to a GGUF file that llama.cpp runs.
+    """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
 
     The weights are read, quantized and written piece by piece, so the model
-    need not fit into memory. Prints the path of the file.
+    need not fit into memory. Prints the path of the file or folder.
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
+
+    For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
@@ -297,6 +314,7 @@ def quantize(
         column_order=column_order,
         sweeps=sweeps,
         propagate=propagate or None,
+        **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
     told = Calibrating(calibrate or (), chunks, resume)
     check_options(resolved, told)
@@ -316,7 +334,11 @@ def quantize(
             "--dry-run does not run the model, as --calibrate would",
             hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
         )
-    _run(
+    if resolved.to == "gguf":
+        from quantcli.cli.gguf import make_gguf as make
+    else:
+        from quantcli.cli.folders import make_folder as make
+    make(
         out, model, resolved, output, told,
         dry_run=dry_run, force=force, threads=threads, limit=limit,
     )  # fmt: skip
@@ -325,102 +347,16 @@ def quantize(
 def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
     from quantcli.plan.filetypes import type_of_bits
     from quantcli.plan.recipe import Recipe, load_recipe, merge_recipe
+    from quantcli.plan.schemes import has_types
 
-    if bits is not None:
+    base = load_recipe(path) if path else Recipe()
+    if bits is not None and not has_types(flags["to"] or base.to):
+        flags["bits"] = bits
+    elif bits is not None:
         if flags["type"] is not None:
             raise UsageError(
                 "--bits and --type exclude each other",
                 hint=f"--bits {bits} means --type {type_of_bits(bits)}",
             )
         flags["type"] = type_of_bits(bits)
-    return merge_recipe(load_recipe(path) if path else Recipe(), **flags)
-
-
-def _run(
-    out: Output,
-    target: str,
-    recipe: Recipe,
-    output: Path | None,
-    told: Calibrating,
-    *,
-    dry_run: bool,
-    force: bool,
-    threads: int | None,
-    limit: int | None,
-) -> None:
-    from quantcli.model import open_model
-    from quantcli.pipeline import default_output, prepare, threads_within
-    from quantcli.plan.recipe import merge_recipe
-    from quantcli.sources.imatrix import read_importance
-
-    importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
-    with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
-        path = output or default_output(model, recipe)
-        planned = plan_run(model, told) if recipe.method else None
-        if planned is not None:
-            importance = planned.importance
-        elif told.data:
-            made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
-            recipe = merge_recipe(recipe, imatrix=str(made))
-            importance = read_importance(made)
-        job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
-        workers = threads_within(job, threads, limit)
-        if dry_run:
-            _show_plan(out, job, workers)
-        elif planned is None:
-            _execute(out, job, workers)
-        else:
-            encoding = round_beside(out, planned, job, told, force=force, threads=threads)
-            _execute(out, job, workers, encoding)
-            finish(encoding)
-
-
-def _show_plan(out: Output, job: Job, threads: int) -> None:
-    from quantcli.report.plans import plan_document, plan_tables
-
-    for note in job.plan.notes:
-        out.event(note)
-    if out.json:
-        out.document("plan", 1, plan_document(job, threads))
-        return
-    for table in plan_tables(job, threads):
-        out.table(table)
-
-
-def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = None) -> None:
-    import time
-
-    from quantcli.pipeline import Finished, execute
-    from quantcli.report.units import duration_text, size_text
-
-    start = time.monotonic()
-    with out.phase("quantizing"):
-        encoded = None if encoding is None else encoding.store
-        for event in execute(job, threads=threads, encoded=encoded):
-            if not isinstance(event, Finished):
-                out.event(event)
-                continue
-            finished = event
-    source = sum(job.model.stored_bytes(item.tensor) for item in job.plan.items)
-    out.say(
-        f"{size_text(source)} became {size_text(finished.nbytes)} at "
-        f"{finished.bits_per_weight:.2f} bits per weight ({job.plan.recipe.type}) "
-        f"in {duration_text(time.monotonic() - start)}"
-    )
-    if out.json:
-        fields: dict[str, Any] = {
-            "paths": [str(path) for path in finished.paths],
-            "type": job.plan.recipe.type,
-            "bytes": finished.nbytes,
-            "bits_per_weight": finished.bits_per_weight,
-            "source_bytes": source,
-            "source_digest": finished.source_digest,
-        }
-        if encoding is not None:
-            from quantcli.methods.job import outcome_rows
-
-            fields["tensors"] = outcome_rows(encoding.store.outcomes)
-        out.document("quantize", 1, fields)
-        return
-    for path in finished.paths:
-        out.result(path)
+    return merge_recipe(base, **flags)

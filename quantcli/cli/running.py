@@ -37,11 +37,8 @@ def calibrate_beside(
     require_torch()
     from quantcli.calib.data import read_texts
     from quantcli.calib.job import prepare
-    from quantcli.writers.atomic import refuse_existing
 
     texts = read_texts(data)
-    # What would stop the quantization afterwards stops it before the long run.
-    refuse_existing([output], force=force)
     path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
     out.say(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,20 @@ from quantcli.methods.options import Options, Outcome
 from quantcli.methods.runner import Work, round_model
 from quantcli.methods.store import EncodedStore
 from quantcli.model import Model
-from quantcli.plan.names import HEAD_NAME
+from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Event, Note
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The texts, and how windows are cut from them."""
+
+    texts: Sequence[Text]
+    ctx: int
+    chunks: int | None
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,11 @@ class MethodJob:
     model: Model
     windows: Windows
     importance: Importance
+    cut: Cut
+
+    def of(self, model: Model) -> MethodJob:
+        """The same run of a transformed model."""
+        return replace(self, model=model, importance=_expected(model, self.windows))
 
 
 def prepare(
@@ -44,17 +59,15 @@ def prepare(
             hint="give the checkpoint that it was made from",
         )
     windows = cut_windows(model, texts, ctx, chunks, seed)
-    return MethodJob(model, windows, _expected(model, windows))
+    return MethodJob(model, windows, _expected(model, windows), Cut(texts, ctx, chunks, seed))
 
 
 def _expected(model: Model, windows: Windows) -> Importance:
-    """An importance matrix of the right shapes: every weight in a layer, and the head."""
-    tied = all(tensor.name != HEAD_NAME for tensor in model.tensors)
-    head = "token_embd.weight" if tied else HEAD_NAME
+    """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
     entries = {}
     for tensor in model.tensors:
         inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
-        if len(tensor.shape) > 1 and (inside or tensor.name == head):
+        if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
             matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
             entries[tensor.name] = ones
@@ -85,6 +98,9 @@ def begin(
         )
     device = choose_device(device)
     folder = checkpoint_folder(output)
+    if dtype is None and options.propagate:
+        # What a quantized prefix changes would drown in bfloat16's rounding.
+        dtype = "float32"
     run = Run(
         job.model, job.windows, ("mean_sq", "hessian"), folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,

@@ -22,7 +22,7 @@ class Options:
 
     damping: float = DAMPING
     order: str = "natural"
-    sweeps: int = 3
+    sweeps: int = 2
     propagate: bool = False
 
     def check(self) -> None:

@@ -21,8 +21,9 @@ from quantcli.types import OutputTensor
 
 @dataclass(frozen=True)
 class QuantizedModel(Model):
-    """A model whose rows come as the output will hold them, float32."""
+    """A model whose rows come as the output will hold them, float32; ``base`` is the original."""
 
+    base: Model | None = None
     formats: Mapping[str, str] | None = None
     encoded: EncodedStore | None = None
 
@@ -32,7 +33,9 @@ class QuantizedModel(Model):
         if self.encoded is not None and name in self.encoded:
             kind = (self.formats or {})[name]
             return native.decode(get_format(kind), self.encoded.read_rows(name, start, stop))
-        rows = super().read_rows(tensor, start, stop)
+        if self.base is None:
+            raise ValueError("a quantized model has no original")
+        rows = self.base.read_rows(tensor, start, stop)
         kind = (self.formats or {}).get(name, "F32")
         if get_format(kind).block == 1 or tensor.values is not None:
             return rows
@@ -45,5 +48,5 @@ def quantized_model(
     model: Model, formats: Mapping[str, str], encoded: EncodedStore
 ) -> QuantizedModel:
     """``model`` as ``formats`` and the tensors in ``encoded`` make it."""
-    own = {field.name: getattr(model, field.name) for field in fields(model)}
-    return QuantizedModel(**own, formats=formats, encoded=encoded)
+    own = {field.name: getattr(model, field.name) for field in fields(Model)}
+    return QuantizedModel(**own, base=model, formats=formats, encoded=encoded)

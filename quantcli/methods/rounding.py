@@ -25,6 +25,30 @@ Mean = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How a quantized prefix's inputs x^ differ from the original x.
+
+    ``correction`` is C H^-1 with C the fitted mean of (x - x^) x^T^, and ``held_out`` that mean on
+    inputs held out from the fit.
+    """
+
+    correction: Mean
+    held_out: Mean
+
+    def correct(self, rows: Floats, inputs: Mean) -> Floats:
+        """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
+
+        The error of the original outputs is quadratic in s; a correction that only fits the
+        calibration's own windows gets a small one.
+        """
+        change = rows @ self.correction
+        slope = float(np.einsum("ij,ij->", rows @ self.held_out, change, dtype=np.float64))
+        curvature = output_error(change, inputs)
+        share = min(1.0, max(0.0, slope / curvature)) if curvature > 0 else 0.0
+        return np.asarray(rows + np.float32(share) * change, np.float32)
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What is known of one matrix's inputs: the factored fit, and means of x x^T.
 
@@ -34,8 +58,8 @@ class Statistics:
     hessian: Hessian
     fit: Mean
     held_out: Mean
-    correction: Mean | None = None
-    """C H^-1, where a quantized prefix changes what the weights should be."""
+    drift: Drift | None = None
+    """Where a quantized prefix changes what the weights should be."""
 
     @property
     def importance(self) -> Floats:
@@ -58,8 +82,8 @@ def round_matrix(
 ) -> Rounded:
     """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
     aim = rows
-    if statistics.correction is not None:
-        aim = rows + rows @ statistics.correction
+    if statistics.drift is not None:
+        aim = statistics.drift.correct(rows, statistics.held_out)
     plain = encode_columns(fmt, rows, statistics.importance, crew)
     scale = output_error(rows, statistics.held_out)
 

@@ -3,7 +3,8 @@
 Every eighth window is summed apart: it judges what the others were fitted to. With a quantized
 prefix, x^ being its inputs and x the original ones, the mean of x^ x^T^ takes the Hessian's place,
 and the best target for the weights W is no longer W but ``W + W C H^-1`` with C the mean of
-(x - x^) x^T^: least squares for the original outputs (as in GPTAQ, arXiv:2504.02692).
+(x - x^) x^T^: least squares for the original outputs (as in GPTAQ, arXiv:2504.02692). How much of
+that correction is taken, the held-out windows decide.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from quantcli.calib.taps import Product
 from quantcli.formats.base import Floats
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import HELD_OUT, Options
-from quantcli.methods.rounding import Statistics
+from quantcli.methods.rounding import Drift, Statistics
 from quantcli.types import Note
+
+Lost = dict[tuple[str, int], NDArray[np.float64]]
 
 FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
@@ -40,7 +43,7 @@ class Sums:
         self._fit, self._held_out = self._parts
         self._now = self._fit
         self._originals: dict[tuple[str, int], torch.Tensor] = {}
-        self._lost: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self._lost: tuple[Lost, Lost] = ({}, {})
         self._targets = targets
         self._last: tuple[tuple[str, int], Statistics | None] | None = None
         self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -76,15 +79,16 @@ class Sums:
         self._now.observe(product)
         original = self._originals.get((product.name, product.matrix))
         # Experts that the prefix chose otherwise have no original to compare with.
-        if self._now is self._fit and original is not None and original.shape == product.rows.shape:
+        if original is not None and original.shape == product.rows.shape:
             targets = self._targets(product.name, product.matrix)
             if not targets or targets[0][0].name not in self._fit.hessian_of:
                 return
             home = (self._fit.hessian_of[targets[0][0].name], targets[0][1])
             seen = product.rows.float()
             part = ((original.float() - seen).T @ seen).cpu().numpy()
-            held = self._lost.get(home)
-            self._lost[home] = part.astype(np.float64) if held is None else held + part
+            lost = self._lost[self._now is self._held_out]
+            held = lost.get(home)
+            lost[home] = part.astype(np.float64) if held is None else held + part
 
     def close(self) -> None:
         """Remove the sums' files."""
@@ -124,11 +128,15 @@ class Sums:
                     level="warning",
                 )
             )
-        lost = self._lost.get((home, matrix))
-        correction = None
-        if lost is not None and count >= FEW * columns:
-            correction = np.linalg.solve(hessian.matrix, (lost / count).astype(np.float32).T).T
-        return Statistics(hessian, mean, mean if held_out is None else held_out, correction)
+        drift = None
+        lost, judge = (part.get((home, matrix)) for part in self._lost)
+        if lost is not None and judge is not None:
+            judged = int(self._held_out.entries[home].counts[matrix])
+            fitted = (lost / count).astype(np.float32)
+            drift = Drift(
+                np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
+            )
+        return Statistics(hessian, mean, mean if held_out is None else held_out, drift)
 
     def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
         which = home if matrix == 0 else f"{home} (matrix {matrix})"

@@ -13,7 +13,7 @@ from quantcli.formats import FORMATS, get_format
 if TYPE_CHECKING:
     from quantcli.plan.planner import Plan, TensorPlan
 
-_BASE_BYTES = 160 << 20
+BASE_BYTES = 160 << 20
 """The interpreter with its libraries, a vocabulary of 256 thousand tokens and the file's header."""
 
 _GATHER_SPREAD = 4
@@ -42,7 +42,7 @@ def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
     float32 row, and the encoded slab.
     """
     worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
-    return _BASE_BYTES + threads * worst
+    return BASE_BYTES + threads * worst
 
 
 def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:

@@ -17,8 +17,9 @@ from functools import lru_cache
 from quantcli.types import OutputTensor
 
 HEAD_NAME = "output.weight"
+EMBEDDING_NAME = "token_embd.weight"
 PER_LAYER_EMBEDDING = "per_layer_token_embd.weight"
-_EMBEDDINGS = ("token_embd.weight", PER_LAYER_EMBEDDING)
+_EMBEDDINGS = (EMBEDDING_NAME, PER_LAYER_EMBEDDING)
 
 
 class Kind(Enum):

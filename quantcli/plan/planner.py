@@ -21,6 +21,7 @@ from quantcli.plan.importance import (
     refuse_foreign,
     select_entries,
 )
+from quantcli.plan.keep import Kept, resolve_keep
 from quantcli.plan.override import resolve_overrides
 from quantcli.plan.patterns import parse_format, parse_tensor_type
 from quantcli.plan.policies import Decision, Wish, decide
@@ -33,7 +34,7 @@ from quantcli.plan.remarks import (
     wish_notes,
 )
 from quantcli.plan.traits import read_traits
-from quantcli.types import MetaValue, Note, OutputTensor
+from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 
 _SOURCE_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
@@ -108,7 +109,7 @@ def make_plan(
     itself, PlanError for one that cannot be carried out with this model.
     """
     check_recipe(recipe)
-    wish = _wish(recipe)
+    wish = _wish(recipe, tensors)
     overrides = resolve_overrides(recipe.override_kv, metadata)
     entries: Shapes = {}
     if importance is not None:
@@ -141,13 +142,14 @@ def make_plan(
     )  # fmt: skip
 
 
-def _wish(recipe: Recipe) -> Wish:
+def _wish(recipe: Recipe, tensors: Sequence[OutputTensor]) -> Wish:
+    kept = resolve_keep(recipe.keep, tensors) if recipe.to == "gguf" else Kept()
     output, embedding = recipe.output_tensor_type, recipe.token_embedding_type
     return Wish(
         file_type=find_file_type(recipe.type),
-        tensor_types=tuple(map(parse_tensor_type, recipe.tensor_types)),
-        output_type=None if output is None else parse_format(output),
-        embedding_type=None if embedding is None else parse_format(embedding),
+        tensor_types=(*map(parse_tensor_type, recipe.tensor_types), *kept.tensor_types),
+        output_type=kept.head if output is None else parse_format(output),
+        embedding_type=kept.embeddings if embedding is None else parse_format(embedding),
         leave_output=recipe.leave_output_tensor,
         pure=recipe.pure,
     )
@@ -179,7 +181,7 @@ def _plan_tensor(
 
 
 def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> None:
-    if tensor.dtype in _SOURCE_DTYPES:
+    if tensor.dtype in _SOURCE_DTYPES or isinstance(tensor.dtype, PackedType):
         return
     if tensor.dtype not in FORMATS:
         raise PlanError(f"{tensor.name} is stored as {tensor.dtype}, which holds no weights")

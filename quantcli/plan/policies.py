@@ -30,7 +30,7 @@ from quantcli.plan.names import (
 from quantcli.plan.patterns import TensorType, first_match
 from quantcli.plan.places import Places
 from quantcli.plan.traits import Traits
-from quantcli.types import OutputTensor
+from quantcli.types import OutputTensor, PackedType
 
 _EXACT = {"F64": "F32", "F8_E4M3": "F32", "F8_E5M2": "F32"}
 """Stored dtypes that no tensor of a GGUF model has, and what holds their values instead."""
@@ -113,6 +113,8 @@ def _left_alone(
     if not from_gguf and is_always_f32(tensor.name, tensor.shape):
         return Decision("F32", "kept in full precision: F32")
     dtype = _EXACT.get(tensor.dtype, tensor.dtype)
+    if isinstance(dtype, PackedType):
+        dtype = "F32"
     if dtype not in FORMATS:
         raise PlanError(
             f"{tensor.name} is stored as {tensor.dtype}, which cannot be written to a GGUF",

@@ -24,6 +24,7 @@ from quantcli.plan.budget import parse_size
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.override import split_override
 from quantcli.plan.patterns import parse_format, parse_tensor_type
+from quantcli.plan.schemes import check_scheme, has_types
 from quantcli.registry import near
 
 
@@ -53,6 +54,22 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Largest shard, such as 2G; decimal units."""
     pre: str | None = None
     """Name of the pre-tokenizer, instead of recognising it."""
+    to: str = "gguf"
+    """Output format: a GGUF, or a model folder for another runtime."""
+    bits: int | None = None
+    """Of the integer grid of a model folder; 4, or 8 with int8 activations."""
+    group_size: int | str | None = None
+    """Weights that share a scale, or "channel" for a row, "tensor" for all."""
+    symmetric: bool | None = None
+    activations: str | None = None
+    """int8: activations are quantized too, token by token, when the model runs."""
+    range: str | None = None
+    """How each group's range is found: minmax, mse or imatrix."""
+    keep: tuple[str, ...] = ()
+    """In a GGUF PLACES=TYPE, places being first, last, head, embeddings; in a model folder parts
+    (REGEX) of names of linear modules that are not quantized."""
+    dtype: str | None = None
+    """BF16, F16 or F32 for what a model folder does not quantize; the stored one otherwise."""
     method: str | None = None
     """Calibrated methods, such as gptq; several with commas between them."""
     damping: float | None = None
@@ -85,8 +102,12 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML: its type, then what differs from the defaults, in the fields' order."""
-    fields = {"type": recipe.type} | msgspec.to_builtins(recipe)
+    """The recipe as TOML: its type, then what differs from the defaults, in the fields' order.
+
+    A model folder with an integer grid has no type, but its format first.
+    """
+    fields = {"type": recipe.type} if has_types(recipe.to) else {"to": recipe.to}
+    fields |= msgspec.to_builtins(recipe)
     return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
 
 
@@ -112,6 +133,7 @@ def merge_recipe(base: Recipe, **flags: Any) -> Recipe:
 
 def check_recipe(recipe: Recipe) -> None:
     """Refuse whatever is wrong whatever the model; UsageError."""
+    check_scheme(recipe, msgspec.to_builtins(recipe))
     find_file_type(recipe.type)
     for entry in recipe.tensor_types:
         parse_tensor_type(entry)

@@ -9,24 +9,35 @@ from collections.abc import Mapping, Sequence
 from quantcli.plan.names import HEAD_NAME, Kind, kind_of
 from quantcli.plan.policies import Decision, Wish
 from quantcli.registry import near
-from quantcli.types import Note, OutputTensor
+from quantcli.types import Note, OutputTensor, PackedType
 
 NEARLY_LOSSLESS = "Q8_0"
 """The quantized source that is taken without --allow-requantize, though not without a word."""
 
 
+_FLOATS = ("F32", "F16", "BF16")
+
+
 def source_notes(tensors: Sequence[OutputTensor], decisions: Mapping[str, Decision]) -> list[Note]:
-    """A warning when weights were rounded to 8 bits before they come here."""
-    again = [t.name for t in tensors if t.dtype == NEARLY_LOSSLESS != decisions[t.name].format]
-    if not again:
-        return []
+    """A warning for each type in which weights were rounded before they come here."""
+    again: dict[str, int] = defaultdict(int)
+    for tensor in tensors:
+        to = decisions[tensor.name].format
+        if tensor.dtype == NEARLY_LOSSLESS != to or (_is_packed(tensor) and to not in _FLOATS):
+            again[tensor.dtype] += 1
     return [
         Note(
-            f"{len(again)} tensors are stored as {NEARLY_LOSSLESS} and are rounded a second time; "
-            "the original model gives a slightly better result",
+            f"{number} tensors are stored as {dtype} and are rounded a second time; the original "
+            f"model gives a {'slightly ' if dtype == NEARLY_LOSSLESS else ''}better result",
             level="warning",
         )
+        for dtype, number in again.items()
     ]
+
+
+def _is_packed(tensor: OutputTensor) -> bool:
+    """Whether the checkpoint holds the tensor quantized."""
+    return isinstance(tensor.dtype, PackedType) or tensor.dtype.startswith("F8_")
 
 
 def fallback_notes(decisions: Mapping[str, Decision]) -> list[Note]:

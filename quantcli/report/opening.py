@@ -21,20 +21,17 @@ from quantcli.report.facts import facts_of_config, facts_of_metadata
 from quantcli.report.subject import StoredTensor, Subject, holds_weights
 from quantcli.report.tokenizer import kind_in_folder, kind_in_gguf
 from quantcli.report.weights import WeightSource
-from quantcli.sources import fp8
 from quantcli.sources.files import WEIGHT_DTYPES
 from quantcli.sources.gguf import GgufCheckpoint, open_gguf
 from quantcli.sources.hf import HfCheckpoint, read_config
+from quantcli.sources.packed.scaled import E4M3
 from quantcli.sources.remote import open_remote_gguf, open_remote_shards
 from quantcli.sources.resolve import Resolved
 from quantcli.sources.shards import Shards, open_shards
-from quantcli.types import MetaValue, OutputTensor, TensorStore, text
+from quantcli.types import MetaValue, OutputTensor, PackedType, TensorStore, text
 
 _ONCE_QUANTIZED = frozenset({"F64", "F32", "F16", "BF16", "Q8_0"})
 """Stored types that may be quantized without a second loss worth speaking of."""
-
-_READABLE = frozenset({*WEIGHT_DTYPES, fp8.DTYPE})
-"""Dtypes of a checkpoint whose tensors can be read as numbers."""
 
 
 def open_subject(found: Resolved, label: str) -> Subject:
@@ -107,7 +104,7 @@ def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> 
         sources = (
             _output_sources(store, path, keys, outputs)
             if outputs
-            else _stored_sources(store, _READABLE.__contains__)
+            else _stored_sources(store, _is_readable)
         )
     return Subject(
         kind="checkpoint",
@@ -140,6 +137,11 @@ def _listing(shards: Shards, path: Path, label: str, why: SourceError) -> Subjec
         notes=(_unknown(why),),
         close=shards.close,
     )
+
+
+def _is_readable(dtype: str) -> bool:
+    """Whether a checkpoint's tensors of this dtype can be read as numbers."""
+    return isinstance(dtype, PackedType) or dtype in WEIGHT_DTYPES or dtype == E4M3
 
 
 def _unknown(why: QuantcliError) -> str:

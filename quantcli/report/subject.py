@@ -15,7 +15,7 @@ from types import TracebackType
 from quantcli.plan.sizes import TypeSize
 from quantcli.report.facts import Facts
 from quantcli.report.weights import WeightSource
-from quantcli.types import MetaValue, OutputTensor, TensorInfo
+from quantcli.types import MetaValue, OutputTensor, PackedType, TensorInfo
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
@@ -116,5 +116,7 @@ class Subject(AbstractContextManager["Subject"]):
 
 
 def holds_weights(dtype: str) -> bool:
-    """Whether a stored type holds weights: floats and block formats do, integers do not."""
+    """Whether a stored type holds weights: floats, packed and block formats do, integers not."""
+    if isinstance(dtype, PackedType):
+        return True
     return dtype.startswith(("F", "BF", "Q", "IQ", "TQ", "MX", "NV")) and dtype != "F8_E8M0"

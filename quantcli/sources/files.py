@@ -29,12 +29,18 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
 
 _LFS_POINTER = b"version https://git-lfs"
 _JSON_CAP = 256 << 20
+_SHORT_ROW = 1 << 13
+_CHUNK = 1 << 16
+"""Rows of at most so many bytes are read whole, so many bytes at once."""
 _PREAD_CAP = 1 << 30
 """Linux moves at most 2 GiB - 4 KiB in one call; ask for less and loop."""
 
 
 class StoredFile:
     """An open file and its size; `read` and `fill` may be called from several threads."""
+
+    is_remote = False
+    """Whether every read is a request over the network."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,7 +93,8 @@ class StoredFile:
         """A rectangle of a row-major matrix of ``width`` items a row that begins at ``offset``.
 
         Returns a new array of shape (rows, columns). Whole rows are one read; a range of columns
-        is one read for each row, so that only the wanted bytes move.
+        is one read for each row, so that only the wanted bytes move. Short rows are read whole,
+        many at once, and cut here, since a read costs more than their bytes do.
         """
         first, last = columns if columns is not None else (0, width)
         block = np.empty((rows[1] - rows[0], last - first), dtype=dtype)
@@ -95,6 +102,15 @@ class StoredFile:
             return block
         if last - first == width:
             self.fill(block, offset + rows[0] * width * dtype.itemsize)
+            return block
+        stride = width * dtype.itemsize
+        if stride <= _SHORT_ROW:
+            step = _CHUNK // stride
+            for index in range(0, len(block), step):
+                count = min(step, len(block) - index)
+                whole = np.empty((count, width), dtype=dtype)
+                self.fill(whole, offset + (rows[0] + index) * stride)
+                block[index : index + count] = whole[:, first:last]
             return block
         for index, line in enumerate(block):
             place = (rows[0] + index) * width + first

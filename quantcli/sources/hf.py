@@ -1,9 +1,9 @@
 """A Hugging Face checkpoint folder: config.json and the rows of its safetensors weights.
 
-Rows are read where they lie, slab by slab, in the dtype they are stored in; FP8 comes as float32
-with its scales multiplied in, and the scale tensors do not show. Tensors of other dtypes
-(integers, packed 4-bit codes) are listed, so that one can look at them, but not read: they are
-no weights. Floats of a whole tensor are never held; what is held is what the caller asked for.
+Rows are read where they lie, slab by slab, in the dtype they are stored in; quantized weights
+come as float32, and the codes and scales they are made of do not show (`quantcli.sources.packed`).
+Other tensors of integers are listed, so that one can look at them, but not read: they are no
+weights. Floats of a whole tensor are never held; what is held is what the caller asked for.
 """
 
 from __future__ import annotations
@@ -12,22 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.sources import fp8
 from quantcli.sources.files import WEIGHT_DTYPES, check_range, read_json
+from quantcli.sources.packed import find_packed, hidden_names
 from quantcli.sources.shards import Shards, open_shards
 from quantcli.types import TensorInfo, row_count
 
 CONFIG = "config.json"
-
-_STORED = WEIGHT_DTYPES | {
-    "F8_E4M3": np.dtype(np.uint8),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-}
 
 
 class HfCheckpoint:
@@ -40,9 +34,10 @@ class HfCheckpoint:
         self.folder = folder
         self.config = config
         self._shards = shards
-        self._scales = fp8.pair_scales(shards.tensors, fp8.block_size(config, folder / CONFIG))
-        hidden = fp8.hidden_names(shards.tensors, self._scales)
+        self._packed = find_packed(shards, config, folder / CONFIG)
+        hidden = hidden_names(shards, self._packed)
         self._tensors = {n: info for n, info in shards.tensors.items() if n not in hidden}
+        self._tensors |= {name: weight.info for name, weight in self._packed.items()}
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -57,8 +52,9 @@ class HfCheckpoint:
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop``, leading axes flattened, as a new array of shape (rows, columns).
 
-        The dtype is as stored (bfloat16 is ml_dtypes'), float32 for FP8. SourceError when the
-        tensor's dtype is no weight's or the file ended early; IndexError beyond the tensor.
+        The dtype is as stored (bfloat16 is ml_dtypes'), float32 for quantized weights.
+        SourceError when the tensor's dtype is no weight's or the file ended early; IndexError
+        beyond the tensor.
         """
         return self._read(name, (start, stop), None)
 
@@ -79,51 +75,20 @@ class HfCheckpoint:
     def _read(
         self, name: str, rows: tuple[int, int], columns: tuple[int, int] | None
     ) -> NDArray[Any]:
-        info = self._tensors[name]
-        if info.dtype not in WEIGHT_DTYPES and name not in self._scales:
+        info, width = self._tensors[name], _width(self._tensors[name])
+        check_range(name, rows, row_count(info.shape))
+        check_range(name, columns or (0, width), width)
+        if name in self._packed:
+            # A scale that is no number gives weights that are none, which whoever asked refuses.
+            with np.errstate(all="ignore"):
+                return self._packed[name].read(self._shards, rows, columns or (0, width))
+        if info.dtype not in WEIGHT_DTYPES:
             raise SourceError(
                 f"{info.file}: tensor {name!r} has dtype {info.dtype}, which is no weight's; "
-                f"{', '.join(WEIGHT_DTYPES)} and {fp8.DTYPE} are read"
+                f"{', '.join(WEIGHT_DTYPES)} and quantized weights with their scales are read"
             )
-        block = self._block(name, rows, columns)
-        scale = self._scales.get(name)
-        if scale is None:
-            return block
-        first, last = columns or (0, _width(info))
-        return self._apply(scale, block, info, rows, (first, last))
-
-    def _apply(
-        self,
-        scale: fp8.Scale,
-        codes: NDArray[Any],
-        info: TensorInfo,
-        rows: tuple[int, int],
-        columns: tuple[int, int],
-    ) -> NDArray[np.float32]:
-        if codes.size == 0:
-            return np.empty(codes.shape, dtype=np.float32)
-        matrix_rows = info.shape[-2] if len(info.shape) > 1 else 1
-        numbers = scale.row_numbers(*rows, matrix_rows)
-        place, stored = self._shards.places[scale.name], self._shards.tensors[scale.name]
-        width = scale.block_columns
-        grid = place.file.read_block(
-            place.offset,
-            _STORED[stored.dtype],
-            scale.grid_columns,
-            (int(numbers[0]), int(numbers[-1]) + 1),
-            (columns[0] // width, -(-columns[1] // width)),
-        )
-        factors = grid.astype(np.float32)[numbers - numbers[0]]
-        return fp8.decode(codes, factors, columns[0], width)
-
-    def _block(
-        self, name: str, rows: tuple[int, int], columns: tuple[int, int] | None
-    ) -> NDArray[Any]:
-        info, place = self._tensors[name], self._shards.places[name]
-        check_range(name, rows, row_count(info.shape))
-        if columns is not None:
-            check_range(name, columns, _width(info))
-        return place.file.read_block(place.offset, _STORED[info.dtype], _width(info), rows, columns)
+        place = self._shards.places[name]
+        return place.file.read_block(place.offset, WEIGHT_DTYPES[info.dtype], width, rows, columns)
 
 
 def _width(info: TensorInfo) -> int:
@@ -145,7 +110,7 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
     """Open the checkpoint in ``folder``: every header is read and checked, no weight is.
 
     SourceError when a file is missing or broken, or the weights are quantized in a way that is
-    not FP8.
+    not read.
     """
     if not folder.is_dir():
         raise SourceError(f"{folder}: there is no such folder")

@@ -84,6 +84,8 @@ class Sums:
     datasets: tuple[str, ...]
     chunks: int
     chunk_size: int
+    enough: int = 0
+    """What the file says of how many tokens on an expert's own mean is taken as it is."""
 
 
 def read_sums(path: Path) -> Sums:
@@ -99,9 +101,25 @@ def read_sums(path: Path) -> Sums:
         datasets, chunks = _read_facts(store, path)
         entries = {name: _read_pair(store, name, path) for name in names}
         size = int(store.metadata[CHUNK_SIZE].value)
+        enough = _enough(store)
     finally:
         store.close()
-    return Sums(path, entries, datasets, chunks, size)
+    return Sums(path, entries, datasets, chunks, size, enough)
+
+
+def read_legacy_sums(path: Path, chunk_size: int) -> Sums:
+    """The legacy form as sums and counts, for windows of ``chunk_size`` tokens.
+
+    That form holds means times calls, so each is multiplied by the window, as llama.cpp does; for
+    a power of two nothing is rounded. SourceError when the file is broken.
+    """
+    raw, dataset, chunks = _read_legacy_entries(path)
+    size = np.float32(chunk_size)
+    entries = {
+        name: ((values * size).reshape(1, -1), np.array([max(calls, 1)], np.float32) * size)
+        for name, (values, calls) in raw.items()
+    }
+    return Sums(path, entries, (dataset,) if dataset else (), chunks, chunk_size)
 
 
 def read_importance(path: Path) -> Importance:
@@ -188,8 +206,12 @@ def _read_pair(
 
 
 def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.float32]:
-    enough = store.metadata.get(ENOUGH)
-    return shrink(*_read_pair(store, name, path), 0 if enough is None else int(enough.value))
+    return shrink(*_read_pair(store, name, path), _enough(store))
+
+
+def _enough(store: GgufCheckpoint) -> int:
+    found = store.metadata.get(ENOUGH)
+    return 0 if found is None else int(found.value)
 
 
 def shrink(
@@ -235,6 +257,19 @@ def _legacy_entries(file: StoredFile) -> int | None:
 
 
 def _read_legacy(path: Path) -> Importance:
+    raw, dataset, chunks = _read_legacy_entries(path)
+    entries = {name: _mean(values, calls).reshape(1, -1) for name, (values, calls) in raw.items()}
+    return Importance(path, entries, (dataset,) if dataset else (), chunks)
+
+
+def _mean(values: NDArray[np.float32], calls: int) -> NDArray[np.float32]:
+    return values / np.float32(calls) if calls > 0 else values
+
+
+def _read_legacy_entries(
+    path: Path,
+) -> tuple[dict[str, tuple[NDArray[np.float32], int]], str, int]:
+    """Values and calls by name, the data set's name and the number of chunks."""
     file = StoredFile(path)
     try:
         number = _legacy_entries(file)
@@ -244,17 +279,17 @@ def _read_legacy(path: Path) -> Importance:
                 hint=file.hint_for_head(file.read(0, 64)),
             )
         cursor = _LegacyCursor(file)
-        entries: dict[str, NDArray[np.float32]] = {}
+        entries: dict[str, tuple[NDArray[np.float32], int]] = {}
         for index in range(number):
-            name, values = cursor.entry(f"entry {index + 1} of {number}")
+            name, values, calls = cursor.entry(f"entry {index + 1} of {number}")
             if name in entries:
                 raise SourceError(f"{path}: entry {name!r} occurs twice")
-            _check_values(values, name, path)
-            entries[name] = values.reshape(1, -1)
+            _check_values(_mean(values, calls), name, path)
+            entries[name] = values, calls
         chunks, dataset = cursor.tail()
     finally:
         file.close()
-    return Importance(path, entries, (dataset,) if dataset else (), chunks)
+    return entries, dataset, chunks
 
 
 class _LegacyCursor:
@@ -264,8 +299,8 @@ class _LegacyCursor:
         self._file = file
         self._at = 4
 
-    def entry(self, what: str) -> tuple[str, NDArray[np.float32]]:
-        """The next entry: its name and mean squares, float32 of shape (values,)."""
+    def entry(self, what: str) -> tuple[str, NDArray[np.float32], int]:
+        """The next entry: its name, mean squares times calls (float32, one axis), and calls."""
         path = self._file.path
         raw = self._bytes(self._integer(f"the name's length of {what}"), f"the name of {what}")
         try:
@@ -277,10 +312,7 @@ class _LegacyCursor:
         if number < 1:
             raise SourceError(f"{path}: entry {name!r} has {number} values")
         raw = self._bytes(4 * number, f"the values of {name!r}")
-        values = np.frombuffer(raw, np.float32).copy()
-        if calls > 0:
-            values /= np.float32(calls)
-        return name, values
+        return name, np.frombuffer(raw, np.float32).copy(), calls
 
     def tail(self) -> tuple[int, str]:
         """Number of chunks and name of the data set; both are missing in the oldest files."""

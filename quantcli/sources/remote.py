@@ -29,6 +29,8 @@ _CONNECTIONS = 8
 class HubFile(StoredFile):
     """A file of a repository, of which only what is asked for is transferred."""
 
+    is_remote = True
+
     def __init__(self, wanted: Wanted, path: Path, name: str) -> None:
         from huggingface_hub import hf_hub_url
 

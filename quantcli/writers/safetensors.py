@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 from quantcli.writers.gguf import Layout
 
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "U8": 1}
+_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,20 +179,17 @@ CASES: dict[str, Case] = {
     "config is nested without end": Case(
         text("config.json", b'{"a":' * 50_000), "is not JSON", "config.json"
     ),
-    "GPTQ": Case(quantized("gptq", bits=4), "already quantized with gptq", "config.json"),
-    "AWQ": Case(quantized("awq"), "already quantized with awq", "config.json"),
-    "bitsandbytes": Case(
-        quantized("bitsandbytes", load_in_4bit=True), "quantized with bitsandbytes", "config.json"
-    ),
+    "GPTQ of floats": Case(quantized("gptq", bits=4), "(gptq), but no tensor is", "config.json"),
+    "an unknown method": Case(quantized("hqq"), "already quantized with hqq", "config.json"),
     "MXFP4": Case(quantized("mxfp4"), "already quantized with mxfp4", "config.json"),
     "compressed-tensors of integers": Case(
         quantized("compressed-tensors", format="pack-quantized", config_groups={"g": PACKED}),
-        "already quantized with compressed-tensors (pack-quantized)",
+        "(compressed-tensors), but no tensor is",
         "config.json",
     ),
     "compressed-tensors without groups": Case(
         quantized("compressed-tensors", format="float-quantized"),
-        "already quantized with compressed-tensors (float-quantized)",
+        "(compressed-tensors), but no tensor is",
         "config.json",
     ),
     "compressed-tensors of two structures": Case(
@@ -203,18 +200,18 @@ CASES: dict[str, Case] = {
                 "h": {"weights": FLOAT8 | {"block_structure": [64, 64]}},
             },
         ),
-        "several block structures",
+        "two groups target 'Linear'",
         "config.json",
     ),
-    "ModelOpt's NVFP4": Case(
-        quantized("modelopt", quant_algo="NVFP4"), "with modelopt (NVFP4)", "config.json"
+    "ModelOpt's NVFP4 over AWQ": Case(
+        quantized("modelopt", quant_algo="NVFP4_AWQ"), "with modelopt (NVFP4_AWQ)", "config.json"
     ),
     "a method without a name": Case(
         single(quantization_config={}), "already quantized with unknown", "config.json"
     ),
     "quantization of a text model": Case(
-        single(text_config={"quantization_config": {"quant_method": "gptq"}}),
-        "already quantized with gptq",
+        single(text_config={"quantization_config": {"quant_method": "hqq"}}),
+        "already quantized with hqq",
         "config.json",
     ),
     "quantization is text": Case(

@@ -27,6 +27,13 @@ EXPECTED = {
         "blk.9.attn_output.weight": "Q8_0",
         "blk.9.ffn_up.weight": "Q4_K",
     }),
+    "q4_k_m-ends6": ("llama-32-gqa", {
+        "blk.0.attn_q.weight": "Q6_K",
+        "blk.1.ffn_up.weight": "Q4_K",
+        "blk.30.ffn_up.weight": "Q4_K",
+        "blk.31.attn_k.weight": "Q6_K",
+        "output.weight": "Q8_0",
+    }),
     "q4_k_m-ends6-32": ("llama-32-gqa", {
         "blk.0.attn_q.weight": "Q6_K",
         "blk.1.ffn_up.weight": "Q6_K",

@@ -14,7 +14,7 @@ from quantcli.formats import get_format
 from quantcli.plan.filetypes import file_types, find_file_type
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
-from quantcli.types import MetaValue, Note, OutputTensor
+from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 
 WHOLE = ["llama-2", "llama-4-gqa", "llama-narrow", "mixtral-4", "gpt2-12"]
 
@@ -115,6 +115,19 @@ def test_fp8_can_be_quantized() -> None:
     model = Shape("llama", base.keys, base.tensors, {}, "F8_E4M3")
     found = plan(model, type="Q4_0", from_gguf=False)
     assert {item.format for item in found.items} == {"Q4_0", "Q6_K", "F32"}
+
+
+@pytest.mark.parametrize("stored", ["F8_E4M3", PackedType("GPTQ int4, groups of 128")])
+def test_a_second_quantization_is_warned_of(stored: str) -> None:
+    """Once, of the tensors that are rounded again; nothing else is asked of the user."""
+    base = MODELS["llama-2"]()
+    model = Shape("llama", base.keys, base.tensors, {"token_embd.weight": "BF16"}, stored)
+    found = plan(model, type="Q4_0", from_gguf=False)
+    rounded = sum(item.format != "F32" and item.tensor.dtype == stored for item in found.items)
+    (note,) = [note for note in found.notes if note.level == "warning"]
+    assert note.message.startswith(f"{rounded} tensors are stored as {stored} and are rounded a")
+    for kind in ("F32", "F16", "BF16"):
+        assert not plan(model, type=kind, from_gguf=False).notes
 
 
 def test_importance_is_used_where_there_is_an_entry() -> None:

@@ -110,11 +110,11 @@ def test_an_unknown_architecture_is_still_listed(variant):
 
 
 def test_a_model_that_is_quantized_in_a_way_of_its_own_is_still_listed(variant):
-    folder = variant(quantization_config={"quant_method": "gptq", "bits": 4})
-    with _open(folder, "gptq") as subject:
+    folder = variant(quantization_config={"quant_method": "hqq", "bits": 4})
+    with _open(folder, "hqq") as subject:
         assert len(subject.tensors) == 38
         assert subject.sources == ()
-        assert "quantized with gptq" in subject.notes[0]
+        assert "quantized with hqq" in subject.notes[0]
         assert _facts(subject)["Context"] == "2,048 tokens"
 
 

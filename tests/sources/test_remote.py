@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from support.fake_hub import COMMIT, Files, Hub, put_in_cache, serve
 
 from quantcli.errors import SourceError
 from quantcli.sources.gguf import open_gguf
+from quantcli.sources.hf import HfCheckpoint, open_checkpoint, read_config
 from quantcli.sources.remote import open_remote_gguf, open_remote_shards
 from quantcli.sources.resolve import resolve
 from quantcli.sources.shards import open_shards
@@ -21,6 +23,7 @@ constants = pytest.importorskip("huggingface_hub.constants")
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 REPO, SHARDED, GGUF = "org/mini", "org/sharded", "org/gguf"
+GPTQ, PACKED = "org/gptq", "org/packed"
 
 
 def _sharded(folder: Path) -> Files:
@@ -34,6 +37,45 @@ def _sharded(folder: Path) -> Files:
     pairs = [*(f'"{name}": "a.safetensors"' for name in many), '"w": "b.safetensors"']
     index = '{"weight_map": {' + ", ".join(pairs) + "}}"
     return files | {"model.safetensors.index.json": index.encode()}
+
+
+def _quantized(
+    settings: dict[str, object], parts: dict[str, tuple[str, list[int], bytes]]
+) -> Files:
+    """A checkpoint of one matrix whose parts lie beyond the first request."""
+    header, data = {"first": entry([1 << 17], 0, 1 << 19)}, bytes(1 << 19)
+    for name, (dtype, shape, content) in parts.items():
+        header[name] = entry(shape, len(data), len(data) + len(content), dtype)
+        data += content
+    raw = json.dumps(header).encode()
+    return {
+        "config.json": json.dumps({"quantization_config": settings}).encode(),
+        "model.safetensors": len(raw).to_bytes(8, "little") + raw + data,
+    }
+
+
+def _gptq() -> Files:
+    return _quantized(
+        {"quant_method": "gptq", "bits": 4, "group_size": 64},
+        {
+            "m.qweight": ("I32", [32, 64], bytes(8192)),
+            "m.qzeros": ("I32", [4, 8], bytes(128)),
+            "m.scales": ("F16", [4, 64], bytes(512)),
+            "m.g_idx": ("I32", [256], np.repeat(np.arange(4, dtype=np.int32), 64).tobytes()),
+        },
+    )
+
+
+def _packed() -> Files:
+    scheme = {"targets": ["Linear"], "weights": {"num_bits": 3, "group_size": 40}}
+    return _quantized(
+        {"quant_method": "compressed-tensors", "config_groups": {"g": scheme}},
+        {
+            "m.weight_packed": ("I32", [64, 19], bytes(64 * 76)),
+            "m.weight_scale": ("F16", [64, 5], bytes(640)),
+            "m.weight_shape": ("I64", [2], np.array([64, 200]).tobytes()),
+        },
+    )
 
 
 def _model(folder: Path) -> bytes:
@@ -58,6 +100,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         REPO: {path.name: path.read_bytes() for path in MINI.iterdir()},
         SHARDED: _sharded(tmp_path),
         GGUF: {"m.gguf": _model(tmp_path)},
+        GPTQ: _gptq(),
+        PACKED: _packed(),
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"no"},
     }
     with serve(repos) as running:
@@ -86,6 +130,22 @@ def test_a_checkpoint_is_listed_without_its_weights(hub):
     assert [file.size for file in remote.files] == [file.size for file in local.files]
     assert "model.safetensors" not in hub.downloaded()
     assert _transferred(hub) == 1 << 18
+    local.close()
+
+
+@pytest.mark.parametrize("repo", [GPTQ, PACKED])
+def test_a_quantized_checkpoint_is_told_from_its_header(repo, hub, tmp_path):
+    for name, content in hub.repos[repo].items():
+        (tmp_path / name).write_bytes(content)
+    found = resolve(repo, weights=False)
+    shards = open_remote_shards(found.path, repo, found.revision)
+    remote = HfCheckpoint(found.path, read_config(found.path), shards)
+    local = open_checkpoint(tmp_path)
+    assert {n: (t.shape, t.dtype, t.nbytes) for n, t in remote.tensors.items()} == {
+        n: (t.shape, t.dtype, t.nbytes) for n, t in local.tensors.items()
+    }
+    assert set(local.tensors) == {"first", "m.weight"}
+    assert len([line for line in hub.asked if line.startswith("PART")]) == 1
     local.close()
 
 

@@ -1,0 +1,244 @@
+"""Which tensors meet at which channels, so that a change of one can be undone in the others.
+
+A *fold group* is a vector of channels between linear operations: whoever makes them (a norm's
+weight, the rows of v, the rows of the MLP's linear half) and every matrix that reads them. What
+scales the channels at the makers and the readers' columns inversely leaves the model's function
+alone. A family declares its groups as rules, and what writes to its residual stream; nothing
+here knows what the scales are for.
+
+A group exists only where each of its readers is known: a tensor of the model that no rule names
+is refused by `fold_groups`, since it might read the channels and be left behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, OutputTensor
+
+Kind = Literal["norm", "values", "gated"]
+"""What makes a group's channels: a norm, attention's values, or an MLP's linear half."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRule:
+    """One group of every layer, or of the model where no name has ``{i}``.
+
+    ``makers`` and ``readers`` are names without their ending; a maker's ".bias" counts where
+    there is one. Of a maker whose matrix fuses several, ``part`` tells which rows hold the
+    channels: "v" the last kv rows, "up" the last half. Of alternatives (a dense MLP's matrices
+    or the experts') those count that the model has.
+    """
+
+    kind: Kind
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    part: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Folds:
+    """What a family declares.
+
+    ``writers`` add their output to the residual stream. ``basis`` is empty where the stream may
+    be turned by any rotation; else it completes the sentence "cannot be rotated, because ...".
+    ``apart`` are matrices that read channels which are no group.
+    """
+
+    rules: tuple[FoldRule, ...] = ()
+    writers: tuple[str, ...] = ()
+    basis: str = "quantcli does not know what reads and writes its residual stream"
+    apart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """Rows ``first:last`` of each matrix of ``tensor``; elements of a tensor with one axis."""
+
+    tensor: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoldGroup:
+    """The channels of one place in the model.
+
+    There are ``channels`` of them for each of ``matrices`` (more than 1 where every expert has
+    channels of its own). ``heads`` key-value heads make ``channels`` of values, and ``sharers``
+    query heads read each; so a reader has ``channels * sharers`` columns.
+    """
+
+    name: str
+    kind: Kind
+    channels: int
+    matrices: int
+    makers: tuple[Maker, ...]
+    readers: tuple[str, ...]
+    heads: int = 1
+    sharers: int = 1
+
+
+_NORMED_ATTENTION = FoldRule(
+    "norm",
+    ("blk.{i}.attn_norm",),
+    ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v", "blk.{i}.attn_qkv"),
+)
+_NORMED_MLP = FoldRule(
+    "norm",
+    ("blk.{i}.ffn_norm",),
+    (
+        "blk.{i}.ffn_gate", "blk.{i}.ffn_up",
+        "blk.{i}.ffn_gate_inp", "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps",
+    ),
+)  # fmt: skip
+_NORMED_HEAD = FoldRule("norm", ("output_norm",), ("output",))
+_WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
+
+DECODER = Folds(
+    rules=(
+        _NORMED_ATTENTION,
+        _NORMED_MLP,
+        FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",)),
+        FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",)),
+        FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",)),
+        _NORMED_HEAD,
+    ),
+    writers=_WRITERS,
+    basis="",
+)
+"""RMSNorm before attention and MLP, gated MLP or experts: Llama and most that came after."""
+
+POST_NORMED = Folds(
+    rules=DECODER.rules,
+    writers=_WRITERS,
+    basis="the norms after its attention and MLP weigh the stream's channels one by one",
+)
+"""The same with norms after attention and MLP as well (Gemma 2 and 3)."""
+
+FUSED = Folds(
+    rules=(
+        _NORMED_ATTENTION,
+        _NORMED_MLP,
+        FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
+        FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",), part="up"),
+        _NORMED_HEAD,
+    ),
+    writers=_WRITERS,
+    basis="",
+)
+"""q, k and v in one matrix, gate above up in another (Phi-3)."""
+
+CENTRED = Folds(
+    rules=(
+        _NORMED_ATTENTION,
+        _NORMED_MLP,
+        FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
+        _NORMED_HEAD,
+    ),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+    apart=("blk.{i}.ffn_down",),
+)
+"""LayerNorm and an MLP without a linear half (GPT-2)."""
+
+
+def fold_groups(
+    folds: Folds, arch: str, metadata: Mapping[str, MetaValue], tensors: Sequence[OutputTensor]
+) -> list[FoldGroup]:
+    """The groups of the model with these key-values and tensors, layer by layer, the head last.
+
+    A head that is tied to the embeddings has no group, since the embeddings would change as
+    well. ArchitectureError when the family declares no groups or a matrix is not in its rules.
+    """
+    if not folds.rules:
+        raise ArchitectureError(f"quantcli knows no fold groups of {arch} models")
+    model = _Model(arch, metadata, {tensor.name: tensor for tensor in tensors})
+    known = {"token_embd.weight", "position_embd.weight", "output.weight"}
+    found: list[FoldGroup] = []
+    for layer in (*range(model.count("block_count", 0)), None):
+        for rule in folds.rules:
+            if (layer is None) == ("{i}" not in rule.makers[0]):
+                found += model.resolve(rule, layer)
+                known |= {f"{_at(name, layer)}.weight" for name in rule.readers}
+        known |= {f"{_at(name, layer)}.weight" for name in folds.apart}
+    for name in model.tensors:
+        if name.endswith(".weight") and not _is_vector(name) and name not in known:
+            raise ArchitectureError(
+                f"{name} is not among the tensors that quantcli knows of {arch} models, "
+                "so it cannot tell which channels it reads"
+            )
+    return found
+
+
+def writer_tensors(folds: Folds, tensors: Sequence[OutputTensor], layers: int) -> Iterator[str]:
+    """The tensors, biases included, whose output is added to the residual stream."""
+    present = {tensor.name for tensor in tensors}
+    for pattern in folds.writers:
+        for layer in range(layers) if "{i}" in pattern else (None,):
+            for ending in (".weight", ".bias"):
+                name = _at(pattern, layer) + ending
+                if name in present:
+                    yield name
+
+
+@dataclass(frozen=True)
+class _Model:
+    arch: str
+    metadata: Mapping[str, MetaValue]
+    tensors: Mapping[str, OutputTensor]
+
+    def count(self, key: str, layer: int) -> int:
+        """A size among the key-values, one for all layers or one for each."""
+        found = self.metadata.get(f"{self.arch}.{key}")
+        if found is None:
+            raise ArchitectureError(f"the model has no key-value {self.arch}.{key}")
+        return int(found.value[layer] if found.kind.startswith("[") else found.value)
+
+    def resolve(self, rule: FoldRule, layer: int | None) -> Iterator[FoldGroup]:
+        """The rule's group in ``layer``, if the model has its makers and readers."""
+        names = [f"{_at(name, layer)}.weight" for name in rule.readers]
+        readers = tuple(name for name in names if name in self.tensors)
+        stems = [_at(name, layer) for name in rule.makers]
+        if not readers or not all(f"{stem}.weight" in self.tensors for stem in stems):
+            return
+        columns = self.tensors[readers[0]].columns
+        heads = sharers = 1
+        if rule.kind == "values":
+            queries = self.count("attention.head_count", layer or 0)
+            heads = queries
+            if f"{self.arch}.attention.head_count_kv" in self.metadata:
+                heads = self.count("attention.head_count_kv", layer or 0)
+            sharers = queries // heads
+        channels = columns // sharers
+        makers = tuple(self._makers(rule, stems, channels))
+        matrices = 1
+        if rule.kind == "gated" and len(self.tensors[readers[0]].shape) == 3:
+            matrices = self.tensors[readers[0]].shape[0]
+        yield FoldGroup(stems[0], rule.kind, channels, matrices, makers, readers, heads, sharers)
+
+    def _makers(self, rule: FoldRule, stems: list[str], channels: int) -> Iterator[Maker]:
+        for stem in stems:
+            for name in (f"{stem}.weight", f"{stem}.bias"):
+                tensor = self.tensors.get(name)
+                if tensor is None:
+                    continue
+                size = tensor.shape[-1] if len(tensor.shape) == 1 else tensor.shape[-2]
+                first = size - channels if rule.part else 0
+                if size - first != channels or (rule.part == "up" and size != 2 * channels):
+                    raise ArchitectureError(
+                        f"{name} has {size} rows, which do not fit the {channels} channels "
+                        f"that the matrices after it read"
+                    )
+                yield Maker(name, first, size)
+
+
+def _at(pattern: str, layer: int | None) -> str:
+    return pattern.replace("{i}", str(layer))
+
+
+def _is_vector(name: str) -> bool:
+    """Whether it scales or rotates single channels: norms and rotary factors read no group."""
+    return name.endswith("norm.weight") or name.startswith("rope_f")

@@ -1,0 +1,1 @@
+"""Artifacts into other artifacts without a new quantization: containers, names, tokenizers."""

@@ -1,0 +1,107 @@
+"""Blocks of 32 weights that are an integer grid: their codes, as other formats pack them.
+
+Q4_0, Q5_0 and Q8_0 are symmetric groups of 32 (a scale times code less half the range), Q4_1 and
+Q5_1 affine ones (a scale times code plus the value of code 0). Another format holds the very same
+weights where it has that many bits and can say the zero point: a whole number in AWQ, GPTQ and
+compressed-tensors, any float in MLX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import PlanError
+from quantcli.exports.stored import StoredView
+from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
+from quantcli.formats.legacy import split_fifth_bits, split_nibbles
+from quantcli.formats.search import from_halves
+from quantcli.types import Matrix
+
+GROUP = 32
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGrid:
+    """The grid of a block format: bits, bytes of a block, and whether it stores code 0's value."""
+
+    bits: int
+    nbytes: int
+    affine: bool = False
+
+
+GRIDS: Mapping[str, BlockGrid] = {
+    "Q4_0": BlockGrid(4, 18),
+    "Q4_1": BlockGrid(4, 20, affine=True),
+    "Q5_0": BlockGrid(5, 22),
+    "Q5_1": BlockGrid(5, 24, affine=True),
+    "Q8_0": BlockGrid(8, 34),
+}
+
+
+class BlockCodes:
+    """Gives the codes of a GGUF's blocks on another grid of the same weights.
+
+    A `quantcli.rounding.CodeSource` that rounds nothing. PlanError where the grid does not hold a
+    row's weights, bit for bit.
+    """
+
+    def __init__(self, view: StoredView, grid: IntegerGrid) -> None:
+        self._view = view
+        self._grid = grid
+
+    def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> IntegerCodes:
+        """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
+        first = matrix.first + start
+        raw = self._view.read_stored(matrix.source, first, first + len(rows))
+        kind = self._view.homes[matrix.source].tensor.dtype
+        coded = convert(kind, raw, self._grid)
+        apart = dequantize(coded, self._grid) != rows
+        if apart.any():
+            row, column = (int(index) for index in np.argwhere(apart)[0])
+            raise PlanError(
+                f"{matrix.source} is {kind}, and the weight {rows[row, column]} at row "
+                f"{first + row}, column {column} is none of the {self._grid.bits}-bit grid's, "
+                f"whose zero points are whole numbers"
+                if self._grid.zero == "integer"
+                else f"{matrix.source}: a scale of {kind} at row {first + row}, column {column} "
+                f"does not fit {self._grid.scale_dtype}"
+            )
+        return coded
+
+
+def split_blocks(kind: str, packed: Bytes) -> tuple[NDArray[np.uint8], Floats, Floats | None]:
+    """Codes (rows, columns) from 0 on, scales (rows, groups), and code 0's values if affine."""
+    grid = GRIDS[kind]
+    rows = len(packed)
+    blocks = packed.reshape(-1, grid.nbytes)
+    scales = from_halves(blocks, 0).reshape(rows, -1)
+    edges = from_halves(blocks, 2).reshape(rows, -1) if grid.affine else None
+    if grid.bits == 8:
+        return (blocks[:, 2:] ^ np.uint8(128)).reshape(rows, -1), scales, None
+    codes = split_nibbles(blocks[:, -16:])
+    if grid.bits == 5:
+        codes = codes | split_fifth_bits(blocks[:, -20:-16])
+    return codes.astype(np.uint8).reshape(rows, -1), scales, edges
+
+
+def convert(kind: str, packed: Bytes, grid: IntegerGrid) -> IntegerCodes:
+    """Packed rows as codes of ``grid``, of the same bits; the caller holds them against rows."""
+    codes, scales, edges = split_blocks(kind, packed)
+    middle = np.float32(grid.middle)
+    if grid.zero == "middle":
+        return IntegerCodes(codes, scales)
+    if grid.zero == "edge":
+        if edges is None:
+            with np.errstate(over="ignore"):
+                edges = (-middle * scales).astype(np.float16).astype(np.float32)
+        return IntegerCodes(codes, scales, edges)
+    if edges is None:
+        return IntegerCodes(codes, scales, np.full(scales.shape, grid.middle, np.int32))
+    with np.errstate(all="ignore"):
+        zeros = np.where(scales != 0, np.rint(-edges / scales), 0)
+    return IntegerCodes(codes, scales, np.clip(zeros, 0, grid.top).astype(np.int32))

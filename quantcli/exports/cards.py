@@ -1,0 +1,152 @@
+"""``--to card``: a model card beside a GGUF (``NAME.md``) or in a folder; any artifact's facts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from quantcli.errors import SourceError
+from quantcli.exports.outcome import Exported
+from quantcli.exports.targets import Prepared, Wish
+from quantcli.exports.verify import stored_keys
+from quantcli.model import Model, open_model
+from quantcli.report.card import Card, read_evaluation, render_card
+from quantcli.report.units import count_text, size_text
+from quantcli.sources.files import read_json
+from quantcli.sources.resolve import Resolved
+from quantcli.types import Event, MetaValue, text
+from quantcli.writers.atomic import AtomicFiles, refuse_existing
+from quantcli.writers.folder import MANIFEST
+
+
+def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    """Decide a card for a GGUF, or for a folder that quantcli made, in place of its own."""
+    if found.kind == "imatrix" or (found.path.is_dir() and not (found.path / MANIFEST).is_file()):
+        raise SourceError(f"{label} is no GGUF, and no folder that quantcli made")
+    path = wish.output or card_beside(found.path)
+    if wish.check:
+        refuse_existing([path], force=wish.force)
+
+    def run() -> Iterator[Event]:
+        yield Exported((path,), write_card(found.path, path, wish))
+
+    return Prepared((path,), 0, "a model card", run)
+
+
+def card_beside(artifact: Path) -> Path:
+    """``NAME.md`` beside a GGUF, README.md in a folder."""
+    if artifact.is_dir():
+        return artifact / "README.md"
+    return artifact.with_name(f"{artifact.name.removesuffix('.gguf')}.md")
+
+
+def write_card(artifact: Path, path: Path, wish: Wish) -> int:
+    """Write the card of a GGUF or a folder to ``path``; returns its size in bytes."""
+    with open_model(artifact, vocabulary=False) as model:
+        to = "gguf" if model.from_gguf else str(read_json(artifact / MANIFEST).get("to"))
+        name = artifact.resolve().name.removesuffix(".gguf")
+        usage = usage_text(to, artifact.resolve().name)
+        library = {"gguf": "gguf", "mlx": "mlx"}.get(to, "transformers")
+        card = make_card(model, name, library, _size_facts(model), usage, wish.evaluation)
+        content = render_card(card).encode()
+    with AtomicFiles({path: len(content)}, force=wish.force) as files:
+        files.write(path, 0, content)
+        files.publish()
+    return len(content)
+
+
+def usage_text(to: str, name: str) -> str:
+    """A line that runs the artifact ``name`` of the format ``to``."""
+    if to == "gguf":
+        return f"llama-cli -m {name}"
+    if to == "mlx":
+        return f"mlx_lm.generate --model {name} --prompt 'Once upon a time'"
+    if to == "hf":
+        return f"transformers.AutoModelForCausalLM.from_pretrained({name!r})"
+    return f"vllm serve {name}"
+
+
+def _size_facts(model: Model) -> list[tuple[str, str]]:
+    """What an artifact weighs, and its tensors' types."""
+    elements = sum(tensor.elements for tensor in model.tensors)
+    stored = sum(model.stored_bytes(tensor) for tensor in model.tensors)
+    return [
+        ("size", size_text(stored)),
+        ("bits per weight", f"{8 * stored / max(1, elements):.2f}"),
+        ("tensors", types_text(model)),
+    ]
+
+
+def make_card(
+    model: Model,
+    name: str,
+    library: str,
+    facts: Sequence[tuple[str, str]],
+    usage: str,
+    evaluation: Path | None,
+) -> Card:
+    """The card of ``model``, or of what is made of it; ``facts`` follow what the model is."""
+    keys = recorded_keys(model)
+    elements = sum(tensor.elements for tensor in model.tensors)
+    matrix = plain(keys, "quantize.imatrix.file")
+    return Card(
+        name=name,
+        library=library,
+        base_model=base_model(keys),
+        license=plain(keys, "general.license"),
+        languages=languages(keys),
+        tags=("gguf",) if library == "gguf" else (),
+        facts=[
+            ("architecture", model.arch),
+            ("parameters", count_text(elements)),
+            *facts,
+            *([("importance matrix", matrix)] if matrix else []),
+        ],
+        recipe=plain(keys, "quantcli.recipe"),
+        usage=usage,
+        evaluation=read_evaluation(evaluation) if evaluation else {},
+    )
+
+
+def recorded_keys(model: Model) -> Mapping[str, MetaValue]:
+    """All key-values of a GGUF; of a folder its model's, with what quantcli.json records."""
+    manifest = model.path / MANIFEST
+    if model.from_gguf or not manifest.is_file():
+        return stored_keys(model)
+    found = read_json(manifest)
+    source = found.get("source")
+    repo = source.get("repo") if isinstance(source, dict) else None
+    more = {"quantcli.recipe": found.get("recipe"), "quantcli.source.repo": repo}
+    return {**model.metadata, **{k: text(v) for k, v in more.items() if isinstance(v, str)}}
+
+
+def types_text(model: Model) -> str:
+    """How many tensors there are of each type: "24 x Q4_K, 9 x F32"."""
+    types = Counter(tensor.dtype for tensor in model.tensors)
+    return ", ".join(f"{count} x {kind}" for kind, count in types.most_common())
+
+
+def base_model(keys: Mapping[str, MetaValue]) -> str | None:
+    """The repository that quantcli read, else the base model that the key-values name."""
+    named = plain(keys, "quantcli.source.repo")
+    if named:
+        return named
+    link = plain(keys, "general.base_model.0.repo_url")
+    if link and link.startswith("https://huggingface.co/"):
+        return link.removeprefix("https://huggingface.co/")
+    return plain(keys, "general.name")
+
+
+def languages(keys: Mapping[str, MetaValue]) -> list[str]:
+    """The model's languages."""
+    found: Any = keys.get("general.languages")
+    return [str(item) for item in found.value] if found and found.kind == "[str]" else []
+
+
+def plain(keys: Mapping[str, MetaValue], key: str) -> str | None:
+    """A text among the key-values."""
+    found = keys.get(key)
+    return None if found is None else str(found.value)

@@ -1,0 +1,123 @@
+"""An export from an artifact's name to files: what `quantcli export` and `quantcli.export` do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from quantcli.errors import SourceError, UsageError
+from quantcli.exports.floats import parse_dtype
+from quantcli.exports.outcome import Exported
+from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
+from quantcli.pipeline import default_threads
+from quantcli.plan.budget import parse_size
+from quantcli.report.card import read_evaluation
+from quantcli.sources.gguf import open_gguf
+from quantcli.sources.resolve import Resolved, resolve
+
+_FOLDERS = ("hf", "compressed-tensors", "gptq", "gptq-v2", "awq", "mlx")
+_TAKEN_BY = {
+    "dtype": ("gguf", *_FOLDERS),
+    "split_max_size": ("gguf", *_FOLDERS),
+    "config": _FOLDERS,
+    "tokenizer": _FOLDERS,
+    "card": ("gguf",),
+    "requantize": ("gguf", *_FOLDERS[1:]),
+    "evaluation": ("gguf", "card", *_FOLDERS),
+}
+"""The formats that each option means something for."""
+_SPELLING = {"evaluation": "eval"}
+"""Options that are not spelled as the fields of `Wish`."""
+
+
+def make_wish(to: str, **options: Any) -> Wish:
+    """The wish for ``to`` with options as the user writes them: sizes and dtypes as words.
+
+    UsageError for one that the format does not take.
+    """
+    TARGETS.get(to)
+    given = {
+        name: value
+        for name, value in options.items()
+        if value is not None and (value is not False or name == "check")
+    }
+    for name in given:
+        takers = _TAKEN_BY.get(name)
+        if takers is not None and to.casefold() not in takers:
+            raise UsageError(
+                f"--{_SPELLING.get(name, name.replace('_', '-'))} does nothing for --to {to}",
+                hint=f"it is for --to {' and --to '.join(takers)}",
+            )
+    if given.get("evaluation") and to == "gguf" and not given.get("card"):
+        raise UsageError("--eval goes into a model card", hint="add --card")
+    if "split_max_size" in given:
+        given["split_max_size"] = parse_size(given["split_max_size"])
+    if "dtype" in given:
+        given["dtype"] = parse_dtype(given["dtype"])
+    if "evaluation" in given:
+        read_evaluation(given["evaluation"])
+    return Wish(**given)
+
+
+@contextmanager
+def open_export(
+    artifacts: Sequence[str | Path],
+    to: str,
+    wish: Wish,
+    *,
+    on_progress: Callable[..., None] | None = None,
+) -> Iterator[Prepared]:
+    """Decide everything about an export; within the block its `Prepared.run` does the work.
+
+    ``artifacts`` is one, or all shards of one GGUF. Raises a QuantcliError in one sentence.
+    """
+    prepare = cast(Prepare, TARGETS.get(to))
+    found = resolve(str(artifacts[0]), on_progress=on_progress)
+    _check_shards(found, artifacts)
+    with ExitStack() as stack:
+        yield prepare(found, str(artifacts[0]), wish, stack)
+
+
+def export(
+    artifact: str | Path,
+    output: str | Path | None = None,
+    *,
+    to: str,
+    threads: int | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Exported:
+    """Convert an artifact in one call; ``options`` are those of the command line.
+
+    Such as ``dtype="bf16"``, ``split_max_size="4G"``, ``tokenizer=Path(...)``. Raises a
+    QuantcliError in one sentence for whatever is wrong, and then leaves nothing behind.
+    """
+    wish = make_wish(
+        to,
+        output=None if output is None else Path(output),
+        threads=threads or default_threads(),
+        force=force,
+        **options,
+    )
+    with open_export([artifact], to, wish) as prepared:
+        *_, done = prepared.run()
+    return cast(Exported, done)
+
+
+def _check_shards(found: Resolved, artifacts: Sequence[str | Path]) -> None:
+    """SourceError unless several artifacts are the files of one split GGUF."""
+    if len(artifacts) < 2:
+        return
+    if found.kind != "gguf":
+        raise SourceError(f"{artifacts[0]} is no shard of a GGUF", hint="name one artifact")
+    store = open_gguf(found.path)
+    store.close()
+    files = {file.resolve() for file in store.files}
+    for other in artifacts:
+        if Path(other).resolve() not in files:
+            raise SourceError(
+                f"{other} is not a shard of the model that {artifacts[0]} belongs to",
+                hint="name one artifact, or the shards of one",
+            )

@@ -1,0 +1,149 @@
+"""``--to gguf``: a checkpoint in plain floats, or a GGUF in other files or in plain floats.
+
+A checkpoint goes through the quantizer's own pipeline with a float type, so names, permutations
+and key-values are those of any other GGUF. A GGUF without ``--dtype`` is split or merged as it is;
+with one, its weights are decoded, which quantizes nothing again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from quantcli import pipeline
+from quantcli.errors import SourceError, UsageError
+from quantcli.exports import regroup
+from quantcli.exports.cards import card_beside, write_card
+from quantcli.exports.outcome import Exported
+from quantcli.exports.repack import is_packed, prepare_repacking
+from quantcli.exports.targets import Prepared, Wish, stem
+from quantcli.model import Model, open_model
+from quantcli.plan.recipe import Recipe
+from quantcli.sources.gguf import open_gguf
+from quantcli.sources.resolve import Resolved
+from quantcli.types import Event, PackedType
+from quantcli.writers.atomic import refuse_existing
+
+_PLAIN = {"F64": "F32", "F32": "F32", "F16": "F16"}
+"""The float type that keeps all of a stored dtype; what is not here becomes BF16."""
+
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    """Decide an export to GGUF; raises what the pipeline and the regrouping raise."""
+    if found.kind == "imatrix":
+        raise SourceError(
+            f"{label} is an importance matrix", hint="--to imatrix or --to dat converts it"
+        )
+    if found.kind == "gguf" and wish.dtype is None:
+        return _prepare_regrouping(found, label, wish, stack)
+    return _prepare_floats(found, label, wish, stack)
+
+
+def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    store = open_gguf(found.path)
+    stack.callback(store.close)
+    if len(store.files) == 1 and wish.split_max_size is None:
+        raise UsageError(
+            f"{label} is one GGUF file already",
+            hint="--split-max-size 4G splits it, --dtype f16 decodes it, --to hf makes a folder",
+        )
+    output = wish.output or Path(f"{stem(found)}.gguf")
+    job = regroup.prepare(
+        store, output, max_bytes=wish.split_max_size, force=wish.force, check=wish.check
+    )
+    files = len(job.paths)
+    how = "merged into one file" if files == 1 else f"split into {files} files"
+    return _with_card(
+        Prepared(
+            job.paths,
+            job.nbytes,
+            f"{how}, the tensors as they are",
+            lambda: regroup.execute(job),
+        ),
+        wish,
+    )
+
+
+def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    model = stack.enter_context(open_model(label))
+    if wish.dtype is None and is_packed(model):
+        return _prepare_codes(found, model, label, wish)
+    dtype = wish.dtype or _plain_type(model)
+    recipe = Recipe(
+        type=dtype,
+        # Decoding to floats loses nothing more, so it needs no permission.
+        allow_requantize=any(tensor.dtype not in _FLOATS for tensor in model.tensors),
+        split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
+    )
+    output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
+    job = pipeline.prepare(model, recipe, output, force=wish.force, check=wish.check)
+    why = "which keeps the stored precision"
+    if wish.dtype is not None:
+        why = "as asked for"
+    elif any(tensor.dtype.startswith("F8_") for tensor in model.tensors):
+        why = "to which FP8 times its scales is rounded"
+    return _of_job(job, f"matrices in {dtype}, {why}", wish)
+
+
+def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Prepared:
+    """A quantized checkpoint with its codes in blocks."""
+    job = prepare_repacking(
+        model,
+        label,
+        _plain_type(model),
+        wish.output or Path(f"{stem(found)}.gguf"),
+        split_max_size=wish.split_max_size,
+        requantize=wish.requantize,
+        force=wish.force,
+        check=wish.check,
+    )
+    kinds = sorted({item.format for item in job.plan.items if item.tensor.name in job.encoders})
+    words = f"{len(job.encoders)} matrices in {' and '.join(kinds)}, bit for bit"
+    rounded = sum(isinstance(item.tensor.dtype, PackedType) for item in job.plan.items)
+    rounded -= len(job.encoders)
+    if rounded:
+        words += f", {rounded} rounded again"
+    return _of_job(job, words, wish)
+
+
+def _of_job(job: pipeline.Job, sentence: str, wish: Wish) -> Prepared:
+    def run() -> Iterator[Event]:
+        for event in pipeline.execute(job, threads=wish.threads):
+            if isinstance(event, pipeline.Finished):
+                yield Exported(event.paths, event.nbytes)
+            else:
+                yield event
+
+    return _with_card(Prepared(job.paths, job.nbytes, sentence, run), wish)
+
+
+def _plain_type(model: Model) -> str:
+    weights: Counter[str] = Counter()
+    for tensor in model.tensors:
+        if not isinstance(tensor.dtype, PackedType):
+            weights[tensor.dtype] += tensor.elements
+    (dtype, _), *_ = weights.most_common(1) or [("F32", 0)]
+    return _PLAIN.get(dtype, "BF16")
+
+
+def _with_card(prepared: Prepared, wish: Wish) -> Prepared:
+    """The same with a model card beside the file, where one is wanted."""
+    if not wish.card:
+        return prepared
+    card = card_beside(prepared.paths[0])
+    if wish.check:
+        refuse_existing([card], force=wish.force)
+
+    def run() -> Iterator[Event]:
+        for event in prepared.run():
+            if isinstance(event, Exported):
+                size = write_card(prepared.paths[0], card, wish)
+                yield Exported((*event.paths, card), event.nbytes + size)
+            else:
+                yield event
+
+    return Prepared((*prepared.paths, card), prepared.nbytes, prepared.sentence, run)

@@ -1,0 +1,233 @@
+"""``--to compressed-tensors | gptq | gptq-v2 | awq | mlx``: a GGUF's own codes in another layout.
+
+Nothing is rounded: every linear layer must be in one of the grids of `quantcli.exports.blocks`,
+all with as many bits, and the weights that a runtime computes from the result are those of the
+GGUF, bit for bit. What is not a linear layer stays a float, in F16 where that holds it exactly.
+Everything else is refused, with the command that quantizes anew, or rounded a second time where
+that is asked for: to the format's usual grid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from quantcli.errors import PlanError, SourceError
+from quantcli.exports import microscale
+from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
+from quantcli.exports.floats import fits
+from quantcli.exports.microscale import MicroCodes
+from quantcli.exports.outcome import Exported
+from quantcli.exports.settings import complete_config
+from quantcli.exports.stored import StoredView, as_checkpoint, find_config
+from quantcli.exports.targets import Prepare, Prepared, Wish, stem
+from quantcli.exports.to_hf import folder_files
+from quantcli.folder_job import FolderJob, prepare_folder
+from quantcli.folders import execute_folder
+from quantcli.model import Model, open_model
+from quantcli.pipeline import Finished
+from quantcli.plan.folders import FolderPlan, make_folder_plan
+from quantcli.plan.matrices import find_matrices
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.schemes import find_target
+from quantcli.report.units import size_text
+from quantcli.rounding import CodeSource
+from quantcli.sources.resolve import Resolved
+from quantcli.types import Event, Matrix, row_count
+from quantcli.writers.folder import refuse_folder
+
+_FLOATS = ("F32", "F16", "BF16", "F64")
+_ROWS = 1024
+
+
+def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    if found.kind != "gguf":
+        raise SourceError(
+            f"{label} is no GGUF, and --to {to} repacks the codes of one",
+            hint=f"quantcli quantize {label} --to {to} quantizes a checkpoint",
+        )
+    path = wish.output or Path(f"{stem(found)}-{to}")
+    if wish.check:
+        refuse_folder(path, force=wish.force)
+    model = stack.enter_context(open_model(label))
+    config = find_config(model, wish.config)
+    view = StoredView(model, config)
+    checkpoint = as_checkpoint(model, config, view)
+    if wish.requantize:
+        recipe = Recipe(to=to)
+    else:
+        recipe = _recipe(checkpoint, view, to, label)
+    if wish.split_max_size is not None:
+        recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
+    plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
+    if plan.scheme is None:
+        raise PlanError(f"--to {to} has no integer grid")
+    micro = not wish.requantize and _is_micro(view, plan)
+    codes: CodeSource | None = None
+    if micro:
+        codes = MicroCodes(view)
+    elif not wish.requantize:
+        codes = BlockCodes(view, plan.scheme.grid)
+        if plan.scheme.grid.zero == "integer":
+            _try_all(plan, view, codes, to, label)
+    grid = "MXFP4" if micro else plan.label
+    checkpoint = replace(
+        checkpoint, config=complete_config(config, model.metadata, plan.dtype, wish.config)
+    )
+    origin = "rounded again from" if wish.requantize else "the codes of"
+    facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
+    files, notes = folder_files(
+        model, path, wish, to=to, dtype=plan.dtype, facts=facts, library=_library(to)
+    )
+    job = prepare_folder(
+        checkpoint,
+        recipe,
+        path,
+        plan=plan,
+        packing=microscale.PACKED if micro else None,
+        files=files,
+        force=wish.force,
+        check=wish.check,
+    )
+    plan = replace(plan, notes=(*plan.notes, *notes))
+    job = replace(job, plan=plan)
+    return Prepared(
+        (path,),
+        job.nbytes,
+        f"{len(plan.items)} matrices in {grid}, "
+        + ("rounded a second time" if wish.requantize else "bit for bit"),
+        lambda: _run(job, codes, wish.threads),
+    )
+
+
+def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Event]:
+    for event in execute_folder(job, threads=threads, source=codes):
+        if isinstance(event, Finished):
+            yield Exported(event.paths, event.nbytes)
+        else:
+            yield event
+
+
+def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
+    """What describes the grid that the GGUF has; PlanError where it has none of ``to``."""
+    target = find_target(to)
+    matrices = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
+    inner = {matrix.source for matrix in find_matrices(model)}
+    hint = (
+        f"quantcli export {label} --to hf makes a checkpoint, which quantcli quantize --to {to} "
+        "quantizes anew, as --requantize does; the original model is better"
+    )
+    kept, taken = [], []
+    for matrix in matrices:
+        kind = _kind(view, matrix)
+        if _takes(to, kind) and not matrix.transpose:
+            taken.append(matrix)
+        elif kind in _FLOATS or matrix.source not in inner:
+            kept.append(matrix)
+        else:
+            turned = "lies transposed there" if matrix.transpose else f"--to {to} does not have"
+            raise PlanError(
+                f"{view.homes[matrix.source].tensor.name} is {kind}, which {turned}, so it cannot "
+                "be repacked without loss",
+                hint=hint,
+            )
+    micro = {_kind(view, matrix) == microscale.KIND for matrix in taken}
+    bits = {_bits(view, matrix) for matrix in taken if matrix.source in inner}
+    if len(micro) > 1:
+        raise PlanError(f"{label} has linear layers in MXFP4 and in others", hint=hint)
+    if len(bits) != 1:
+        what = "no quantized linear layer" if not bits else f"linear layers of {sorted(bits)} bits"
+        raise PlanError(f"{label} has {what}, and --to {to} takes one grid for all", hint=hint)
+    kept += [matrix for matrix in taken if _bits(view, matrix) not in bits]
+    taken = [matrix for matrix in taken if _bits(view, matrix) in bits]
+    affine = any(GRIDS[kind].affine for m in taken if (kind := _kind(view, m)) in GRIDS)
+    symmetric = None if target.symmetric is None else not affine
+    return Recipe(
+        to=to,
+        bits=bits.pop(),
+        group_size=GROUP,
+        symmetric=symmetric,
+        keep=tuple(f"^{re.escape(matrix.module)}$" for matrix in kept),
+    )
+
+
+def _kind(view: StoredView, matrix: Matrix) -> str:
+    return view.homes[matrix.source].tensor.dtype
+
+
+def _bits(view: StoredView, matrix: Matrix) -> int:
+    kind = _kind(view, matrix)
+    return GRIDS[kind].bits if kind in GRIDS else 4
+
+
+def _takes(to: str, kind: str) -> bool:
+    """Whether the format has the grid of a block format."""
+    if kind == microscale.KIND:
+        return to == "compressed-tensors"
+    return kind in GRIDS and GRIDS[kind].bits in find_target(to).bits
+
+
+def _is_micro(view: StoredView, plan: FolderPlan) -> bool:
+    return bool(plan.items) and _kind(view, plan.items[0].matrix) == microscale.KIND
+
+
+def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
+    """The plan with float16 scales, as blocks have, and floats that lose nothing.
+
+    compressed-tensors computes in the dtype of its scales, so a model in float32 has them so too.
+    """
+    copies = [
+        replace(copy, dtype=dtype or ("F16" if fits(view, copy.source, "F16") else "F32"))
+        for copy in plan.copies
+    ]
+    loaded = dtype or ("F32" if any(copy.dtype == "F32" for copy in copies) else "F16")
+    scheme = plan.scheme
+    if scheme is not None:
+        wide = loaded == "F32" and plan.recipe.to == "compressed-tensors"
+        grid = replace(scheme.grid, scale_dtype="F32" if wide else "F16", lowest_zero=0)
+        scheme = replace(scheme, grid=grid)
+    return replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
+
+
+def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, label: str) -> None:
+    """PlanError when a group's code 0 is not a whole number of scales; reads the affine ones."""
+    for item in plan.items:
+        if not GRIDS[view.homes[item.source].tensor.dtype].affine:
+            continue
+        for start in range(0, item.rows, _ROWS):
+            first = item.first + start
+            stop = min(first + _ROWS, item.first + item.rows)
+            try:
+                codes(item.matrix, start, view.read_rows(item.source, first, stop))
+            except PlanError as refused:
+                raise PlanError(
+                    refused.message,
+                    hint=f"--to mlx holds any zero point; quantcli export {label} --to hf, then "
+                    f"quantcli quantize --to {to}, quantizes anew",
+                ) from None
+
+
+def _types(plan: FolderPlan, view: StoredView) -> str:
+    kinds = sorted({view.homes[item.source].tensor.dtype for item in plan.items})
+    nbytes = sum(
+        view.tensors[item.source].nbytes * item.rows // row_count(view.tensors[item.source].shape)
+        for item in plan.items
+    )
+    return f"{' and '.join(kinds)} ({size_text(nbytes)})"
+
+
+def _library(to: str) -> str:
+    return "mlx" if to == "mlx" else "transformers"
+
+
+COMPRESSED_TENSORS: Prepare = partial(_prepare, "compressed-tensors")
+GPTQ: Prepare = partial(_prepare, "gptq")
+GPTQ_V2: Prepare = partial(_prepare, "gptq-v2")
+AWQ: Prepare = partial(_prepare, "awq")
+MLX: Prepare = partial(_prepare, "mlx")

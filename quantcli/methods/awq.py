@@ -1,0 +1,95 @@
+"""AWQ: scale up the channels whose inputs are large, so that rounding costs them less.
+
+For each fold group the scales are powers of the inputs' size, and the same divided by powers of
+the weights' relative size ("duo"), a grid of exponents for each; the best by the output error on
+the *grid that the weights will be written in* is folded into the group, if it beats no scaling
+by a margin on all rows. So no group's loss rises, and the checkpoint stays a standard one.
+
+The inputs' size is their root mean square, where the paper takes the mean absolute value: the
+choice is among the same powers, and it is known after a rotation as well.
+Sources: AWQ (arXiv:2306.00978); the second form is AutoAWQ's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.fold import FoldGroup
+from quantcli.methods.folding import collect, model_groups
+from quantcli.methods.loss import Grid, Reader, open_readers
+from quantcli.methods.measured import Measured
+from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
+from quantcli.model import Model
+from quantcli.types import Event
+
+_EXPONENTS = tuple(step / 20 for step in range(1, 20))
+_SMALLEST = 1e-4
+"""Of a channel's inputs beside the group's largest; what is smaller is as good as dead."""
+_WINDOW = 32
+"""Columns within which a weight's size is relative, about a block of most formats."""
+
+
+def awq(
+    model: Model,
+    grids: Mapping[str, Grid],
+    measured: Measured,
+    *,
+    weighted: bool = True,
+    margin: float = 0.01,
+    threads: int = 1,
+) -> Iterator[Event]:
+    """Search every fold group's scales, yielding progress, at last `Transformed`.
+
+    ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
+    knows the columns' importance; ``margin`` is the part by which the loss must fall.
+    ``measured`` needs hessian.
+    """
+    groups = [group for group in model_groups(model) if any(n in grids for n in group.readers)]
+
+    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
+        readers = open_readers(model, group, matrix, measured, grids, weighted=weighted)
+        if not readers:
+            return None
+        part = Part(group, matrix, readers)
+        # Before experts, the router: it sees every token.
+        squares = max(readers, key=lambda reader: reader.share).hessian.diagonal()
+        inputs = np.sqrt(collect(group, squares[None], np.mean)[0])
+        candidates = dict(_candidates(group, inputs, readers))
+        return choose(part, candidates, Reader.error, margin)
+
+    settings = {"margin": margin, "weighted": weighted}
+    return search_groups("awq", model, groups, search, settings, threads)
+
+
+def _candidates(
+    group: FoldGroup, inputs: NDArray[np.floating], readers: list[Reader]
+) -> Iterator[tuple[str, Scales]]:
+    large = inputs.astype(np.float64)
+    large = np.maximum(large / max(float(large.max()), 1e-30), _SMALLEST)
+    weights = collect(group, _relative_size(readers)[None], np.mean)[0]
+    for exponent in _EXPONENTS:
+        yield f"x^{exponent:g}", _even(large**exponent)
+    for exponent in _EXPONENTS:
+        both = large**exponent / (weights ** (1 - exponent) + 1e-4)
+        yield f"x^{exponent:g}/w^{1 - exponent:g}", _even(both)
+
+
+def _even(scales: Scales) -> Scales:
+    """The same ratios around one, so that neither makers nor readers grow."""
+    return np.asarray(scales / np.sqrt(scales.max() * scales.min()))
+
+
+def _relative_size(readers: list[Reader]) -> Scales:
+    """Each column's mean |w| beside the largest in its row's window of columns."""
+    columns = readers[0].tensor.columns
+    total: Scales = np.zeros(columns)
+    for reader in readers:
+        size = np.abs(reader.sample())
+        window = _WINDOW if columns % _WINDOW == 0 else columns
+        windows = size.reshape(len(size), -1, window)
+        largest = np.maximum(windows.max(axis=2, keepdims=True), 1e-30)
+        total += (windows / largest).mean(axis=0, dtype=np.float64).reshape(-1)
+    return np.asarray(total / len(readers))

@@ -1,0 +1,91 @@
+"""Transforms before rounding: calibrate what they need, find them, and go on with their model.
+
+What was calibrated lies in a folder beside the output for the time of the search. A run that was
+interrupted searches again and finds the same, since nothing in it is drawn by chance.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantcli.calib.further import Statistics
+from quantcli.calib.imatrix import stats_path
+from quantcli.calib.job import Calibrated, execute
+from quantcli.calib.job import prepare as prepare_calibration
+from quantcli.methods import Chain
+from quantcli.methods.job import MethodJob
+from quantcli.methods.loss import block_grids
+from quantcli.methods.measured import Measured, TransformedMeasured, transform_importance
+from quantcli.methods.transforms import (
+    Chained,
+    Settings,
+    check_transforms,
+    needed_statistics,
+    transform_model,
+)
+from quantcli.model import Model
+from quantcli.plan.planner import Plan
+from quantcli.sources.imatrix import Importance, read_importance
+from quantcli.types import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Moved(Event):
+    """The transforms are found: the model with them, and the importance of its columns.
+
+    ``importance`` is None where feedback comes next, which measures its own.
+    """
+
+    model: Model
+    importance: Importance | None
+
+
+def find_transforms(
+    planned: MethodJob, chain: Chain, plan: Plan, output: Path, *, max_memory: int, threads: int
+) -> Iterator[Event]:
+    """Yield notes and progress, at last `Moved`; errors before any work for what does not fit."""
+    model, cut = planned.model, planned.cut
+    check_transforms(model, chain.transforms)
+    needs = needed_statistics(chain.transforms)
+    if not chain.feedback and "hessian" not in needs:
+        needs = ("hessian", *needs)
+    grids = block_grids({i.tensor.name: i.format for i in plan.items if i.importance})
+    settings = Settings(threads=threads)
+    if not needs:
+        yield from _finish(transform_model(model, chain.transforms, grids, None, settings))
+        return
+    folder = output.with_name(f".{output.name}.transform")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        path = folder / "inputs.gguf"
+        job = prepare_calibration(
+            model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed, collect=needs,
+            max_memory=max_memory, threads=threads,
+        )  # fmt: skip
+        for event in execute(job):
+            if not isinstance(event, Calibrated):
+                yield event
+        with Statistics(stats_path(path)) as measured:
+            found = transform_model(model, chain.transforms, grids, measured, settings)
+            importance = None if chain.feedback else read_importance(path)
+            yield from _finish(found, importance, measured)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _finish(
+    events: Iterator[Event], importance: Importance | None = None, measured: Measured | None = None
+) -> Iterator[Event]:
+    for event in events:
+        if not isinstance(event, Chained):
+            yield event
+            continue
+        for transform in event.transforms:
+            if importance is not None and measured is not None:
+                importance = transform_importance(importance, transform, measured)
+                measured = TransformedMeasured(measured, transform)
+        yield Moved(event.model, importance)

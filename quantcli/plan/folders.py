@@ -1,0 +1,297 @@
+"""The plan of a model folder: which of a checkpoint's tensors are quantized, and which are copied.
+
+The tensors keep their names and row order. For the integer formats the linear layers are quantized
+and the rest is copied; for ``hf`` each matrix takes the way through the block format that the GGUF
+planner gives to the GGUF tensor of the same weights, and back. Only headers are looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantcli.errors import PlanError
+from quantcli.formats import get_format
+from quantcli.model import Model
+from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
+from quantcli.plan.matrices import find_matrices, kept_modules, natural, router_names
+from quantcli.plan.planner import Plan, make_plan
+from quantcli.plan.recipe import Recipe, check_recipe
+from quantcli.plan.schemes import DTYPES, Scheme, find_target, has_types, make_scheme
+from quantcli.types import Matrix, Note, row_count
+
+_FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
+"""Stored floats, and what they are written as; quantized weights take the model's dtype."""
+
+_ASYMMETRIC = (
+    "transformers loads asymmetric compressed-tensors weights with "
+    "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
+)
+_EXPERTS = (
+    "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset without "
+    "an error; --to compressed-tensors is what it loads"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A matrix that is quantized: by the scheme's grid, or by a block format and back.
+
+    ``dtype`` is what a block format's weights are decoded to; ``importance`` tells that the
+    importance matrix has weights for it.
+    """
+
+    matrix: Matrix
+    format: str | None = None
+    dtype: str = ""
+    importance: bool = False
+
+    @property
+    def source(self) -> str:
+        """The stored tensor."""
+        return self.matrix.source
+
+    @property
+    def first(self) -> int:
+        """Its first row there."""
+        return self.matrix.first
+
+    @property
+    def rows(self) -> int:
+        """Rows, as they are quantized."""
+        return self.matrix.rows
+
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.matrix.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Rows of a stored tensor that are copied, in the dtype ``dtype``; otherwise as `Item`.
+
+    They become ``name`` of shape ``shape``, from its row ``row`` on.
+    """
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: int
+    first: int = 0
+    row: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Length of a row."""
+        return self.shape[-1] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """Every decision about a model folder; ``kept`` are linear modules that stay as they are."""
+
+    recipe: Recipe
+    scheme: Scheme | None
+    dtype: str
+    items: tuple[Item, ...]
+    copies: tuple[Copy, ...]
+    kept: tuple[str, ...]
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What the quantized matrices become."""
+        return self.scheme.label if self.scheme else self.recipe.type
+
+    @property
+    def elements(self) -> int:
+        """Weights of the model."""
+        parts: list[Item | Copy] = [*self.items, *self.copies]
+        return sum(part.rows * part.columns for part in parts)
+
+
+def make_folder_plan(model: Model, recipe: Recipe, *, importance: Shapes | None) -> FolderPlan:
+    """Decide everything about a model folder; UsageError or PlanError in one sentence.
+
+    ``importance`` maps the names in the recipe's importance matrix to (matrices, columns).
+    """
+    if model.from_gguf:
+        raise PlanError(
+            f"{model.path} is a GGUF, and --to {recipe.to} takes a checkpoint",
+            hint="'quantcli export' makes a checkpoint of a GGUF",
+        )
+    check_recipe(recipe)
+    dtype = recipe.dtype or model_dtype(model)
+    if has_types(recipe.to):
+        return _plan_types(model, recipe, dtype, importance)
+    return _plan_grid(model, recipe, dtype, importance)
+
+
+def model_dtype(model: Model) -> str:
+    """The dtype that config.json gives the model, or that of its largest stored tensor."""
+    text_config = model.config.get("text_config")
+    for config in (model.config, text_config if isinstance(text_config, Mapping) else {}):
+        for key in ("dtype", "torch_dtype"):
+            for ours, theirs in DTYPES.items():
+                if config.get(key) == theirs:
+                    return ours
+    largest = max(model.store.tensors.values(), key=lambda info: info.elements)
+    return _FLOATS.get(largest.dtype, "BF16")
+
+
+def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
+    target = find_target(recipe.to)
+    scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
+    found = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
+    matrices, dropped = _keep(found, recipe.keep)
+    names = router_names(model)
+    for matrix in matrices:
+        _check_matrix(model, matrix, scheme)
+    used = _entries(model, recipe, importance)
+    items = tuple(Item(matrix, importance=matrix.tensor in used) for matrix in matrices)
+    again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
+    notes = [
+        Note(
+            f"{count} matrices are stored as {dtype} and are rounded a second time; the original "
+            "model gives a better result",
+            "warning",
+        )
+        for dtype, count in again.items()
+        if dtype not in _FLOATS
+    ]
+    grid = scheme.grid
+    if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
+        notes.append(Note(_ASYMMETRIC))
+    if recipe.to in ("gptq", "gptq-v2", "awq") and any(matrix.of > 1 for matrix in matrices):
+        notes.append(Note(_EXPERTS, "warning"))
+    lacking = sum(not item.importance for item in items)
+    if importance is not None and lacking:
+        notes.append(
+            Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
+        )
+    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    kept = kept_modules(model, matrices, dropped, names, head=not target.embeddings)
+    return FolderPlan(
+        recipe, scheme, dtype, items, copies,
+        kept, (*notes, *dropped_notes),
+    )  # fmt: skip
+
+
+def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
+    plan = make_plan(model.tensors, model.metadata, recipe, importance=importance)
+    plain = _FLOATS.get(recipe.type)
+    wanted = recipe.dtype or plain
+    stored = model.store.tensors
+    items = tuple(
+        Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
+        for matrix, format_name, weighted in _coded(model, plan)
+    )
+    copies, notes = _copies(model, items, wanted, dtype)
+    return FolderPlan(recipe, None, wanted or dtype, items, copies, (), (*plan.notes, *notes))
+
+
+def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
+    """The matrices whose GGUF tensor gets a format that rounds."""
+    formats = {item.tensor.name: item for item in plan.items}
+    found = []
+    for matrix in find_matrices(model, embeddings=True):
+        item = formats[matrix.tensor]
+        stored = model.store.tensors[matrix.source].dtype
+        if get_format(item.format).block > 1 or item.format not in ("F32", stored):
+            found.append((matrix, item.format, item.importance))
+    return found
+
+
+def _keep(found: Sequence[Matrix], patterns: Sequence[str]) -> tuple[list[Matrix], list[Matrix]]:
+    """The matrices to quantize, and those that ``patterns`` keep."""
+    for pattern in patterns:
+        if not any(re.search(pattern, matrix.module) for matrix in found):
+            raise PlanError(
+                f"--keep {pattern} matches no linear module",
+                hint=f"they are named like {found[0].module}" if found else None,
+            )
+    kept = [m for m in found if any(re.search(pattern, m.module) for pattern in patterns)]
+    dropped = set(kept)
+    return [matrix for matrix in found if matrix not in dropped], kept
+
+
+def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
+    info = model.store.tensors[matrix.source]
+    if matrix.transpose:
+        raise PlanError(
+            f"{info.file}: {info.name} is stored transposed, which --to {scheme.to} does not do",
+            hint="--to hf or a GGUF",
+        )
+    size = scheme.grid.group_size
+    if size is not None and matrix.columns % size:
+        fits = next((g for g in (128, 64, 32, 16, 8) if matrix.columns % g == 0), None)
+        hint = f"--group-size {fits} does, " if fits else ""
+        raise PlanError(
+            f"{info.file}: groups of {size} do not divide the {matrix.columns} columns of "
+            f"{info.name}",
+            hint=f"{hint}or --keep '{re.escape(matrix.module)}'",
+        )
+
+
+def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str]:
+    """Names of the GGUF tensors for which the importance matrix counts."""
+    if importance is None:
+        return set()
+    refuse_foreign(importance, model.tensors)
+    entries = select_entries(
+        importance, include=recipe.include_weights, exclude=recipe.exclude_weights
+    )
+    return {tensor.name for tensor in model.tensors if applies(entries, tensor)}
+
+
+def _copies(
+    model: Model,
+    items: Sequence[Item],
+    wanted: str | None,
+    dtype: str,
+    dropped: Sequence[Matrix] = (),
+    names: Mapping[str, str] | None = None,
+) -> tuple[tuple[Copy, ...], tuple[Note, ...]]:
+    """What is not quantized; ``names`` are the output's where they differ from the stored ones.
+
+    The ``dropped`` matrices of a stack go to where they would have gone quantized.
+    """
+    stored = model.store.tensors
+    taken = {item.source for item in items}
+    weights = {piece.source for tensor in model.tensors for piece in tensor.pieces}
+    copies, left = [], []
+    for matrix in dropped:
+        if matrix.of > 1:
+            taken.add(matrix.source)
+            lead = (matrix.stack,) if matrix.stack else ()
+            copies.append(
+                Copy(
+                    matrix.source, f"{matrix.module}.weight",
+                    (*lead, matrix.rows, matrix.columns),
+                    wanted or _float_of(stored[matrix.source].dtype, dtype),
+                    matrix.rows, matrix.first, matrix.slot * matrix.rows,
+                )
+            )  # fmt: skip
+    for name, info in sorted(stored.items(), key=lambda entry: natural(entry[0])):
+        if name in taken:
+            continue
+        # What is quantized and no part of the language model is told from integers by its type.
+        if name not in weights and info.dtype not in _FLOATS and not info.dtype.startswith("F8_"):
+            left.append(name)
+            continue
+        kind = wanted or _float_of(info.dtype, dtype)
+        name_out = (names or {}).get(name, name)
+        copies.append(Copy(name, name_out, info.shape, kind, row_count(info.shape)))
+    notes: tuple[Note, ...] = ()
+    if left:
+        notes = (Note(f"{len(left)} stored tensors hold no weights and are left out: {left[0]}"),)
+    return tuple(copies), notes
+
+
+def _float_of(stored: str, dtype: str) -> str:
+    """What is written for a tensor that is stored as ``stored`` in a model of ``dtype``."""
+    return _FLOATS.get(stored, dtype)

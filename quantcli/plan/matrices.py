@@ -1,0 +1,131 @@
+"""The linear layers of a checkpoint under its own names, found through the architecture's table.
+
+A model folder keeps the checkpoint's tensors, names and row order; only what is a linear layer,
+which input it reads and where its importance lies is looked up by the GGUF tensor that holds the
+same weights. A stack of experts is taken apart into the layers that runtimes know, by the names of
+the layout that has a tensor for each expert, or put together for runtimes that want it whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from quantcli.archs import find_architecture
+from quantcli.model import Model
+from quantcli.plan.names import Kind, kind_of, may_be_quantized
+from quantcli.types import Matrix, OutputTensor
+
+_SUFFIX = ".weight"
+_SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
+"""What MLX calls the stacked experts, below ``switch_mlp``."""
+
+
+def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = False) -> list[Matrix]:
+    """Every matrix that may be quantized, in the order of GGUF's tensors.
+
+    ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
+    of a layer's experts, under MLX's names.
+    """
+    patterns = find_architecture(model.config).sources(model.config)
+    found: dict[tuple[str, int], Matrix] = {}
+    for tensor in model.tensors:
+        outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
+        if not may_be_quantized(tensor.name, tensor.shape, model.arch):
+            continue
+        if outer and not embeddings:
+            continue
+        for matrix in _matrices(model, tensor, patterns, stacked):
+            # Rows of one stored matrix may make several GGUF tensors; all read the same input.
+            found.setdefault((matrix.source, matrix.first), matrix)
+    return list(found.values())
+
+
+def _matrices(
+    model: Model, tensor: OutputTensor, patterns: Mapping[str, str], stacked: bool
+) -> Iterator[Matrix]:
+    if len(tensor.shape) < 3:
+        for piece in tensor.pieces:
+            rows, columns = model.store.tensors[piece.source].shape
+            if piece.transpose:
+                rows, columns = columns, rows
+            yield Matrix(
+                piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
+                transpose=piece.transpose,
+            )  # fmt: skip
+        return
+    experts, _, columns = tensor.shape
+    for index, piece in enumerate(tensor.pieces):
+        yield Matrix(
+            _expert_name(tensor, patterns, index, stacked),
+            piece.source,
+            piece.rows,
+            columns,
+            tensor.name,
+            first=piece.start,
+            index=index,
+            of=experts,
+            stack=experts if stacked else 0,
+            slot=index if stacked else 0,
+        )
+
+
+def router_names(model: Model) -> dict[str, str]:
+    """What the layout with a tensor for each expert calls the routers, by stored name."""
+    patterns = find_architecture(model.config).sources(model.config)
+    return {
+        tensor.pieces[0].source: _source(tensor, patterns)
+        for tensor in model.tensors
+        if tensor.name.endswith("ffn_gate_inp.weight")
+    }
+
+
+def _source(tensor: OutputTensor, patterns: Mapping[str, str]) -> str:
+    """The stored name that a rule of the table spells for a tensor of a layer."""
+    layer = re.search(r"\d+", tensor.name)
+    number = layer[0] if layer else ""
+    return patterns[re.sub(r"\d+", "{i}", tensor.name, count=1)].replace("{i}", number)
+
+
+def _expert_name(
+    tensor: OutputTensor, patterns: Mapping[str, str], index: int, stacked: bool
+) -> str:
+    source = _source(tensor, patterns)
+    if not stacked:
+        return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
+    kind = tensor.name.removesuffix(_SUFFIX).rpartition(".")[2]
+    return f"{source.partition('.experts.')[0]}.switch_mlp.{_SWITCH[kind]}"
+
+
+def kept_modules(
+    model: Model,
+    matrices: Sequence[Matrix],
+    dropped: Sequence[Matrix],
+    names: Mapping[str, str],
+    *,
+    head: bool,
+) -> tuple[str, ...]:
+    """Linear modules that stay as they are, for the runtimes' lists of them.
+
+    Routers, what belongs to no language model, the ``dropped`` matrices, and with ``head`` the
+    head, which may have no tensor of its own. ``names`` are the output's, by stored name, where
+    they differ.
+    """
+    quantized = {matrix.source for matrix in (*matrices, *dropped)}
+    embeddings = {
+        piece.source
+        for tensor in model.tensors
+        if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
+        for piece in tensor.pieces
+    }
+    kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
+    for name, info in model.store.tensors.items():
+        is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
+        if is_linear and name not in quantized and name not in embeddings:
+            kept.add(names.get(name, name).removesuffix(_SUFFIX))
+    return tuple(sorted(kept, key=natural))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers within names by value: layer 2 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,89 @@
+"""A model folder's plan for people and for programs: what each tensor becomes, and the costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantcli.folder_job import FolderJob, folder_memory
+from quantcli.plan.budget import free_disk
+from quantcli.plan.folders import Copy, Item
+from quantcli.plan.matrices import natural
+from quantcli.report.tables import Column, Table, facts
+from quantcli.report.units import shape_text, size_text
+
+
+def folder_tables(job: FolderJob, threads: int) -> list[Table]:
+    """The stored tensors in order, and the totals."""
+    rows = tuple(
+        (
+            _name(part),
+            shape_text((part.rows, part.columns)),
+            job.model.store.tensors[part.source].dtype,
+            _label(job, part),
+            size_text(job.nbytes_of(part)),
+        )
+        for part in _parts(job)
+    )
+    columns = (
+        Column("tensor"),
+        Column("shape"),
+        Column("from"),
+        Column("to"),
+        Column("size", "right"),
+    )
+    count = len(job.layouts)
+    totals = [
+        ("output", str(job.path)),
+        ("files", f"{len(job.sizes)}, of them {count} with weights"),
+        ("size", f"{size_text(job.nbytes)} ({job.nbytes:,} bytes)"),
+        ("bits per weight", f"{job.bits_per_weight:.2f}"),
+        ("quantized", f"{len(job.plan.items)} matrices to {job.plan.label}"),
+        ("peak memory", f"about {size_text(folder_memory(job, threads))}"),
+        ("free disk", size_text(free_disk(job.path.absolute().parent))),
+    ]
+    return [Table(columns, rows), facts(totals)]
+
+
+def folder_document(job: FolderJob, threads: int) -> dict[str, Any]:
+    """The same with exact numbers, for ``--json``."""
+    return {
+        "to": job.plan.recipe.to,
+        "type": job.plan.label,
+        "paths": [str(job.path)],
+        "files": job.sizes,
+        "bytes": job.nbytes,
+        "bits_per_weight": job.bits_per_weight,
+        "elements": job.plan.elements,
+        "threads": threads,
+        "peak_memory_bytes": folder_memory(job, threads),
+        "free_disk_bytes": free_disk(job.path.absolute().parent),
+        "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
+        "kept_modules": list(job.plan.kept),
+        "tensors": [
+            {
+                "name": _name(part),
+                "source": part.source,
+                "shape": [part.rows, part.columns],
+                "source_dtype": job.model.store.tensors[part.source].dtype,
+                "type": _label(job, part),
+                "bytes": job.nbytes_of(part),
+                "importance": isinstance(part, Item) and part.importance,
+            }
+            for part in _parts(job)
+        ],
+    }
+
+
+def _parts(job: FolderJob) -> list[Item | Copy]:
+    parts: list[Item | Copy] = [*job.plan.items, *job.plan.copies]
+    return sorted(parts, key=lambda part: (natural(part.source), part.first))
+
+
+def _name(part: Item | Copy) -> str:
+    return part.source if isinstance(part, Copy) or part.format else part.matrix.module
+
+
+def _label(job: FolderJob, part: Item | Copy) -> str:
+    if isinstance(part, Copy):
+        return part.dtype
+    return f"{part.format} as {part.dtype}" if part.format else job.plan.label

@@ -1,0 +1,206 @@
+"""``tokenizer.*`` key-values of a GGUF -> the tokenizer files that transformers loads.
+
+The way back of this package, with the same rule: the ids that the files give for a text are those
+that llama.cpp gives for the GGUF. Byte-level BPE is determined by its tokens, its merges and the
+name of its pre-tokenizer, a SentencePiece model by its pieces and their scores.
+
+What GGUF does not keep cannot come back, and is noted where it may matter: Unicode normalization
+before byte-level BPE (llama.cpp does not normalize), and whether an added token takes the spaces
+beside it. Refused: a GGUF without a tokenizer, a kind of tokenizer without a rebuilt form, and a
+pre-tokenizer that is only known by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantcli.errors import VocabularyError
+from quantcli.types import MetaValue
+from quantcli.vocab.rebuild_bytes import byte_level_parts
+from quantcli.vocab.rebuild_pieces import piece_parts
+from quantcli.vocab.rebuild_unigram import unigram_parts
+from quantcli.vocab.special import KEYS
+from quantcli.vocab.tokens import TokenType
+
+_PREFIX = "tokenizer.ggml."
+_TEMPLATE = "tokenizer.chat_template"
+_ARRAYS = {
+    "tokens": ("[str]",),
+    "token_type": ("[i32]", "[u32]", "[i64]", "[u64]"),
+    "scores": ("[f32]", "[f64]"),
+    "merges": ("[str]",),
+    "precompiled_charsmap": ("[u8]", "[i8]"),
+}
+HINT = "--tokenizer FOLDER takes the files from the checkpoint that the GGUF was made from"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Tokenizer files by name: JSON objects, and chat templates as text."""
+
+    objects: Mapping[str, Mapping[str, Any]]
+    texts: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The token list of a GGUF, and its other ``tokenizer.ggml.*`` key-values by short name."""
+
+    tokens: tuple[str, ...]
+    kinds: tuple[int, ...]
+    keys: Mapping[str, Any]
+    file: str
+
+    def token(self, role: str) -> str | None:
+        """The text of a special token by its role ("bos" ...), where the file names one."""
+        number = self.keys.get(KEYS[role])
+        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
+            return None
+        return self.tokens[number]
+
+    def vocabulary(self) -> dict[str, int]:
+        """Id by text, without the rows that no token uses."""
+        kinds = zip(self.tokens, self.kinds, strict=True)
+        return {
+            text: number for number, (text, kind) in enumerate(kinds) if kind != TokenType.UNUSED
+        }
+
+
+Builder = Callable[[Words], tuple[dict[str, Any], list[str]]]
+
+_MODELS: Mapping[str, Builder] = {
+    "gpt2": byte_level_parts,
+    "llama": piece_parts,
+    "t5": unigram_parts,
+}
+"""By ``tokenizer.ggml.model``."""
+
+
+def rebuild_tokenizer(
+    metadata: Mapping[str, MetaValue], file: str, *, context: int | None = None
+) -> Rebuilt:
+    """The tokenizer files that ``metadata`` determines; ``file`` is the GGUF's name for messages.
+
+    ``context`` is the longest text in tokens. VocabularyError says why there are none.
+    """
+    words = read_words(metadata, file)
+    kind = str(words.keys.get("model"))
+    if kind not in _MODELS:
+        raise VocabularyError(
+            f"{file}: a tokenizer of the kind {kind!r} cannot be rebuilt; "
+            f"{' and '.join(map(repr, _MODELS))} can",
+            hint=HINT,
+        )
+    parts, notes = _MODELS[kind](words)
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(words),
+        **parts,
+        "post_processor": _template(words, kind),
+    }
+    templates = read_templates(metadata)
+    settings = _settings(words, context)
+    if set(templates) - {"default"}:
+        settings["chat_template"] = [
+            {"name": name, "template": template} for name, template in templates.items()
+        ]
+        templates = {}
+    texts = {"chat_template.jinja": templates["default"]} if templates else {}
+    objects = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+    return Rebuilt(objects, texts, tuple(notes))
+
+
+def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
+    """The token list; VocabularyError where there is none or its arrays do not fit together."""
+    for name, allowed in _ARRAYS.items():
+        found = metadata.get(_PREFIX + name)
+        if found is not None and found.kind not in allowed:
+            raise VocabularyError(
+                f"{file}: {_PREFIX}{name} is of kind {found.kind}; {allowed[0]} belongs there"
+            )
+    keys = {
+        key.removeprefix(_PREFIX): value.value
+        for key, value in metadata.items()
+        if key.startswith(_PREFIX)
+    }
+    tokens = keys.pop("tokens", None)
+    if not tokens or keys.get("model") in (None, "none", "no_vocab"):
+        raise VocabularyError(f"{file} has no tokenizer", hint=HINT)
+    broken = next((number for number, text in enumerate(tokens) if isinstance(text, bytes)), None)
+    if broken is not None:
+        raise VocabularyError(f"{file}: token {broken} is not UTF-8: {tokens[broken]!r}", hint=HINT)
+    kinds = keys.pop("token_type", None) or [TokenType.NORMAL] * len(tokens)
+    if len(kinds) != len(tokens):
+        raise VocabularyError(f"{file}: {len(tokens)} tokens but {len(kinds)} token types")
+    return Words(tuple(tokens), tuple(map(int, kinds)), keys, file)
+
+
+def read_templates(metadata: Mapping[str, MetaValue]) -> dict[str, str]:
+    """Chat templates by name; the one that is taken without a name is "default"."""
+    found = {}
+    for key, value in metadata.items():
+        if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}."):
+            found[key.removeprefix(_TEMPLATE).removeprefix(".") or "default"] = str(value.value)
+    return found
+
+
+def _added(words: Words) -> list[dict[str, Any]]:
+    """Tokens that are found in the text before the model runs; control tokens are special."""
+    special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
+    return [
+        {
+            "id": number,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": special[TokenType(kind)],
+        }
+        for number, (text, kind) in enumerate(zip(words.tokens, words.kinds, strict=True))
+        if kind in special
+    ]
+
+
+def _template(words: Words, kind: str) -> dict[str, Any] | None:
+    """The post-processor that adds BOS and EOS where llama.cpp does."""
+    # Without the keys llama.cpp adds BOS for SentencePiece models alone.
+    bos = words.token("bos") if words.keys.get("add_bos_token", kind == "llama") else None
+    eos = words.token("eos") if words.keys.get("add_eos_token", False) else None
+    around = [token for token in (bos, eos) if token is not None]
+    if not around:
+        # transformers takes this for a sign that nothing is added.
+        return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False,
+                "use_regex": True} if kind == "gpt2" else None  # fmt: skip
+
+    def body(number: int) -> list[dict[str, Any]]:
+        text = {"Sequence": {"id": "AB"[number], "type_id": number}}
+        before = [{"SpecialToken": {"id": bos, "type_id": number}}] if bos else []
+        after = [{"SpecialToken": {"id": eos, "type_id": number}}] if eos else []
+        return [*before, text, *after]
+
+    numbers = {text: number for number, text in enumerate(words.tokens)}
+    return {
+        "type": "TemplateProcessing",
+        "single": body(0),
+        "pair": [*body(0), *body(1)],
+        "special_tokens": {
+            token: {"id": token, "ids": [numbers[token]], "tokens": [token]} for token in around
+        },
+    }
+
+
+def _settings(words: Words, context: int | None) -> dict[str, Any]:
+    """tokenizer_config.json; its class is the one that runs tokenizer.json as it stands."""
+    named = {f"{role}_token": words.token(role) for role in KEYS}
+    return {
+        "clean_up_tokenization_spaces": False,
+        **{key: value for key, value in named.items() if value is not None},
+        **({} if context is None else {"model_max_length": context}),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }

@@ -1,0 +1,178 @@
+"""GPTQ and AWQ checkpoints, packed code by code; AWQ also undone by compressed-tensors."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from support import packed_layouts
+
+from quantcli.sources.hf import HfCheckpoint, open_checkpoint
+
+ROWS, COLUMNS, GROUP = 96, 64, 32
+NAME = "model.layers.0.mlp.up_proj"
+RUNS = np.arange(COLUMNS) // GROUP
+
+
+def weights(rows: int = ROWS, columns: int = COLUMNS) -> NDArray[np.float32]:
+    random = np.random.default_rng(5)
+    sizes = random.uniform(0.2, 1.2, (rows, 1))
+    return (random.standard_normal((rows, columns)) * sizes + sizes - 0.7).astype(np.float32)
+
+
+def save(folder: Path, stored: dict[str, Any], module: str = NAME, **settings: Any) -> HfCheckpoint:
+    tensors = {f"{module}.{key}": value for key, value in stored.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    return open_checkpoint(folder)
+
+
+def check(store: HfCheckpoint, expected: NDArray[np.float32]) -> None:
+    name = f"{NAME}.weight"
+    rows, columns = expected.shape
+    assert list(store.tensors) == [name]
+    assert store.tensors[name].shape == expected.shape
+    for start, stop in [(0, rows), (0, 1), (5, 41), (31, 33), (rows - 1, rows), (7, 7)]:
+        found = store.read_rows(name, start, stop)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected[start:stop])
+    for start, stop in [(0, columns), (31, 33), (columns - 1, columns)]:
+        np.testing.assert_array_equal(store.read_columns(name, start, stop), expected.T[start:stop])
+    store.close()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
+def test_gptq(bits: int, version: int, symmetric: bool, tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), bits, RUNS, symmetric=symmetric)
+    if version == 1:
+        zeros = np.maximum(zeros, 1)
+    stored = packed_layouts.gptq(codes, zeros, scales, bits, version=version)
+    store = save(
+        tmp_path, stored, quant_method="gptq", bits=bits, group_size=GROUP, desc_act=False,
+        checkpoint_format="gptq" if version == 1 else "gptq_v2",
+    )  # fmt: skip
+    info = store.tensors[f"{NAME}.weight"]
+    assert info.dtype == f"GPTQ int{bits}, groups of 32"
+    assert info.nbytes == sum(value.nbytes for value in stored.values())
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_that_borrow(bits: int, tmp_path: Path) -> None:
+    """Version 1 takes one from a zero point of 0 by borrowing from its neighbour in the word."""
+    codes, zeros, scales = packed_layouts.quantize(weights(), bits, RUNS, symmetric=False)
+    zeros[1::5] = 0
+    stored = packed_layouts.gptq(codes, zeros, scales, bits, version=1)
+    store = save(tmp_path, stored, quant_method="gptq", bits=bits, group_size=GROUP)
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_groups_in_the_order_of_activations(bits: int, tmp_path: Path) -> None:
+    order = np.random.default_rng(2).permutation(RUNS)
+    codes, zeros, scales = packed_layouts.quantize(weights(), bits, order, symmetric=False)
+    zeros = np.maximum(zeros, 1)
+    stored = packed_layouts.gptq(codes, zeros, scales, bits, version=1)
+    store = save(
+        tmp_path, stored | {"g_idx": order.astype(np.int32)},
+        quant_method="gptq", bits=bits, group_size=GROUP, desc_act=True,
+    )  # fmt: skip
+    check(store, packed_layouts.dequantize(codes, zeros, scales, order))
+
+
+def test_one_group_a_row(tmp_path: Path) -> None:
+    whole = np.zeros(COLUMNS, np.int64)
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, whole, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)
+    stored["g_idx"] = whole.astype(np.int32)
+    store = save(tmp_path, stored, quant_method="gptq", bits=4, group_size=-1)
+    assert store.tensors[f"{NAME}.weight"].dtype == "GPTQ int4, per row"
+    check(store, packed_layouts.dequantize(codes, zeros, scales, whole))
+
+
+def test_settings_of_single_modules(tmp_path: Path) -> None:
+    """GPTQModel's ``dynamic``: the first pattern that fits a module changes its settings."""
+    codes, zeros, scales = packed_layouts.quantize(weights(), 8, RUNS, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 8, version=2)
+    dynamic = {
+        "-:.*down": {},
+        r"+:.*\.up_proj": {"bits": 8, "group_size": GROUP},
+        ".*": {"bits": 2},
+    }
+    store = save(
+        tmp_path, stored, quant_method="gptq", bits=4, group_size=16,
+        checkpoint_format="gptq_v2", dynamic=dynamic,
+    )  # fmt: skip
+    assert store.tensors[f"{NAME}.weight"].dtype == "GPTQ int8, groups of 32"
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+def test_memory_is_bounded(tmp_path: Path) -> None:
+    """Reading 64 rows costs them and a strip of codes, not the matrix."""
+    rows, columns = 4096, 1024
+    stored = {
+        "qweight": np.zeros((columns // 8, rows), np.int32),
+        "qzeros": np.zeros((columns // 128, rows // 8), np.int32),
+        "scales": np.ones((columns // 128, rows), np.float16),
+    }
+    store = save(tmp_path, stored, quant_method="gptq", bits=4, group_size=128)
+    tracemalloc.start()
+    for start in range(0, rows, 64):
+        assert (store.read_rows(f"{NAME}.weight", start, start + 64) == -1).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * (64 * columns * 4)
+    tracemalloc.start()
+    store.read_rows(f"{NAME}.weight", 0, rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.6 * (rows * columns * 4)
+    store.close()
+
+
+def by_compressed_tensors(stored: dict[str, Any], *, has_zeros: bool) -> NDArray[np.float32]:
+    """AWQ's tensors through the library's converter and its own decompression."""
+    import torch
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.entrypoints.convert import AutoAWQConverter
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    converter = AutoAWQConverter(group_size=GROUP, zero_point=has_zeros)
+    tensors = {f"{NAME}.{key}": torch.from_numpy(value) for key, value in stored.items()}
+    tensors[f"{NAME}.scales"] = tensors[f"{NAME}.scales"].float()
+    state = {
+        key.removeprefix(f"{NAME}."): value for key, value in converter.process(tensors).items()
+    }
+    scheme = QuantizationScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(
+            num_bits=4, symmetric=not has_zeros, strategy="group", group_size=GROUP
+        ),
+    )
+    unpacked = BaseCompressor.get_value_from_registry("pack-quantized").decompress(state, scheme)
+    return unpacked["weight"].numpy()
+
+
+@pytest.mark.parametrize("has_zeros", [True, False], ids=["zero points", "none"])
+def test_awq(has_zeros: bool, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=not has_zeros)
+    stored = packed_layouts.awq(codes, zeros, scales)
+    if not has_zeros:
+        del stored["qzeros"]
+    store = save(
+        tmp_path, stored, quant_method="awq", bits=4, group_size=GROUP, version="gemm",
+        zero_point=has_zeros, modules_to_not_convert=None,
+    )  # fmt: skip
+    assert store.tensors[f"{NAME}.weight"].dtype == "AWQ int4, groups of 32"
+    expected = by_compressed_tensors(stored, has_zeros=has_zeros)
+    np.testing.assert_array_equal(expected, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+    check(store, expected)
