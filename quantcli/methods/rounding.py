@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.methods.blocks import Coded, Workers, has_lattice
+from quantcli.methods.blocks import Coded, has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian, output_error
 from quantcli.methods.options import Options, Outcome
+from quantcli.methods.workers import Workers
 
 Mean = NDArray[np.float32]
 

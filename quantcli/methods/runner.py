@@ -29,7 +29,6 @@ from quantcli.calib.states import States
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers, workers
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.prefix import quantized_model
@@ -42,6 +41,7 @@ from quantcli.methods.sensitivity import (
 )
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
+from quantcli.methods.workers import Workers, workers
 from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
 
