@@ -8,7 +8,7 @@ Buffers are flat and contiguous; shapes, dtypes and errors for people are the bu
 
 import os
 
-from libc.stdint cimport int8_t, int64_t, uint8_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t
 
 from quantcli.errors import UsageError
 
@@ -31,6 +31,7 @@ cdef extern from "qk.h" nogil:
         int sub
         int block
         int half
+        int odd
         int[2] scale_range
         int[2] min_range
 
@@ -44,12 +45,37 @@ cdef extern from "qk.h" nogil:
         const qk_lattice *, const float *, const float *, const float *, int64_t, int, int,
         uint8_t *, float *, float *, float *, float *) noexcept
 
+    enum:
+        QK_SIGNS_NONE
+        QK_SIGNS_FREE
+        QK_SIGNS_EVEN
+        QK_PATTERNS_MAX
+
+    struct qk_points:
+        int count
+        int group
+        int width
+        int signs
+        const float *halves[2]
+        int[2] half_count
+        const uint8_t *patterns
+
+    ctypedef void (*qk_feedback_points_fn)(
+        const qk_points *, int, int, int, const float *, const float *, const float *,
+        const float *, const float *, const float *, int64_t, int, float *, int32_t *,
+        float *) noexcept
+    ctypedef void (*qk_sweep_points_fn)(
+        const qk_points *, const qk_lattice *, const float *, const float *, const float *,
+        int64_t, int, int, int32_t *, float *, float *) noexcept
+
     struct qk_table:
         const char *name
         qk_encode_fn *encode
         qk_decode_fn *decode
         qk_feedback_fn feedback
         qk_sweep_fn sweep
+        qk_feedback_points_fn feedback_points
+        qk_sweep_points_fn sweep_points
 
     struct qk_type_size:
         int block
@@ -351,6 +377,7 @@ def sweep(
         raise ValueError(f"blocks of {block} in runs of {sub} do not divide {k} columns")
     lattice.block = block
     lattice.half = half
+    lattice.odd = 0
     lattice.scale_range[0], lattice.scale_range[1] = scale_range
     lattice.min_range[0], lattice.min_range[1] = min_range
     _same_shape("hessian", hessian.shape[0], hessian.shape[1], k, k)
@@ -369,3 +396,119 @@ def sweep(
         table.sweep(
             &lattice, &hessian[0, 0], &sums[0, 0], &gradient[0, 0], n, <int>k, scales_too,
             &codes[0, 0], &d[0, 0], low, &scales[0, 0], lows)
+
+
+SIGNS = {"none": QK_SIGNS_NONE, "free": QK_SIGNS_FREE, "even": QK_SIGNS_EVEN}
+"""Whether a codebook's groups have signs of their own, and which are allowed."""
+
+
+cdef int _points(
+        qk_points *points, const float[:, ::1] first, const float[:, ::1] second,
+        const uint8_t[:, ::1] patterns, str signs, int64_t columns
+) except -1:
+    cdef int group = <int>(2 * first.shape[1])
+    cdef int64_t index
+    if group not in (4, 8) or second.shape[1] != first.shape[1]:
+        raise ValueError(f"halves of {first.shape[1]} and {second.shape[1]} weights")
+    if not 0 < first.shape[0] <= QK_PATTERNS_MAX or not 0 < second.shape[0] <= QK_PATTERNS_MAX:
+        raise ValueError(f"{first.shape[0]} and {second.shape[0]} patterns are not supported")
+    if not 0 < patterns.shape[0] <= 2**16 or patterns.shape[1] != 2:
+        raise ValueError(f"{patterns.shape[0]} points of {patterns.shape[1]} halves")
+    for index in range(patterns.shape[0]):
+        if patterns[index, 0] >= first.shape[0] or patterns[index, 1] >= second.shape[0]:
+            raise ValueError(f"point {index} has a half that there is none of")
+    if not 0 < columns <= QK_COLUMNS_MAX or columns % 16:
+        raise ValueError(f"{columns} columns are not supported")
+    points.count = <int>patterns.shape[0]
+    points.group = group
+    points.width = 8 if signs == "even" else group
+    points.signs = SIGNS[signs]
+    points.halves[0], points.halves[1] = &first[0, 0], &second[0, 0]
+    points.half_count[0], points.half_count[1] = <int>first.shape[0], <int>second.shape[0]
+    points.patterns = &patterns[0, 0]
+    return 0
+
+
+def feedback_points(
+    const float[:, ::1] first, const float[:, ::1] second, const uint8_t[:, ::1] patterns,
+    str signs, int sub, int spread, int most,
+    const float[:, ::1] target, const float[:, ::1] weights, const float[:, ::1] factor,
+    const float[:, ::1] metric, const float[:, ::1] norms, const float[::1] d,
+    float[:, ::1] scales, int32_t[:, ::1] codes, float[:, ::1] errors,
+) -> None:
+    """Round ``target`` (n, columns) group by group, passing errors on; see qk.h.
+
+    ``first`` and ``second`` are the patterns of a group's halves, ``patterns`` (points, 2) tells
+    which a point has. ``factor`` is (columns, columns); ``metric`` (columns, width), the rows of
+    each unit's own; ``norms`` (groups, points). Steps are ``d`` (n,) times ``scales``
+    (n, columns / sub), for each of which the best is taken of those up to ``spread`` odd numbers
+    away and not above ``most``. Fills ``codes`` (n, groups) and ``errors``, ``weights`` less the
+    values.
+    """
+    cdef const qk_table *table = _table()
+    cdef qk_points points
+    cdef int64_t n = target.shape[0]
+    cdef int64_t k = target.shape[1]
+    _points(&points, first, second, patterns, signs, k)
+    if sub < 1 or k % sub or sub % points.width:
+        raise ValueError(f"{k} columns in runs of {sub} are not supported")
+    _same_shape("weights", weights.shape[0], weights.shape[1], n, k)
+    _same_shape("factor", factor.shape[0], factor.shape[1], k, k)
+    _same_shape("metric", metric.shape[0], metric.shape[1], k, points.width)
+    _same_shape("norms", norms.shape[0], norms.shape[1], k // points.group, points.count)
+    _same("d", d.shape[0], n)
+    _same_shape("scales", scales.shape[0], scales.shape[1], n, k // sub)
+    _same_shape("codes", codes.shape[0], codes.shape[1], n, k // points.group)
+    _same_shape("errors", errors.shape[0], errors.shape[1], n, k)
+    if n == 0:
+        return
+    with nogil:
+        table.feedback_points(
+            &points, sub, spread, most, &target[0, 0], &weights[0, 0], &factor[0, 0],
+            &metric[0, 0], &norms[0, 0], &d[0], n, <int>k, &scales[0, 0], &codes[0, 0],
+            &errors[0, 0])
+
+
+def sweep_points(
+    const float[:, ::1] first, const float[:, ::1] second, const uint8_t[:, ::1] patterns,
+    str signs, int sub, int block, tuple scale_range,
+    const float[:, ::1] hessian, const float[:, ::1] norms, const float[:, ::1] gradient,
+    bint scales_too, int32_t[:, ::1] codes, float[:, ::1] d, float[:, ::1] scales,
+) -> None:
+    """One sweep of coordinate descent over whole blocks of columns; see qk.h.
+
+    ``gradient`` is (n, columns), the errors times the whole Hessian for these columns; ``hessian``
+    (columns, columns) with a positive diagonal, ``norms`` (groups, points). Updates ``codes``
+    (n, groups) and, with ``scales_too``, ``d`` (n, columns / block) and the odd ``scales``
+    (n, columns / sub).
+    """
+    cdef const qk_table *table = _table()
+    cdef qk_points points
+    cdef qk_lattice lattice
+    cdef int64_t n = gradient.shape[0]
+    cdef int64_t k = gradient.shape[1]
+    cdef int64_t row, column
+    _points(&points, first, second, patterns, signs, k)
+    if sub < 16 or block < 32 or block % sub or k % block:
+        raise ValueError(f"blocks of {block} in runs of {sub} do not divide {k} columns")
+    lattice.levels = NULL
+    lattice.count, lattice.uniform = 0, 0
+    lattice.sub, lattice.block = sub, block
+    lattice.half, lattice.odd = 1, 1
+    lattice.scale_range[0], lattice.scale_range[1] = scale_range
+    lattice.min_range[0], lattice.min_range[1] = 0, 0
+    _same_shape("hessian", hessian.shape[0], hessian.shape[1], k, k)
+    _same_shape("norms", norms.shape[0], norms.shape[1], k // points.group, points.count)
+    _same_shape("codes", codes.shape[0], codes.shape[1], n, k // points.group)
+    _same_shape("d", d.shape[0], d.shape[1], n, k // block)
+    _same_shape("scales", scales.shape[0], scales.shape[1], n, k // sub)
+    for row in range(n):
+        for column in range(codes.shape[1]):
+            if codes[row, column] & 0xffff >= points.count:
+                raise ValueError(f"code {codes[row, column]} is no point of the grid")
+    if n == 0:
+        return
+    with nogil:
+        table.sweep_points(
+            &points, &lattice, &hessian[0, 0], &norms[0, 0], &gradient[0, 0], n, <int>k,
+            scales_too, &codes[0, 0], &d[0, 0], &scales[0, 0])

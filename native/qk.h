@@ -36,6 +36,7 @@ struct qk_lattice {
     int sub;
     int block;
     int half; /* d (and dmin) are float16 that may be chosen */
+    int odd;  /* the integer scales are odd */
     int scale_range[2], min_range[2];
 };
 #define QK_COLUMNS_MAX 256 /* of a block */
@@ -57,6 +58,36 @@ typedef void (*qk_sweep_fn)(const struct qk_lattice *lattice, const float *hessi
                             int scales_too, uint8_t *codes, float *d, float *dmin, float *scales,
                             float *mins);
 
+/* A codebook grid. The levels of a point are those of its two halves; equal halves are one pattern. */
+enum { QK_SIGNS_NONE, QK_SIGNS_FREE, QK_SIGNS_EVEN };
+struct qk_points {
+    int count, group;
+    int width;               /* weights chosen at once: a group, or eight with even signs */
+    int signs;
+    const float *halves[2];  /* patterns of group / 2 levels, not negative where there are signs */
+    int half_count[2];
+    const uint8_t *patterns; /* of each point: its first and its second half */
+};
+#define QK_PATTERNS_MAX 128 /* of a half */
+
+/* The same for groups of weights that are points of a grid. A code is a point's number, and from
+ * bit 16 on its minus signs. factor is I + U of the Hessian's (I + U) D (I + U)^T; metric is, for
+ * each unit, that product's part without the columns outside the unit, width x width; norms is, for
+ * each group and point, the sum of its squared levels times the metric's diagonal. A step is d, one a
+ * row, times scale, columns / sub a row; each scale is replaced by the best of those up to spread odd
+ * numbers away from it, between 1 and most. */
+typedef void (*qk_feedback_points_fn)(const struct qk_points *points, int sub, int spread, int most,
+                                      const float *target, const float *weights,
+                                      const float *factor, const float *metric,
+                                      const float *norms, const float *d, int64_t nrows,
+                                      int columns, float *scales, int32_t *codes, float *errors);
+/* norms are with the diagonal of hessian. */
+typedef void (*qk_sweep_points_fn)(const struct qk_points *points,
+                                   const struct qk_lattice *lattice, const float *hessian,
+                                   const float *norms, const float *gradient, int64_t nrows,
+                                   int columns, int scales_too, int32_t *codes, float *d,
+                                   float *scales);
+
 struct qk_table {
     const char *name;                       /* "baseline", "avx2", "avx512", "neon" */
     qk_encode_fn encode[QK_TYPE_COUNT];     /* NULL where a type has no kernel */
@@ -65,6 +96,8 @@ struct qk_table {
     int64_t (*first_nonfinite)(const float *x, int64_t n);
     qk_feedback_fn feedback;
     qk_sweep_fn sweep;
+    qk_feedback_points_fn feedback_points;
+    qk_sweep_points_fn sweep_points;
 };
 
 /* dispatch.c: the tables that are compiled in and that this CPU can run, best first; NULL beyond

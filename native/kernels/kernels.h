@@ -91,4 +91,15 @@ void QK_FN(sweep)(const struct qk_lattice *lattice, const float *hessian, const 
                   const float *gradient, int64_t nrows, int columns, int scales_too,
                   uint8_t *codes, float *d, float *dmin, float *scales, float *mins);
 
+/* points.c */
+void QK_FN(feedback_points)(const struct qk_points *points, int sub, int spread, int most,
+                            const float *target, const float *weights, const float *factor,
+                            const float *metric, const float *norms, const float *d,
+                            int64_t nrows, int columns, float *scales, int32_t *codes,
+                            float *errors);
+void QK_FN(sweep_points)(const struct qk_points *points, const struct qk_lattice *lattice,
+                         const float *hessian, const float *norms, const float *gradient,
+                         int64_t nrows, int columns, int scales_too, int32_t *codes, float *d,
+                         float *scales);
+
 #endif

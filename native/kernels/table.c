@@ -44,4 +44,6 @@ const struct qk_table QK_FN(qk_kernels) = {
     .first_nonfinite = QK_FN(first_nonfinite),
     .feedback = QK_FN(feedback),
     .sweep = QK_FN(sweep),
+    .feedback_points = QK_FN(feedback_points),
+    .sweep_points = QK_FN(sweep_points),
 };

@@ -41,7 +41,7 @@ def make_folder(
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
         path = output or default_folder(model, recipe)
-        planned = plan_run(model, told) if recipe.method else None
+        planned = plan_run(model, recipe, told) if recipe.method else None
         if planned is not None:
             importance = planned.importance
         elif told.data:

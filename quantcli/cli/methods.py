@@ -39,8 +39,8 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
     if recipe.method is None:
         given = {
             "--damping": recipe.damping, "--column-order": recipe.column_order,
-            "--sweeps": recipe.sweeps, "--propagate": recipe.propagate or None,
-            "--resume": told.resume or None,
+            "--sweeps": recipe.sweeps, "--random-share": recipe.random_share,
+            "--propagate": recipe.propagate or None, "--resume": told.resume or None,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
@@ -74,15 +74,17 @@ def read_options(recipe: Recipe) -> Options:
     return Options(**{name: value for name, value in named.items() if value is not None})
 
 
-def plan_run(model: Model, told: Calibrating) -> MethodJob:
+def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
     """Read and cut the texts that the model will be run on."""
     from quantcli.calib.extras import require_torch
 
     require_torch()
     from quantcli.calib.data import read_texts
+    from quantcli.methods.diversity import SHARE
     from quantcli.methods.job import prepare
 
-    return prepare(model, read_texts(list(told.data)), chunks=told.chunks)
+    share = SHARE if recipe.random_share is None else recipe.random_share
+    return prepare(model, read_texts(list(told.data)), chunks=told.chunks, random_share=share)
 
 
 def transform_beside(

@@ -116,6 +116,16 @@ def quantize(
             help="Sweeps of coordinate descent on codes and scales afterwards. Default: 2.",
         ),
     ] = None,
+    random_share: Annotated[
+        float | None,
+        _option(
+            "--random-share",
+            metavar="SHARE",
+            panel=_METHOD,
+            help="Of the windows that are run, how many are of random tokens, so that text of "
+            "another kind fares well too. Default: 0.2.",
+        ),
+    ] = None,
     propagate: Annotated[
         bool,
         flag(
@@ -313,6 +323,7 @@ def quantize(
         damping=damping,
         column_order=column_order,
         sweeps=sweeps,
+        random_share=random_share,
         propagate=propagate or None,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )

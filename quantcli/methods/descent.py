@@ -2,18 +2,20 @@
 
 Under the full Hessian H the loss ``tr(E H E^T)`` is quadratic in each code, each integer scale or
 minimum, and each pair (d, dmin), with all others held. A sweep goes through the blocks from left to
-right and sets, in each, every code to the level nearest its optimum, then every integer scale and
-minimum of the sub-blocks, then (d, dmin) by least squares, rounded to float16. Every step minimises
-over what it changes or is taken only where it lowers the loss, so a sweep never raises it, up to
-the rounding of float32. The work within a block is done by a native kernel.
+right and sets, in each, every code to the level nearest its optimum (a group's point of a codebook
+to a better one, if it is found), then every integer scale and minimum of the sub-blocks, then
+(d, dmin) by least squares, rounded to float16. Every step minimises over what it changes or is
+taken only where it lowers the loss, so a sweep never raises it, up to the rounding of float32. The
+work within a block is done by a native kernel.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from quantcli.methods.blocks import Coded, Workers, sweep_panel
+from quantcli.methods.blocks import Coded
 from quantcli.methods.hessian import Hessian
+from quantcli.methods.workers import Workers
 
 
 def sweep(coded: Coded, hessian: Hessian, crew: Workers, *, scales: bool = True) -> None:
@@ -21,5 +23,5 @@ def sweep(coded: Coded, hessian: Hessian, crew: Workers, *, scales: bool = True)
     for index, columns in enumerate(coded.columns):
         own = np.ascontiguousarray(hessian.matrix[columns, columns])
         gradient = coded.errors @ hessian.matrix[:, columns]
-        parts = sweep_panel(coded, coded.parts(index), own, gradient, crew, scales=scales)
+        parts = coded.grid.sweep(coded.parts(index), own, gradient, crew, scales=scales)
         coded.set_parts(index, parts)

@@ -15,12 +15,13 @@ import numpy as np
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize, quantize
-from quantcli.methods.blocks import Workers, has_lattice
+from quantcli.methods.blocks import has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian
 from quantcli.methods.integer import find_ranges, round_on_grid
 from quantcli.methods.options import Options
+from quantcli.methods.workers import Workers
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
 

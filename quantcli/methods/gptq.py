@@ -2,9 +2,9 @@
 
 At the start of each 256 columns the scales are those that the format's encoder finds, importance
 and all, in the weights as the feedback so far has changed them; under these the columns are rounded
-in order, each error passed on to the columns after it. A Hessian in another order (largest
-mean square first, when most columns are left to make up for the error) has the scales taken from
-the untouched weights.
+in order, each error passed on to the columns after it; a group that is one point of a codebook is
+rounded at once. A Hessian in another order (largest mean square first, when most columns are left
+to make up for the error) has the scales taken from the untouched weights.
 
 Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the form of the feedback; the choice
 of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-gguf-toolkit.
@@ -17,8 +17,9 @@ import numpy as np
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.lattice import Parts
-from quantcli.methods.blocks import Coded, Workers, feed_back
+from quantcli.methods.blocks import Coded
 from quantcli.methods.hessian import Hessian, Order
+from quantcli.methods.workers import Workers
 
 _CHUNK = 256
 """Columns that are rounded at once where they are taken out of order."""
@@ -32,10 +33,11 @@ def round_with_feedback(
     ``importance`` has a weight for each column, for the encoder's search for scales.
     """
     coded = Coded(fmt, rows)
-    if hessian.order is None:
-        _round_in_order(coded, hessian, importance, crew)
+    ordered = hessian.keep_together(coded.grid.width)
+    if ordered.order is None:
+        _round_in_order(coded, ordered, importance, crew)
     else:
-        _round_sorted(coded, hessian, hessian.order, importance, crew)
+        _round_sorted(coded, ordered, ordered.order, importance, crew)
     return coded
 
 
@@ -68,34 +70,31 @@ def _round_in_order(
         weights = np.ascontiguousarray(coded.rows[:, columns])
         target = weights + coded.errors[:, :first] @ factor[:first, columns]
         parts = _find_parts(coded, target, columns, importance, crew)
-        steps, lows = coded.steps(parts)
-        codes, _ = feed_back(
-            coded.table, coded.lattice.sub, target, weights, factor[columns, columns],
-            steps, lows, crew,
-        )  # fmt: skip
+        parts, codes = coded.grid.round_panel(parts, target, weights, hessian.part(columns), crew)
         coded.set_codes(index, parts, codes)
 
 
 def _round_sorted(
     coded: Coded, hessian: Hessian, order: Order, importance: Floats | None, crew: Workers
 ) -> None:
-    rows, sub = coded.rows, coded.lattice.sub
+    rows, sub, grid = coded.rows, coded.lattice.sub, coded.grid
     found = [
         _find_parts(coded, np.ascontiguousarray(rows[:, columns]), columns, importance, crew)
         for columns in coded.columns
     ]
     both = [coded.steps(parts) for parts in found]
     steps, lows = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
-    codes = np.empty(rows.shape, np.int32)
+    codes = np.empty((len(rows), rows.shape[1] // grid.group), np.int32)
     errors = np.zeros_like(rows)
     for start in range(0, rows.shape[1], _CHUNK):
         chunk = slice(start, min(start + _CHUNK, rows.shape[1]))
         chosen = order[chunk]
         weights = rows[:, chosen]
         target = weights + errors[:, :start] @ hessian.factor[:start, chunk]
-        codes[:, chosen], errors[:, chunk] = feed_back(
-            coded.table, 1, target, weights, hessian.factor[chunk, chunk],
-            steps[:, chosen // sub], lows[:, chosen // sub], crew,
-        )  # fmt: skip
+        runs = chosen[:: grid.width] // sub
+        codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = grid.feed_back(
+            grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], crew
+        )
     for index, columns in enumerate(coded.columns):
-        coded.set_codes(index, found[index], codes[:, columns])
+        groups = slice(columns.start // grid.group, columns.stop // grid.group)
+        coded.set_codes(index, found[index], codes[:, groups])

@@ -33,17 +33,64 @@ _MOST = 10.0
 
 
 @dataclass(frozen=True, eq=False)
+class Slice:
+    """What the feedback among some neighbouring columns takes: I + U and D of these alone."""
+
+    factor: Matrix
+    pivots: Matrix
+
+    def metric(self, width: int) -> Matrix:
+        """For each unit of ``width`` columns its own (I + U) D (I + U)^T, shape (columns, width).
+
+        It weighs a unit's errors where all later columns will make them good as they can.
+        """
+        units = len(self.pivots) // width
+        tiled = self.factor.reshape(units, width, units, width)
+        own = tiled[np.arange(units), :, np.arange(units), :]
+        metric = (own * self.pivots.reshape(units, 1, width)) @ own.transpose(0, 2, 1)
+        return np.ascontiguousarray(metric.reshape(-1, width), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class Hessian:
     """A damped Hessian, shape (columns, columns), float32, and its factor.
 
-    ``factor`` is I + U for the columns in ``order`` (None: as they are); ``damping`` is the share
-    that was needed for the matrix to be positive definite.
+    ``factor`` is I + U and ``pivots`` is D, shape (columns,), for the columns in ``order`` (None:
+    as they are); ``damping`` is the share that was needed for the matrix to be positive definite.
     """
 
     matrix: Matrix
     factor: Matrix
+    pivots: Matrix
     damping: float
     order: Order | None = None
+
+    def part(self, columns: slice) -> Slice:
+        """What concerns ``columns``, by their places in the order."""
+        return Slice(self.factor[columns, columns], self.pivots[columns])
+
+    def keep_together(self, width: int) -> Hessian:
+        """This Hessian in an order that leaves units of ``width`` columns whole.
+
+        The units with the largest mean square come first, if it has been the columns' before.
+        """
+        if self.order is None or width == 1:
+            return self
+        loud = self.matrix.diagonal().reshape(-1, width).sum(axis=1)
+        units = np.argsort(-loud, kind="stable")
+        order = (units[:, None] * width + np.arange(width)).reshape(-1)
+        factor, pivots = _factor(self.matrix.astype(np.float64)[np.ix_(order, order)])
+        return Hessian(self.matrix, factor, pivots, self.damping, order)
+
+
+def _factor(values: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
+    """I + U and D of a positive definite matrix; LinAlgError where it is not."""
+    # The reversed matrix's lower factor, turned round, is the upper one from the right.
+    upper = np.linalg.cholesky(values[::-1, ::-1])[::-1, ::-1]
+    diagonal = upper.diagonal()
+    pivots: NDArray[np.float64] = diagonal * diagonal
+    factor = np.ascontiguousarray(upper / diagonal, np.float32)
+    return factor, pivots.astype(np.float32)
 
 
 def prepare_hessian(
@@ -69,15 +116,13 @@ def prepare_hessian(
         np.fill_diagonal(values, alive + damping * average)
         ordered: Any = values if sorting is None else values[np.ix_(sorting, sorting)]
         try:
-            # The reversed matrix's lower factor, turned round, is the upper one from the right.
-            upper = np.linalg.cholesky(ordered[::-1, ::-1])[::-1, ::-1]
+            factor, pivots = _factor(ordered)
             break
         except np.linalg.LinAlgError:
             damping *= _RAISED
             if damping > _MOST:
                 raise SourceError("a Hessian is not positive definite") from None
-    factor = np.ascontiguousarray(upper / upper.diagonal(), np.float32)
-    return Hessian(np.asarray(values, np.float32), factor, damping, sorting)
+    return Hessian(np.asarray(values, np.float32), factor, pivots, damping, sorting)
 
 
 def output_error(errors: Matrix, mean: NDArray[np.floating[Any]]) -> float:

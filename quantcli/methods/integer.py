@@ -29,10 +29,11 @@ from quantcli.formats.integer import (
     fit_tensor,
     store_scales,
 )
-from quantcli.methods.blocks import PANEL, Table, Workers, feed_back
+from quantcli.methods.blocks import PANEL
 from quantcli.methods.hessian import Hessian, Order
 from quantcli.methods.options import Options
 from quantcli.methods.panels import RUN, Panel, cut_panels
+from quantcli.methods.workers import Workers
 
 Zeros = NDArray[Any]
 
@@ -89,7 +90,7 @@ class _Work:
     grid: IntegerGrid
     hessian: Hessian
     crew: Workers
-    table: Table
+    levels: Floats
     group: int
     panels: list[Panel]
     codes: Codes
@@ -101,15 +102,14 @@ class _Work:
     def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, crew: Workers) -> _Work:
         count, columns = rows.shape
         groups = grid.groups(columns)
-        levels = np.arange(grid.top + 1)
-        table = Table(levels.astype(np.float32), True, levels.astype(np.int32))
+        levels = np.arange(grid.top + 1, dtype=np.float32)
         zeros: Zeros | None = None
         if not grid.symmetric:
             kind = np.float32 if grid.zero == "edge" else np.int32
             zeros = np.zeros((count, groups), kind)
         group = columns // groups
         return cls(
-            rows, grid, hessian, crew, table, group, cut_panels(columns, group),
+            rows, grid, hessian, crew, levels, group, cut_panels(columns, group),
             np.zeros(rows.shape, np.uint8), np.ones((count, groups), np.float32), zeros,
             np.zeros_like(rows),
         )  # fmt: skip
@@ -149,10 +149,10 @@ def _round_in_order(work: _Work, importance: Floats | None) -> None:
             work.scales[:, panel.groups] = scales
             if work.zeros is not None:
                 work.zeros[:, panel.groups] = zeros
-        codes, _ = feed_back(
-            work.table, RUN, panel.widen(target), panel.widen(weights),
+        codes, _ = _feed_back(
+            work, RUN, panel.widen(target), panel.widen(weights),
             panel.widen_square(factor[columns, columns]),
-            panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0), work.crew,
+            panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0),
         )  # fmt: skip
         work.codes[:, columns] = codes[:, panel.places]
         work.settle(columns)
@@ -168,16 +168,34 @@ def _round_sorted(work: _Work, order: Order, importance: Floats | None) -> None:
         panel = cut_panels(len(chosen), len(chosen))[0]
         weights = work.rows[:, chosen]
         target = weights + errors[:, :start] @ factor[:start, chunk]
-        codes, missed = feed_back(
-            work.table, 1, panel.widen(target), panel.widen(weights),
+        codes, missed = _feed_back(
+            work, 1, panel.widen(target), panel.widen(weights),
             panel.widen_square(factor[chunk, chunk]),
             panel.widen(work.scales[:, chosen // work.group], 1),
-            panel.widen(lows[:, chosen // work.group]), work.crew,
+            panel.widen(lows[:, chosen // work.group]),
         )  # fmt: skip
         work.codes[:, chosen] = codes[:, panel.places]
         errors[:, chunk] = missed[:, panel.places]
     for panel in work.panels:
         work.settle(panel.columns)
+
+
+def _feed_back(
+    work: _Work, run: int, target: Floats, weights: Floats, factor: Floats, steps: Floats,
+    lows: Floats,
+) -> tuple[Codes, Floats]:  # fmt: skip
+    """Codes and errors of a panel; steps and lows hold for runs of ``run`` columns."""
+    codes, errors = np.empty(target.shape, np.uint8), np.empty(target.shape, np.float32)
+
+    def share(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        _native.feedback(
+            work.levels, True, run, target[part], weights[part], factor, steps[part], lows[part],
+            codes[part], errors[part],
+        )  # fmt: skip
+
+    work.crew.run(len(target), share)
+    return codes, errors
 
 
 def _sweep_codes(work: _Work, panel: Panel) -> None:
@@ -193,7 +211,7 @@ def _sweep_codes(work: _Work, panel: Panel) -> None:
     def share(start: int, stop: int) -> None:
         part = slice(start, stop)
         _native.sweep(
-            work.table.levels, True, RUN, panel.width, False, (1, 1), (1, 1), own, sums,
+            work.levels, True, RUN, panel.width, False, (1, 1), (1, 1), own, sums,
             gradient[part], False, codes[part], ones[part], steps[part], ones[part], lows[part],
         )  # fmt: skip
 

@@ -13,7 +13,8 @@ from quantcli.calib.data import Text
 from quantcli.calib.job import cut_windows
 from quantcli.calib.runner import Run, choose_device, choose_dtype
 from quantcli.calib.windows import Windows
-from quantcli.errors import PlanError, SourceError
+from quantcli.errors import PlanError, SourceError, UsageError
+from quantcli.methods.diversity import SHARE, add_random
 from quantcli.methods.forms import find_forms
 from quantcli.methods.options import Options, Outcome
 from quantcli.methods.runner import Work, round_model
@@ -44,6 +45,7 @@ class MethodJob:
     windows: Windows
     importance: Importance
     cut: Cut
+    random_windows: int = 0
 
     def of(self, model: Model) -> MethodJob:
         """The same run of a transformed model."""
@@ -52,16 +54,25 @@ class MethodJob:
 
 def prepare(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
-    seed: int | None = None,
+    seed: int | None = None, random_share: float = SHARE,
 ) -> MethodJob:  # fmt: skip
-    """Cut the texts; no weight is read. SourceError for a GGUF, which transformers cannot run."""
+    """Cut the texts, and add windows of random tokens; no weight is read.
+
+    SourceError for a GGUF, which transformers cannot run.
+    """
     if model.from_gguf:
         raise SourceError(
             f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
             hint="give the checkpoint that it was made from",
         )
-    windows = cut_windows(model, texts, ctx, chunks, seed)
-    return MethodJob(model, windows, _expected(model, windows), Cut(texts, ctx, chunks, seed))
+    if not 0 <= random_share < 1:
+        raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
+    text = cut_windows(model, texts, ctx, chunks, seed)
+    windows = add_random(text, model, random_share)
+    return MethodJob(
+        model, windows, _expected(model, windows), Cut(texts, ctx, chunks, seed),
+        len(windows.ids) - len(text.ids),
+    )  # fmt: skip
 
 
 def _expected(model: Model, windows: Windows) -> Importance:
@@ -83,6 +94,7 @@ class Encoding:
     work: Work
     checkpoint: Checkpoint
     store: EncodedStore
+    random_windows: int = 0
 
 
 def begin(
@@ -110,7 +122,7 @@ def begin(
     work = Work(run, forms, options, every)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
-    return Encoding(work, checkpoint, EncodedStore(folder))
+    return Encoding(work, checkpoint, EncodedStore(folder), job.random_windows)
 
 
 def rounded(encoding: Encoding) -> Iterator[Event]:
@@ -119,11 +131,14 @@ def rounded(encoding: Encoding) -> Iterator[Event]:
     An interrupt leaves the folder, so that ``resume`` can go on from the last whole layer.
     """
     run = encoding.work.run
-    count, available = len(run.windows.ids), run.windows.available
+    drawn = encoding.random_windows
+    count, available = len(run.windows.ids) - drawn, run.windows.available
     yield Note(
         f"{count} windows of {run.windows.ids.shape[1]} tokens from "
-        f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
+        f"{' and '.join(run.windows.labels)}"
         + (f" ({available} were there)" if available > count else "")
+        + (f" and {drawn} of random tokens" if drawn else "")
+        + f", products in {run.dtype} on {run.device}"
     )
     if encoding.checkpoint.done:
         yield Note(f"continuing after layer {encoding.checkpoint.done - 1}")

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats import get_format, native
-from quantcli.methods.blocks import Workers
 from quantcli.methods.forms import Form
 from quantcli.methods.store import EncodedStore
+from quantcli.methods.workers import Workers
 from quantcli.model import Model
 from quantcli.types import OutputTensor
 

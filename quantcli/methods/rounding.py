@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import Hessian, output_error
 from quantcli.methods.options import Options, Outcome
+from quantcli.methods.workers import Workers
 
 Mean = NDArray[np.float32]
 

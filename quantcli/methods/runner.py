@@ -29,7 +29,6 @@ from quantcli.calib.states import States
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.methods.blocks import Workers, workers
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
@@ -43,6 +42,7 @@ from quantcli.methods.sensitivity import (
 )
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
+from quantcli.methods.workers import Workers, workers
 from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
 
@@ -85,18 +85,19 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
     with ExitStack() as stack:
         crew = stack.enter_context(workers(run.threads))
         stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint))
-        prefix = None
+        layers = _Layers(work, stream, checkpoint, store, crew)
+        # First of all, so that a quantized prefix begins with what it will begin with.
+        yield from layers.embedding()
         if work.options.propagate:
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
             model = quantized_model(run.model, work.every_form, store)
-            prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
-        layers = _Layers(work, stream, prefix, checkpoint, store, crew)
+            layers.prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
         count = len(stream.skeleton.layers)
         for index in range(checkpoint.done, count):
             yield from layers.run(index)
-        if checkpoint.done <= count + 1:
-            yield from layers.ends()
+        if checkpoint.done == count:
+            yield from layers.head()
 
 
 @dataclass
@@ -129,10 +130,10 @@ def _stream(run: Run, model: Model, folder: Path, checkpoint: Checkpoint) -> Ite
 class _Layers:
     work: Work
     stream: _Stream
-    prefix: _Stream | None
     checkpoint: Checkpoint
     store: EncodedStore
     crew: Workers
+    prefix: _Stream | None = None
 
     def __post_init__(self) -> None:
         self.skeleton = self.stream.skeleton
@@ -181,33 +182,30 @@ class _Layers:
                 check_finite(hidden, f"the output of the quantized layer {index}", number)
                 prefix.states.put(number, hidden)
 
-    def ends(self) -> Iterator[Event]:
-        """The embedding and the output head."""
-        count = len(self.skeleton.layers)
-        tied = self.skeleton.embedding_name == self.skeleton.head_name
-        embedding = self._target(self.skeleton.embedding_name)
+    def embedding(self) -> Iterator[Event]:
+        """The embedding, if it is not the head as well."""
+        name = self._target(self.skeleton.embedding_name)
+        number = len(self.skeleton.layers) + 1
+        if name is None or self._tied:
+            return
+        if self.store.has(number):
+            self.store.load(number)
+            return
         ways = Sensitivity.zeros(self.skeleton.hidden_size)
-        if embedding is not None:
-            ids = self.work.run.windows.ids[:WINDOWS]
-            yield from measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
-            ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
-        if self.checkpoint.done == count:
-            yield from self._head(ways if tied else None)
-            self.checkpoint.commit(count + 1, self.stream.states.turn)
-        if embedding is not None and not tied:
-            known = partial(self._statistics_of, ways)
-            yield from self._round(count + 1, [embedding], known)
-        else:
-            self.store.save(count + 1, {}, [])
-        self.checkpoint.commit(count + 2, self.stream.states.turn)
+        yield from self._measure(ways)
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
+        known = Statistics(hessian, fit, held_out)
+        yield from self._round(number, [name], lambda name, matrix: known)
 
-    def _head(self, embedding: Sensitivity | None) -> Iterator[Event]:
+    def head(self) -> Iterator[Event]:
         """The output head, whose input is the last layer's output through the final norm.
 
         Where it is also the embedding, a row is as often looked up as it is predicted, so its two
         losses add up.
         """
         name = self.skeleton.head_name
+        count = len(self.skeleton.layers)
         with self._sums("the output head") as sums:
             with self.skeleton.filled(self.skeleton.outside_layers()):
                 for number in range(len(self.work.run.windows.ids)):
@@ -220,22 +218,29 @@ class _Layers:
                     sums.remember(product)
                     rows = self.skeleton.finish(self.prefix.get(number)).flatten(0, 1)
                     sums.compare(Product(name, 0, rows, (name, 0)))
-            if embedding is not None:
-                sums.add(embedding.fit, embedding.held_out)
-            yield from self._round(len(self.skeleton.layers), sums.names, sums.of)
+            if self._tied and self._target(name) is not None:
+                ways = Sensitivity.zeros(self.skeleton.hidden_size)
+                yield from self._measure(ways)
+                sums.add(ways.fit, ways.held_out)
+            yield from self._round(count, sums.names, sums.of)
             yield from sums.notes
+        self.checkpoint.commit(count + 1, self.stream.states.turn)
+
+    @property
+    def _tied(self) -> bool:
+        return bool(self.skeleton.embedding_name == self.skeleton.head_name)
+
+    def _measure(self, ways: Sensitivity) -> Iterator[Event]:
+        """How much directions of the embedding matter, in units of its rows."""
+        ids = self.work.run.windows.ids[:WINDOWS]
+        yield from measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
+        ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
 
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
         targets = self.skeleton.parameters.targets(parameter, 0)
         name = targets[0][0].name if targets else ""
         return name if name in self.work.forms else None
-
-    def _statistics_of(self, ways: Sensitivity, name: str, matrix: int) -> Statistics:
-        # Gradients vary more than inputs, and fewer are taken.
-        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
-        fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
-        return Statistics(hessian, fit, held_out)
 
     @contextmanager
     def _sums(self, place: str) -> Iterator[Sums]:

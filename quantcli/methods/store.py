@@ -46,6 +46,10 @@ class EncodedStore:
             file.publish()
         self.load(layer)
 
+    def has(self, layer: int) -> bool:
+        """Whether an earlier run has finished this layer's file."""
+        return self._path(layer).is_file()
+
     def load(self, layer: int) -> None:
         """Open the file of a layer that an earlier run finished."""
         file = StoredFile(self._path(layer))

@@ -78,6 +78,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """In which order error feedback takes the columns."""
     sweeps: int | None = None
     """Of coordinate descent after error feedback."""
+    random_share: float | None = None
+    """Of the windows that a method is fitted to, how many are of random tokens."""
     propagate: bool = False
     """Whether a layer's inputs come from the quantized layers before it."""
 

@@ -12,10 +12,12 @@ from quantcli import _native
 from quantcli.errors import SourceError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
-from quantcli.methods.blocks import Coded, Table, Workers, feed_back, workers
+from quantcli.methods.blocks import Coded
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import output_error, prepare_hessian
+from quantcli.methods.scalars import Scalars
+from quantcli.methods.workers import Workers, workers
 
 CREW = Workers()
 
@@ -62,9 +64,9 @@ def test_it_is_the_textbook_s_gptq_on_a_flat_grid(order: str) -> None:
     want = _textbook(weights[:, chosen], hessian.matrix[np.ix_(chosen, chosen)], scale)
     lattice = LATTICES["Q4_0"]
     steps = scale[:, : columns // 32].astype(np.float32)
-    found, errors = feed_back(
-        Table.of(LATTICES["Q4_0"]), 32, np.ascontiguousarray(weights[:, chosen]),
-        np.ascontiguousarray(weights[:, chosen]), hessian.factor, steps, np.zeros_like(steps), CREW,
+    found, errors = Scalars.of(lattice).feed_back(
+        32, weights[:, chosen], weights[:, chosen], hessian.part(slice(0, columns)), steps,
+        np.zeros_like(steps), CREW,
     )  # fmt: skip
     np.testing.assert_array_equal(lattice.levels[found], want)
     np.testing.assert_allclose(errors, weights[:, chosen] - want * scale, atol=1e-7)

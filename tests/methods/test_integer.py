@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
-from quantcli.methods.blocks import Workers, workers
 from quantcli.methods.forms import GridForm
 from quantcli.methods.hessian import output_error, prepare_hessian
 from quantcli.methods.integer import find_ranges, round_on_grid
 from quantcli.methods.options import Options
 from quantcli.methods.panels import cut_panels
+from quantcli.methods.workers import Workers, workers
 
 CREW = Workers()
 

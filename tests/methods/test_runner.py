@@ -47,9 +47,12 @@ class Run:
 def _run(
     model: Model, path: Path, *, file_type: str = "Q4_K_S", chunks: int = 12, ctx: int = 64,
     options: Options | None = None, threads: int = 1, resume: bool = False, stop: int | None = None,
+    random_share: float = 0.0,
 ) -> Run:  # fmt: skip
     """Quantize; ``stop`` ends the run after so many events, as an interrupt does."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks)
+    planned = prepare(
+        model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
+    )
     job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
     encoding = begin(
         planned, job.plan, path, options or Options(), dtype="float32", threads=threads,
@@ -175,3 +178,18 @@ def test_refusals(mini: Model, tmp_path: Path, whole: Run) -> None:
         with pytest.raises(UsageError, match=message):
             _run(mini, tmp_path / "m.gguf", options=options)
     assert not list(tmp_path.iterdir())
+
+
+def test_random_tokens_join_the_text(mini: Model, tmp_path: Path, whole: Run) -> None:
+    run = _run(mini, tmp_path / "m.gguf", random_share=0.25)
+    assert "12 windows of 64 tokens from a text" in run.notes
+    assert "and 4 of random tokens" in run.notes
+    assert run.path.read_bytes() != whole.path.read_bytes()
+    planned = prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=0.25)
+    drawn = planned.windows.ids[12:]
+    special = [i for i, kind in enumerate(mini.metadata["tokenizer.ggml.token_type"].value)
+               if kind != 1]  # fmt: skip
+    assert not np.isin(drawn[:, 1:], special).any()
+    assert len(np.unique(drawn)) > 200
+    with pytest.raises(UsageError, match="random windows"):
+        prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=1.0)
