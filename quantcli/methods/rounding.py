@@ -67,6 +67,8 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
+    if not options.feedback:
+        return Rounded(plain, before, before, kept=False)
     if not has_lattice(fmt.name):
         return Rounded(plain, before, before, kept=True)
     packed = descend(fmt, aim, statistics, options, crew).pack()
@@ -105,7 +107,7 @@ def round_tensor(
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if has_lattice(fmt.name) else "importance"
+    method = "gptq" if options.feedback and has_lattice(fmt.name) else "importance"
     outcome = Outcome(
         name, fmt.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

@@ -42,6 +42,7 @@ from quantcli.methods.sensitivity import (
 )
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
+from quantcli.methods.tune import Layer, tune_layer
 from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
 
@@ -81,13 +82,15 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         store.load(layer)
     with ExitStack() as stack:
         crew = stack.enter_context(workers(run.threads))
-        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint))
+        # A layer that is tuned needs its windows' inputs after they went through it.
+        memory = 0 if work.options.tune else run.max_memory
+        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint, memory))
         prefix = None
         if work.options.propagate:
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
             model = quantized_model(run.model, work.every_format, store)
-            prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
+            prefix = stack.enter_context(_stream(run, model, folder, checkpoint, run.max_memory))
         layers = _Layers(work, stream, prefix, checkpoint, store, crew)
         count = len(stream.skeleton.layers)
         for index in range(checkpoint.done, count):
@@ -107,14 +110,19 @@ class _Stream:
     def get(self, number: int) -> torch.Tensor:
         return self.states.get(number).to(self.skeleton.device)
 
+    def get_next(self, number: int) -> torch.Tensor:
+        return self.states.get_next(number).to(self.skeleton.device)
+
 
 @contextmanager
-def _stream(run: Run, model: Model, folder: Path, checkpoint: Checkpoint) -> Iterator[_Stream]:
+def _stream(
+    run: Run, model: Model, folder: Path, checkpoint: Checkpoint, max_memory: int
+) -> Iterator[_Stream]:
     skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
     ids = run.windows.ids
     size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
     shape = (*ids.shape, skeleton.hidden_size)
-    in_memory = size <= run.max_memory
+    in_memory = size <= max_memory
     states = States(folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
     try:
         yield _Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
@@ -147,7 +155,7 @@ class _Layers:
                     self._pass(index, number, weights, sums)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
-            yield from self._round(index, sums.names, sums.of)
+            yield from self._round(index, sums.names, sums.of, tune=self.work.options.tune)
             yield from sums.notes
         turn = self.stream.states.commit()
         if self.prefix is not None:
@@ -246,8 +254,9 @@ class _Layers:
             sums.close()
 
     def _round(
-        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None]
-    ) -> Iterator[Event]:
+        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None],
+        *, tune: bool = False,
+    ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
         for name in names:
@@ -260,7 +269,24 @@ class _Layers:
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
+        if tune:
+            yield from tune_layer(
+                self._tuned(layer, packed), self.work.options.tune_steps, outcomes
+            )
         self.store.save(layer, packed, outcomes)
+
+    def _tuned(self, index: int, packed: dict[str, Bytes]) -> Layer:
+        """The layer as it was rounded, with the inputs that it is to be fitted to."""
+        stream = self.stream
+
+        def read(name: str) -> Floats:
+            tensor = self.tensors[name]
+            return np.concatenate([self._reader(tensor)(i) for i in range(_matrices(tensor))])
+
+        return Layer(
+            self.skeleton, index, stream.calls[index], self.work.every_format.__getitem__, read,
+            packed, (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids),
+        )  # fmt: skip
 
     def _wanted(self, name: str) -> bool:
         return name in self.work.formats or self._target(self.skeleton.embedding_name) == name

@@ -79,6 +79,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Of coordinate descent after error feedback."""
     propagate: bool = False
     """Whether a layer's inputs come from the quantized layers before it."""
+    tune_steps: int | None = None
+    """Of training each layer."""
 
 
 def load_recipe(path: str | Path) -> Recipe:

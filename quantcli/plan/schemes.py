@@ -28,7 +28,7 @@ _TYPES = frozenset({
     "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
     "pure", "on_fallback",
 })  # fmt: skip
-_METHOD = frozenset({"method", "damping", "column_order", "sweeps", "propagate"})
+_METHOD = frozenset({"method", "damping", "column_order", "sweeps", "propagate", "tune_steps"})
 _FAKE = _TYPES | {"dtype"}
 _GRID = frozenset({"bits", "group_size", "symmetric", "range", "keep", "dtype"})
 _ALWAYS = frozenset({
