@@ -131,7 +131,7 @@ def quantize(
             "--tune-steps",
             metavar="N",
             panel=_METHOD,
-            help="Steps of training for each layer, with --method tune. Default: 200.",
+            help="Steps of training for each layer, with --method tune. Default: 150.",
         ),
     ] = None,
     chunks: Annotated[

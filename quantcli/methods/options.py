@@ -10,7 +10,7 @@ from quantcli.types import Event
 
 HELD_OUT = 8
 """Every so many windows one is kept from the fit, to judge it."""
-TUNE_STEPS = 200
+TUNE_STEPS = 150
 """Of training a layer."""
 
 

@@ -3,7 +3,7 @@
 Beside the code, the integer scale and the float16 scale of every block stands a real offset; the
 values are those of the nearest whole codes and float16 numbers, and gradients pass the rounding as
 if it were not there (a straight-through estimator, arXiv:1308.3432). So what is trained is what
-will be stored, bit by bit.
+will be stored, bit by bit. Offsets move by Adam (arXiv:1412.6980).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from quantcli.formats.lattice import LATTICES, Parts
 from quantcli.formats.search import Codes
 from quantcli.methods.blocks import Table
 
-TRAVEL = {"codes": 1.0, "scales": 1.0, "mins": 1.0, "d": 0.03, "dmin": 0.03}
+TRAVEL = {"codes": 0.4, "scales": 0.5, "mins": 0.5, "d": 0.04, "dmin": 0.04}
 """How far an offset can go in all: codes and whole scales in steps, d and dmin as a share."""
-_EDGE = 0.45
+_EDGE = 0.35
 """Where a weight lies between two codes, it starts at most this far from the one it has."""
+_BETAS = (0.9, 0.99)
+"""Of Adam's two means. Bare signs would move every code alike, so all would cross at once."""
 _HALF_MAX = 65504.0
 
 
@@ -75,6 +77,12 @@ class Trainable:
         })  # fmt: skip
         self.state.offsets["codes"] += self._lean(real(rows))
 
+        self._count = 0
+        self._moments = {
+            name: (torch.zeros_like(offset), torch.zeros_like(offset))
+            for name, offset in self.state.offsets.items()
+        }
+
     def _lean(self, rows: torch.Tensor) -> torch.Tensor:
         """Where in its code's range each original weight lies, in steps from the middle."""
         step, low = self._steps()
@@ -106,7 +114,7 @@ class Trainable:
         return (step[:, :, None] * levels - low[:, :, None]).view(self._shape)
 
     def descend(self, gradient: torch.Tensor, share: float) -> None:
-        """Move every offset by ``share`` of its travel against ``gradient``, of `values`."""
+        """Move every offset by up to ``share`` of its travel against ``gradient``, of `values`."""
         step, _ = self._steps()
         gradient = gradient.reshape(*step.shape, -1)
         codes = self._whole("codes").long().view(gradient.shape)
@@ -120,8 +128,14 @@ class Trainable:
             of_low = -gradient.sum(dim=2)
             found["mins"] = of_low * self._whole("dmin")[:, None]
             found["dmin"] = (of_low * self._whole("mins")).sum(dim=1) * self._start["dmin"]
+        self._count += 1
         for name, offset in self.state.offsets.items():
-            offset.sub_(found[name].sign(), alpha=share * TRAVEL[name])
+            mean, square = self._moments[name]
+            mean.lerp_(found[name], 1 - _BETAS[0])
+            square.lerp_(found[name].square(), 1 - _BETAS[1])
+            size = (square / (1 - _BETAS[1] ** self._count)).sqrt()
+            way = (mean / (1 - _BETAS[0] ** self._count) / size).nan_to_num(0, 0, 0)
+            offset.sub_(way, alpha=share * TRAVEL[name])
             if name in self._ranges:
                 first, last = self._ranges[name]
                 start = self._start[name]
