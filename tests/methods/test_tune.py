@@ -246,7 +246,8 @@ def test_other_architectures(name: str, tmp_path: Path) -> None:
         run = _run(model, tmp_path / "m.gguf", file_type="Q4_0", feedback=False)
     assert run.tuned
     for before, after in run.tuned.values():
-        assert after < 0.98 * before < 0.1
+        # Experts that are chosen otherwise cost the most.
+        assert after < 0.98 * before < 0.2
     assert not any("gptq" in note.message for note in run.notes)
 
 
