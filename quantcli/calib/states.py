@@ -43,11 +43,18 @@ class States:
             raise SourceError(f"{path} is missing or cut short", hint="--force starts anew")
         if self._memory is not None:
             for index in range(self._shape[0]):
-                self._memory[index] = self._read(index)
+                self._memory[index] = self._read(index, self.turn)
 
     def get(self, index: int) -> torch.Tensor:
         """Window ``index`` as the layer before left it, shape (1, tokens, size)."""
-        found = self._read(index) if self._memory is None else self._memory[index]
+        found = self._memory[index] if self._memory is not None else self._read(index, self.turn)
+        return found.unsqueeze(0)
+
+    def get_next(self, index: int) -> torch.Tensor:
+        """Window ``index`` after this layer, as it was put in and not yet committed."""
+        found = (
+            self._memory[index] if self._memory is not None else self._read(index, 1 - self.turn)
+        )
         return found.unsqueeze(0)
 
     def put(self, index: int, hidden: torch.Tensor) -> None:
@@ -85,9 +92,9 @@ class States:
             os.close(self._next)
             self._next = None
 
-    def _read(self, index: int) -> torch.Tensor:
+    def _read(self, index: int, turn: int) -> torch.Tensor:
         raw = np.fromfile(
-            self._path(self.turn), np.uint8, count=self._window, offset=index * self._window
+            self._path(turn), np.uint8, count=self._window, offset=index * self._window
         )
         return torch.from_numpy(raw).view(self._dtype).view(self._shape[1:])
 

@@ -67,12 +67,13 @@ def make_folder(
 
 
 def _check_method(recipe: Recipe) -> None:
-    """UsageError for a method that moves weights, which a model folder's are not."""
+    """UsageError for a method that moves or trains weights, which a model folder's are not."""
     if recipe.method is None:
         return
     from quantcli.methods import ROUNDER, parse_methods
 
-    if parse_methods(recipe.method).transforms:
+    chain = parse_methods(recipe.method)
+    if chain.transforms or chain.tune:
         raise UsageError(
             f"--method {recipe.method} is not for --to {recipe.to}, which rounds the "
             "checkpoint's own weights",

@@ -73,7 +73,7 @@ def _run_method(
         job = prepare(
             moved.model, job.plan.recipe, job.paths[0], importance=importance, force=job.force
         )
-    if not chain.feedback:
+    if not chain.rounds:
         _execute(out, job, workers)
         return
     encoding = round_beside(

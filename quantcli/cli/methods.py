@@ -40,18 +40,23 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
         given = {
             "--damping": recipe.damping, "--column-order": recipe.column_order,
             "--sweeps": recipe.sweeps, "--random-share": recipe.random_share,
-            "--propagate": recipe.propagate or None, "--resume": told.resume or None,
+            "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
+            "--resume": told.resume or None,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import parse_methods
+    from quantcli.methods import TUNER, parse_methods
 
     chain = parse_methods(recipe.method)
-    if told.resume and not chain.feedback:
+    if told.resume and not chain.rounds:
         raise UsageError(
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
+        )
+    if recipe.tune_steps is not None and not chain.tune:
+        raise UsageError(
+            "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
         )
     if recipe.imatrix:
         raise UsageError(
@@ -63,9 +68,14 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
 
 def read_options(recipe: Recipe) -> Options:
     """The recipe's options of methods, defaults filled in."""
+    from quantcli.methods import ROUNDER, parse_methods
     from quantcli.methods.options import Options
 
+    chain = parse_methods(recipe.method or ROUNDER)
     named: dict[str, Any] = {
+        "feedback": chain.feedback,
+        "tune": chain.tune,
+        "tune_steps": recipe.tune_steps,
         "damping": recipe.damping,
         "order": recipe.column_order,
         "sweeps": recipe.sweeps,

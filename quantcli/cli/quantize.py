@@ -86,7 +86,8 @@ def quantize(
             metavar="NAME",
             panel=_METHOD,
             help="Round by calibrated methods, one after the other with commas between: awq, "
-            "smoothquant and rotate transform the weights first, gptq rounds with feedback.",
+            "smoothquant and rotate transform the weights first, gptq rounds with feedback, tune "
+            "trains each layer's codes and scales afterwards.",
         ),
     ] = None,
     damping: Annotated[
@@ -134,6 +135,15 @@ def quantize(
             panel=_METHOD,
         ),
     ] = False,
+    tune_steps: Annotated[
+        int | None,
+        _option(
+            "--tune-steps",
+            metavar="N",
+            panel=_METHOD,
+            help="Steps of training for each layer, with --method tune. Default: 150.",
+        ),
+    ] = None,
     chunks: Annotated[
         int | None,
         _option(
@@ -325,6 +335,7 @@ def quantize(
         sweeps=sweeps,
         random_share=random_share,
         propagate=propagate or None,
+        tune_steps=tune_steps,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
     told = Calibrating(calibrate or (), chunks, resume)

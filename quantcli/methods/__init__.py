@@ -15,19 +15,28 @@ METHODS = Registry(
         "awq": "quantcli.methods.awq:awq",
         "smoothquant": "quantcli.methods.smoothquant:smoothquant",
         "rotate": "quantcli.methods.rotate:rotate",
+        "tune": "quantcli.methods.tune:tune_layer",
     },
 )
-"""Methods by the name that a user gives: transforms of the weights, and one that rounds them."""
+"""Methods by the name that a user gives: of transforms, and of what rounds and trains."""
 
 ROUNDER = "gptq"
+TUNER = "tune"
+_LAST = (ROUNDER, TUNER)
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What to do in turn: ``transforms`` by name, then round, with feedback or weight by weight."""
+    """What to do in turn: ``transforms`` by name, round with feedback or without, then tune."""
 
     transforms: tuple[str, ...]
     feedback: bool
+    tune: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the model is run layer by layer to choose its codes."""
+        return self.feedback or self.tune
 
 
 def parse_methods(text: str) -> Chain:
@@ -39,11 +48,13 @@ def parse_methods(text: str) -> Chain:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"--method {text} names {twice} twice")
-    if ROUNDER in names[:-1]:
-        others = [name for name in names if name != ROUNDER]
+    transforms = [name for name in names if name not in _LAST]
+    in_turn = [*transforms, *(name for name in _LAST if name in names)]
+    if names != in_turn:
+        late = next(name for name, other in zip(names, in_turn, strict=True) if name != other)
+        does = "rounds the weights" if late == ROUNDER else "trains what was rounded"
         raise UsageError(
-            f"--method {text} has something after {ROUNDER}, which rounds the weights",
-            hint=f"--method {','.join([*others, ROUNDER])}",
+            f"--method {text} has something after {late}, which {does}",
+            hint=f"--method {','.join(in_turn)}",
         )
-    feedback = names[-1] == ROUNDER
-    return Chain(tuple(names[:-1] if feedback else names), feedback)
+    return Chain(tuple(transforms), ROUNDER in names, TUNER in names)

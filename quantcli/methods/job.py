@@ -112,8 +112,8 @@ def begin(
         )
     device = choose_device(device)
     folder = checkpoint_folder(output)
-    if dtype is None and options.propagate:
-        # What a quantized prefix changes would drown in bfloat16's rounding.
+    if dtype is None and (options.propagate or options.tune):
+        # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = Run(
         job.model, job.windows, ("mean_sq", "hessian"), folder,

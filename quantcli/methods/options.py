@@ -10,6 +10,8 @@ from quantcli.types import Event
 
 HELD_OUT = 8
 """Every so many windows one is kept from the fit, to judge it."""
+TUNE_STEPS = 150
+"""Of training a layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +19,17 @@ class Options:
     """How GPTQ works: damping, column order, sweeps of descent, and whose inputs it sees.
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
-    for what they lost.
+    for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
+    trains each layer after it was rounded, for ``tune_steps`` steps.
     """
 
     damping: float = DAMPING
     order: str = "natural"
     sweeps: int = 2
     propagate: bool = False
+    feedback: bool = True
+    tune: bool = False
+    tune_steps: int = TUNE_STEPS
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
@@ -35,6 +41,10 @@ class Options:
             )
         if self.sweeps < 0:
             raise UsageError(f"{self.sweeps} sweeps are not possible", hint="0 or more")
+        if self.tune_steps < 1:
+            raise UsageError(
+                f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,8 @@ def round_matrix(
         return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
 
     before = loss(plain)
+    if not options.feedback:
+        return Rounded(plain, before, before, kept=False)
     if not form.has_codes:
         return Rounded(plain, before, before, kept=True)
     packed = form.descend(aim, statistics.hessian, statistics.importance, options, crew)
@@ -116,7 +118,7 @@ def round_tensor(
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if form.has_codes else "importance"
+    method = "gptq" if options.feedback and form.has_codes else "importance"
     outcome = Outcome(
         name, form.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

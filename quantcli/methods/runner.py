@@ -42,6 +42,7 @@ from quantcli.methods.sensitivity import (
 )
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
+from quantcli.methods.tune import Layer, tune_layer
 from quantcli.methods.workers import Workers, workers
 from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
@@ -84,7 +85,9 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         store.load(layer)
     with ExitStack() as stack:
         crew = stack.enter_context(workers(run.threads))
-        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint))
+        # A layer that is tuned needs its windows' inputs after they went through it.
+        memory = 0 if work.options.tune else run.max_memory
+        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint, memory))
         layers = _Layers(work, stream, checkpoint, store, crew)
         # First of all, so that a quantized prefix begins with what it will begin with.
         yield from layers.embedding()
@@ -92,7 +95,8 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
             model = quantized_model(run.model, work.every_form, store)
-            layers.prefix = stack.enter_context(_stream(run, model, folder, checkpoint))
+            prefix = _stream(run, model, folder, checkpoint, run.max_memory)
+            layers.prefix = stack.enter_context(prefix)
         count = len(stream.skeleton.layers)
         for index in range(checkpoint.done, count):
             yield from layers.run(index)
@@ -111,14 +115,19 @@ class _Stream:
     def get(self, number: int) -> torch.Tensor:
         return self.states.get(number).to(self.skeleton.device)
 
+    def get_next(self, number: int) -> torch.Tensor:
+        return self.states.get_next(number).to(self.skeleton.device)
+
 
 @contextmanager
-def _stream(run: Run, model: Model, folder: Path, checkpoint: Checkpoint) -> Iterator[_Stream]:
+def _stream(
+    run: Run, model: Model, folder: Path, checkpoint: Checkpoint, max_memory: int
+) -> Iterator[_Stream]:
     skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
     ids = run.windows.ids
     size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
     shape = (*ids.shape, skeleton.hidden_size)
-    in_memory = size <= run.max_memory
+    in_memory = size <= max_memory
     states = States(folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
     try:
         yield _Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
@@ -151,7 +160,7 @@ class _Layers:
                     self._pass(index, number, weights, sums)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
-            yield from self._round(index, sums.names, sums.of)
+            yield from self._round(index, sums.names, sums.of, tune=self.work.options.tune)
             yield from sums.notes
         turn = self.stream.states.commit()
         if self.prefix is not None:
@@ -253,8 +262,9 @@ class _Layers:
             sums.close()
 
     def _round(
-        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None]
-    ) -> Iterator[Event]:
+        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None],
+        *, tune: bool = False,
+    ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
         for name in names:
@@ -267,7 +277,27 @@ class _Layers:
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
+        if tune:
+            yield from tune_layer(
+                self._tuned(layer, packed), self.work.options.tune_steps, outcomes
+            )
         self.store.save(layer, packed, outcomes)
+
+    def _format_of(self, name: str) -> str:
+        return self.work.every_form[name].name
+
+    def _tuned(self, index: int, packed: dict[str, Bytes]) -> Layer:
+        """The layer as it was rounded, with the inputs that it is to be fitted to."""
+        stream = self.stream
+
+        def read(name: str) -> Floats:
+            tensor = self.tensors[name]
+            return np.concatenate([self._reader(tensor)(i) for i in range(_matrices(tensor))])
+
+        return Layer(
+            self.skeleton, index, stream.calls[index], self._format_of, read,
+            packed, (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids),
+        )  # fmt: skip
 
     def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
         model = self.work.run.model

@@ -60,7 +60,7 @@ def measure_sensitivity(
     steps = 2 * layers + 1
     try:
         with skeleton.start() as start:
-            calls = [_owned(call) for call in start.calls(ids[0].tolist())]
+            calls = [own_call(call) for call in start.calls(ids[0].tolist())]
             for number, window in enumerate(ids):
                 inputs[0, number] = start.embed(window.tolist())[0].float().cpu().numpy()
         for index in range(layers):
@@ -99,14 +99,14 @@ def embedding_scale(skeleton: Skeleton, window: NDArray[np.int32]) -> float:
     return float((hidden * rows).sum() / max(float((rows * rows).sum()), 1e-30))
 
 
-def _owned(value: Any) -> Any:
+def own_call(value: Any) -> Any:
     """A copy that may take part in a backward pass, as tensors of an inference may not."""
     if isinstance(value, torch.Tensor):
         return value.clone()
     if isinstance(value, tuple | list):
-        return type(value)(_owned(item) for item in value)
+        return type(value)(own_call(item) for item in value)
     if isinstance(value, dict):
-        return {key: _owned(item) for key, item in value.items()}
+        return {key: own_call(item) for key, item in value.items()}
     return value
 
 

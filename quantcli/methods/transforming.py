@@ -50,7 +50,7 @@ def find_transforms(
     model, cut = planned.model, planned.cut
     check_transforms(model, chain.transforms)
     needs = needed_statistics(chain.transforms)
-    if not chain.feedback and "hessian" not in needs:
+    if not chain.rounds and "hessian" not in needs:
         needs = ("hessian", *needs)
     grids = block_grids({i.tensor.name: i.format for i in plan.items if i.importance})
     settings = Settings(threads=threads)
@@ -71,7 +71,7 @@ def find_transforms(
                 yield event
         with Statistics(stats_path(path)) as measured:
             found = transform_model(model, chain.transforms, grids, measured, settings)
-            importance = None if chain.feedback else read_importance(path)
+            importance = None if chain.rounds else read_importance(path)
             yield from _finish(found, importance, measured)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -82,6 +82,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Of the windows that a method is fitted to, how many are of random tokens."""
     propagate: bool = False
     """Whether a layer's inputs come from the quantized layers before it."""
+    tune_steps: int | None = None
+    """Of training each layer."""
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -29,7 +29,9 @@ _TYPES = frozenset({
     "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
     "pure", "on_fallback",
 })  # fmt: skip
-_METHOD = frozenset({"method", "damping", "column_order", "sweeps", "random_share", "propagate"})
+_METHOD = frozenset({
+    "method", "damping", "column_order", "sweeps", "random_share", "propagate", "tune_steps",
+})  # fmt: skip
 _FAKE = _TYPES | {"dtype"}
 _GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
 _ALWAYS = frozenset({
