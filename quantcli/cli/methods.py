@@ -34,6 +34,36 @@ class Calibrating:
     resume: bool = False
 
 
+BEST = "best"
+_TUNED_BELOW = 3.0
+"""Bits per weight below which training was measured to be worth its time."""
+
+
+def settle_method(recipe: Recipe, quality: str | None) -> Recipe:
+    """The recipe with "best", or what ``--quality high`` means, replaced by the methods' names."""
+    from quantcli.plan.recipe import merge_recipe
+
+    if quality not in (None, "fast", "high"):
+        raise UsageError(f"there is no quality {quality!r}", hint="fast or high")
+    method = recipe.method
+    if method is None and quality == "high":
+        method = BEST
+    if method is None or method.strip().lower() != BEST:
+        return recipe
+    return merge_recipe(recipe, method=_best_method(recipe))
+
+
+def _best_method(recipe: Recipe) -> str:
+    from quantcli.formats import get_format
+    from quantcli.methods import ROUNDER, TUNER
+    from quantcli.plan.filetypes import find_file_type
+
+    if recipe.to != "gguf":
+        return ROUNDER
+    bits = get_format(find_file_type(recipe.type).base).bits
+    return f"{ROUNDER},{TUNER}" if bits < _TUNED_BELOW else ROUNDER
+
+
 def check_options(recipe: Recipe, told: Calibrating) -> None:
     """UsageError where an option of a method stands without one, or two contradict each other."""
     if recipe.method is None:

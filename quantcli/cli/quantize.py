@@ -17,7 +17,7 @@ from quantcli.cli.folder_options import (
     To,
     grid_fields,
 )
-from quantcli.cli.methods import Calibrating, check_options
+from quantcli.cli.methods import Calibrating, check_options, settle_method
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -77,6 +77,16 @@ def quantize(
             help="Run the checkpoint on this text file first. With --method it rounds each layer "
             "in turn; without one it makes the importance matrix and keeps it beside the output "
             "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
+        ),
+    ] = None,
+    quality: Annotated[
+        str | None,
+        _option(
+            "--quality",
+            metavar="fast|high",
+            panel=_METHOD,
+            help="high: the method that was measured to win at the type's bits, --method best. "
+            "Default: fast, no method.",
         ),
     ] = None,
     method: Annotated[
@@ -338,6 +348,7 @@ def quantize(
         tune_steps=tune_steps,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
+    resolved = settle_method(resolved, quality)
     told = Calibrating(calibrate or (), chunks, resume)
     check_options(resolved, told)
     if print_recipe:

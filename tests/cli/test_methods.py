@@ -1,0 +1,86 @@
+"""``quantize --method`` as a user meets it: names, refusals, and one whole run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from quantcli.cli.app import run
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
+
+
+def _call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    code = run(["quantize", *args])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("args", "method"),
+    [
+        (["--quality", "high"], "gptq"),
+        (["--quality", "high", "--type", "Q2_K"], "gptq,tune"),
+        (["--method", "best", "--type", "IQ3_S"], "gptq"),
+        (["--quality", "high", "--to", "awq"], "gptq"),
+        (["--quality", "high", "--method", "awq"], "awq"),
+        (["--quality", "fast"], None),
+    ],
+)
+def test_best_is_what_was_measured_to_win(
+    args: list[str], method: str | None, mini: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, _ = _call(capsys, str(mini), *args, "--print-recipe")
+    assert code == 0
+    assert (f'method = "{method}"' in shown) == (method is not None)
+    assert "best" not in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--quality", "higher"], "fast or high"),
+        (["--method", "gtpq"], "did you mean gptq"),
+        (["--method", "gptq,awq"], "--method awq,gptq"),
+        (["--method", "gptq,gptq"], "names gptq twice"),
+        (["--method", "gptq", "--imatrix", "m.gguf"], "instead of --imatrix"),
+        (["--method", "gptq", "--damping", "2"], "damping of 2"),
+        (["--method", "gptq", "--tune-steps", "5"], "gptq,tune"),
+        (["--sweeps", "2"], "belongs to a method"),
+        (["--method", "awq", "--resume"], "nothing to resume"),
+        (["--method", "awq", "--to", "mlx"], "--method gptq"),
+        (["--method", "gptq,tune", "--to", "gptq"], "--method gptq"),
+    ],
+)
+def test_refusals(
+    args: list[str], said: str, mini: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = _call(capsys, str(mini), *args, "--calibrate", str(TEXT))
+    assert code == 2
+    assert said in complaint
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whole_run_tells_every_tensor(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.gguf"
+    args = [str(mini), "--type", "Q4_K_S", "--method", "awq,gptq", "--calibrate", str(TEXT)]
+    code, shown, _ = _call(
+        capsys, *args, "--chunks", "2", "--threads", "1", "--json", "-o", str(path)
+    )
+    assert code == 0
+    tensors = json.loads(shown)["tensors"]
+    assert len(tensors) == 4 * 7 + 1
+    assert all(line["loss_after"] <= line["loss_before"] for line in tensors)
+    assert list(tmp_path.iterdir()) == [path]
+    code, shown, _ = _call(capsys, *args, "--dry-run", "--json", "-o", str(path))
+    assert code == 0
+    assert json.loads(shown)["schema"].startswith("quantcli.plan/")
