@@ -47,7 +47,10 @@ def make_folder(
         elif told.data:
             # What would stop the quantization afterwards stops it before the long run.
             prepare_folder(model, recipe, path, force=force)
-            made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
+            made = calibrate_beside(
+                out, model, list(told.data), path,
+                chunks=told.chunks, force=force, threads=threads,
+            )  # fmt: skip
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
         job = prepare_folder(

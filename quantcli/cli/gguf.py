@@ -44,7 +44,10 @@ def make_gguf(
         elif told.data:
             # What would stop the quantization afterwards stops it before the long run.
             refuse_existing([path], force=force)
-            made = calibrate_beside(out, model, list(told.data), path, force=force, threads=threads)
+            made = calibrate_beside(
+                out, model, list(told.data), path,
+                chunks=told.chunks, force=force, threads=threads,
+            )  # fmt: skip
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
         job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)

@@ -66,6 +66,8 @@ def _best_method(recipe: Recipe) -> str:
 
 def check_options(recipe: Recipe, told: Calibrating) -> None:
     """UsageError where an option of a method stands without one, or two contradict each other."""
+    if told.chunks is not None and recipe.method is None and not told.data:
+        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     if recipe.method is None:
         given = {
             "--damping": recipe.damping, "--column-order": recipe.column_order,

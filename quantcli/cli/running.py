@@ -28,6 +28,7 @@ def calibrate_beside(
     data: list[str],
     output: Path,
     *,
+    chunks: int | None,
     force: bool,
     threads: int | None,
 ) -> Path:
@@ -45,6 +46,7 @@ def calibrate_beside(
         model,
         texts,
         path,
+        chunks=chunks,
         max_memory=default_memory(),
         threads=thread_count(threads),
         force=force,

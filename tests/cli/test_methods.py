@@ -84,3 +84,20 @@ def test_a_whole_run_tells_every_tensor(
     code, shown, _ = _call(capsys, *args, "--dry-run", "--json", "-o", str(path))
     assert code == 0
     assert json.loads(shown)["schema"].startswith("quantcli.plan/")
+
+
+def test_chunks_need_a_text(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, complaint = _call(capsys, str(mini), "--chunks", "3")
+    assert code == 2
+    assert "--calibrate TEXT" in complaint
+
+
+def test_chunks_cut_a_plain_calibration_too(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.gguf"
+    code, _, said = _call(
+        capsys, str(mini), "--calibrate", str(TEXT), "--chunks", "2", "-o", str(path)
+    )
+    assert code == 0
+    assert "2 windows of 512 tokens" in said
