@@ -242,8 +242,17 @@ class _Layers:
     def _measure(self, ways: Sensitivity) -> Iterator[Event]:
         """How much directions of the embedding matter, in units of its rows."""
         ids = self.work.run.windows.ids[:WINDOWS]
-        yield from measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
+        found = measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
+        yield from self._in_bytes(found)
         ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
+
+    def _in_bytes(self, events: Iterator[Event]) -> Iterator[Event]:
+        """Steps as shares of the model's bytes, which is what progress is told in."""
+        whole = self._starts[-1]
+        for event in events:
+            if isinstance(event, Progress):
+                event = Progress(event.done * whole // event.total, whole, event.tensor)
+            yield event
 
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
@@ -278,9 +287,9 @@ class _Layers:
             outcomes.append(outcome)
             yield outcome
         if tune:
-            yield from tune_layer(
-                self._tuned(layer, packed), self.work.options.tune_steps, outcomes
-            )
+            layer_now = self._tuned(layer, packed)
+            steps = self.work.options.tune_steps
+            yield from self._in_bytes(tune_layer(layer_now, steps, outcomes))
         self.store.save(layer, packed, outcomes)
 
     def _format_of(self, name: str) -> str:
