@@ -1,4 +1,4 @@
-"""What every weight is multiplied with, seen where the product happens.
+"""What every weight is multiplied with, seen where the product happens, and what comes back.
 
 A `Tap` watches torch's matrix products for the time of a ``with`` block and recognises a weight
 by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ class Product:
     matrix: int
     rows: torch.Tensor
     shared: tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """The gradient by the output of a product with a parameter, shape (tokens, rows)."""
+
+    name: str
+    rows: torch.Tensor
 
 
 class Tap(TorchFunctionMode):
@@ -72,3 +81,34 @@ class Tap(TorchFunctionMode):
                 return first
         self._inputs.append((rows, weight))
         return weight
+
+
+class GradientTap(TorchFunctionMode):
+    """Calls ``observe`` with the gradient by each output of a product with one of ``weights``.
+
+    Products are recognised while it is active; gradients come when one is taken backwards.
+    Stacked parameters, whose matrices are experts, are passed over.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[Gradient], None]
+    ) -> None:
+        super().__init__()
+        self._names = {
+            tensor.untyped_storage().data_ptr(): name
+            for name, tensor in weights.items()
+            if tensor.dim() == 2
+        }
+        self._observe = observe
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        place = {torch.nn.functional.linear: 1, torch.addmm: 2}.get(func)
+        if place is not None:
+            name = self._names.get(args[place].untyped_storage().data_ptr())
+            if name is not None and result.requires_grad:
+                result.register_hook(partial(self._meet, name))
+        return result
+
+    def _meet(self, name: str, gradient: torch.Tensor) -> None:
+        self._observe(Gradient(name, gradient.reshape(-1, gradient.shape[-1])))

@@ -71,7 +71,8 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
     if recipe.method is None:
         given = {
             "--damping": recipe.damping, "--column-order": recipe.column_order,
-            "--sweeps": recipe.sweeps, "--random-share": recipe.random_share,
+            "--sweeps": recipe.sweeps, "--fisher-windows": recipe.fisher_windows,
+            "--random-share": recipe.random_share,
             "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
             "--resume": told.resume or None,
         }  # fmt: skip
@@ -111,6 +112,7 @@ def read_options(recipe: Recipe) -> Options:
         "damping": recipe.damping,
         "order": recipe.column_order,
         "sweeps": recipe.sweeps,
+        "fisher_windows": recipe.fisher_windows,
         "propagate": recipe.propagate or None,
     }
     return Options(**{name: value for name, value in named.items() if value is not None})

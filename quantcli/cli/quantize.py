@@ -127,6 +127,16 @@ def quantize(
             help="Sweeps of coordinate descent on codes and scales afterwards. Default: 2.",
         ),
     ] = None,
+    fisher_windows: Annotated[
+        int | None,
+        _option(
+            "--fisher-windows",
+            metavar="N",
+            panel=_METHOD,
+            help="Windows that also go backwards, to tell what outputs matter to predictions; "
+            "0: all alike. Default: 40.",
+        ),
+    ] = None,
     random_share: Annotated[
         float | None,
         _option(
@@ -343,6 +353,7 @@ def quantize(
         damping=damping,
         column_order=column_order,
         sweeps=sweeps,
+        fisher_windows=fisher_windows,
         random_share=random_share,
         propagate=propagate or None,
         tune_steps=tune_steps,

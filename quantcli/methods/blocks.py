@@ -61,6 +61,12 @@ class Coded:
         """Parts of a panel's packed rows."""
         return self.lattice.split(packed.reshape(-1, self.format.nbytes))
 
+    def unpack(self, packed: Bytes) -> None:
+        """Set all panels from whole packed rows."""
+        for index, columns in enumerate(self.columns):
+            start, stop = (self.format.row_bytes(n) for n in (columns.start, columns.stop))
+            self.set_parts(index, self.split(np.ascontiguousarray(packed[:, start:stop])))
+
     def steps(self, parts: Parts) -> tuple[Floats, Floats]:
         """A panel's steps and minimums, each (rows, columns / sub)."""
         step, low = self.lattice.steps(parts)

@@ -15,11 +15,11 @@ import numpy as np
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize, quantize
-from quantcli.methods.blocks import has_lattice
+from quantcli.methods.blocks import Coded, has_lattice
 from quantcli.methods.descent import sweep
 from quantcli.methods.gptq import encode_columns, round_with_feedback
 from quantcli.methods.hessian import Hessian
-from quantcli.methods.integer import find_ranges, round_on_grid
+from quantcli.methods.integer import find_ranges, refine_on_grid, round_on_grid
 from quantcli.methods.options import Options
 from quantcli.methods.workers import Workers
 from quantcli.plan.folders import FolderPlan
@@ -51,10 +51,17 @@ class Form(Protocol):
     def decode(self, packed: Bytes) -> Floats:
         """The weights that packed rows stand for."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether a row's codes and scales are its own."""
+
     def descend(
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,11 @@ class BlockForm:
         """Whether a method can choose its codes."""
         return has_lattice(self.format.name)
 
+    @property
+    def by_rows(self) -> bool:
+        """They are."""
+        return True
+
     def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
         """The encoder's own blocks."""
         return encode_columns(self.format, rows, importance, crew)
@@ -98,6 +110,13 @@ class BlockForm:
         coded = round_with_feedback(self.format, rows, hessian, importance, crew)
         for _ in range(options.sweeps):
             sweep(coded, hessian, crew)
+        return coded.pack()
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+        coded = Coded(self.format, rows)
+        coded.unpack(packed)
+        sweep(coded, hessian, crew)
         return coded.pack()
 
 
@@ -128,6 +147,11 @@ class GridForm:
         """A method can choose them."""
         return True
 
+    @property
+    def by_rows(self) -> bool:
+        """Unless the whole matrix has one scale."""
+        return self.grid.strategy != "tensor"
+
     def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
         """Round to nearest under the ranges of least weighted squared error."""
         scales, zeros = find_ranges(rows, self.grid, importance, crew)
@@ -150,6 +174,10 @@ class GridForm:
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
         return self.pack(round_on_grid(rows, self.grid, hessian, importance, crew, options))
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+        return self.pack(refine_on_grid(self.unpack(packed), rows, self.grid, hessian, crew))
 
     def pack(self, coded: IntegerCodes) -> Bytes:
         """Packed rows; scales and zeros have a row for each row of codes."""

@@ -82,6 +82,22 @@ def round_on_grid(
     return IntegerCodes(work.codes, work.scales, work.zeros)
 
 
+def refine_on_grid(
+    coded: IntegerCodes, rows: Floats, grid: IntegerGrid, hessian: Hessian, crew: Workers
+) -> IntegerCodes:
+    """A sweep over codes, then scales and edges, from ``coded`` towards ``rows`` (n, columns)."""
+    work = _Work.of(rows, grid, hessian, crew)
+    work.codes[:], work.scales[:] = coded.codes, coded.scales
+    if work.zeros is not None and coded.zeros is not None:
+        work.zeros[:] = coded.zeros
+    for panel in work.panels:
+        work.settle(panel.columns)
+    for panel in work.panels:
+        _sweep_codes(work, panel)
+    _refit(work)
+    return IntegerCodes(work.codes, work.scales, work.zeros)
+
+
 @dataclass
 class _Work:
     """A matrix on its way: what is chosen so far, and ``errors``, weights less values."""

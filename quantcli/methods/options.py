@@ -10,6 +10,10 @@ from quantcli.types import Event
 
 HELD_OUT = 8
 """Every so many windows one is kept from the fit, to judge it."""
+FISHER_WINDOWS = 40
+"""Windows whose gradients tell what outputs matter."""
+FEWEST_FISHER = 16
+"""What the embedding needs in any case."""
 TUNE_STEPS = 150
 """Of training a layer."""
 
@@ -20,7 +24,8 @@ class Options:
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
     for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
-    trains each layer after it was rounded, for ``tune_steps`` steps.
+    trains each layer after it was rounded, for ``tune_steps`` steps. ``fisher_windows`` windows
+    go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
     """
 
     damping: float = DAMPING
@@ -30,6 +35,7 @@ class Options:
     feedback: bool = True
     tune: bool = False
     tune_steps: int = TUNE_STEPS
+    fisher_windows: int = FISHER_WINDOWS
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
@@ -41,6 +47,10 @@ class Options:
             )
         if self.sweeps < 0:
             raise UsageError(f"{self.sweeps} sweeps are not possible", hint="0 or more")
+        if self.fisher_windows < 0:
+            raise UsageError(
+                f"{self.fisher_windows} windows of gradients are not possible", hint="0 or more"
+            )
         if self.tune_steps < 1:
             raise UsageError(
                 f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
@@ -51,9 +61,10 @@ class Options:
 class Outcome(Event):
     """What became of one tensor.
 
-    Losses are the outputs' squared error on held-out inputs, as a share of the outputs' own
-    squares: ``before`` of the encoder alone with importance weights, ``after`` of what was taken.
-    ``kept`` counts matrices in which the encoder's own result was better and stayed.
+    Losses are the outputs' squared error on held-out inputs, weighed by what predictions make of
+    it where that is known, as a share of the outputs' own squares: ``before`` of the encoder
+    alone with importance weights, ``after`` of what was taken. ``kept`` counts matrices in which
+    the encoder's own result was better and stayed.
     """
 
     tensor: str

@@ -16,6 +16,8 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import Hessian, output_error
 from quantcli.methods.options import Options, Outcome
+from quantcli.methods.outputs import Outputs
+from quantcli.methods.rows import round_by_rows
 from quantcli.methods.workers import Workers
 
 Mean = NDArray[np.float32]
@@ -49,7 +51,7 @@ class Drift:
 class Statistics:
     """What is known of one matrix's inputs: the factored fit, and means of x x^T.
 
-    ``held_out`` judges; it is ``fit`` where no input was held out.
+    ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
     """
 
     hessian: Hessian
@@ -57,11 +59,20 @@ class Statistics:
     held_out: Mean
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
+    outputs: Outputs | None = None
+    """What predictions make of the outputs; None where all count alike."""
 
     @property
     def importance(self) -> Floats:
         """Mean squares of the inputs, one per column."""
         return np.ascontiguousarray(self.fit.diagonal(), np.float32)
+
+    def cost(self, errors: Floats, outputs: Outputs | None) -> float:
+        """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
+        if outputs is None:
+            return output_error(errors, self.held_out)
+        weighed = outputs.weigh(errors)
+        return float(np.einsum("ij,ij->", weighed @ self.held_out, errors, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -82,18 +93,23 @@ def round_matrix(
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
     plain = form.encode(rows, statistics.importance, crew)
-    scale = output_error(rows, statistics.held_out)
+    outputs = statistics.outputs if form.by_rows else None
+    scale = statistics.cost(rows, outputs)
 
     def loss(packed: Bytes) -> float:
         errors = aim - form.decode(packed)
-        return output_error(errors, statistics.held_out) / scale if scale > 0 else 0.0
+        return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
 
     before = loss(plain)
     if not options.feedback:
         return Rounded(plain, before, before, kept=False)
     if not form.has_codes:
         return Rounded(plain, before, before, kept=True)
-    packed = form.descend(aim, statistics.hessian, statistics.importance, options, crew)
+    hessian, importance = statistics.hessian, statistics.importance
+    if outputs is None:
+        packed = form.descend(aim, hessian, importance, options, crew)
+    else:
+        packed = round_by_rows(form, aim, hessian, importance, outputs, options, crew)
     after = loss(packed)
     if after <= before:
         return Rounded(packed, before, after, kept=False)

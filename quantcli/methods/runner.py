@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,19 +26,24 @@ from quantcli.calib.checkpoint import Checkpoint
 from quantcli.calib.runner import DTYPES, Run, check_finite, enter, layer_starts
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.calib.states import States
-from quantcli.calib.taps import Product, Tap
+from quantcli.calib.taps import GradientTap, Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
-from quantcli.methods.options import Options, Outcome
+from quantcli.methods.options import FEWEST_FISHER, Options, Outcome
+from quantcli.methods.outputs import Gradients as OutputGradients
+from quantcli.methods.outputs import Outputs
 from quantcli.methods.prefix import quantized_model
 from quantcli.methods.rounding import Statistics, round_tensor
 from quantcli.methods.sensitivity import (
-    WINDOWS,
+    Gradients,
     Sensitivity,
+    choose_windows,
     embedding_scale,
-    measure_sensitivity,
+    measure_gradients,
+    own_call,
+    run_backwards,
 )
 from quantcli.methods.store import EncodedStore
 from quantcli.methods.sums import Sums
@@ -148,6 +153,10 @@ class _Layers:
         self.skeleton = self.stream.skeleton
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
         self._starts = layer_starts(self.work.run.model, self.skeleton)
+        windows = max(self.work.options.fisher_windows, FEWEST_FISHER)
+        numbers = choose_windows(len(self.work.run.windows.ids), windows)
+        self.gradients = Gradients(self.work.run.folder, numbers)
+        self._measured = False
 
     def run(self, index: int) -> Iterator[Event]:
         """One layer: all windows pass, its tensors are rounded, its weights go."""
@@ -156,11 +165,14 @@ class _Layers:
         span = self._starts[index + 1] - self._starts[index]
         with self._sums(place) as sums:
             with self.skeleton.filled(self.skeleton.layer_parameters(index)) as weights:
+                # Before the windows' hidden states give way to the next layer's.
+                outputs = yield from self._outputs(index, weights)
                 for number in range(windows):
                     self._pass(index, number, weights, sums)
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
-            yield from self._round(index, sums.names, sums.of, tune=self.work.options.tune)
+            known = partial(_with_outputs, sums.of, outputs)
+            yield from self._round(index, sums.names, known, tune=self.work.options.tune)
             yield from sums.notes
         turn = self.stream.states.commit()
         if self.prefix is not None:
@@ -182,6 +194,26 @@ class _Layers:
             with Tap(weights, sums.compare):
                 self.skeleton.run(index, self.prefix.get(number), self.stream.calls[index])
 
+    def _outputs(
+        self, index: int, weights: Mapping[str, torch.Tensor]
+    ) -> Generator[Event, None, dict[str, Outputs]]:
+        """What predictions make of the outputs of a layer that is filled, by tensor."""
+        options = self.work.options
+        if not (options.feedback and options.fisher_windows):
+            return {}
+        yield from self._measure()
+        rows = {
+            name: self.tensors[name].shape[-2]
+            for name, form in self.work.forms.items()
+            if form.by_rows and _matrices(self.tensors[name]) == 1
+        }
+        found = OutputGradients(self.skeleton.parameters.uses, rows)
+        call = own_call(self.stream.calls[index])
+        for number, gradient in self.gradients.of(index, self.skeleton):
+            with GradientTap(weights, found.observe):
+                run_backwards(self.skeleton, index, self.stream.get(number), gradient, call)
+        return found.means()
+
     def _advance(self, index: int, prefix: _Stream) -> None:
         """The second stream goes through the layer as it was quantized."""
         skeleton = prefix.skeleton
@@ -200,8 +232,7 @@ class _Layers:
         if self.store.has(number):
             self.store.load(number)
             return
-        ways = Sensitivity.zeros(self.skeleton.hidden_size)
-        yield from self._measure(ways)
+        ways = yield from self._embedding_ways()
         hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
         fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
         known = Statistics(hessian, fit, held_out)
@@ -228,8 +259,7 @@ class _Layers:
                     rows = self.skeleton.finish(self.prefix.get(number)).flatten(0, 1)
                     sums.compare(Product(name, 0, rows, (name, 0)))
             if self._tied and self._target(name) is not None:
-                ways = Sensitivity.zeros(self.skeleton.hidden_size)
-                yield from self._measure(ways)
+                ways = yield from self._embedding_ways()
                 sums.add(ways.fit, ways.held_out)
             yield from self._round(count, sums.names, sums.of)
             yield from sums.notes
@@ -239,12 +269,19 @@ class _Layers:
     def _tied(self) -> bool:
         return bool(self.skeleton.embedding_name == self.skeleton.head_name)
 
-    def _measure(self, ways: Sensitivity) -> Iterator[Event]:
+    def _measure(self) -> Iterator[Event]:
+        """Gradients of all layers, once for the run."""
+        if not self._measured:
+            found = measure_gradients(self.skeleton, self.work.run.windows.ids, self.gradients)
+            yield from self._in_bytes(found)
+            self._measured = True
+
+    def _embedding_ways(self) -> Generator[Event, None, Sensitivity]:
         """How much directions of the embedding matter, in units of its rows."""
-        ids = self.work.run.windows.ids[:WINDOWS]
-        found = measure_sensitivity(self.skeleton, ids, self.work.run.folder, ways)
-        yield from self._in_bytes(found)
-        ways.scale(embedding_scale(self.skeleton, ids[0]) ** 2)
+        yield from self._measure()
+        ways = self.gradients.embedding()
+        scale = embedding_scale(self.skeleton, self.work.run.windows.ids[0]) ** 2
+        return Sensitivity(ways.fit * scale, ways.held_out * scale)
 
     def _in_bytes(self, events: Iterator[Event]) -> Iterator[Event]:
         """Steps as shares of the model's bytes, which is what progress is told in."""
@@ -323,3 +360,11 @@ class _Layers:
 
 def _matrices(tensor: OutputTensor) -> int:
     return tensor.shape[-3] if len(tensor.shape) > 2 else 1
+
+
+def _with_outputs(
+    known: Callable[[str, int], Statistics | None], outputs: Mapping[str, Outputs],
+    name: str, matrix: int,
+) -> Statistics | None:  # fmt: skip
+    found = known(name, matrix)
+    return None if found is None else replace(found, outputs=outputs.get(name))

@@ -1,15 +1,16 @@
-"""How much each direction of the embedding's output matters to the model's predictions.
+"""Gradients of the model's predictions by every layer's input, and what they say of the embedding.
 
 To second order the KL divergence caused by a small error e in a hidden state is ``e^T F e / 2``
 with the Fisher information F, the mean of g g^T over gradients g of the log-likelihood of tokens
 drawn from the model itself (Amari's natural metric; used for rounding in YAQA, arXiv:2505.22988).
 So F is to a row of the embedding what x x^T is to a row of a linear layer, and error feedback
 applies to it in the same way. The gradients come from a backward pass that fills one layer at a
-time; what each layer was given waits in a file.
+time and stay in a file, from which each layer's own outputs get theirs when its turn comes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,8 @@ from numpy.typing import NDArray
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.types import Event, Progress
 
-WINDOWS = 16
-"""Windows of text that are enough."""
 _HELD_OUT = 4
-"""Every so many of them is kept from the fit."""
+"""Every so many windows one is kept from the fit."""
 _SEED = 20260101
 
 
@@ -36,58 +35,114 @@ class Sensitivity:
     fit: NDArray[np.float64]
     held_out: NDArray[np.float64]
 
-    @classmethod
-    def zeros(cls, size: int) -> Sensitivity:
-        """Nothing measured yet, for hidden states of ``size``."""
-        return cls(np.zeros((size, size)), np.zeros((size, size)))
 
-    def scale(self, factor: float) -> None:
-        """Multiply both means."""
-        self.fit *= factor
-        self.held_out *= factor
+@dataclass
+class Gradients:
+    """Gradients by the inputs of all layers and by the last one's output, in a file of ``folder``.
+
+    ``numbers`` are the windows of the run that they belong to.
+    """
+
+    folder: Path
+    numbers: tuple[int, ...]
+    _values: NDArray[np.float32] | None = None
+
+    def open(self, shape: tuple[int, ...]) -> bool:
+        """Take the file of an earlier run, if it is whole and as large as (layers + 1, windows,
+        tokens, size) values."""
+        try:
+            known = bool(json.loads(self._mark.read_text()) == [*self.numbers, *shape])
+        except (OSError, ValueError):
+            return False
+        if known:
+            self._values = np.memmap(self._path, np.float32, "r", shape=shape)
+        return known
+
+    def create(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """A new file; `finish` makes it count."""
+        self._mark.unlink(missing_ok=True)
+        self._values = np.memmap(self._path, np.float32, "w+", shape=shape)
+        return self._values
+
+    def finish(self) -> None:
+        """The values are whole."""
+        values = self._values
+        if isinstance(values, np.memmap):
+            values.flush()
+            self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
+
+    def of(self, layer: int, skeleton: Skeleton) -> Iterator[tuple[int, torch.Tensor]]:
+        """Each window's number with the gradient (1, tokens, size) by the output of ``layer``."""
+        if self._values is None:
+            raise ValueError("there are no gradients")
+        for number, values in zip(self.numbers, self._values[layer + 1], strict=True):
+            yield number, _load(skeleton, values)
+
+    def embedding(self) -> Sensitivity:
+        """Means at the embedding's output."""
+        if self._values is None:
+            raise ValueError("there are no gradients")
+        size = self._values.shape[-1]
+        sums, counts = np.zeros((2, size, size)), [0, 0]
+        for number, rows in enumerate(self._values[0]):
+            apart = number % _HELD_OUT == _HELD_OUT - 1
+            sums[int(apart)] += rows.T @ rows
+            counts[apart] += len(rows)
+        fit = sums[0] / max(1, counts[0])
+        return Sensitivity(fit, sums[1] / counts[1] if counts[1] else fit.copy())
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "gradients.f32"
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "gradients.json"
 
 
-def measure_sensitivity(
-    skeleton: Skeleton, ids: NDArray[np.int32], folder: Path, found: Sensitivity
+def choose_windows(count: int, most: int) -> tuple[int, ...]:
+    """Numbers of at most ``most`` of ``count`` windows, evenly spread."""
+    return tuple(int(n) for n in np.unique(np.linspace(0, count - 1, min(most, count)).round()))
+
+
+def measure_gradients(
+    skeleton: Skeleton, ids: NDArray[np.int32], found: Gradients
 ) -> Iterator[Event]:
-    """Fill ``found``, two zero matrices of the hidden size, from windows ``ids`` (n, tokens)."""
-    count, tokens = ids.shape
+    """Fill ``found`` from its windows among ``ids`` (n, tokens)."""
     layers = len(skeleton.layers)
-    path = folder / "inputs.bin"
+    count, tokens = len(found.numbers), ids.shape[1]
     shape = (layers + 1, count, tokens, skeleton.hidden_size)
-    # bfloat16 has no NumPy dtype; float32 holds it.
-    inputs = np.memmap(path, np.float32, "w+", shape=shape)
+    if found.open(shape):
+        return
+    # bfloat16 has no NumPy dtype; float32 holds it. Inputs give way to gradients as they come.
+    values = found.create(shape)
     steps = 2 * layers + 1
-    try:
-        with skeleton.start() as start:
-            calls = [own_call(call) for call in start.calls(ids[0].tolist())]
-            for number, window in enumerate(ids):
-                inputs[0, number] = start.embed(window.tolist())[0].float().cpu().numpy()
-        for index in range(layers):
-            with skeleton.filled(skeleton.layer_parameters(index)):
-                for number in range(count):
-                    hidden = _load(skeleton, inputs[index, number])
-                    hidden = skeleton.run(index, hidden, calls[index])
-                    inputs[index + 1, number] = hidden[0].float().cpu().numpy()
-            yield Progress(index + 1, steps, f"sensitivity, layer {index}")
-        gradients = inputs[layers]
-        draw = torch.Generator().manual_seed(_SEED)
-        names = [*skeleton.outside_layers(), skeleton.head_name]
-        with skeleton.filled(names):
-            for number in range(count):
-                hidden = _load(skeleton, inputs[layers, number])
-                gradients[number] = _output_gradient(skeleton, hidden, draw)
-        for index in reversed(range(layers)):
-            with skeleton.filled(skeleton.layer_parameters(index)):
-                for number in range(count):
-                    hidden = _load(skeleton, inputs[index, number])
-                    gradient = _load(skeleton, gradients[number])
-                    gradients[number] = _backward(skeleton, index, hidden, gradient, calls[index])
-            yield Progress(steps - index, steps, f"sensitivity, layer {index}")
-        _sum(gradients, found)
-    finally:
-        del inputs
-        path.unlink(missing_ok=True)
+    with skeleton.start() as start:
+        calls = [own_call(call) for call in start.calls(ids[0].tolist())]
+        for place, number in enumerate(found.numbers):
+            values[0, place] = start.embed(ids[number].tolist())[0].float().cpu().numpy()
+    for index in range(layers):
+        with skeleton.filled(skeleton.layer_parameters(index)):
+            for place in range(count):
+                hidden = _load(skeleton, values[index, place])
+                hidden = skeleton.run(index, hidden, calls[index])
+                values[index + 1, place] = hidden[0].float().cpu().numpy()
+        yield Progress(index + 1, steps, f"sensitivity, layer {index}")
+    draw = torch.Generator().manual_seed(_SEED)
+    with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
+        for place in range(count):
+            hidden = _load(skeleton, values[layers, place])
+            values[layers, place] = _output_gradient(skeleton, hidden, draw)
+    for index in reversed(range(layers)):
+        with skeleton.filled(skeleton.layer_parameters(index)):
+            for place in range(count):
+                hidden = _load(skeleton, values[index, place])
+                gradient = _load(skeleton, values[index + 1, place])
+                values[index, place] = run_backwards(
+                    skeleton, index, hidden, gradient, calls[index]
+                )
+        yield Progress(steps - index, steps, f"sensitivity, layer {index}")
+    found.finish()
 
 
 def embedding_scale(skeleton: Skeleton, window: NDArray[np.int32]) -> float:
@@ -127,9 +182,13 @@ def _output_gradient(
     return _array(leaf.grad)
 
 
-def _backward(
+def run_backwards(
     skeleton: Skeleton, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call
 ) -> NDArray[np.float32]:
+    """The gradient by a layer's input ``hidden`` (tokens, size), given the one by its output.
+
+    The layer's parameters must be filled, and ``call`` must be an `own_call`.
+    """
     with torch.enable_grad():
         leaf = hidden.detach().clone().requires_grad_(True)
         result = skeleton.layers[index](leaf, *call[0], **call[1])
@@ -143,16 +202,3 @@ def _array(gradient: torch.Tensor | None) -> NDArray[np.float32]:
         raise RuntimeError("a layer gave no gradient")
     found: NDArray[np.float32] = gradient[0].float().cpu().numpy()
     return found
-
-
-def _sum(gradients: NDArray[np.float32], found: Sensitivity) -> None:
-    counts = [0, 0]
-    for number, rows in enumerate(gradients):
-        apart = number % _HELD_OUT == _HELD_OUT - 1
-        (found.held_out if apart else found.fit)[:] += rows.T @ rows
-        counts[apart] += len(rows)
-    found.fit /= max(1, counts[0])
-    if counts[1]:
-        found.held_out /= counts[1]
-    else:
-        found.held_out[:] = found.fit

@@ -78,6 +78,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """In which order error feedback takes the columns."""
     sweeps: int | None = None
     """Of coordinate descent after error feedback."""
+    fisher_windows: int | None = None
+    """How many windows tell, going backwards, what outputs matter."""
     random_share: float | None = None
     """Of the windows that a method is fitted to, how many are of random tokens."""
     propagate: bool = False
