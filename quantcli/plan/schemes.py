@@ -30,7 +30,8 @@ _TYPES = frozenset({
     "pure", "on_fallback",
 })  # fmt: skip
 _METHOD = frozenset({
-    "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate", "tune_steps",
+    "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate",
+    "tune_steps",
 })  # fmt: skip
 _FAKE = _TYPES | {"dtype"}
 _GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
