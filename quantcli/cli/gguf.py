@@ -6,7 +6,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantcli.cli.methods import Calibrating, finish, plan_run, round_beside, transform_beside
+from quantcli.cli.methods import (
+    Calibrating,
+    allocate_beside,
+    finish,
+    plan_run,
+    round_beside,
+    transform_beside,
+)
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
@@ -66,9 +73,15 @@ def _run_method(
 ) -> None:  # fmt: skip
     """Transform, then round with feedback or, where no method rounds, with importance alone."""
     from quantcli.methods import parse_methods
+    from quantcli.methods.allocating import remove_survey, survey_folder
     from quantcli.pipeline import prepare
 
     chain = parse_methods(method)
+    path = job.paths[0]
+    recipe, gradients = job.plan.recipe, None
+    if recipe.allocate or recipe.target_size:
+        job = allocate_beside(out, planned, job, path, threads=threads)
+        gradients = None if chain.transforms else survey_folder(path)
     if chain.transforms:
         moved = transform_beside(out, planned, chain, job, threads=threads)
         planned = planned.of(moved.model)
@@ -80,10 +93,11 @@ def _run_method(
         _execute(out, job, workers)
         return
     encoding = round_beside(
-        out, planned, job.plan, job.paths[0], told, force=job.force, threads=threads
+        out, planned, job.plan, path, told, force=job.force, threads=threads, gradients=gradients
     )
     _execute(out, job, workers, encoding)
     finish(encoding)
+    remove_survey(path)
 
 
 def _show_plan(out: Output, job: Job, threads: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from quantcli.cli.options import thread_count
 from quantcli.cli.running import default_memory
 from quantcli.errors import UsageError
@@ -74,13 +76,14 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             "--sweeps": recipe.sweeps, "--fisher-windows": recipe.fisher_windows,
             "--random-share": recipe.random_share,
             "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
+            "--allocate": recipe.allocate or None, "--target-size": recipe.target_size,
             "--resume": told.resume or None,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import TUNER, parse_methods
+    from quantcli.methods import ROUNDER, TUNER, parse_methods
 
     chain = parse_methods(recipe.method)
     if told.resume and not chain.rounds:
@@ -90,6 +93,11 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
     if recipe.tune_steps is not None and not chain.tune:
         raise UsageError(
             "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
+        )
+    if (recipe.allocate or recipe.target_size) and not chain.feedback:
+        raise UsageError(
+            "types are chosen for gptq, which is not among the methods",
+            hint=f"--method {ROUNDER}",
         )
     if recipe.imatrix:
         raise UsageError(
@@ -131,6 +139,44 @@ def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
     return prepare(model, read_texts(list(told.data)), chunks=told.chunks, random_share=share)
 
 
+def allocate_beside(
+    out: Output, planned: MethodJob, job: Job, path: Path, *, threads: int | None
+) -> Job:
+    """The same job with the types that cost least within the size, every tensor by name.
+
+    The recipe in the file names the types and takes bytes itself, so what is left for weights
+    shrinks until the whole fits.
+    """
+    from quantcli.methods.allocating import Allocated, choose_types
+    from quantcli.pipeline import prepare
+    from quantcli.plan.budget import parse_size
+    from quantcli.plan.recipe import merge_recipe
+
+    recipe = job.plan.recipe
+    whole = parse_size(recipe.target_size) if recipe.target_size else job.nbytes
+    limit = whole - (job.nbytes - job.plan.data_bytes)
+    while True:
+        found = None
+        with out.phase("choosing types"):
+            for event in choose_types(
+                planned, job.plan, path, read_options(recipe), limit,
+                max_memory=default_memory(), threads=thread_count(threads),
+            ):  # fmt: skip
+                if isinstance(event, Allocated):
+                    found = event
+                else:
+                    out.event(event)
+        if found is None:
+            raise RuntimeError("the choice of types ended without a result")
+        named = merge_recipe(recipe, tensor_types=list(found.tensor_types))
+        named = msgspec.structs.replace(named, allocate=False, target_size=None)
+        chosen = prepare(planned.model, named, path, importance=planned.importance, force=job.force)
+        if chosen.nbytes <= whole:
+            out.event(found.note)
+            return chosen
+        limit -= chosen.nbytes - whole
+
+
 def transform_beside(
     out: Output, planned: MethodJob, chain: Chain, job: Job, *, threads: int | None
 ) -> Moved:
@@ -158,16 +204,19 @@ def transform_beside(
 
 def round_beside(
     out: Output, planned: MethodJob, plan: Plan | FolderPlan, path: Path, told: Calibrating, *,
-    force: bool, threads: int | None,
+    force: bool, threads: int | None, gradients: Path | None = None,
 ) -> Encoding:  # fmt: skip
-    """Round every tensor; when it ends early, say what is kept and how to go on."""
+    """Round every tensor; when it ends early, say what is kept and how to go on.
+
+    ``gradients`` is a folder where a survey left those of this model.
+    """
     from quantcli.methods.job import begin, rounded
     from quantcli.methods.options import Outcome
 
     encoding = begin(
         planned, plan, path, read_options(plan.recipe),
         max_memory=default_memory(), threads=thread_count(threads), resume=told.resume,
-        force=force,
+        force=force, gradients=gradients,
     )  # fmt: skip
     with out.phase("rounding"):
         try:

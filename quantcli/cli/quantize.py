@@ -164,6 +164,24 @@ def quantize(
             help="Steps of training for each layer, with --method tune. Default: 150.",
         ),
     ] = None,
+    allocate: Annotated[
+        bool,
+        flag(
+            "--allocate",
+            help="Choose each tensor's type by what it costs predictions, within the size that "
+            "--type or --bits gives.",
+            panel=_METHOD,
+        ),
+    ] = False,
+    target_size: Annotated[
+        str | None,
+        _option(
+            "--target-size",
+            metavar="SIZE",
+            panel=_METHOD,
+            help="Like --allocate, for a file of at most SIZE, such as 4G or 500M.",
+        ),
+    ] = None,
     chunks: Annotated[
         int | None,
         _option(
@@ -357,6 +375,8 @@ def quantize(
         random_share=random_share,
         propagate=propagate or None,
         tune_steps=tune_steps,
+        allocate=allocate or None,
+        target_size=target_size,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
     resolved = settle_method(resolved, quality)

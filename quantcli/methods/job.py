@@ -100,7 +100,7 @@ class Encoding:
 def begin(
     job: MethodJob, plan: Plan | FolderPlan, output: Path, options: Options, *,
     dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
-    threads: int = 1, resume: bool = False, force: bool = False,
+    threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
 ) -> Encoding:  # fmt: skip
     """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
     options.check()
@@ -110,19 +110,27 @@ def begin(
             f"{plan.label} quantizes nothing that a method could round",
             hint="leave --method out, or choose another type",
         )
-    device = choose_device(device)
     folder = checkpoint_folder(output)
     if dtype is None and (options.propagate or options.tune):
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
-    run = Run(
-        job.model, job.windows, ("mean_sq", "hessian"), folder,
-        choose_dtype(dtype, device, job.model), device, max_memory, threads,
-    )  # fmt: skip
-    work = Work(run, forms, options, every)
+    run = plan_passes(job, folder, dtype, device, max_memory, threads)
+    work = Work(run, forms, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Encoding(work, checkpoint, EncodedStore(folder), job.random_windows)
+
+
+def plan_passes(
+    job: MethodJob, folder: Path, dtype: str | None, device: str | None, max_memory: int,
+    threads: int,
+) -> Run:  # fmt: skip
+    """How the model will be run; ``folder`` takes what is too large for memory."""
+    device = choose_device(device)
+    return Run(
+        job.model, job.windows, ("mean_sq", "hessian"), folder,
+        choose_dtype(dtype, device, job.model), device, max_memory, threads,
+    )  # fmt: skip
 
 
 def rounded(encoding: Encoding) -> Iterator[Event]:

@@ -23,11 +23,8 @@ import numpy as np
 import torch
 
 from quantcli.calib.checkpoint import Checkpoint
-from quantcli.calib.runner import DTYPES, Run, check_finite, enter, layer_starts
-from quantcli.calib.skeleton import Call, Skeleton
-from quantcli.calib.states import States
+from quantcli.calib.runner import Run, check_finite, layer_starts
 from quantcli.calib.taps import GradientTap, Product, Tap
-from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
@@ -46,10 +43,10 @@ from quantcli.methods.sensitivity import (
     run_backwards,
 )
 from quantcli.methods.store import EncodedStore
+from quantcli.methods.stream import Stream, matrix_reader, open_stream
 from quantcli.methods.sums import Sums
 from quantcli.methods.tune import Layer, tune_layer
 from quantcli.methods.workers import Workers, workers
-from quantcli.model import Model
 from quantcli.types import Event, OutputTensor, Progress
 
 EMBEDDING_DAMPING = 0.1
@@ -65,6 +62,8 @@ class Work:
     options: Options
     every_form: Mapping[str, Form]
     """Also of tensors that no product meets, such as embeddings."""
+    gradients: Path
+    """The folder that gradients are in, or will be."""
 
     @property
     def identity(self) -> dict[str, object]:
@@ -92,7 +91,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         crew = stack.enter_context(workers(run.threads))
         # A layer that is tuned needs its windows' inputs after they went through it.
         memory = 0 if work.options.tune else run.max_memory
-        stream = stack.enter_context(_stream(run, run.model, run.folder, checkpoint, memory))
+        stream = stack.enter_context(open_stream(run, run.model, run.folder, checkpoint, memory))
         layers = _Layers(work, stream, checkpoint, store, crew)
         # First of all, so that a quantized prefix begins with what it will begin with.
         yield from layers.embedding()
@@ -100,7 +99,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
             model = quantized_model(run.model, work.every_form, store)
-            prefix = _stream(run, model, folder, checkpoint, run.max_memory)
+            prefix = open_stream(run, model, folder, checkpoint, run.max_memory)
             layers.prefix = stack.enter_context(prefix)
         count = len(stream.skeleton.layers)
         for index in range(checkpoint.done, count):
@@ -110,44 +109,13 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
 
 
 @dataclass
-class _Stream:
-    """A model's hidden states on their way through its layers."""
-
-    skeleton: Skeleton
-    states: States
-    calls: list[Call]
-
-    def get(self, number: int) -> torch.Tensor:
-        return self.states.get(number).to(self.skeleton.device)
-
-    def get_next(self, number: int) -> torch.Tensor:
-        return self.states.get_next(number).to(self.skeleton.device)
-
-
-@contextmanager
-def _stream(
-    run: Run, model: Model, folder: Path, checkpoint: Checkpoint, max_memory: int
-) -> Iterator[_Stream]:
-    skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
-    ids = run.windows.ids
-    size = ids.size * skeleton.hidden_size * skeleton.dtype.itemsize
-    shape = (*ids.shape, skeleton.hidden_size)
-    in_memory = size <= max_memory
-    states = States(folder, shape, skeleton.dtype, in_memory=in_memory, turn=checkpoint.turn)
-    try:
-        yield _Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
-    finally:
-        states.close()
-
-
-@dataclass
 class _Layers:
     work: Work
-    stream: _Stream
+    stream: Stream
     checkpoint: Checkpoint
     store: EncodedStore
     crew: Workers
-    prefix: _Stream | None = None
+    prefix: Stream | None = None
 
     def __post_init__(self) -> None:
         self.skeleton = self.stream.skeleton
@@ -155,7 +123,7 @@ class _Layers:
         self._starts = layer_starts(self.work.run.model, self.skeleton)
         windows = max(self.work.options.fisher_windows, FEWEST_FISHER)
         numbers = choose_windows(len(self.work.run.windows.ids), windows)
-        self.gradients = Gradients(self.work.run.folder, numbers)
+        self.gradients = Gradients(self.work.gradients, numbers)
         self._measured = False
 
     def run(self, index: int) -> Iterator[Event]:
@@ -214,7 +182,7 @@ class _Layers:
                 run_backwards(self.skeleton, index, self.stream.get(number), gradient, call)
         return found.means()
 
-    def _advance(self, index: int, prefix: _Stream) -> None:
+    def _advance(self, index: int, prefix: Stream) -> None:
         """The second stream goes through the layer as it was quantized."""
         skeleton = prefix.skeleton
         with skeleton.filled(skeleton.layer_parameters(index)):
@@ -318,8 +286,9 @@ class _Layers:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.forms[name], _matrices(tensor), self._reader(tensor),
-                partial(known, name), self.work.options, self.crew,
+                name, self.work.forms[name], _matrices(tensor),
+                matrix_reader(self.work.run.model, tensor), partial(known, name),
+                self.work.options, self.crew,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
@@ -338,24 +307,13 @@ class _Layers:
 
         def read(name: str) -> Floats:
             tensor = self.tensors[name]
-            return np.concatenate([self._reader(tensor)(i) for i in range(_matrices(tensor))])
+            matrix = matrix_reader(self.work.run.model, tensor)
+            return np.concatenate([matrix(i) for i in range(_matrices(tensor))])
 
         return Layer(
             self.skeleton, index, stream.calls[index], self._format_of, read,
             packed, (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids),
         )  # fmt: skip
-
-    def _reader(self, tensor: OutputTensor) -> Callable[[int], Floats]:
-        model = self.work.run.model
-        height = tensor.shape[-2]
-
-        def read(matrix: int) -> Floats:
-            rows = model.read_rows(tensor, matrix * height, (matrix + 1) * height)
-            if rows.dtype == np.uint8:
-                return native.decode(get_format(tensor.dtype), rows)
-            return native.to_float32(rows)
-
-        return read
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -64,9 +64,10 @@ class Gradients:
         self._values = np.memmap(self._path, np.float32, "w+", shape=shape)
         return self._values
 
-    def finish(self) -> None:
-        """The values are whole."""
+    def finish(self, variance: NDArray[np.float64]) -> None:
+        """The values are whole; ``variance`` is what the property of that name will be."""
         values = self._values
+        np.save(self.folder / "variance.npy", variance)
         if isinstance(values, np.memmap):
             values.flush()
             self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
@@ -90,6 +91,12 @@ class Gradients:
             counts[apart] += len(rows)
         fit = sums[0] / max(1, counts[0])
         return Sensitivity(fit, sums[1] / counts[1] if counts[1] else fit.copy())
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """For each token of the vocabulary the mean of p (1 - p), p its probability."""
+        found: NDArray[np.float64] = np.load(self.folder / "variance.npy")
+        return found
 
     @property
     def _path(self) -> Path:
@@ -129,10 +136,12 @@ def measure_gradients(
                 values[index + 1, place] = hidden[0].float().cpu().numpy()
         yield Progress(index + 1, steps, f"sensitivity, layer {index}")
     draw = torch.Generator().manual_seed(_SEED)
+    variance: NDArray[np.float64] = np.zeros(skeleton.vocabulary)
     with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
         for place in range(count):
             hidden = _load(skeleton, values[layers, place])
-            values[layers, place] = _output_gradient(skeleton, hidden, draw)
+            values[layers, place], varied = _output_gradient(skeleton, hidden, draw)
+            variance += varied / count
     for index in reversed(range(layers)):
         with skeleton.filled(skeleton.layer_parameters(index)):
             for place in range(count):
@@ -142,7 +151,7 @@ def measure_gradients(
                     skeleton, index, hidden, gradient, calls[index]
                 )
         yield Progress(steps - index, steps, f"sensitivity, layer {index}")
-    found.finish()
+    found.finish(variance)
 
 
 def embedding_scale(skeleton: Skeleton, window: NDArray[np.int32]) -> float:
@@ -172,14 +181,19 @@ def _load(skeleton: Skeleton, values: NDArray[np.float32]) -> torch.Tensor:
 
 def _output_gradient(
     skeleton: Skeleton, hidden: torch.Tensor, draw: torch.Generator
-) -> NDArray[np.float32]:
-    """Of the log-likelihood of tokens drawn from the model, by the last layer's output."""
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Of the log-likelihood of tokens drawn from the model, by the last layer's output.
+
+    With it, for each token of the vocabulary, the mean variance of its being drawn.
+    """
     with torch.enable_grad():
         leaf = hidden.detach().clone().requires_grad_(True)
         scores = torch.log_softmax(skeleton.scores(leaf).float(), dim=-1)[0]
-        drawn = torch.multinomial(scores.detach().exp().cpu(), 1, generator=draw)
+        chances = scores.detach().exp()
+        drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
         scores.gather(1, drawn.to(scores.device)).sum().backward()
-    return _array(leaf.grad)
+    varied: NDArray[np.float64] = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+    return _array(leaf.grad), varied
 
 
 def run_backwards(

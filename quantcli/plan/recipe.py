@@ -85,6 +85,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     propagate: bool = False
     """Whether a layer's inputs come from the quantized layers before it."""
     tune_steps: int | None = None
+    allocate: bool = False
+    """Whether types are chosen by what they cost, within the size that ``type`` gives."""
+    target_size: str | None = None
+    """Another size to choose them within."""
     """Of training each layer."""
 
 
@@ -152,6 +156,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UsageError("include_weights and exclude_weights cannot be used together")
     if recipe.split_max_size is not None:
         parse_size(recipe.split_max_size)
+    if recipe.target_size is not None:
+        parse_size(recipe.target_size)
 
 
 def _refuse_unknown(names: Iterable[Any]) -> None:

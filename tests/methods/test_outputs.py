@@ -152,7 +152,7 @@ def test_a_damaged_or_unfinished_file_is_not_taken(tmp_path: Path) -> None:
     made = Gradients(tmp_path, (0, 2))
     made.create((3, 2, 4, 8))[:] = 1
     assert not Gradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
-    made.finish()
+    made.finish(np.zeros(5))
     assert Gradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
     assert not Gradients(tmp_path, (0, 1)).open((3, 2, 4, 8))
     assert not Gradients(tmp_path, (0, 2)).open((3, 2, 4, 16))
