@@ -73,13 +73,14 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             "--damping": recipe.damping, "--column-order": recipe.column_order,
             "--sweeps": recipe.sweeps, "--random-share": recipe.random_share,
             "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
+            "--tune": recipe.tune, "--e2e-steps": recipe.e2e_steps,
             "--resume": told.resume or None,
         }  # fmt: skip
         for name, value in given.items():
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import TUNER, parse_methods
+    from quantcli.methods import ROUNDER, TUNER, parse_methods
 
     chain = parse_methods(recipe.method)
     if told.resume and not chain.rounds:
@@ -90,6 +91,14 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
         raise UsageError(
             "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
         )
+    if recipe.tune is not None and not chain.rounds:
+        raise UsageError(
+            f"--tune {recipe.tune} trains what a method has rounded, and --method {recipe.method} "
+            "only transforms",
+            hint=f"--method {recipe.method},{ROUNDER}",
+        )
+    if recipe.e2e_steps is not None and recipe.tune is None:
+        raise UsageError("--e2e-steps belongs to --tune e2e", hint="add --tune e2e")
     if recipe.imatrix:
         raise UsageError(
             "--method runs the model itself and takes no importance matrix",
@@ -112,6 +121,8 @@ def read_options(recipe: Recipe) -> Options:
         "order": recipe.column_order,
         "sweeps": recipe.sweeps,
         "propagate": recipe.propagate or None,
+        "e2e": recipe.tune is not None,
+        "e2e_steps": recipe.e2e_steps,
     }
     return Options(**{name: value for name, value in named.items() if value is not None})
 

@@ -112,7 +112,7 @@ def begin(
         )
     device = choose_device(device)
     folder = checkpoint_folder(output)
-    if dtype is None and (options.propagate or options.tune):
+    if dtype is None and (options.propagate or options.tune or options.e2e):
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = Run(

@@ -12,6 +12,8 @@ HELD_OUT = 8
 """Every so many windows one is kept from the fit, to judge it."""
 TUNE_STEPS = 150
 """Of training a layer."""
+E2E_STEPS = 120
+"""Of training the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,8 @@ class Options:
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
     for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
-    trains each layer after it was rounded, for ``tune_steps`` steps.
+    trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
+    and norms of the whole model at the end, for ``e2e_steps`` steps.
     """
 
     damping: float = DAMPING
@@ -30,6 +33,8 @@ class Options:
     feedback: bool = True
     tune: bool = False
     tune_steps: int = TUNE_STEPS
+    e2e: bool = False
+    e2e_steps: int = E2E_STEPS
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
@@ -44,6 +49,10 @@ class Options:
         if self.tune_steps < 1:
             raise UsageError(
                 f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
+            )
+        if self.e2e_steps < 1:
+            raise UsageError(
+                f"{self.e2e_steps} steps of training end to end are not possible", hint="1 or more"
             )
 
 

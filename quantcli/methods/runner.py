@@ -29,6 +29,7 @@ from quantcli.calib.states import States
 from quantcli.calib.taps import Product, Tap
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
+from quantcli.methods.end_to_end import Task, train_end_to_end
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import Options, Outcome
@@ -102,6 +103,9 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             yield from layers.run(index)
         if checkpoint.done == count:
             yield from layers.head()
+        if work.options.e2e:
+            task = Task(run, work.every_form, store, stream.skeleton, stream.states.get)
+            yield from layers._in_bytes(train_end_to_end(task, work.options.e2e_steps))
 
 
 @dataclass

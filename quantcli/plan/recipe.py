@@ -84,6 +84,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     """Whether a layer's inputs come from the quantized layers before it."""
     tune_steps: int | None = None
     """Of training each layer."""
+    tune: Literal["e2e"] | None = None
+    """Training of the whole model, after all tensors were rounded."""
+    e2e_steps: int | None = None
+    """Of that training."""
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -67,7 +67,7 @@ _GPTQ = Target(
     _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16", lowest_zero=1
 )
 TARGETS: Mapping[str, Target] = {
-    "gguf": Target(_TYPES | _METHOD | {"override_kv", "pre", "keep"}),
+    "gguf": Target(_TYPES | _METHOD | {"override_kv", "pre", "keep", "tune", "e2e_steps"}),
     "hf": Target(_FAKE),
     "compressed-tensors": Target(
         _GRID | {"activations"}, tuple(range(2, 9)), "middle", "integer",
