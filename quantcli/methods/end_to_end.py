@@ -36,7 +36,7 @@ from quantcli.types import Event, Note, Progress
 
 BATCH = 2
 """Windows in a step."""
-RATE = 5e-3
+RATE = 3e-3
 """The largest step, as a share of what is moved."""
 _WARM_UP = 10
 """Steps until that rate is reached."""

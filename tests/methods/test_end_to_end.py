@@ -270,6 +270,17 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path)
     assert sorted(tmp_path.iterdir()) == [path, whole.path]
 
 
+def test_of_formats_without_factors_norms_are_moved_alone(mini: Model, tmp_path: Path) -> None:
+    """NVFP4's scales are floats of eight bits, which belong to the codes."""
+    run = _run(mini, tmp_path / "m.gguf", file_type="NVFP4")
+    other = _run(mini, tmp_path / "n.gguf", file_type="NVFP4", e2e=False)
+    assert run.worth is not None
+    assert run.worth.after < run.worth.before
+    for name, tensor in run.tensors.items():
+        same = np.array_equal(tensor.data, other.tensors[name].data)
+        assert same == (tensor.tensor_type.name == "NVFP4"), name
+
+
 @pytest.mark.parametrize(
     "name",
     ["llama", "llama-tied", "llama-biases", "mixtral-stacked", "phi3", "gpt2", "gemma2", "qwen3"],
