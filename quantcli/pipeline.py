@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -156,6 +156,12 @@ def prepare(
         refuse_existing(job.paths, force=force)
         check_disk(job.nbytes, output.parent)
     return job
+
+
+def add_metadata(job: Job, keys: Mapping[str, MetaValue]) -> Job:
+    """The same job with more key-values in its files."""
+    metadata = {**job.metadata, **keys}
+    return replace(job, metadata=metadata, layouts=_lay_out(metadata, job.shards))
 
 
 def quantize(

@@ -74,7 +74,7 @@ def _run_method(
     """Transform, then round with feedback or, where no method rounds, with importance alone."""
     from quantcli.methods import parse_methods
     from quantcli.methods.allocating import remove_survey, survey_folder
-    from quantcli.pipeline import prepare
+    from quantcli.pipeline import add_metadata, prepare
 
     chain = parse_methods(method)
     path = job.paths[0]
@@ -95,6 +95,8 @@ def _run_method(
     encoding = round_beside(
         out, planned, job.plan, path, told, force=job.force, threads=threads, gradients=gradients
     )
+    if encoding.store.overlay is not None:
+        job = add_metadata(job, encoding.store.overlay.worth.keys)
     _execute(out, job, workers, encoding)
     finish(encoding)
     remove_survey(path)
@@ -143,6 +145,8 @@ def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = No
             from quantcli.methods.job import outcome_rows
 
             fields["tensors"] = outcome_rows(encoding.store.outcomes)
+            if encoding.store.overlay is not None:
+                fields["end_to_end"] = encoding.store.overlay.worth.fields
         out.document("quantize", 1, fields)
         return
     for path in finished.paths:

@@ -77,6 +77,7 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             "--random-share": recipe.random_share,
             "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
             "--allocate": recipe.allocate or None, "--target-size": recipe.target_size,
+            "--tune": recipe.tune, "--e2e-steps": recipe.e2e_steps,
             "--resume": told.resume or None,
         }  # fmt: skip
         for name, value in given.items():
@@ -99,6 +100,14 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             "types are chosen for gptq, which is not among the methods",
             hint=f"--method {ROUNDER}",
         )
+    if recipe.tune is not None and not chain.rounds:
+        raise UsageError(
+            f"--tune {recipe.tune} trains what a method has rounded, and --method {recipe.method} "
+            "only transforms",
+            hint=f"--method {recipe.method},{ROUNDER}",
+        )
+    if recipe.e2e_steps is not None and recipe.tune is None:
+        raise UsageError("--e2e-steps belongs to --tune e2e", hint="add --tune e2e")
     if recipe.imatrix:
         raise UsageError(
             "--method runs the model itself and takes no importance matrix",
@@ -122,6 +131,8 @@ def read_options(recipe: Recipe) -> Options:
         "sweeps": recipe.sweeps,
         "fisher_windows": recipe.fisher_windows,
         "propagate": recipe.propagate or None,
+        "e2e": recipe.tune is not None,
+        "e2e_steps": recipe.e2e_steps,
     }
     return Options(**{name: value for name, value in named.items() if value is not None})
 

@@ -164,6 +164,25 @@ def quantize(
             help="Steps of training for each layer, with --method tune. Default: 150.",
         ),
     ] = None,
+    tune: Annotated[
+        str | None,
+        _option(
+            "--tune",
+            metavar="e2e",
+            panel=_METHOD,
+            help="After the method: train the whole model's block factors, norms and biases on "
+            "the KL divergence from the original. No byte more, no code changed.",
+        ),
+    ] = None,
+    e2e_steps: Annotated[
+        int | None,
+        _option(
+            "--e2e-steps",
+            metavar="N",
+            panel=_METHOD,
+            help="Steps of that training. Default: 120.",
+        ),
+    ] = None,
     allocate: Annotated[
         bool,
         flag(
@@ -377,6 +396,8 @@ def quantize(
         tune_steps=tune_steps,
         allocate=allocate or None,
         target_size=target_size,
+        tune=tune,
+        e2e_steps=e2e_steps,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
     resolved = settle_method(resolved, quality)

@@ -16,6 +16,8 @@ FEWEST_FISHER = 16
 """What the embedding needs in any case."""
 TUNE_STEPS = 150
 """Of training a layer."""
+E2E_STEPS = 120
+"""Of training the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,8 @@ class Options:
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
     for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
-    trains each layer after it was rounded, for ``tune_steps`` steps. ``fisher_windows`` windows
+    trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
+    and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
     go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
     """
 
@@ -36,6 +39,8 @@ class Options:
     tune: bool = False
     tune_steps: int = TUNE_STEPS
     fisher_windows: int = FISHER_WINDOWS
+    e2e: bool = False
+    e2e_steps: int = E2E_STEPS
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
@@ -54,6 +59,10 @@ class Options:
         if self.tune_steps < 1:
             raise UsageError(
                 f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
+            )
+        if self.e2e_steps < 1:
+            raise UsageError(
+                f"{self.e2e_steps} steps of training end to end are not possible", hint="1 or more"
             )
 
 

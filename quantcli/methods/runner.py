@@ -26,6 +26,7 @@ from quantcli.calib.checkpoint import Checkpoint
 from quantcli.calib.runner import Run, check_finite, layer_starts
 from quantcli.calib.taps import GradientTap, Product, Tap
 from quantcli.formats.base import Bytes, Floats
+from quantcli.methods.end_to_end import Task, train_end_to_end
 from quantcli.methods.forms import Form
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.options import FEWEST_FISHER, Options, Outcome
@@ -106,6 +107,9 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             yield from layers.run(index)
         if checkpoint.done == count:
             yield from layers.head()
+        if work.options.e2e:
+            task = Task(run, work.every_form, store, stream.skeleton, stream.states.get)
+            yield from layers._in_bytes(train_end_to_end(task, work.options.e2e_steps))
 
 
 @dataclass

@@ -90,6 +90,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     target_size: str | None = None
     """Another size to choose them within."""
     """Of training each layer."""
+    tune: Literal["e2e"] | None = None
+    """Training of the whole model, after all tensors were rounded."""
+    e2e_steps: int | None = None
+    """Of that training."""
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -69,7 +69,9 @@ _GPTQ = Target(
 )
 TARGETS: Mapping[str, Target] = {
     "gguf": Target(
-        _TYPES | _METHOD | {"override_kv", "pre", "keep", "allocate", "target_size"}
+        _TYPES
+        | _METHOD
+        | {"override_kv", "pre", "keep", "tune", "e2e_steps", "allocate", "target_size"}
     ),
     "hf": Target(_FAKE),
     "compressed-tensors": Target(

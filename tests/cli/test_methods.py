@@ -55,6 +55,12 @@ def test_best_is_what_was_measured_to_win(
         (["--method", "awq", "--resume"], "nothing to resume"),
         (["--method", "awq", "--to", "mlx"], "--method gptq"),
         (["--method", "gptq,tune", "--to", "gptq"], "--method gptq"),
+        (["--tune", "e2e"], "add --method gptq"),
+        (["--method", "awq", "--tune", "e2e"], "--method awq,gptq"),
+        (["--method", "gptq", "--tune", "all"], "tune: invalid enum value 'all'"),
+        (["--method", "gptq", "--e2e-steps", "5"], "add --tune e2e"),
+        (["--method", "gptq", "--tune", "e2e", "--e2e-steps", "0"], "0 steps"),
+        (["--method", "gptq", "--tune", "e2e", "--to", "mlx"], "--tune is not for --to mlx"),
     ],
 )
 def test_refusals(
@@ -84,6 +90,27 @@ def test_a_whole_run_tells_every_tensor(
     code, shown, _ = _call(capsys, *args, "--dry-run", "--json", "-o", str(path))
     assert code == 0
     assert json.loads(shown)["schema"].startswith("quantcli.plan/")
+
+
+def test_training_end_to_end_tells_what_it_was_worth(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a recipe, as its own output records it."""
+    path, recipe = tmp_path / "m.gguf", tmp_path / "mine.toml"
+    args = ["--type", "Q2_K", "--method", "tune", "--tune-steps", "1", "--tune", "e2e"]
+    code, shown, _ = _call(capsys, str(mini), *args, "--e2e-steps", "3", "--print-recipe")
+    assert code == 0
+    recipe.write_text(shown)
+    code, shown, said = _call(
+        capsys, str(mini), "--recipe", str(recipe), "--calibrate", str(TEXT), "--chunks", "2",
+        "--threads", "1", "--json", "-v", "-o", str(path),
+    )  # fmt: skip
+    assert code == 0
+    worth = json.loads(shown)["end_to_end"]
+    assert worth["steps"] == 3
+    assert worth["taken"] == (worth["held_out_kld_after"] < worth["held_out_kld_before"])
+    assert "end to end" in said
+    assert sorted(tmp_path.iterdir()) == [path, recipe]
 
 
 def test_chunks_need_a_text(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:

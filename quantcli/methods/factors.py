@@ -1,0 +1,56 @@
+"""The float16 factors of packed blocks, apart from everything else in them.
+
+Of most block formats a weight is linear in one or two float16 numbers that its block holds: a
+scale, and a minimum. They can be moved while all codes stay, and no byte is added. A format whose
+scale is no float16 of its own (MXFP4, NVFP4, IQ1_M) has none.
+
+Blocks are decoded with a factor of one and the other of zero to tell what a weight is in it, so
+that no format needs code of its own here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.formats import native
+from quantcli.formats.base import BlockFormat, Bytes, Floats
+
+Halves = NDArray[np.float16]
+
+LARGEST = 65504.0
+"""Of float16."""
+
+
+def count_factors(fmt: BlockFormat) -> int:
+    """How many factors a block has, 0 for a float type."""
+    return len(fmt.half_scales) if fmt.block > 1 else 0
+
+
+def read_factors(fmt: BlockFormat, packed: Bytes) -> Halves:
+    """Factors of packed rows, float16 of shape (n, blocks, factors)."""
+    blocks = packed.reshape(len(packed), -1, fmt.nbytes)
+    parts = [np.ascontiguousarray(blocks[:, :, i : i + 2]) for i in fmt.half_scales]
+    return np.concatenate([part.view("<f2") for part in parts], axis=2)
+
+
+def write_factors(fmt: BlockFormat, packed: Bytes, factors: Halves) -> Bytes:
+    """A copy of packed rows with other factors, as `read_factors` gives them."""
+    blocks = packed.reshape(len(packed), -1, fmt.nbytes).copy()
+    for number, place in enumerate(fmt.half_scales):
+        part = np.ascontiguousarray(factors[:, :, number], "<f2")
+        blocks[:, :, place : place + 2] = part[:, :, None].view(np.uint8)
+    return blocks.reshape(packed.shape)
+
+
+def factor_gradients(fmt: BlockFormat, packed: Bytes, gradient: Floats) -> Floats:
+    """Gradients by factors, float32 (n, blocks, factors), from those by weights (n, columns)."""
+    shape = (len(packed), packed.shape[1] // fmt.nbytes, len(fmt.half_scales))
+    found = np.empty(shape, np.float32)
+    blocks = gradient.reshape(*shape[:2], fmt.block)
+    for number in range(shape[2]):
+        one = np.zeros(shape, np.float16)
+        one[:, :, number] = 1
+        share = native.decode(fmt, write_factors(fmt, packed, one)).reshape(blocks.shape)
+        np.einsum("rbw,rbw->rb", blocks, share, out=found[:, :, number])
+    return found
