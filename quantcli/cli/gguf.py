@@ -70,7 +70,7 @@ def _run_method(
 
     chain = parse_methods(method)
     if chain.transforms:
-        moved = transform_beside(out, planned, chain, job, threads=threads)
+        moved = transform_beside(out, planned, chain, job.plan, job.paths[0], threads=threads)
         planned = planned.of(moved.model)
         importance = moved.importance or planned.importance
         job = prepare(

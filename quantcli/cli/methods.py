@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from quantcli.methods.options import Options, Outcome
     from quantcli.methods.transforming import Moved
     from quantcli.model import Model
-    from quantcli.pipeline import Job
     from quantcli.plan.folders import FolderPlan
     from quantcli.plan.planner import Plan
     from quantcli.plan.recipe import Recipe
@@ -90,6 +89,11 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
         raise UsageError(
             "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
         )
+    if recipe.range is not None and chain.rounds:
+        raise UsageError(
+            f"--range is not for --method {recipe.method}, which finds ranges by itself",
+            hint="leave one out",
+        )
     if recipe.imatrix:
         raise UsageError(
             "--method runs the model itself and takes no importance matrix",
@@ -130,15 +134,16 @@ def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
 
 
 def transform_beside(
-    out: Output, planned: MethodJob, chain: Chain, job: Job, *, threads: int | None
-) -> Moved:
+    out: Output, planned: MethodJob, chain: Chain, plan: Plan | FolderPlan, path: Path, *,
+    threads: int | None,
+) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
     from quantcli.methods.search import Transformed
     from quantcli.methods.transforming import Moved, find_transforms
 
     with out.phase("transforming"):
         for event in find_transforms(
-            planned, chain, job.plan, job.paths[0], max_memory=default_memory(),
+            planned, chain, plan, path, max_memory=default_memory(),
             threads=thread_count(threads),
         ):  # fmt: skip
             if isinstance(event, Moved):
