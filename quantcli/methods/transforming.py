@@ -60,7 +60,7 @@ def find_transforms(
     needs = needed_statistics(chain.transforms)
     if not chain.rounds and "hessian" not in needs:
         needs = ("hessian", *needs)
-    settings = _settings(plan, threads)
+    settings = _settings(plan, chain, threads)
     if not needs:
         yield from _finish(transform_model(model, chain.transforms, {}, None, settings))
         return
@@ -99,11 +99,12 @@ def find_grids(plan: Plan | FolderPlan) -> dict[str, Grid]:
     return {item.matrix.tensor: grid for item in plan.items}
 
 
-def _settings(plan: Plan | FolderPlan, threads: int) -> Settings:
+def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
     if isinstance(plan, Plan):
-        return Settings(threads=threads)
+        return Settings(feedback=chain.feedback, threads=threads)
     return Settings(
         weighted=plan.scheme is None or plan.scheme.weighted,
+        feedback=chain.feedback,
         threads=threads,
         dtypes={copy.source: copy.dtype for copy in plan.copies},
     )

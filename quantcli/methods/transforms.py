@@ -31,15 +31,17 @@ class Settings:
     """What transforms may be told.
 
     ``seed`` draws rotations; ``alpha`` is SmoothQuant's, None to search it; ``margin`` is by how
-    much a search must lower a group's loss; ``weighted`` says that rounding will know the
-    columns' importance. ``dtypes`` are those that stored tensors will be written in, by name,
-    where norms are not written as float32.
+    much a search must lower a group's loss, None for each transform's own; ``weighted`` says that
+    rounding will know the columns' importance, ``feedback`` that it will feed errors back.
+    ``dtypes`` are those that stored tensors will be written in, by name, where norms are not
+    written as float32.
     """
 
     seed: int = 0
     alpha: float | None = None
-    margin: float = 0.01
+    margin: float | None = None
     weighted: bool = True
+    feedback: bool = False
     threads: int = 1
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ def _awq(
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
-        weighted=settings.weighted, margin=settings.margin, threads=settings.threads,
+        weighted=settings.weighted, feedback=settings.feedback, margin=settings.margin,
+        threads=settings.threads,
     )  # fmt: skip
 
 
