@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.cli.methods import finish, plan_run, round_beside, transform_beside
 from quantcli.cli.running import calibrate_beside
-from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.cli.methods import Calibrating
@@ -38,7 +37,6 @@ def make_folder(
     from quantcli.sources.imatrix import read_importance
 
     check_recipe(recipe)
-    _check_method(recipe)
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
         path = output or default_folder(model, recipe)
@@ -98,23 +96,6 @@ def _known(recipe: Recipe, importance: Importance) -> Importance | None:
     from quantcli.plan.schemes import knows_importance
 
     return importance if knows_importance(recipe) else None
-
-
-def _check_method(recipe: Recipe) -> None:
-    """UsageError for a method that chooses codes which a model folder has no place for."""
-    if recipe.method is None:
-        return
-    from quantcli.methods import ROUNDER, parse_methods
-    from quantcli.plan.schemes import has_types
-
-    chain = parse_methods(recipe.method)
-    if chain.tune or (chain.rounds and has_types(recipe.to)):
-        fits = [ROUNDER] if chain.feedback and not has_types(recipe.to) else []
-        wanted = ",".join([*chain.transforms, *fits])
-        raise UsageError(
-            f"--method {recipe.method} is not for --to {recipe.to}",
-            hint=f"--method {wanted}" if wanted else "for: gguf",
-        )
 
 
 def _show_plan(out: Output, job: FolderJob, threads: int) -> None:

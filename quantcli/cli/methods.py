@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quantcli.cli.options import thread_count
 from quantcli.cli.running import default_memory
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantcli.cli.output import Output
     from quantcli.methods import Chain
     from quantcli.methods.job import Encoding, MethodJob
-    from quantcli.methods.options import Options, Outcome
+    from quantcli.methods.options import Outcome
     from quantcli.methods.transforming import Moved
     from quantcli.model import Model
     from quantcli.plan.folders import FolderPlan
@@ -78,46 +78,15 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import TUNER, parse_methods
+    from quantcli.methods import parse_methods
+    from quantcli.methods.recipes import check_methods
 
     chain = parse_methods(recipe.method)
     if told.resume and not chain.rounds:
         raise UsageError(
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
         )
-    if recipe.tune_steps is not None and not chain.tune:
-        raise UsageError(
-            "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
-        )
-    if recipe.range is not None and chain.rounds:
-        raise UsageError(
-            f"--range is not for --method {recipe.method}, which finds ranges by itself",
-            hint="leave one out",
-        )
-    if recipe.imatrix:
-        raise UsageError(
-            "--method runs the model itself and takes no importance matrix",
-            hint="give it the text with --calibrate instead of --imatrix",
-        )
-    read_options(recipe).check()
-
-
-def read_options(recipe: Recipe) -> Options:
-    """The recipe's options of methods, defaults filled in."""
-    from quantcli.methods import ROUNDER, parse_methods
-    from quantcli.methods.options import Options
-
-    chain = parse_methods(recipe.method or ROUNDER)
-    named: dict[str, Any] = {
-        "feedback": chain.feedback,
-        "tune": chain.tune,
-        "tune_steps": recipe.tune_steps,
-        "damping": recipe.damping,
-        "order": recipe.column_order,
-        "sweeps": recipe.sweeps,
-        "propagate": recipe.propagate or None,
-    }
-    return Options(**{name: value for name, value in named.items() if value is not None})
+    check_methods(recipe)
 
 
 def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
@@ -166,6 +135,7 @@ def round_beside(
     """Round every tensor; when it ends early, say what is kept and how to go on."""
     from quantcli.methods.job import begin, rounded
     from quantcli.methods.options import Outcome
+    from quantcli.methods.recipes import read_options
 
     encoding = begin(
         planned, plan, path, read_options(plan.recipe),

@@ -3,7 +3,8 @@
 A transform speaks of GGUF's tensors. A model folder keeps the checkpoint's, so each stored tensor
 is put together again from the rows of the GGUF tensors that were made of it: the architecture's
 pieces read backwards, rows that RoPE's layout permutes back in their places, transposed matrices
-turned, what was added to a norm (Gemma's one) taken off. What no transform touches comes as it is stored.
+turned, what was added to a norm (Gemma's one) taken off. What no transform touches comes as it is
+stored.
 
 A head that a transform makes out of the embeddings gets the name that the architecture's table has
 for it, and config.json then says that the two are not tied.

@@ -244,7 +244,7 @@ def test_an_interrupted_run_searches_again_and_goes_on(
     with open_model(checkpoint("llama-tied", "bfloat16"), vocabulary=False) as model:
         _run(model, tmp_path / "once", method)
         path = tmp_path / "twice"
-        _run(model, path, method, stop=14)
+        _run(model, path, method, stop=26)
         assert not path.exists()
         with pytest.raises(SourceError, match="model"):
             _run(model, path, "rotate,gptq", resume=True)
