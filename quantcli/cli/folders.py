@@ -71,7 +71,7 @@ def _run_method(
     """Transform, then round with feedback or, where no method rounds, to the nearest."""
     from quantcli.folder_job import prepare_folder
     from quantcli.methods import parse_methods
-    from quantcli.methods.stored import as_checkpoint
+    from quantcli.methods.stored import as_checkpoint, note_copies
 
     chain, recipe = parse_methods(method), job.plan.recipe
     if chain.transforms:
@@ -81,6 +81,8 @@ def _run_method(
         job = prepare_folder(
             planned.model, recipe, job.path, importance=importance, force=job.force
         )
+        for note in note_copies(planned.model, job.plan):
+            out.event(note)
     if not chain.rounds:
         _execute(out, job, workers)
         return

@@ -13,7 +13,7 @@ for it, and config.json then says that the two are not tied.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from quantcli.archs import find_architecture
 from quantcli.methods.transformed import TransformedModel, read_floats
 from quantcli.model import Model
+from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import HEAD_NAME
-from quantcli.types import OutputTensor, Piece, TensorInfo, TensorStore
+from quantcli.types import Note, OutputTensor, Piece, TensorInfo, TensorStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,22 @@ def as_checkpoint(model: Model) -> Model:
         TransformedStore(model, model.store, stored, touched), model.from_gguf, config,
         model.notes, model.repo, model.revision,
     )  # fmt: skip
+
+
+def note_copies(model: Model, plan: FolderPlan) -> Iterator[Note]:
+    """A remark on changed matrices that the folder copies, rounded to its dtype once more."""
+    if not isinstance(model.store, TransformedStore):
+        return
+    found = [
+        copy
+        for copy in plan.copies
+        if copy.source in model.store.changed and copy.rows > 1 and copy.dtype != "F32"
+    ]
+    if found:
+        yield Note(
+            f"{len(found)} matrices that are not quantized were transformed and are rounded to "
+            f"{found[0].dtype} again, such as {found[0].name}; --dtype F32 keeps them exact"
+        )
 
 
 @lru_cache(maxsize=64)

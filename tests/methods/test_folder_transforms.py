@@ -149,47 +149,10 @@ def original() -> torch.Tensor:
     return _scores(_load(CHECKPOINT, dtype=torch.float32))
 
 
-def test_awq_makes_a_better_folder_of_the_same_layout(
-    original: torch.Tensor, tmp_path: Path
-) -> None:
-    grid = ("--to", "compressed-tensors", "--range", "minmax")
-    _quantize(CHECKPOINT, tmp_path / "plain", *grid)
-    _quantize(CHECKPOINT, tmp_path / "awq", *grid, "--method", "awq")
-    assert _divergence(original, tmp_path / "awq") < 0.95 * _divergence(
-        original, tmp_path / "plain"
-    )
-    shapes = [
-        {n: (w.dtype, w.shape) for n, w in load_file(tmp_path / name / "model.safetensors").items()}
-        for name in ("plain", "awq")
-    ]
-    assert shapes[0] == shapes[1]
-    manifest = json.loads((tmp_path / "awq" / "quantcli.json").read_text())
-    assert [entry["method"] for entry in manifest["transforms"]] == ["awq"]
-    assert 'range = "minmax"' in manifest["recipe"]
-
-
-def test_a_rotated_folder_has_a_head_of_its_own(original: torch.Tensor, tmp_path: Path) -> None:
-    grid = ("--to", "compressed-tensors", "--bits", "8")
-    _quantize(CHECKPOINT, tmp_path / "made", *grid, "--method", "rotate")
-    assert json.loads((CHECKPOINT / "config.json").read_text())["tie_word_embeddings"]
-    assert (
-        json.loads((tmp_path / "made" / "config.json").read_text())["tie_word_embeddings"] is False
-    )
-    stored = load_file(tmp_path / "made" / "model.safetensors")
-    head, embedding = stored["lm_head.weight"], stored["model.embed_tokens.weight"]
-    assert head.dtype == embedding.dtype == ml_dtypes.bfloat16
-    assert not np.array_equal(head, embedding)
-    assert (stored["model.norm.weight"] == 1).all()
-    # Head and embedding are rotated and rounded to bfloat16 again, which costs about 1e-4.
-    assert _divergence(original, tmp_path / "made") < 1e-3
-
-
-def test_smoothquant_takes_outliers_from_eight_bit_activations(
-    original: torch.Tensor, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def outliers(original: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Channels behind norms that are 64 times larger, the function being the same."""
-    source = tmp_path / "model"
-    source.mkdir()
+    source = tmp_path_factory.mktemp("outliers")
     for path in CHECKPOINT.iterdir():
         (source / path.name).write_bytes(path.read_bytes())
     stored = load_file(CHECKPOINT / "model.safetensors")
@@ -205,9 +168,55 @@ def test_smoothquant_takes_outliers_from_eight_bit_activations(
                 stored[f"model.layers.{layer}.{name}.weight"][:, outliers] /= 64
     save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
     assert torch.equal(_scores(_load(source, dtype=torch.float32)), original)
+    return source
+
+
+def test_awq_makes_a_better_folder_of_the_same_layout(
+    original: torch.Tensor, outliers: Path, tmp_path: Path
+) -> None:
+    grid = ("--to", "compressed-tensors", "--range", "minmax")
+    _quantize(outliers, tmp_path / "plain", *grid)
+    _quantize(outliers, tmp_path / "awq", *grid, "--method", "awq")
+    assert _divergence(original, tmp_path / "awq") < 0.95 * _divergence(
+        original, tmp_path / "plain"
+    )
+    shapes = [
+        {n: (w.dtype, w.shape) for n, w in load_file(tmp_path / name / "model.safetensors").items()}
+        for name in ("plain", "awq")
+    ]
+    assert shapes[0] == shapes[1]
+    manifest = json.loads((tmp_path / "awq" / "quantcli.json").read_text())
+    assert [entry["method"] for entry in manifest["transforms"]] == ["awq"]
+    assert 'range = "minmax"' in manifest["recipe"]
+
+
+def test_a_rotated_folder_has_a_head_of_its_own(
+    original: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["quantize", str(CHECKPOINT), "--to", "compressed-tensors", "--bits", "8"]
+    args += ["--method", "rotate", "--calibrate", str(TEXT), "--chunks", "4"]
+    assert quantcli([*args, "-o", str(tmp_path / "made")]) == 0
+    said = capsys.readouterr().err
+    assert "2 matrices that are not quantized were transformed and are rounded to BF16" in said
+    assert json.loads((CHECKPOINT / "config.json").read_text())["tie_word_embeddings"]
+    assert (
+        json.loads((tmp_path / "made" / "config.json").read_text())["tie_word_embeddings"] is False
+    )
+    stored = load_file(tmp_path / "made" / "model.safetensors")
+    head, embedding = stored["lm_head.weight"], stored["model.embed_tokens.weight"]
+    assert head.dtype == embedding.dtype == ml_dtypes.bfloat16
+    assert not np.array_equal(head, embedding)
+    assert (stored["model.norm.weight"] == 1).all()
+    # Head and embedding are rotated and rounded to bfloat16 again, which costs about 1e-4.
+    assert _divergence(original, tmp_path / "made") < 1e-3
+
+
+def test_smoothquant_takes_outliers_from_eight_bit_activations(
+    original: torch.Tensor, outliers: Path, tmp_path: Path
+) -> None:
     grid = ("--to", "compressed-tensors", "--activations", "int8")
-    _quantize(source, tmp_path / "plain", *grid)
-    _quantize(source, tmp_path / "smooth", *grid, "--method", "smoothquant")
+    _quantize(outliers, tmp_path / "plain", *grid)
+    _quantize(outliers, tmp_path / "smooth", *grid, "--method", "smoothquant")
     plain, smooth = (_divergence(original, tmp_path / name) for name in ("plain", "smooth"))
     assert smooth < 0.1 * plain
 
