@@ -9,8 +9,8 @@ The inputs' size is their root mean square, where the paper takes the mean absol
 choice is among the same powers, and it is known after a rotation as well.
 
 Before error feedback another loss decides (`quantcli.methods.loss`), and inputs hardly matter in
-it: feedback already puts errors where they forgive them. What is left to gain is that columns of
-one size share a scale better, so powers of the inputs' pivots and of the columns' root mean
+it: feedback already puts errors where they forgive them. What is left to gain is little, that
+columns of one size share a scale better, so powers of the inputs' pivots and of the columns' root mean
 square are tried, each with exponents of its own.
 Sources: AWQ (arXiv:2306.00978); the second form is AutoAWQ's.
 """
@@ -33,7 +33,7 @@ from quantcli.types import Event
 _EXPONENTS = tuple(step / 20 for step in range(1, 20))
 _MARGIN, _MARGIN_BEFORE_FEEDBACK = 0.01, 0.002
 _INPUTS, _COLUMNS = (0.0, 0.1, 0.2, 0.3), (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Exponents before feedback; larger ones of the inputs were never the best."""
+"""Exponents before feedback; larger ones of the inputs were never the best where measured."""
 _SMALLEST = 1e-4
 """Of a channel's inputs beside the group's largest; what is smaller is as good as dead."""
 _WINDOW = 32
@@ -55,7 +55,7 @@ def awq(
     ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
     knows the columns' importance, ``feedback`` whether it feeds errors back; ``margin`` is the
     part by which the loss must fall: 1 % unless given, and 0.2 % before feedback, where there is
-    less to gain and the loss says so with less noise.
+    less to gain.
     ``measured`` needs hessian.
     """
     least = margin
