@@ -33,7 +33,7 @@ from quantcli.types import Event
 _EXPONENTS = tuple(step / 20 for step in range(1, 20))
 _MARGIN, _MARGIN_BEFORE_FEEDBACK = 0.01, 0.002
 _INPUTS, _COLUMNS = (0.0, 0.1, 0.2, 0.3), (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Exponents before feedback; larger ones of the inputs were never the best where measured."""
+"""Exponents before feedback; larger ones of the inputs were never best where measured."""
 _SMALLEST = 1e-4
 """Of a channel's inputs beside the group's largest; what is smaller is as good as dead."""
 _WINDOW = 32
