@@ -10,8 +10,8 @@ choice is among the same powers, and it is known after a rotation as well.
 
 Before error feedback another loss decides (`quantcli.methods.loss`), and inputs hardly matter in
 it: feedback already puts errors where they forgive them. What is left to gain is little, that
-columns of one size share a scale better, so powers of the inputs' pivots and of the columns' root mean
-square are tried, each with exponents of its own.
+columns of one size share a scale better, so powers of the inputs' pivots and of the columns' root
+mean square are tried, each with exponents of its own.
 Sources: AWQ (arXiv:2306.00978); the second form is AutoAWQ's.
 """
 
