@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantcli import pipeline
+from quantcli import folders, pipeline
 from quantcli.errors import UsageError
 from quantcli.folder_job import default_folder, prepare_folder
-from quantcli.folders import execute_folder
-from quantcli.model import open_model
-from quantcli.pipeline import Finished
+from quantcli.model import Model, open_model
+from quantcli.pipeline import Finished, default_threads
 from quantcli.plan.recipe import Recipe, check_recipe, merge_recipe
-from quantcli.sources.imatrix import read_importance
+from quantcli.plan.schemes import knows_importance
+from quantcli.sources.imatrix import Importance, read_importance
+from quantcli.types import Event
+
+if TYPE_CHECKING:
+    from quantcli.folder_job import FolderJob
+    from quantcli.pipeline import Job
+
+_Last = TypeVar("_Last", bound=Event)
+_STATES = 4 << 30
+"""Bytes of hidden states that stay in memory when nothing else is said."""
 
 
 def quantize(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    calibrate: Sequence[str | Path] = (),
+    chunks: int | None = None,
+    resume: bool = False,
     threads: int | None = None,
     max_memory: int | None = None,
     force: bool = False,
@@ -27,24 +41,150 @@ def quantize(
     """Quantize a model in one call; ``recipe`` takes the fields of `Recipe`, such as ``type``.
 
     ``to`` makes a model folder in place of a GGUF. ``output`` defaults to a name made of the
-    model's and the recipe's in the current folder. Raises a QuantcliError in one sentence for
-    whatever is wrong, and then leaves nothing behind.
+    model's and the recipe's in the current folder. A ``method`` runs the model on the texts
+    ``calibrate`` (the built-in one, if there are none), on ``chunks`` windows of them at most;
+    ``resume`` continues such a run. Raises a QuantcliError in one sentence for whatever is wrong,
+    and then leaves nothing behind but what a later run can resume.
     """
     wanted = merge_recipe(Recipe(), **recipe)
     check_recipe(wanted)
-    if wanted.method is not None:
-        raise UsageError(
-            f"method {wanted.method} needs a text to run the model on, which this call has no way "
-            "to take",
-            hint="'quantcli quantize --method ... --calibrate TEXT'",
-        )
-    if wanted.to == "gguf":
-        return pipeline.quantize(
-            source, output, threads=threads, max_memory=max_memory, force=force, **recipe
-        )
+    if wanted.method is None:
+        for name, given in {"calibrate": calibrate, "chunks": chunks, "resume": resume}.items():
+            if given:
+                raise UsageError(f"{name} belongs to a method", hint='add method="gptq"')
+    else:
+        from quantcli.calib.extras import require_torch
+        from quantcli.methods.recipes import check_methods
+
+        require_torch()
+        check_methods(wanted)
     importance = read_importance(Path(wanted.imatrix)) if wanted.imatrix else None
-    with open_model(source, vocabulary=False) as model:
-        path = Path(output) if output is not None else default_folder(model, wanted)
-        job = prepare_folder(model, wanted, path, importance=importance, force=force)
-        *_, finished = execute_folder(job, threads=threads, max_memory=max_memory)
-    return cast(Finished, finished)
+    with open_model(source, pre=wanted.pre, vocabulary=_reads_text(wanted)) as model:
+        path = Path(output) if output is not None else _default(model, wanted)
+        call = _Call(wanted, path, resume, threads, max_memory, force)
+        if wanted.method is not None:
+            return call.round_by_methods(model, calibrate, chunks)
+        return call.write(call.prepare(model, importance))
+
+
+def _reads_text(recipe: Recipe) -> bool:
+    return recipe.to == "gguf" or recipe.method is not None
+
+
+def _default(model: Model, recipe: Recipe) -> Path:
+    if recipe.to == "gguf":
+        return pipeline.default_output(model, recipe)
+    return default_folder(model, recipe)
+
+
+@dataclass(frozen=True)
+class _Call:
+    recipe: Recipe
+    path: Path
+    resume: bool
+    threads: int | None
+    max_memory: int | None
+    force: bool
+
+    def prepare(self, model: Model, importance: Importance | None) -> Job | FolderJob:
+        make: Any = pipeline.prepare if self.recipe.to == "gguf" else prepare_folder
+        job: Job | FolderJob = make(
+            model, self.recipe, self.path, importance=importance, force=self.force
+        )
+        return job
+
+    def write(self, job: Job | FolderJob, encoded: Any = None) -> Finished:
+        if isinstance(job, pipeline.Job):
+            events = pipeline.execute(
+                job, threads=self.threads, max_memory=self.max_memory, encoded=encoded
+            )
+        else:
+            source = None
+            if encoded is not None:
+                from quantcli.methods.codes import stored_codes
+
+                source = stored_codes(job, encoded)
+            events = folders.execute_folder(
+                job, threads=self.threads, max_memory=self.max_memory, source=source
+            )
+        return _last(events, Finished)
+
+    def round_by_methods(
+        self, model: Model, calibrate: Sequence[str | Path], chunks: int | None
+    ) -> Finished:
+        """Transform, then round with feedback or, where no method rounds, to the nearest."""
+        from quantcli.calib.data import read_texts
+        from quantcli.methods import ROUNDER, parse_methods
+        from quantcli.methods.allocating import (
+            Allocated,
+            allocate_job,
+            remove_survey,
+            survey_folder,
+        )
+        from quantcli.methods.diversity import SHARE
+        from quantcli.methods.job import begin, prepare, rounded
+        from quantcli.methods.recipes import read_options
+        from quantcli.methods.stored import as_checkpoint
+        from quantcli.methods.transforming import Moved, find_transforms
+
+        chain = parse_methods(self.recipe.method or ROUNDER)
+        if self.resume and not chain.rounds:
+            raise UsageError(f"method {self.recipe.method} leaves nothing to resume")
+        share = SHARE if self.recipe.random_share is None else self.recipe.random_share
+        texts = read_texts([str(text) for text in calibrate])
+        planned = prepare(model, texts, chunks=chunks, random_share=share)
+        job = self.prepare(model, self._known(planned.importance))
+        memory, threads = self.max_memory or _STATES, self.threads or default_threads()
+        gradients = None
+        if isinstance(job, pipeline.Job) and (self.recipe.allocate or self.recipe.target_size):
+            job = _last(
+                allocate_job(
+                    planned, job, self.path, read_options(self.recipe),
+                    max_memory=memory, threads=threads,
+                ),
+                Allocated,
+            ).job  # fmt: skip
+            gradients = None if chain.transforms else survey_folder(self.path)
+        call = replace(self, recipe=job.plan.recipe)
+        if chain.transforms:
+            found = find_transforms(
+                planned, chain, job.plan, self.path, max_memory=memory, threads=threads
+            )
+            moved = _last(found, Moved)
+            of = moved.model if self.recipe.to == "gguf" else as_checkpoint(moved.model)
+            planned = planned.of(of)
+            job = call.prepare(of, self._known(moved.importance or planned.importance))
+        if not chain.rounds:
+            return self.write(job)
+        encoding = begin(
+            planned, job.plan, self.path, read_options(self.recipe),
+            max_memory=memory, threads=threads, resume=self.resume, force=self.force,
+            gradients=gradients,
+        )  # fmt: skip
+        try:
+            for _ in rounded(encoding):
+                pass
+            overlay = encoding.store.overlay
+            if overlay is not None and isinstance(job, pipeline.Job):
+                job = pipeline.add_metadata(job, overlay.worth.keys)
+            finished = self.write(job, encoding.store)
+        except BaseException:
+            encoding.store.close()
+            if not encoding.checkpoint.done:
+                encoding.checkpoint.remove()
+            raise
+        encoding.store.close()
+        encoding.checkpoint.remove()
+        remove_survey(self.path)
+        return finished
+
+    def _known(self, importance: Importance) -> Importance | None:
+        return importance if self.recipe.to == "gguf" or knows_importance(self.recipe) else None
+
+
+def _last(events: Iterable[Event], kind: type[_Last]) -> _Last:
+    """The result of a run."""
+    *_, found = events
+    if not isinstance(found, kind):
+        raise RuntimeError(f"a run ended without {kind.__name__}")
+    return found

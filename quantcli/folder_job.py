@@ -15,7 +15,7 @@ import msgspec
 
 from quantcli import __version__
 from quantcli.errors import PlanError
-from quantcli.model import Model
+from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.pipeline import SLAB_BYTES, default_threads
 from quantcli.plan.budget import BASE_BYTES, check_disk, parse_size
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
@@ -242,13 +242,15 @@ def make_settings(
         files[INDEX] = write_index(places, total)
     source = {"repo": model.repo, "revision": model.revision, "digest": digest}
     text = dump_recipe(recipe)
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": "quantcli.manifest/1",
         "quantcli": __version__,
         "to": recipe.to,
         "recipe": text,
         "source": {key: value for key, value in source.items() if value is not None},
     }
+    if TRANSFORMS_KEY in model.metadata:
+        manifest["transforms"] = json.loads(str(model.metadata[TRANSFORMS_KEY].value))
     files[MANIFEST] = _json(manifest)
     stored = sum(declared.nbytes for _, _, declared in tensors.values())
     files["README.md"] = write_card(

@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantcli.cli.methods import finish, plan_run, round_beside
+from quantcli.cli.methods import finish, plan_run, round_beside, transform_beside
 from quantcli.cli.running import calibrate_beside
-from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from quantcli.cli.methods import Calibrating
     from quantcli.cli.output import Output
     from quantcli.folder_job import FolderJob
-    from quantcli.methods.job import Encoding
+    from quantcli.methods.job import Encoding, MethodJob
     from quantcli.plan.recipe import Recipe
+    from quantcli.sources.imatrix import Importance
 
 
 def make_folder(
@@ -37,13 +37,12 @@ def make_folder(
     from quantcli.sources.imatrix import read_importance
 
     check_recipe(recipe)
-    _check_method(recipe)
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
         path = output or default_folder(model, recipe)
         planned = plan_run(model, recipe, told) if recipe.method else None
         if planned is not None:
-            importance = planned.importance
+            importance = _known(recipe, planned.importance)
         elif told.data:
             # What would stop the quantization afterwards stops it before the long run.
             prepare_folder(model, recipe, path, force=force)
@@ -59,29 +58,46 @@ def make_folder(
         workers = folder_threads(job, threads, limit)
         if dry_run:
             _show_plan(out, job, workers)
-        elif planned is None:
+        elif planned is None or recipe.method is None:
             _execute(out, job, workers)
         else:
-            encoding = round_beside(
-                out, planned, job.plan, path, told, force=force, threads=threads
-            )
-            _execute(out, job, workers, encoding)
-            finish(encoding)
+            _run_method(out, planned, job, told, recipe.method, workers, threads)
 
 
-def _check_method(recipe: Recipe) -> None:
-    """UsageError for a method that moves or trains weights, which a model folder's are not."""
-    if recipe.method is None:
-        return
-    from quantcli.methods import ROUNDER, parse_methods
+def _run_method(
+    out: Output, planned: MethodJob, job: FolderJob, told: Calibrating, method: str, workers: int,
+    threads: int | None,
+) -> None:  # fmt: skip
+    """Transform, then round with feedback or, where no method rounds, to the nearest."""
+    from quantcli.folder_job import prepare_folder
+    from quantcli.methods import parse_methods
+    from quantcli.methods.stored import as_checkpoint, note_copies
 
-    chain = parse_methods(recipe.method)
-    if chain.transforms or chain.tune:
-        raise UsageError(
-            f"--method {recipe.method} is not for --to {recipe.to}, which rounds the "
-            "checkpoint's own weights",
-            hint=f"--method {ROUNDER}",
+    chain, recipe = parse_methods(method), job.plan.recipe
+    if chain.transforms:
+        moved = transform_beside(out, planned, chain, job.plan, job.path, threads=threads)
+        planned = planned.of(as_checkpoint(moved.model))
+        importance = _known(recipe, moved.importance or planned.importance)
+        job = prepare_folder(
+            planned.model, recipe, job.path, importance=importance, force=job.force
         )
+        for note in note_copies(planned.model, job.plan):
+            out.event(note)
+    if not chain.rounds:
+        _execute(out, job, workers)
+        return
+    encoding = round_beside(
+        out, planned, job.plan, job.path, told, force=job.force, threads=threads
+    )
+    _execute(out, job, workers, encoding)
+    finish(encoding)
+
+
+def _known(recipe: Recipe, importance: Importance) -> Importance | None:
+    """What ranges are weighted by; nothing where the recipe says how they are found without."""
+    from quantcli.plan.schemes import knows_importance
+
+    return importance if knows_importance(recipe) else None
 
 
 def _show_plan(out: Output, job: FolderJob, threads: int) -> None:

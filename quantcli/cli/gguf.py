@@ -83,7 +83,7 @@ def _run_method(
         job = allocate_beside(out, planned, job, path, threads=threads)
         gradients = None if chain.transforms else survey_folder(path)
     if chain.transforms:
-        moved = transform_beside(out, planned, chain, job, threads=threads)
+        moved = transform_beside(out, planned, chain, job.plan, job.paths[0], threads=threads)
         planned = planned.of(moved.model)
         importance = moved.importance or planned.importance
         job = prepare(

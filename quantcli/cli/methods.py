@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from quantcli.cli.options import thread_count
 from quantcli.cli.running import default_memory
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from quantcli.cli.output import Output
     from quantcli.methods import Chain
     from quantcli.methods.job import Encoding, MethodJob
-    from quantcli.methods.options import Options, Outcome
+    from quantcli.methods.options import Outcome
     from quantcli.methods.transforming import Moved
     from quantcli.model import Model
     from quantcli.pipeline import Job
@@ -84,57 +82,15 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import ROUNDER, TUNER, parse_methods
+    from quantcli.methods import parse_methods
+    from quantcli.methods.recipes import check_methods
 
     chain = parse_methods(recipe.method)
     if told.resume and not chain.rounds:
         raise UsageError(
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
         )
-    if recipe.tune_steps is not None and not chain.tune:
-        raise UsageError(
-            "--tune-steps belongs to the method tune", hint=f"--method {recipe.method},{TUNER}"
-        )
-    if (recipe.allocate or recipe.target_size) and not chain.feedback:
-        raise UsageError(
-            "types are chosen for gptq, which is not among the methods",
-            hint=f"--method {ROUNDER}",
-        )
-    if recipe.tune is not None and not chain.rounds:
-        raise UsageError(
-            f"--tune {recipe.tune} trains what a method has rounded, and --method {recipe.method} "
-            "only transforms",
-            hint=f"--method {recipe.method},{ROUNDER}",
-        )
-    if recipe.e2e_steps is not None and recipe.tune is None:
-        raise UsageError("--e2e-steps belongs to --tune e2e", hint="add --tune e2e")
-    if recipe.imatrix:
-        raise UsageError(
-            "--method runs the model itself and takes no importance matrix",
-            hint="give it the text with --calibrate instead of --imatrix",
-        )
-    read_options(recipe).check()
-
-
-def read_options(recipe: Recipe) -> Options:
-    """The recipe's options of methods, defaults filled in."""
-    from quantcli.methods import ROUNDER, parse_methods
-    from quantcli.methods.options import Options
-
-    chain = parse_methods(recipe.method or ROUNDER)
-    named: dict[str, Any] = {
-        "feedback": chain.feedback,
-        "tune": chain.tune,
-        "tune_steps": recipe.tune_steps,
-        "damping": recipe.damping,
-        "order": recipe.column_order,
-        "sweeps": recipe.sweeps,
-        "fisher_windows": recipe.fisher_windows,
-        "propagate": recipe.propagate or None,
-        "e2e": recipe.tune is not None,
-        "e2e_steps": recipe.e2e_steps,
-    }
-    return Options(**{name: value for name, value in named.items() if value is not None})
+    check_methods(recipe)
 
 
 def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
@@ -153,51 +109,32 @@ def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
 def allocate_beside(
     out: Output, planned: MethodJob, job: Job, path: Path, *, threads: int | None
 ) -> Job:
-    """The same job with the types that cost least within the size, every tensor by name.
+    """The same job with the types that cost least within the size, every tensor by name."""
+    from quantcli.methods.allocating import Allocated, allocate_job
+    from quantcli.methods.recipes import read_options
 
-    The recipe in the file names the types and takes bytes itself, so what is left for weights
-    shrinks until the whole fits.
-    """
-    from quantcli.methods.allocating import Allocated, choose_types
-    from quantcli.pipeline import prepare
-    from quantcli.plan.budget import parse_size
-    from quantcli.plan.recipe import merge_recipe
-
-    recipe = job.plan.recipe
-    whole = parse_size(recipe.target_size) if recipe.target_size else job.nbytes
-    limit = whole - (job.nbytes - job.plan.data_bytes)
-    while True:
-        found = None
-        with out.phase("choosing types"):
-            for event in choose_types(
-                planned, job.plan, path, read_options(recipe), limit,
-                max_memory=default_memory(), threads=thread_count(threads),
-            ):  # fmt: skip
-                if isinstance(event, Allocated):
-                    found = event
-                else:
-                    out.event(event)
-        if found is None:
-            raise RuntimeError("the choice of types ended without a result")
-        named = merge_recipe(recipe, tensor_types=list(found.tensor_types))
-        named = msgspec.structs.replace(named, allocate=False, target_size=None)
-        chosen = prepare(planned.model, named, path, importance=planned.importance, force=job.force)
-        if chosen.nbytes <= whole:
-            out.event(found.note)
-            return chosen
-        limit -= chosen.nbytes - whole
+    with out.phase("choosing types"):
+        for event in allocate_job(
+            planned, job, path, read_options(job.plan.recipe),
+            max_memory=default_memory(), threads=thread_count(threads),
+        ):  # fmt: skip
+            if isinstance(event, Allocated):
+                return event.job
+            out.event(event)
+    raise RuntimeError("the choice of types ended without a result")
 
 
 def transform_beside(
-    out: Output, planned: MethodJob, chain: Chain, job: Job, *, threads: int | None
-) -> Moved:
+    out: Output, planned: MethodJob, chain: Chain, plan: Plan | FolderPlan, path: Path, *,
+    threads: int | None,
+) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
     from quantcli.methods.search import Transformed
     from quantcli.methods.transforming import Moved, find_transforms
 
     with out.phase("transforming"):
         for event in find_transforms(
-            planned, chain, job.plan, job.paths[0], max_memory=default_memory(),
+            planned, chain, plan, path, max_memory=default_memory(),
             threads=thread_count(threads),
         ):  # fmt: skip
             if isinstance(event, Moved):
@@ -223,6 +160,7 @@ def round_beside(
     """
     from quantcli.methods.job import begin, rounded
     from quantcli.methods.options import Outcome
+    from quantcli.methods.recipes import read_options
 
     encoding = begin(
         planned, plan, path, read_options(plan.recipe),

@@ -8,22 +8,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from quantcli.calib.checkpoint import checkpoint_folder
 from quantcli.errors import PlanError
 from quantcli.methods.job import MethodJob, plan_passes
 from quantcli.methods.options import Options
 from quantcli.methods.survey import Surveyed, survey
-from quantcli.plan.allocate import allocate, find_candidates
-from quantcli.plan.planner import Plan
+from quantcli.pipeline import Job, prepare
+from quantcli.plan.allocate import Allocation, allocate, find_candidates
+from quantcli.plan.budget import parse_size
+from quantcli.plan.recipe import merge_recipe
 from quantcli.types import Event, Note
 
 
 @dataclass(frozen=True)
 class Allocated(Event):
-    """``tensor_types`` say REGEX=TYPE for every tensor that had a choice."""
+    """A job whose recipe gives every tensor that had a choice its type by name."""
 
-    tensor_types: tuple[str, ...]
-    note: Note
+    job: Job
 
 
 def survey_folder(output: Path) -> Path:
@@ -37,15 +40,17 @@ def remove_survey(output: Path) -> None:
     shutil.rmtree(survey_folder(output), ignore_errors=True)
 
 
-def choose_types(
-    job: MethodJob, plan: Plan, output: Path, options: Options, limit: int, *,
+def allocate_job(
+    planned: MethodJob, job: Job, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
-    """Yields progress, at last `Allocated`: ``limit`` bytes are for all tensors' data.
+    """Yields progress and a note, at last `Allocated`: within the recipe's target_size, or the
+    size that ``job`` has.
 
     What was surveyed stays in `survey_folder`, so a second call is quick. PlanError when nothing
-    can be chosen or the limit is too small.
+    can be chosen or the size is too small.
     """
+    plan = job.plan
     candidates = find_candidates(plan)
     if not candidates:
         raise PlanError(
@@ -54,7 +59,7 @@ def choose_types(
         )
     folder = survey_folder(output)
     folder.mkdir(exist_ok=True)
-    run = plan_passes(job, folder, None, None, max_memory, threads)
+    run = plan_passes(planned, folder, None, None, max_memory, threads)
     costs = None
     for event in survey(run, candidates, options):
         if isinstance(event, Surveyed):
@@ -63,14 +68,27 @@ def choose_types(
             yield event
     if costs is None:
         raise RuntimeError("the survey ended without a result")
-    found = allocate(plan, costs, limit)
+    target = plan.recipe.target_size
+    whole = parse_size(target) if target else job.nbytes
+    limit = whole - (job.nbytes - plan.data_bytes)
+    while True:
+        found = allocate(plan, costs, limit)
+        chosen = _with_types(planned, job, output, found)
+        # The recipe in the file names the types, and takes bytes itself.
+        if chosen.nbytes <= whole:
+            break
+        limit -= chosen.nbytes - whole
     left = len(candidates) - len(costs)
-    note = Note(
+    yield Note(
         f"types chosen for {len(costs)} tensors: {found.nbytes:,} bytes of weights, for a KL "
         f"divergence of about {found.cost:.3g}; {plan.label} has {plan.data_bytes:,}, for about "
         f"{found.before:.3g}" + (f"; {left} others keep its types" if left else "")
     )
-    yield Allocated(
-        tuple(f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())),
-        note,
-    )
+    yield Allocated(chosen)
+
+
+def _with_types(planned: MethodJob, job: Job, output: Path, found: Allocation) -> Job:
+    types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
+    named = merge_recipe(job.plan.recipe, tensor_types=types)
+    named = msgspec.structs.replace(named, allocate=False, target_size=None)
+    return prepare(planned.model, named, output, importance=planned.importance, force=job.force)

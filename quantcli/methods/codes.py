@@ -8,7 +8,6 @@ the GGUF tensor's pieces say that it went. What no method rounded is rounded to 
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from quantcli.formats.base import Bytes
 from quantcli.formats.integer import IntegerCodes
 from quantcli.methods.forms import GridForm
 from quantcli.methods.store import EncodedStore
+from quantcli.methods.stored import piece_rows
 from quantcli.pipeline import SLAB_BYTES
 from quantcli.rounding import CodeSource, RoundToNearest
 from quantcli.types import Matrix, Piece
@@ -49,7 +49,7 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
             low, high = max(first, piece.start), min(last, piece.start + piece.rows)
             if low >= high:
                 continue
-            own = offset + _whereabouts(piece)[low - piece.start : high - piece.start]
+            own = offset + piece_rows(piece)[low - piece.start : high - piece.start]
             # Rows change places within a head, so this is little more than what is wanted.
             span = encoded.read_rows(tensor, int(own.min()), int(own.max()) + 1)
             if packed is None:
@@ -64,11 +64,3 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
         return IntegerCodes(found.codes, found.scales[:1], zeros)
 
     return codes
-
-
-@lru_cache(maxsize=64)
-def _whereabouts(piece: Piece) -> NDArray[np.int64]:
-    """The piece's row behind each stored row of it."""
-    if piece.view is None:
-        return np.arange(piece.rows, dtype=np.int64)
-    return np.argsort(piece.source_rows(0, piece.rows))

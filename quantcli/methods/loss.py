@@ -4,6 +4,10 @@ With W the weights, s the scales, Q the grid and H the mean of x x^T, the error 
 is tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
 compared on the same inputs. The grid is the one that the tensor will be written in, block scales
 and importance weights included.
+
+Where error feedback comes next, most of that error will be made good by the columns that follow.
+What is left is tr(E D E^T) with D the pivots of H (`quantcli.methods.hessian`), if E is what
+rounding the fed-back weights leaves; that of the weights themselves stands for it.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.errors import PlanError
 from quantcli.formats import get_format, integer, native
 from quantcli.formats.integer import IntegerGrid, Search
-from quantcli.methods.hessian import output_error
+from quantcli.methods.hessian import output_error, prepare_hessian
 from quantcli.methods.measured import Measured
 from quantcli.methods.transform import Floats
 from quantcli.methods.transformed import read_floats
@@ -87,11 +91,20 @@ class Reader:
     share: float = 1.0
     weighted: bool = True
     """Whether the grid is told the columns' importance, the diagonal of H."""
+    pivots: Callable[[str, int], Floats] | None = None
+    """Likewise the pivots of H, where feedback comes next."""
 
     @property
     def hessian(self) -> Floats:
         """The mean of x x^T over the matrix's inputs."""
         return self.load(self.tensor.name, self.matrix)
+
+    @property
+    def squares(self) -> Floats:
+        """What a column's error weighs by itself: the diagonal of H, or its pivots."""
+        if self.pivots is not None:
+            return self.pivots(self.tensor.name, self.matrix)
+        return self.hessian.diagonal()
 
     @property
     def height(self) -> int:
@@ -116,16 +129,18 @@ class Reader:
         return np.concatenate(list(self.slabs(SAMPLE)))
 
     def error(self, rows: Floats, scales: NDArray[np.float64]) -> float:
-        """tr(E H E^T) of ``rows`` with ``scales`` on their columns; infinite if they do not fit."""
+        """The loss of ``rows`` with ``scales`` on their columns; infinite if they do not fit."""
         factors = scales.astype(np.float32)
         importance = None
         if self.weighted:
-            importance = np.asarray(self.hessian.diagonal() / factors**2, np.float32)
+            importance = np.asarray(self.squares / factors**2, np.float32)
         try:
             difference = self.grid(rows * factors, importance) / factors - rows
         except native.UnencodableError:
             return math.inf
-        return output_error(difference, self.hessian)
+        if self.pivots is None:
+            return output_error(difference, self.hessian)
+        return float(np.square(difference).sum(axis=0, dtype=np.float64) @ self.squares)
 
     def output(self, rows: Floats) -> float:
         """tr(W H W^T) of all of the matrix's rows, told by ``rows``: its output's square."""
@@ -140,11 +155,13 @@ def open_readers(
     grids: Mapping[str, Grid],
     *,
     weighted: bool,
+    feedback: bool = False,
 ) -> list[Reader]:
     """The matrices that read the group's channels, will be rounded and saw an input.
 
     Where the group's matrices have channels of their own (inside experts), those of ``matrix``.
-    Matrices without a grid stay as they are, so their error is nothing.
+    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` tells that
+    rounding will make good what it can.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     counts = {}
@@ -156,8 +173,15 @@ def open_readers(
                 counts[name, number] = measured.count(name, number)
     most = max(counts.values(), default=0)
     load = lru_cache(maxsize=2)(measured.hessian)
+    pivots = None
+    if feedback:
+        pivots = lru_cache(maxsize=None)(lambda name, number: _pivots(load(name, number)))
     return [
-        Reader(model, tensors[name], number, load, grids[name], count / most, weighted)
+        Reader(model, tensors[name], number, load, grids[name], count / most, weighted, pivots)
         for (name, number), count in counts.items()
         if count
     ]
+
+
+def _pivots(hessian: Floats) -> Floats:
+    return prepare_hessian(hessian).pivots

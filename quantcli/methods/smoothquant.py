@@ -33,6 +33,7 @@ from quantcli.model import Model
 from quantcli.types import Event
 
 _ALPHAS = tuple(step / 20 for step in range(21))
+_MARGIN = 0.01
 _LEVELS = 127
 """Of a symmetric 8-bit grid, on either side of zero."""
 _SMALLEST = 1e-5
@@ -45,7 +46,7 @@ def smoothquant(
     measured: Measured,
     *,
     alpha: float | None = None,
-    margin: float = 0.01,
+    margin: float | None = None,
     threads: int = 1,
 ) -> Iterator[Event]:
     """Smooth the inputs of the tensors in ``grids``, yielding progress, at last `Transformed`.
@@ -62,6 +63,7 @@ def smoothquant(
         if group.kind == "norm" and any(name in grids for name in group.readers)
     ]
     alphas = _ALPHAS if alpha is None else (alpha,)
+    margin = _MARGIN if margin is None else margin
     least = margin if alpha is None else -math.inf
 
     def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:

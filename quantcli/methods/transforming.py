@@ -17,7 +17,7 @@ from quantcli.calib.job import Calibrated, execute
 from quantcli.calib.job import prepare as prepare_calibration
 from quantcli.methods import Chain
 from quantcli.methods.job import MethodJob
-from quantcli.methods.loss import block_grids
+from quantcli.methods.loss import Grid, block_grids, integer_grid
 from quantcli.methods.measured import Measured, TransformedMeasured, transform_importance
 from quantcli.methods.transforms import (
     Chained,
@@ -27,6 +27,7 @@ from quantcli.methods.transforms import (
     transform_model,
 )
 from quantcli.model import Model
+from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Event
@@ -36,7 +37,8 @@ from quantcli.types import Event
 class Moved(Event):
     """The transforms are found: the model with them, and the importance of its columns.
 
-    ``importance`` is None where feedback comes next, which measures its own.
+    ``importance`` is None where feedback comes next, which measures its own, and where ranges
+    are found without.
     """
 
     model: Model
@@ -44,7 +46,13 @@ class Moved(Event):
 
 
 def find_transforms(
-    planned: MethodJob, chain: Chain, plan: Plan, output: Path, *, max_memory: int, threads: int
+    planned: MethodJob,
+    chain: Chain,
+    plan: Plan | FolderPlan,
+    output: Path,
+    *,
+    max_memory: int,
+    threads: int,
 ) -> Iterator[Event]:
     """Yield notes and progress, at last `Moved`; errors before any work for what does not fit."""
     model, cut = planned.model, planned.cut
@@ -52,11 +60,11 @@ def find_transforms(
     needs = needed_statistics(chain.transforms)
     if not chain.rounds and "hessian" not in needs:
         needs = ("hessian", *needs)
-    grids = block_grids({i.tensor.name: i.format for i in plan.items if i.importance})
-    settings = Settings(threads=threads)
+    settings = _settings(plan, chain, threads)
     if not needs:
-        yield from _finish(transform_model(model, chain.transforms, grids, None, settings))
+        yield from _finish(transform_model(model, chain.transforms, {}, None, settings))
         return
+    grids = find_grids(plan)
     folder = output.with_name(f".{output.name}.transform")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -71,10 +79,35 @@ def find_transforms(
                 yield event
         with Statistics(stats_path(path)) as measured:
             found = transform_model(model, chain.transforms, grids, measured, settings)
-            importance = None if chain.rounds else read_importance(path)
+            importance = read_importance(path) if settings.weighted and not chain.rounds else None
             yield from _finish(found, importance, measured)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def find_grids(plan: Plan | FolderPlan) -> dict[str, Grid]:
+    """The grid that each GGUF tensor's weights will be written in, of those that are rounded.
+
+    PlanError for a folder's grid that leaves nothing to search.
+    """
+    if isinstance(plan, Plan):
+        return block_grids({i.tensor.name: i.format for i in plan.items if i.importance})
+    if plan.scheme is None:
+        formats = {i.matrix.tensor: i.format for i in plan.items if i.format and i.importance}
+        return block_grids(formats)
+    grid = integer_grid(plan.scheme.grid, plan.scheme.search)
+    return {item.matrix.tensor: grid for item in plan.items}
+
+
+def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
+    if isinstance(plan, Plan):
+        return Settings(feedback=chain.feedback, threads=threads)
+    return Settings(
+        weighted=plan.scheme is None or plan.scheme.weighted,
+        feedback=chain.feedback,
+        threads=threads,
+        dtypes={copy.source: copy.dtype for copy in plan.copies},
+    )
 
 
 def _finish(

@@ -8,7 +8,7 @@ is small (`dump_transform`), so an interrupted run takes it from a file and sear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantcli.archs import find_folds
 from quantcli.errors import PlanError
@@ -16,6 +16,7 @@ from quantcli.methods.awq import awq
 from quantcli.methods.folding import model_groups
 from quantcli.methods.loss import Grid
 from quantcli.methods.measured import Measured, TransformedMeasured
+from quantcli.methods.norms import fit_norms
 from quantcli.methods.rotate import refuse_rotation, rotate
 from quantcli.methods.search import Transformed
 from quantcli.methods.smoothquant import smoothquant
@@ -30,15 +31,19 @@ class Settings:
     """What transforms may be told.
 
     ``seed`` draws rotations; ``alpha`` is SmoothQuant's, None to search it; ``margin`` is by how
-    much a search must lower a group's loss; ``weighted`` says that rounding will know the
-    columns' importance.
+    much a search must lower a group's loss, None for each transform's own; ``weighted`` says that
+    rounding will know the columns' importance, ``feedback`` that it will feed errors back.
+    ``dtypes`` are those that stored tensors will be written in, by name, where norms are not
+    written as float32.
     """
 
     seed: int = 0
     alpha: float | None = None
-    margin: float = 0.01
+    margin: float | None = None
     weighted: bool = True
+    feedback: bool = False
     threads: int = 1
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ def _awq(
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
-        weighted=settings.weighted, margin=settings.margin, threads=settings.threads,
+        weighted=settings.weighted, feedback=settings.feedback, margin=settings.margin,
+        threads=settings.threads,
     )  # fmt: skip
 
 
@@ -146,6 +152,7 @@ def transform_model(
                     yield _summary(name, event)
             yield event
         assert transform is not None
+        transform = fit_norms(model, transform, settings.dtypes)
         found.append(transform)
         model = apply_transform(model, transform)
         if measured is not None:

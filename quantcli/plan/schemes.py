@@ -33,7 +33,7 @@ _METHOD = frozenset({
     "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate",
     "tune_steps",
 })  # fmt: skip
-_FAKE = _TYPES | {"dtype"}
+_FAKE = _TYPES | _METHOD | {"dtype"}
 _GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
 _ALWAYS = frozenset({
     "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
@@ -146,15 +146,16 @@ def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
             re.compile(entry)
         except re.error as error:
             raise UsageError(f"--keep {entry} is not a regular expression: {error}") from None
-    if recipe.method is not None and recipe.range is not None:
-        raise UsageError(
-            f"--range is not for --method {recipe.method}, which finds ranges by itself",
-            hint="leave one out",
-        )
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if not has_types(recipe.to):
-        make_scheme(recipe, "BF16", has_importance=recipe.imatrix is not None)
+        make_scheme(recipe, "BF16", has_importance=knows_importance(recipe))
+
+
+def knows_importance(recipe: Recipe) -> bool:
+    """Whether ranges will be weighted: by a file, or by what a method measures."""
+    measured = recipe.method is not None and recipe.range in (None, "imatrix")
+    return recipe.imatrix is not None or measured
 
 
 def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:

@@ -53,7 +53,7 @@ def test_best_is_what_was_measured_to_win(
         (["--method", "gptq", "--tune-steps", "5"], "gptq,tune"),
         (["--sweeps", "2"], "belongs to a method"),
         (["--method", "awq", "--resume"], "nothing to resume"),
-        (["--method", "awq", "--to", "mlx"], "--method gptq"),
+        (["--method", "awq,gptq", "--to", "hf"], "--method awq"),
         (["--method", "gptq,tune", "--to", "gptq"], "--method gptq"),
         (["--tune", "e2e"], "add --method gptq"),
         (["--method", "awq", "--tune", "e2e"], "--method awq,gptq"),

@@ -129,7 +129,9 @@ USAGE = {
     "type of gptq": (["--to", "gptq", "--type", "Q4_0"], "--type is not for", "for: gguf, hf"),
     "groups of gguf": (["--group-size", "32"], "--group-size is not for --to gguf", "gptq, "),
     "methods": (
-        ["--to", "hf", "--method", "gptq", "--calibrate", "x"], "--method is not for", "for: gguf",
+        ["--to", "hf", "--method", "gptq", "--calibrate", "x"],
+        "gptq is not for --to hf",
+        "for: gguf",
     ),
     "range": (["--to", "gptq", "--range", "best"], "--range best is not one of", ""),
     "range without": (["--to", "gptq", "--range", "imatrix"], "needs an importance", "--imatrix"),

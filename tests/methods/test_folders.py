@@ -193,8 +193,7 @@ def test_other_formats_and_architectures(
 
 
 REFUSED = {
-    "transforms": (["--to", "gptq", "--method", "awq,gptq"], "--method awq,gptq is not for"),
-    "decoded": (["--to", "hf", "--method", "gptq"], "--method is not for --to hf"),
+    "decoded": (["--to", "hf", "--method", "gptq"], "--method gptq is not for --to hf"),
     "range": (["--to", "mlx", "--method", "gptq", "--range", "mse"], "--range is not for --method"),
     "alone": (["--to", "gptq", "--sweeps", "3"], "--sweeps belongs to a method"),
 }
@@ -212,10 +211,43 @@ def test_refusals(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_function_takes_no_method(tmp_path: Path) -> None:
-    for to in ("gguf", "gptq"):
-        with pytest.raises(UsageError, match="needs a text to run the model on"):
-            quantize(CHECKPOINT, tmp_path / "made", to=to, method="gptq")
+def test_the_function_does_what_the_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_models.build("llama", tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_bytes((CHECKPOINT / name).read_bytes())
+    cases: dict[str, tuple[list[str], dict[str, object]]] = {
+        "folder": (
+            ["--to", "gptq", "--group-size", "32", "--method", "awq,gptq"],
+            {"to": "gptq", "group_size": 32, "method": "awq,gptq"},
+        ),
+        "file.gguf": (["--type", "Q4_0", "--method", "gptq"], {"type": "Q4_0", "method": "gptq"}),
+    }
+    for name, (args, recipe) in cases.items():
+        told, called = tmp_path / "told" / name, tmp_path / "called" / name
+        for path in (told, called):
+            path.parent.mkdir(exist_ok=True)
+        data = ["--calibrate", str(TEXT), "--chunks", "2", "-t", "1", "-q", "-o", str(told)]
+        assert quantcli(["quantize", str(source), *args, *data]) == 0
+        done = quantize(source, called, calibrate=[TEXT], chunks=2, threads=1, **recipe)
+        assert done.paths == (called,)
+        pairs = [(told, called)]
+        if told.is_dir():
+            pairs = [(path, called / path.name) for path in told.iterdir()]
+        for one, other in pairs:
+            assert one.read_bytes() == other.read_bytes(), one.name
+        assert [path.name for path in called.parent.iterdir()].count(name) == 1
+    capsys.readouterr()
+
+
+def test_the_function_refuses_what_belongs_to_a_method(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="calibrate belongs to a method"):
+        quantize(CHECKPOINT, tmp_path / "made", calibrate=[TEXT])
+    with pytest.raises(UsageError, match="is not for --to hf"):
+        quantize(CHECKPOINT, tmp_path / "made", to="hf", method="gptq")
+    with pytest.raises(UsageError, match="leaves nothing to resume"):
+        quantize(CHECKPOINT, tmp_path / "made", to="gptq", method="awq", resume=True)
     assert not list(tmp_path.iterdir())
 
 
