@@ -172,6 +172,7 @@ class _Call:
             encoding.store.close()
             if not encoding.checkpoint.done:
                 encoding.checkpoint.remove()
+                remove_survey(self.path)
             raise
         encoding.store.close()
         encoding.checkpoint.remove()

@@ -158,6 +158,7 @@ def round_beside(
 
     ``gradients`` is a folder where a survey left those of this model.
     """
+    from quantcli.methods.allocating import remove_survey
     from quantcli.methods.job import begin, rounded
     from quantcli.methods.options import Outcome
     from quantcli.methods.recipes import read_options
@@ -184,6 +185,8 @@ def round_beside(
                 )
             else:
                 encoding.checkpoint.remove()
+                if gradients is not None:
+                    remove_survey(path)
             raise
     return encoding
 

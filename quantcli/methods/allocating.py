@@ -57,20 +57,26 @@ def allocate_job(
             f"{plan.label} quantizes nothing whose type could be chosen",
             hint="leave --allocate out, or choose another type",
         )
+    target = plan.recipe.target_size
+    whole = parse_size(target) if target else job.nbytes
+    limit = whole - (job.nbytes - plan.data_bytes)
+    # Before the long run: whether anything can be that small.
+    allocate(plan, {name: dict.fromkeys(kinds, 0.0) for name, kinds in candidates.items()}, limit)
     folder = survey_folder(output)
     folder.mkdir(exist_ok=True)
     run = plan_passes(planned, folder, None, None, max_memory, threads)
     costs = None
-    for event in survey(run, candidates, options):
-        if isinstance(event, Surveyed):
-            costs = event.costs
-        else:
-            yield event
+    try:
+        for event in survey(run, candidates, options):
+            if isinstance(event, Surveyed):
+                costs = event.costs
+            else:
+                yield event
+    finally:
+        if costs is None:
+            remove_survey(output)
     if costs is None:
         raise RuntimeError("the survey ended without a result")
-    target = plan.recipe.target_size
-    whole = parse_size(target) if target else job.nbytes
-    limit = whole - (job.nbytes - plan.data_bytes)
     while True:
         found = allocate(plan, costs, limit)
         chosen = _with_types(planned, job, output, found)

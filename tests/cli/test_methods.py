@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 
 from quantcli.cli.app import run
@@ -52,6 +53,12 @@ def test_best_is_what_was_measured_to_win(
         (["--method", "gptq", "--damping", "2"], "damping of 2"),
         (["--method", "gptq", "--tune-steps", "5"], "gptq,tune"),
         (["--sweeps", "2"], "belongs to a method"),
+        (["--allocate"], "belongs to a method"),
+        (["--target-size", "2M"], "belongs to a method"),
+        (["--method", "tune", "--allocate"], "--method gptq"),
+        (["--method", "gptq", "--target-size", "small"], "is not a size"),
+        (["--method", "gptq", "--allocate", "--to", "awq"], "allocate"),
+        (["--method", "gptq", "--fisher-windows", "-1"], "windows of gradients"),
         (["--method", "awq", "--resume"], "nothing to resume"),
         (["--method", "awq,gptq", "--to", "hf"], "--method awq"),
         (["--method", "gptq,tune", "--to", "gptq"], "--method gptq"),
@@ -128,3 +135,36 @@ def test_chunks_cut_a_plain_calibration_too(
     )
     assert code == 0
     assert "2 windows of 512 tokens" in said
+
+
+def test_types_are_chosen_within_a_size(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is no larger than its type's, and the real llama.cpp predicts better from it."""
+    args = [str(mini), "--type", "Q3_K_S", "--method", "gptq", "--calibrate", str(TEXT),
+            "--chunks", "8", "--fisher-windows", "8", "--threads", "1"]  # fmt: skip
+    plain, chosen, small = (tmp_path / name for name in ("plain.gguf", "chosen.gguf", "s.gguf"))
+    assert _call(capsys, *args, "-o", str(plain))[0] == 0
+    code, _, said = _call(capsys, *args, "--allocate", "-o", str(chosen))
+    assert code == 0
+    assert "types chosen for 29 tensors" in said
+    assert chosen.stat().st_size <= plain.stat().st_size
+    assert len({str(t.tensor_type) for t in gguf.GGUFReader(chosen).tensors}) > 3
+    assert _call(capsys, *args, "--target-size", "1.9M", "-o", str(small))[0] == 0
+    assert 1_800_000 < small.stat().st_size <= 1_900_000
+    code, _, complaint = _call(
+        capsys, *args, "--target-size", "1M", "-o", str(tmp_path / "no.gguf")
+    )
+    assert code == 1
+    assert "with the smallest types the tensors take" in complaint
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.gguf", "chosen.gguf", "s.gguf"}
+
+    novel = Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt"
+    text = tmp_path / "some.txt"
+    text.write_text(novel.read_text()[:20000])
+    found = {}
+    for path in (plain, chosen):
+        args = [str(path), "--reference", str(mini), "--data", str(text), "--json"]
+        assert run(["eval-ppl", *args]) == 0
+        found[path] = json.loads(capsys.readouterr().out)["results"][0]["kld"]["value"]
+    assert found[chosen] < 0.8 * found[plain]
