@@ -35,8 +35,6 @@ class Calibrating:
 
 
 BEST = "best"
-_TUNED_BELOW = 3.0
-"""Bits per weight below which training was measured to be worth its time."""
 
 
 def settle_method(recipe: Recipe, quality: str | None) -> Recipe:
@@ -50,18 +48,10 @@ def settle_method(recipe: Recipe, quality: str | None) -> Recipe:
         method = BEST
     if method is None or method.strip().lower() != BEST:
         return recipe
-    return merge_recipe(recipe, method=_best_method(recipe))
+    from quantcli.methods import ROUNDER
 
-
-def _best_method(recipe: Recipe) -> str:
-    from quantcli.formats import get_format
-    from quantcli.methods import ROUNDER, TUNER
-    from quantcli.plan.filetypes import find_file_type
-
-    if recipe.to != "gguf":
-        return ROUNDER
-    bits = get_format(find_file_type(recipe.type).base).bits
-    return f"{ROUNDER},{TUNER}" if bits < _TUNED_BELOW else ROUNDER
+    # Choosing types gave more than any training did, and keeps the size.
+    return merge_recipe(recipe, method=ROUNDER, allocate=recipe.to == "gguf" or None)
 
 
 def check_options(recipe: Recipe, told: Calibrating) -> None:

@@ -85,7 +85,7 @@ def quantize(
             "--quality",
             metavar="fast|high",
             panel=_METHOD,
-            help="high: the method that was measured to win at the type's bits, --method best. "
+            help="high: what was measured to win, --method gptq --allocate for a GGUF. "
             "Default: fast, no method.",
         ),
     ] = None,

@@ -26,7 +26,7 @@ def _call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str
     ("args", "method"),
     [
         (["--quality", "high"], "gptq"),
-        (["--quality", "high", "--type", "Q2_K"], "gptq,tune"),
+        (["--quality", "high", "--type", "Q2_K"], "gptq"),
         (["--method", "best", "--type", "IQ3_S"], "gptq"),
         (["--quality", "high", "--to", "awq"], "gptq"),
         (["--quality", "high", "--method", "awq"], "awq"),
@@ -40,6 +40,7 @@ def test_best_is_what_was_measured_to_win(
     assert code == 0
     assert (f'method = "{method}"' in shown) == (method is not None)
     assert "best" not in shown
+    assert ("allocate = true" in shown) == (method == "gptq" and "--to" not in args)
 
 
 @pytest.mark.parametrize(
