@@ -20,13 +20,14 @@ import torch
 import transformers
 
 from quantcli.calib.data import Text
-from quantcli.cli.methods import Calibrating, check_options, read_options
+from quantcli.cli.methods import Calibrating, check_options
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
 from quantcli.methods import Chain, parse_methods, tune
 from quantcli.methods.job import begin, prepare, rounded
 from quantcli.methods.options import HELD_OUT, Options
+from quantcli.methods.recipes import read_options
 from quantcli.methods.trainable import Trainable, is_trainable
 from quantcli.model import Model, open_model
 from quantcli.pipeline import execute
