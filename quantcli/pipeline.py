@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from quantcli import __version__
 from quantcli.errors import PlanError, UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
-from quantcli.model import Model, open_model
+from quantcli.model import Model
 from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
-from quantcli.plan.recipe import Recipe, dump_recipe, merge_recipe
-from quantcli.sources.imatrix import Importance, read_importance
+from quantcli.plan.recipe import Recipe, dump_recipe
+from quantcli.sources.imatrix import Importance
 from quantcli.types import Event, MetaValue, OutputTensor, PackedType, Progress, text, u32
 from quantcli.writers.atomic import AtomicFiles, refuse_existing
 from quantcli.writers.gguf import (
@@ -162,29 +162,6 @@ def add_metadata(job: Job, keys: Mapping[str, MetaValue]) -> Job:
     """The same job with more key-values in its files."""
     metadata = {**job.metadata, **keys}
     return replace(job, metadata=metadata, layouts=_lay_out(metadata, job.shards))
-
-
-def quantize(
-    source: str | Path,
-    output: str | Path | None = None,
-    *,
-    threads: int | None = None,
-    max_memory: int | None = None,
-    force: bool = False,
-    **recipe: Any,
-) -> Finished:
-    """Quantize a model in one call; ``recipe`` takes the fields of `Recipe`, such as ``type``.
-
-    ``output`` defaults to ``NAME-TYPE.gguf`` in the current folder. Raises a QuantcliError in one
-    sentence for whatever is wrong, and then leaves nothing behind.
-    """
-    wanted = merge_recipe(Recipe(), **recipe)
-    importance = read_importance(Path(wanted.imatrix)) if wanted.imatrix else None
-    with open_model(source, pre=wanted.pre) as model:
-        path = Path(output) if output is not None else default_output(model, wanted)
-        job = prepare(model, wanted, path, importance=importance, force=force)
-        *_, finished = execute(job, threads=threads, max_memory=max_memory)
-    return cast(Finished, finished)
 
 
 def threads_within(job: Job, threads: int | None, max_memory: int | None) -> int:

@@ -40,6 +40,7 @@ def make_gguf(
     from quantcli.pipeline import default_output, prepare, threads_within
     from quantcli.plan.recipe import merge_recipe
     from quantcli.sources.imatrix import read_importance
+    from quantcli.types import Note
     from quantcli.writers.atomic import refuse_existing
 
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
@@ -60,6 +61,9 @@ def make_gguf(
         job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
         workers = threads_within(job, threads, limit)
         if dry_run:
+            if recipe.allocate or recipe.target_size:
+                note = f"types are chosen as it runs; until then these are {recipe.type}'s"
+                out.event(Note(note))
             _show_plan(out, job, workers)
         elif planned is None or recipe.method is None:
             _execute(out, job, workers)

@@ -55,7 +55,7 @@ def allocate_job(
     if not candidates:
         raise PlanError(
             f"{plan.label} quantizes nothing whose type could be chosen",
-            hint="leave --allocate out, or choose another type",
+            hint="leave out --allocate or --quality high, or choose another type",
         )
     target = plan.recipe.target_size
     whole = parse_size(target) if target else job.nbytes

@@ -169,3 +169,16 @@ def test_types_are_chosen_within_a_size(
         assert run(["eval-ppl", *args]) == 0
         found[path] = json.loads(capsys.readouterr().out)["results"][0]["kld"]["value"]
     assert found[chosen] < 0.8 * found[plain]
+
+
+def test_a_dry_run_says_that_types_are_not_chosen_yet(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = [str(mini), "--type", "Q3_K_S", "--method", "gptq", "--calibrate", str(TEXT)]
+    for extra, said in ((["--allocate"], True), (["--target-size", "2M"], True), ([], False)):
+        code, shown, told = _call(capsys, *args, *extra, "--dry-run")
+        assert code == 0
+        assert "Q3_K" in shown
+        assert ("types are chosen as it runs" in told) == said
+    assert not list(tmp_path.iterdir())
