@@ -65,6 +65,31 @@ QK_INLINE vf divide_where(vf a, vf b) {
     return vf_sel(b > 0.f, a / b, vf_set1(0));
 }
 
+#define QK_RUN 16 /* divides every number of columns, and of weights under one scale */
+
+/* sums[i] += a[first .. first + QK_RUN) times the Hessian's rows there, in this order, for the
+ * columns from..to; follow_run takes them off instead. A column's sum stays in a register. */
+QK_INLINE void add_run(const struct tile_state *tile, vf *restrict sums, const vf *a, int first,
+                       int from, int to) {
+    const float *row = tile->hessian + (int64_t)first * tile->columns;
+    for (int i = from; i < to; ++i) {
+        vf sum = sums[i];
+#pragma GCC unroll 16
+        for (int k = 0; k < QK_RUN; ++k) sum += a[k] * row[k * tile->columns + i];
+        sums[i] = sum;
+    }
+}
+
+QK_INLINE void follow_run(struct tile_state *tile, const vf *changes, int first, int from, int to) {
+    const float *row = tile->hessian + (int64_t)first * tile->columns;
+    for (int i = from; i < to; ++i) {
+        vf left = tile->gradient[i];
+#pragma GCC unroll 16
+        for (int k = 0; k < QK_RUN; ++k) left -= changes[k] * row[k * tile->columns + i];
+        tile->gradient[i] = left;
+    }
+}
+
 /* The integer nearest to number + slope / curvature, within the range; with odd the odd one. */
 QK_INLINE vf move_integer(vf number, vf slope, vf curvature, const int *range, int odd) {
     const vf wanted = number + divide_where(slope, curvature);
@@ -80,7 +105,6 @@ QK_INLINE void sweep_scales(struct tile_state *tile, const struct qk_lattice *la
     const int sub = lattice->sub, runs = lattice->block / sub;
     for (int s = 0; s < tile->columns / sub; ++s) {
         const int first = s * sub, last = first + sub, block = s / runs;
-        const float *rows = tile->hessian + (int64_t)first * tile->columns;
         if (lattice->scale_range[0] < lattice->scale_range[1]) {
             vf slope = {0}, curvature = {0};
             for (int i = first; i < last; ++i) {
@@ -94,10 +118,13 @@ QK_INLINE void sweep_scales(struct tile_state *tile, const struct qk_lattice *la
             const vf moved = (scale - scales[s]) * d[block];
             scales[s] = scale;
             if (vi_any(moved != 0.f)) {
-                for (int i = first; i < last; ++i) {
-                    const vf change = moved * tile->levels[i];
-                    follow(tile, change, rows + (int64_t)(i - first) * tile->columns);
-                    tile->values[i] += change;
+                for (int start = first; start < last; start += QK_RUN) {
+                    vf changes[QK_RUN];
+                    for (int k = 0; k < QK_RUN; ++k) {
+                        changes[k] = moved * tile->levels[start + k];
+                        tile->values[start + k] += changes[k];
+                    }
+                    follow_run(tile, changes, start, 0, tile->columns);
                 }
             }
         }
@@ -128,10 +155,9 @@ QK_INLINE void fit_block(struct tile_state *tile, const struct qk_lattice *latti
     vf aa = {0}, ga = {0}, bb = {0}, gb = {0}, ab = {0};
     for (int i = first; i < last; ++i) {
         a[i] = scales[i / sub] * tile->levels[i];
-        const float *row = tile->hessian + (int64_t)i * tile->columns;
-        for (int k = 0; k < tile->columns; ++k) along[k] += a[i] * row[k];
         ga += a[i] * tile->gradient[i];
     }
+    for (int i = first; i < last; i += QK_RUN) add_run(tile, along, a + i, i, 0, tile->columns);
     for (int i = first; i < last; ++i) aa += a[i] * along[i];
     if (mins != NULL) {
         for (int s = first / sub; s < last / sub; ++s) {

@@ -71,18 +71,25 @@ void QK_FN(feedback)(const struct qk_lattice *lattice, const float *target, cons
 
 QK_INLINE void sweep_codes(struct tile_state *tile, const struct qk_lattice *lattice,
                            const vf *steps, const vf *lows) {
-    for (int j = 0; j < tile->columns; ++j) {
-        const vf step = steps[j / lattice->sub], low = lows[j / lattice->sub];
-        const float *row = tile->hessian + (int64_t)j * tile->columns;
-        const vf best = tile->values[j] + tile->gradient[j] / row[j];
-        vf level;
-        const vi code = nearest_level(lattice, (best + low) / step, &level);
-        const vi lost = step == 0.f;
-        tile->codes[j] = vi_sel(lost, tile->codes[j], code);
-        tile->levels[j] = vf_sel(lost, tile->levels[j], level);
-        const vf value = step * tile->levels[j] - low;
-        follow(tile, value - tile->values[j], row);
-        tile->values[j] = value;
+    for (int first = 0; first < tile->columns; first += QK_RUN) {
+        const int last = first + QK_RUN;
+        vf changes[QK_RUN];
+        for (int j = first; j < last; ++j) {
+            const vf step = steps[j / lattice->sub], low = lows[j / lattice->sub];
+            const float *row = tile->hessian + (int64_t)j * tile->columns;
+            const vf best = tile->values[j] + tile->gradient[j] / row[j];
+            vf level;
+            const vi code = nearest_level(lattice, (best + low) / step, &level);
+            const vi lost = step == 0.f;
+            tile->codes[j] = vi_sel(lost, tile->codes[j], code);
+            tile->levels[j] = vf_sel(lost, tile->levels[j], level);
+            const vf value = step * tile->levels[j] - low;
+            changes[j - first] = value - tile->values[j];
+            for (int i = first; i < last; ++i) tile->gradient[i] -= changes[j - first] * row[i];
+            tile->values[j] = value;
+        }
+        follow_run(tile, changes, first, 0, first);
+        follow_run(tile, changes, first, last, tile->columns);
     }
 }
 

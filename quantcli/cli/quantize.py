@@ -124,7 +124,7 @@ def quantize(
             "--sweeps",
             metavar="N",
             panel=_METHOD,
-            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 2.",
+            help="Sweeps of coordinate descent on codes and scales afterwards. Default: 1.",
         ),
     ] = None,
     fisher_windows: Annotated[

@@ -107,7 +107,7 @@ class BlockForm:
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
-        coded = round_with_feedback(self.format, rows, hessian, importance, crew)
+        coded = round_with_feedback(self.format, rows, hessian, importance, crew, options.settle)
         for _ in range(options.sweeps):
             sweep(coded, hessian, crew)
         return coded.pack()

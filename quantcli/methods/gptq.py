@@ -3,8 +3,10 @@
 At the start of each 256 columns the scales are those that the format's encoder finds, importance
 and all, in the weights as the feedback so far has changed them; under these the columns are rounded
 in order, each error passed on to the columns after it; a group that is one point of a codebook is
-rounded at once. A Hessian in another order (largest mean square first, when most columns are left
-to make up for the error) has the scales taken from the untouched weights.
+rounded at once. Then the 256 columns are swept: every code and scale goes to its best given the
+others, in the measure of what the later columns cannot make good. A Hessian in another order
+(largest mean square first, when most columns are left to make up for the error) has the scales
+taken from the untouched weights, and no such sweeps.
 
 Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the form of the feedback; the choice
 of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-gguf-toolkit.
@@ -26,16 +28,18 @@ _CHUNK = 256
 
 
 def round_with_feedback(
-    fmt: BlockFormat, rows: Floats, hessian: Hessian, importance: Floats | None, crew: Workers
-) -> Coded:
+    fmt: BlockFormat, rows: Floats, hessian: Hessian, importance: Floats | None, crew: Workers,
+    settle: int = 0,
+) -> Coded:  # fmt: skip
     """Round ``rows`` (n, columns), float32, in the order of ``hessian``.
 
-    ``importance`` has a weight for each column, for the encoder's search for scales.
+    ``importance`` has a weight for each column, for the encoder's search for scales; ``settle``
+    sweeps go over each 256 columns, and with none this is GPTQ as it was published.
     """
     coded = Coded(fmt, rows)
     ordered = hessian.keep_together(coded.grid.width)
     if ordered.order is None:
-        _round_in_order(coded, ordered, importance, crew)
+        _round_in_order(coded, ordered, importance, crew, settle)
     else:
         _round_sorted(coded, ordered, ordered.order, importance, crew)
     return coded
@@ -62,7 +66,7 @@ def _find_parts(
 
 
 def _round_in_order(
-    coded: Coded, hessian: Hessian, importance: Floats | None, crew: Workers
+    coded: Coded, hessian: Hessian, importance: Floats | None, crew: Workers, settle: int
 ) -> None:
     factor = hessian.factor
     for index, columns in enumerate(coded.columns):
@@ -70,8 +74,16 @@ def _round_in_order(
         weights = np.ascontiguousarray(coded.rows[:, columns])
         target = weights + coded.errors[:, :first] @ factor[:first, columns]
         parts = _find_parts(coded, target, columns, importance, crew)
-        parts, codes = coded.grid.round_panel(parts, target, weights, hessian.part(columns), crew)
+        part = hessian.part(columns)
+        parts, codes = coded.grid.round_panel(parts, target, weights, part, crew)
         coded.set_codes(index, parts, codes)
+        if settle == 0:
+            continue
+        metric, pull = part.metric(columns.stop - first), target - weights
+        for _ in range(settle):
+            missed = pull + coded.errors[:, columns] @ part.factor
+            gradient = (missed * part.pivots) @ part.factor.T
+            coded.set_parts(index, coded.grid.sweep(coded.parts(index), metric, gradient, crew))
 
 
 def _round_sorted(

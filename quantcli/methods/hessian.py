@@ -9,10 +9,11 @@ rounded from its own weights plus the errors of the columns before it. This is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
@@ -26,7 +27,7 @@ ORDERS = ("natural", "activation")
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean. On text like the calibration's a fifth of it does
 as well; on other text a small one costs far more than a large one at two and three bits."""
-_WIDE = 8192
+_WIDE = 2048
 """From this many columns on the factorisation is in float32: half the memory and the time."""
 _RAISED = 10.0
 _MOST = 10.0
@@ -38,12 +39,18 @@ class Slice:
 
     factor: Matrix
     pivots: Matrix
+    _metrics: dict[int, Matrix] = field(default_factory=dict)
 
     def metric(self, width: int) -> Matrix:
         """For each unit of ``width`` columns its own (I + U) D (I + U)^T, shape (columns, width).
 
         It weighs a unit's errors where all later columns will make them good as they can.
         """
+        if width not in self._metrics:
+            self._metrics[width] = self._metric(width)
+        return self._metrics[width]
+
+    def _metric(self, width: int) -> Matrix:
         units = len(self.pivots) // width
         tiled = self.factor.reshape(units, width, units, width)
         own = tiled[np.arange(units), :, np.arange(units), :]
@@ -64,10 +71,15 @@ class Hessian:
     pivots: Matrix
     damping: float
     order: Order | None = None
+    _parts: dict[tuple[int, int], Slice] = field(default_factory=dict)
 
     def part(self, columns: slice) -> Slice:
         """What concerns ``columns``, by their places in the order."""
-        return Slice(self.factor[columns, columns], self.pivots[columns])
+        key = columns.start, columns.stop
+        if key not in self._parts:
+            factor = np.ascontiguousarray(self.factor[columns, columns])
+            self._parts[key] = Slice(factor, self.pivots[columns])
+        return self._parts[key]
 
     def keep_together(self, width: int) -> Hessian:
         """This Hessian in an order that leaves units of ``width`` columns whole.
@@ -79,16 +91,21 @@ class Hessian:
         loud = self.matrix.diagonal().reshape(-1, width).sum(axis=1)
         units = np.argsort(-loud, kind="stable")
         order = (units[:, None] * width + np.arange(width)).reshape(-1)
-        factor, pivots = _factor(self.matrix.astype(np.float64)[np.ix_(order, order)])
+        factor, pivots = _factor(self.matrix.astype(np.float64), order)
         return Hessian(self.matrix, factor, pivots, self.damping, order)
 
 
-def _factor(values: NDArray[np.float64]) -> tuple[Matrix, Matrix]:
-    """I + U and D of a positive definite matrix; LinAlgError where it is not."""
+def _factor(values: NDArray[Any], order: Order | None) -> tuple[Matrix, Matrix]:
+    """I + U and D of a positive definite matrix in an order; LinAlgError where it is not."""
     # The reversed matrix's lower factor, turned round, is the upper one from the right.
-    upper = np.linalg.cholesky(values[::-1, ::-1])[::-1, ::-1]
+    places = np.arange(len(values))[::-1] if order is None else order[::-1]
+    turned = torch.from_numpy(values[np.ix_(places, places)])
+    lower, failed = torch.linalg.cholesky_ex(turned)
+    if failed.any():
+        raise np.linalg.LinAlgError("not positive definite")
+    upper = lower.numpy()[::-1, ::-1]
     diagonal = upper.diagonal()
-    pivots: NDArray[np.float64] = diagonal * diagonal
+    pivots = diagonal * diagonal
     factor = np.ascontiguousarray(upper / diagonal, np.float32)
     return factor, pivots.astype(np.float32)
 
@@ -114,9 +131,8 @@ def prepare_hessian(
     sorting = np.argsort(-alive, kind="stable") if order == "activation" else None
     while True:
         np.fill_diagonal(values, alive + damping * average)
-        ordered: Any = values if sorting is None else values[np.ix_(sorting, sorting)]
         try:
-            factor, pivots = _factor(ordered)
+            factor, pivots = _factor(values, sorting)
             break
         except np.linalg.LinAlgError:
             damping *= _RAISED

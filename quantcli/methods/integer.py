@@ -1,11 +1,12 @@
 """GPTQ on a flat integer grid: error feedback, then descent on the codes and the scales.
 
 Where at least one whole group fits into 256 columns, each group's range is found in the weights as
-the feedback so far has changed them. A longer group, a whole row or a whole matrix has its scale
-from the untouched weights, and so has every group whose columns are taken out of order. Sweeps
-of coordinate descent follow: every code to its best given all others, then every scale (and
-edge) to its least squares under the Hessian, rounded to the dtype that is stored and taken only
-where the loss falls. Zero points that are whole numbers stay as they were found.
+the feedback so far has changed them, and codes and scales are swept before the next columns are
+rounded, in the measure of what these cannot make good. A longer group, a whole row or a whole
+matrix has its scale from the untouched weights, and so has every group whose columns are taken out
+of order. Sweeps of coordinate descent follow: every code to its best given all others, then every
+scale (and edge) to its least squares under the Hessian, rounded to the dtype that is stored and
+taken only where the loss falls. Zero points that are whole numbers stay as they were found.
 
 Source: as in `quantcli.methods.gptq`.
 """
@@ -13,7 +14,7 @@ Source: as in `quantcli.methods.gptq`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from quantcli.formats.integer import (
     store_scales,
 )
 from quantcli.methods.blocks import PANEL
-from quantcli.methods.hessian import Hessian, Order
+from quantcli.methods.hessian import Hessian, Order, Slice
 from quantcli.methods.options import Options
 from quantcli.methods.panels import RUN, Panel, cut_panels
 from quantcli.methods.workers import Workers
@@ -74,11 +75,9 @@ def round_on_grid(
     if hessian.order is not None:
         _round_sorted(work, hessian.order, importance)
     else:
-        _round_in_order(work, importance)
+        _round_in_order(work, importance, options.settle)
     for _ in range(options.sweeps):
-        for panel in work.panels:
-            _sweep_codes(work, panel)
-        _refit(work)
+        _sweep(work)
     return IntegerCodes(work.codes, work.scales, work.zeros)
 
 
@@ -92,9 +91,7 @@ def refine_on_grid(
         work.zeros[:] = coded.zeros
     for panel in work.panels:
         work.settle(panel.columns)
-    for panel in work.panels:
-        _sweep_codes(work, panel)
-    _refit(work)
+    _sweep(work)
     return IntegerCodes(work.codes, work.scales, work.zeros)
 
 
@@ -150,7 +147,55 @@ class _Work:
         )
 
 
-def _round_in_order(work: _Work, importance: Floats | None) -> None:
+class _Measure(Protocol):
+    """A quadratic loss of the errors of some columns."""
+
+    def curvature(self, columns: slice) -> Floats:
+        """Its matrix, for some of them."""
+
+    def slope(self, columns: slice) -> Floats:
+        """Half of what the loss falls by with each of their errors (n, columns)."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The Hessian, with all other columns as they are."""
+
+    work: _Work
+
+    def curvature(self, columns: slice) -> Floats:
+        return self.work.hessian.matrix[columns, columns]
+
+    def slope(self, columns: slice) -> Floats:
+        return self.work.errors @ self.work.hessian.matrix[:, columns]
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """What the columns after those of ``part``, which begin at ``first``, cannot make good.
+
+    ``pull`` is what the columns before them ask of each of them.
+    """
+
+    work: _Work
+    part: Slice
+    first: int
+    pull: Floats
+
+    def _own(self, columns: slice) -> slice:
+        return slice(columns.start - self.first, columns.stop - self.first)
+
+    def curvature(self, columns: slice) -> Floats:
+        own = self._own(columns)
+        return self.part.metric(len(self.part.pivots))[own, own]
+
+    def slope(self, columns: slice) -> Floats:
+        every = slice(self.first, self.first + len(self.part.pivots))
+        missed = self.pull + self.work.errors[:, every] @ self.part.factor
+        return (missed * self.part.pivots) @ self.part.factor[self._own(columns)].T
+
+
+def _round_in_order(work: _Work, importance: Floats | None, settle: int) -> None:
     factor = work.hessian.factor
     moving = work.grid.strategy == "group" and work.group <= PANEL
     if not moving:
@@ -160,18 +205,23 @@ def _round_in_order(work: _Work, importance: Floats | None) -> None:
         weights = work.rows[:, columns]
         target = weights + work.errors[:, :first] @ factor[:first, columns]
         if moving:
-            part = None if importance is None else importance[columns]
-            scales, zeros = find_ranges(target, work.grid, part, work.crew)
+            important = None if importance is None else importance[columns]
+            scales, zeros = find_ranges(target, work.grid, important, work.crew)
             work.scales[:, panel.groups] = scales
             if work.zeros is not None:
                 work.zeros[:, panel.groups] = zeros
+        part = work.hessian.part(columns)
         codes, _ = _feed_back(
-            work, RUN, panel.widen(target), panel.widen(weights),
-            panel.widen_square(factor[columns, columns]),
+            work, RUN, panel.widen(target), panel.widen(weights), panel.widen_square(part.factor),
             panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0),
         )  # fmt: skip
         work.codes[:, columns] = codes[:, panel.places]
         work.settle(columns)
+        ahead = _Ahead(work, part, first, target - weights)
+        for _ in range(settle):
+            _sweep_codes(work, panel, ahead)
+            if moving:
+                _refit(work, panel.groups, ahead)
 
 
 def _round_sorted(work: _Work, order: Order, importance: Floats | None) -> None:
@@ -214,12 +264,20 @@ def _feed_back(
     return codes, errors
 
 
-def _sweep_codes(work: _Work, panel: Panel) -> None:
+def _sweep(work: _Work) -> None:
+    """Every code, then every scale and edge, to the best given all others."""
+    measure = _Whole(work)
+    for panel in work.panels:
+        _sweep_codes(work, panel, measure)
+    _refit(work, slice(0, work.scales.shape[1]), measure)
+
+
+def _sweep_codes(work: _Work, panel: Panel, measure: _Measure) -> None:
     """Every code of the panel to the best given all others, from left to right."""
     columns, count = panel.columns, len(work.rows)
-    own = panel.widen_square(work.hessian.matrix[columns, columns])
+    own = panel.widen_square(measure.curvature(columns))
     sums = own.reshape(-1, RUN, panel.width).sum(axis=1)
-    gradient = panel.widen(work.errors @ work.hessian.matrix[:, columns])
+    gradient = panel.widen(measure.slope(columns))
     codes = panel.widen(work.codes[:, columns])
     steps, lows = panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0)
     ones = np.ones((count, 1), np.float32)
@@ -236,28 +294,27 @@ def _sweep_codes(work: _Work, panel: Panel) -> None:
     work.settle(columns)
 
 
-def _refit(work: _Work) -> None:
+def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
     """Every scale, then every edge, to its optimum, group after group."""
-    for number in range(work.scales.shape[1]):
+    for number in range(groups.start, groups.stop):
         columns = slice(number * work.group, (number + 1) * work.group)
         along = work.codes[:, columns].astype(np.float32)
         if work.zeros is None:
             along -= np.float32(work.grid.middle)
         elif work.grid.zero == "integer":
             along -= work.zeros[:, number, None].astype(np.float32)
-        work.scales[:, number] = _improve(work, columns, along, work.scales[:, number])
+        work.scales[:, number] = _improve(work, columns, along, work.scales[:, number], measure)
         work.settle(columns)
         if work.zeros is not None and work.grid.zero == "edge":
             ones = np.ones_like(along)
-            work.zeros[:, number] = _improve(work, columns, ones, work.zeros[:, number])
+            work.zeros[:, number] = _improve(work, columns, ones, work.zeros[:, number], measure)
             work.settle(columns)
 
 
-def _improve(work: _Work, columns: slice, along: Floats, now: Floats) -> Floats:
+def _improve(work: _Work, columns: slice, along: Floats, now: Floats, measure: _Measure) -> Floats:
     """``now`` (n,), moved to the least loss for values that change by ``along`` with it."""
-    matrix = work.hessian.matrix
-    slope = np.einsum("ij,ij->i", along, work.errors @ matrix[:, columns], dtype=np.float64)
-    curvature = np.einsum("ij,ij->i", along, along @ matrix[columns, columns], dtype=np.float64)
+    slope = np.einsum("ij,ij->i", along, measure.slope(columns), dtype=np.float64)
+    curvature = np.einsum("ij,ij->i", along, along @ measure.curvature(columns), dtype=np.float64)
     if work.grid.strategy == "tensor":
         slope, curvature = (np.broadcast_to(part.sum(), part.shape) for part in (slope, curvature))
     wanted = now + np.divide(slope, curvature, out=np.zeros(len(now)), where=curvature > 0)

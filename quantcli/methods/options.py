@@ -14,6 +14,8 @@ FISHER_WINDOWS = 40
 """Windows whose gradients tell what outputs matter."""
 FEWEST_FISHER = 16
 """What the embedding needs in any case."""
+SETTLE = 2
+"""Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
 TUNE_STEPS = 150
 """Of training a layer."""
 E2E_STEPS = 120
@@ -29,11 +31,13 @@ class Options:
     trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
     and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
     go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
+    ``settle`` sweeps go over some columns of a block format before the next are rounded.
     """
 
     damping: float = DAMPING
     order: str = "natural"
-    sweeps: int = 2
+    sweeps: int = 1
+    settle: int = SETTLE
     propagate: bool = False
     feedback: bool = True
     tune: bool = False

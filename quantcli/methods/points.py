@@ -111,7 +111,7 @@ class Points:
         return codes, errors
 
     def sweep(
-        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool
+        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
     ) -> Parts:
         """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
 

@@ -9,6 +9,8 @@ all are rounded, then from what all the others lost. See `quantcli.methods.outpu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from quantcli.formats.base import Bytes, Floats
@@ -18,7 +20,7 @@ from quantcli.methods.options import Options
 from quantcli.methods.outputs import Outputs, cut_strips
 from quantcli.methods.workers import Workers
 
-_SHARE = 64
+_SHARE = 32
 """A group is this part of its strip. Smaller ones round a little better, and slower."""
 _LEAST = 8
 
@@ -54,20 +56,20 @@ def _round_strip(
     groups = [slice(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
     errors = np.zeros_like(rows)
     parts: list[Bytes] = []
+    first = replace(options, sweeps=max(0, options.sweeps - 1))
     for group in groups:
         before = slice(0, group.start)
         lost = fisher.factor[before, group].T @ errors[before]
         aim = np.ascontiguousarray(rows[group] + lost)
-        packed = form.descend(aim, hessian, importance, options, crew)
+        packed = form.descend(aim, hessian, importance, first, crew)
         errors[group] = rows[group] - form.decode(packed)
         parts.append(packed)
     if options.sweeps == 0:
         return np.concatenate(parts)
     for number, group in enumerate(groups):
         tied = fisher.matrix[np.ix_(order[group], order)]
-        own = tied[:, group]
-        lost = np.linalg.solve(own, tied @ errors - own @ errors[group])
-        aim = np.ascontiguousarray(rows[group] + lost, np.float32)
+        share = np.linalg.solve(tied[:, group], tied)
+        aim = np.asarray(rows[group] + (share @ errors - errors[group]), np.float32)
         parts[number] = form.refine(parts[number], aim, hessian, crew)
         errors[group] = rows[group] - form.decode(parts[number])
     return np.concatenate(parts)

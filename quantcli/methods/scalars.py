@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantcli import _native
-from quantcli.formats.base import Floats
+from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.lattice import Lattice, Parts
 from quantcli.formats.search import Codes
 from quantcli.methods.hessian import Slice
@@ -23,6 +23,8 @@ class Scalars:
     uniform: bool
     order: Codes
     """The lattice's own code of each level in rising order."""
+    ranks: Bytes
+    """The place of each of the lattice's own codes in that order."""
     group = width = 1
 
     @classmethod
@@ -30,7 +32,8 @@ class Scalars:
         """Those of ``lattice``; of equal levels the first code is taken."""
         levels, first = np.unique(lattice.levels, return_index=True)
         uniform = bool((np.diff(levels) == 1).all())
-        return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32))
+        ranks = np.searchsorted(levels, lattice.levels).astype(np.uint8)
+        return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32), ranks)
 
     def round_panel(
         self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
@@ -67,7 +70,7 @@ class Scalars:
         return self.order[codes], errors
 
     def sweep(
-        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool
+        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
     ) -> Parts:
         """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
 
@@ -76,10 +79,7 @@ class Scalars:
         lattice, rows = self.lattice, len(gradient)
         runs = hessian.shape[0] // lattice.sub
         sums = hessian.reshape(runs, lattice.sub, -1).sum(axis=1)
-        rank = np.empty(len(lattice.levels), np.uint8)
-        for code, level in enumerate(lattice.levels):
-            rank[code] = np.searchsorted(self.levels, level)
-        codes = rank[parts.codes].reshape(rows, -1)
+        codes = self.ranks[parts.codes].reshape(rows, -1)
 
         def shaped(values: Floats | Codes) -> Floats:
             return np.ascontiguousarray(values.reshape(rows, -1), np.float32)

@@ -11,6 +11,7 @@ import pytest
 from quantcli import _native
 from quantcli.errors import SourceError
 from quantcli.formats import get_format, native
+from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES
 from quantcli.methods.blocks import Coded
 from quantcli.methods.descent import sweep
@@ -94,6 +95,26 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     np.testing.assert_array_equal(weights - native.decode(fmt, coded.pack()), coded.errors)
 
 
+@pytest.mark.parametrize("name", [*LATTICES, *CODEBOOKS])
+def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str) -> None:
+    fmt = get_format(name)
+    weights, mean, importance = _problem(512)
+    hessian = prepare_hessian(mean)
+    full = hessian.matrix.astype(np.float64)
+    # Later columns, if any number would do, leave the Schur complement of the first ones' error.
+    first, later = slice(0, 256), slice(256, 512)
+    remains = full[first, first] - full[first, later] @ np.linalg.solve(
+        full[later, later], full[later, first]
+    )
+    lost, whole = [], []
+    for settle in range(3):
+        errors = round_with_feedback(fmt, weights, hessian, importance, CREW, settle).errors
+        lost.append(output_error(errors[:, first], remains.astype(np.float32)))
+        whole.append(output_error(errors, hessian.matrix))
+    assert lost[2] <= lost[1] < lost[0]
+    assert whole[2] < whole[0]
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "IQ4_XS", "Q8_0"])
 def test_order_by_activation_beats_the_encoder_too(name: str) -> None:
     fmt = get_format(name)
@@ -115,7 +136,7 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
             _native.select(isa)
             for count in (1, 3):
                 with workers(count) as crew:
-                    coded = round_with_feedback(fmt, weights, hessian, importance, crew)
+                    coded = round_with_feedback(fmt, weights, hessian, importance, crew, 2)
                     sweep(coded, hessian, crew)
                 packed.append(coded.pack())
     finally:

@@ -76,7 +76,7 @@ def test_it_is_the_textbook_s_gptq_on_a_grid_per_channel(
     weights, mean = _problem(columns, rows=16)
     hessian = prepare_hessian(mean, order=order)
     chosen = np.arange(columns) if hessian.order is None else hessian.order
-    found = round_on_grid(weights, grid, hessian, None, CREW, Options(sweeps=0))
+    found = round_on_grid(weights, grid, hessian, None, CREW, Options(sweeps=0, settle=0))
     scale = found.scales[:, 0].astype(np.float64)
     zero = np.full(16, grid.middle) if found.zeros is None else found.zeros[:, 0]
     want = _textbook(
@@ -113,6 +113,27 @@ def test_feedback_beats_rounding_and_sweeps_never_raise_the_loss(name: str, orde
         assert found.zeros.min() >= grid.lowest_zero
     if grid.scale_dtype == "F16":
         np.testing.assert_array_equal(found.scales.astype(np.float16), found.scales)
+
+
+@pytest.mark.parametrize("name", ["middle g128", "edge g32", "integer g64", "integer channel"])
+def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str) -> None:
+    grid = GRIDS[name]
+    weights, mean = _problem(512)
+    hessian = prepare_hessian(mean)
+    full = hessian.matrix.astype(np.float64)
+    first, later = slice(0, 256), slice(256, 512)
+    remains = full[first, first] - full[first, later] @ np.linalg.solve(
+        full[later, later], full[later, first]
+    )
+    lost, whole = [], []
+    for settle in range(3):
+        options = Options(sweeps=0, settle=settle)
+        found = round_on_grid(weights, grid, hessian, None, CREW, options)
+        errors = weights - dequantize(found, grid)
+        lost.append(output_error(errors[:, first], remains.astype(np.float32)))
+        whole.append(output_error(errors, hessian.matrix))
+    assert lost[2] <= lost[1] < lost[0]
+    assert whole[2] < whole[0]
 
 
 @pytest.mark.parametrize("name", ["middle g128", "edge g32", "integer g64", "middle tensor"])

@@ -131,7 +131,7 @@ def test_a_run_with_other_options_is_not_continued(mini: Model, tmp_path: Path) 
     path = tmp_path / "m.gguf"
     _run(mini, path, stop=60)
     with pytest.raises(SourceError, match="method options"):
-        _run(mini, path, resume=True, options=Options(sweeps=1))
+        _run(mini, path, resume=True, options=Options(sweeps=3))
     with pytest.raises(SourceError, match="choice of types"):
         _run(mini, path, resume=True, file_type="Q3_K_S")
 
