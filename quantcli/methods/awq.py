@@ -26,7 +26,8 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.methods.folding import collect, model_groups
 from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
-from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
+from quantcli.methods.reorder import add_orders
+from quantcli.methods.search import Part, Scales, Searched, Transformed, choose, search_groups
 from quantcli.model import Model
 from quantcli.types import Event
 
@@ -47,10 +48,13 @@ def awq(
     *,
     weighted: bool = True,
     feedback: bool = False,
+    reorder: bool = False,
     margin: float | None = None,
     threads: int = 1,
 ) -> Iterator[Event]:
     """Search every fold group's scales, yielding progress, at last `Transformed`.
+
+    With ``reorder`` MLPs' channels change places after that (`quantcli.methods.reorder`).
 
     ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
     knows the columns' importance, ``feedback`` whether it feeds errors back; ``margin`` is the
@@ -77,8 +81,14 @@ def awq(
         candidates = dict(make(group, inputs, readers))
         return choose(part, candidates, Reader.error, least)
 
-    settings = {"margin": least, "weighted": weighted, "feedback": feedback}
-    return search_groups("awq", model, groups, search, settings, threads)
+    settings = {"margin": least, "weighted": weighted, "feedback": feedback, "reorder": reorder}
+    for event in search_groups("awq", model, groups, search, settings, threads):
+        if reorder and isinstance(event, Transformed):
+            yield from add_orders(
+                model, event, grids, measured, weighted=weighted, feedback=feedback, threads=threads
+            )
+        else:
+            yield event
 
 
 def _candidates(

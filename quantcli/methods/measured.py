@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.methods.rotations import Permutation
 from quantcli.methods.transform import Floats, Operation, Transform
 from quantcli.sources.imatrix import ENOUGH_TOKENS, Importance, shrink
 
@@ -86,13 +87,21 @@ class TransformedMeasured:
         operation = self._transform.operations.get(name)
         if operation is None:
             return values
-        if operation.across is not None:
+        factors = _inverse(name, operation, matrix)
+        if factors is not None:
+            values = np.asarray(values * factors, np.float32)
+        turn = operation.across
+        if turn is None:
+            return values
+        rotation = self._transform.rotations[turn.rotation]
+        if not isinstance(rotation, Permutation):
             raise SourceError(
                 f"absolute values of the input of {name} are not known after a rotation",
                 hint="use awq or smoothquant before rotate, or without it",
             )
-        factors = _inverse(name, operation, matrix)
-        return values if factors is None else np.asarray(values * factors, np.float32)
+        moved = values.copy()
+        moved[turn.first : turn.last] = rotation.apply(values[turn.first : turn.last])
+        return moved
 
 
 def _inverse(name: str, operation: Operation, matrix: int) -> Vector | None:

@@ -10,6 +10,7 @@ make a product cost columns * 2 * sqrt(columns). Sources: Paley 1933; QuIP# (arX
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,23 @@ class Rotation:
     def matrix(self) -> Doubles:
         """The whole matrix Q, shape (n, n)."""
         return self.apply(np.eye(self.size))
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """The permutation that puts channel ``order[i]`` in place i; ``order`` has shape (n,)."""
+
+    order: NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        """Channels that it moves."""
+        return len(self.order)
+
+    def apply(self, values: NDArray[Any]) -> NDArray[Any]:
+        """``values @ P`` along the last axis, as `Rotation.apply`; exact, and of the same dtype."""
+        groups = values.reshape(-1, self.size)
+        return np.take(groups, self.order, axis=1).reshape(values.shape)
 
 
 def make_rotation(size: int, seed: int) -> Rotation:

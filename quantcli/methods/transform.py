@@ -18,16 +18,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from quantcli.errors import SourceError
-from quantcli.methods.rotations import Rotation
+from quantcli.methods.rotations import Permutation, Rotation
 
 Floats = NDArray[np.float32]
 
 TRANSFORM_FORMAT = "quantcli.transform/1"
+_FACTORS, _ORDER = ("signs", "left", "right"), ("order",)
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The rotation of that name, over rows or columns ``first:last`` in consecutive groups."""
+    """The rotation or permutation of that name, over rows or columns ``first:last`` in consecutive
+    groups."""
 
     rotation: str
     first: int
@@ -36,7 +38,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Operation:
-    """W' = P^T diag(rows) W diag(columns) Q for a tensor of rows W; P and Q are rotations.
+    """W' = P^T diag(rows) W diag(columns) Q for a tensor of rows W; P and Q are rotations
+    or permutations.
 
     ``columns`` has shape (columns,), or (matrices, columns) for a stack whose matrices differ;
     ``rows`` has one factor for each row, leading axes flattened. ``across`` is Q, ``down`` is P.
@@ -58,7 +61,7 @@ class Transform:
 
     method: str
     operations: Mapping[str, Operation]
-    rotations: Mapping[str, Rotation] = field(default_factory=dict)
+    rotations: Mapping[str, Rotation | Permutation] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +96,7 @@ def dump_transform(transform: Transform) -> bytes:
             entry["source"] = operation.source
         plain[name] = entry
     for name, rotation in sorted(transform.rotations.items()):
-        for key in ("signs", "left", "right"):
+        for key in _ORDER if isinstance(rotation, Permutation) else _FACTORS:
             arrays[f"rotations/{name}/{key}"] = np.ascontiguousarray(getattr(rotation, key))
     facts = {
         "format": TRANSFORM_FORMAT,
@@ -125,13 +128,16 @@ def load_transform(data: bytes, label: str) -> Transform:
                 source=entry.get("source"),
                 values=arrays.get(f"{name}/values"),
             )
-        rotations = {
-            name: Rotation(*(arrays[f"rotations/{name}/{k}"] for k in ("signs", "left", "right")))
-            for name in json.loads(facts["rotations"])
-        }
+        rotations = {name: _load_rotation(name, arrays) for name in json.loads(facts["rotations"])}
     except (SafetensorError, KeyError, TypeError, ValueError) as broken:
         raise SourceError(f"{label} is no transform of quantcli ({broken})") from broken
     return Transform(facts["method"], operations, rotations, json.loads(facts["settings"]))
+
+
+def _load_rotation(name: str, arrays: Mapping[str, NDArray[Any]]) -> Rotation | Permutation:
+    if f"rotations/{name}/order" in arrays:
+        return Permutation(arrays[f"rotations/{name}/order"])
+    return Rotation(*(arrays[f"rotations/{name}/{key}"] for key in _FACTORS))
 
 
 def _product(first: Floats | None, second: Floats | None) -> Floats | None:

@@ -105,6 +105,7 @@ def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
     return Settings(
         weighted=plan.scheme is None or plan.scheme.weighted,
         feedback=chain.feedback,
+        groups=plan.scheme is not None and plan.scheme.grid.strategy == "group",
         threads=threads,
         dtypes={copy.source: copy.dtype for copy in plan.copies},
     )

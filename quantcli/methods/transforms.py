@@ -32,7 +32,8 @@ class Settings:
 
     ``seed`` draws rotations; ``alpha`` is SmoothQuant's, None to search it; ``margin`` is by how
     much a search must lower a group's loss, None for each transform's own; ``weighted`` says that
-    rounding will know the columns' importance, ``feedback`` that it will feed errors back.
+    rounding will know the columns' importance, ``feedback`` that it will feed errors back,
+    ``groups`` that many columns share a scale.
     ``dtypes`` are those that stored tensors will be written in, by name, where norms are not
     written as float32.
     """
@@ -42,6 +43,7 @@ class Settings:
     margin: float | None = None
     weighted: bool = True
     feedback: bool = False
+    groups: bool = False
     threads: int = 1
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
@@ -71,8 +73,8 @@ def _awq(
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
-        weighted=settings.weighted, feedback=settings.feedback, margin=settings.margin,
-        threads=settings.threads,
+        weighted=settings.weighted, feedback=settings.feedback, reorder=settings.groups,
+        margin=settings.margin, threads=settings.threads,
     )  # fmt: skip
 
 

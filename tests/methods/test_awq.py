@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support import ggml
+from support.folds import random_folds
 from support.measured import Drawn, calibrated
 
 from quantcli.archs.fold import FoldGroup
@@ -18,12 +20,14 @@ from quantcli.formats import get_format
 from quantcli.formats.integer import IntegerGrid
 from quantcli.methods.awq import awq
 from quantcli.methods.folding import model_groups
+from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.loss import Grid, Reader, block_grid, block_grids, integer_grid
 from quantcli.methods.measured import Measured, TransformedMeasured
 from quantcli.methods.search import Transformed
 from quantcli.methods.transform import Operation, dump_transform
 from quantcli.methods.transformed import apply_transform, read_floats
 from quantcli.model import Model, open_model
+from quantcli.types import Note
 
 pytest.importorskip("torch")
 
@@ -156,6 +160,63 @@ def test_an_integer_grid_is_searched_as_it_is_written(checkpoint: Callable[..., 
     assert any(outcome.choice for outcome in found.outcomes)
     with pytest.raises(PlanError, match="one scale for a whole tensor"):
         integer_grid(IntegerGrid(bits=8, strategy="tensor"))
+
+
+@pytest.mark.parametrize("feedback", [False, True])
+def test_channels_of_one_size_come_to_share_a_scale(
+    feedback: bool, checkpoint: Callable[..., Path]
+) -> None:
+    with open_model(checkpoint("llama"), vocabulary=False) as even:
+        model = apply_transform(even, random_folds(even))
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        gated = [group for group in model_groups(model) if group.kind == "gated"]
+        down = [group.readers[0] for group in gated]
+        options = {"weighted": False, "margin": 1.0, "feedback": feedback}
+        grids = dict.fromkeys(down, four_bits)
+        assert not search(model, grids, measured, **options).transform.rotations
+        *_, note, found = awq(model, grids, measured, reorder=True, **options)
+        assert isinstance(note, Note)
+        assert isinstance(found, Transformed)
+        assert found.transform.rotations.keys() == {group.name for group in gated}
+        changed = apply_transform(model, found.transform)
+        after = TransformedMeasured(measured, found.transform)
+        losses = []
+        for one, known in ((model, measured), (changed, after)):
+            if feedback:
+                known = _Pivots(known)
+            losses.append([group_loss(one, group, known, four_bits) for group in gated])
+    assert all(now < before for before, now in zip(*losses, strict=True))
+    said = float(re.findall(r"error that they lead to is (\S+) times", note.message)[0])
+    assert said < 0.9
+    if not feedback:
+        assert sum(losses[1]) / sum(losses[0]) == pytest.approx(said, abs=0.006)
+    assert f"channels of {len(gated)} of {len(gated)} MLPs" in note.message
+
+
+class _Pivots:
+    """Only what columns after a column cannot make good weighs in the errors."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured = measured
+
+    def count(self, name: str, matrix: int = 0) -> int:
+        return self._measured.count(name, matrix)
+
+    def hessian(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        return np.diag(prepare_hessian(self._measured.hessian(name, matrix)).pivots)
+
+
+def test_an_order_that_does_not_help_is_not_taken(checkpoint: Callable[..., Path]) -> None:
+    def finely(rows: NDArray[np.float32], _: object = None) -> NDArray[np.float32]:
+        return np.asarray(np.rint(rows * 64) / 64, np.float32)
+
+    with open_model(checkpoint("llama"), vocabulary=False) as model:
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        grids = dict.fromkeys(matrices(model), finely)
+        *_, note, found = awq(model, grids, measured, reorder=True, weighted=False, margin=1.0)
+    # The grid is the same for every column, so no order is better than another by more than noise.
+    assert isinstance(found, Transformed)
+    assert " 1.00 times" in note.message
 
 
 def test_the_same_for_any_number_of_threads(checkpoint: Callable[..., Path]) -> None:

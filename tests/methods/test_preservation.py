@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.folds import random_folds
+from support.folds import random_folds, random_orders
 from support.tiny_models import MODELS
 from support.transformed_logits import transformers_logits
 
 from quantcli.errors import ArchitectureError
 from quantcli.methods.rotate import rotate
+from quantcli.methods.transform import dump_transform, load_transform
 from quantcli.methods.transformed import apply_transform, read_floats
 from quantcli.model import Model, open_model
 from quantcli.pipeline import execute, prepare
@@ -58,6 +59,19 @@ def test_folding_every_group_keeps_the_logits_of_transformers(
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
+def test_reordering_mlps_keeps_the_logits_of_transformers(
+    name: str, checkpoint: Callable[..., Path]
+) -> None:
+    with open_model(checkpoint(name), vocabulary=False) as model:
+        transform = random_orders(model)
+        assert bool(transform.rotations) == (name not in ("mixtral-stacked", "qwen3-moe", "gpt2"))
+        # As it comes back from a file.
+        changed = apply_transform(model, load_transform(dump_transform(transform), "t"))
+        expected, found = (transformers_logits(one, IDS) for one in (model, changed))
+    assert np.abs(found - expected).max() / expected.std() < NOISE
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_rotating_keeps_the_logits_of_transformers_or_is_refused(
     name: str, checkpoint: Callable[..., Path]
 ) -> None:
@@ -88,7 +102,7 @@ def test_rotated_and_folded_files_give_llama_cpp_the_same_logits(
         model = changed = replace(opened, metadata=keys)
         if not name.startswith(("gemma", "gpt2")):
             changed = apply_transform(changed, rotate(changed))
-        changed = apply_transform(changed, random_folds(changed))
+        changed = apply_transform(changed, random_orders(changed))
         for number, one in enumerate((model, changed)):
             path = tmp_path / f"{number}.gguf"
             for _ in execute(prepare(one, Recipe(type="F32"), path), threads=2):

@@ -1,10 +1,12 @@
-"""Scales for every fold group that would show any fault."""
+"""Scales and orders for every fold group that would show any fault."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from quantcli.methods.folding import model_groups, scale_group
+from quantcli.methods.reorder import turn_channels
+from quantcli.methods.rotations import Permutation
 from quantcli.methods.transform import Transform, merge_scales
 from quantcli.model import Model
 
@@ -18,3 +20,16 @@ def random_folds(model: Model, seed: int = 0) -> Transform:
         scales = np.exp2(draws.uniform(-3, 3, (group.matrices, group.channels)))
         parts.append(scale_group(group, scales, tensors))
     return Transform("random", merge_scales(parts))
+
+
+def random_orders(model: Model, seed: int = 0) -> Transform:
+    """The same, and after them another order of the channels of every MLP where one may be."""
+    draws = np.random.default_rng(seed + 1)
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    operations = dict(random_folds(model, seed).operations)
+    orders = {}
+    for group in model_groups(model):
+        if found := turn_channels(group, tensors, operations):
+            operations |= found
+            orders[group.name] = Permutation(draws.permutation(group.channels))
+    return Transform("random", operations, orders)
