@@ -297,8 +297,6 @@ class _Layers:
             outcomes.append(outcome)
             yield outcome
         if tune:
-            if self.work.options.fisher_windows:
-                yield from self._measure()
             layer_now = self._tuned(layer, packed)
             steps = self.work.options.tune_steps
             yield from self._in_bytes(tune_layer(layer_now, steps, outcomes))
@@ -316,11 +314,9 @@ class _Layers:
             matrix = matrix_reader(self.work.run.model, tensor)
             return np.concatenate([matrix(i) for i in range(_matrices(tensor))])
 
-        weighed = self.work.options.fisher_windows > 0
-        known = partial(self.gradients.of, index, self.skeleton) if weighed else None
         return Layer(
-            self.skeleton, index, stream.calls[index], self._format_of, read, packed,
-            (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids), known,
+            self.skeleton, index, stream.calls[index], self._format_of, read,
+            packed, (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids),
         )  # fmt: skip
 
 

@@ -2,10 +2,9 @@
 
 A layer as it was rounded runs on the windows' inputs, the error of its output goes back to every
 code and scale, and all of them move against it by steps that shrink to nothing: what one matrix
-lost another one makes good. Directions of the output count by the Fisher information there, where
-gradients have told it. The state that is best on held-out windows is taken, and only if it is
-clearly better there than the layer was before; a layer whose loss is no longer finite keeps the
-best state until then.
+lost another one makes good. The state that is best on held-out windows is
+taken, and only if it is clearly better there than the layer was before; a layer whose loss is no
+longer finite keeps the best state until then.
 
 Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT's Block-AP
 (arXiv:2407.11062) for training scales and weights of a block together.
@@ -32,8 +31,6 @@ BATCH = 4
 """Windows in a step."""
 MARGIN = 0.02
 """A layer's held-out error must fall by this share."""
-_EVEN = 0.05
-"""What every direction of the output counts for, as a share of the mean direction."""
 _TURNS = 15
 """How often a training looks at the held-out windows."""
 _SEED = 20260102
@@ -59,29 +56,6 @@ class Layer:
     inputs: Windows
     outputs: Windows
     windows: int
-    gradients: Callable[[], Iterator[tuple[int, torch.Tensor]]] | None = None
-    """Some windows' numbers, and the gradients (1, tokens, size) of predictions by the output."""
-
-    @torch.no_grad()
-    def weigh(self) -> torch.Tensor | None:
-        """A root R (size, size) of how much directions of the output matter; None: all alike.
-
-        The loss of an error e, as a share of its token's length, is ``|e R|^2``; R R^T has a mean
-        diagonal of 1.
-        """
-        if self.gradients is None:
-            return None
-        total = torch.zeros(())
-        for number, gradient in self.gradients():
-            lengths = self.outputs(number).double().norm(dim=-1, keepdim=True)
-            rows = (gradient.double() * lengths)[0]
-            total = total.to(rows.device) + rows.T @ rows
-        mean = float(total.diagonal().mean()) if total.dim() else 0.0
-        if not (mean > 0 and np.isfinite(mean)):
-            return None
-        total = total / mean
-        total.diagonal().add_(_EVEN)
-        return torch.linalg.cholesky(total / (1 + _EVEN)).float()
 
 
 def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Event]:
@@ -117,7 +91,6 @@ class _Training:
 
     def __init__(self, layer: Layer, tensors: dict[str, Trainable], names: Sequence[str]) -> None:
         self._layer, self._tensors = layer, tensors
-        self._root = layer.weigh()
         self._call: Call = own_call(layer.call)
         self._module = layer.skeleton.layers[layer.index]
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
@@ -198,11 +171,8 @@ class _Training:
         aim = layer.outputs(number).float()
         found = self._module(layer.inputs(number), *self._call[0], **self._call[1])
         found = found[0] if isinstance(found, tuple) else found
-        errors = found.float() - aim
-        if self._root is not None:
-            errors = errors @ self._root
-        lost = errors.square().sum(dim=-1)
-        return (lost / aim.square().sum(dim=-1).clamp(min=1e-20)).mean()
+        errors = (found.float() - aim).square().sum(dim=-1)
+        return (errors / aim.square().sum(dim=-1).clamp(min=1e-20)).mean()
 
     @torch.no_grad()
     def _place(self, name: str, values: torch.Tensor) -> None:
