@@ -144,7 +144,7 @@ def quantize(
             metavar="SHARE",
             panel=_METHOD,
             help="Of the windows that are run, how many are of random tokens, so that text of "
-            "another kind fares well too. Default: 0.2.",
+            "another kind fares well too. Default: 0.3.",
         ),
     ] = None,
     propagate: Annotated[

@@ -108,7 +108,7 @@ class BlockForm:
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
         coded = round_with_feedback(self.format, rows, hessian, importance, crew, options.settle)
-        for _ in range(options.sweeps):
+        for _ in range(options.sweeps_after(hessian)):
             sweep(coded, hessian, crew)
         return coded.pack()
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
@@ -97,6 +96,9 @@ class Hessian:
 
 def _factor(values: NDArray[Any], order: Order | None) -> tuple[Matrix, Matrix]:
     """I + U and D of a positive definite matrix in an order; LinAlgError where it is not."""
+    # Several times as fast as NumPy's; options are read before it is known whether it is there.
+    import torch
+
     # The reversed matrix's lower factor, turned round, is the upper one from the right.
     places = np.arange(len(values))[::-1] if order is None else order[::-1]
     turned = torch.from_numpy(values[np.ix_(places, places)])

@@ -76,7 +76,7 @@ def round_on_grid(
         _round_sorted(work, hessian.order, importance)
     else:
         _round_in_order(work, importance, options.settle)
-    for _ in range(options.sweeps):
+    for _ in range(options.sweeps_after(hessian)):
         _sweep(work)
     return IntegerCodes(work.codes, work.scales, work.zeros)
 

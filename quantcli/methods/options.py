@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantcli.errors import UsageError
-from quantcli.methods.hessian import DAMPING, ORDERS
+from quantcli.methods.hessian import DAMPING, ORDERS, Hessian
 from quantcli.types import Event
 
 HELD_OUT = 8
@@ -45,6 +45,10 @@ class Options:
     fisher_windows: int = FISHER_WINDOWS
     e2e: bool = False
     e2e_steps: int = E2E_STEPS
+
+    def sweeps_after(self, hessian: Hessian) -> int:
+        """Sweeps over all columns; out of order there were none on the way, so they follow now."""
+        return self.sweeps + (self.settle if hessian.order is not None else 0)
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""

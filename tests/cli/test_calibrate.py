@@ -105,7 +105,20 @@ def test_refusals_are_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_torch_the_extra_is_named(mini: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("calibrate",),
+        ("quantize", "--type", "Q4_K", "--method", "gptq", "--calibrate", str(TEXT)),
+        ("quantize", "--bits", "4", "--quality", "high", "--calibrate", str(TEXT)),
+        ("quantize", "--to", "awq", "--method", "awq", "--calibrate", str(TEXT)),
+    ],
+    ids=["calibrate", "gptq", "high", "awq"],
+)
+def test_without_torch_the_extra_is_named(
+    arguments: tuple[str, ...], mini: Path, tmp_path: Path
+) -> None:
+    command, *options = arguments
     script = (
         "import sys\n"
         "class Hide:\n"
@@ -117,12 +130,13 @@ def test_without_torch_the_extra_is_named(mini: Path, tmp_path: Path) -> None:
         "u.find_spec = lambda n, p=None: None if n in ('torch', 'transformers') else real(n, p)\n"
         "sys.meta_path.insert(0, Hide())\n"
         "from quantcli.cli.app import run\n"
-        f"sys.exit(run(['calibrate', {str(mini)!r}]))\n"
+        f"sys.exit(run({[command, str(mini), *options]!r}))\n"
     )
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    python = [sys.executable, "-c", script]
+    done = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "pip install 'quantcli[torch]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_keeps_the_checkpoint_and_says_how_to_go_on(
