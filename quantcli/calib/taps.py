@@ -33,10 +33,14 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """The gradient by the output of a product with a parameter, shape (tokens, rows)."""
+    """The gradient by the output of a product with a parameter, shape (tokens, rows).
+
+    ``stacked`` tells that the product was with one matrix of a stack.
+    """
 
     name: str
     rows: torch.Tensor
+    stacked: bool = False
 
 
 class Tap(TorchFunctionMode):
@@ -87,7 +91,6 @@ class GradientTap(TorchFunctionMode):
     """Calls ``observe`` with the gradient by each output of a product with one of ``weights``.
 
     Products are recognised while it is active; gradients come when one is taken backwards.
-    Stacked parameters, whose matrices are experts, are passed over.
     """
 
     def __init__(
@@ -95,9 +98,9 @@ class GradientTap(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._names = {
-            tensor.untyped_storage().data_ptr(): name
+            tensor.untyped_storage().data_ptr(): (name, tensor.dim() > 2)
             for name, tensor in weights.items()
-            if tensor.dim() == 2
+            if tensor.dim() >= 2
         }
         self._observe = observe
 
@@ -105,10 +108,10 @@ class GradientTap(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         place = {torch.nn.functional.linear: 1, torch.addmm: 2}.get(func)
         if place is not None:
-            name = self._names.get(args[place].untyped_storage().data_ptr())
-            if name is not None and result.requires_grad:
-                result.register_hook(partial(self._meet, name))
+            found = self._names.get(args[place].untyped_storage().data_ptr())
+            if found is not None and result.requires_grad:
+                result.register_hook(partial(self._meet, *found))
         return result
 
-    def _meet(self, name: str, gradient: torch.Tensor) -> None:
-        self._observe(Gradient(name, gradient.reshape(-1, gradient.shape[-1])))
+    def _meet(self, name: str, stacked: bool, gradient: torch.Tensor) -> None:
+        self._observe(Gradient(name, gradient.reshape(-1, gradient.shape[-1]), stacked))

@@ -60,8 +60,9 @@ class Outputs:
 class Gradients:
     """Sums of g g^T for the tensors of one layer, while windows pass it backwards.
 
-    ``uses`` tells where a parameter's rows lie among the tensors, ``rows`` how many a tensor has:
-    those that are missing there are left out. So are stacks of experts.
+    ``uses`` tells where a parameter's rows lie among the tensors, ``rows`` how many a matrix of a
+    tensor has: those that are missing there are left out. The experts of a stack share one mean,
+    for which all of their outputs must be the same channels.
     """
 
     uses: Callable[[str], list[Use]]
@@ -71,7 +72,12 @@ class Gradients:
 
     def observe(self, gradient: Gradient) -> None:
         """Add the gradient by one product's output."""
-        for use in self.uses(gradient.name):
+        uses = self.uses(gradient.name)
+        if gradient.stacked:
+            for name in {use.tensor.name for use in uses} & self.rows.keys():
+                self._add(name, 0, gradient.rows.float())
+            return
+        for use in uses:
             name = use.tensor.name
             if name not in self.rows:
                 continue

@@ -177,7 +177,7 @@ class _Layers:
         rows = {
             name: self.tensors[name].shape[-2]
             for name, form in self.work.forms.items()
-            if form.by_rows and _matrices(self.tensors[name]) == 1
+            if form.by_rows and _shares_outputs(self.tensors[name])
         }
         found = OutputGradients(self.skeleton.parameters.uses, rows)
         call = own_call(self.stream.calls[index])
@@ -322,6 +322,11 @@ class _Layers:
 
 def _matrices(tensor: OutputTensor) -> int:
     return tensor.shape[-3] if len(tensor.shape) > 2 else 1
+
+
+def _shares_outputs(tensor: OutputTensor) -> bool:
+    """Whether its matrices, if it has many, put out the same channels: the residual stream's."""
+    return _matrices(tensor) == 1 or tensor.name.endswith("ffn_down_exps.weight")
 
 
 def _with_outputs(

@@ -47,7 +47,11 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, Outputs], np.ndarray]:
         assert list(measure_gradients(skeleton, ids, gradients))
         # A second run takes the file.
         assert not list(measure_gradients(skeleton, ids, Gradients(work, gradients.numbers)))
-        rows = {t.name: t.shape[-2] for t in model.tensors if len(t.shape) == 2}
+        rows = {
+            t.name: t.shape[-2]
+            for t in model.tensors
+            if len(t.shape) == 2 or "ffn_down_exps" in t.name
+        }
         with skeleton.start() as start:
             calls = [own_call(call) for call in start.calls(ids[0].tolist())]
             states = {n: start.embed(ids[n].tolist()).clone() for n in gradients.numbers}
@@ -133,10 +137,47 @@ def test_gpt2_s_fused_and_transposed_weights_get_theirs(
                   whole["transformer.h.0.mlp.c_proj"].diagonal())  # fmt: skip
 
 
-def test_experts_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    ours, _ = _ours(checkpoint("mixtral"), tmp_path)
-    assert ours
-    assert not any("exps" in name for name in ours)
+@pytest.mark.parametrize("name", ["mixtral", "mixtral-stacked", "qwen3-moe"])
+def test_experts_share_the_mean_of_what_they_add_to_the_stream(
+    name: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """An expert's output has its token's gradient, times the weight that the router gave it."""
+    folder = checkpoint(name)
+    ours, _ = _ours(folder, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = _ids(model.config.vocab_size)
+    draw = torch.Generator().manual_seed(sensitivity._SEED)
+    layers = model.model.layers
+    weights: dict[int, torch.Tensor] = {}
+    sums = [torch.zeros(())] * len(layers)
+    counts = [0] * len(layers)
+
+    def experts(index: int, given: tuple[torch.Tensor, ...], put: torch.Tensor) -> None:
+        weights[index] = given[2].detach()
+
+        def backwards(gradient: torch.Tensor) -> None:
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            share = weights[index].square().sum(-1, keepdim=True)
+            sums[index] = sums[index] + (rows * share).T @ rows
+            counts[index] += weights[index].numel()
+
+        put.register_hook(backwards)
+
+    for index, layer in enumerate(layers):
+        layer.mlp.experts.register_forward_hook(
+            lambda module, given, put, index=index: experts(index, given, put)
+        )
+    for number in choose_windows(len(ids), 4):
+        tokens = torch.from_numpy(ids[number : number + 1].astype(np.int64))
+        scores = torch.log_softmax(model(tokens).logits, -1)[0]
+        drawn = torch.multinomial(scores.detach().exp(), 1, generator=draw)
+        scores.gather(1, drawn).sum().backward()
+    for index in range(len(layers)):
+        wanted = (sums[index] / counts[index]).numpy()
+        share = min(1.0, counts[index] / (4 * len(wanted)))
+        shrunk = share * wanted + (1 - share) * np.diag(wanted.diagonal())
+        assert _close(ours[f"blk.{index}.ffn_down_exps.weight"].means[0], shrunk)
+    assert not any("ffn_up_exps" in name or "ffn_gate_exps" in name for name in ours)
 
 
 def test_strips_cover_all_rows() -> None:
