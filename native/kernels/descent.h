@@ -90,13 +90,14 @@ QK_INLINE void follow_run(struct tile_state *tile, const vf *changes, int first,
     }
 }
 
-/* The integer nearest to number + slope / curvature, within the range; with odd the odd one. */
+/* The integer nearest to number + slope / curvature, within the range; with odd the odd one. Adding
+ * zero makes a negative zero a positive one, as it is already where rounding is an addition. */
 QK_INLINE vf move_integer(vf number, vf slope, vf curvature, const int *range, int odd) {
     const vf wanted = number + divide_where(slope, curvature);
     const vf low = vf_set1((float)range[0]), high = vf_set1((float)range[1]);
     const vf held = vf_max(vf_min(wanted, high), low);
     if (odd) return 2.f * vf_round(0.5f * (held - 1.f)) + 1.f;
-    return vf_round(held);
+    return vf_round(held) + 0.f;
 }
 
 /* Each run's integer scale, and minimum where there is one, to its optimum. */

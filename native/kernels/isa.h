@@ -2,7 +2,8 @@
  *
  * Included by lanes.h, after the vector types. Every form gives the bits of the plain one at the
  * end of this file: min and max return their second operand when the comparison is false, as the
- * reference's macros do, and vf_round is the magic-number addition where |v| < 2^22.
+ * reference's macros do, and vf_round is the magic-number addition where |v| < 2^22, but for the
+ * sign of a zero.
  */
 #ifndef QUANTCLI_ISA_H
 #define QUANTCLI_ISA_H

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import kernel_cases, kernel_driver, rows
+from support import descent_cases, kernel_cases, kernel_driver, rows
+from support.descent_problem import Problem
 from support.kernel_cases import Case, Kernel
 
 from quantcli import _native
@@ -36,8 +37,14 @@ def kernels(driver: Path) -> list[Kernel]:
 
 
 @pytest.fixture(scope="module")
-def cases(kernels: list[Kernel]) -> list[Case]:
-    return kernel_cases.make(kernels, SHAPES)
+def problems() -> list[Problem]:
+    return descent_cases.make()
+
+
+@pytest.fixture(scope="module")
+def cases(kernels: list[Kernel], problems: list[Problem]) -> list[Case]:
+    encoding = kernel_cases.make(kernels, SHAPES)
+    return [*encoding, *(problem.case() for problem in problems)]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,22 @@ def test_instruction_sets_agree(
     assert kernel_driver.differences(cases, best, runs[isa]) == []
 
 
+@pytest.mark.parametrize("isa", _native.available())
+def test_the_installed_kernels_agree(
+    runs: dict[str, kernel_driver.Run], problems: list[Problem], isa: str
+) -> None:
+    """Feedback and sweeps, for which there is no other implementation."""
+    active = _native.isa()
+    try:
+        _native.select(isa)
+        wanted = [problem.installed() for problem in problems]
+    finally:
+        _native.select(active)
+    got = runs[isa].results[-len(problems) :]
+    apart = zip(problems, wanted, got, strict=True)
+    assert [problem.label for problem, one, other in apart if one != other] == []
+
+
 @pytest.mark.parametrize(
     "part", ["no rows' end", "no weights' end", "no blocks' end", "no values' end"]
 )
@@ -79,12 +102,28 @@ def test_a_step_beyond_a_buffer_is_caught(driver: Path, isa: str, part: str) -> 
     whole = kernel_cases.encoding(kernel, x, weights, part)
     decoding = kernel_cases.decoding(kernel, bytes(fmt.nbytes))
     short = {
-        "no rows' end": replace(whole, source=whole.source[:-4]),
-        "no weights' end": replace(whole, second=whole.second[:-4]),
-        "no blocks' end": replace(whole, output_bytes=whole.output_bytes - 1),
-        "no values' end": replace(decoding, output_bytes=decoding.output_bytes - 4),
+        "no rows' end": replace(whole, given=(whole.given[0][:-4], whole.given[1])),
+        "no weights' end": replace(whole, given=(whole.given[0], whole.given[1][:-4])),
+        "no blocks' end": replace(whole, made=(whole.output_bytes - 1,)),
+        "no values' end": replace(decoding, made=(decoding.output_bytes - 4,)),
     }
     run = kernel_driver.run([driver], isa, [short[part]])
+    assert run.code != 0
+    assert "ERROR: AddressSanitizer" in run.report
+    assert str(kernel_driver.NATIVE / "kernels") in run.report
+
+
+_SHORT = [
+    (problem.operation, name) for problem in descent_cases.smallest() for name in problem.buffers
+]
+
+
+@pytest.mark.parametrize(("operation", "name"), _SHORT)
+def test_a_step_beyond_a_buffer_of_feedback_and_sweeps_is_caught(
+    driver: Path, operation: int, name: str
+) -> None:
+    problem = next(p for p in descent_cases.smallest() if p.operation == operation)
+    run = kernel_driver.run([driver], _native.available()[0], [problem.short(name)])
     assert run.code != 0
     assert "ERROR: AddressSanitizer" in run.report
     assert str(kernel_driver.NATIVE / "kernels") in run.report

@@ -13,7 +13,10 @@ from support import rows
 
 from quantcli.formats import format_by_id
 
-ENCODE, DECODE, FIND_SCALE, SET_GRID = range(4)
+(
+    ENCODE, DECODE, FIND_SCALE, SET_GRID, FEEDBACK, SWEEP, FEEDBACK_POINTS, SWEEP_POINTS
+) = range(8)  # fmt: skip
+_OPTIONS, _BUFFERS = 20, 12
 _F32, _F16 = 0, 1
 _TAILS = range(1, 40)
 """Lengths that leave each possible rest of an incomplete vector."""
@@ -41,21 +44,32 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a kernel, as driver.c reads it; ``label`` is for people."""
+    """One call of a kernel, as driver.c reads it; ``label`` is for people.
+
+    Buffers are in the order of the kernel's arguments: those ``given``, those that are given and
+    ``changed``, and the sizes of those only ``made``. One that is empty is not there.
+    """
 
     label: str
     operation: int
-    type_id: int
     shape: tuple[int, int]
-    source: bytes
-    second: bytes = b""
-    detail: int = 0
-    output_bytes: int = 0
+    options: tuple[int, ...]
+    given: tuple[bytes, ...]
+    changed: tuple[bytes, ...] = ()
+    made: tuple[int, ...] = ()
+
+    @property
+    def output_bytes(self) -> int:
+        """How many bytes come back."""
+        return sum(map(len, self.changed)) + sum(self.made)
 
     def packed(self) -> bytes:
-        sizes = (len(self.source), len(self.second), self.output_bytes)
-        head = (self.operation, self.type_id, self.detail, *self.shape, *sizes)
-        return struct.pack("<8q", *head) + self.source + self.second
+        contents = (*self.given, *self.changed)
+        options = (*self.options, *[0] * (_OPTIONS - len(self.options)))
+        sizes = (*map(len, contents), *self.made)
+        sizes += (0,) * (_BUFFERS - len(sizes))
+        head = (self.operation, *self.shape, *options, len(contents), len(self.given), *sizes)
+        return struct.pack(f"<{len(head)}q", *head) + b"".join(contents)
 
 
 def make(kernels: Sequence[Kernel], shapes: Sequence[tuple[int, int]]) -> list[Case]:
@@ -71,14 +85,15 @@ def encoding(kernel: Kernel, x: np.ndarray, weights: np.ndarray | None, label: s
     """Encode float32 rows."""
     second = b"" if weights is None else weights.tobytes()
     size = x.size // kernel.block * kernel.nbytes
-    return Case(label, ENCODE, kernel.type_id, x.shape, x.tobytes(), second, _F32, size)
+    options, given = (kernel.type_id, _F32), (x.tobytes(), second)
+    return Case(label, ENCODE, x.shape, options, given, made=(size,))
 
 
 def decoding(kernel: Kernel, packed: bytes) -> Case:
     """Decode blocks."""
     n = len(packed) // kernel.nbytes * kernel.block
     label = f"{kernel.name}, {n} weights decoded"
-    return Case(label, DECODE, kernel.type_id, (1, n), packed, output_bytes=4 * n)
+    return Case(label, DECODE, (1, n), (kernel.type_id,), (packed,), made=(4 * n,))
 
 
 def _encoding(kernel: Kernel, shapes: Sequence[tuple[int, int]]) -> Iterator[Case]:
@@ -108,7 +123,7 @@ def _decoding(kernel: Kernel, shapes: Sequence[tuple[int, int]]) -> Iterator[Cas
         yield decoding(kernel, packed)
         label = f"{kernel.name}, infinite scales of {blocks} blocks"
         second, shape = np.array(offsets, np.int32).tobytes(), (blocks, len(offsets))
-        yield Case(label, FIND_SCALE, kernel.type_id, shape, packed, second, 0x7C00)
+        yield Case(label, FIND_SCALE, shape, (kernel.type_id, 0x7C00), (packed, second))
 
 
 def _reading(stored: Kernel) -> Iterator[Case]:
@@ -121,7 +136,8 @@ def _reading(stored: Kernel) -> Iterator[Case]:
         for values, what in ((small, "small"), (stopping, "one huge")):
             label = f"F16 of {nrows} x {columns} {stored.name}, {what}"
             shape, size = (nrows, columns), 2 * nrows * columns
-            yield Case(label, ENCODE, _F16, shape, values.tobytes(), b"", stored.type_id, size)
+            given = (values.tobytes(), b"")
+            yield Case(label, ENCODE, shape, (_F16, stored.type_id), given, made=(size,))
 
 
 def _grid(kernel: Kernel) -> Iterator[Case]:
@@ -135,4 +151,4 @@ def _grid(kernel: Kernel) -> Iterator[Case]:
     levels = np.searchsorted(values, table.grid.reshape(table.grid_shape)).astype(np.uint8)
     second = values.astype(np.int8).tobytes()
     label = f"{kernel.name}'s grid"
-    yield Case(label, SET_GRID, kernel.type_id, levels.shape, levels.tobytes(), second)
+    yield Case(label, SET_GRID, levels.shape, (kernel.type_id,), (levels.tobytes(), second))

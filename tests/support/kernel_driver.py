@@ -124,7 +124,7 @@ def _same(case: Case, a: tuple[int, bytes], b: tuple[int, bytes]) -> bool:
 
 def _unsigned(case: Case, packed: np.ndarray) -> np.ndarray:
     """The blocks, with every NaN scale made positive."""
-    fmt = format_by_id(case.type_id)
+    fmt = format_by_id(case.options[0])
     if fmt is None:
         return packed
     blocks = packed.reshape(-1, fmt.nbytes).copy()
