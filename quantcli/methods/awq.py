@@ -26,13 +26,12 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.methods.folding import collect, model_groups
 from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
-from quantcli.methods.reorder import add_orders
-from quantcli.methods.search import Part, Scales, Searched, Transformed, choose, search_groups
+from quantcli.methods.search import Part, Scales, Searched, choose, search_groups
 from quantcli.model import Model
 from quantcli.types import Event
 
 _EXPONENTS = tuple(step / 20 for step in range(1, 20))
-_MARGIN, _MARGIN_BEFORE_FEEDBACK = 0.01, 0.002
+_MARGIN, _MARGIN_BEFORE_FEEDBACK = 0.01, 0.02
 _INPUTS, _COLUMNS = (0.0, 0.1, 0.2, 0.3), (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Exponents before feedback; larger ones of the inputs were never best where measured."""
 _SMALLEST = 1e-4
@@ -48,18 +47,15 @@ def awq(
     *,
     weighted: bool = True,
     feedback: bool = False,
-    reorder: bool = False,
     margin: float | None = None,
     threads: int = 1,
 ) -> Iterator[Event]:
     """Search every fold group's scales, yielding progress, at last `Transformed`.
 
-    With ``reorder`` MLPs' channels change places after that (`quantcli.methods.reorder`).
-
     ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
     knows the columns' importance, ``feedback`` whether it feeds errors back; ``margin`` is the
-    part by which the loss must fall: 1 % unless given, and 0.2 % before feedback, where there is
-    less to gain.
+    part by which the loss must fall: 1 % unless given, and 2 % before feedback, whose losses are a
+    worse guide.
     ``measured`` needs hessian.
     """
     least = margin
@@ -81,14 +77,8 @@ def awq(
         candidates = dict(make(group, inputs, readers))
         return choose(part, candidates, Reader.error, least)
 
-    settings = {"margin": least, "weighted": weighted, "feedback": feedback, "reorder": reorder}
-    for event in search_groups("awq", model, groups, search, settings, threads):
-        if reorder and isinstance(event, Transformed):
-            yield from add_orders(
-                model, event, grids, measured, weighted=weighted, feedback=feedback, threads=threads
-            )
-        else:
-            yield event
+    settings = {"margin": least, "weighted": weighted, "feedback": feedback}
+    return search_groups("awq", model, groups, search, settings, threads)
 
 
 def _candidates(

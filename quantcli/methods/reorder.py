@@ -22,34 +22,36 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.methods.folding import model_groups
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.loss import Grid, Reader, open_readers
-from quantcli.methods.measured import Measured, TransformedMeasured
+from quantcli.methods.measured import Measured
 from quantcli.methods.rotations import Permutation
 from quantcli.methods.search import Transformed
-from quantcli.methods.transform import Operation, Turn
-from quantcli.methods.transformed import apply_transform
+from quantcli.methods.transform import Operation, Transform, Turn
 from quantcli.model import Model
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 
-def add_orders(
-    model: Model, found: Transformed, grids: Mapping[str, Grid], measured: Measured, *,
-    weighted: bool, feedback: bool, threads: int,
+def reorder(
+    model: Model, grids: Mapping[str, Grid], measured: Measured, *,
+    weighted: bool = True, feedback: bool = False, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
-    """Orders on top of ``found``, scales of ``model``: notes, progress, at last `Transformed`."""
-    scaled = apply_transform(model, found.transform)
-    known = TransformedMeasured(measured, found.transform)
+    """Find every MLP's order, yielding progress and a note, at last `Transformed`.
+
+    The arguments are those of `quantcli.methods.awq.awq`.
+    """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     groups = [
         group
         for group in model_groups(model)
-        if turn_channels(group, tensors, {}) and group.readers[0] in grids
+        if turn_channels(group, tensors) and group.readers[0] in grids
     ]
 
     def search(group: FoldGroup) -> _Order | None:
-        readers = open_readers(scaled, group, 0, known, grids, weighted=weighted, feedback=feedback)
+        readers = open_readers(
+            model, group, 0, measured, grids, weighted=weighted, feedback=feedback
+        )
         return _search(readers[0]) if readers else None
 
-    operations = dict(found.transform.operations)
+    operations: dict[str, Operation] = {}
     orders: dict[str, Permutation] = {}
     before = after = 0.0
     with ThreadPoolExecutor(threads, thread_name_prefix="reorder") as pool:
@@ -60,16 +62,16 @@ def add_orders(
                 after += min(one.before, one.after)
             if one is not None and one.after < one.before:
                 orders[group.name] = Permutation(one.order)
-                operations |= turn_channels(group, tensors, operations)
+                operations |= turn_channels(group, tensors)
             yield Progress(number + 1, len(groups), f"order of {group.name}")
     if groups:
         ratio = after / before if before > 0 else 1.0
         yield Note(
-            f"{found.transform.method} put the channels of {len(orders)} of {len(groups)} MLPs in "
-            f"the order of their size; the error that they lead to is {ratio:.2f} times what it was"
+            f"the channels of {len(orders)} of {len(groups)} MLPs are put in the order of their "
+            f"size; the error that they lead to is {ratio:.2f} times what it was"
         )
-    transform = replace(found.transform, operations=operations, rotations=orders)
-    yield Transformed(transform, found.outcomes)
+    settings = {"weighted": weighted, "feedback": feedback}
+    yield Transformed(Transform("reorder", operations, orders, settings))
 
 
 @dataclass(frozen=True)
@@ -99,20 +101,14 @@ def _search(reader: Reader) -> _Order:
     return _Order(order, before, after)
 
 
-def turn_channels(
-    group: FoldGroup, tensors: Mapping[str, OutputTensor], operations: Mapping[str, Operation]
-) -> dict[str, Operation]:
-    """Operations of the tensors that make or read an MLP's channels, with a turn added to each.
+def turn_channels(group: FoldGroup, tensors: Mapping[str, OutputTensor]) -> dict[str, Operation]:
+    """Turns, with the group's name, of the tensors that make or read an MLP's channels.
 
-    The turn has the group's name. Empty where the channels must stay in their places.
+    Empty where the channels must stay in their places.
     """
     if group.kind != "gated" or group.matrices > 1:
         return {}
-    turns = {name: Turn(group.name, 0, group.channels) for name in group.readers}
-    found = {
-        name: replace(operations.get(name, Operation()), across=turn)
-        for name, turn in turns.items()
-    }
+    found = {name: Operation(across=Turn(group.name, 0, group.channels)) for name in group.readers}
     for maker in group.makers:
         turns = {maker.tensor: Turn(group.name, maker.first, maker.last)}
         if maker.first == group.channels:
@@ -124,7 +120,6 @@ def turn_channels(
                 return {}
             turns[gate] = turns[maker.tensor]
         for name, turn in turns.items():
-            before = operations.get(name, Operation())
             vector = len(tensors[name].shape) == 1
-            found[name] = replace(before, across=turn) if vector else replace(before, down=turn)
+            found[name] = Operation(across=turn) if vector else Operation(down=turn)
     return found

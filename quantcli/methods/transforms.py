@@ -17,6 +17,7 @@ from quantcli.methods.folding import model_groups
 from quantcli.methods.loss import Grid
 from quantcli.methods.measured import Measured, TransformedMeasured
 from quantcli.methods.norms import fit_norms
+from quantcli.methods.reorder import reorder
 from quantcli.methods.rotate import refuse_rotation, rotate
 from quantcli.methods.search import Transformed
 from quantcli.methods.smoothquant import smoothquant
@@ -73,8 +74,17 @@ def _awq(
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
-        weighted=settings.weighted, feedback=settings.feedback, reorder=settings.groups,
-        margin=settings.margin, threads=settings.threads,
+        weighted=settings.weighted, feedback=settings.feedback, margin=settings.margin,
+        threads=settings.threads,
+    )  # fmt: skip
+
+
+def _reorder(
+    model: Model, grids: Mapping[str, Grid], measured: Measured, settings: Settings
+) -> Iterator[Event]:
+    return reorder(
+        model, grids, measured,
+        weighted=settings.weighted, feedback=settings.feedback, threads=settings.threads,
     )  # fmt: skip
 
 
@@ -97,8 +107,9 @@ TRANSFORMS: Mapping[str, Method] = {
     "awq": Method(("hessian",), _awq),
     "smoothquant": Method(("hessian", "abs_max"), _smoothquant),
     "rotate": Method((), _rotate),
+    "reorder": Method(("hessian",), _reorder),
 }
-"""By the name that a user gives."""
+"""By the name that a user gives, but for reorder, which comes with awq."""
 
 
 def needed_statistics(names: Sequence[str]) -> tuple[str, ...]:
@@ -139,6 +150,10 @@ def transform_model(
     last `Chained`.
     """
     check_transforms(model, names)
+    if settings.groups and "awq" in names:
+        # Of columns that share a scale those of one size: after it, scales have less to do.
+        place = names.index("awq")
+        names = [*names[:place], "reorder", *names[place:]]
     found: list[Transform] = []
     for name in names:
         method = TRANSFORMS[name]

@@ -23,9 +23,11 @@ from quantcli.methods.folding import model_groups
 from quantcli.methods.hessian import prepare_hessian
 from quantcli.methods.loss import Grid, Reader, block_grid, block_grids, integer_grid
 from quantcli.methods.measured import Measured, TransformedMeasured
+from quantcli.methods.reorder import reorder
 from quantcli.methods.search import Transformed
 from quantcli.methods.transform import Operation, dump_transform
 from quantcli.methods.transformed import apply_transform, read_floats
+from quantcli.methods.transforms import Chained, Settings, transform_model
 from quantcli.model import Model, open_model
 from quantcli.types import Note
 
@@ -171,10 +173,8 @@ def test_channels_of_one_size_come_to_share_a_scale(
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
         gated = [group for group in model_groups(model) if group.kind == "gated"]
         down = [group.readers[0] for group in gated]
-        options = {"weighted": False, "margin": 1.0, "feedback": feedback}
         grids = dict.fromkeys(down, four_bits)
-        assert not search(model, grids, measured, **options).transform.rotations
-        *_, note, found = awq(model, grids, measured, reorder=True, **options)
+        *_, note, found = reorder(model, grids, measured, weighted=False, feedback=feedback)
         assert isinstance(note, Note)
         assert isinstance(found, Transformed)
         assert found.transform.rotations.keys() == {group.name for group in gated}
@@ -191,6 +191,20 @@ def test_channels_of_one_size_come_to_share_a_scale(
     if not feedback:
         assert sum(losses[1]) / sum(losses[0]) == pytest.approx(said, abs=0.006)
     assert f"channels of {len(gated)} of {len(gated)} MLPs" in note.message
+
+
+def test_with_groups_under_one_scale_an_order_comes_before_scales(
+    checkpoint: Callable[..., Path],
+) -> None:
+    with open_model(checkpoint("llama"), vocabulary=False) as even:
+        model = apply_transform(even, random_folds(even))
+        measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
+        grids = dict.fromkeys(matrices(model), four_bits)
+        for groups, wanted in ((False, ["awq"]), (True, ["reorder", "awq"])):
+            settings = Settings(weighted=False, groups=groups)
+            *_, chained = transform_model(model, ["awq"], grids, measured, settings)
+            assert isinstance(chained, Chained)
+            assert [transform.method for transform in chained.transforms] == wanted
 
 
 class _Pivots:
@@ -213,7 +227,7 @@ def test_an_order_that_does_not_help_is_not_taken(checkpoint: Callable[..., Path
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
         grids = dict.fromkeys(matrices(model), finely)
-        *_, note, found = awq(model, grids, measured, reorder=True, weighted=False, margin=1.0)
+        *_, note, found = reorder(model, grids, measured, weighted=False)
     # The grid is the same for every column, so no order is better than another by more than noise.
     assert isinstance(found, Transformed)
     assert " 1.00 times" in note.message

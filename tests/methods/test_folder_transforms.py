@@ -186,7 +186,7 @@ def test_awq_makes_a_better_folder_of_the_same_layout(
     ]
     assert shapes[0] == shapes[1]
     manifest = json.loads((tmp_path / "awq" / "quantcli.json").read_text())
-    assert [entry["method"] for entry in manifest["transforms"]] == ["awq"]
+    assert [entry["method"] for entry in manifest["transforms"]] == ["reorder", "awq"]
     assert 'range = "minmax"' in manifest["recipe"]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from quantcli.methods.folding import model_groups, scale_group
 from quantcli.methods.reorder import turn_channels
 from quantcli.methods.rotations import Permutation
-from quantcli.methods.transform import Transform, merge_scales
+from quantcli.methods.transform import Operation, Transform, merge_scales
 from quantcli.model import Model
 
 
@@ -23,13 +25,15 @@ def random_folds(model: Model, seed: int = 0) -> Transform:
 
 
 def random_orders(model: Model, seed: int = 0) -> Transform:
-    """The same, and after them another order of the channels of every MLP where one may be."""
+    """The same, and another order of the channels of every MLP where one may be."""
     draws = np.random.default_rng(seed + 1)
     tensors = {tensor.name: tensor for tensor in model.tensors}
     operations = dict(random_folds(model, seed).operations)
     orders = {}
     for group in model_groups(model):
-        if found := turn_channels(group, tensors, operations):
-            operations |= found
+        if turns := turn_channels(group, tensors):
             orders[group.name] = Permutation(draws.permutation(group.channels))
+            for name, turn in turns.items():
+                scaled = operations.get(name, Operation())
+                operations[name] = replace(scaled, across=turn.across, down=turn.down)
     return Transform("random", operations, orders)
