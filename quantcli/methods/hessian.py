@@ -71,6 +71,7 @@ class Hessian:
     damping: float
     order: Order | None = None
     _parts: dict[tuple[int, int], Slice] = field(default_factory=dict)
+    _together: dict[int, Hessian] = field(default_factory=dict)
 
     def part(self, columns: slice) -> Slice:
         """What concerns ``columns``, by their places in the order."""
@@ -87,6 +88,11 @@ class Hessian:
         """
         if self.order is None or width == 1:
             return self
+        if width not in self._together:
+            self._together[width] = self._keep_together(width)
+        return self._together[width]
+
+    def _keep_together(self, width: int) -> Hessian:
         loud = self.matrix.diagonal().reshape(-1, width).sum(axis=1)
         units = np.argsort(-loud, kind="stable")
         order = (units[:, None] * width + np.arange(width)).reshape(-1)
