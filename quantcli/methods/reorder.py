@@ -3,8 +3,8 @@
 The channels between an MLP's first matrices and its last may come in any order: rows of gate and
 up change places, columns of down follow them, and the model's function stays what it was. Where a
 grid has one scale for each group of columns, the groups then hold columns of one size. The order
-is taken where it lowers the loss that the search for scales has.
-Channels inside experts stay where they are.
+is taken where it lowers the loss that the search for scales has. Channels inside experts stay
+where they are.
 
 Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does it for activations.
 """
@@ -108,18 +108,21 @@ def turn_channels(group: FoldGroup, tensors: Mapping[str, OutputTensor]) -> dict
     """
     if group.kind != "gated" or group.matrices > 1:
         return {}
-    found = {name: Operation(across=Turn(group.name, 0, group.channels)) for name in group.readers}
+    channels = Turn(group.name, 0, group.channels)
+    turns = {}
     for maker in group.makers:
-        turns = {maker.tensor: Turn(group.name, maker.first, maker.last)}
-        if maker.first == group.channels:
-            # Gate lies above up in one matrix, and a turn goes on group by group.
-            turns = {maker.tensor: Turn(group.name, 0, maker.last)}
-        else:
-            gate = maker.tensor.replace("ffn_up", "ffn_gate")
-            if gate == maker.tensor or gate not in tensors:
-                return {}
-            turns[gate] = turns[maker.tensor]
-        for name, turn in turns.items():
+        # Where gate lies above up in one matrix, the turn goes on from one to the other.
+        fused = maker.first == group.channels
+        turns[maker.tensor] = Turn(group.name, 0 if fused else maker.first, maker.last)
+        if fused:
+            continue
+        gate = group.name.replace("ffn_up", "ffn_gate")
+        if gate == group.name or f"{gate}.weight" not in tensors:
+            return {}
+        turns |= {f"{gate}.{kind}": channels for kind in ("weight", "bias")}
+    found = {name: Operation(across=channels) for name in group.readers}
+    for name, turn in turns.items():
+        if name in tensors:
             vector = len(tensors[name].shape) == 1
             found[name] = Operation(across=turn) if vector else Operation(down=turn)
     return found
