@@ -106,9 +106,10 @@ def _factor(values: NDArray[Any], order: Order | None) -> tuple[Matrix, Matrix]:
     import torch
 
     # The reversed matrix's lower factor, turned round, is the upper one from the right.
-    places = np.arange(len(values))[::-1] if order is None else order[::-1]
-    turned = torch.from_numpy(values[np.ix_(places, places)])
-    lower, failed = torch.linalg.cholesky_ex(turned)
+    turned = (
+        values[::-1, ::-1].copy() if order is None else values[np.ix_(order[::-1], order[::-1])]
+    )
+    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(turned))
     if failed.any():
         raise np.linalg.LinAlgError("not positive definite")
     upper = lower.numpy()[::-1, ::-1]
