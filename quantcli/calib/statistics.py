@@ -23,6 +23,7 @@ from quantcli.calib.taps import Product
 from quantcli.errors import SourceError, UsageError
 from quantcli.registry import near
 from quantcli.types import OutputTensor
+from quantcli.writers.scratch import create_array
 
 NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
 """Statistics by name; the first is always collected."""
@@ -168,7 +169,7 @@ class Collector:
         if home not in self._hessians:
             shape = (_matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
-            self._hessians[home] = np.memmap(file, np.float64, "w+", shape=shape)
+            self._hessians[home] = create_array(file, np.float64, shape)
         values = product.rows.float()
         self._hessians[home][matrix] += (values.T @ values).cpu().numpy()
 

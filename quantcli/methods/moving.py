@@ -24,6 +24,7 @@ from quantcli.methods.factors import (
     read_factors,
 )
 from quantcli.methods.store import EncodedStore
+from quantcli.writers.scratch import create_array
 
 _BETAS = (0.9, 0.99)
 _START, _SIZE, _OFFSET, _MEAN, _SQUARE, _GRADIENT, _BEST = range(7)
@@ -54,7 +55,7 @@ class Moving:
         for name, shape in (self.factors | self.vectors).items():
             self._spans[name] = slice(end, end := end + int(np.prod(shape)))
         self.numbers = end
-        self._planes = np.memmap(path, np.float32, "w+", shape=(7, max(1, end)))
+        self._planes = create_array(path, np.float32, (7, max(1, end)))
         for name, fmt in self._formats.items():
             start = read_factors(fmt, self._packed(name)).astype(np.float32)
             self._of(_START, name)[:] = start

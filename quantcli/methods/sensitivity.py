@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.types import Event, Progress
+from quantcli.writers.scratch import create_array
 
 _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
@@ -61,7 +62,7 @@ class Gradients:
     def create(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A new file; `finish` makes it count."""
         self._mark.unlink(missing_ok=True)
-        self._values = np.memmap(self._path, np.float32, "w+", shape=shape)
+        self._values = create_array(self._path, np.float32, shape)
         return self._values
 
     def finish(self, variance: NDArray[np.float64]) -> None:

@@ -22,6 +22,7 @@ from quantcli.calib.parameters import Use
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.methods.moving import Moving
 from quantcli.methods.sensitivity import embedding_scale, own_call
+from quantcli.writers.scratch import create_array
 
 
 class Streamed:
@@ -67,7 +68,7 @@ class Streamed:
     def _inputs(self, depth: int, count: int) -> Iterator[NDArray[np.float32]]:
         path = self._folder / "inputs.bin"
         shape = (depth, count, self._ids.shape[1], self._quantized.hidden_size)
-        inputs = np.memmap(path, np.float32, "w+", shape=shape)
+        inputs = create_array(path, np.float32, shape)
         try:
             yield inputs
         finally:

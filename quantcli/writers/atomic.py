@@ -91,7 +91,7 @@ class AtomicFiles:
                 view, offset = view[written:], offset + written
                 self._count(path, written)
         except OSError as error:
-            raise _output_error(path, error) from error
+            raise output_error(path, error) from error
 
     def _count(self, path: Path, written: int) -> None:
         """Begin to send a file's data to the disk when it is time and no flush is under way.
@@ -124,7 +124,7 @@ class AtomicFiles:
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
-            raise _output_error(next(iter(self._sizes)), error) from error
+            raise output_error(next(iter(self._sizes)), error) from error
         self._close()
 
     def _create(self, path: Path, size: int) -> None:
@@ -132,7 +132,7 @@ class AtomicFiles:
         try:
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise _output_error(path, error) from error
+            raise output_error(path, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -148,7 +148,7 @@ class AtomicFiles:
             else:
                 os.ftruncate(descriptor, size)
         except OSError as error:
-            raise _output_error(path, error) from error
+            raise output_error(path, error) from error
 
     def _discard(self) -> None:
         for path in self._open:
@@ -170,7 +170,8 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What to say of a file that cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"{path}: the disk is full", hint="free some space or choose another folder with -o"
