@@ -59,9 +59,12 @@ def allocate_job(
         )
     target = plan.recipe.target_size
     whole = parse_size(target) if target else job.nbytes
-    limit = whole - (job.nbytes - plan.data_bytes)
-    # Before the long run: whether anything can be that small.
-    allocate(plan, {name: dict.fromkeys(kinds, 0.0) for name, kinds in candidates.items()}, limit)
+    # Before the long run: whether anything can be that small. The recipe in the file names the
+    # types, and takes bytes itself.
+    free = {name: dict.fromkeys(kinds, 0.0) for name, kinds in candidates.items()}
+    smallest = allocate(plan, free, 1 << 62)
+    beside = _with_types(planned, job, output, smallest).nbytes - smallest.nbytes
+    allocate(plan, free, whole - beside, beside=beside)
     folder = survey_folder(output)
     folder.mkdir(exist_ok=True)
     run = plan_passes(planned, folder, None, None, max_memory, threads)
@@ -78,12 +81,11 @@ def allocate_job(
     if costs is None:
         raise RuntimeError("the survey ended without a result")
     while True:
-        found = allocate(plan, costs, limit)
+        found = allocate(plan, costs, whole - beside, beside=beside)
         chosen = _with_types(planned, job, output, found)
-        # The recipe in the file names the types, and takes bytes itself.
         if chosen.nbytes <= whole:
             break
-        limit -= chosen.nbytes - whole
+        beside += chosen.nbytes - whole
     left = len(candidates) - len(costs)
     yield Note(
         f"types chosen for {len(costs)} tensors: {found.nbytes:,} bytes of weights, for a KL "

@@ -69,10 +69,11 @@ def find_candidates(plan: Plan, types: Sequence[str] = TYPES) -> dict[str, tuple
     }  # fmt: skip
 
 
-def allocate(plan: Plan, costs: Costs, limit: int) -> Allocation:
+def allocate(plan: Plan, costs: Costs, limit: int, *, beside: int = 0) -> Allocation:
     """The cheapest types for the tensors in ``costs`` with at most ``limit`` bytes of data in all.
 
-    PlanError when even the smallest types need more.
+    PlanError when even the smallest types need more; it speaks of the file, which has ``beside``
+    bytes besides.
     """
     items = {item.tensor.name: item for item in plan.items}
     fixed = sum(plan.aligned(item.nbytes) for item in plan.items if item.tensor.name not in costs)
@@ -88,8 +89,9 @@ def allocate(plan: Plan, costs: Costs, limit: int) -> Allocation:
     least = fixed + sum(min(each.values()) for each in sizes.values())
     if least > limit:
         raise PlanError(
-            f"{limit:,} bytes are too few: with the smallest types the tensors take {least:,}",
-            hint=f"ask for {least:,} bytes or more",
+            f"{limit + beside:,} bytes are too few: with the smallest types the file takes "
+            f"{least + beside:,}",
+            hint=f"ask for {least + beside:,} bytes or more",
         )
 
     def choose(price: float) -> dict[str, str]:

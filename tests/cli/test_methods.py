@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import gguf
@@ -157,7 +158,7 @@ def test_types_are_chosen_within_a_size(
         capsys, *args, "--target-size", "1M", "-o", str(tmp_path / "no.gguf")
     )
     assert code == 1
-    assert "with the smallest types the tensors take" in complaint
+    assert "with the smallest types the file takes" in complaint
     assert {path.name for path in tmp_path.iterdir()} == {"plain.gguf", "chosen.gguf", "s.gguf"}
 
     novel = Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt"
@@ -169,6 +170,21 @@ def test_types_are_chosen_within_a_size(
         assert run(["eval-ppl", *args]) == 0
         found[path] = json.loads(capsys.readouterr().out)["results"][0]["kld"]["value"]
     assert found[chosen] < 0.8 * found[plain]
+
+
+def test_the_smallest_size_that_is_named_can_be_had(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "m.gguf"
+    args = [str(mini), "--type", "Q4_K_S", "--method", "gptq", "--calibrate", str(TEXT)]
+    args += ["--chunks", "2", "--fisher-windows", "0", "-o", str(path)]
+    code, _, said = _call(capsys, *args, "--target-size", "10K")
+    assert code == 1
+    least = int(re.findall(r"ask for (\S+) bytes or more", said)[0].replace(",", ""))
+    assert _call(capsys, *args, "--target-size", str(least - 1))[0] == 1
+    assert list(tmp_path.iterdir()) == []
+    assert _call(capsys, *args, "--target-size", str(least))[0] == 0
+    assert path.stat().st_size <= least
 
 
 def test_a_dry_run_says_that_types_are_not_chosen_yet(
