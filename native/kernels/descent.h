@@ -67,12 +67,11 @@ QK_INLINE vf divide_where(vf a, vf b) {
 
 #define QK_RUN 16 /* divides every number of columns, and of weights under one scale */
 
-/* sums[i] += a[first .. first + QK_RUN) times the Hessian's rows there, in this order, for the
- * columns from..to; follow_run takes them off instead. A column's sum stays in a register. */
-QK_INLINE void add_run(const struct tile_state *tile, vf *restrict sums, const vf *a, int first,
-                       int from, int to) {
+/* sums[i] += a[0 .. QK_RUN) times the Hessian's rows from first on, in this order. A column's sum
+ * stays in a register. */
+QK_INLINE void add_run(const struct tile_state *tile, vf *restrict sums, const vf *a, int first) {
     const float *row = tile->hessian + (int64_t)first * tile->columns;
-    for (int i = from; i < to; ++i) {
+    for (int i = 0; i < tile->columns; ++i) {
         vf sum = sums[i];
 #pragma GCC unroll 16
         for (int k = 0; k < QK_RUN; ++k) sum += a[k] * row[k * tile->columns + i];
@@ -80,6 +79,7 @@ QK_INLINE void add_run(const struct tile_state *tile, vf *restrict sums, const v
     }
 }
 
+/* The gradient of the columns from..to after the values of a run have changed. */
 QK_INLINE void follow_run(struct tile_state *tile, const vf *changes, int first, int from, int to) {
     const float *row = tile->hessian + (int64_t)first * tile->columns;
     for (int i = from; i < to; ++i) {
@@ -158,7 +158,7 @@ QK_INLINE void fit_block(struct tile_state *tile, const struct qk_lattice *latti
         a[i] = scales[i / sub] * tile->levels[i];
         ga += a[i] * tile->gradient[i];
     }
-    for (int i = first; i < last; i += QK_RUN) add_run(tile, along, a + i, i, 0, tile->columns);
+    for (int i = first; i < last; i += QK_RUN) add_run(tile, along, a + i, i);
     for (int i = first; i < last; ++i) aa += a[i] * along[i];
     if (mins != NULL) {
         for (int s = first / sub; s < last / sub; ++s) {

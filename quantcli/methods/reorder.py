@@ -11,7 +11,7 @@ Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from quantcli.methods.loss import Grid, Reader, open_readers
 from quantcli.methods.measured import Measured
 from quantcli.methods.rotations import Permutation
 from quantcli.methods.search import Transformed
-from quantcli.methods.transform import Operation, Transform, Turn
+from quantcli.methods.transform import Floats, Operation, Transform, Turn
 from quantcli.model import Model
 from quantcli.types import Event, Note, OutputTensor, Progress
 
@@ -87,11 +87,9 @@ def _search(reader: Reader) -> _Order:
     rows = reader.sample()
     order = np.argsort(-np.square(rows).sum(axis=0, dtype=np.float64), kind="stable")
     hessian = np.ascontiguousarray(reader.hessian[np.ix_(order, order)])
-    pivots = None
+    turned = replace(reader, load=_always(hessian))
     if reader.pivots is not None:
-        own = prepare_hessian(hessian).pivots
-        pivots = lambda name, matrix: own  # noqa: E731
-    turned = replace(reader, load=lambda name, matrix: hessian, pivots=pivots)
+        turned = replace(turned, pivots=_always(prepare_hessian(hessian).pivots))
     ones = np.ones(len(order))
     share = 1 / max(reader.output(rows), 1e-30)
     before = after = 0.0
@@ -99,6 +97,10 @@ def _search(reader: Reader) -> _Order:
         before += share * reader.error(slab, ones)
         after += share * turned.error(np.ascontiguousarray(slab[:, order]), ones)
     return _Order(order, before, after)
+
+
+def _always(values: Floats) -> Callable[[str, int], Floats]:
+    return lambda name, matrix: values
 
 
 def turn_channels(group: FoldGroup, tensors: Mapping[str, OutputTensor]) -> dict[str, Operation]:

@@ -44,7 +44,7 @@ from quantcli.methods.sensitivity import (
     run_backwards,
 )
 from quantcli.methods.store import EncodedStore
-from quantcli.methods.stream import Stream, matrix_reader, open_stream
+from quantcli.methods.stream import Stream, in_bytes, matrix_reader, open_stream
 from quantcli.methods.sums import Sums
 from quantcli.methods.tune import Layer, tune_layer
 from quantcli.methods.workers import Workers, workers
@@ -109,7 +109,8 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             yield from layers.head()
         if work.options.e2e:
             task = Task(run, work.every_form, store, stream.skeleton, stream.states.get)
-            yield from layers._in_bytes(train_end_to_end(task, work.options.e2e_steps))
+            steps = train_end_to_end(task, work.options.e2e_steps)
+            yield from in_bytes(steps, layers.bytes)
 
 
 @dataclass
@@ -245,7 +246,7 @@ class _Layers:
         """Gradients of all layers, once for the run."""
         if not self._measured:
             found = measure_gradients(self.skeleton, self.work.run.windows.ids, self.gradients)
-            yield from self._in_bytes(found)
+            yield from in_bytes(found, self.bytes)
             self._measured = True
 
     def _embedding_ways(self) -> Generator[Event, None, Sensitivity]:
@@ -255,13 +256,10 @@ class _Layers:
         scale = embedding_scale(self.skeleton, self.work.run.windows.ids[0]) ** 2
         return Sensitivity(ways.fit * scale, ways.held_out * scale)
 
-    def _in_bytes(self, events: Iterator[Event]) -> Iterator[Event]:
-        """Steps as shares of the model's bytes, which is what progress is told in."""
-        whole = self._starts[-1]
-        for event in events:
-            if isinstance(event, Progress):
-                event = Progress(event.done * whole // event.total, whole, event.tensor)
-            yield event
+    @property
+    def bytes(self) -> int:
+        """The model's, which progress is told in."""
+        return self._starts[-1]
 
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
@@ -299,7 +297,7 @@ class _Layers:
         if tune:
             layer_now = self._tuned(layer, packed)
             steps = self.work.options.tune_steps
-            yield from self._in_bytes(tune_layer(layer_now, steps, outcomes))
+            yield from in_bytes(tune_layer(layer_now, steps, outcomes), self.bytes)
         self.store.save(layer, packed, outcomes)
 
     def _format_of(self, name: str) -> str:

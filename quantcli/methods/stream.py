@@ -7,17 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from quantcli.calib.checkpoint import Checkpoint
 from quantcli.calib.runner import DTYPES, Run, enter
 from quantcli.calib.skeleton import Call, Skeleton
 from quantcli.calib.states import States
-from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
+from quantcli.methods.transformed import read_floats
 from quantcli.model import Model
-from quantcli.types import OutputTensor
+from quantcli.types import Event, OutputTensor, Progress
 
 
 @dataclass
@@ -57,6 +56,14 @@ def open_stream(
         states.close()
 
 
+def in_bytes(events: Iterator[Event], whole: int) -> Iterator[Event]:
+    """Steps as shares of the model's ``whole`` bytes, which is what progress is told in."""
+    for event in events:
+        if isinstance(event, Progress):
+            event = Progress(event.done * whole // event.total, whole, event.tensor)
+        yield event
+
+
 def matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:
     """What reads matrix i of a tensor, a stack of them or the one, as float32."""
     height = tensor.shape[-2]
@@ -65,11 +72,3 @@ def matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]
         return read_floats(model, tensor, matrix * height, (matrix + 1) * height)
 
     return read
-
-
-def read_floats(model: Model, tensor: OutputTensor, start: int, stop: int) -> Floats:
-    """Rows ``start:stop`` of a tensor, decoded."""
-    rows = model.read_rows(tensor, start, stop)
-    if rows.dtype == np.uint8:
-        return native.decode(get_format(tensor.dtype), rows)
-    return native.to_float32(rows)

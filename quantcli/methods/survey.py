@@ -39,8 +39,9 @@ from quantcli.methods.sensitivity import (
     own_call,
     run_backwards,
 )
-from quantcli.methods.stream import Stream, open_stream, read_floats
+from quantcli.methods.stream import Stream, in_bytes, open_stream
 from quantcli.methods.sums import Sums
+from quantcli.methods.transformed import read_floats
 from quantcli.methods.workers import Workers, workers
 from quantcli.types import Event, Progress
 
@@ -104,10 +105,7 @@ class _Survey:
         self.tensors = {tensor.name: tensor for tensor in self.whole.model.tensors}
         starts = layer_starts(self.whole.model, skeleton)
         found = measure_gradients(skeleton, self.whole.windows.ids, self.gradients)
-        for event in found:
-            if isinstance(event, Progress):
-                event = Progress(event.done * starts[-1] // event.total, starts[-1], event.tensor)
-            yield event
+        yield from in_bytes(found, starts[-1])
         for index in range(len(skeleton.layers)):
             yield Progress(starts[index], starts[-1], f"costs, layer {index}")
             self._layer(index)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.schur import remaining
 
 from quantcli import _native
 from quantcli.errors import SourceError
@@ -100,16 +101,11 @@ def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str
     fmt = get_format(name)
     weights, mean, importance = _problem(512)
     hessian = prepare_hessian(mean)
-    full = hessian.matrix.astype(np.float64)
-    # Later columns, if any number would do, leave the Schur complement of the first ones' error.
-    first, later = slice(0, 256), slice(256, 512)
-    remains = full[first, first] - full[first, later] @ np.linalg.solve(
-        full[later, later], full[later, first]
-    )
+    remains = remaining(hessian.matrix, 256)
     lost, whole = [], []
     for settle in range(3):
         errors = round_with_feedback(fmt, weights, hessian, importance, CREW, settle).errors
-        lost.append(output_error(errors[:, first], remains.astype(np.float32)))
+        lost.append(output_error(errors[:, :256], remains))
         whole.append(output_error(errors, hessian.matrix))
     assert lost[2] <= lost[1] < lost[0]
     assert whole[2] < whole[0]

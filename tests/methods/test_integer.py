@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from support.schur import remaining
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
 from quantcli.methods.forms import GridForm
@@ -120,17 +121,13 @@ def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str
     grid = GRIDS[name]
     weights, mean = _problem(512)
     hessian = prepare_hessian(mean)
-    full = hessian.matrix.astype(np.float64)
-    first, later = slice(0, 256), slice(256, 512)
-    remains = full[first, first] - full[first, later] @ np.linalg.solve(
-        full[later, later], full[later, first]
-    )
+    remains = remaining(hessian.matrix, 256)
     lost, whole = [], []
     for settle in range(3):
         options = Options(sweeps=0, settle=settle)
         found = round_on_grid(weights, grid, hessian, None, CREW, options)
         errors = weights - dequantize(found, grid)
-        lost.append(output_error(errors[:, first], remains.astype(np.float32)))
+        lost.append(output_error(errors[:, :256], remains))
         whole.append(output_error(errors, hessian.matrix))
     assert lost[2] <= lost[1] < lost[0]
     assert whole[2] < whole[0]
