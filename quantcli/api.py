@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantcli import folders, pipeline
+from quantcli.artifacts import gguf_file, model_folder
+from quantcli.artifacts.folder_job import default_folder, prepare_folder
+from quantcli.artifacts.gguf_file import Finished, default_threads
 from quantcli.errors import UsageError
-from quantcli.folder_job import default_folder, prepare_folder
 from quantcli.model import Model, open_model
-from quantcli.pipeline import Finished, default_threads
 from quantcli.plan.recipe import Recipe, check_recipe, merge_recipe
 from quantcli.plan.schemes import knows_importance
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Event
 
 if TYPE_CHECKING:
-    from quantcli.folder_job import FolderJob
-    from quantcli.pipeline import Job
+    from quantcli.artifacts.folder_job import FolderJob
+    from quantcli.artifacts.gguf_file import Job
 
 _Last = TypeVar("_Last", bound=Event)
 _STATES = 4 << 30
@@ -53,8 +53,8 @@ def quantize(
             if given:
                 raise UsageError(f"{name} belongs to a method", hint='add method="gptq"')
     else:
-        from quantcli.calib.extras import require_torch
-        from quantcli.methods.recipes import check_methods
+        from quantcli.layerwise.require_torch import require_torch
+        from quantcli.run.recipe_options import check_methods
 
         require_torch()
         check_methods(wanted)
@@ -73,7 +73,7 @@ def _reads_text(recipe: Recipe) -> bool:
 
 def _default(model: Model, recipe: Recipe) -> Path:
     if recipe.to == "gguf":
-        return pipeline.default_output(model, recipe)
+        return gguf_file.default_output(model, recipe)
     return default_folder(model, recipe)
 
 
@@ -87,24 +87,24 @@ class _Call:
     force: bool
 
     def prepare(self, model: Model, importance: Importance | None) -> Job | FolderJob:
-        make: Any = pipeline.prepare if self.recipe.to == "gguf" else prepare_folder
+        make: Any = gguf_file.prepare if self.recipe.to == "gguf" else prepare_folder
         job: Job | FolderJob = make(
             model, self.recipe, self.path, importance=importance, force=self.force
         )
         return job
 
     def write(self, job: Job | FolderJob, encoded: Any = None) -> Finished:
-        if isinstance(job, pipeline.Job):
-            events = pipeline.execute(
+        if isinstance(job, gguf_file.Job):
+            events = gguf_file.execute(
                 job, threads=self.threads, max_memory=self.max_memory, encoded=encoded
             )
         else:
             source = None
             if encoded is not None:
-                from quantcli.methods.codes import stored_codes
+                from quantcli.run.folder_codes import stored_codes
 
                 source = stored_codes(job, encoded)
-            events = folders.execute_folder(
+            events = model_folder.execute_folder(
                 job, threads=self.threads, max_memory=self.max_memory, source=source
             )
         return _last(events, Finished)
@@ -113,19 +113,19 @@ class _Call:
         self, model: Model, calibrate: Sequence[str | Path], chunks: int | None
     ) -> Finished:
         """Transform, then round with feedback or, where no method rounds, to the nearest."""
-        from quantcli.calib.data import read_texts
-        from quantcli.methods import ROUNDER, parse_methods
-        from quantcli.methods.allocating import (
+        from quantcli.layerwise.random_windows import SHARE
+        from quantcli.layerwise.texts import read_texts
+        from quantcli.run.choose_types import (
             Allocated,
             allocate_job,
             remove_survey,
             survey_folder,
         )
-        from quantcli.methods.diversity import SHARE
-        from quantcli.methods.job import begin, prepare, rounded
-        from quantcli.methods.recipes import read_options
-        from quantcli.methods.stored import as_checkpoint
-        from quantcli.methods.transforming import Moved, find_transforms
+        from quantcli.run.find_transforms import Moved, find_transforms
+        from quantcli.run.job import begin, prepare, rounded
+        from quantcli.run.methods import ROUNDER, parse_methods
+        from quantcli.run.recipe_options import read_options
+        from quantcli.transforms.checkpoint_view import as_checkpoint
 
         chain = parse_methods(self.recipe.method or ROUNDER)
         if self.resume and not chain.rounds:
@@ -136,7 +136,7 @@ class _Call:
         job = self.prepare(model, self._known(planned.importance))
         memory, threads = self.max_memory or _STATES, self.threads or default_threads()
         gradients = None
-        if isinstance(job, pipeline.Job) and (self.recipe.allocate or self.recipe.target_size):
+        if isinstance(job, gguf_file.Job) and (self.recipe.allocate or self.recipe.target_size):
             job = _last(
                 allocate_job(
                     planned, job, self.path, read_options(self.recipe),
@@ -165,8 +165,8 @@ class _Call:
             for _ in rounded(encoding):
                 pass
             overlay = encoding.store.overlay
-            if overlay is not None and isinstance(job, pipeline.Job):
-                job = pipeline.add_metadata(job, overlay.worth.keys)
+            if overlay is not None and isinstance(job, gguf_file.Job):
+                job = gguf_file.add_metadata(job, overlay.worth.keys)
             finished = self.write(job, encoding.store)
         except BaseException:
             encoding.store.close()

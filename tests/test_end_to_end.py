@@ -13,8 +13,8 @@ import pytest
 from gguf import GGUFReader
 from support.tiny_models import MODELS, build
 
+from quantcli.artifacts.gguf_file import execute, prepare
 from quantcli.model import open_model
-from quantcli.pipeline import execute, prepare
 from quantcli.plan.recipe import Recipe
 
 pytest.importorskip("torch")

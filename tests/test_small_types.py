@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support import tiny_models
 
+from quantcli.artifacts.gguf_file import execute, prepare
 from quantcli.errors import PlanError
 from quantcli.model import open_model
-from quantcli.pipeline import execute, prepare
 from quantcli.plan.recipe import Recipe
 from quantcli.types import row_count
 

@@ -23,9 +23,9 @@ from quantcli.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from quantcli.calib.imatrix import Calibration
-    from quantcli.calib.job import Calibrated
+    from quantcli.calibration import Calibrated
     from quantcli.cli.output import Output
+    from quantcli.statistics.importance_file import Calibration
 
 _TEXT = "The text"
 _RUN = "How the model is run"
@@ -175,7 +175,7 @@ def calibrate(
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    from quantcli.calib.extras import require_torch
+    from quantcli.layerwise.require_torch import require_torch
 
     suffix = "dat" if legacy else "gguf"
     if merge:
@@ -185,7 +185,7 @@ def calibrate(
                 hint="calibrate first, then merge the files",
             )
         require_torch()
-        from quantcli.calib.job import merge as merge_files
+        from quantcli.calibration import merge as merge_files
 
         path = output or Path(f"merged.calib.{suffix}")
         _show(out, consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
@@ -194,12 +194,12 @@ def calibrate(
         raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
     require_torch()
     if stats and Path(model).is_file():
-        from quantcli.calib.job import load
+        from quantcli.calibration import load
 
         _report(out, load(Path(model)), (), stats=True)
         return
-    from quantcli.calib.data import read_texts
-    from quantcli.calib.job import prepare
+    from quantcli.calibration import prepare
+    from quantcli.layerwise.texts import read_texts
     from quantcli.model import open_model
     from quantcli.plan.budget import parse_size
 

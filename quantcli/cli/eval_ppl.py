@@ -188,12 +188,12 @@ def eval_ppl(
     """
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
 
-    from quantcli.calib.data import read_texts
+    from quantcli.artifacts.atomic import refuse_existing
     from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
     from quantcli.evals.bases.file import BaseFile
     from quantcli.evals.gates import Gates, check_gates
     from quantcli.evals.run import Job, check_job
-    from quantcli.writers.atomic import refuse_existing
+    from quantcli.layerwise.texts import read_texts
 
     check_folder(config)
     texts = read_texts(data, field=field) if data else []
@@ -253,8 +253,8 @@ def _run(out: Output, job: Job, gates: Gates, plot: Path | None) -> None:
 
 
 def _draw(path: Path, results: Sequence[Measured], *, force: bool) -> None:
+    from quantcli.artifacts.atomic import AtomicFiles
     from quantcli.report.plot import Point, draw_plot
-    from quantcli.writers.atomic import AtomicFiles
 
     points = [
         Point(

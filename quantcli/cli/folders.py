@@ -10,11 +10,11 @@ from quantcli.cli.methods import finish, plan_run, round_beside, transform_besid
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
+    from quantcli.artifacts.folder_job import FolderJob
     from quantcli.cli.methods import Calibrating
     from quantcli.cli.output import Output
-    from quantcli.folder_job import FolderJob
-    from quantcli.methods.job import Encoding, MethodJob
     from quantcli.plan.recipe import Recipe
+    from quantcli.run.job import Encoding, MethodJob
     from quantcli.sources.imatrix import Importance
 
 
@@ -31,7 +31,7 @@ def make_folder(
     limit: int | None,
 ) -> None:
     """Plan the folder, and make it unless this is a dry run."""
-    from quantcli.folder_job import default_folder, folder_threads, prepare_folder
+    from quantcli.artifacts.folder_job import default_folder, folder_threads, prepare_folder
     from quantcli.model import open_model
     from quantcli.plan.recipe import check_recipe, merge_recipe
     from quantcli.sources.imatrix import read_importance
@@ -69,9 +69,9 @@ def _run_method(
     threads: int | None,
 ) -> None:  # fmt: skip
     """Transform, then round with feedback or, where no method rounds, to the nearest."""
-    from quantcli.folder_job import prepare_folder
-    from quantcli.methods import parse_methods
-    from quantcli.methods.stored import as_checkpoint, note_copies
+    from quantcli.artifacts.folder_job import prepare_folder
+    from quantcli.run.methods import parse_methods
+    from quantcli.transforms.checkpoint_view import as_checkpoint, note_copies
 
     chain, recipe = parse_methods(method), job.plan.recipe
     if chain.transforms:
@@ -113,14 +113,14 @@ def _show_plan(out: Output, job: FolderJob, threads: int) -> None:
 
 
 def _execute(out: Output, job: FolderJob, threads: int, encoding: Encoding | None = None) -> None:
-    from quantcli.folders import execute_folder
-    from quantcli.pipeline import Finished
+    from quantcli.artifacts.gguf_file import Finished
+    from quantcli.artifacts.model_folder import execute_folder
     from quantcli.report.units import duration_text, size_text
 
     start = time.monotonic()
     source = None
     if encoding is not None:
-        from quantcli.methods.codes import stored_codes
+        from quantcli.run.folder_codes import stored_codes
 
         source = stored_codes(job, encoding.store)
     with out.phase("quantizing"):
@@ -146,7 +146,7 @@ def _execute(out: Output, job: FolderJob, threads: int, encoding: Encoding | Non
             "source_digest": finished.source_digest,
         }
         if encoding is not None:
-            from quantcli.methods.job import outcome_rows
+            from quantcli.run.job import outcome_rows
 
             fields["tensors"] = outcome_rows(encoding.store.outcomes)
         out.document("quantize", 1, fields)

@@ -17,10 +17,10 @@ from quantcli.cli.methods import (
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
+    from quantcli.artifacts.gguf_file import Job
     from quantcli.cli.output import Output
-    from quantcli.methods.job import Encoding, MethodJob
-    from quantcli.pipeline import Job
     from quantcli.plan.recipe import Recipe
+    from quantcli.run.job import Encoding, MethodJob
 
 
 def make_gguf(
@@ -36,12 +36,12 @@ def make_gguf(
     limit: int | None,
 ) -> None:
     """Plan the file, and make it unless this is a dry run."""
+    from quantcli.artifacts.atomic import refuse_existing
+    from quantcli.artifacts.gguf_file import default_output, prepare, threads_within
     from quantcli.model import open_model
-    from quantcli.pipeline import default_output, prepare, threads_within
     from quantcli.plan.recipe import merge_recipe
     from quantcli.sources.imatrix import read_importance
     from quantcli.types import Note
-    from quantcli.writers.atomic import refuse_existing
 
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, pre=recipe.pre, on_progress=out.event) as model:
@@ -76,9 +76,9 @@ def _run_method(
     threads: int | None,
 ) -> None:  # fmt: skip
     """Transform, then round with feedback or, where no method rounds, with importance alone."""
-    from quantcli.methods import parse_methods
-    from quantcli.methods.allocating import remove_survey, survey_folder
-    from quantcli.pipeline import add_metadata, prepare
+    from quantcli.artifacts.gguf_file import add_metadata, prepare
+    from quantcli.run.choose_types import remove_survey, survey_folder
+    from quantcli.run.methods import parse_methods
 
     chain = parse_methods(method)
     path = job.paths[0]
@@ -119,7 +119,7 @@ def _show_plan(out: Output, job: Job, threads: int) -> None:
 
 
 def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = None) -> None:
-    from quantcli.pipeline import Finished, execute
+    from quantcli.artifacts.gguf_file import Finished, execute
     from quantcli.report.units import duration_text, size_text
 
     start = time.monotonic()
@@ -146,7 +146,7 @@ def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = No
             "source_digest": finished.source_digest,
         }
         if encoding is not None:
-            from quantcli.methods.job import outcome_rows
+            from quantcli.run.job import outcome_rows
 
             fields["tensors"] = outcome_rows(encoding.store.outcomes)
             if encoding.store.overlay is not None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from quantcli.cli.output import Output
+    from quantcli.report.inspection import Subject
     from quantcli.report.stats import WeightStats
-    from quantcli.report.subject import Subject
     from quantcli.report.weights import WeightSource
     from quantcli.sources.resolve import Resolved
 

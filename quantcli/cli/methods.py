@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from quantcli.artifacts.gguf_file import Job
     from quantcli.cli.output import Output
-    from quantcli.methods import Chain
-    from quantcli.methods.job import Encoding, MethodJob
-    from quantcli.methods.options import Outcome
-    from quantcli.methods.transforming import Moved
     from quantcli.model import Model
-    from quantcli.pipeline import Job
     from quantcli.plan.folders import FolderPlan
     from quantcli.plan.planner import Plan
     from quantcli.plan.recipe import Recipe
+    from quantcli.rounding.options import Outcome
+    from quantcli.run.find_transforms import Moved
+    from quantcli.run.job import Encoding, MethodJob
+    from quantcli.run.methods import Chain
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def settle_method(recipe: Recipe, quality: str | None) -> Recipe:
         method = BEST
     if method is None or method.strip().lower() != BEST:
         return recipe
-    from quantcli.methods import ROUNDER
+    from quantcli.run.methods import ROUNDER
 
     # Choosing types gave more than any training did, and keeps the size.
     return merge_recipe(recipe, method=ROUNDER, allocate=recipe.to == "gguf" or None)
@@ -72,8 +72,8 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
             if value is not None:
                 raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
         return
-    from quantcli.methods import parse_methods
-    from quantcli.methods.recipes import check_methods
+    from quantcli.run.methods import parse_methods
+    from quantcli.run.recipe_options import check_methods
 
     chain = parse_methods(recipe.method)
     if told.resume and not chain.rounds:
@@ -85,12 +85,12 @@ def check_options(recipe: Recipe, told: Calibrating) -> None:
 
 def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
     """Read and cut the texts that the model will be run on."""
-    from quantcli.calib.extras import require_torch
+    from quantcli.layerwise.require_torch import require_torch
 
     require_torch()
-    from quantcli.calib.data import read_texts
-    from quantcli.methods.diversity import SHARE
-    from quantcli.methods.job import prepare
+    from quantcli.layerwise.random_windows import SHARE
+    from quantcli.layerwise.texts import read_texts
+    from quantcli.run.job import prepare
 
     share = SHARE if recipe.random_share is None else recipe.random_share
     return prepare(model, read_texts(list(told.data)), chunks=told.chunks, random_share=share)
@@ -100,8 +100,8 @@ def allocate_beside(
     out: Output, planned: MethodJob, job: Job, path: Path, *, threads: int | None
 ) -> Job:
     """The same job with the types that cost least within the size, every tensor by name."""
-    from quantcli.methods.allocating import Allocated, allocate_job
-    from quantcli.methods.recipes import read_options
+    from quantcli.run.choose_types import Allocated, allocate_job
+    from quantcli.run.recipe_options import read_options
 
     with out.phase("choosing types"):
         for event in allocate_job(
@@ -119,8 +119,8 @@ def transform_beside(
     threads: int | None,
 ) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
-    from quantcli.methods.search import Transformed
-    from quantcli.methods.transforming import Moved, find_transforms
+    from quantcli.run.find_transforms import Moved, find_transforms
+    from quantcli.transforms.scale_search import Transformed
 
     with out.phase("transforming"):
         for event in find_transforms(
@@ -148,10 +148,10 @@ def round_beside(
 
     ``gradients`` is a folder where a survey left those of this model.
     """
-    from quantcli.methods.allocating import remove_survey
-    from quantcli.methods.job import begin, rounded
-    from quantcli.methods.options import Outcome
-    from quantcli.methods.recipes import read_options
+    from quantcli.rounding.options import Outcome
+    from quantcli.run.choose_types import remove_survey
+    from quantcli.run.job import begin, rounded
+    from quantcli.run.recipe_options import read_options
 
     encoding = begin(
         planned, plan, path, read_options(plan.recipe),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from quantcli.calib.job import Calibrated, Job
+    from quantcli.calibration import Calibrated, Job
     from quantcli.cli.output import Output
     from quantcli.model import Model
     from quantcli.types import Event
@@ -33,11 +33,11 @@ def calibrate_beside(
     threads: int | None,
 ) -> Path:
     """Calibrate for a quantization that will be ``output``; the matrix's path, beside it."""
-    from quantcli.calib.extras import require_torch
+    from quantcli.layerwise.require_torch import require_torch
 
     require_torch()
-    from quantcli.calib.data import read_texts
-    from quantcli.calib.job import prepare
+    from quantcli.calibration import prepare
+    from quantcli.layerwise.texts import read_texts
 
     texts = read_texts(data)
     path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
@@ -58,7 +58,7 @@ def calibrate_beside(
 
 def run_job(out: Output, job: Job) -> Calibrated:
     """Run it with progress; when it ends early, say what is kept and how to go on."""
-    from quantcli.calib.job import execute
+    from quantcli.calibration import execute
 
     with out.phase("calibrating"):
         try:
@@ -77,7 +77,7 @@ def run_job(out: Output, job: Job) -> Calibrated:
 
 def consume(out: Output, events: Iterable[Event]) -> Calibrated:
     """Show the events up to the result."""
-    from quantcli.calib.job import Calibrated
+    from quantcli.calibration import Calibrated
 
     for event in events:
         if isinstance(event, Calibrated):
@@ -88,7 +88,7 @@ def consume(out: Output, events: Iterable[Event]) -> Calibrated:
 
 def warn_of_few(out: Output, finished: Calibrated) -> None:
     """Say how many experts the text left without enough tokens."""
-    from quantcli.calib.coverage import coverage
+    from quantcli.statistics.coverage import coverage
 
     few = [line for line in coverage(finished.calibration) if line.few]
     if few:

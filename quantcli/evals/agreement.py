@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantcli.calib.data import Text
 from quantcli.errors import SourceError, VocabularyError
 from quantcli.evals.artifacts import Artifact
 from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.engines.base import Engine
 from quantcli.evals.windows import Tokens
+from quantcli.layerwise.texts import Text
 
 
 @dataclass(frozen=True, slots=True)

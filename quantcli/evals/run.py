@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantcli.calib.data import Text
+from quantcli.artifacts.atomic import refuse_existing
 from quantcli.errors import SourceError, UsageError
 from quantcli.evals.agreement import Loaded, common_tokens
 from quantcli.evals.artifacts import Artifact
@@ -22,8 +22,8 @@ from quantcli.evals.memory import available
 from quantcli.evals.scores import Base, Floats, LogitsBase, losses
 from quantcli.evals.summary import Summary, Tally
 from quantcli.evals.windows import Tokens, Window, check_lengths, cut
+from quantcli.layerwise.texts import Text
 from quantcli.types import Event, Note, Progress
-from quantcli.writers.atomic import refuse_existing
 
 CONTEXT = 512
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import PlanError
-from quantcli.exports.stored import StoredView
+from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
 from quantcli.formats.legacy import split_fifth_bits, split_nibbles
@@ -46,8 +46,8 @@ GRIDS: Mapping[str, BlockGrid] = {
 class BlockCodes:
     """Gives the codes of a GGUF's blocks on another grid of the same weights.
 
-    A `quantcli.rounding.CodeSource` that rounds nothing. PlanError where the grid does not hold a
-    row's weights, bit for bit.
+    A `CodeSource` that rounds nothing. PlanError where the grid does not hold a row's weights, bit
+    for bit.
     """
 
     def __init__(self, view: StoredView, grid: IntegerGrid) -> None:

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.errors import SourceError
 from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import Prepared, Wish
@@ -18,8 +20,6 @@ from quantcli.report.units import count_text, size_text
 from quantcli.sources.files import read_json
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, MetaValue, text
-from quantcli.writers.atomic import AtomicFiles, refuse_existing
-from quantcli.writers.folder import MANIFEST
 
 
 def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:

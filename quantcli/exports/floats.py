@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import UsageError
-from quantcli.exports.stored import StoredView
+from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats import get_format, native
 from quantcli.model import Model
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.exports.stored import StoredView
+from quantcli.artifacts.safetensors_container import Declared
+from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
+from quantcli.layouts.base import Packing, Patch, Subject, refuse_never
 from quantcli.types import Matrix
-from quantcli.writers.packing import Packing, Patch, Subject, refuse_never
-from quantcli.writers.safetensors import Declared
 
 KIND = "MXFP4"
 GROUP = 32
@@ -27,7 +27,7 @@ _BLOCK_BYTES = 17
 
 
 class MicroCodes:
-    """A `quantcli.rounding.CodeSource` whose "scales" are the exponents' bytes, as numbers."""
+    """A `CodeSource` whose "scales" are the exponents' bytes, as numbers."""
 
     def __init__(self, view: StoredView) -> None:
         self._view = view

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quantcli import __version__
+from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.outcome import Exported
@@ -24,7 +25,6 @@ from quantcli.model import Model, open_model
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, MetaValue, Note
-from quantcli.writers.atomic import AtomicFiles, refuse_existing
 
 _NAMES = {"repetition_penalty": "repeat_penalty"}
 """Ollama's names of sampling parameters, where they are not transformers'."""

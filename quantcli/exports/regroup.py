@@ -13,6 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.gguf_container import (
+    Layout,
+    TensorEntry,
+    lay_out,
+    shard_metadata,
+    shard_paths,
+)
 from quantcli.errors import UsageError
 from quantcli.exports.outcome import Exported
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
@@ -20,8 +28,6 @@ from quantcli.plan.budget import check_disk
 from quantcli.sources.ggml_types import GGML_TYPES
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.types import Event, MetaValue, Progress, TensorInfo, row_count
-from quantcli.writers.atomic import AtomicFiles, refuse_existing
-from quantcli.writers.gguf import Layout, TensorEntry, lay_out, shard_metadata, shard_paths
 
 _SLAB_BYTES = 16 << 20
 _TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.gguf_file import Job, prepare
 from quantcli.errors import PlanError
 from quantcli.exports import microscale
 from quantcli.exports.blocks import GROUP
 from quantcli.exports.exact import fit_rows
 from quantcli.formats import get_format
 from quantcli.model import Model
-from quantcli.pipeline import Job, prepare
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.planner import TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe

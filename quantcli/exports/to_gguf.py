@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from quantcli import pipeline
+from quantcli.artifacts import gguf_file
+from quantcli.artifacts.atomic import refuse_existing
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports import regroup
 from quantcli.exports.cards import card_beside, write_card
@@ -24,7 +25,6 @@ from quantcli.plan.recipe import Recipe
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, PackedType
-from quantcli.writers.atomic import refuse_existing
 
 _PLAIN = {"F64": "F32", "F32": "F32", "F16": "F16"}
 """The float type that keeps all of a stored dtype; what is not here becomes BF16."""
@@ -80,7 +80,7 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
         split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
     )
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
-    job = pipeline.prepare(model, recipe, output, force=wish.force, check=wish.check)
+    job = gguf_file.prepare(model, recipe, output, force=wish.force, check=wish.check)
     why = "which keeps the stored precision"
     if wish.dtype is not None:
         why = "as asked for"
@@ -110,10 +110,10 @@ def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Pre
     return _of_job(job, words, wish)
 
 
-def _of_job(job: pipeline.Job, sentence: str, wish: Wish) -> Prepared:
+def _of_job(job: gguf_file.Job, sentence: str, wish: Wish) -> Prepared:
     def run() -> Iterator[Event]:
-        for event in pipeline.execute(job, threads=wish.threads):
-            if isinstance(event, pipeline.Finished):
+        for event in gguf_file.execute(job, threads=wish.threads):
+            if isinstance(event, gguf_file.Finished):
                 yield Exported(event.paths, event.nbytes)
             else:
                 yield event

@@ -18,12 +18,22 @@ from pathlib import Path
 from typing import Any
 
 from quantcli import __version__
+from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
+from quantcli.artifacts.folder_settings import (
+    CONFIG,
+    INDEX,
+    read_settings,
+    shard_names,
+    write_index,
+)
+from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.safetensors_container import Declared, lay_out
 from quantcli.errors import SourceError, WeightError
 from quantcli.exports.cards import make_card, plain, types_text, usage_text
+from quantcli.exports.checkpoint_view import StoredView, find_config
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config, generation_config
-from quantcli.exports.stored import StoredView, find_config
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.exports.threads import in_order
 from quantcli.exports.verify import stored_keys
@@ -35,10 +45,6 @@ from quantcli.report.units import size_text
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Note, Progress, row_count
 from quantcli.vocab.rebuild import rebuild_tokenizer
-from quantcli.writers.folder import MANIFEST, AtomicFolder, refuse_folder
-from quantcli.writers.gguf import Layout
-from quantcli.writers.safetensors import Declared, lay_out
-from quantcli.writers.settings import CONFIG, INDEX, read_settings, shard_names, write_index
 
 SHARD_BYTES = 5 * 10**9
 """Largest file without ``--split-max-size``."""

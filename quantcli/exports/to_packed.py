@@ -18,29 +18,29 @@ from pathlib import Path
 
 import msgspec
 
+from quantcli.artifacts.atomic_folder import refuse_folder
+from quantcli.artifacts.folder_job import FolderJob, prepare_folder
+from quantcli.artifacts.gguf_file import Finished
+from quantcli.artifacts.model_folder import execute_folder
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports import microscale
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
+from quantcli.exports.checkpoint_view import StoredView, as_checkpoint, find_config
 from quantcli.exports.floats import fits
 from quantcli.exports.microscale import MicroCodes
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config
-from quantcli.exports.stored import StoredView, as_checkpoint, find_config
 from quantcli.exports.targets import Prepare, Prepared, Wish, stem
 from quantcli.exports.to_hf import folder_files
-from quantcli.folder_job import FolderJob, prepare_folder
-from quantcli.folders import execute_folder
 from quantcli.model import Model, open_model
-from quantcli.pipeline import Finished
 from quantcli.plan.folders import FolderPlan, make_folder_plan
-from quantcli.plan.matrices import find_matrices
+from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import find_target
 from quantcli.report.units import size_text
-from quantcli.rounding import CodeSource
+from quantcli.rounding.nearest import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
-from quantcli.writers.folder import refuse_folder
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _ROWS = 1024

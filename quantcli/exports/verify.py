@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.atomic_folder import MANIFEST
+from quantcli.artifacts.gguf_file import combine_digest, cut_rows
 from quantcli.errors import ArchitectureError
+from quantcli.exports.checkpoint_view import StoredView, find_config
 from quantcli.exports.settings import token_texts
-from quantcli.exports.stored import StoredView, find_config
 from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
-from quantcli.pipeline import combine_digest, cut_rows
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.types import Event, MetaValue, Note, OutputTensor, Progress
-from quantcli.writers.folder import MANIFEST
 
 DIGEST = "quantcli.source.digest"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")

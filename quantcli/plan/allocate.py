@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
-from quantcli.plan.keep import resolve_keep
+from quantcli.plan.layer_overrides import resolve_keep
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.patterns import first_match, parse_tensor_type
 from quantcli.plan.planner import Plan

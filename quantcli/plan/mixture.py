@@ -5,8 +5,8 @@ the first line that names the tensor's kind and the file type and whose conditio
 decides; no kinds or no types on a line means all of them; if no line holds, the tensor gets the
 file type's base format. Of the result for attention values, 70B models lift Q3_K and Q4_K to Q5_K.
 
-A condition on layers looks at a place ``(i, n)``: the i-th of n. See `quantcli.plan.places` for how
-it is counted.
+A condition on layers looks at a place ``(i, n)``: the i-th of n, counted as
+`quantcli.plan.layer_position` says.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from quantcli.formats import BlockFormat
+from quantcli.plan.model_hparams import Traits
 from quantcli.plan.names import VALUE_LIKE, Kind
-from quantcli.plan.traits import Traits
 from quantcli.types import OutputTensor
 
 VALUE_LIFT_70B = {"Q3_K": "Q5_K", "Q4_K": "Q5_K"}

@@ -21,19 +21,19 @@ from quantcli.plan.importance import (
     refuse_foreign,
     select_entries,
 )
-from quantcli.plan.keep import Kept, resolve_keep
-from quantcli.plan.override import resolve_overrides
-from quantcli.plan.patterns import parse_format, parse_tensor_type
-from quantcli.plan.policies import Decision, Wish, decide
-from quantcli.plan.recipe import Recipe, check_recipe
-from quantcli.plan.remarks import (
+from quantcli.plan.layer_overrides import Kept, resolve_keep
+from quantcli.plan.model_hparams import read_traits
+from quantcli.plan.notes import (
     NEARLY_LOSSLESS,
     fallback_notes,
     importance_notes,
     source_notes,
     wish_notes,
 )
-from quantcli.plan.traits import read_traits
+from quantcli.plan.override import resolve_overrides
+from quantcli.plan.patterns import parse_format, parse_tensor_type
+from quantcli.plan.recipe import Recipe, check_recipe
+from quantcli.plan.type_requests import Decision, Wish, decide
 from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 
 _SOURCE_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})

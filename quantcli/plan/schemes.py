@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Zero
-from quantcli.formats.packing import awq, gptq, mlx
-from quantcli.plan.keep import parse_keep
+from quantcli.layouts.packing import awq, gptq, mlx
+from quantcli.plan.layer_overrides import parse_keep
 from quantcli.registry import near
 
 if TYPE_CHECKING:

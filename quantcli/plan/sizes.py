@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from quantcli.formats import get_format
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.filetypes import file_types
-from quantcli.plan.policies import UnfitError, Wish, decide
-from quantcli.plan.traits import read_traits
+from quantcli.plan.model_hparams import read_traits
+from quantcli.plan.type_requests import UnfitError, Wish, decide
 from quantcli.types import MetaValue, OutputTensor
 
 

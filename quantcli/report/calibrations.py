@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from quantcli.calib.coverage import Coverage, TensorStats, coverage, tensor_stats
-from quantcli.calib.imatrix import Calibration
 from quantcli.report.tables import Column, Table
+from quantcli.statistics.coverage import Coverage, TensorStats, coverage, tensor_stats
+from quantcli.statistics.importance_file import Calibration
 
 _COVERAGE = (
     Column("Tensor"), Column("Experts", "right"), Column("Unseen", "right"),

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from quantcli.report.inspection import StoredTensor, Subject
 from quantcli.report.memory import memory_table
 from quantcli.report.stats import OUTLIER_RATIO, WeightStats
-from quantcli.report.subject import StoredTensor, Subject
 from quantcli.report.weights import WeightSource
 from quantcli.types import MetaValue
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.folder_job import FolderJob, folder_memory
+from quantcli.artifacts.folder_job import FolderJob, folder_memory
 from quantcli.plan.budget import free_disk
 from quantcli.plan.folders import Copy, Item
-from quantcli.plan.matrices import natural
+from quantcli.plan.linear_layers import natural
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from quantcli.errors import UsageError
 from quantcli.registry import near
+from quantcli.report.inspection import StoredTensor, Subject
 from quantcli.report.stats import WeightStats
-from quantcli.report.subject import StoredTensor, Subject
 from quantcli.report.tables import Column, Table
 from quantcli.report.units import number_text, rate_text, shape_text, size_text
 from quantcli.report.weights import WeightSource

@@ -18,7 +18,7 @@ from quantcli.model import Model
 from quantcli.plan.filetypes import file_type_by_id
 from quantcli.plan.sizes import TypeSize, size_table
 from quantcli.report.facts import facts_of_config, facts_of_metadata
-from quantcli.report.subject import StoredTensor, Subject, holds_weights
+from quantcli.report.inspection import StoredTensor, Subject, holds_weights
 from quantcli.report.tokenizer import kind_in_folder, kind_in_gguf
 from quantcli.report.weights import WeightSource
 from quantcli.sources.files import WEIGHT_DTYPES

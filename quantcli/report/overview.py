@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from quantcli.plan.filetypes import TYPE_OF_BITS
 from quantcli.report.facts import Number, number_words
+from quantcli.report.inspection import Subject
 from quantcli.report.memory import memory_table
-from quantcli.report.subject import Subject
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import count_text, percent_text, size_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from quantcli.pipeline import SLAB_BYTES, Job
+from quantcli.artifacts.gguf_file import SLAB_BYTES, Job
 from quantcli.plan.budget import free_disk, peak_memory
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text

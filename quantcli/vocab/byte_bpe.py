@@ -16,9 +16,9 @@ from quantcli.vocab.added import added_tokens, put_added
 from quantcli.vocab.files import ModelPart, TokenizerFiles, TokenizerJson
 from quantcli.vocab.merges import bpe_vocab, make_every_token, read_merges, write_merges
 from quantcli.vocab.normalizer import normalizer_key_values, normalizer_parts
+from quantcli.vocab.pretokenizer_steps import BYTES, read_steps
 from quantcli.vocab.pretokenizers import check_name, recognise
 from quantcli.vocab.special import named_special_tokens, special_key_values
-from quantcli.vocab.steps import BYTES, read_steps
 from quantcli.vocab.tokens import TokenList, TokenType, check_size
 
 ALPHABET = frozenset(

@@ -11,12 +11,12 @@ from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, array, text
 from quantcli.vocab.added import added_tokens, put_added
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson
-from quantcli.vocab.limits import require_bytes
+from quantcli.vocab.llama_cpp_limits import require_bytes
 from quantcli.vocab.merges import bpe_vocab, read_merges, write_merges
 from quantcli.vocab.pieces_json import is_byte
-from quantcli.vocab.spaces import Spaces
 from quantcli.vocab.special import named_special_tokens, special_key_values
 from quantcli.vocab.tokens import TokenList, TokenType, check_size
+from quantcli.vocab.whitespace import Spaces
 
 
 def escaped_bpe_key_values(

@@ -11,8 +11,8 @@ from quantcli.types import MetaValue
 from quantcli.vocab.byte_bpe import byte_bpe_key_values, is_byte_level
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson, read_files
 from quantcli.vocab.sentencepiece import sentencepiece_key_values
-from quantcli.vocab.spaces import read_spaces
 from quantcli.vocab.template import template_key_values
+from quantcli.vocab.whitespace import read_spaces
 
 
 def load_vocabulary(

@@ -9,9 +9,9 @@ from quantcli.vocab.added import SPACE, added_tokens
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson
 from quantcli.vocab.merges import bpe_vocab, read_merges
 from quantcli.vocab.piece_order import piece_scores
-from quantcli.vocab.pieces import Piece, PieceModel
-from quantcli.vocab.spaces import Spaces
+from quantcli.vocab.sentencepiece_model import Piece, PieceModel
 from quantcli.vocab.tokens import TokenType
+from quantcli.vocab.whitespace import Spaces
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 

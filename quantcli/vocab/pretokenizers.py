@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from quantcli.errors import UsageError, VocabularyError
 from quantcli.registry import near
 from quantcli.vocab import regexes as r
-from quantcli.vocab.steps import BYTES, split
+from quantcli.vocab.pretokenizer_steps import BYTES, split
 
 
 @dataclass(frozen=True, slots=True)

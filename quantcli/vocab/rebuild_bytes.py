@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from quantcli.errors import VocabularyError
 from quantcli.vocab import regexes
 from quantcli.vocab.added import SPACE
+from quantcli.vocab.pretokenizer_steps import BYTES, read_steps, split
 from quantcli.vocab.pretokenizers import TABLE, PreTokenizer
-from quantcli.vocab.steps import BYTES, read_steps, split
 
 if TYPE_CHECKING:
     from quantcli.vocab.rebuild import Words

@@ -14,12 +14,12 @@ from quantcli.types import MetaValue, array, boolean, text
 from quantcli.vocab.added import SPACE, added_tokens, put_added
 from quantcli.vocab.escaped_bpe import escaped_bpe_key_values
 from quantcli.vocab.files import TokenizerFiles
-from quantcli.vocab.limits import check_model, check_spaces, require_bytes
-from quantcli.vocab.pieces import PieceModel, read_model
+from quantcli.vocab.llama_cpp_limits import check_model, check_spaces, require_bytes
 from quantcli.vocab.pieces_json import bpe_from_json, check_same_pieces, unigram_from_json
-from quantcli.vocab.spaces import read_spaces
+from quantcli.vocab.sentencepiece_model import PieceModel, read_model
 from quantcli.vocab.special import named_special_tokens, special_key_values
 from quantcli.vocab.tokens import TokenList, TokenType, check_size
+from quantcli.vocab.whitespace import read_spaces
 
 
 def sentencepiece_key_values(

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, boolean, u32
 from quantcli.vocab.files import TokenizerFiles
-from quantcli.vocab.surround import Surround, read_surround
+from quantcli.vocab.post_processor import Surround, read_surround
 
 _PREFIX = "tokenizer.ggml."
 

@@ -59,7 +59,7 @@ def test_the_rebuilt_configuration_gives_the_same_logits(
     name: str, checkpoint: Callable[..., Path]
 ) -> None:
     torch = pytest.importorskip("torch")
-    from quantcli.calib.skeleton import Skeleton
+    from quantcli.layerwise.layered_model import Skeleton
     from quantcli.model import open_model
 
     config, _, rebuilt = _rebuild(checkpoint(name))

@@ -22,8 +22,8 @@ SHORT = ("--ctx", "64", "--chunks", "2", "-t", "1")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
+    from quantcli.artifacts.gguf_file import execute, prepare
     from quantcli.model import open_model
-    from quantcli.pipeline import execute, prepare
     from quantcli.plan.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("models")

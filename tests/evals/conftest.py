@@ -18,8 +18,8 @@ MakeGguf = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
     """``gguf(type)``: the checkpoint as quantcli quantizes it."""
+    from quantcli.artifacts.gguf_file import execute, prepare
     from quantcli.model import open_model
-    from quantcli.pipeline import execute, prepare
     from quantcli.plan.recipe import Recipe
 
     folder = tmp_path_factory.mktemp("gguf")

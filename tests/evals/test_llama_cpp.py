@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from quantcli.calib.data import read_texts
 from quantcli.evals.artifacts import open_artifact
 from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.run import Job, Measured, evaluate
 from quantcli.evals.summary import Divergence, Summary
+from quantcli.layerwise.texts import read_texts
 
 pytest.importorskip("llama_cpp")
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantcli.calib.data import read_texts
 from quantcli.errors import VocabularyError, WeightError
 from quantcli.evals.artifacts import open_artifact
 from quantcli.evals.run import Job, Measured, evaluate
 from quantcli.evals.windows import Window
+from quantcli.layerwise.texts import read_texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

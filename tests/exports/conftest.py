@@ -37,9 +37,3 @@ def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Ch
         return quantcli.quantize(checkpoint(name), path, type=kind, threads=2).paths[0]
 
     return file
-
-
-@pytest.fixture(scope="session")
-def mini() -> Path:
-    """A small real checkpoint."""
-    return Path(__file__).parents[1] / "data" / "bookworm-mini"

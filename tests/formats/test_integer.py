@@ -144,7 +144,7 @@ def test_a_weight_too_large_for_its_scale_is_named(rows):
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_edges_are_mlx_own(rows, bits, group):
     mlx = pytest.importorskip("mlx.core")
-    packing = pytest.importorskip("quantcli.formats.packing.mlx")
+    packing = pytest.importorskip("quantcli.layouts.packing.mlx")
     coded = encode(rows, IntegerGrid(bits, "edge", "group", group, "F32"))
     words, scales, biases = mlx.quantize(mlx.array(rows), group_size=group, bits=bits)
     assert np.array_equal(np.array(scales), coded.scales)

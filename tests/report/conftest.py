@@ -11,12 +11,6 @@ MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 
 
 @pytest.fixture
-def mini() -> Path:
-    """A small real checkpoint."""
-    return MINI
-
-
-@pytest.fixture
 def variant(tmp_path: Path) -> Callable[..., Path]:
     """``variant(key=value, ...)``: the small checkpoint with other settings; None removes one."""
 

@@ -12,9 +12,9 @@ from support.gguf_files import MODEL_TYPES, write_model
 
 from quantcli.errors import SourceError
 from quantcli.report.document import model_document
+from quantcli.report.inspection import Subject
 from quantcli.report.opening import open_subject
 from quantcli.report.overview import overview_tables
-from quantcli.report.subject import Subject
 from quantcli.report.weights import Measured, measure_weights
 from quantcli.sources.resolve import resolve
 

@@ -14,9 +14,9 @@ from gguf import GGUFReader, quants
 from numpy.typing import NDArray
 from support import packed_layouts
 
+from quantcli.artifacts.gguf_file import execute, prepare
 from quantcli.errors import ArchitectureError, WeightError
 from quantcli.model import open_model
-from quantcli.pipeline import execute, prepare
 from quantcli.plan.recipe import Recipe
 from quantcli.report.document import model_document
 from quantcli.report.opening import open_subject

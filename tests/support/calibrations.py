@@ -12,8 +12,8 @@ TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
 def run(folder: Path, output: Path, *, stop_in: str | None = None, **options: Any) -> Any:
     """The calibration; None when it was broken off as soon as ``stop_in`` was at work."""
-    from quantcli.calib.data import read_texts
-    from quantcli.calib.job import Calibrated, execute, prepare
+    from quantcli.calibration import Calibrated, execute, prepare
+    from quantcli.layerwise.texts import read_texts
     from quantcli.model import open_model
 
     texts = read_texts(options.pop("data", [str(TEXT)]))

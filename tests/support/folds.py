@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantcli.methods.folding import model_groups, scale_group
-from quantcli.methods.reorder import turn_channels
-from quantcli.methods.rotations import Permutation
-from quantcli.methods.transform import Operation, Transform, merge_scales
 from quantcli.model import Model
+from quantcli.transforms.channel_scales import model_groups, scale_group
+from quantcli.transforms.orthogonal import Permutation
+from quantcli.transforms.reorder import turn_channels
+from quantcli.transforms.spec import Operation, Transform, merge_scales
 
 
 def random_folds(model: Model, seed: int = 0) -> Transform:

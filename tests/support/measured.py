@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.calib.further import Statistics
 from quantcli.model import Model
+from quantcli.statistics.statistics_file import Statistics
 
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
@@ -20,9 +20,9 @@ def calibrated(
     model: Model, output: Path, *, ctx: int = 64, chunks: int = 6
 ) -> Iterator[Statistics]:
     """Every statistic of ``model``, which may be transformed, over the start of a text."""
-    from quantcli.calib.data import read_texts
-    from quantcli.calib.imatrix import stats_path
-    from quantcli.calib.job import execute, prepare
+    from quantcli.calibration import execute, prepare
+    from quantcli.layerwise.texts import read_texts
+    from quantcli.statistics.importance_file import stats_path
 
     job = prepare(
         model, read_texts([str(TEXT)]), output, ctx=ctx, chunks=chunks, dtype="float32",

@@ -13,8 +13,8 @@ TEXT = DATA / "pride-and-prejudice.txt"
 
 def make_folder(source: Path, output: Path, *, threads: int = 2, **recipe: Any) -> list[Any]:
     """Make ``output`` of ``source``; the events."""
-    from quantcli.folder_job import prepare_folder
-    from quantcli.folders import execute_folder
+    from quantcli.artifacts.folder_job import prepare_folder
+    from quantcli.artifacts.model_folder import execute_folder
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
     from quantcli.sources.imatrix import read_importance

@@ -25,7 +25,7 @@ def transformers_logits(model: Model, ids: Sequence[int]) -> NDArray[np.float32]
     """
     import torch
 
-    from quantcli.calib.skeleton import Skeleton
+    from quantcli.layerwise.layered_model import Skeleton
 
     skeleton = Skeleton(model, model.config, dtype=torch.float64)
     with skeleton.start() as start:

@@ -14,8 +14,8 @@ from support.tokenizers_spm import train
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab import load_vocabulary
-from quantcli.vocab.pieces import read_model
 from quantcli.vocab.protobuf import read_fields
+from quantcli.vocab.sentencepiece_model import read_model
 
 TOKENIZER = train_byte_level(byte_level(use_regex=True), size=400)
 

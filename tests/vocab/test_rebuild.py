@@ -25,9 +25,9 @@ from tokenizers import Tokenizer
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, array, text
 from quantcli.vocab import load_vocabulary, pretokenizers
+from quantcli.vocab.pretokenizer_steps import read_steps
 from quantcli.vocab.rebuild import rebuild_tokenizer
 from quantcli.vocab.rebuild_bytes import pre_tokenizer
-from quantcli.vocab.steps import read_steps
 
 RUNS = [SPACE * run for run in range(2, 9)]
 TEXTS = PAGE | {

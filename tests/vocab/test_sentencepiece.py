@@ -29,7 +29,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from quantcli.errors import UsageError, VocabularyError
 from quantcli.vocab import load_vocabulary
-from quantcli.vocab.pieces import read_model
+from quantcli.vocab.sentencepiece_model import read_model
 
 RUNS = [SPACE * run for run in range(2, 9)]
 

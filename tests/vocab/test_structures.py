@@ -26,7 +26,7 @@ from support.tokenizers_text import PAGE
 from quantcli.errors import UsageError, VocabularyError
 from quantcli.vocab import load_vocabulary, pretokenizers
 from quantcli.vocab import regexes as r
-from quantcli.vocab.steps import read_steps
+from quantcli.vocab.pretokenizer_steps import read_steps
 
 SIZE = 3010
 """Six more than the trained tokenizers have, so that every list is padded."""

@@ -20,11 +20,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.errors import SourceError, UsageError
 from quantcli.evals.bases import llama, topk
 from quantcli.evals.scores import Base, Floats, Ids
 from quantcli.evals.windows import Tokens
-from quantcli.writers.atomic import AtomicFiles
 
 _LARGEST = 1 << 24
 """Of a context, a vocabulary and a row: far beyond any model."""

@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.inverse import rebuild_config
-from quantcli.calib.windows import Tokenizer
 from quantcli.errors import MissingExtraError, SourceError, VocabularyError
 from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.memory import available
 from quantcli.evals.scores import Floats
 from quantcli.evals.windows import Tokens, Window
 from quantcli.formats import get_format, native
+from quantcli.layerwise.windows import Tokenizer
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
 
 if TYPE_CHECKING:
-    from quantcli.calib.skeleton import Call
+    from quantcli.layerwise.layered_model import Call
 
 INSTALL = "pip install 'quantcli[torch]'"
 
@@ -108,7 +108,7 @@ class TorchEngine:
         label: str,
         memory: int | None = None,
     ) -> None:
-        from quantcli.calib.skeleton import Skeleton
+        from quantcli.layerwise.layered_model import Skeleton
 
         self._label = label
         self._words = words

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from quantcli.formats.packing import awq
+from quantcli.layouts.packing import awq
 from quantcli.sources.packed.settings import Settings
 from quantcli.sources.packed.weight import (
     FLOATS,

@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.formats.packing import compressed_tensors as layout
+from quantcli.layouts.packing import compressed_tensors as layout
 from quantcli.sources.packed.float4 import build_float4
 from quantcli.sources.packed.fp8 import find_scale
 from quantcli.sources.packed.scaled import (

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.packing import gptq
+from quantcli.layouts.packing import gptq
 from quantcli.sources.packed.settings import Settings, count
 from quantcli.sources.packed.weight import (
     FLOATS,

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.formats.packing import mlx
+from quantcli.layouts.packing import mlx
 from quantcli.sources.packed.settings import Settings, count
 from quantcli.sources.packed.weight import (
     FLOATS,

@@ -1,0 +1,1 @@
+"""Bytes out: files and folders that appear whole or not at all."""

@@ -1,0 +1,119 @@
+"""A model folder that appears whole or not at all.
+
+It is filled as ``.NAME.partial`` beside the target, every file at its full size from the start,
+and renamed at the end. An existing folder is replaced only when asked and only when quantcli wrote
+it, which its manifest tells; it is moved aside first and removed last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from quantcli.artifacts.atomic import AtomicFiles, partial_path
+from quantcli.errors import OutputError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+MANIFEST = "quantcli.json"
+
+
+def refuse_folder(path: Path, *, force: bool) -> None:
+    """OutputError when ``path`` exists (unless it may be replaced) or cannot be made."""
+    if path.is_symlink() or path.exists():
+        if not force:
+            raise OutputError(f"{path} exists already", hint="--force replaces it")
+        if path.is_symlink() or not (path / MANIFEST).is_file():
+            raise OutputError(
+                f"{path} is not a folder that quantcli wrote, so it is not replaced",
+                hint="remove it, or choose another name with -o",
+            )
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(f"the folder {parent} does not exist", hint="create it first")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"the folder {parent} cannot be written to")
+
+
+class AtomicFolder:
+    """A folder of files of known sizes; a context manager like `AtomicFiles`."""
+
+    def __init__(self, path: Path, sizes: Mapping[str, int], *, force: bool = False) -> None:
+        self._path = path
+        self._force = force
+        self._partial = partial_path(path)
+        self._files = AtomicFiles({self._partial / name: size for name, size in sizes.items()})
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        refuse_folder(self._path, force=self._force)
+        try:
+            self._partial.mkdir(exist_ok=True)
+            self._lock = os.open(self._partial, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise OutputError(f"{self._partial}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._unlock()
+            raise OutputError(
+                f"another run is writing {self._path} at this moment", hint="wait or use -o"
+            ) from error
+        try:
+            # What a killed run left.
+            for entry in self._partial.iterdir():
+                entry.unlink()
+            self._files.__enter__()
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._files.__exit__(kind, error, trace)
+        if self._lock is not None:
+            self._discard()
+
+    def write(self, name: str, offset: int, data: ReadableBuffer) -> None:
+        """Put ``data`` at ``offset`` of the file ``name``; from any thread."""
+        self._files.write(self._partial / name, offset, data)
+
+    def publish(self) -> None:
+        """Flush every file to the disk, then give the folder its name."""
+        self._files.publish()
+        refuse_folder(self._path, force=self._force)
+        aside = self._path.with_name(f".{self._path.name}.replaced")
+        try:
+            if self._path.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                self._path.rename(aside)
+            try:
+                self._partial.rename(self._path)
+            except OSError:
+                if aside.exists():
+                    aside.rename(self._path)
+                raise
+        except OSError as error:
+            raise OutputError(f"{self._path}: {error.strerror or error}") from error
+        shutil.rmtree(aside, ignore_errors=True)
+        self._unlock()
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

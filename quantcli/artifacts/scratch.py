@@ -1,0 +1,32 @@
+"""Arrays that are too large for memory, in files for the time of a run.
+
+The file's space is taken before it is mapped: on a full disk a write into a mapping would end the
+process with a signal, and no sentence could be said.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from quantcli.artifacts.atomic import output_error
+
+
+def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Zeros in a new file at ``path``; OutputError where the disk has no room for them."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+    return np.memmap(path, dtype, "r+", shape=shape)

@@ -1,1 +1,0 @@
-"""Runs a model layer by layer and gathers what its weights see."""

@@ -1,0 +1,190 @@
+"""A calibration from texts to files: what `calibrate` and `quantize --calibrate` both do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quantcli.artifacts.atomic import refuse_existing
+from quantcli.errors import SourceError, UsageError
+from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.layerwise.runner import Run, calibrate, choose_device, choose_dtype
+from quantcli.layerwise.texts import Text
+from quantcli.layerwise.windows import SHORTEST, Tokenizer, Windows, make_windows
+from quantcli.model import Model
+from quantcli.sources.imatrix import read_sums
+from quantcli.statistics.collector import check_needs
+from quantcli.statistics.importance_file import Calibration, output_paths, stats_path, write
+from quantcli.statistics.statistics_file import Collected, Further, Merged, Statistics
+from quantcli.types import Event, Note
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated(Event):
+    """The files are whole."""
+
+    paths: tuple[Path, ...]
+    calibration: Calibration
+
+
+@dataclass(frozen=True)
+class Job:
+    """A decided calibration: the texts are cut and the output's place is free."""
+
+    run: Run
+    checkpoint: Checkpoint
+    output: Path
+    legacy: bool
+    force: bool
+
+
+def prepare(
+    model: Model,
+    texts: Sequence[Text],
+    output: Path,
+    *,
+    ctx: int = 512,
+    chunks: int | None = None,
+    seed: int | None = None,
+    collect: Sequence[str] = (),
+    dtype: str | None = None,
+    device: str | None = None,
+    max_memory: int = 1 << 62,
+    threads: int = 1,
+    legacy: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> Job:
+    """Decide everything about calibrating ``model``; no weight is read.
+
+    ``max_memory`` is in bytes, for hidden states. Raises UsageError, SourceError or OutputError.
+    """
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF; transformers runs checkpoints",
+            hint="give the checkpoint that it was made from",
+        )
+    needs = check_needs(collect)
+    refuse_existing(output_paths(output, needs), force=force or resume)
+    windows = cut_windows(model, texts, ctx, chunks, seed)
+    device = choose_device(device)
+    folder = checkpoint_folder(output)
+    run = Run(
+        model, windows, needs, folder, choose_dtype(dtype, device, model), device,
+        max_memory, threads,
+    )  # fmt: skip
+    return Job(run, _begin(run, resume=resume, force=force), output, legacy, force or resume)
+
+
+def execute(job: Job) -> Iterator[Event]:
+    """Run the model and write the files, yielding notes and progress, at last `Calibrated`.
+
+    An interrupt leaves the checkpoint, so that ``resume`` can go on from the last whole layer.
+    """
+    run, checkpoint = job.run, job.checkpoint
+    count, available = len(run.windows.ids), run.windows.available
+    yield Note(
+        f"{count} windows of {run.windows.ids.shape[1]} tokens from "
+        f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
+        + (f" ({available} were there)" if available > count else "")
+    )
+    if checkpoint.done:
+        yield Note(f"continuing after layer {checkpoint.done - 1}")
+    yield from calibrate(run, checkpoint)
+    layers = checkpoint.done + 1
+    calibration = _gather(run, checkpoint, layers)
+    further = Collected(checkpoint, layers, run.needs) if len(run.needs) > 1 else None
+    paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
+    checkpoint.remove()
+    yield Calibrated(tuple(paths), calibration)
+
+
+def load(path: Path) -> Calibration:
+    """A finished calibration, quantcli's or llama-imatrix's, in the GGUF form."""
+    found = read_sums(path)
+    squares = {name: sums.astype(np.float64) for name, (sums, _) in found.entries.items()}
+    counts = {name: count.astype(np.int64) for name, (_, count) in found.entries.items()}
+    return Calibration(squares, counts, found.datasets, found.chunks, found.chunk_size)
+
+
+def merge(
+    paths: Sequence[Path], output: Path, *, legacy: bool = False, force: bool = False
+) -> Iterator[Event]:
+    """Add up finished calibrations of one model; the order does not matter.
+
+    Their further statistics are added up too when every one has them.
+    """
+    parts = [load(path) for path in paths]
+    beside = [stats_path(path) for path in paths]
+    with ExitStack() as stack:
+        further: Further | None = None
+        if all(path.exists() for path in beside):
+            further = Merged([stack.enter_context(Statistics(path)) for path in beside])
+        elif any(path.exists() for path in beside):
+            lacking = next(path for path in beside if not path.exists())
+            yield Note(f"only the importance is merged, since there is no {lacking}", "warning")
+        calibration = _add(parts, paths)
+        written = write(output, calibration, legacy=legacy, further=further, force=force)
+    yield Calibrated(tuple(written), calibration)
+
+
+def cut_windows(
+    model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
+) -> Windows:
+    """Windows for a run of ``model``; UsageError for a length that it does not take."""
+    longest = int(model.value("context_length", 0))
+    if ctx < SHORTEST:
+        raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
+    if longest and ctx > longest:
+        raise UsageError(
+            f"--ctx {ctx} is more than the {longest} tokens that the model takes",
+            hint=f"--ctx {longest} or less",
+        )
+    return make_windows(Tokenizer(model), texts, ctx=ctx, chunks=chunks, seed=seed)
+
+
+def _begin(run: Run, *, resume: bool, force: bool) -> Checkpoint:
+    checkpoint = Checkpoint(run.folder, run.identity)
+    checkpoint.begin(resume=resume, force=force)
+    return checkpoint
+
+
+def _gather(run: Run, checkpoint: Checkpoint, layers: int) -> Calibration:
+    squares, counts = {}, {}
+    for layer in range(layers):
+        with checkpoint.read(layer) as file:
+            for name, entry in file.entries().items():
+                squares[name], counts[name] = entry.squares, entry.counts
+    count, size = run.windows.ids.shape
+    return Calibration(squares, counts, run.windows.labels, count, size)
+
+
+def _add(parts: Sequence[Calibration], paths: Sequence[Path]) -> Calibration:
+    first = parts[0]
+    squares, counts = dict(first.squares), dict(first.counts)
+    for part, path in zip(parts[1:], paths[1:], strict=True):
+        if part.chunk_size != first.chunk_size:
+            raise SourceError(
+                f"{path} has windows of {part.chunk_size} tokens, {paths[0]} of {first.chunk_size}",
+                hint="calibrate with the same --ctx",
+            )
+        for name, value in part.squares.items():
+            if name not in squares:
+                squares[name], counts[name] = value, part.counts[name]
+                continue
+            if squares[name].shape != value.shape:
+                raise SourceError(
+                    f"{path}: entry {name!r} has shape {value.shape}, but {squares[name].shape} in "
+                    f"{paths[0]}",
+                    hint="they are of different models",
+                )
+            squares[name] = squares[name] + value
+            counts[name] = counts[name] + part.counts[name]
+    datasets = tuple(label for part in parts for label in part.datasets)
+    return Calibration(
+        squares, counts, datasets, sum(part.chunks for part in parts), first.chunk_size
+    )

@@ -1,0 +1,1 @@
+"""Runs a model layer by layer: weights in, windows through, weights out."""

@@ -1,0 +1,212 @@
+"""transformers' own code for a model, without its weights: a skeleton filled layer by layer.
+
+Every parameter starts on the meta device; `Skeleton.filled` puts one module's parameters there
+for the time of a ``with`` block. What a layer is called with besides the hidden states (masks,
+rotary embeddings) comes from running the model once with its layers replaced by recorders, and
+what follows the head (soft-capping) from running it with its decoder replaced, so no architecture
+needs code of its own here. Rows of the embedding are looked up as a text needs them.
+
+Of a model that also sees images, the text model is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quantcli.errors import ArchitectureError
+from quantcli.layerwise import call_recorder as recorders
+from quantcli.layerwise.meta_model import build
+from quantcli.layerwise.parameters import Parameters
+from quantcli.model import Model
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer is called with after the hidden states."""
+
+_BLOCKS = ("layers", "h")
+"""What transformers calls a decoder's list of layers."""
+_NORMS = ("norm", "ln_f")
+"""What it calls the norm after them."""
+
+
+class Skeleton:
+    """The modules of one model: `Start.embed`, then `run` for each layer, `finish`, `logits`.
+
+    ``dtype`` is what products are computed in; norms' sums are float32 inside transformers.
+    ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: Mapping[str, Any],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.module = build(config, dtype)
+        self.decoder = _decoder(self.module)
+        blocks, self.layers = _blocks(self.decoder)
+        prefix = _path(self.module, self.decoder)
+        self._prefixes = [f"{prefix}{blocks}.{i}." for i in range(len(self.layers))]
+        named = dict(self.module.named_parameters())
+        self.parameters = Parameters(model, config, {n: tuple(p.shape) for n, p in named.items()})
+        names = {id(parameter): name for name, parameter in named.items()}
+        self._names = list(named)
+        self.embedding_name = names[id(self.module.get_input_embeddings().weight)]
+        self.head_name = names[id(self.module.get_output_embeddings().weight)]
+        self._slots: dict[str, list[tuple[Any, str]]] = {}
+        for owner in self.module.modules():
+            for key, parameter in owner.named_parameters(recurse=False):
+                self._slots.setdefault(names[id(parameter)], []).append((owner, key))
+            for key, buffer in owner.named_buffers(recurse=False):
+                setattr(owner, key, buffer.to(self.device))
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of a hidden state."""
+        return int(self.module.get_input_embeddings().weight.shape[1])
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding: token ids are smaller."""
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    def layer_parameters(self, index: int) -> list[str]:
+        """Names of the parameters of layer ``index``."""
+        return [name for name in self._names if name.startswith(self._prefixes[index])]
+
+    def outside_layers(self) -> list[str]:
+        """Names of the parameters that belong to no layer, the embedding and the head left out."""
+        apart = {self.embedding_name, self.head_name}
+        inside = tuple(self._prefixes)
+        return [n for n in self._names if not n.startswith(inside) and n not in apart]
+
+    @contextmanager
+    def filled(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Give these parameters their values for the time of the block; yields them by name."""
+        values: dict[str, torch.Tensor] = {}
+        empty: list[tuple[Any, str, Any]] = []
+        try:
+            for name in names:
+                values[name] = to_torch(self.parameters.read(name)).to(self.device, self.dtype)
+                for module, key in self._slots[name]:
+                    empty.append((module, key, getattr(module, key)))
+                    setattr(module, key, nn.Parameter(values[name], requires_grad=False))
+            yield values
+        finally:
+            values.clear()
+            for module, key, parameter in empty:
+                setattr(module, key, parameter)
+
+    @contextmanager
+    def start(self) -> Iterator[Start]:
+        """Open the way from token ids to the first layer's input."""
+        with self.filled(self.outside_layers()):
+            yield Start(self)
+
+    @torch.inference_mode()
+    def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+        """Layer ``index`` (its parameters filled) on a window's hidden states (1, tokens, size)."""
+        result = self.layers[index](hidden, *call[0], **call[1])
+        return result[0] if isinstance(result, tuple) else result
+
+    @torch.inference_mode()
+    def finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The head's input: the last layer's output through the final norm.
+
+        `outside_layers` must be filled.
+        """
+        return self._finish(hidden)
+
+    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
+        norm = next((getattr(self.decoder, n) for n in _NORMS if hasattr(self.decoder, n)), None)
+        if norm is None:
+            raise ArchitectureError(f"{type(self.decoder).__name__} has no final norm")
+        return norm(hidden)
+
+    @torch.inference_mode()
+    def logits(self, finished: torch.Tensor) -> torch.Tensor:
+        """Logits of rows that `finish` gave, (1, rows, vocabulary), with all the head does.
+
+        The parameter ``head_name`` must be filled.
+        """
+        return self._logits(finished)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the last layer's output, through which gradients flow.
+
+        `outside_layers` and the parameter ``head_name`` must be filled.
+        """
+        return self._logits(self._finish(hidden))
+
+    def _logits(self, finished: torch.Tensor) -> torch.Tensor:
+        with recorders.replaced_decoder(self.decoder, finished):
+            ids = torch.zeros(finished.shape[:2], dtype=torch.int64, device=self.device)
+            result: torch.Tensor = self.module(input_ids=ids, use_cache=False).logits
+        return result
+
+
+class Start:
+    """Embeds windows of tokens, and tells how the layers are called for their length."""
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self._skeleton = skeleton
+
+    def embed(self, ids: Sequence[int]) -> torch.Tensor:
+        """The first layer's input, shape (1, tokens, hidden size)."""
+        return self._record(ids)[0]
+
+    def calls(self, ids: Sequence[int]) -> list[Call]:
+        """What each layer is called with beside the hidden states, for windows of this length."""
+        calls: list[Call] = self._record(ids)[1]
+        return calls
+
+    @torch.inference_mode()
+    def _record(self, ids: Sequence[int]) -> tuple[torch.Tensor, list[Call]]:
+        skeleton = self._skeleton
+        embedding = skeleton.module.get_input_embeddings().weight
+        tokens = torch.tensor([list(ids)], device=skeleton.device)
+        with (
+            recorders.replaced_layers(skeleton.layers) as seen,
+            recorders.Lookup(embedding, lambda rows: self._rows(rows)),
+        ):
+            skeleton.decoder(input_ids=tokens, use_cache=False)
+        return seen[0].hidden, [(one.args, one.kwargs) for one in seen]
+
+    def _rows(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        skeleton = self._skeleton
+        values = skeleton.parameters.lookup(skeleton.embedding_name, rows)
+        return to_torch(values).to(skeleton.device, skeleton.dtype)
+
+
+def to_torch(values: NDArray[Any]) -> torch.Tensor:
+    """A tensor over the same memory; NumPy has no bfloat16 of its own, so that goes as bits."""
+    if values.dtype.name == "bfloat16":
+        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
+def _decoder(module: Any) -> Any:
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
+    return decoder if decoder is not module else module.base_model
+
+
+def _blocks(decoder: Any) -> tuple[str, Any]:
+    for name in _BLOCKS:
+        found = getattr(decoder, name, None)
+        if isinstance(found, nn.ModuleList):
+            return name, found
+    raise ArchitectureError(f"{type(decoder).__name__} has no list of layers that quantcli knows")
+
+
+def _path(root: Any, module: Any) -> str:
+    return next((f"{name}." for name, m in root.named_modules() if m is module and name), "")

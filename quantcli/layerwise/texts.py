@@ -1,0 +1,136 @@
+"""Texts in: plain files, JSON lines, standard input, and the text that comes with quantcli.
+
+A text is what it would be for llama.cpp: one trailing newline is dropped, nothing else is changed.
+The documents of JSON lines follow one another, an empty line between them. Refused: invalid UTF-8
+and empty texts, since either means that something else was meant.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from quantcli.errors import SourceError, UsageError
+
+STDIN = "-"
+DEFAULT_LABEL = "built-in English prose"
+_LINES = (".jsonl", ".ndjson")
+_BETWEEN = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text, what to call it, and its share when windows are chosen (None: all of it)."""
+
+    label: str
+    content: str
+    weight: float | None = None
+
+
+def default_text() -> Text:
+    """About 100 kB of English prose from the nineteenth century and before, in the public domain.
+
+    It knows no other language, no code and no dialogue of today: a start, not a substitute for
+    text like that which the model will see.
+    """
+    content = files("quantcli.layerwise").joinpath("default.txt").read_text(encoding="utf-8")
+    return Text(DEFAULT_LABEL, content.removesuffix("\n"))
+
+
+def read_texts(names: Sequence[str], *, field: str | None = None) -> list[Text]:
+    """Read ``FILE``, ``FILE:WEIGHT`` or ``-`` each; the default text when there are none.
+
+    ``field`` is the key of a text in JSON lines, "text" unless given; standard input is taken as
+    JSON lines when it is. SourceError or UsageError when a text cannot be used.
+    """
+    if not names:
+        return [default_text()]
+    if sum(_split(name)[0] == STDIN for name in names) > 1:
+        raise UsageError("standard input can be read only once", hint="give '-' once")
+    texts = [_read(name, field) for name in names]
+    weighted = [text for text in texts if text.weight is not None]
+    if weighted and len(weighted) < len(texts):
+        bare = next(text.label for text in texts if text.weight is None)
+        raise UsageError(
+            f"{bare} has no weight and {weighted[0].label} has one",
+            hint=f"weigh all or none, for example {bare}:1",
+        )
+    return texts
+
+
+def _split(name: str) -> tuple[str, float | None]:
+    """The file and its weight; a file that is really called so wins over the reading as weight."""
+    stem, colon, tail = name.rpartition(":")
+    if not colon or not stem or Path(name).exists():
+        return name, None
+    try:
+        weight = float(tail)
+    except ValueError:
+        return name, None
+    if not 0 < weight < float("inf"):
+        raise UsageError(f"the weight {tail} of {stem} is not a positive number")
+    return stem, weight
+
+
+def _read(name: str, field: str | None) -> Text:
+    file, weight = _split(name)
+    if file == STDIN:
+        label, raw = "standard input", sys.stdin.buffer.read()
+        lines = field is not None
+    else:
+        path = Path(file)
+        if path.is_dir():
+            raise SourceError(f"{path} is a folder", hint="name a text file")
+        if not path.exists():
+            raise SourceError(f"{path}: there is no such file", hint="check the path")
+        label, raw = str(path), path.read_bytes()
+        lines = path.suffix.lower() in _LINES
+        if field is not None and not lines:
+            raise UsageError(
+                f"--field {field} is for JSON lines, and {label} is plain text",
+                hint=f"a name that ends in {' or '.join(_LINES)} says what the file is",
+            )
+    content = _decode(raw, label)
+    if lines:
+        content = _BETWEEN.join(_documents(content, label, field or "text"))
+    content = content.removesuffix("\n")
+    if not content.strip():
+        raise SourceError(f"{label} is empty", hint="give a text of some thousand words")
+    return Text(label, content, weight)
+
+
+def _decode(raw: bytes, label: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{label} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}",
+            hint="convert it, for example with iconv -t utf-8",
+        ) from error
+
+
+def _documents(content: str, label: str, field: str) -> list[str]:
+    found = []
+    # Unlike splitlines, which also cuts at separators that JSON strings may hold.
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"{label}, line {number}: is not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise SourceError(f"{label}, line {number}: is not a JSON object")
+        document = value.get(field)
+        if not isinstance(document, str):
+            keys = ", ".join(sorted(k for k, v in value.items() if isinstance(v, str)))
+            raise SourceError(
+                f"{label}, line {number}: has no text under {field!r}",
+                hint=f"--field names one of: {keys}" if keys else "no key of it holds a text",
+            )
+        found.append(document)
+    return found

@@ -1,0 +1,161 @@
+"""Texts -> windows of token ids, cut as llama.cpp's imatrix and perplexity tools cut them.
+
+A text is tokenised once as a whole, with BOS before it where the vocabulary adds one; special
+tokens that are spelled out in it are ordinary text. It is cut into windows that do not overlap,
+the rest at its end is dropped, and where the vocabulary adds BOS it takes the place of each
+window's first token. At least two windows' worth of tokens is needed.
+
+Several texts are cut one by one. With weights, windows are taken from each in that proportion.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import MissingExtraError, SourceError, VocabularyError
+from quantcli.layerwise.texts import Text
+from quantcli.model import Model
+
+Ids = NDArray[np.int32]
+SHORTEST = 16
+"""Tokens of a window; llama.cpp collects nothing from fewer."""
+
+
+class Tokenizer:
+    """The checkpoint's own tokenizer, and whether BOS belongs before a text."""
+
+    def __init__(self, model: Model) -> None:
+        self.label = str(model.path)
+        keys = {k: v.value for k, v in model.metadata.items() if k.startswith("tokenizer.ggml.")}
+        # Without the key llama.cpp adds BOS for SentencePiece models alone.
+        spm = keys.get("tokenizer.ggml.model") == "llama"
+        self.bos: int | None = None
+        if keys.get("tokenizer.ggml.add_bos_token", spm):
+            self.bos = int(keys["tokenizer.ggml.bos_token_id"])
+        self.vocabulary = int(model.value("vocab_size", 0)) or len(keys["tokenizer.ggml.tokens"])
+        self._encode = _open(model.path)
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of the text, BOS first where the vocabulary adds it."""
+        ids = np.asarray(self._encode(text), dtype=np.int32)
+        if ids.size and int(ids.max()) >= self.vocabulary:
+            raise VocabularyError(
+                f"the tokenizer in {self.label} gives token {int(ids.max())}, but the model has "
+                f"{self.vocabulary} tokens",
+                hint="the tokenizer belongs to another model",
+            )
+        return ids if self.bos is None else np.concatenate([np.array([self.bos], np.int32), ids])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token ids, shape (windows, tokens each), and the labels of the texts they come from."""
+
+    ids: Ids
+    labels: tuple[str, ...]
+    available: int
+    """How many windows the texts would have given."""
+
+
+def cut(ids: Ids, ctx: int, bos: int | None) -> Ids:
+    """Windows of ``ctx`` tokens, BOS first in each; shape (windows, ctx)."""
+    windows = ids[: len(ids) // ctx * ctx].reshape(-1, ctx).copy()
+    if bos is not None:
+        windows[:, 0] = bos
+    return windows
+
+
+def make_windows(
+    tokenizer: Tokenizer,
+    texts: Sequence[Text],
+    *,
+    ctx: int = 512,
+    chunks: int | None = None,
+    seed: int | None = None,
+) -> Windows:
+    """Tokenise and cut ``texts``; at most ``chunks`` windows, the first or, with ``seed``, any.
+
+    SourceError when there are fewer tokens than two windows take.
+    """
+    each = []
+    for text in texts:
+        ids = tokenizer.encode(text.content)
+        if len(ids) < (2 * ctx if len(texts) == 1 else ctx):
+            least = "two windows" if len(texts) == 1 else "one window"
+            raise SourceError(
+                f"{text.label} is too short: {len(ids)} tokens, but {least} of {ctx} are needed",
+                hint="give more text or a smaller --ctx",
+            )
+        each.append(cut(ids, ctx, tokenizer.bos))
+    available = sum(map(len, each))
+    wanted = _shares([len(w) for w in each], [text.weight for text in texts], chunks)
+    if wanted is None:
+        ids = np.concatenate(each)
+        ids = ids[_pick(len(ids), chunks, seed)]
+    else:
+        parts = zip(each, wanted, strict=True)
+        ids = np.concatenate([windows[_pick(len(windows), n, seed)] for windows, n in parts])
+    return Windows(ids, tuple(text.label for text in texts), available)
+
+
+def _pick(count: int, wanted: int | None, seed: int | None) -> NDArray[np.int64]:
+    if wanted is None or wanted >= count:
+        return np.arange(count)
+    if seed is None:
+        return np.arange(wanted)
+    # Python's generator draws the same on every version and machine.
+    return np.array(sorted(random.Random(seed).sample(range(count), wanted)))
+
+
+def _shares(
+    counts: Sequence[int], weights: Sequence[float | None], chunks: int | None
+) -> list[int] | None:
+    """Windows of each text in the proportion of the weights, at least one; None without weights."""
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return None
+    whole = sum(given)
+    total = min(count * whole / weight for count, weight in zip(counts, given, strict=True))
+    if chunks is not None:
+        total = min(total, chunks)
+    return [
+        max(1, min(count, round(total * weight / whole)))
+        for count, weight in zip(counts, given, strict=True)
+    ]
+
+
+def _open(folder: Path) -> Any:
+    """A function from text to token ids, without special tokens."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        import tokenizers
+
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as broken:  # tokenizers raises plain Exception
+            raise VocabularyError(f"{file} cannot be loaded: {broken}") from broken
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        # The fast form leaves out offsets, which would take most of the memory.
+        return lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as missing:
+        raise MissingExtraError(
+            f"{folder} has no tokenizer.json, and transformers, which reads the others, "
+            "is not installed",
+            hint="pip install 'quantcli[torch]'",
+        ) from missing
+    try:
+        slow = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, ImportError, KeyError) as broken:
+        raise VocabularyError(f"{folder}: its tokenizer cannot be loaded: {broken}") from broken
+    return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)

@@ -1,0 +1,1 @@
+"""Model-folder layouts: how integer codes, scales and zero points are stored."""

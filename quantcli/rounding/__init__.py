@@ -1,0 +1,1 @@
+"""Floats into codes: nearest, error feedback (GPTQ) and descent, on every grid."""

@@ -1,0 +1,218 @@
+"""What a matrix becomes: a block format of GGUF, or the integer grid of a model folder.
+
+To a method both are packed rows that it can encode, decode and choose the codes of. An integer
+grid's rows are packed for the run's own store alone: the codes, then the scales (float32), then
+the zero points (int32) or edges (float32).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from quantcli.formats import get_format, native
+from quantcli.formats.base import BlockFormat, Bytes, Floats
+from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize, quantize
+from quantcli.plan.folders import FolderPlan
+from quantcli.plan.planner import Plan
+from quantcli.rounding.descent import sweep
+from quantcli.rounding.gptq import encode_columns, round_with_feedback
+from quantcli.rounding.integer import find_ranges, refine_on_grid, round_on_grid
+from quantcli.rounding.options import Options
+from quantcli.rounding.packed_matrix import Coded, has_lattice
+from quantcli.statistics.hessian import Hessian
+from quantcli.workers import Workers
+
+
+class Form(Protocol):
+    """A way to store rows (n, columns), float32, as packed rows (n, row bytes), uint8."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+
+    @property
+    def identity(self) -> str:
+        """Different for different forms."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is lost beyond what a float type loses."""
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a method can choose its codes."""
+
+    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+        """Round to nearest, ranges weighted by the columns' importance."""
+
+    def decode(self, packed: Bytes) -> Floats:
+        """The weights that packed rows stand for."""
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a row's codes and scales are its own."""
+
+    def descend(
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+    ) -> Bytes:
+        """GPTQ and the sweeps after it."""
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """A block format."""
+
+    format: BlockFormat
+
+    @property
+    def name(self) -> str:
+        """The format's name."""
+        return self.format.name
+
+    @property
+    def identity(self) -> str:
+        """The same."""
+        return self.format.name
+
+    @property
+    def rounds(self) -> bool:
+        """Whether it is no float type."""
+        return self.format.block > 1
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether a method can choose its codes."""
+        return has_lattice(self.format.name)
+
+    @property
+    def by_rows(self) -> bool:
+        """They are."""
+        return True
+
+    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+        """The encoder's own blocks."""
+        return encode_columns(self.format, rows, importance, crew)
+
+    def decode(self, packed: Bytes) -> Floats:
+        """The weights that the blocks stand for."""
+        return native.decode(self.format, packed)
+
+    def descend(
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+    ) -> Bytes:
+        """GPTQ and the sweeps after it."""
+        coded = round_with_feedback(self.format, rows, hessian, importance, crew, options.settle)
+        for _ in range(options.sweeps_after(hessian)):
+            sweep(coded, hessian, crew)
+        return coded.pack()
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+        coded = Coded(self.format, rows)
+        coded.unpack(packed)
+        sweep(coded, hessian, crew)
+        return coded.pack()
+
+
+@dataclass(frozen=True)
+class GridForm:
+    """An integer grid; ``label`` is the scheme's."""
+
+    grid: IntegerGrid
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The scheme's label."""
+        return self.label
+
+    @property
+    def identity(self) -> str:
+        """All that the grid is."""
+        return repr(self.grid)
+
+    @property
+    def rounds(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def has_codes(self) -> bool:
+        """A method can choose them."""
+        return True
+
+    @property
+    def by_rows(self) -> bool:
+        """Unless the whole matrix has one scale."""
+        return self.grid.strategy != "tensor"
+
+    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+        """Round to nearest under the ranges of least weighted squared error."""
+        scales, zeros = find_ranges(rows, self.grid, importance, crew)
+        codes = np.empty(rows.shape, np.uint8)
+
+        def share(start: int, stop: int) -> None:
+            part = slice(start, stop)
+            zero = None if zeros is None else zeros[part]
+            codes[part] = quantize(rows[part], scales[part], zero, self.grid)
+
+        crew.run(len(rows), share)
+        return self.pack(IntegerCodes(codes, scales, zeros))
+
+    def decode(self, packed: Bytes) -> Floats:
+        """The weights that the codes stand for."""
+        return dequantize(self.unpack(packed), self.grid)
+
+    def descend(
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+    ) -> Bytes:
+        """GPTQ and the sweeps after it."""
+        return self.pack(round_on_grid(rows, self.grid, hessian, importance, crew, options))
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+        return self.pack(refine_on_grid(self.unpack(packed), rows, self.grid, hessian, crew))
+
+    def pack(self, coded: IntegerCodes) -> Bytes:
+        """Packed rows; scales and zeros have a row for each row of codes."""
+        parts = [coded.codes, np.ascontiguousarray(coded.scales).view(np.uint8)]
+        if coded.zeros is not None:
+            parts.append(np.ascontiguousarray(coded.zeros).view(np.uint8))
+        return np.concatenate(parts, axis=1)
+
+    def unpack(self, packed: Bytes) -> IntegerCodes:
+        """The codes, scales and zeros of packed rows."""
+        width, each = packed.shape[1], 4 if self.grid.symmetric else 8
+        size = self.grid.group_size
+        groups = 1
+        if self.grid.strategy == "group" and size is not None:
+            groups = width // (size + each)
+        columns = width - groups * each
+        floats = np.ascontiguousarray(packed[:, columns : columns + 4 * groups])
+        zeros = None
+        if not self.grid.symmetric:
+            kind = np.float32 if self.grid.zero == "edge" else np.int32
+            zeros = np.ascontiguousarray(packed[:, columns + 4 * groups :]).view(kind)
+        return IntegerCodes(
+            np.ascontiguousarray(packed[:, :columns]), floats.view(np.float32), zeros
+        )
+
+
+def find_forms(plan: Plan | FolderPlan) -> tuple[dict[str, Form], dict[str, Form]]:
+    """Forms by GGUF tensor: of what a method rounds, and of everything that is quantized."""
+    if isinstance(plan, Plan):
+        every: dict[str, Form] = {
+            item.tensor.name: BlockForm(get_format(item.format)) for item in plan.items
+        }
+        return {i.tensor.name: every[i.tensor.name] for i in plan.items if i.importance}, every
+    if plan.scheme is None:
+        raise ValueError("the plan has no integer grid")
+    form = GridForm(plan.scheme.grid, plan.scheme.label)
+    every = {item.matrix.tensor: form for item in plan.items}
+    return {item.matrix.tensor: form for item in plan.items if item.importance}, every

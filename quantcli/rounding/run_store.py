@@ -1,0 +1,112 @@
+"""Encoded tensors on their way into the output: one file a layer, in the folder of a run.
+
+The run's folder, its state and what makes two runs the same are those of a calibration
+(`quantcli.layerwise.checkpoint`). A layer's file appears whole or not at all. What training changed
+afterwards lies over them (`quantcli.rounding.trained_scales`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.formats import get_format
+from quantcli.formats.base import Bytes
+from quantcli.rounding.block_scales import write_factors
+from quantcli.rounding.options import Outcome
+from quantcli.rounding.trained_scales import Changes, Overlay, overlay_path
+from quantcli.sources.files import StoredFile
+from quantcli.sources.safetensors import parse_header
+
+
+class EncodedStore:
+    """Packed rows by GGUF tensor name, readable as soon as their layer was saved.
+
+    ``changes`` stand in place of what was saved, and add tensors that are kept in float32.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.changes: Changes | None = None
+        self.overlay: Overlay | None = None
+        self._files: list[StoredFile] = []
+        self._places: dict[str, tuple[StoredFile, int, tuple[int, ...]]] = {}
+        self._formats: dict[str, str] = {}
+        self.outcomes: list[Outcome] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places or (self.changes is not None and name in self.changes.vectors)
+
+    def save(self, layer: int, packed: Mapping[str, Bytes], outcomes: Sequence[Outcome]) -> None:
+        """Write a layer's packed tensors, each (rows, row bytes), and open them."""
+        tensors = [Declared(name, "U8", rows.shape) for name, rows in packed.items()]
+        facts = {"outcomes": json.dumps([asdict(outcome) for outcome in outcomes])}
+        layout = lay_out(facts, tensors)
+        path = self._path(layer)
+        with AtomicFiles({path: layout.size}, force=True) as file:
+            file.write(path, 0, layout.header)
+            for name, rows in packed.items():
+                file.write(path, layout.offsets[name], np.ascontiguousarray(rows).data)
+            file.publish()
+        self.load(layer)
+
+    def has(self, layer: int) -> bool:
+        """Whether an earlier run has finished this layer's file."""
+        return self._path(layer).is_file()
+
+    def load(self, layer: int) -> None:
+        """Open the file of a layer that an earlier run finished."""
+        file = StoredFile(self._path(layer))
+        self._files.append(file)
+        header = parse_header(file)
+        for name, info in header.tensors.items():
+            self._places[name] = (file, header.offsets[name], info.shape)
+        outcomes = [Outcome(**fields) for fields in json.loads(header.metadata["outcomes"])]
+        self._formats |= {outcome.tensor: outcome.format for outcome in outcomes}
+        self.outcomes += outcomes
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Rows of a saved tensor, and bytes in a row."""
+        rows, width = self._places[name][2]
+        return rows, width
+
+    def read_stored(self, name: str, start: int, stop: int) -> Bytes:
+        """Packed rows ``start:stop`` as they were saved, uint8 (stop - start, row bytes)."""
+        file, offset, (_, width) = self._places[name]
+        raw = file.read(offset + start * width, (stop - start) * width)
+        return np.frombuffer(raw, np.uint8).reshape(-1, width)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Bytes:
+        """Packed rows ``start:stop`` with what was changed, uint8 (stop - start, row bytes)."""
+        changes = self.changes
+        if changes is not None and name in changes.vectors:
+            return changes.read_vector(name).reshape(1, -1).view(np.uint8)
+        packed = self.read_stored(name, start, stop)
+        if changes is None or name not in changes.factors:
+            return packed
+        fmt = get_format(self._formats[name])
+        return write_factors(fmt, packed, changes.read_factors(name, start, stop))
+
+    def open_overlay(self) -> bool:
+        """Lay a finished training's file over the tensors; False where there is none."""
+        if not overlay_path(self._folder).is_file():
+            return False
+        self.changes = self.overlay = Overlay(self._folder)
+        return True
+
+    def close(self) -> None:
+        """Release the files."""
+        for file in self._files:
+            file.close()
+        if self.overlay is not None:
+            self.overlay.close()
+        self._files.clear()
+
+    def _path(self, layer: int) -> Path:
+        return self._folder / f"encoded-{layer:04d}.safetensors"

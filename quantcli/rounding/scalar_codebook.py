@@ -1,0 +1,108 @@
+"""Weights that are coded one by one, before the kernels that choose their codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantcli import _native
+from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.lattice import Lattice, Parts
+from quantcli.formats.search import Codes
+from quantcli.statistics.hessian import Slice
+from quantcli.workers import Workers
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """A scalar lattice, and its levels in rising order for the kernels."""
+
+    lattice: Lattice
+    levels: Floats
+    uniform: bool
+    order: Codes
+    """The lattice's own code of each level in rising order."""
+    ranks: Bytes
+    """The place of each of the lattice's own codes in that order."""
+    group = width = 1
+
+    @classmethod
+    def of(cls, lattice: Lattice) -> Scalars:
+        """Those of ``lattice``; of equal levels the first code is taken."""
+        levels, first = np.unique(lattice.levels, return_index=True)
+        uniform = bool((np.diff(levels) == 1).all())
+        ranks = np.searchsorted(levels, lattice.levels).astype(np.uint8)
+        return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32), ranks)
+
+    def round_panel(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    ) -> tuple[Parts, Codes]:
+        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+
+        Shapes: target, weights (n, columns). The scales are those of ``parts``.
+        """
+        steps, lows = (runs.reshape(len(target), -1) for runs in self.lattice.steps(parts))
+        codes, _ = self.feed_back(self.lattice.sub, target, weights, part, steps, lows, crew)
+        return parts, codes
+
+    def feed_back(
+        self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
+        crew: Workers,
+    ) -> tuple[Codes, Floats]:  # fmt: skip
+        """Codes and errors of a block of columns, rounded in order with feedback among them.
+
+        Shapes: target, weights (n, columns); steps, lows (n, runs of ``sub`` columns).
+        """
+        codes = np.empty(target.shape, np.uint8)
+        errors = np.empty(target.shape, np.float32)
+        target, weights, factor, steps, lows = map(
+            np.ascontiguousarray, (target, weights, part.factor, steps, lows)
+        )
+
+        def share(start: int, stop: int) -> None:
+            _native.feedback(
+                self.levels, self.uniform, sub, target[start:stop], weights[start:stop], factor,
+                steps[start:stop], lows[start:stop], codes[start:stop], errors[start:stop],
+            )  # fmt: skip
+
+        crew.run(len(target), share)
+        return self.order[codes], errors
+
+    def sweep(
+        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
+    ) -> Parts:
+        """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
+
+        Shapes: hessian (columns, columns), the panel's own; gradient (n, columns).
+        """
+        lattice, rows = self.lattice, len(gradient)
+        runs = hessian.shape[0] // lattice.sub
+        sums = hessian.reshape(runs, lattice.sub, -1).sum(axis=1)
+        codes = self.ranks[parts.codes].reshape(rows, -1)
+
+        def shaped(values: Floats | Codes) -> Floats:
+            return np.ascontiguousarray(values.reshape(rows, -1), np.float32)
+
+        d, numbers = shaped(parts.d.copy()), shaped(parts.scales)
+        low = None if parts.dmin is None else shaped(parts.dmin.copy())
+        lows = None if parts.mins is None else shaped(parts.mins)
+
+        def share(start: int, stop: int) -> None:
+            part = slice(start, stop)
+            _native.sweep(
+                self.levels, self.uniform, lattice.sub, lattice.block, lattice.half,
+                lattice.scale_range, lattice.min_range or (0, 0), hessian, sums, gradient[part],
+                scales, codes[part], d[part], numbers[part],
+                None if low is None else low[part], None if lows is None else lows[part],
+            )  # fmt: skip
+
+        crew.run(rows, share)
+        return Parts(
+            d.reshape(-1),
+            numbers.reshape(parts.scales.shape).astype(np.int32),
+            self.order[codes].reshape(parts.codes.shape),
+            None if low is None else low.reshape(-1),
+            None if lows is None or parts.mins is None
+            else lows.reshape(parts.mins.shape).astype(np.int32),
+        )  # fmt: skip

@@ -1,0 +1,135 @@
+"""What training changed of a model whose codes stay: factors of blocks, norms and biases.
+
+An `Overlay` lies over the packed rows in a run's store. It is one file in the run's folder, about
+a hundredth of the model, that appears whole or not at all; with it stands what training was worth,
+so that a run that continues knows that it is done, and with what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.formats.base import Floats
+from quantcli.rounding.block_scales import Halves
+from quantcli.sources.files import StoredFile
+from quantcli.sources.safetensors import parse_header
+from quantcli.types import MetaValue, f32, u32
+
+_FILE = "end-to-end.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """Mean KL divergence on the held-out windows, before and after ``steps`` steps.
+
+    ``after`` is that of what is stored: ``before``, where nothing better was found. ``stopped`` is
+    the step at which the loss was no longer finite, or 0.
+    """
+
+    steps: int
+    before: float
+    after: float
+    stopped: int = 0
+
+    @property
+    def taken(self) -> bool:
+        """Whether training found something better."""
+        return self.after < self.before
+
+    @property
+    def keys(self) -> dict[str, MetaValue]:
+        """What the output file records of it."""
+        return {
+            "quantcli.e2e.steps": u32(self.steps),
+            "quantcli.e2e.held_out_kld_before": f32(self.before),
+            "quantcli.e2e.held_out_kld_after": f32(self.after),
+        }
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "steps": self.steps,
+            "held_out_kld_before": self.before,
+            "held_out_kld_after": self.after,
+            "taken": self.taken,
+            "stopped_at_step": self.stopped or None,
+        }
+
+
+class Changes(Protocol):
+    """Values that stand in place of those in the packed rows."""
+
+    @property
+    def vectors(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the tensors that are kept in float32 and were changed."""
+
+    @property
+    def factors(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes (rows, blocks, factors) of the factors that were changed, by tensor."""
+
+    def read_vector(self, name: str) -> Floats:
+        """A tensor of ``vectors``."""
+
+    def read_factors(self, name: str, start: int, stop: int) -> Halves:
+        """Factors of the rows ``start:stop`` of a tensor of ``factors``."""
+
+
+def overlay_path(folder: Path) -> Path:
+    """Where the overlay of a run's folder lies."""
+    return folder / _FILE
+
+
+def save_overlay(folder: Path, changes: Changes | None, worth: Worth) -> None:
+    """Write ``changes``, or that there are none."""
+    vectors = {} if changes is None else changes.vectors
+    factors = {} if changes is None else changes.factors
+    tensors = [Declared(name, "F16", shape) for name, shape in factors.items()]
+    tensors += [Declared(name, "F32", shape) for name, shape in vectors.items()]
+    layout = lay_out({"worth": json.dumps(asdict(worth))}, tensors)
+    path = overlay_path(folder)
+    with AtomicFiles({path: layout.size}, force=True) as file:
+        file.write(path, 0, layout.header)
+        if changes is not None:
+            for name, shape in factors.items():
+                values = changes.read_factors(name, 0, shape[0])
+                file.write(path, layout.offsets[name], np.ascontiguousarray(values).data)
+            for name in vectors:
+                file.write(path, layout.offsets[name], changes.read_vector(name).data)
+        file.publish()
+
+
+class Overlay:
+    """A saved overlay; `close` releases the file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = StoredFile(overlay_path(folder))
+        self._header = parse_header(self._file)
+        self.worth = Worth(**json.loads(self._header.metadata["worth"]))
+        tensors = self._header.tensors.items()
+        self.vectors = {name: info.shape for name, info in tensors if info.dtype == "F32"}
+        self.factors = {name: info.shape for name, info in tensors if info.dtype == "F16"}
+
+    def read_vector(self, name: str) -> Floats:
+        """A tensor of ``vectors``, float32."""
+        raw = self._file.read(self._header.offsets[name], self._header.tensors[name].nbytes)
+        return np.frombuffer(raw, "<f4").reshape(self.vectors[name])
+
+    def read_factors(self, name: str, start: int, stop: int) -> Halves:
+        """Factors of the rows ``start:stop`` of a tensor, float16 (rows, blocks, factors)."""
+        _, blocks, count = self.factors[name]
+        width = 2 * blocks * count
+        raw = self._file.read(self._header.offsets[name] + start * width, (stop - start) * width)
+        return np.frombuffer(raw, "<f2").reshape(-1, blocks, count)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()

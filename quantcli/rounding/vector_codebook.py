@@ -1,0 +1,138 @@
+"""Groups of weights that are points of a codebook grid, before the kernels that choose them.
+
+A unit is what is chosen at once: a group, or eight weights where the number of minus signs among
+them has to be even.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from quantcli import _native
+from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.codebook_lattice import CodebookLattice
+from quantcli.formats.lattice import Parts
+from quantcli.formats.search import Codes
+from quantcli.statistics.hessian import Slice
+from quantcli.workers import Workers
+
+SPREAD = 3
+"""How many odd numbers below and above the encoder's scale are tried."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """A codebook's lattice, and its grid as the kernels take it: patterns of half groups."""
+
+    lattice: CodebookLattice
+    first: Floats
+    second: Floats
+    patterns: Bytes
+    """Of each point its first and its second half."""
+    squares: Floats
+    """The points' squared levels, shape (points, group)."""
+
+    @classmethod
+    def of(cls, lattice: CodebookLattice) -> Points:
+        """Those of ``lattice``."""
+        points = lattice.points
+        first, one = np.unique(points[:, : lattice.group // 2], axis=0, return_inverse=True)
+        second, two = np.unique(points[:, lattice.group // 2 :], axis=0, return_inverse=True)
+        patterns = np.stack([one, two], axis=1).astype(np.uint8)
+        return cls(lattice, first, second, patterns, points * points)
+
+    @property
+    def group(self) -> int:
+        """Weights under one code."""
+        return self.lattice.group
+
+    @property
+    def width(self) -> int:
+        """Weights of a unit."""
+        return 8 if self.lattice.even_signs else self.lattice.group
+
+    @property
+    def _grid(self) -> tuple[Floats, Floats, Bytes, str]:
+        signs = "even" if self.lattice.even_signs else "free"
+        return self.first, self.second, self.patterns, signs
+
+    def _norms(self, diagonal: Floats) -> Floats:
+        """Squared lengths of the points under a diagonal metric, shape (groups, points)."""
+        return np.ascontiguousarray(diagonal.reshape(-1, self.group) @ self.squares.T)
+
+    def round_panel(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    ) -> tuple[Parts, Codes]:
+        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+
+        Shapes: target, weights (n, columns). Each scale is the best for what it is given of those
+        near the one in ``parts``.
+        """
+        scales = np.array(parts.scales, np.float32).reshape(len(target), -1)
+        codes, _ = self._feed_back(
+            self.lattice.sub, SPREAD, target, weights, part, parts.d, scales, crew
+        )
+        found = scales.astype(np.int32).reshape(parts.scales.shape)
+        return replace(parts, scales=found), codes
+
+    def feed_back(
+        self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
+        crew: Workers,
+    ) -> tuple[Codes, Floats]:  # fmt: skip
+        """Codes and errors of a block of columns, rounded in order with feedback among them.
+
+        Shapes: target, weights (n, columns); steps (n, runs of ``sub`` columns); the minimums
+        ``lows`` are zero.
+        """
+        ones = np.ones(len(target), np.float32)
+        return self._feed_back(sub, 0, target, weights, part, ones, steps.copy(), crew)
+
+    def _feed_back(
+        self, sub: int, spread: int, target: Floats, weights: Floats, part: Slice, d: Floats,
+        scales: Floats, crew: Workers,
+    ) -> tuple[Codes, Floats]:  # fmt: skip
+        codes = np.empty((len(target), target.shape[1] // self.group), np.int32)
+        errors = np.empty(target.shape, np.float32)
+        target, weights, factor = map(np.ascontiguousarray, (target, weights, part.factor))
+        metric = part.metric(self.width)
+        diagonal = metric.reshape(-1, self.width, self.width).diagonal(axis1=1, axis2=2)
+        norms = self._norms(diagonal)
+
+        def share(start: int, stop: int) -> None:
+            _native.feedback_points(
+                *self._grid, sub, spread, self.lattice.scale_range[1],
+                target[start:stop], weights[start:stop], factor, metric, norms,
+                d[start:stop], scales[start:stop], codes[start:stop], errors[start:stop],
+            )  # fmt: skip
+
+        crew.run(len(target), share)
+        return codes, errors
+
+    def sweep(
+        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
+    ) -> Parts:
+        """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
+
+        Shapes: hessian (columns, columns), the panel's own; gradient (n, columns).
+        """
+        lattice, rows = self.lattice, len(gradient)
+        codes = np.array(parts.codes, np.int32).reshape(rows, -1)
+        d = np.array(parts.d, np.float32).reshape(rows, -1)
+        numbers = np.array(parts.scales, np.float32).reshape(rows, -1)
+        norms = self._norms(hessian.diagonal())
+
+        def share(start: int, stop: int) -> None:
+            part = slice(start, stop)
+            _native.sweep_points(
+                *self._grid, lattice.sub, lattice.block, lattice.scale_range, hessian, norms,
+                gradient[part], scales, codes[part], d[part], numbers[part],
+            )  # fmt: skip
+
+        crew.run(rows, share)
+        return Parts(
+            d.reshape(-1),
+            numbers.reshape(parts.scales.shape).astype(np.int32),
+            codes.reshape(parts.codes.shape),
+        )

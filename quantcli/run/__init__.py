@@ -1,0 +1,1 @@
+"""One quantization from a request to files: plan, choose types, transform, round, write."""

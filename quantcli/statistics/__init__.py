@@ -1,0 +1,1 @@
+"""Statistics of layers' inputs and outputs: importance, Hessians, Fisher factors, their files."""

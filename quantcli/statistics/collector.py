@@ -1,0 +1,186 @@
+"""What is summed of a weight's inputs, all in one pass.
+
+For each column of a weight (an input channel): the sum of squares, always; the largest and the
+mean absolute value (SmoothQuant, AWQ); and the Hessian of the layer's squared error, X^T X over
+the input rows (GPTQ). Squares and absolute values are summed in float64 over float32 values. A
+Hessian is the float64 sum of one float32 product for each window, held in a file, once for all
+weights that share an input (q, k and v; gate and up), and stored as float32. Experts are summed
+each by itself, with its own count of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantcli.artifacts.scratch import create_array
+from quantcli.errors import SourceError, UsageError
+from quantcli.layerwise.input_hooks import Product
+from quantcli.registry import near
+from quantcli.types import OutputTensor
+
+NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
+"""Statistics by name; the first is always collected."""
+
+_ROWS = 64
+
+Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
+"""From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
+
+Sums = NDArray[np.float64]
+
+
+def check_needs(names: Iterable[str]) -> tuple[str, ...]:
+    """The statistics asked for, in the order of `NEEDS`; UsageError for an unknown one."""
+    asked = set(names)
+    for name in sorted(asked - set(NEEDS)):
+        guess = near(name, NEEDS, most=1)
+        raise UsageError(
+            f"there is no statistic {name!r}",
+            hint=f"did you mean {guess[0]}?" if guess else f"there are {', '.join(NEEDS)}",
+        )
+    return tuple(name for name in NEEDS if name == "mean_sq" or name in asked)
+
+
+@dataclass
+class Entry:
+    """Sums over the inputs of one tensor: (matrices, columns) each, ``counts`` (matrices,)."""
+
+    counts: NDArray[np.int64]
+    squares: Sums
+    largest: Sums
+    absolute: Sums
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One product's input, summed up."""
+
+    count: int
+    squares: Sums
+    largest: Sums | None
+    absolute: Sums | None
+
+
+class Collector:
+    """Sums up what the weights of one layer see.
+
+    ``folder`` takes the Hessians' files while they grow.
+    """
+
+    def __init__(self, targets: Targets, needs: tuple[str, ...], folder: Path, place: str) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.hessian_of: dict[str, str] = {}
+        """For each tensor the one under whose name their common Hessian is held."""
+        self._targets = targets
+        self._needs = needs
+        self._folder = folder
+        self._place = place
+        self._homes: dict[str, str] = {}
+        self._hessians: dict[str, NDArray[np.float64]] = {}
+        self._pass: dict[tuple[str, int], _Row] = {}
+
+    def next_window(self) -> None:
+        """Inputs of a new window follow: none of them was seen before."""
+        self._pass.clear()
+
+    def observe(self, product: Product) -> None:
+        """Add one product's input. SourceError when it holds a value that is not finite."""
+        targets = self._targets(product.name, product.matrix)
+        if not targets or not len(product.rows):
+            return
+        row = self._pass.get(product.shared)
+        if row is None:
+            row = self._pass[product.shared] = self._sum(product.rows.float())
+        if not np.isfinite(row.squares).all():
+            names = " and ".join(tensor.name for tensor, _ in targets)
+            raise SourceError(
+                f"{self._place}: the input of {names} holds a value that is not finite",
+                hint="the weights before it may be damaged: 'quantcli inspect --stats' tells",
+            )
+        if "hessian" in self._needs:
+            self._add_hessian(product, targets)
+        for tensor, matrix in targets:
+            self._add(tensor, matrix, row)
+
+    def hessians(self) -> dict[str, NDArray[np.float64]]:
+        """The Hessians by the name of the tensor that holds them: (matrices, columns, columns)."""
+        return self._hessians
+
+    def close(self) -> None:
+        """Remove the Hessians' files."""
+        for index in range(len(self._hessians)):
+            self._file(index).unlink(missing_ok=True)
+        self._hessians.clear()
+
+    def _sum(self, values: torch.Tensor) -> _Row:
+        squares: Any = 0.0
+        absolute: Any = 0.0
+        largest: Any = None
+        # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
+        for part in values.split(_ROWS):
+            squares = squares + part.square().sum(0, dtype=torch.float64)
+            if "mean_abs" in self._needs:
+                absolute = absolute + part.abs().sum(0, dtype=torch.float64)
+            if "abs_max" in self._needs:
+                top = part.abs().amax(0)
+                largest = top if largest is None else torch.maximum(largest, top)
+        return _Row(
+            len(values),
+            _array(squares),
+            None if largest is None else _array(largest),
+            _array(absolute) if "mean_abs" in self._needs else None,
+        )
+
+    def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
+        entry = self.entries.get(tensor.name)
+        if entry is None:
+            shape = (_matrices(tensor), tensor.columns)
+            entry = Entry(
+                np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+            )
+            self.entries[tensor.name] = entry
+        entry.counts[matrix] += row.count
+        entry.squares[matrix] += row.squares
+        if row.largest is not None:
+            np.maximum(entry.largest[matrix], row.largest, out=entry.largest[matrix])
+        if row.absolute is not None:
+            entry.absolute[matrix] += row.absolute
+
+    def _add_hessian(self, product: Product, targets: list[tuple[OutputTensor, int]]) -> None:
+        tensor, matrix = targets[0]
+        first, first_matrix = product.shared
+        home = self._homes.get(product.name)
+        if home is None:
+            alike = first in self._homes and first_matrix == product.matrix
+            home = self._homes[product.name] = self._homes[first] if alike else tensor.name
+        for name in (target.name for target, _ in targets):
+            self.hessian_of[name] = home
+        if home != tensor.name:
+            if self._homes.get(first) != home:
+                raise RuntimeError(f"{tensor.name} no longer shares its input with {home}")
+            return
+        if home not in self._hessians:
+            shape = (_matrices(tensor), tensor.columns, tensor.columns)
+            file = self._file(len(self._hessians))
+            self._hessians[home] = create_array(file, np.float64, shape)
+        values = product.rows.float()
+        self._hessians[home][matrix] += (values.T @ values).cpu().numpy()
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"hessian-{index}.f64"
+
+
+def _array(values: Any) -> Sums:
+    found: Sums = values.double().cpu().numpy()
+    return found
+
+
+def _matrices(tensor: OutputTensor) -> int:
+    return tensor.shape[-3] if len(tensor.shape) > 2 else 1

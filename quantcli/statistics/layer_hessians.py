@@ -1,0 +1,164 @@
+"""What a layer's weights see, summed up for a method: means of x x^T, and what the prefix lost.
+
+Every eighth window is summed apart: it judges what the others were fitted to. With a quantized
+prefix, x^ being its inputs and x the original ones, the mean of x^ x^T^ takes the Hessian's place,
+and the best target for the weights W is no longer W but ``W + W C H^-1`` with C the mean of
+(x - x^) x^T^: least squares for the original outputs (as in GPTAQ, arXiv:2504.02692). How much of
+that correction is taken, the held-out windows decide.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantcli.formats.base import Floats
+from quantcli.layerwise.input_hooks import Product
+from quantcli.rounding.options import HELD_OUT, Options
+from quantcli.rounding.tensor import Drift, Statistics
+from quantcli.statistics.collector import Collector, Targets
+from quantcli.statistics.hessian import prepare_hessian
+from quantcli.types import Note
+
+Lost = dict[tuple[str, int], NDArray[np.float64]]
+
+FEW = 4
+"""Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
+
+
+class Sums:
+    """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
+
+    def __init__(self, targets: Targets, folder: Path, place: str, options: Options) -> None:
+        self._options = options
+        self._parts = []
+        for part in ("fit", "held-out"):
+            own = folder / part
+            own.mkdir(exist_ok=True)
+            self._parts.append(Collector(targets, ("mean_sq", "hessian"), own, place))
+        self._fit, self._held_out = self._parts
+        self._now = self._fit
+        self._originals: dict[tuple[str, int], torch.Tensor] = {}
+        self._lost: tuple[Lost, Lost] = ({}, {})
+        self._targets = targets
+        self._last: tuple[tuple[str, int], Statistics | None] | None = None
+        self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self.notes: list[Note] = []
+
+    def add(self, fit: NDArray[np.float64], held_out: NDArray[np.float64]) -> None:
+        """Another quadratic loss of the same weights, to be added to both means."""
+        self._added = (fit, held_out)
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that were multiplied with, those with a common input together."""
+        shares = self._fit.hessian_of
+        return sorted(self._fit.entries, key=lambda name: (shares[name], name))
+
+    def next_window(self, number: int) -> None:
+        """Inputs of window ``number`` follow."""
+        self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
+        self._now.next_window()
+        self._originals.clear()
+
+    def observe(self, product: Product) -> None:
+        """Add an input."""
+        self._now.observe(product)
+
+    def remember(self, product: Product) -> None:
+        """Keep an original input, to compare the prefix's own with."""
+        if product.shared == (product.name, product.matrix):
+            self._originals[product.shared] = product.rows
+
+    def compare(self, product: Product) -> None:
+        """Add an input that the quantized prefix gave, and what it differs by."""
+        self._now.observe(product)
+        original = self._originals.get((product.name, product.matrix))
+        # Experts that the prefix chose otherwise have no original to compare with.
+        if original is not None and original.shape == product.rows.shape:
+            targets = self._targets(product.name, product.matrix)
+            if not targets or targets[0][0].name not in self._fit.hessian_of:
+                return
+            home = (self._fit.hessian_of[targets[0][0].name], targets[0][1])
+            seen = product.rows.float()
+            part = ((original.float() - seen).T @ seen).cpu().numpy()
+            lost = self._lost[self._now is self._held_out]
+            held = lost.get(home)
+            lost[home] = part.astype(np.float64) if held is None else held + part
+
+    def close(self) -> None:
+        """Remove the sums' files."""
+        for part in self._parts:
+            part.close()
+
+    def of(self, name: str, matrix: int) -> Statistics | None:
+        """What is known of matrix ``matrix``; None when the text never reached it."""
+        key = (self._fit.hessian_of[name], matrix)
+        if self._last is None or self._last[0] != key:
+            self._last = (key, self._prepare(*key))
+        return self._last[1]
+
+    def _prepare(self, home: str, matrix: int) -> Statistics | None:
+        count = int(self._fit.entries[home].counts[matrix])
+        mean = _mean(self._fit, home, matrix)
+        if mean is None:
+            return None
+        columns = mean.shape[1]
+        if count < FEW * columns:
+            # Correlations of few samples are mostly chance: the fewer, the less they count.
+            diagonal = mean.diagonal().copy()
+            mean *= np.float32(count / (FEW * columns))
+            np.fill_diagonal(mean, diagonal)
+            self._note_few(home, matrix, count, columns)
+        held_out = _mean(self._held_out, home, matrix)
+        if self._added is not None:
+            mean += self._added[0].astype(np.float32)
+            if held_out is not None:
+                held_out += self._added[1].astype(np.float32)
+        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
+        if hessian.damping > self._options.damping:
+            self.notes.append(
+                Note(
+                    f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
+                    f"{self._options.damping:g} to be positive definite",
+                    level="warning",
+                )
+            )
+        drift = None
+        lost, judge = (part.get((home, matrix)) for part in self._lost)
+        if lost is not None and judge is not None:
+            judged = int(self._held_out.entries[home].counts[matrix])
+            fitted = (lost / count).astype(np.float32)
+            drift = Drift(
+                np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
+            )
+        return Statistics(hessian, mean, mean if held_out is None else held_out, drift)
+
+    def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
+        which = home if matrix == 0 else f"{home} (matrix {matrix})"
+        self.notes.append(
+            Note(
+                f"{which}: {count} inputs are few for {columns} columns, so correlations count "
+                f"for {count / (FEW * columns):.0%}; more text would help",
+                level="warning",
+            )
+        )
+
+
+def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
+    """The mean of x x^T; an expert's is drawn to that of all its layer's experts."""
+    if home not in collector.entries:
+        return None
+    counts = collector.entries[home].counts
+    sums: Any = collector.hessians()[home]
+    if not counts.any():
+        return None
+    if len(counts) == 1:
+        return np.asarray(sums[0] / counts[0], np.float32)
+    columns = sums.shape[1]
+    everyone = sum(sums[i] for i in range(len(counts))) / counts.sum()
+    return np.asarray((sums[matrix] + columns * everyone) / (counts[matrix] + columns), np.float32)

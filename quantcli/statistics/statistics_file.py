@@ -1,0 +1,192 @@
+"""Statistics beyond the importance matrix, on their way into one safetensors file.
+
+For a tensor NAME with M matrices (1 unless it is a stack of experts) of C columns the file holds
+``NAME.counts`` I64 (M), and as asked ``NAME.abs_max`` and ``NAME.mean_abs`` F32 (M, C) and
+``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted inputs. Tensors that share their
+input share one Hessian; the metadata's ``hessian_of`` maps each tensor to the holder. Values are
+handed on matrix by matrix, since the Hessians of a model are larger than its weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.artifacts.safetensors_container import Declared
+from quantcli.errors import SourceError
+from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.sources.files import StoredFile
+from quantcli.sources.safetensors import parse_header
+
+STATISTICS_FORMAT = "quantcli.statistics/1"
+_TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
+
+Part = tuple[str, int, NDArray[Any]]
+"""A tensor's name, an offset in bytes within it, and the values from there."""
+
+
+class Further(Protocol):
+    """What a statistics file is made of."""
+
+    @property
+    def tensors(self) -> list[Declared]:
+        """Every tensor, sorted by name."""
+
+    @property
+    def shares(self) -> dict[str, str]:
+        """From a tensor to the one whose Hessian is also its own."""
+
+    def parts(self) -> Iterator[Part]:
+        """The values, once each, in any order."""
+
+
+@dataclass
+class Collected:
+    """What a run left in its checkpoint, one file a layer; ``needs`` picks from it."""
+
+    checkpoint: Checkpoint
+    layers: int
+    needs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self.tensors: list[Declared] = []
+        self.shares: dict[str, str] = {}
+        vectors = [need for need in ("abs_max", "mean_abs") if need in self.needs]
+        for layer in range(self.layers):
+            with self.checkpoint.read(layer) as file:
+                for name, entry in file.entries().items():
+                    self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
+                    for need in vectors:
+                        self.tensors.append(Declared(f"{name}.{need}", "F32", entry.squares.shape))
+                for name in file.hessians:
+                    shape = file.hessian_shape(name)
+                    self.tensors.append(Declared(f"{name}.hessian", "F32", shape))
+                self.shares |= file.hessian_of
+        self.tensors.sort(key=lambda tensor: tensor.name)
+
+    def parts(self) -> Iterator[Part]:
+        """The values, layer by layer."""
+        for layer in range(self.layers):
+            with self.checkpoint.read(layer) as file:
+                for name, entry in file.entries().items():
+                    counts = np.maximum(entry.counts, 1)[:, None]
+                    yield f"{name}.counts", 0, np.ascontiguousarray(entry.counts)
+                    if "abs_max" in self.needs:
+                        yield f"{name}.abs_max", 0, entry.largest.astype(np.float32)
+                    if "mean_abs" in self.needs:
+                        mean = (entry.absolute / counts).astype(np.float32)
+                        yield f"{name}.mean_abs", 0, mean
+                for name in file.hessians:
+                    offset = 0
+                    for matrix in range(file.hessian_shape(name)[0]):
+                        part = file.hessian(name, matrix)
+                        yield f"{name}.hessian", offset, part
+                        offset += part.nbytes
+
+
+class Statistics:
+    """A statistics file, open for reading; a context manager that closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = StoredFile(path)
+        try:
+            self._header = parse_header(self._file)
+            facts = self._header.metadata
+            if facts.get("format") != STATISTICS_FORMAT:
+                raise SourceError(f"{path}: is no statistics file of quantcli")
+            self.shares: dict[str, str] = json.loads(facts["hessian_of"])
+        except BaseException:
+            self._file.close()
+            raise
+        self.tensors = {
+            name: Declared(name, info.dtype, info.shape)
+            for name, info in self._header.tensors.items()
+        }
+
+    def __enter__(self) -> Statistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, name: str, matrix: int) -> NDArray[Any]:
+        """Matrix ``matrix`` of the tensor ``name``, without its first axis."""
+        info = self._header.tensors[name]
+        size = info.nbytes // info.shape[0]
+        raw = self._file.read(self._header.offsets[name] + matrix * size, size)
+        values: NDArray[Any] = np.frombuffer(raw, _TYPES[info.dtype])
+        return values.reshape(info.shape[1:])
+
+    def count(self, name: str, matrix: int = 0) -> int:
+        """Inputs of GGUF's tensor ``name`` that were seen; experts each have their own."""
+        return int(self._find(name, "counts", matrix))
+
+    def hessian(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The mean of x x^T over the tensor's inputs, shape (columns, columns)."""
+        count = max(1, self.count(name, matrix))
+        total = self._find(self.shares.get(name, name), "hessian", matrix)
+        return np.asarray(total / np.float32(count), np.float32)
+
+    def abs_max(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The largest |x|, shape (columns,)."""
+        return self._find(name, "abs_max", matrix)
+
+    def mean_abs(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The mean |x|, shape (columns,)."""
+        return self._find(name, "mean_abs", matrix)
+
+    def _find(self, name: str, kind: str, matrix: int) -> NDArray[Any]:
+        if f"{name}.{kind}" not in self.tensors:
+            raise SourceError(
+                f"{self.path} has no {kind} of {name}",
+                hint="calibrate again with --collect hessian,abs_max,mean_abs",
+            )
+        return self.read(f"{name}.{kind}", matrix)
+
+
+class Merged:
+    """Several statistics files as one: counts and Hessians add up, maxima and means combine.
+
+    SourceError when they do not hold the same tensors.
+    """
+
+    def __init__(self, files: Sequence[Statistics]) -> None:
+        self._files = files
+        first = files[0]
+        for other in files[1:]:
+            if other.tensors != first.tensors or other.shares != first.shares:
+                raise SourceError(
+                    f"{first.path} and {other.path} hold different statistics",
+                    hint="merge calibrations of one model with the same --collect",
+                )
+        self.tensors = [first.tensors[name] for name in sorted(first.tensors)]
+        self.shares = first.shares
+
+    def parts(self) -> Iterator[Part]:
+        """The values, matrix by matrix; sums and means are taken in float64."""
+        for tensor in self.tensors:
+            stem, _, kind = tensor.name.rpartition(".")
+            size = tensor.nbytes // tensor.shape[0]
+            for matrix in range(tensor.shape[0]):
+                found = [file.read(tensor.name, matrix) for file in self._files]
+                counts = [int(file.read(f"{stem}.counts", matrix)) for file in self._files]
+                yield tensor.name, matrix * size, _combine(kind, found, counts)
+
+
+def _combine(kind: str, found: list[NDArray[Any]], counts: list[int]) -> NDArray[Any]:
+    if kind == "abs_max":
+        return np.ascontiguousarray(np.maximum.reduce(found))
+    if kind == "counts":
+        return np.array([sum(counts)], np.int64)
+    weights = [count / max(1, sum(counts)) for count in counts] if kind == "mean_abs" else None
+    total = np.zeros(found[0].shape, np.float64)
+    for index, values in enumerate(found):
+        total += values if weights is None else values.astype(np.float64) * weights[index]
+    return total.astype(np.float32)

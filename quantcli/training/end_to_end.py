@@ -1,0 +1,173 @@
+"""Training end to end, after every tensor was rounded: the model's own predictions are the aim.
+
+Each method before it knows one matrix or one layer; what remains is the error of the whole. Here
+the KL divergence from the original's predictions goes back through all layers to what can be moved
+without a byte more and without a code changed: the float16 factors of the blocks, norms and biases.
+Held-out windows are judged before, between and after; the best state is stored, and where nothing
+was better than the start, the start. Every state is one that a file can hold, so the divergence
+that is told is that of the file.
+
+Sources: the end-to-end stage of EfficientQAT (arXiv:2407.11062), which trains scales after its
+layers; norm tweaking (arXiv:2309.02784); KL to the original as in LLM-QAT (arXiv:2305.17888).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from quantcli.formats import get_format, native
+from quantcli.formats.base import Floats
+from quantcli.layerwise.layered_model import Skeleton
+from quantcli.layerwise.runner import DTYPES, Run
+from quantcli.rounding.block_scales import count_factors
+from quantcli.rounding.codecs import Form
+from quantcli.rounding.options import HELD_OUT
+from quantcli.rounding.quantized_model import quantized_model
+from quantcli.rounding.run_store import EncodedStore
+from quantcli.rounding.trained_scales import Worth, save_overlay
+from quantcli.training.layerwise_backprop import Streamed
+from quantcli.training.scale_parameters import Moving
+from quantcli.types import Event, Note, Progress
+
+BATCH = 2
+"""Windows in a step."""
+RATE = 3e-3
+"""The largest step, as a share of what is moved."""
+_WARM_UP = 10
+"""Steps until that rate is reached."""
+_TURNS = 8
+"""How often a training looks at the held-out windows."""
+_SEED = 20260103
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model that was rounded: its run, all its tensors' forms, and their packed rows.
+
+    ``original`` is the unquantized model's skeleton, ``final`` gives the states after its last
+    layer, (1, tokens, size) of a window.
+    """
+
+    run: Run
+    forms: Mapping[str, Form]
+    store: EncodedStore
+    original: Skeleton
+    final: Callable[[int], torch.Tensor]
+
+
+def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
+    """Train what lies in the store's packed rows; ``task.store`` is changed by what it was worth.
+
+    A run that had finished this takes up what it found.
+    """
+    store = task.store
+    if not store.open_overlay():
+        training = _Training(task)
+        try:
+            yield from training.run(steps)
+        finally:
+            training.close()
+        store.open_overlay()
+    if store.overlay is not None:
+        yield describe(store.overlay.worth)
+
+
+def describe(worth: Worth) -> Note:
+    """What training was worth, as a sentence."""
+    if not worth.taken:
+        return Note(
+            f"end to end: {worth.steps} steps found nothing better than a held-out KL divergence "
+            f"of {worth.before:.4g}; the model is left as it was rounded"
+        )
+    return Note(
+        f"end to end: held-out KL divergence {worth.before:.4g} -> {worth.after:.4g} "
+        f"in {worth.steps} steps"
+    )
+
+
+class _Training:
+    def __init__(self, task: Task) -> None:
+        self._run, self._store = task.run, task.store
+        run = task.run
+        self._moving = Moving(
+            task.store, _trainable(task), _vectors(task), run.folder / "moving.bin"
+        )
+        task.store.changes = self._moving
+        model = quantized_model(run.model, task.forms, task.store)
+        skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+        self._streamed = Streamed(
+            task.original, skeleton, self._moving, task.final, run.windows.ids, run.folder
+        )
+        count = len(run.windows.ids)
+        self._held_out = list(range(HELD_OUT - 1, count, HELD_OUT)) or [count - 1]
+        self._fit = [i for i in range(count) if i not in self._held_out]
+
+    def close(self) -> None:
+        self._store.changes = None
+        self._moving.close()
+
+    def run(self, steps: int) -> Iterator[Event]:
+        """Train, and save the best state that was met."""
+        draw = torch.Generator().manual_seed(_SEED)
+        before = least = self._streamed.judge(self._held_out)
+        yield Progress(0, steps, "training end to end")
+        order: list[int] = []
+        stopped = 0
+        every = max(1, steps // _TURNS)
+        for step in range(steps):
+            while len(order) < BATCH:
+                order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
+            batch, order = order[:BATCH], order[BATCH:]
+            self._moving.forget()
+            finite = math.isfinite(self._streamed.learn(batch))
+            finite = finite and self._moving.descend(learning_rate(step, steps))
+            if finite and ((step + 1) % every == 0 or step + 1 == steps):
+                loss = self._streamed.judge(self._held_out)
+                finite = math.isfinite(loss)
+                if loss < least:
+                    least = loss
+                    self._moving.keep()
+            if not finite:
+                stopped = step + 1
+                yield Note(
+                    f"end to end: the loss was no longer finite at step {stopped} of {steps}; "
+                    "training stopped there and the best state before it stays",
+                    level="warning",
+                )
+                break
+            yield Progress(step + 1, steps, "training end to end")
+        self._moving.restore()
+        worth = Worth(steps, before, least, stopped)
+        save_overlay(self._run.folder, self._moving if worth.taken else None, worth)
+
+
+def learning_rate(step: int, steps: int) -> float:
+    """It rises over the first steps, and falls to zero as a cosine."""
+    rise = min(1.0, (step + 1) / _WARM_UP)
+    return RATE * rise * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _trainable(task: Task) -> dict[str, str]:
+    """Formats of the tensors in the store whose blocks have factors."""
+    return {
+        name: form.name
+        for name, form in task.forms.items()
+        if name in task.store and count_factors(get_format(form.name))
+    }
+
+
+def _vectors(task: Task) -> dict[str, Floats]:
+    """Norms and biases that stay in float32, by name."""
+    found = {}
+    for tensor in task.run.model.tensors:
+        form = task.forms.get(tensor.name)
+        kept = form is not None and form.name == "F32" and len(tensor.shape) == 1
+        if kept and tensor.values is None and not tensor.name.startswith("rope"):
+            rows = task.run.model.read_rows(tensor, 0, 1)
+            found[tensor.name] = np.array(native.to_float32(rows)[0])
+    return found

@@ -1,0 +1,207 @@
+"""Quantization-aware training on the real grid, a layer at a time, after its weights were rounded.
+
+A layer as it was rounded runs on the windows' inputs, the error of its output goes back to every
+code and scale, and all of them move against it by steps that shrink to nothing: what one matrix
+lost another one makes good. The state that is best on held-out windows is
+taken, and only if it is clearly better there than the layer was before; a layer whose loss is no
+longer finite keeps the best state until then.
+
+Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT's Block-AP
+(arXiv:2407.11062) for training scales and weights of a block together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from quantcli.formats import get_format, native
+from quantcli.formats.base import Bytes, Floats
+from quantcli.layerwise.layered_model import Call, Skeleton
+from quantcli.layerwise.parameters import Use
+from quantcli.rounding.options import HELD_OUT, Outcome
+from quantcli.statistics.layer_gradients import own_call
+from quantcli.training.trainable_codes import Trainable, is_trainable
+from quantcli.types import Event, Note, Progress
+
+BATCH = 4
+"""Windows in a step."""
+MARGIN = 0.02
+"""A layer's held-out error must fall by this share."""
+_TURNS = 15
+"""How often a training looks at the held-out windows."""
+_SEED = 20260102
+
+Windows = Callable[[int], torch.Tensor]
+"""The hidden states (1, tokens, size) of a window."""
+
+
+@dataclass
+class Layer:
+    """A layer's rounded tensors, ``packed`` by GGUF name, and how the layer is run.
+
+    ``formats`` and ``read`` give a tensor's block format and its original rows, float32; ``inputs``
+    and ``outputs`` give what the layer gets and what it ought to give.
+    """
+
+    skeleton: Skeleton
+    index: int
+    call: Call
+    formats: Callable[[str], str]
+    read: Callable[[str], Floats]
+    packed: dict[str, Bytes]
+    inputs: Windows
+    outputs: Windows
+    windows: int
+
+
+def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Event]:
+    """Train ``layer`` for ``steps``; its tensors and outcomes are replaced where it is accepted."""
+    device = str(layer.skeleton.device)
+    tensors = {
+        name: Trainable(layer.formats(name), packed, layer.read(name), device)
+        for name, packed in layer.packed.items()
+        if is_trainable(layer.formats(name))
+    }
+    place = f"layer {layer.index}"
+    if not tensors or layer.windows < 2:
+        yield Note(f"{place}: nothing to tune")
+        return
+    names = layer.skeleton.layer_parameters(layer.index)
+    with layer.skeleton.filled(names):
+        training = _Training(layer, tensors, names)
+        yield from training.run(steps, place)
+    before, after = training.first, training.least
+    if not after < (1 - MARGIN) * before:
+        yield Note(f"{place}: tuning found nothing clearly better than {before:.4g}, left as it is")
+        return
+    for name, tensor in tensors.items():
+        layer.packed[name] = tensor.pack()
+    for i, outcome in enumerate(outcomes):
+        if outcome.tensor in tensors:
+            outcomes[i] = replace(outcome, method=f"{outcome.method},tune")
+    yield Note(f"{place}: tuned, held-out error of its output {before:.4g} -> {after:.4g}")
+
+
+class _Training:
+    """A layer's parameters, filled, and the tensors that they are made from."""
+
+    def __init__(self, layer: Layer, tensors: dict[str, Trainable], names: Sequence[str]) -> None:
+        self._layer, self._tensors = layer, tensors
+        self._call: Call = own_call(layer.call)
+        self._module = layer.skeleton.layers[layer.index]
+        self._uses: list[tuple[torch.nn.Parameter, Use]] = []
+        for name in names:
+            uses = [
+                u for u in layer.skeleton.parameters.uses(name) if u.tensor.name in layer.packed
+            ]
+            if uses:
+                parameter = layer.skeleton.module.get_parameter(name)
+                # Its memory may be the file's own.
+                parameter.data = parameter.data.clone()
+                parameter.requires_grad_(any(use.tensor.name in tensors for use in uses))
+                self._uses += [(parameter, use) for use in uses]
+        for name, packed in layer.packed.items():
+            values = native.decode(get_format(layer.formats(name)), packed)
+            self._place(name, torch.from_numpy(values))
+        held_out = range(HELD_OUT - 1, layer.windows, HELD_OUT)
+        self._held_out = list(held_out) or [layer.windows - 1]
+        self._fit = [i for i in range(layer.windows) if i not in self._held_out]
+        self.first = self.least = self._judge()
+
+    def run(self, steps: int, place: str) -> Iterator[Event]:
+        """Train, and take up the best state that was met."""
+        draw = torch.Generator().manual_seed(_SEED + self._layer.index)
+        best = {name: tensor.state.copy() for name, tensor in self._tensors.items()}
+        every = max(1, steps // _TURNS)
+        order: list[int] = []
+        for step in range(steps):
+            while len(order) < BATCH:
+                order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
+            batch, order = order[:BATCH], order[BATCH:]
+            finite = self._step(batch, 2 / steps * (1 - step / steps))
+            if finite and ((step + 1) % every == 0 or step + 1 == steps):
+                loss = self._judge()
+                finite = bool(np.isfinite(loss))
+                if loss < self.least:
+                    self.least = loss
+                    best = {name: tensor.state.copy() for name, tensor in self._tensors.items()}
+                yield Progress(step + 1, steps, f"tuning {place}")
+            if not finite:
+                yield Note(
+                    f"{place}: the loss was no longer finite at step {step + 1} of {steps}; "
+                    "training stopped there and the best state before it stays",
+                    level="warning",
+                )
+                break
+        for name, tensor in self._tensors.items():
+            tensor.state = best[name]
+
+    def _step(self, batch: Sequence[int], share: float) -> bool:
+        """One step on some windows; False, and nothing moved, where a gradient is not finite."""
+        for parameter, _ in self._uses:
+            parameter.grad = None
+        for number in batch:
+            with torch.enable_grad():
+                loss = self._loss(number)
+                if not torch.isfinite(loss):
+                    return False
+                loss.backward()
+        gradients = {name: self._gradient(name) for name in self._tensors}
+        if not all(bool(torch.isfinite(found).all()) for found in gradients.values()):
+            return False
+        for name, tensor in self._tensors.items():
+            tensor.descend(gradients[name], share)
+            self._place(name, tensor.values())
+        return True
+
+    @torch.no_grad()
+    def _judge(self) -> float:
+        return sum(float(self._loss(number)) for number in self._held_out) / len(self._held_out)
+
+    def _loss(self, number: int) -> torch.Tensor:
+        """Squared error of a window's outputs, each token's as a share of its own square.
+
+        The next layer normalises each token, so that only this share matters to it.
+        """
+        layer = self._layer
+        aim = layer.outputs(number).float()
+        found = self._module(layer.inputs(number), *self._call[0], **self._call[1])
+        found = found[0] if isinstance(found, tuple) else found
+        errors = (found.float() - aim).square().sum(dim=-1)
+        return (errors / aim.square().sum(dim=-1).clamp(min=1e-20)).mean()
+
+    @torch.no_grad()
+    def _place(self, name: str, values: torch.Tensor) -> None:
+        """Put a tensor's rows where transformers has them."""
+        for parameter, use in self._uses:
+            if use.tensor.name != name:
+                continue
+            piece = use.piece
+            rows = values[use.first : use.first + piece.rows] - piece.add
+            rows = rows.to(parameter.device, parameter.dtype)
+            flat = parameter.data.view(-1, parameter.shape[-1])
+            if piece.transpose:
+                flat[:, piece.start : piece.start + piece.rows] = rows.T
+            else:
+                flat[_rows(use)] = rows
+
+    def _gradient(self, name: str) -> torch.Tensor:
+        """The gradient of a tensor's rows, gathered from the parameters."""
+        parts = {}
+        for parameter, use in self._uses:
+            if use.tensor.name != name or parameter.grad is None:
+                continue
+            piece, flat = use.piece, parameter.grad.view(-1, parameter.shape[-1])
+            if piece.transpose:
+                parts[use.first] = flat[:, piece.start : piece.start + piece.rows].T
+            else:
+                parts[use.first] = flat[_rows(use)]
+        return torch.cat([parts[first].float() for first in sorted(parts)])
+
+
+def _rows(use: Use) -> torch.Tensor:
+    return torch.from_numpy(use.piece.source_rows(0, use.piece.rows))

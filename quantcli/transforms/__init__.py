@@ -1,0 +1,1 @@
+"""Changes of the weights that keep the function: awq, smoothquant, rotate, reorder."""

@@ -1,0 +1,71 @@
+"""Scales that a norm can hold: a folder's norms are stored in the checkpoint's own dtype.
+
+Eight bits of bfloat16 round a norm's weight by up to 0.4 %, which would be an error in all that
+reads the channel. But any scale near the one that was found serves as well, so each is moved to
+the one that makes the stored weight exact, and the readers' columns follow it. Gemma stores what
+is added to one, which rounds coarsely where the sum is small; the scale moves further there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.fold import FoldGroup
+from quantcli.layouts.base import DTYPES
+from quantcli.model import Model
+from quantcli.transforms.channel_scales import model_groups
+from quantcli.transforms.spec import Floats, Operation, Transform
+from quantcli.transforms.transformed_model import read_floats
+from quantcli.types import OutputTensor
+
+
+def fit_norms(model: Model, transform: Transform, dtypes: Mapping[str, str]) -> Transform:
+    """``transform`` of ``model``, its scales behind norms moved to what the norms can hold.
+
+    ``dtypes`` are those that stored tensors will be written in ("BF16", "F16", "F32"), by name. A
+    channel whose weight would vanish keeps its scale of one.
+    """
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    operations = dict(transform.operations)
+    for group in model_groups(model):
+        if group.kind != "norm":
+            continue
+        norm = tensors[group.makers[0].tensor]
+        operation = operations.get(norm.name)
+        if operation is None or operation.columns is None or not norm.pieces:
+            continue
+        dtype = dtypes.get(norm.pieces[0].source, "F32")
+        if dtype != "F32":
+            factors = _held(read_floats(model, norm, 0, 1)[0], operation.columns, norm, dtype)
+            operations |= _moved(group, operations, operation.columns, factors)
+    return replace(transform, operations=operations)
+
+
+def _held(weights: Floats, factors: Floats, norm: OutputTensor, dtype: str) -> Floats:
+    """Factors near ``factors`` whose products with the weights are exact in ``dtype``."""
+    add = np.float32(norm.pieces[0].add)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        stored: NDArray[np.generic] = (weights * factors - add).astype(DTYPES[dtype])
+        held = stored.astype(np.float32) + add
+        found = held / weights
+    usable = np.isfinite(found) & (found > 0)
+    return np.where(usable, found, np.where(weights == 0, factors, np.float32(1)))
+
+
+def _moved(
+    group: FoldGroup, operations: Mapping[str, Operation], before: Floats, after: Floats
+) -> dict[str, Operation]:
+    moved = {}
+    for maker in group.makers:
+        moved[maker.tensor] = replace(operations[maker.tensor], columns=after)
+    for name in group.readers:
+        columns = operations[name].columns
+        if columns is not None:
+            moved[name] = replace(
+                operations[name], columns=np.asarray(columns * (before / after), np.float32)
+            )
+    return moved

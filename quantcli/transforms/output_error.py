@@ -1,0 +1,187 @@
+"""The error that a grid makes in a matrix's output, as a function of its columns' scales.
+
+With W the weights, s the scales, Q the grid and H the mean of x x^T, the error of the outputs
+is tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
+compared on the same inputs. The grid is the one that the tensor will be written in, block scales
+and importance weights included.
+
+Where error feedback comes next, most of that error will be made good by the columns that follow.
+What is left is tr(E D E^T) with D the pivots of H (`quantcli.statistics.hessian`), if E is what
+rounding the fed-back weights leaves; that of the weights themselves stands for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.archs.fold import FoldGroup
+from quantcli.errors import PlanError
+from quantcli.formats import get_format, integer, native
+from quantcli.formats.integer import IntegerGrid, Search
+from quantcli.model import Model
+from quantcli.statistics.hessian import output_error, prepare_hessian
+from quantcli.statistics.input_statistics import Measured
+from quantcli.transforms.spec import Floats
+from quantcli.transforms.transformed_model import read_floats
+from quantcli.types import OutputTensor
+
+Grid = Callable[[Floats, Floats | None], Floats]
+"""Rounds float32 rows (n, columns), with an importance per column or None, to their nearest."""
+
+SAMPLE = 512
+"""Rows of a matrix that scales are compared on."""
+_SLAB = 256
+"""Rows at a time."""
+_RUN = 16
+"""Sampled rows come in runs, which cost one read each."""
+
+
+def block_grid(name: str) -> Grid:
+    """The block format ``name`` as a grid: encoded and decoded again by our kernels."""
+    fmt = get_format(name)
+
+    def round_rows(rows: Floats, importance: Floats | None) -> Floats:
+        return native.decode(fmt, native.encode(fmt, rows, importance))
+
+    return round_rows
+
+
+def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
+    """An integer grid with ranges found by ``search``; not for strategy "tensor".
+
+    A scale of a whole tensor knows no rows of its own, so PlanError refuses that.
+    """
+    if grid.strategy == "tensor":
+        raise PlanError(
+            "one scale for a whole tensor leaves nothing to gain by scaling channels",
+            hint="a scale per group or per channel",
+        )
+
+    def round_rows(rows: Floats, importance: Floats | None) -> Floats:
+        return integer.dequantize(integer.encode(rows, grid, importance, search), grid)
+
+    return round_rows
+
+
+def block_grids(formats: Mapping[str, str]) -> dict[str, Grid]:
+    """Grids by tensor, from a plan's format of each."""
+    known = {name: block_grid(name) for name in set(formats.values())}
+    return {tensor: known[name] for tensor, name in formats.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """One matrix that reads a group's channels: its rows, its inputs, the grid it will be in.
+
+    ``share`` is the part of all tokens that it sees.
+    """
+
+    model: Model
+    tensor: OutputTensor
+    matrix: int
+    load: Callable[[str, int], Floats]
+    """The Hessian of a tensor's matrix: of many experts never all are held."""
+    grid: Grid
+    share: float = 1.0
+    weighted: bool = True
+    """Whether the grid is told the columns' importance, the diagonal of H."""
+    pivots: Callable[[str, int], Floats] | None = None
+    """Likewise the pivots of H, where feedback comes next."""
+
+    @property
+    def hessian(self) -> Floats:
+        """The mean of x x^T over the matrix's inputs."""
+        return self.load(self.tensor.name, self.matrix)
+
+    @property
+    def squares(self) -> Floats:
+        """What a column's error weighs by itself: the diagonal of H, or its pivots."""
+        if self.pivots is not None:
+            return self.pivots(self.tensor.name, self.matrix)
+        return self.hessian.diagonal()
+
+    @property
+    def height(self) -> int:
+        """Rows of the matrix."""
+        matrices = self.tensor.shape[-3] if len(self.tensor.shape) > 2 else 1
+        return self.tensor.rows // matrices
+
+    def slabs(self, most: int | None = None) -> Iterator[Floats]:
+        """The matrix's rows, or about ``most`` of them evenly spread over it."""
+        start = self.matrix * self.height
+        runs = range(0, self.height, _SLAB)
+        length = _SLAB
+        if most is not None and most < self.height:
+            runs = range(0, self.height, max(_RUN, self.height * _RUN // most))
+            length = _RUN
+        for first in runs:
+            last = min(first + length, self.height)
+            yield read_floats(self.model, self.tensor, start + first, start + last)
+
+    def sample(self) -> Floats:
+        """The rows that scales are compared on."""
+        return np.concatenate(list(self.slabs(SAMPLE)))
+
+    def error(self, rows: Floats, scales: NDArray[np.float64]) -> float:
+        """The loss of ``rows`` with ``scales`` on their columns; infinite if they do not fit."""
+        factors = scales.astype(np.float32)
+        importance = None
+        if self.weighted:
+            importance = np.asarray(self.squares / factors**2, np.float32)
+        try:
+            difference = self.grid(rows * factors, importance) / factors - rows
+        except native.UnencodableError:
+            return math.inf
+        if self.pivots is None:
+            return output_error(difference, self.hessian)
+        return float(np.square(difference).sum(axis=0, dtype=np.float64) @ self.squares)
+
+    def output(self, rows: Floats) -> float:
+        """tr(W H W^T) of all of the matrix's rows, told by ``rows``: its output's square."""
+        return output_error(rows, self.hessian) * self.height / len(rows)
+
+
+def open_readers(
+    model: Model,
+    group: FoldGroup,
+    matrix: int,
+    measured: Measured,
+    grids: Mapping[str, Grid],
+    *,
+    weighted: bool,
+    feedback: bool = False,
+) -> list[Reader]:
+    """The matrices that read the group's channels, will be rounded and saw an input.
+
+    Where the group's matrices have channels of their own (inside experts), those of ``matrix``.
+    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` tells that
+    rounding will make good what it can.
+    """
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    counts = {}
+    for name in group.readers:
+        if name in grids:
+            tensor = tensors[name]
+            stack = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+            for number in range(stack) if group.matrices == 1 else (matrix,):
+                counts[name, number] = measured.count(name, number)
+    most = max(counts.values(), default=0)
+    load = lru_cache(maxsize=2)(measured.hessian)
+    pivots = None
+    if feedback:
+        pivots = lru_cache(maxsize=None)(lambda name, number: _pivots(load(name, number)))
+    return [
+        Reader(model, tensors[name], number, load, grids[name], count / most, weighted, pivots)
+        for (name, number), count in counts.items()
+        if count
+    ]
+
+
+def _pivots(hessian: Floats) -> Floats:
+    return prepare_hessian(hessian).pivots

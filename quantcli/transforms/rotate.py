@@ -1,0 +1,116 @@
+"""Rotation: spread outlier channels over all others, offline, in the weights alone.
+
+RMSNorm commutes with any rotation of the residual stream once its weights are ones. So each
+norm's weights go into the matrices that read it, everything that reads the stream is rotated
+along its columns, and everything that writes to it along its rows, the embeddings included; a
+tied head becomes a tensor of its own, since the final norm's weights are in it. Attention's
+values are rotated within each head, and undone in the columns of the output matrix.
+
+Refused where the function would change: LayerNorm, norms after attention or MLP. Rotations that
+must be computed at inference (before the MLP's last product, within the KV cache) are not done:
+the file stays a standard one. Sources: QuaRot (arXiv:2404.00456), SpinQuant (arXiv:2405.16406).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from quantcli.archs import find_folds
+from quantcli.archs.fold import FoldGroup, Folds, writer_tensors
+from quantcli.errors import ArchitectureError
+from quantcli.model import Model
+from quantcli.transforms.channel_scales import model_groups
+from quantcli.transforms.orthogonal import Rotation, make_rotation
+from quantcli.transforms.spec import Operation, Transform, Turn
+from quantcli.transforms.transformed_model import read_floats
+from quantcli.types import OutputTensor
+
+_STREAM, _HEAD = "stream", "head"
+_EMBEDDING, _FINAL, _OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+
+
+def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
+    """The transform that rotates the residual stream, and each head's values unless told not to.
+
+    Only norms are read. ArchitectureError where the model's function would not be preserved.
+    """
+    folds = find_folds(model.arch)
+    refuse_rotation(model, folds)
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    groups = model_groups(model)
+    stream = make_rotation(tensors[_EMBEDDING].columns, seed)
+    rotations: dict[str, Rotation] = {_STREAM: stream}
+    turn = Turn(_STREAM, 0, stream.size)
+    operations: dict[str, Operation] = {}
+    for group in groups:
+        if group.kind == "norm":
+            operations |= _read_stream(model, group, tensors, turn)
+    operations |= _untie(model, tensors, turn)
+    for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
+        tensor = tensors[name]
+        if name == _EMBEDDING or len(tensor.shape) == 1:
+            operations[name] = Operation(across=turn)
+        else:
+            operations[name] = Operation(down=Turn(_STREAM, 0, tensor.rows))
+    if heads:
+        for group in groups:
+            if group.kind == "values":
+                _turn_values(group, tensors, operations, rotations, seed)
+    settings = {"seed": seed, "heads": heads}
+    return Transform("rotate", operations, rotations, settings)
+
+
+def refuse_rotation(model: Model, folds: Folds) -> None:
+    """ArchitectureError where a rotation of the stream would change the model's function."""
+    if folds.basis:
+        raise ArchitectureError(
+            f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
+            hint="awq and smoothquant, which scale channels, fit it",
+        )
+
+
+def _read_stream(
+    model: Model, group: FoldGroup, tensors: Mapping[str, OutputTensor], turn: Turn
+) -> dict[str, Operation]:
+    """The norm's weights move into its readers, whose columns are then rotated."""
+    (maker,) = group.makers
+    norm = read_floats(model, tensors[maker.tensor], 0, 1)[0]
+    folded = {name: Operation(columns=norm, across=turn) for name in group.readers}
+    return {**folded, maker.tensor: Operation(values=np.ones(norm.shape, np.float32))}
+
+
+def _untie(model: Model, tensors: Mapping[str, OutputTensor], turn: Turn) -> dict[str, Operation]:
+    """A head of its own for a model whose head is the embeddings."""
+    if _OUTPUT in tensors:
+        return {}
+    norm = read_floats(model, tensors[_FINAL], 0, 1)[0]
+    return {
+        _OUTPUT: Operation(columns=norm, across=turn, source=_EMBEDDING),
+        _FINAL: Operation(values=np.ones(norm.shape, np.float32)),
+    }
+
+
+def _turn_values(
+    group: FoldGroup,
+    tensors: Mapping[str, OutputTensor],
+    operations: dict[str, Operation],
+    rotations: dict[str, Rotation],
+    seed: int,
+) -> None:
+    """Every head's values by the same rotation, undone where the output matrix reads them."""
+    size = group.channels // group.heads
+    name = f"{_HEAD}.{size}"
+    rotations.setdefault(name, make_rotation(size, seed))
+    for maker in group.makers:
+        turn = Turn(name, maker.first, maker.last)
+        before = operations.get(maker.tensor, Operation())
+        if len(tensors[maker.tensor].shape) == 1:
+            operations[maker.tensor] = replace(before, across=turn)
+        else:
+            operations[maker.tensor] = replace(before, down=turn)
+    for reader in group.readers:
+        turn = Turn(name, 0, tensors[reader].columns)
+        operations[reader] = replace(operations.get(reader, Operation()), across=turn)

@@ -1,0 +1,146 @@
+"""What a transform is: for each tensor it touches an operation, small enough to keep in a file.
+
+Operations are linear maps of one tensor's rows and columns, so they apply to slabs of rows as
+these are read. What a transform changes about a model beyond its weights (a head that is no
+longer tied to the embeddings) follows from the operations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from quantcli.errors import SourceError
+from quantcli.transforms.orthogonal import Permutation, Rotation
+
+Floats = NDArray[np.float32]
+
+TRANSFORM_FORMAT = "quantcli.transform/1"
+_FACTORS, _ORDER = ("signs", "left", "right"), ("order",)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The rotation or permutation of that name, over rows or columns ``first:last`` in consecutive
+    groups."""
+
+    rotation: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """W' = P^T diag(rows) W diag(columns) Q for a tensor of rows W; P and Q are rotations
+    or permutations.
+
+    ``columns`` has shape (columns,), or (matrices, columns) for a stack whose matrices differ;
+    ``rows`` has one factor for each row, leading axes flattened. ``across`` is Q, ``down`` is P.
+    A tensor with one axis is one row. ``source`` is another tensor to take W from. ``values``,
+    float32, replaces the whole: nothing else may be given then.
+    """
+
+    columns: Floats | None = None
+    rows: Floats | None = None
+    across: Turn | None = None
+    down: Turn | None = None
+    source: str | None = None
+    values: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A method's result: what to do to which tensor; ``settings`` say how it was found."""
+
+    method: str
+    operations: Mapping[str, Operation]
+    rotations: Mapping[str, Rotation | Permutation] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def merge_scales(parts: Iterable[Mapping[str, Operation]]) -> dict[str, Operation]:
+    """Scalings of several groups as one: factors that meet on a tensor are multiplied."""
+    merged: dict[str, Operation] = {}
+    for part in parts:
+        for name, operation in part.items():
+            before = merged.get(name, Operation())
+            merged[name] = replace(
+                before,
+                columns=_product(before.columns, operation.columns),
+                rows=_product(before.rows, operation.rows),
+            )
+    return merged
+
+
+def dump_transform(transform: Transform) -> bytes:
+    """The transform as one safetensors file; equal transforms give equal bytes."""
+    arrays: dict[str, NDArray[Any]] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for name in sorted(transform.operations):
+        operation = transform.operations[name]
+        entry: dict[str, Any] = {}
+        for key in ("columns", "rows", "values"):
+            if (array := getattr(operation, key)) is not None:
+                arrays[f"{name}/{key}"] = np.ascontiguousarray(array, np.float32)
+        for key in ("across", "down"):
+            if (turn := getattr(operation, key)) is not None:
+                entry[key] = [turn.rotation, turn.first, turn.last]
+        if operation.source is not None:
+            entry["source"] = operation.source
+        plain[name] = entry
+    for name, rotation in sorted(transform.rotations.items()):
+        for key in _ORDER if isinstance(rotation, Permutation) else _FACTORS:
+            arrays[f"rotations/{name}/{key}"] = np.ascontiguousarray(getattr(rotation, key))
+    facts = {
+        "format": TRANSFORM_FORMAT,
+        "method": transform.method,
+        "operations": json.dumps(plain, sort_keys=True),
+        "rotations": json.dumps(sorted(transform.rotations)),
+        "settings": json.dumps(dict(transform.settings), sort_keys=True),
+    }
+    # The library writes metadata in a random order; one string has one order.
+    return bytes(save(arrays, {"quantcli": json.dumps(facts, sort_keys=True)}))
+
+
+def load_transform(data: bytes, label: str) -> Transform:
+    """What `dump_transform` wrote; ``label`` names the file in the SourceError for other bytes."""
+    try:
+        arrays = load(data)
+        length = int.from_bytes(data[:8], "little")
+        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["quantcli"])
+        if facts["format"] != TRANSFORM_FORMAT:
+            raise KeyError(facts["format"])
+        operations = {}
+        for name, entry in json.loads(facts["operations"]).items():
+            turns = {key: Turn(*entry[key]) for key in ("across", "down") if key in entry}
+            operations[name] = Operation(
+                columns=arrays.get(f"{name}/columns"),
+                rows=arrays.get(f"{name}/rows"),
+                across=turns.get("across"),
+                down=turns.get("down"),
+                source=entry.get("source"),
+                values=arrays.get(f"{name}/values"),
+            )
+        rotations = {name: _load_rotation(name, arrays) for name in json.loads(facts["rotations"])}
+    except (SafetensorError, KeyError, TypeError, ValueError) as broken:
+        raise SourceError(f"{label} is no transform of quantcli ({broken})") from broken
+    return Transform(facts["method"], operations, rotations, json.loads(facts["settings"]))
+
+
+def _load_rotation(name: str, arrays: Mapping[str, NDArray[Any]]) -> Rotation | Permutation:
+    if f"rotations/{name}/order" in arrays:
+        return Permutation(arrays[f"rotations/{name}/order"])
+    return Rotation(*(arrays[f"rotations/{name}/{key}"] for key in _FACTORS))
+
+
+def _product(first: Floats | None, second: Floats | None) -> Floats | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return np.asarray(first * second, np.float32)

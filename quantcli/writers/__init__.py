@@ -1,1 +1,0 @@
-"""Artifacts out: containers, and files that appear whole or not at all."""

@@ -1,0 +1,48 @@
+"""Tiny checkpoints and the small real model, each built once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from support.tiny_models import build
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """A small real checkpoint."""
+    return Path(__file__).parent / "data" / "bookworm-mini"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """``checkpoint(name, dtype="float32")``: the folder of a model in `support.tiny_models`."""
+    pytest.importorskip("transformers", reason="transformers writes the tiny models")
+
+    @cache
+    def folder(name: str, dtype: str = "float32") -> Path:
+        return build(name, tmp_path_factory.mktemp(f"{name}-{dtype}"), dtype=dtype)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """``gguf(name, type)``: a tiny model as quantcli quantizes it."""
+    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.model import open_model
+    from quantcli.plan.recipe import Recipe
+
+    @cache
+    def file(name: str, kind: str) -> Path:
+        path = tmp_path_factory.mktemp("gguf") / f"{name}-{kind}.gguf"
+        with open_model(checkpoint(name)) as model:
+            for _ in execute(prepare(model, Recipe(type=kind), path), threads=2):
+                pass
+        return path
+
+    return file
