@@ -17,7 +17,6 @@ from quantcli.cli.folder_options import (
     To,
     grid_fields,
 )
-from quantcli.cli.methods import Calibrating, check_options, settle_method
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -28,10 +27,10 @@ from quantcli.cli.options import (
     flag,
     open_output,
 )
-from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from quantcli.plan.recipe import Recipe
+    from quantcli.cli.output import Output
+    from quantcli.run.request import Request
 
 _MIXTURE = "Which type each tensor gets"
 _METHOD = "How weights are rounded"
@@ -369,9 +368,14 @@ def quantize(
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    resolved = _recipe(
-        recipe,
-        bits,
+    from quantcli.plan.budget import parse_size
+    from quantcli.plan.recipe import Recipe, dump_recipe, load_recipe
+    from quantcli.run.request import Request, Wanted, check_request, make_recipe
+
+    resolved = make_recipe(
+        load_recipe(recipe) if recipe else Recipe(),
+        bits=bits,
+        quality=quality,
         type=type_name,
         tensor_types=tensor_type,
         output_tensor_type=output_tensor_type,
@@ -400,48 +404,40 @@ def quantize(
         e2e_steps=e2e_steps,
         **grid_fields(to, group_size, symmetric, activations, range, keep, dtype),
     )
-    resolved = settle_method(resolved, quality)
-    told = Calibrating(calibrate or (), chunks, resume)
-    check_options(resolved, told)
+    request = Request(
+        model,
+        [Wanted(resolved, output)],
+        calibrate or (),
+        chunks=chunks,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+        max_memory=parse_size(max_memory) if max_memory else None,
+    )
     if print_recipe:
-        from quantcli.plan.recipe import dump_recipe
-
+        check_request(request)
         for line in dump_recipe(resolved).splitlines():
             out.line(line)
         return
-    from quantcli.plan.budget import parse_size
-
-    limit = parse_size(max_memory) if max_memory else None
-    if calibrate and resolved.imatrix:
-        raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
-    if calibrate and dry_run and not resolved.method:
-        raise UsageError(
-            "--dry-run does not run the model, as --calibrate would",
-            hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
-        )
-    if resolved.to == "gguf":
-        from quantcli.cli.gguf import make_gguf as make
-    else:
-        from quantcli.cli.folders import make_folder as make
-    make(
-        out, model, resolved, output, told,
-        dry_run=dry_run, force=force, threads=threads, limit=limit,
-    )  # fmt: skip
+    _run(out, request)
 
 
-def _recipe(path: Path | None, bits: int | None, **flags: Any) -> Recipe:
-    from quantcli.plan.filetypes import type_of_bits
-    from quantcli.plan.recipe import Recipe, load_recipe, merge_recipe
-    from quantcli.plan.schemes import has_types
+def _run(out: Output, request: Request) -> None:
+    from quantcli.events import drain
+    from quantcli.report import quantized as report
+    from quantcli.run.quantize import quantize as run
 
-    base = load_recipe(path) if path else Recipe()
-    if bits is not None and not has_types(flags["to"] or base.to):
-        flags["bits"] = bits
-    elif bits is not None:
-        if flags["type"] is not None:
-            raise UsageError(
-                "--bits and --type exclude each other",
-                hint=f"--bits {bits} means --type {type_of_bits(bits)}",
-            )
-        flags["type"] = type_of_bits(bits)
-    return merge_recipe(base, **flags)
+    for done in drain(run(request, on_fetch=out.event), out.event):
+        if request.dry_run and out.json:
+            out.document("plan", 1, report.planned_document(done))
+        elif request.dry_run:
+            for table in report.planned_tables(done):
+                out.table(table)
+        else:
+            out.say(report.quantized_sentence(done))
+            if out.json:
+                out.document("quantize", 1, report.quantized_document(done))
+            else:
+                for path in done.paths:
+                    out.result(path)

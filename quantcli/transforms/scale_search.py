@@ -54,6 +54,15 @@ class Transformed(Event):
     transform: Transform
     outcomes: tuple[Searched, ...] = ()
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """A sentence for each group."""
+        return tuple(
+            f"{group.group}: loss {group.before:.3g} -> {group.after:.3g}, "
+            f"{group.choice or 'left as it is'}"
+            for group in self.outcomes
+        )
+
 
 @dataclass(frozen=True)
 class Part:
