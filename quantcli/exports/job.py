@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.gguf_file import default_threads
+from quantcli.artifacts.write import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
 from quantcli.exports.outcome import Exported

@@ -1,4 +1,4 @@
-"""What a plan costs before it runs: memory, disk, and how it divides into shards."""
+"""What a plan costs before it runs: memory and disk."""
 
 from __future__ import annotations
 
@@ -34,15 +34,14 @@ def parse_size(size: str) -> int:
     return nbytes
 
 
-def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
-    """Bytes of resident memory that the streamed run needs at most, as an estimate.
+def thread_memory(plan: Plan, slab_bytes: int) -> int:
+    """Bytes that a thread holds at most while it encodes a plan's tensors, as an estimate.
 
-    Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
-    gathered from, a float32 copy where the stored dtype is not a float that the kernels read, one
-    float32 row, and the encoded slab.
+    One slab of ``slab_bytes`` as stored (at least one row), the span that it was gathered from, a
+    float32 copy where the stored dtype is not a float that the kernels read, one float32 row, and
+    the encoded slab.
     """
-    worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
-    return BASE_BYTES + threads * worst
+    return max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
 
 
 def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
@@ -79,20 +78,3 @@ def check_disk(needed: int, path: str | Path) -> None:
             f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
             hint="free some space, choose another folder with -o or a smaller type",
         )
-
-
-def plan_split(plan: Plan, max_bytes: int) -> list[list[TensorPlan]]:
-    """The plan's tensors, in order, in shards of at most ``max_bytes`` of aligned tensor data.
-
-    As gguf-split counts: headers do not, and a tensor that is larger gets a shard of its own.
-    """
-    shards: list[list[TensorPlan]] = []
-    filled = 0
-    for item in plan.items:
-        size = plan.aligned(item.nbytes)
-        if not shards or filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(item)
-        filled += size
-    return shards

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.folder_job import FolderJob
-from quantcli.artifacts.gguf_file import SLAB_BYTES
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.slabs import SLAB_BYTES
 from quantcli.formats.base import Bytes
 from quantcli.formats.integer import IntegerCodes
 from quantcli.rounding.codecs import GridForm
@@ -24,7 +24,7 @@ from quantcli.transforms.checkpoint_view import piece_rows
 from quantcli.types import Matrix, Piece
 
 
-def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
+def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
     """A `CodeSource` of ``encoded``, the tensors that a method rounded for ``job``."""
     scheme = job.plan.scheme
     if scheme is None:
