@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats import FORMATS, get_format, native
+from quantcli.formats.base import Floats
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.types import MetaValue, Note, OutputTensor, Piece, TensorInfo, TensorStore, text
 
@@ -85,6 +87,13 @@ class Model(AbstractContextManager["Model"]):
                 parts.append(self._read_piece(tensor, piece, low - first, high - first))
             first += piece.rows
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read_floats(self, tensor: OutputTensor, start: int, stop: int) -> Floats:
+        """The same rows as float32, decoded where they are stored in blocks."""
+        rows = self.read_rows(tensor, start, stop)
+        if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
+            return native.decode(get_format(tensor.dtype), rows)
+        return native.to_float32(rows)
 
     def origin(self, tensor: OutputTensor, row: int, column: int) -> tuple[TensorInfo, int, int]:
         """The stored tensor, its row and its column behind a place in ``tensor``, for messages."""

@@ -120,7 +120,7 @@ def transform_beside(
 ) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
     from quantcli.run.find_transforms import Moved, find_transforms
-    from quantcli.transforms.scale_search import Transformed
+    from quantcli.transforms.scale_search import TransformFound
 
     with out.phase("transforming"):
         for event in find_transforms(
@@ -129,7 +129,7 @@ def transform_beside(
         ):  # fmt: skip
             if isinstance(event, Moved):
                 return event
-            if isinstance(event, Transformed):
+            if isinstance(event, TransformFound):
                 for group in event.outcomes:
                     kept = group.choice or "left as it is"
                     out.detail(

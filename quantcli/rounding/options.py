@@ -8,12 +8,8 @@ from quantcli.errors import UsageError
 from quantcli.statistics.hessian import DAMPING, ORDERS, Hessian
 from quantcli.types import Event
 
-HELD_OUT = 8
-"""Every so many windows one is kept from the fit, to judge it."""
 FISHER_WINDOWS = 40
 """Windows whose gradients tell what outputs matter."""
-FEWEST_FISHER = 16
-"""What the embedding needs in any case."""
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
 TUNE_STEPS = 150

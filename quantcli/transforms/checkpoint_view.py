@@ -25,7 +25,7 @@ from quantcli.archs import find_architecture
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import HEAD_NAME
-from quantcli.transforms.transformed_model import TransformedModel, read_floats
+from quantcli.transforms.transformed_model import TransformedModel
 from quantcli.types import Note, OutputTensor, Piece, TensorInfo, TensorStore
 
 
@@ -119,7 +119,7 @@ class TransformedStore:
             found[low - start : high - start] = rows[own - first]
 
     def _read(self, use: _Use, start: int, stop: int) -> NDArray[np.float32]:
-        rows = read_floats(self._model, use.tensor, start, stop)
+        rows = self._model.read_floats(use.tensor, start, stop)
         return rows - np.float32(use.piece.add) if use.piece.add else rows
 
 

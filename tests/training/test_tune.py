@@ -28,10 +28,11 @@ from quantcli.formats.lattice import LATTICES
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import HELD_OUT, Options
+from quantcli.rounding.options import Options
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.run.methods import Chain, parse_methods
 from quantcli.run.recipe_options import read_options
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
