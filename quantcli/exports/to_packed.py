@@ -22,6 +22,7 @@ from quantcli.artifacts.atomic_folder import refuse_folder
 from quantcli.artifacts.folder_job import FolderJob, prepare_folder
 from quantcli.artifacts.gguf_file import Finished
 from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.nearest_codes import CodeSource
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports import microscale
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
@@ -38,7 +39,6 @@ from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import find_target
 from quantcli.report.units import size_text
-from quantcli.rounding.nearest import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
 

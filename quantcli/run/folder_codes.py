@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.folder_job import FolderJob
 from quantcli.artifacts.gguf_file import SLAB_BYTES
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest
 from quantcli.formats.base import Bytes
 from quantcli.formats.integer import IntegerCodes
 from quantcli.rounding.codecs import GridCodec
-from quantcli.rounding.nearest import CodeSource, RoundToNearest
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.transforms.checkpoint_view import piece_rows
 from quantcli.types import Matrix, Piece
