@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantcli.errors import UsageError
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.schemes import has_types
-from quantcli.rounding.options import DECLARED, SETTLE, Options
+from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, Options
 from quantcli.run.methods import ROUNDER, TUNER, Chain, parse_methods
 
 
@@ -71,7 +71,7 @@ def read_options(recipe: Recipe) -> Options:
     chain = parse_methods(recipe.method or ROUNDER)
     given = {name: getattr(recipe, name) for name in DECLARED}
     return Options(
-        settle=0 if recipe.sweeps == 0 else SETTLE,
+        block_sweeps=0 if recipe.sweeps == 0 else BLOCK_SWEEPS,
         propagate=recipe.propagate,
         feedback=chain.feedback,
         tune=chain.tune,
