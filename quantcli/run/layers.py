@@ -26,7 +26,7 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
-from quantcli.layerwise.stream import Stream, in_bytes, matrix_reader, open_stream
+from quantcli.layerwise.stream import Stream, matrix_reader, open_stream
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import FEWEST_FISHER, Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
@@ -108,8 +108,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
             yield from layers.head()
         if work.options.e2e:
             task = Task(run, work.every_codec, store, stream.skeleton, stream.states.get)
-            steps = train_end_to_end(task, work.options.e2e_steps)
-            yield from in_bytes(steps, layers.bytes)
+            yield from train_end_to_end(task, work.options.e2e_steps)
 
 
 @dataclass
@@ -205,7 +204,7 @@ class _Layers:
             self.store.load(number)
             return
         ways = yield from self._embedding_ways()
-        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
         known = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: known)
@@ -244,8 +243,8 @@ class _Layers:
     def _measure(self) -> Iterator[Event]:
         """LayerGradients of all layers, once for the run."""
         if not self._measured:
-            found = measure_gradients(self.skeleton, self.work.run.windows.ids, self.gradients)
-            yield from in_bytes(found, self.bytes)
+            ids = self.work.run.windows.ids
+            yield from measure_gradients(self.skeleton, ids, self.gradients)
             self._measured = True
 
     def _embedding_ways(self) -> Generator[Event, None, EmbeddingFisher]:
@@ -254,11 +253,6 @@ class _Layers:
         ways = self.gradients.embedding()
         scale = embedding_scale(self.skeleton, self.work.run.windows.ids[0]) ** 2
         return EmbeddingFisher(ways.fit * scale, ways.held_out * scale)
-
-    @property
-    def bytes(self) -> int:
-        """The model's, which progress is told in."""
-        return self._starts[-1]
 
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
@@ -296,7 +290,7 @@ class _Layers:
         if tune:
             layer_now = self._tuned(layer, packed)
             steps = self.work.options.tune_steps
-            yield from in_bytes(tune_layer(layer_now, steps, outcomes), self.bytes)
+            yield from tune_layer(layer_now, steps, outcomes)
         self.store.save(layer, packed, outcomes)
 
     def _format_of(self, name: str) -> str:

@@ -25,7 +25,7 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
-from quantcli.layerwise.stream import Stream, in_bytes, open_stream
+from quantcli.layerwise.stream import Stream, open_stream
 from quantcli.rounding.gptq import encode_columns
 from quantcli.rounding.options import FEWEST_FISHER, Options
 from quantcli.run.layers import EMBEDDING_DAMPING
@@ -103,8 +103,7 @@ class _Survey:
         skeleton = self.stream.skeleton
         self.tensors = {tensor.name: tensor for tensor in self.whole.model.tensors}
         starts = layer_starts(self.whole.model, skeleton)
-        found = measure_gradients(skeleton, self.whole.windows.ids, self.gradients)
-        yield from in_bytes(found, starts[-1])
+        yield from measure_gradients(skeleton, self.whole.windows.ids, self.gradients)
         for index in range(len(skeleton.layers)):
             yield Progress(starts[index], starts[-1], f"costs, layer {index}")
             self._layer(index)
@@ -159,7 +158,7 @@ class _Survey:
         ids = self.few.windows.ids
         scale = embedding_scale(skeleton, ids[0]) ** 2
         fit = np.asarray(self.gradients.embedding().fit * scale, np.float32)
-        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.order)
+        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.column_order)
         count = self.tensors[name].rows
         shares = np.bincount(ids.reshape(-1), minlength=count)[:count] / ids.size
         self._add(name, shares, hessian, np.ascontiguousarray(fit.diagonal()))

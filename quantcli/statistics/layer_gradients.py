@@ -135,7 +135,7 @@ def measure_gradients(
                 hidden = _load(skeleton, values[index, place])
                 hidden = skeleton.run(index, hidden, calls[index])
                 values[index + 1, place] = hidden[0].float().cpu().numpy()
-        yield Progress(index + 1, steps, f"sensitivity, layer {index}")
+        yield Progress(index + 1, steps, f"sensitivity, layer {index}", "layers")
     draw = torch.Generator().manual_seed(_SEED)
     variance: NDArray[np.float64] = np.zeros(skeleton.vocabulary)
     with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
@@ -151,7 +151,7 @@ def measure_gradients(
                 values[index, place] = run_backwards(
                     skeleton, index, hidden, gradient, calls[index]
                 )
-        yield Progress(steps - index, steps, f"sensitivity, layer {index}")
+        yield Progress(steps - index, steps, f"sensitivity, layer {index}", "layers")
     found.finish(variance)
 
 

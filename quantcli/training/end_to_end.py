@@ -115,7 +115,7 @@ class _Training:
         """Train, and save the best state that was met."""
         draw = torch.Generator().manual_seed(_SEED)
         before = least = self._streamed.judge(self._held_out)
-        yield Progress(0, steps, "training end to end")
+        yield Progress(0, steps, "training end to end", "steps")
         order: list[int] = []
         stopped = 0
         every = max(1, steps // _TURNS)
@@ -140,7 +140,7 @@ class _Training:
                     level="warning",
                 )
                 break
-            yield Progress(step + 1, steps, "training end to end")
+            yield Progress(step + 1, steps, "training end to end", "steps")
         self._scales.restore()
         gain = TrainingGain(steps, before, least, stopped)
         save_trained(self._run.folder, self._scales if gain.taken else None, gain)

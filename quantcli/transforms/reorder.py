@@ -63,7 +63,7 @@ def reorder(
             if one is not None and one.after < one.before:
                 orders[group.name] = Permutation(one.order)
                 operations |= turn_channels(group, tensors)
-            yield Progress(number + 1, len(groups), f"order of {group.name}")
+            yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
     if groups:
         ratio = after / before if before > 0 else 1.0
         yield Note(

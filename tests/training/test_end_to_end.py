@@ -79,7 +79,7 @@ def _run(
     assert isinstance(events, Iterator)
     for event in events:
         seen.append(event)
-        steps += isinstance(event, Progress) and event.tensor == "training end to end"
+        steps += isinstance(event, Progress) and event.what == "training end to end"
         if stop and steps == stop:
             break
     else:
