@@ -206,7 +206,7 @@ class _Layers:
             self.store.load(number)
             return
         ways = yield from self._embedding_ways()
-        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
         known = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: known)
@@ -266,7 +266,7 @@ class _Layers:
     def _sums(self, place: str) -> Iterator[HessianAccumulator]:
         sums = HessianAccumulator(
             self.skeleton.parameters.targets, self.work.run.folder, place,
-            self.work.options.damping, self.work.options.order,
+            self.work.options.damping, self.work.options.column_order,
         )  # fmt: skip
         try:
             yield sums
