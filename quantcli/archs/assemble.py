@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
+from quantcli.pieces import Order, Piece
 from quantcli.registry import near
-from quantcli.types import OutputTensor, Piece, TensorInfo
+from quantcli.types import OutputTensor, TensorInfo
 
 
 def assemble(
@@ -122,14 +123,8 @@ def _pieces(
     rows = math.prod(shape[:-1])
     if "{e}" not in rule.source:
         info = shelf.take(_at(rule.source, layer), shape[::-1] if rule.transpose else shape)
-        view = _halves(dims[rule.rotary], shape[0]) if rule.rotary else None
-        yield (
-            info,
-            Piece(
-                info.name, rows, view=view, axes=(0, 2, 1) if view else None,
-                transpose=rule.transpose, add=rule.add,
-            ),
-        )  # fmt: skip
+        order = _order(rule, dims, shape)
+        yield info, Piece(info.name, rows, order=order, pointwise=rule.pointwise)
         return
     experts, each, columns = shape
     share = rule.fused
@@ -144,9 +139,14 @@ def _pieces(
         yield info, Piece(info.name, each)
 
 
-def _halves(heads: int, rows: int) -> tuple[int, int, int]:
-    """(heads, 2, half a head): the two rotated halves of each head, one after the other."""
-    return (heads, 2, rows // heads // 2)
+def _order(rule: Rule, dims: Dims, shape: tuple[int, ...]) -> Order | None:
+    if rule.transpose:
+        return Order(shape[::-1], (1, 0), shape[0])
+    if rule.rotary:
+        heads = dims[rule.rotary]
+        view = (heads, 2, shape[0] // heads // 2, *shape[1:])
+        return Order(view, (0, 2, 1, 3)[: len(view)], shape[-1])
+    return None
 
 
 def _rename(

@@ -28,6 +28,7 @@ from quantcli.archs.fold import POST_NORMED
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
+from quantcli.pieces import Add
 from quantcli.types import MetaValue, f32, u32
 
 FIXED = {
@@ -49,7 +50,8 @@ _LAYERS_OF_27B = 46
 def shift_norms(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The same rules, with 1 added to the weights of every norm."""
     return tuple(
-        replace(rule, add=1.0) if rule.name.endswith("norm.weight") else rule for rule in rules
+        replace(rule, pointwise=Add(1.0)) if rule.name.endswith("norm.weight") else rule
+        for rule in rules
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.pieces import Pointwise
+
 Dims = Mapping[str, int]
 """Sizes by name: "hidden", "vocab", "heads" ..., as the rules' shapes refer to them."""
 Values = dict[str, NDArray[np.float32]]
@@ -36,8 +38,8 @@ class Rule:
     become one tensor of shape (experts, rows, columns), and ``fused`` is the other layout that
     checkpoints use for it. ``shape`` names dimensions. ``rotary`` names the count of heads whose
     two halves are interleaved, as ggml's pairwise rotation needs (GGML_ROPE_TYPE_NORMAL).
-    ``transpose``: stored as (in, out). ``add`` is added to every value. An ``optional`` tensor is
-    written if it is there.
+    ``transpose``: stored as (in, out). ``pointwise`` is applied to every value. An ``optional``
+    tensor is written if it is there.
     """
 
     name: str
@@ -45,6 +47,6 @@ class Rule:
     shape: tuple[str, ...]
     rotary: str | None = None
     transpose: bool = False
-    add: float = 0.0
+    pointwise: Pointwise | None = None
     fused: Share | None = None
     optional: bool = False

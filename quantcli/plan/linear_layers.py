@@ -47,11 +47,11 @@ def _matrices(
     if len(tensor.shape) < 3:
         for piece in tensor.pieces:
             rows, columns = model.store.tensors[piece.source].shape
-            if piece.transpose:
+            if piece.transposes:
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                transpose=piece.transpose,
+                transpose=piece.transposes,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape

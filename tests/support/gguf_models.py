@@ -53,16 +53,7 @@ def materialise(
     """The values of an output tensor, as its pieces describe them."""
     if tensor.values is not None:
         return tensor.values
-    parts = []
-    for piece in tensor.pieces:
-        stored = arrays[piece.source]
-        if len(tensor.shape) == 1:
-            part = stored[piece.element_order(stored.size)]
-        else:
-            matrix = stored.reshape(-1, stored.shape[-1])
-            matrix = matrix.T if piece.transpose else matrix
-            part = matrix[piece.source_rows(0, piece.rows)]
-        parts.append(part + np.float32(piece.add))
+    parts = [piece.gather(arrays[piece.source]) for piece in tensor.pieces]
     return np.ascontiguousarray(np.concatenate(parts).reshape(tensor.shape))
 
 
