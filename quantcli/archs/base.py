@@ -13,6 +13,7 @@ from typing import Any
 from quantcli.archs.assemble import assemble, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
+from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo
@@ -44,8 +45,11 @@ class Architecture:
     """GGUF's general.architecture."""
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
-    read_keys: Callable[[Config, Dims], dict[str, MetaValue]]
+    to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
     """Key-values without their "{name}." prefix."""
+    to_config: Callable[[Header], dict[str, Any]]
+    """The way back: keys of config.json, "architectures" and "model_type" among them, for every
+    class with this ``name``; `rebuild_config` adds the vocabulary's."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
     check: Callable[[Config, Dims], None] = _no_check
@@ -99,7 +103,7 @@ class Architecture:
     def metadata(self, config: Config) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""
         settled, dims = self._settle(config)
-        return {f"{self.name}.{k}": v for k, v in self.read_keys(settled, dims).items()}
+        return {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""

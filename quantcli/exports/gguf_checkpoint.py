@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.archs import find_architecture
-from quantcli.archs.inverse import rebuild_config
+from quantcli.archs import find_architecture, rebuild_config
 from quantcli.checkpoint_view import CheckpointView, find_uses
 from quantcli.errors import ArchitectureError
 from quantcli.formats import FORMATS, get_format, native
