@@ -164,7 +164,10 @@ class CheckpointView:
 
     def holder(self, name: str) -> OutputTensor:
         """The output tensor that holds a stored one, the first where several do."""
-        return self.uses[name][0].tensor
+        if name in self.uses:
+            return self.uses[name][0].tensor
+        info = self.tensors[name]
+        return OutputTensor(name, info.shape, info.dtype)
 
     def close(self) -> None:
         """Release the files of ``rest``."""

@@ -150,7 +150,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
             parameters=count_parameters(tensors),
             name=found.repo,
         )
-        keys |= architecture.metadata(store.config)
+        keys |= architecture.metadata(store.config, store)
         if vocabulary:
             size = int(keys[f"{architecture.name}.vocab_size"].value)
             keys |= load_vocabulary(found.path, store.config, vocab_size=size, pre=pre)

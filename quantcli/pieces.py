@@ -111,6 +111,12 @@ class Order:
         """The first axis, where output rows follow it as stored rows do; else 1."""
         return self.view[0] if self.axes[0] == 0 and all(a for a, _, _ in self.cut) else 1
 
+    @property
+    def size(self) -> int:
+        """How many elements it takes."""
+        cut = {axis: stop - start for axis, start, stop in self.cut}
+        return math.prod(cut.get(axis, size) for axis, size in enumerate(self.view))
+
     def strided(self, stored: Any) -> Any:
         """The elements of ``stored`` in the output's order, over the same memory.
 

@@ -11,7 +11,7 @@ that the table does not know.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,36 @@ def view_checkpoint(model: Model, config: Mapping[str, Any]) -> CheckpointView:
     uses = find_uses(
         replace(_check(model.path, wanted, present), pieces=wanted.pieces) for wanted in known
     )
-    tensors = {
-        name: replace(info, dtype=held.dtype, nbytes=_share(model, held, info))
-        for name, info in layout.items()
-        for held in (present[uses[name][0].tensor.name],)
+    tensors = dict(layout)
+    for name, found in uses.items():
+        held = present[found[0].tensor.name]
+        nbytes = _share(model, held, layout[name])
+        tensors[name] = replace(layout[name], dtype=held.dtype, nbytes=nbytes)
+    keyed = {
+        name: model.metadata[key].value[layer]
+        for name, (key, layer) in architecture.key_places(config, layout).items()
     }
     return CheckpointView(
-        tensors, uses, lambda tensor, *rows: model.read_rows(present[tensor.name], *rows), _decode
-    )
+        tensors, uses, lambda tensor, *rows: model.read_rows(present[tensor.name], *rows), _decode,
+        _Numbers({name: layout[name] for name in keyed}, keyed),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """A `TensorStore` of tensors with one element, whose numbers are key-values of the GGUF."""
+
+    tensors: Mapping[str, TensorInfo]
+    numbers: Mapping[str, float]
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """The number; there is one row."""
+        return np.full((1, 1), self.numbers[name], np.float32)
+
+    read_columns = read_rows
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _share(model: Model, tensor: OutputTensor, info: TensorInfo) -> int:

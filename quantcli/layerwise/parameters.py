@@ -37,7 +37,9 @@ class Parameters:
             for name, shape in shapes.items()
         }
         self._present = {tensor.name: tensor for tensor in model.tensors}
-        self._uses = find_uses(find_architecture(config).tensors(config, layout))
+        architecture = find_architecture(config)
+        self._uses = find_uses(architecture.tensors(config, layout))
+        self._keys = architecture.key_places(config, layout)
 
     def uses(self, name: str) -> list[Use]:
         """Where the parameter's rows lie among GGUF's tensors; empty when the table ignores it."""
@@ -45,6 +47,9 @@ class Parameters:
 
     def read(self, name: str) -> NDArray[Any]:
         """The parameter's values, float32, or bfloat16/float16 where nothing is lost by it."""
+        if name in self._keys:
+            key, layer = self._keys[name]
+            return np.full(self._shapes[name], self._model.metadata[key].value[layer], np.float32)
         if not self.uses(name):
             raise ArchitectureError(f"nothing in {self._model.path} makes the parameter {name}")
         shape, read = self._shapes[name], partial(self._floats, name)
