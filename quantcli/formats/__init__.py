@@ -1,5 +1,7 @@
 """What the bytes mean: one block format, one file. Formats never hear of architectures."""
 
+from typing import Any
+
 from quantcli.formats.base import BlockFormat
 from quantcli.registry import Registry
 
@@ -13,9 +15,26 @@ _NAMES = (
     "MXFP4", "NVFP4",
 )  # fmt: skip
 
+
+def _lack(found: Any) -> str | None:
+    """What a plug-in's object lacks to be a block format that stands beside ours."""
+    if not isinstance(found, BlockFormat):
+        return f"it is of type {type(found).__name__}, not a quantcli.formats.BlockFormat"
+    if found.block < 1 or found.nbytes < 1:
+        return f"its blocks hold {found.block} weights in {found.nbytes} bytes"
+    taken = {get_format(name).type_id: name for name in _NAMES}
+    if found.type_id in taken:
+        return f"ggml type {found.type_id} is {taken[found.type_id]}"
+    return None
+
+
 FORMATS = Registry(
-    "block format", "formats", {name: f"quantcli.formats.{name.lower()}:FORMAT" for name in _NAMES}
+    "block format",
+    "formats",
+    {name: f"quantcli.formats.{name.lower()}:FORMAT" for name in _NAMES},
+    _lack,
 )
+"""By the name that GGUF has for them, in upper case."""
 
 
 def get_format(name: str) -> BlockFormat:
@@ -26,7 +45,7 @@ def get_format(name: str) -> BlockFormat:
 
 def format_by_id(type_id: int) -> BlockFormat | None:
     """The block format with ggml's type id, or None when we have none."""
-    return next((f for f in map(get_format, FORMATS) if f.type_id == type_id), None)
+    return next((f for f in FORMATS.usable() if f.type_id == type_id), None)
 
 
 __all__ = ["FORMATS", "BlockFormat", "format_by_id", "get_format"]

@@ -18,12 +18,13 @@ class BlockFormat:
 
     ``quantize`` takes float32 rows of shape (n, columns) and one importance weight per column
     (or None) and returns the packed rows, uint8 of shape (n, row_bytes(columns)); ``dequantize``
-    is its inverse up to rounding. Both are the slow NumPy reference; the pipeline uses
-    `quantcli.formats.native`, whose bytes are the same.
+    is its inverse up to rounding. Both are the slow NumPy reference; `quantcli.formats.native`
+    gives the same bytes by a kernel where there is one for ``type_id``, and calls them where not.
     """
 
     name: str
-    type_id: int
+    type_id: int | None
+    """ggml's id; None for a format that no GGUF can hold, only weights decoded from it."""
     block: int
     """Weights in a block; a row's length must be a multiple of it."""
     nbytes: int

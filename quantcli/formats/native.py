@@ -2,7 +2,8 @@
 
 Rows are taken in their stored dtype (float64, float32, float16, bfloat16 or float8_e4m3fn) and
 converted inside the kernels, a few rows at a time. The GIL is dropped, so slabs may be encoded by
-several threads. What llama.cpp would write as an infinite scale is refused here.
+several threads. What llama.cpp would write as an infinite scale is refused here. A format without
+a kernel (a plug-in's) goes through its reference.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import _native
-from quantcli.errors import WeightError
+from quantcli.errors import PlanError, WeightError
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.grids import install_grid
 
@@ -32,15 +33,22 @@ class UnencodableError(WeightError):
         self.reason = reason
 
 
-def has_kernel(fmt: BlockFormat) -> bool:
-    """Whether this build encodes and decodes the format natively."""
-    return _native.has_encoder(fmt.type_id) and _native.has_decoder(fmt.type_id)
+def kernel_id(fmt: BlockFormat) -> int | None:
+    """The id under which this build's kernels know the format; None where there are none."""
+    if fmt.type_id is None:
+        return None
+    try:
+        complete = _native.has_encoder(fmt.type_id) and _native.has_decoder(fmt.type_id)
+    except (ValueError, OverflowError):
+        return None
+    return fmt.type_id if complete else None
 
 
 def prepare(fmt: BlockFormat) -> None:
     """Give the kernels what the format needs; `encode` and `decode` do so by themselves."""
-    if not _native.is_ready(fmt.type_id):
-        install_grid(fmt.name, fmt.type_id)
+    kernel = kernel_id(fmt)
+    if kernel is not None and not _native.is_ready(kernel):
+        install_grid(fmt.name, kernel)
 
 
 def encode(
@@ -67,18 +75,39 @@ def encode(
     if not packed.flags.c_contiguous:
         raise ValueError("out is not contiguous")
     flat = packed.reshape(-1)
+    kernel = kernel_id(fmt)
+    if kernel is None:
+        packed[:] = _by_reference(fmt, rows, weights)
+        return packed
     prepare(fmt)
-    bad = _native.encode(fmt.type_id, stored, _flat_bytes(rows), count, columns, flat, weights)
+    bad = _native.encode(kernel, stored, _flat_bytes(rows), count, columns, flat, weights)
     if bad >= 0:
         raise _not_finite(rows, bad)
-    _refuse_overflow(fmt, rows, flat)
+    _refuse_overflow(fmt, kernel, rows, flat)
+    return packed
+
+
+def _by_reference(fmt: BlockFormat, rows: NDArray[Any], weights: Floats | None) -> Bytes:
+    """The format's own ``quantize``; UnencodableError for a weight that is not finite, PlanError
+    for packed rows of the wrong shape or dtype."""
+    floats = to_float32(rows)
+    finite = np.isfinite(floats)
+    if not finite.all():
+        raise _not_finite(rows, int(finite.reshape(-1).argmin()))
+    packed = np.asarray(fmt.quantize(floats, weights))
+    shape = (len(rows), fmt.row_bytes(rows.shape[1]))
+    if packed.dtype != np.uint8 or packed.shape != shape:
+        raise PlanError(
+            f"quantize of the block format {fmt.name} gives {packed.dtype} of shape "
+            f"{packed.shape}; uint8 of shape {shape} belongs there"
+        )
     return packed
 
 
 def _checked(fmt: BlockFormat, rows: NDArray[Any]) -> Bytes:
     """The bytes of F16 or BF16 rows as they are; UnencodableError names an infinity or a NaN."""
     flat = _flat_bytes(rows)
-    bad = _native.first_infinite_scale(fmt.type_id, flat, fmt.half_scales)
+    bad = _native.first_infinite_scale(_stored_id(rows), flat, fmt.half_scales)
     if bad >= 0:
         raise _not_finite(rows, bad)
     return flat.reshape(len(rows), fmt.row_bytes(rows.shape[1]))
@@ -100,8 +129,12 @@ def decode(fmt: BlockFormat, packed: Bytes, *, out: Floats | None = None) -> Flo
     values = np.empty(shape, np.float32) if out is None else out
     if values.shape != shape or not values.flags.c_contiguous:
         raise ValueError(f"out is not a contiguous array of shape {shape}")
+    kernel = kernel_id(fmt)
+    if kernel is None:
+        values[:] = fmt.dequantize(np.ascontiguousarray(packed))
+        return values
     prepare(fmt)
-    _native.decode(fmt.type_id, _flat_bytes(packed), values.reshape(-1))
+    _native.decode(kernel, _flat_bytes(packed), values.reshape(-1))
     return values
 
 
@@ -112,7 +145,7 @@ def to_float32(rows: NDArray[Any]) -> Floats:
     return values
 
 
-def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
+def _refuse_overflow(fmt: BlockFormat, kernel: int, rows: NDArray[Any], flat: Bytes) -> None:
     """UnencodableError for the first block with a scale that llama.cpp's loader would refuse, or
     that lies below its weights."""
     offsets, columns, start = fmt.half_scales + fmt.byte_scales, rows.shape[1], 0
@@ -121,7 +154,7 @@ def _refuse_overflow(fmt: BlockFormat, rows: NDArray[Any], flat: Bytes) -> None:
         if fmt.first_infinite is not None:
             found = fmt.first_infinite(rest)
         else:
-            found = _native.first_infinite_scale(fmt.type_id, rest, offsets)
+            found = _native.first_infinite_scale(kernel, rest, offsets)
         if found < 0:
             return
         row, first = divmod((start + found) * fmt.block, columns)

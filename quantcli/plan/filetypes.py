@@ -3,7 +3,8 @@
 A file type is a mixture: most tensors get its base block format, some another (see
 `quantcli.plan.mixture`). The table holds all of llama.cpp's (``llama_ftype`` in include/llama.h)
 that llama-quantize offers, and NVFP4, which it only runs; `file_types` lists those whose block
-formats we can encode, so a new block format makes its file types appear by themselves.
+formats we can encode, so a new block format makes its file types appear by themselves. A
+plug-in's block format is a file type of that format throughout.
 """
 
 from __future__ import annotations
@@ -74,6 +75,9 @@ _TABLE: tuple[FileType, ...] = (
 
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
+GUESSED = 1024
+"""LLAMA_FTYPE_GUESSED: ``general.file_type`` of a file whose type llama.cpp has no number for."""
+
 TYPE_OF_BITS = {
     2: "Q2_K", 3: "Q3_K_M", 4: "Q4_K_M", 5: "Q5_K_M", 6: "Q6_K", 8: "Q8_0", 16: "BF16",
 }  # fmt: skip
@@ -83,14 +87,15 @@ TYPE_OF_BITS = {
 def file_types() -> list[FileType]:
     """The file types that can be chosen: all whose block formats we have, finest first."""
     known = set(FORMATS)
-    return [each for each in _TABLE if each.base in known and formats_of(each.name) <= known]
+    listed = [each for each in _TABLE if each.base in known and formats_of(each.name) <= known]
+    return [*listed, *(FileType(name, GUESSED, name) for name in FORMATS.plugins)]
 
 
 def find_file_type(name: str) -> FileType:
     """The file type of that name, in any case; UsageError with the nearest name when none is."""
     wanted = name.strip().upper()
     wanted = _ALIASES.get(wanted, wanted)
-    available = {each.name: each for each in file_types()}
+    available = {each.name.upper(): each for each in file_types()}
     if wanted in available:
         return available[wanted]
     if any(each.name == wanted for each in _TABLE):

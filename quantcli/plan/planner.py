@@ -13,7 +13,7 @@ from functools import cached_property
 from quantcli.errors import PlanError, UsageError
 from quantcli.formats import FORMATS, get_format
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
-from quantcli.plan.filetypes import find_file_type
+from quantcli.plan.filetypes import GUESSED, find_file_type
 from quantcli.plan.importance import (
     Shapes,
     applies,
@@ -54,8 +54,11 @@ class TensorPlan:
 
     @property
     def type_id(self) -> int:
-        """ggml's id of the block format."""
-        return get_format(self.format).type_id
+        """ggml's id of the block format, which the plan of a GGUF has made sure of."""
+        found = get_format(self.format).type_id
+        if found is None:
+            raise ValueError(f"{self.format} has no ggml type id")
+        return found
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,14 @@ def make_plan(
 def _wish(recipe: Recipe, tensors: Sequence[OutputTensor]) -> Wish:
     kept = resolve_keep(recipe.keep, tensors) if recipe.to == "gguf" else Kept()
     output, embedding = recipe.output_tensor_type, recipe.token_embedding_type
+    file_type = find_file_type(recipe.type)
     return Wish(
-        file_type=find_file_type(recipe.type),
+        file_type=file_type,
         tensor_types=(*map(parse_tensor_type, recipe.tensor_types), *kept.tensor_types),
         output_type=kept.head if output is None else parse_format(output),
         embedding_type=kept.embeddings if embedding is None else parse_format(embedding),
         leave_output=recipe.leave_output_tensor,
-        pure=recipe.pure,
+        pure=recipe.pure or file_type.id == GUESSED,
     )
 
 
@@ -165,6 +169,11 @@ def _plan_tensor(
 ) -> TensorPlan:
     target = get_format(decision.format)
     weighted = False
+    if target.type_id is None and recipe.to == "gguf":
+        raise PlanError(
+            f"{tensor.name} cannot be {target.name} in a GGUF: the format has no ggml type id",
+            hint="--to hf writes the weights that it decodes to",
+        )
     if decision.format != tensor.dtype:
         _check_source(tensor, decision, recipe)
         weighted = applies(entries, tensor) and target.block > 1

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats import get_format
 from quantcli.sources.files import WEIGHT_DTYPES, StoredFile, check_range
 from quantcli.sources.ggml_types import GGML_TYPES
 from quantcli.sources.gguf_header import GgufHeader, is_gguf, parse_gguf, read_gguf
@@ -89,7 +90,7 @@ class GgufCheckpoint:
         dtype = WEIGHT_DTYPES.get(info.dtype)
         if dtype is not None:
             return file.read_block(offset, dtype, width, (start, stop))
-        kind = _BLOCKS[info.dtype]
+        kind = _BLOCKS.get(info.dtype) or get_format(info.dtype)
         row_bytes = width // kind.block * kind.nbytes
         return file.read_block(offset, np.dtype(np.uint8), row_bytes, (start, stop))
 

@@ -20,7 +20,7 @@ from struct import Struct
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.formats import container
+from quantcli.formats import container, format_by_id
 from quantcli.sources.files import StoredFile
 from quantcli.sources.ggml_types import GGML_TYPES, REMOVED_TYPES, GgmlType
 from quantcli.sources.gguf_cursor import U32, U64, Cursor
@@ -262,6 +262,9 @@ def _tensor_type(type_id: int, where: str) -> GgmlType:
             f"{where} has ggml type {type_id} ({REMOVED_TYPES[type_id]}), which llama.cpp dropped",
             hint="make the file again from the original model",
         )
+    plugin = format_by_id(type_id)
+    if plugin is not None:
+        return GgmlType(plugin.name, plugin.block, plugin.nbytes)
     raise SourceError(
         f"{where} has the unknown ggml type {type_id}",
         hint="it may come from a fork of llama.cpp with types of its own",

@@ -18,22 +18,14 @@ from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue
+from quantcli.vocab.gguf_vocabulary import HINT, GgufVocabulary, read_gguf_vocabulary
 from quantcli.vocab.rebuild_bytes import byte_level_parts
 from quantcli.vocab.rebuild_pieces import piece_parts
 from quantcli.vocab.rebuild_unigram import unigram_parts
 from quantcli.vocab.special import KEYS
 from quantcli.vocab.tokens import TokenType
 
-_PREFIX = "tokenizer.ggml."
 _TEMPLATE = "tokenizer.chat_template"
-_ARRAYS = {
-    "tokens": ("[str]",),
-    "token_type": ("[i32]", "[u32]", "[i64]", "[u64]"),
-    "scores": ("[f32]", "[f64]"),
-    "merges": ("[str]",),
-    "precompiled_charsmap": ("[u8]", "[i8]"),
-}
-HINT = "--tokenizer FOLDER takes the files from the checkpoint that the GGUF was made from"
 
 
 @dataclass(frozen=True)
@@ -45,31 +37,7 @@ class Rebuilt:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
-    """The token list of a GGUF, and its other ``tokenizer.ggml.*`` key-values by short name."""
-
-    tokens: tuple[str, ...]
-    kinds: tuple[int, ...]
-    keys: Mapping[str, Any]
-    file: str
-
-    def token(self, role: str) -> str | None:
-        """The text of a special token by its role ("bos" ...), where the file names one."""
-        number = self.keys.get(KEYS[role])
-        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
-            return None
-        return self.tokens[number]
-
-    def vocabulary(self) -> dict[str, int]:
-        """Id by text, without the rows that no token uses."""
-        kinds = zip(self.tokens, self.kinds, strict=True)
-        return {
-            text: number for number, (text, kind) in enumerate(kinds) if kind != TokenType.UNUSED
-        }
-
-
-Builder = Callable[[Words], tuple[dict[str, Any], list[str]]]
+Builder = Callable[[GgufVocabulary], tuple[dict[str, Any], list[str]]]
 
 _MODELS: Mapping[str, Builder] = {
     "gpt2": byte_level_parts,
@@ -86,25 +54,25 @@ def rebuild_tokenizer(
 
     ``context`` is the longest text in tokens. VocabularyError says why there are none.
     """
-    words = read_words(metadata, file)
-    kind = str(words.keys.get("model"))
+    vocab = read_gguf_vocabulary(metadata, file)
+    kind = str(vocab.keys.get("model"))
     if kind not in _MODELS:
         raise VocabularyError(
             f"{file}: a tokenizer of the kind {kind!r} cannot be rebuilt; "
             f"{' and '.join(map(repr, _MODELS))} can",
             hint=HINT,
         )
-    parts, notes = _MODELS[kind](words)
+    parts, notes = _MODELS[kind](vocab)
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added(words),
+        "added_tokens": _added(vocab),
         **parts,
-        "post_processor": _template(words, kind),
+        "post_processor": _template(vocab, kind),
     }
     templates = read_templates(metadata)
-    settings = _settings(words, context)
+    settings = _settings(vocab, context)
     if set(templates) - {"default"}:
         settings["chat_template"] = [
             {"name": name, "template": template} for name, template in templates.items()
@@ -113,31 +81,6 @@ def rebuild_tokenizer(
     texts = {"chat_template.jinja": templates["default"]} if templates else {}
     objects = {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
     return Rebuilt(objects, texts, tuple(notes))
-
-
-def read_words(metadata: Mapping[str, MetaValue], file: str) -> Words:
-    """The token list; VocabularyError where there is none or its arrays do not fit together."""
-    for name, allowed in _ARRAYS.items():
-        found = metadata.get(_PREFIX + name)
-        if found is not None and found.kind not in allowed:
-            raise VocabularyError(
-                f"{file}: {_PREFIX}{name} is of kind {found.kind}; {allowed[0]} belongs there"
-            )
-    keys = {
-        key.removeprefix(_PREFIX): value.value
-        for key, value in metadata.items()
-        if key.startswith(_PREFIX)
-    }
-    tokens = keys.pop("tokens", None)
-    if not tokens or keys.get("model") in (None, "none", "no_vocab"):
-        raise VocabularyError(f"{file} has no tokenizer", hint=HINT)
-    broken = next((number for number, text in enumerate(tokens) if isinstance(text, bytes)), None)
-    if broken is not None:
-        raise VocabularyError(f"{file}: token {broken} is not UTF-8: {tokens[broken]!r}", hint=HINT)
-    kinds = keys.pop("token_type", None) or [TokenType.NORMAL] * len(tokens)
-    if len(kinds) != len(tokens):
-        raise VocabularyError(f"{file}: {len(tokens)} tokens but {len(kinds)} token types")
-    return Words(tuple(tokens), tuple(map(int, kinds)), keys, file)
 
 
 def read_templates(metadata: Mapping[str, MetaValue]) -> dict[str, str]:
@@ -149,7 +92,7 @@ def read_templates(metadata: Mapping[str, MetaValue]) -> dict[str, str]:
     return found
 
 
-def _added(words: Words) -> list[dict[str, Any]]:
+def _added(vocab: GgufVocabulary) -> list[dict[str, Any]]:
     """Tokens that are found in the text before the model runs; control tokens are special."""
     special = {TokenType.CONTROL: True, TokenType.UNKNOWN: True, TokenType.USER_DEFINED: False}
     return [
@@ -162,16 +105,16 @@ def _added(words: Words) -> list[dict[str, Any]]:
             "normalized": False,
             "special": special[TokenType(kind)],
         }
-        for number, (text, kind) in enumerate(zip(words.tokens, words.kinds, strict=True))
+        for number, (text, kind) in enumerate(zip(vocab.tokens, vocab.kinds, strict=True))
         if kind in special
     ]
 
 
-def _template(words: Words, kind: str) -> dict[str, Any] | None:
+def _template(vocab: GgufVocabulary, kind: str) -> dict[str, Any] | None:
     """The post-processor that adds BOS and EOS where llama.cpp does."""
     # Without the keys llama.cpp adds BOS for SentencePiece models alone.
-    bos = words.token("bos") if words.keys.get("add_bos_token", kind == "llama") else None
-    eos = words.token("eos") if words.keys.get("add_eos_token", False) else None
+    bos = vocab.token("bos") if vocab.keys.get("add_bos_token", kind == "llama") else None
+    eos = vocab.token("eos") if vocab.keys.get("add_eos_token", False) else None
     around = [token for token in (bos, eos) if token is not None]
     if not around:
         # transformers takes this for a sign that nothing is added.
@@ -184,7 +127,7 @@ def _template(words: Words, kind: str) -> dict[str, Any] | None:
         after = [{"SpecialToken": {"id": eos, "type_id": number}}] if eos else []
         return [*before, text, *after]
 
-    numbers = {text: number for number, text in enumerate(words.tokens)}
+    numbers = {text: number for number, text in enumerate(vocab.tokens)}
     return {
         "type": "TemplateProcessing",
         "single": body(0),
@@ -195,9 +138,9 @@ def _template(words: Words, kind: str) -> dict[str, Any] | None:
     }
 
 
-def _settings(words: Words, context: int | None) -> dict[str, Any]:
+def _settings(vocab: GgufVocabulary, context: int | None) -> dict[str, Any]:
     """tokenizer_config.json; its class is the one that runs tokenizer.json as it stands."""
-    named = {f"{role}_token": words.token(role) for role in KEYS}
+    named = {f"{role}_token": vocab.token(role) for role in KEYS}
     return {
         "clean_up_tokenization_spaces": False,
         **{key: value for key, value in named.items() if value is not None},

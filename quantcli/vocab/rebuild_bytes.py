@@ -7,37 +7,35 @@ the merges run on plain text with ▁ for spaces, and bytes have tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab import regexes
 from quantcli.vocab.added import SPACE
+from quantcli.vocab.gguf_vocabulary import GgufVocabulary
 from quantcli.vocab.pretokenizer_steps import BYTES, read_steps, split
 from quantcli.vocab.pretokenizers import TABLE, PreTokenizer
-
-if TYPE_CHECKING:
-    from quantcli.vocab.rebuild import Words
 
 _HINT = "--tokenizer FOLDER takes the files from the checkpoint that the GGUF was made from"
 _BEHAVIORS = {"isolated": "Isolated", "mergedwithnext": "MergedWithNext"}
 _ESCAPED = "sarvam-moe"
 
 
-def byte_level_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
+def byte_level_parts(vocab: GgufVocabulary) -> tuple[dict[str, Any], list[str]]:
     """``model``, ``normalizer``, ``pre_tokenizer`` and ``decoder``, and remarks.
 
     VocabularyError where llama.cpp's pre-tokenizer has no structure in the table.
     """
-    name = str(words.keys.get("pre", "default"))
-    if not words.keys.get("merges"):
-        raise VocabularyError(f"{words.file}: a byte-level BPE without merges", hint=_HINT)
-    merges = [_pair(words, place, merge) for place, merge in enumerate(words.keys["merges"])]
+    name = str(vocab.keys.get("pre", "default"))
+    if not vocab.keys.get("merges"):
+        raise VocabularyError(f"{vocab.file}: a byte-level BPE without merges", hint=_HINT)
+    merges = [_pair(vocab, place, merge) for place, merge in enumerate(vocab.keys["merges"])]
     if name == _ESCAPED:
-        return _escaped(words, merges), []
+        return _escaped(vocab, merges), []
     line = next((line for line in TABLE if name in (line.name, *line.also)), None)
     if line is None:
         raise VocabularyError(
-            f"{words.file}: how the pre-tokenizer {name!r} splits text stands in llama.cpp's code "
+            f"{vocab.file}: how the pre-tokenizer {name!r} splits text stands in llama.cpp's code "
             "alone",
             hint=_HINT,
         )
@@ -50,11 +48,11 @@ def byte_level_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
         "fuse_unk": False,
         "byte_fallback": False,
         "ignore_merges": line.ignore_merges,
-        "vocab": words.vocabulary(),
+        "vocab": vocab.ids(),
         "merges": merges,
     }
     return {
-        "normalizer": _normalizer(words),
+        "normalizer": _normalizer(vocab),
         "pre_tokenizer": pre_tokenizer(line),
         "decoder": _byte_level(),
         "model": model,
@@ -90,25 +88,25 @@ def _byte_level(*, use_regex: bool = False) -> dict[str, Any]:
     }
 
 
-def _normalizer(words: Words) -> dict[str, Any] | None:
+def _normalizer(vocab: GgufVocabulary) -> dict[str, Any] | None:
     parts = [
         {"type": kind}
         for key, kind in (("strip_accents", "StripAccents"), ("lowercase", "Lowercase"))
-        if words.keys.get(f"normalizer.{key}")
+        if vocab.keys.get(f"normalizer.{key}")
     ]
     return {"type": "Sequence", "normalizers": parts} if parts else None
 
 
-def _pair(words: Words, place: int, merge: str | bytes) -> list[str]:
+def _pair(vocab: GgufVocabulary, place: int, merge: str | bytes) -> list[str]:
     # A token may begin with a space where its pair was written by other tools.
     text = merge if isinstance(merge, str) else ""
     left, _, right = text[1:].partition(" ")
     if not right:
-        raise VocabularyError(f"{words.file}: merge {place} ({merge!r}) is not a pair of tokens")
+        raise VocabularyError(f"{vocab.file}: merge {place} ({merge!r}) is not a pair of tokens")
     return [text[0] + left, right]
 
 
-def _escaped(words: Words, merges: list[list[str]]) -> dict[str, Any]:
+def _escaped(vocab: GgufVocabulary, merges: list[list[str]]) -> dict[str, Any]:
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
@@ -123,13 +121,13 @@ def _escaped(words: Words, merges: list[list[str]]) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": words.token("unk"),
+            "unk_token": vocab.token("unk"),
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": words.vocabulary(),
+            "vocab": vocab.ids(),
             "merges": merges,
         },
     }

@@ -11,33 +11,31 @@ Where pieces share a score, llama.cpp takes the leftmost pair and a list cannot 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab.added import SPACE
+from quantcli.vocab.gguf_vocabulary import GgufVocabulary
 from quantcli.vocab.tokens import TokenType
 
-if TYPE_CHECKING:
-    from quantcli.vocab.rebuild import Words
 
-
-def piece_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
+def piece_parts(vocab: GgufVocabulary) -> tuple[dict[str, Any], list[str]]:
     """``model``, ``normalizer``, ``pre_tokenizer`` and ``decoder``, and remarks."""
-    scores = words.keys.get("scores") or []
-    if len(scores) != len(words.tokens):
+    scores = vocab.keys.get("scores") or []
+    if len(scores) != len(vocab.tokens):
         raise VocabularyError(
-            f"{words.file}: {len(words.tokens)} pieces but {len(scores)} scores, without which "
+            f"{vocab.file}: {len(vocab.tokens)} pieces but {len(scores)} scores, without which "
             "their order is not known"
         )
     normal = {
         text: float(score)
-        for text, kind, score in zip(words.tokens, words.kinds, scores, strict=True)
+        for text, kind, score in zip(vocab.tokens, vocab.kinds, scores, strict=True)
         if kind == TokenType.NORMAL
     }
     merges, ties = piece_merges(normal)
-    prefix = bool(words.keys.get("add_space_prefix", True))
+    prefix = bool(vocab.keys.get("add_space_prefix", True))
     unknown = next(
-        (text for text, kind in zip(words.tokens, words.kinds, strict=True)
+        (text for text, kind in zip(vocab.tokens, vocab.kinds, strict=True)
          if kind == TokenType.UNKNOWN),
         None,
     )  # fmt: skip
@@ -71,7 +69,7 @@ def piece_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
             "fuse_unk": True,
             "byte_fallback": True,
             "ignore_merges": False,
-            "vocab": words.vocabulary(),
+            "vocab": vocab.ids(),
             "merges": merges,
         },
     }, notes

@@ -9,30 +9,28 @@ in llama.cpp's src/llama-vocab.cpp.
 from __future__ import annotations
 
 import base64
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab.added import SPACE
+from quantcli.vocab.gguf_vocabulary import GgufVocabulary
 from quantcli.vocab.tokens import TokenType
-
-if TYPE_CHECKING:
-    from quantcli.vocab.rebuild import Words
 
 _BEFORE_WORDS = r"\A(?= *[^ ])"
 """The beginning of a text that is not spaces alone."""
 
 
-def unigram_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
+def unigram_parts(vocab: GgufVocabulary) -> tuple[dict[str, Any], list[str]]:
     """``model``, ``normalizer``, ``pre_tokenizer`` and ``decoder``, and no remarks."""
-    scores = words.keys.get("scores") or []
-    if len(scores) != len(words.tokens):
-        raise VocabularyError(f"{words.file}: {len(words.tokens)} pieces but {len(scores)} scores")
-    if TokenType.UNKNOWN not in words.kinds:
-        raise VocabularyError(f"{words.file}: a unigram model without an unknown piece")
-    prefix = bool(words.keys.get("add_space_prefix", True))
-    merged = bool(words.keys.get("remove_extra_whitespaces", False))
+    scores = vocab.keys.get("scores") or []
+    if len(scores) != len(vocab.tokens):
+        raise VocabularyError(f"{vocab.file}: {len(vocab.tokens)} pieces but {len(scores)} scores")
+    if TokenType.UNKNOWN not in vocab.kinds:
+        raise VocabularyError(f"{vocab.file}: a unigram model without an unknown piece")
+    prefix = bool(vocab.keys.get("add_space_prefix", True))
+    merged = bool(vocab.keys.get("remove_extra_whitespaces", False))
     normalizers: list[dict[str, Any]] = []
-    charsmap = bytes(value & 255 for value in words.keys.get("precompiled_charsmap") or ())
+    charsmap = bytes(value & 255 for value in vocab.keys.get("precompiled_charsmap") or ())
     if charsmap:
         encoded = base64.b64encode(charsmap).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": encoded})
@@ -53,9 +51,9 @@ def unigram_parts(words: Words) -> tuple[dict[str, Any], list[str]]:
         },
         "model": {
             "type": "Unigram",
-            "unk_id": words.kinds.index(TokenType.UNKNOWN),
+            "unk_id": vocab.kinds.index(TokenType.UNKNOWN),
             "vocab": [
-                [text, float(score)] for text, score in zip(words.tokens, scores, strict=True)
+                [text, float(score)] for text, score in zip(vocab.tokens, scores, strict=True)
             ],
             "byte_fallback": False,
         },

@@ -43,8 +43,8 @@ def test_only_types_whose_block_formats_exist_are_listed() -> None:
 
 
 def test_a_new_block_format_brings_its_types(monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = dict(FORMATS._targets)
-    monkeypatch.setattr(FORMATS, "_targets", {n: t for n, t in targets.items() if n != "Q6_K"})
+    targets = dict(FORMATS._own)
+    monkeypatch.setattr(FORMATS, "_own", {n: t for n, t in targets.items() if n != "Q6_K"})
     names = {each.name for each in file_types()}
     assert "Q6_K" not in names
     assert "Q4_K_M" not in names, "its mixture needs Q6_K"
@@ -79,7 +79,7 @@ def test_something_else_lists_the_types() -> None:
 
 
 def test_a_type_without_an_encoder_is_not_called_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FORMATS, "_targets", {"F32": "", "Q8_0": "", "Q6_K": ""})
+    monkeypatch.setattr(FORMATS, "_own", {"F32": "", "Q8_0": "", "Q6_K": ""})
     with pytest.raises(UsageError, match="there is no encoder for type Q4_0"):
         find_file_type("q4_0")
 

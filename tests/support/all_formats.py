@@ -50,5 +50,5 @@ def install(patch: pytest.MonkeyPatch) -> None:
             fallback=next((to for to, who in _FALLBACKS.items() if name in who.split()), None),
             needs_importance=bool(library().ggml_quantize_requires_imatrix(type_id)),
         )  # fmt: skip
-        patch.setitem(FORMATS._targets, name, "")
+        patch.setitem(FORMATS._own, name, "")
         patch.setitem(FORMATS._loaded, name, stand_in)
