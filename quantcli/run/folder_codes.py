@@ -15,7 +15,7 @@ from quantcli.artifacts.folder_job import FolderJob
 from quantcli.artifacts.gguf_file import SLAB_BYTES
 from quantcli.checkpoint_view import find_uses, read_back
 from quantcli.formats.integer import IntegerCodes
-from quantcli.rounding.codecs import GridForm
+from quantcli.rounding.codecs import GridCodec
 from quantcli.rounding.nearest import CodeSource, RoundToNearest
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.types import Matrix
@@ -26,7 +26,7 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
     scheme = job.plan.scheme
     if scheme is None:
         raise ValueError("the plan has no integer grid")
-    form = GridForm(scheme.grid, scheme.label)
+    codec = GridCodec(scheme.grid, scheme.label)
     nearest = RoundToNearest(job.plan, job.model.store, None, SLAB_BYTES)
     uses = find_uses(tensor for tensor in job.model.tensors if tensor.name in encoded)
 
@@ -35,7 +35,7 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
         if not any(use.tensor.name == matrix.tensor for use in found):
             return nearest(matrix, start, rows)
         first = matrix.first + start
-        coded = form.unpack(
+        coded = codec.unpack(
             read_back(
                 found, first, first + len(rows),
                 lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
