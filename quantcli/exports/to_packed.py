@@ -16,8 +16,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from quantcli.artifacts.atomic_folder import refuse_folder
 from quantcli.artifacts.folder_job import FolderJob, prepare_folder
 from quantcli.artifacts.gguf_file import Finished
@@ -65,7 +63,7 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
     else:
         recipe = _recipe(checkpoint, view, to, label)
     if wish.split_max_size is not None:
-        recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
+        recipe = replace(recipe, split_max_size=str(wish.split_max_size))
     plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
     if plan.scheme is None:
         raise PlanError(f"--to {to} has no integer grid")

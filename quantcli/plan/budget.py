@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.errors import OutputError, UsageError
+from quantcli.errors import OutputError
 from quantcli.formats import FORMATS, get_format
 
 if TYPE_CHECKING:
@@ -20,18 +19,6 @@ _GATHER_SPREAD = 4
 """Rows that are permuted on the way are read as a span of up to this many times their number."""
 
 _BYTES_OF = {"F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def parse_size(size: str) -> int:
-    """Bytes in "2G", "500M", "1.5G" or "300000"; units are decimal. UsageError otherwise."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", size.strip().upper())
-    nbytes = round(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if nbytes <= 0:
-        raise UsageError(
-            f"{size!r} is not a size", hint="a number and K, M, G or T, such as 2G or 500M"
-        )
-    return nbytes
 
 
 def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:

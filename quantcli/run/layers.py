@@ -204,7 +204,7 @@ class _Layers:
             self.store.load(number)
             return
         ways = yield from self._embedding_ways()
-        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
+        hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
         known = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: known)

@@ -158,7 +158,7 @@ class _Survey:
         ids = self.few.windows.ids
         scale = embedding_scale(skeleton, ids[0]) ** 2
         fit = np.asarray(self.gradients.embedding().fit * scale, np.float32)
-        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.order)
+        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.column_order)
         count = self.tensors[name].rows
         shares = np.bincount(ids.reshape(-1), minlength=count)[:count] / ids.size
         self._add(name, shares, hessian, np.ascontiguousarray(fit.diagonal()))

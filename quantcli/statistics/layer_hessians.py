@@ -119,7 +119,7 @@ class HessianAccumulator:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
+        hessian = prepare_hessian(mean, self._options.damping, self._options.column_order)
         if hessian.damping > self._options.damping:
             self.notes.append(
                 Note(

@@ -9,9 +9,10 @@ from support.model_shapes import MODELS, decoder
 
 from quantcli.errors import OutputError, UsageError
 from quantcli.pieces import Add, Order, Piece
-from quantcli.plan.budget import check_disk, free_disk, parse_size, peak_memory, plan_split
+from quantcli.plan.budget import check_disk, free_disk, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.types import OutputTensor
 
 SLAB = 4 << 20

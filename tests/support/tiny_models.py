@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,8 +194,14 @@ MODELS: dict[str, Tiny] = {
 }
 
 
-def build(name: str, folder: Path, *, dtype: str = "float32", seed: int = 1) -> Path:
-    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16."""
+def build(
+    name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16.
+
+    ``changes`` replaces settings of its configuration.
+    """
     import torch
     import transformers
 
@@ -204,7 +211,7 @@ def build(name: str, folder: Path, *, dtype: str = "float32", seed: int = 1) -> 
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    config = getattr(transformers, config_class)(**tiny.config)
+    config = getattr(transformers, config_class)(**tiny.config | dict(changes or {}))
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
