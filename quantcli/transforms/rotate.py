@@ -28,7 +28,7 @@ from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
 from quantcli.types import OutputTensor
 
 _STREAM, _HEAD = "stream", "head"
-_EMBEDDING, _FINAL, _OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 
 def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
@@ -47,7 +47,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
     for group in groups:
         if group.kind == "norm":
             operations |= _read_stream(model, group, tensors, turn)
-    operations |= _untie(model, tensors, turn)
+    operations |= _untie(model, tensors, folds.final_norm, turn)
     for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
         tensor = tensors[name]
         if name == _EMBEDDING or len(tensor.shape) == 1:
@@ -82,15 +82,15 @@ def _read_stream(
 
 
 def _untie(
-    model: Model, tensors: Mapping[str, OutputTensor], turn: RotationRef
+    model: Model, tensors: Mapping[str, OutputTensor], final: str, turn: RotationRef
 ) -> dict[str, Operation]:
     """A head of its own for a model whose head is the embeddings."""
     if _OUTPUT in tensors:
         return {}
-    norm = model.read_floats(tensors[_FINAL], 0, 1)[0]
+    norm = model.read_floats(tensors[final], 0, 1)[0]
     return {
         _OUTPUT: Operation(columns=norm, columns_rotation=turn, source=_EMBEDDING),
-        _FINAL: Operation(values=np.ones(norm.shape, np.float32)),
+        final: Operation(values=np.ones(norm.shape, np.float32)),
     }
 
 
