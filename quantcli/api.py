@@ -126,7 +126,7 @@ class _Call:
         from quantcli.run.job import begin, prepare, rounded
         from quantcli.run.methods import ROUNDER, parse_methods
         from quantcli.run.recipe_options import read_options
-        from quantcli.transforms.checkpoint_view import as_checkpoint
+        from quantcli.transforms.transformed_checkpoint import as_checkpoint
 
         chain = parse_methods(self.recipe.method or ROUNDER)
         if self.resume and not chain.rounds:

@@ -53,6 +53,11 @@ class Folds:
     basis: str = "quantcli does not know what reads and writes its residual stream"
     apart: tuple[str, ...] = ()
 
+    @property
+    def final_norm(self) -> str:
+        """The norm before the head."""
+        return next(f"{r.makers[0]}.weight" for r in self.rules if "output" in r.readers)
+
 
 @dataclass(frozen=True, slots=True)
 class Maker:
@@ -87,7 +92,7 @@ _NORMED_ATTENTION = FoldRule(
     ("blk.{i}.attn_norm",),
     ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v", "blk.{i}.attn_qkv"),
 )
-_NORMED_MLP = FoldRule(
+NORMED_MLP = FoldRule(
     "norm",
     ("blk.{i}.ffn_norm",),
     (
@@ -95,26 +100,28 @@ _NORMED_MLP = FoldRule(
         "blk.{i}.ffn_gate_inp", "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps",
     ),
 )  # fmt: skip
+VALUES = FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",))
+GATED = FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",))
 _NORMED_HEAD = FoldRule("norm", ("output_norm",), ("output",))
-_WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
+WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
 
 DECODER = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
-        FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",)),
-        FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",)),
+        NORMED_MLP,
+        VALUES,
+        GATED,
         FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",)),
         _NORMED_HEAD,
     ),
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="",
 )
 """RMSNorm before attention and MLP, gated MLP or experts: Llama and most that came after."""
 
 POST_NORMED = Folds(
     rules=DECODER.rules,
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="the norms after its attention and MLP weigh the stream's channels one by one",
 )
 """The same with norms after attention and MLP as well (Gemma 2 and 3)."""
@@ -122,12 +129,12 @@ POST_NORMED = Folds(
 FUSED = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
+        NORMED_MLP,
         FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
         FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",), part="up"),
         _NORMED_HEAD,
     ),
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="",
 )
 """q, k and v in one matrix, gate above up in another (Phi-3)."""
@@ -135,7 +142,7 @@ FUSED = Folds(
 CENTRED = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
+        NORMED_MLP,
         FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
         _NORMED_HEAD,
     ),

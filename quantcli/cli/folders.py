@@ -72,7 +72,7 @@ def _run_method(
     """Transform, then round with feedback or, where no method rounds, to the nearest."""
     from quantcli.artifacts.folder_job import prepare_folder
     from quantcli.run.methods import parse_methods
-    from quantcli.transforms.checkpoint_view import as_checkpoint, note_copies
+    from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
     chain, recipe = parse_methods(method), job.plan.recipe
     if chain.transforms:

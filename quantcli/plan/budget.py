@@ -25,8 +25,8 @@ def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
     """Bytes of resident memory that the streamed run needs at most, as an estimate.
 
     Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
-    gathered from, a float32 copy where the stored dtype is not a float that the kernels read, one
-    float32 row, and the encoded slab.
+    gathered from (a whole matrix where it is transposed), a float32 copy where the stored dtype is
+    not a float that the kernels read, one float32 row, and the encoded slab.
     """
     worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
     return BASE_BYTES + threads * worst
@@ -41,8 +41,10 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
     else:
         row = _BYTES_OF.get(dtype, 4) * columns
     rows = min(max(1, slab_bytes // row), max(1, tensor.rows))
-    moved = any(piece.view is not None for piece in tensor.pieces)
-    shifted = any(piece.add for piece in tensor.pieces)
+    apart = [p.group[0] for p in tensor.pieces if not p.keeps_rows and not p.transposes]
+    rows = max(rows, *apart, 0)
+    moved = bool(apart) or any(p.order and p.keeps_rows for p in tensor.pieces)
+    shifted = any(piece.pointwise for piece in tensor.pieces)
     plain = dtype in ("F64", "F32", "F16", "BF16") and not shifted
     stored = rows * row * (_GATHER_SPREAD + 1 if moved else 1)
     floats = 4 * columns * (1 if plain else rows + 1)

@@ -47,10 +47,10 @@ def fit_norms(model: Model, transform: Transform, dtypes: Mapping[str, str]) -> 
 
 def _held(weights: Floats, factors: Floats, norm: OutputTensor, dtype: str) -> Floats:
     """Factors near ``factors`` whose products with the weights are exact in ``dtype``."""
-    add = np.float32(norm.pieces[0].add)
+    piece = norm.pieces[0]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        stored: NDArray[np.generic] = (weights * factors - add).astype(DTYPES[dtype])
-        held = stored.astype(np.float32) + add
+        stored: NDArray[np.generic] = piece.undo(weights * factors).astype(DTYPES[dtype])
+        held = piece.apply(stored.astype(np.float32))
         found = held / weights
     usable = np.isfinite(found) & (found > 0)
     return np.where(usable, found, np.where(weights == 0, factors, np.float32(1)))

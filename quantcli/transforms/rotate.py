@@ -29,7 +29,7 @@ from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import OutputTensor
 
 _STREAM, _HEAD = "stream", "head"
-_EMBEDDING, _FINAL, _OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 
 def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
@@ -48,7 +48,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
     for group in groups:
         if group.kind == "norm":
             operations |= _read_stream(model, group, tensors, turn)
-    operations |= _untie(model, tensors, turn)
+    operations |= _untie(model, tensors, folds.final_norm, turn)
     for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
         tensor = tensors[name]
         if name == _EMBEDDING or len(tensor.shape) == 1:
@@ -82,14 +82,16 @@ def _read_stream(
     return {**folded, maker.tensor: Operation(values=np.ones(norm.shape, np.float32))}
 
 
-def _untie(model: Model, tensors: Mapping[str, OutputTensor], turn: Turn) -> dict[str, Operation]:
+def _untie(
+    model: Model, tensors: Mapping[str, OutputTensor], final: str, turn: Turn
+) -> dict[str, Operation]:
     """A head of its own for a model whose head is the embeddings."""
     if _OUTPUT in tensors:
         return {}
-    norm = read_floats(model, tensors[_FINAL], 0, 1)[0]
+    norm = read_floats(model, tensors[final], 0, 1)[0]
     return {
         _OUTPUT: Operation(columns=norm, across=turn, source=_EMBEDDING),
-        _FINAL: Operation(values=np.ones(norm.shape, np.float32)),
+        final: Operation(values=np.ones(norm.shape, np.float32)),
     }
 
 

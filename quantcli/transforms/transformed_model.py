@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,7 +137,11 @@ def apply_transform(model: Model, transform: Transform) -> TransformedModel:
 
 def read_floats(model: Model, tensor: OutputTensor, start: int, stop: int) -> Floats:
     """Rows ``start:stop`` of a tensor as float32, decoded where they are stored in blocks."""
-    rows = model.read_rows(tensor, start, stop)
+    return decode_rows(tensor, model.read_rows(tensor, start, stop))
+
+
+def decode_rows(tensor: OutputTensor, rows: NDArray[Any]) -> Floats:
+    """Rows of ``tensor`` as float32, decoded where they are stored in blocks."""
     if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
         return native.decode(get_format(tensor.dtype), rows)
     return native.to_float32(rows)

@@ -179,6 +179,13 @@ MODELS: dict[str, Tiny] = {
         | {"original_max_position_embeddings": 256, "rope_parameters": _LONG_ROPE}
         | {"max_position_embeddings": 1024},
     ),
+    "lfm2": Tiny(
+        "Lfm2ForCausalLM",
+        {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
+        | {"num_hidden_layers": 4, "norm_eps": 0.01, "block_multiple_of": 32}
+        | {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+        | {"tie_word_embeddings": True},
+    ),
     "gpt2": Tiny(
         "GPT2LMHeadModel",
         {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
