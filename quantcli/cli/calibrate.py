@@ -33,7 +33,7 @@ _RUN = "How the model is run"
 _OUTPUT = "The files that are written"
 
 
-_option = partial(option)
+_option = partial(option, panel=_TEXT)
 
 
 def calibrate(
@@ -81,8 +81,8 @@ def calibrate(
             "--collect",
             metavar="WHAT",
             panel=_RUN,
-            help="Beside the importance matrix: abs_max, mean_abs (each channel's largest and "
-            "mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
+            help="Collect this too: abs_max, mean_abs (each channel's "
+            "largest and mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
     dtype: Annotated[
@@ -91,7 +91,7 @@ def calibrate(
             "--dtype",
             metavar="NAME",
             panel=_RUN,
-            help="What products are computed in: float32 or bfloat16. Default: bfloat16 where "
+            help="Precision of the matrix products: float32 or bfloat16. Default: bfloat16 where "
             "the weights are stored so and the processor has it, else float32.",
         ),
     ] = None,
@@ -107,7 +107,7 @@ def calibrate(
             "--max-memory",
             metavar="SIZE",
             panel=_RUN,
-            help="Memory for hidden states, such as 4G; when they are larger, a file takes them. "
+            help="Memory for hidden states, such as 4G; larger ones are kept in a file. "
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
@@ -152,7 +152,7 @@ def calibrate(
     ] = None,
     stats: Annotated[
         bool,
-        _option("--stats", help="Print figures of every tensor's input.", panel=_OUTPUT),
+        _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
     threads: Threads = None,
     json: Json = False,

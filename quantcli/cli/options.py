@@ -36,7 +36,7 @@ Quiet = Annotated[
     bool,
     option("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
 ]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Tell more about what is being done.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Print more detail.")]
 Debug = Annotated[
     bool, option("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
 ]

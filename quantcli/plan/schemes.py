@@ -17,6 +17,7 @@ from quantcli.formats.integer import IntegerGrid, Search, Zero
 from quantcli.layouts.packing import awq, gptq, mlx
 from quantcli.plan.layer_overrides import parse_keep
 from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe_field import Field
 from quantcli.registry import near
 
 CHANNEL, TENSOR = "channel", "tensor"
@@ -111,14 +112,20 @@ def has_types(to: str) -> bool:
     return "types" in find_target(to).takes
 
 
+def targets_of(field: Field) -> list[str]:
+    """The output formats that take the field of a recipe."""
+    return [name for name, target in TARGETS.items() if field.is_taken(target.takes)]
+
+
 def check_scheme(recipe: Recipe) -> None:
     """UsageError for fields that the target does not take, and for a grid that it cannot hold."""
     target = find_target(recipe.to)
     for field, _ in given_fields(recipe):
         if not field.is_taken(target.takes):
             what = f"{field.flag} is" if field.name != "bits" else "a recipe's bits are"
-            homes = [name for name, other in TARGETS.items() if field.is_taken(other.takes)]
-            raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
+            raise UsageError(
+                f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(targets_of(field))}"
+            )
     for entry in recipe.keep:
         if recipe.to == "gguf":
             parse_keep(entry)
