@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
@@ -17,7 +16,7 @@ from quantcli.errors import SourceError
 from quantcli.layouts.base import Packing, Subject
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
-from quantcli.plan.recipe import dump_recipe
+from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -85,7 +84,7 @@ def make_settings(
     files = read_settings(model.path)
     recipe = plan.recipe
     if recipe.imatrix:
-        recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
+        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or plan.scheme is None:
         config = _with_dtype(config, DTYPES[plan.dtype])

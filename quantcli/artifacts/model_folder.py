@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
 from quantcli.artifacts.folder_files import make_settings, shard_names
 from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
 from quantcli.artifacts.safetensors_container import Declared, lay_out
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
@@ -35,11 +36,11 @@ from quantcli.layouts import awq, compressed_tensors, gptq, mlx
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
 from quantcli.layouts.base import ROWS, Packing, Patch
 from quantcli.model import Model
-from quantcli.plan.budget import check_disk, parse_size
+from quantcli.plan.budget import check_disk
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.nearest import CodeSource, RoundToNearest, column_weights
+from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Note
 

@@ -28,7 +28,7 @@ from quantcli.artifacts.slabs import (
     work_slabs,
 )
 from quantcli.errors import ArchitectureError
-from quantcli.exports.checkpoint_view import StoredView, find_config
+from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.settings import token_texts
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -234,7 +234,7 @@ def _check_table(model: Model) -> Iterator[Note]:
     if not model.from_gguf:
         return
     try:
-        StoredView(model, find_config(model))
+        view_checkpoint(model, find_config(model))
     except ArchitectureError as unknown:
         yield Note(f"names and shapes were not held against a table: {unknown.message}")
 
