@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, U
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.plan.budget import parse_size
-from quantcli.plan.recipe import Recipe, load_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_defaults import resolve_recipe
+from quantcli.plan.recipe_file import load_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.registry import near
 from quantcli.report.calibrations import calibration_document
 from quantcli.report.quantized import planned_document, quantized_document
 from quantcli.run import quantize as quantizing
-from quantcli.run.request import Request, Wanted, make_recipe
+from quantcli.run.request import Request, Wanted
 from quantcli.types import Event, Note
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class RecipeOptions(TypedDict, total=False):
     split_max_size: str
     pre: str
     to: str
+    bits: int
     group_size: int | str
     symmetric: bool
     activations: str
@@ -121,7 +124,6 @@ def quantize(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    bits: int | None = None,
     quality: Literal["fast", "high"] | None = None,
     calibrate: Sequence[str | Path] = (),
     chunks: int | None = None,
@@ -151,7 +153,7 @@ def quantize(
         str(source),
         [
             Wanted(
-                make_recipe(base, bits=bits, quality=quality, **fields),
+                resolve_recipe(base, quality=quality, **fields),
                 None if output is None else Path(output),
             )
         ],
@@ -167,7 +169,12 @@ def quantize(
     (done,) = drain(quantizing.quantize(request, on_fetch=watch), watch)
     document = planned_document(done) if dry_run else quantized_document(done)
     return QuantizeResult(
-        done.paths, done.nbytes, done.bits_per_weight, done.digest, document, tuple(watch.notes)
+        done.artifact.paths,
+        done.artifact.nbytes,
+        done.bits_per_weight,
+        done.digest,
+        document,
+        tuple(watch.notes),
     )
 
 

@@ -15,8 +15,7 @@ from quantcli.layerwise.hidden_states import States
 from quantcli.layerwise.layered_model import Call, Skeleton
 from quantcli.layerwise.runner import DTYPES, Run, enter
 from quantcli.model import Model
-from quantcli.transforms.transformed_model import read_floats
-from quantcli.types import Event, OutputTensor, Progress
+from quantcli.types import OutputTensor
 
 
 @dataclass
@@ -56,19 +55,11 @@ def open_stream(
         states.close()
 
 
-def in_bytes(events: Iterator[Event], whole: int) -> Iterator[Event]:
-    """Steps as shares of the model's ``whole`` bytes, which is what progress is told in."""
-    for event in events:
-        if isinstance(event, Progress):
-            event = Progress(event.done * whole // event.total, whole, event.tensor)
-        yield event
-
-
 def matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:
     """What reads matrix i of a tensor, a stack of them or the one, as float32."""
     height = tensor.shape[-2]
 
     def read(matrix: int) -> Floats:
-        return read_floats(model, tensor, matrix * height, (matrix + 1) * height)
+        return model.read_floats(tensor, matrix * height, (matrix + 1) * height)
 
     return read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.artifacts.gguf_file import Job
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.report.folders import folder_document, folder_tables
 from quantcli.report.plans import plan_document, plan_tables
 from quantcli.report.tables import Table
@@ -15,7 +15,7 @@ from quantcli.run.quantize import Quantized
 def quantized_sentence(done: Quantized) -> str:
     """Sizes before and after, and how long it took."""
     return (
-        f"{size_text(done.source_bytes)} became {size_text(done.nbytes)} at "
+        f"{size_text(done.source_bytes)} became {size_text(done.artifact.nbytes)} at "
         f"{done.bits_per_weight:.2f} bits per weight ({done.artifact.plan.label}) "
         f"in {duration_text(done.seconds)}"
     )
@@ -25,10 +25,10 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
     """The same with exact numbers, and what became of each tensor that a method rounded."""
     recipe = done.artifact.plan.recipe
     fields: dict[str, Any] = {
-        "paths": [str(path) for path in done.paths],
+        "paths": [str(path) for path in done.artifact.paths],
         **({} if recipe.to == "gguf" else {"to": recipe.to}),
         "type": done.artifact.plan.label,
-        "bytes": done.nbytes,
+        "bytes": done.artifact.nbytes,
         "bits_per_weight": done.bits_per_weight,
         "source_bytes": done.source_bytes,
         "source_digest": done.digest,
@@ -42,13 +42,13 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
 
 def planned_document(planned: Quantized) -> dict[str, Any]:
     """What each tensor would become, and what it would cost."""
-    if isinstance(planned.artifact, Job):
+    if isinstance(planned.artifact, GgufFile):
         return plan_document(planned.artifact, planned.threads)
     return folder_document(planned.artifact, planned.threads)
 
 
 def planned_tables(planned: Quantized) -> list[Table]:
     """The same as tables."""
-    if isinstance(planned.artifact, Job):
+    if isinstance(planned.artifact, GgufFile):
         return plan_tables(planned.artifact, planned.threads)
     return folder_tables(planned.artifact, planned.threads)

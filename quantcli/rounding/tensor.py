@@ -10,69 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantcli.formats.base import Bytes, Floats
-from quantcli.rounding.codecs import Form
+from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.row_feedback import round_by_rows
-from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import Outputs
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.workers import Workers
-
-Mean = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How a quantized prefix's inputs x^ differ from the original x.
-
-    ``correction`` is C H^-1 with C the fitted mean of (x - x^) x^T^, and ``held_out`` that mean on
-    inputs held out from the fit.
-    """
-
-    correction: Mean
-    held_out: Mean
-
-    def correct(self, rows: Floats, inputs: Mean) -> Floats:
-        """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
-
-        The error of the original outputs is quadratic in s; a correction that only fits the
-        calibration's own windows gets a small one.
-        """
-        change = rows @ self.correction
-        slope = float(np.einsum("ij,ij->", rows @ self.held_out, change, dtype=np.float64))
-        curvature = output_error(change, inputs)
-        share = min(1.0, max(0.0, slope / curvature)) if curvature > 0 else 0.0
-        return np.asarray(rows + np.float32(share) * change, np.float32)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What is known of one matrix's inputs: the factored fit, and means of x x^T.
-
-    ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
-    """
-
-    hessian: Hessian
-    fit: Mean
-    held_out: Mean
-    drift: Drift | None = None
-    """Where a quantized prefix changes what the weights should be."""
-    outputs: Outputs | None = None
-    """What predictions make of the outputs; None where all count alike."""
-
-    @property
-    def importance(self) -> Floats:
-        """Mean squares of the inputs, one per column."""
-        return np.ascontiguousarray(self.fit.diagonal(), np.float32)
-
-    def cost(self, errors: Floats, outputs: Outputs | None) -> float:
-        """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
-        if outputs is None:
-            return output_error(errors, self.held_out)
-        weighed = outputs.weigh(errors)
-        return float(np.einsum("ij,ij->", weighed @ self.held_out, errors, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -86,30 +30,30 @@ class Rounded:
 
 
 def round_matrix(
-    form: Form, rows: Floats, statistics: Statistics, options: Options, crew: Workers
+    codec: WeightCodec, rows: Floats, statistics: MatrixStatistics, options: Options, pool: Workers
 ) -> Rounded:
     """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
     aim = rows
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
-    plain = form.encode(rows, statistics.importance, crew)
-    outputs = statistics.outputs if form.by_rows else None
+    plain = codec.encode(rows, statistics.importance, pool)
+    outputs = statistics.outputs if codec.by_rows else None
     scale = statistics.cost(rows, outputs)
 
     def loss(packed: Bytes) -> float:
-        errors = aim - form.decode(packed)
+        errors = aim - codec.decode(packed)
         return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
 
     before = loss(plain)
     if not options.feedback:
         return Rounded(plain, before, before, kept=False)
-    if not form.has_codes:
+    if not codec.has_codes:
         return Rounded(plain, before, before, kept=True)
     hessian, importance = statistics.hessian, statistics.importance
     if outputs is None:
-        packed = form.descend(aim, hessian, importance, options, crew)
+        packed = codec.descend(aim, hessian, importance, options, pool)
     else:
-        packed = round_by_rows(form, aim, hessian, importance, outputs, options, crew)
+        packed = round_by_rows(codec, aim, hessian, importance, outputs, options, pool)
     after = loss(packed)
     if after <= before:
         return Rounded(packed, before, after, kept=False)
@@ -117,8 +61,8 @@ def round_matrix(
 
 
 def round_tensor(
-    name: str, form: Form, matrices: int, read: Callable[[int], Floats],
-    statistics: Callable[[int], Statistics | None], options: Options, crew: Workers,
+    name: str, codec: WeightCodec, matrices: int, read: Callable[[int], Floats],
+    statistics: Callable[[int], MatrixStatistics | None], options: Options, pool: Workers,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
     """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
     parts, before, after, kept = [], 0.0, 0.0, 0
@@ -126,16 +70,16 @@ def round_tensor(
         rows = read(matrix)
         known = statistics(matrix)
         if known is None:
-            parts.append(form.encode(rows, np.ones(rows.shape[1], np.float32), crew))
+            parts.append(codec.encode(rows, np.ones(rows.shape[1], np.float32), pool))
             kept += 1
             continue
-        found = round_matrix(form, rows, known, options, crew)
+        found = round_matrix(codec, rows, known, options, pool)
         parts.append(found.packed)
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if options.feedback and form.has_codes else "importance"
+    method = "gptq" if options.feedback and codec.has_codes else "importance"
     outcome = Outcome(
-        name, form.name, method, before / matrices, after / matrices, matrices, kept
+        name, codec.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip
     return np.concatenate(parts), outcome

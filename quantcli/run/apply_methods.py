@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantcli.artifacts.folder_job import FolderJob
-from quantcli.artifacts.gguf_file import Job, add_metadata, default_threads
+from quantcli.artifacts.gguf_file import GgufFile, add_metadata
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.prepare import prepare_artifact
+from quantcli.artifacts.write import default_threads, threads_within
 from quantcli.events import Events, in_phase
-from quantcli.layerwise.random_windows import SHARE
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import Recipe, value_of
 from quantcli.run.calibrate import states_memory
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
@@ -22,12 +23,11 @@ from quantcli.run.method_run import (
     survey_folder,
 )
 from quantcli.run.methods import ROUNDER, parse_methods
-from quantcli.run.outputs import count_threads, plan_output
 from quantcli.run.quantize import Ready
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance
-from quantcli.transforms.checkpoint_view import as_checkpoint, note_copies
+from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
 def apply_methods(
@@ -39,21 +39,23 @@ def apply_methods(
     caller calls. A dry run plans alone.
     """
     chain = parse_methods(recipe.method or ROUNDER)
-    share = SHARE if recipe.random_share is None else recipe.random_share
+    share = value_of(recipe, "random_share")
     texts = read_texts(list(request.texts))
     planned = prepare_run(model, texts, chunks=request.chunks, random_share=share)
     memory, threads = states_memory(), request.threads or default_threads()
 
-    def plan(model: Model, recipe: Recipe, importance: Importance) -> Job | FolderJob:
-        check = not request.dry_run
-        return plan_output(model, recipe, path, importance, force=request.force, check=check)
+    def plan(model: Model, recipe: Recipe, importance: Importance) -> GgufFile | ModelFolder:
+        return prepare_artifact(
+            model, recipe, path, importance=importance, force=request.force,
+            check=not request.dry_run,
+        )  # fmt: skip
 
     artifact = plan(model, recipe, planned.importance)
-    workers = count_threads(artifact, request.threads, request.max_memory)
+    workers = threads_within(artifact, request.threads, request.max_memory)
     if request.dry_run:
         return Ready(artifact, workers)
     gradients = None
-    if isinstance(artifact, Job) and (recipe.allocate or recipe.target_size):
+    if isinstance(artifact, GgufFile) and (recipe.allocate or recipe.target_size):
         choice = choose_types(
             planned, artifact, path, read_options(recipe), max_memory=memory, threads=threads
         )
@@ -67,7 +69,7 @@ def apply_methods(
         moved, importance = yield from in_phase("transforming", search)
         planned = planned.with_model(moved if recipe.to == "gguf" else as_checkpoint(moved))
         artifact = plan(planned.model, artifact.plan.recipe, importance or planned.importance)
-        if isinstance(artifact, FolderJob):
+        if isinstance(artifact, ModelFolder):
             yield from note_copies(planned.model, artifact.plan)
     if not chain.rounds:
         return Ready(artifact, workers)
@@ -77,7 +79,7 @@ def apply_methods(
     )  # fmt: skip
     begun.append(rounding)
     yield from in_phase("rounding", round_tensors(rounding))
-    overlay = rounding.store.overlay
-    if overlay is not None and isinstance(artifact, Job):
-        artifact = add_metadata(artifact, overlay.worth.keys)
+    trained = rounding.store.trained
+    if trained is not None and isinstance(artifact, GgufFile):
+        artifact = add_metadata(artifact, trained.gain.keys)
     return Ready(artifact, workers, rounding)

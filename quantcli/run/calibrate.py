@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.gguf_file import default_threads
+from quantcli.artifacts.prepare import prepare_artifact
+from quantcli.artifacts.write import default_threads
 from quantcli.calibration import Calibrated, Job, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.run.method_run import expected_importance
-from quantcli.run.outputs import plan_output
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.coverage import coverage
@@ -65,7 +65,9 @@ def calibrate_for(
     """
     path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
     recipe = merge_recipe(recipe, imatrix=str(path))
-    plan_output(model, recipe, output, expected_importance(model), force=request.force)
+    prepare_artifact(
+        model, recipe, output, importance=expected_importance(model), force=request.force
+    )
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(

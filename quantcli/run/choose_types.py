@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
-from quantcli.artifacts.gguf_file import Job, prepare
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.events import Events, take
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
-from quantcli.plan.budget import parse_size
 from quantcli.plan.recipe import merge_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
 from quantcli.run.method_run import MethodRun, plan_passes, remove_survey, survey_folder
 from quantcli.run.type_costs import Surveyed, survey
@@ -20,10 +19,10 @@ from quantcli.types import Note
 
 
 def choose_types(
-    planned: MethodRun, job: Job, output: Path, options: Options, *,
+    planned: MethodRun, job: GgufFile, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
-) -> Events[Job]:  # fmt: skip
-    """The same job with a recipe that gives every tensor that had a choice its type by name.
+) -> Events[GgufFile]:  # fmt: skip
+    """The same file with a recipe that gives every tensor that had a choice its type by name.
 
     Within the recipe's target_size, or the size that ``job`` has. What was surveyed stays in
     `survey_folder`, so a second call is quick. PlanError when nothing can be chosen or the size
@@ -67,8 +66,10 @@ def choose_types(
     return chosen
 
 
-def _with_types(planned: MethodRun, job: Job, output: Path, found: Allocation) -> Job:
+def _with_types(planned: MethodRun, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
     named = merge_recipe(job.plan.recipe, tensor_types=types)
-    named = msgspec.structs.replace(named, allocate=False, target_size=None)
-    return prepare(planned.model, named, output, importance=planned.importance, force=job.force)
+    named = replace(named, allocate=False, target_size=None)
+    return prepare_gguf(
+        planned.model, named, output, importance=planned.importance, force=job.force
+    )

@@ -19,16 +19,17 @@ from quantcli.run.method_run import MethodRun
 from quantcli.run.methods import Chain
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
-from quantcli.statistics.input_statistics import Measured, TransformedMeasured, transform_importance
-from quantcli.statistics.statistics_file import Statistics
+from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.statistics.statistics_file import StatisticsFile
 from quantcli.transforms.chain import (
-    Chained,
     Settings,
+    TransformsApplied,
     check_transforms,
     needed_statistics,
     transform_model,
 )
-from quantcli.transforms.output_error import Grid, block_grids, integer_grid
+from quantcli.transforms.output_error import RoundRows, block_grids, integer_grid
+from quantcli.transforms.transformed_statistics import TransformedStatistics, transform_importance
 
 
 def find_transforms(
@@ -52,8 +53,8 @@ def find_transforms(
         needs = ("hessian", *needs)
     settings = _settings(plan, chain, threads)
     if not needs:
-        found = take(transform_model(model, chain.transforms, {}, None, settings), Chained)
-        return (yield from found).model, None
+        found = transform_model(model, chain.transforms, {}, None, settings)
+        return (yield from take(found, TransformsApplied)).model, None
     grids = find_grids(plan)
     folder = output.with_name(f".{output.name}.transform")
     shutil.rmtree(folder, ignore_errors=True)
@@ -65,16 +66,16 @@ def find_transforms(
             max_memory=max_memory, threads=threads,
         )  # fmt: skip
         yield from take(execute(job), Calibrated)
-        with Statistics(stats_path(path)) as measured:
+        with StatisticsFile(stats_path(path)) as measured:
             events = transform_model(model, chain.transforms, grids, measured, settings)
-            chained = yield from take(events, Chained)
+            applied = yield from take(events, TransformsApplied)
             importance = read_importance(path) if settings.weighted and not chain.rounds else None
-            return chained.model, _carry(importance, chained, measured)
+            return applied.model, _carry(importance, applied, measured)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def find_grids(plan: Plan | FolderPlan) -> dict[str, Grid]:
+def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
     """The grid that each GGUF tensor's weights will be written in, of those that are rounded.
 
     PlanError for a folder's grid that leaves nothing to search.
@@ -101,12 +102,12 @@ def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
 
 
 def _carry(
-    importance: Importance | None, chained: Chained, measured: Measured
+    importance: Importance | None, applied: TransformsApplied, measured: InputStatistics
 ) -> Importance | None:
     """The importance through the transforms, one after the other."""
     if importance is None:
         return None
-    for transform in chained.transforms:
+    for transform in applied.transforms:
         importance = transform_importance(importance, transform, measured)
-        measured = TransformedMeasured(measured, transform)
+        measured = TransformedStatistics(measured, transform)
     return importance

@@ -13,7 +13,7 @@ from quantcli.calibration import cut_windows
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.random_windows import SHARE, add_random
+from quantcli.layerwise.random_windows import add_random
 from quantcli.layerwise.runner import Run, choose_device, choose_dtype
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows
@@ -21,7 +21,8 @@ from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
-from quantcli.rounding.codecs import find_forms
+from quantcli.plan.recipe import usual
+from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layers import Work, round_model
@@ -56,7 +57,7 @@ class MethodRun:
 
 def prepare_run(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
-    seed: int | None = None, random_share: float = SHARE,
+    seed: int | None = None, random_share: float = usual("random_share"),
 ) -> MethodRun:  # fmt: skip
     """Cut the texts, and add windows of random tokens; no weight is read.
 
@@ -141,8 +142,8 @@ def begin_rounding(
 ) -> Rounding:  # fmt: skip
     """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
     options.check()
-    forms, every = find_forms(plan)
-    if not forms:
+    codecs, every = find_codecs(plan)
+    if not codecs:
         raise PlanError(
             f"{plan.label} quantizes nothing that a method could round",
             hint="leave --method out, or choose another type",
@@ -152,7 +153,7 @@ def begin_rounding(
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    work = Work(run, forms, options, every, gradients or folder)
+    work = Work(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)
@@ -188,7 +189,7 @@ def round_tensors(rounding: Rounding) -> Events[None]:
     if rounding.checkpoint.done:
         yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")
     yield from round_model(rounding.work, rounding.checkpoint, rounding.store)
-    missing = [name for name in rounding.work.forms if name not in rounding.store]
+    missing = [name for name in rounding.work.codecs if name not in rounding.store]
     if missing:
         raise SourceError(
             f"the model never multiplied with {missing[0]}, so no method can round it",

@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.artifacts.gguf_file import Finished, Job
+from quantcli.artifacts.gguf_file import GgufFile, take_encoded
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.prepare import default_output, prepare_artifact
+from quantcli.artifacts.write import Finished, threads_within, write_artifact
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model
 from quantcli.rounding.options import Outcome
-from quantcli.run.outputs import (
-    Artifact,
-    count_threads,
-    default_path,
-    plan_output,
-    source_bytes,
-    write_output,
-)
 from quantcli.run.request import Request, Wanted, check_request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
@@ -42,7 +37,7 @@ class Quantized:
     rounded, ``training`` says what training end to end changed.
     """
 
-    artifact: Artifact
+    artifact: GgufFile | ModelFolder
     threads: int
     digest: str | None = None
     seconds: float = 0.0
@@ -50,33 +45,25 @@ class Quantized:
     training: dict[str, object] | None = None
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files, or the folder."""
-        artifact = self.artifact
-        return artifact.paths if isinstance(artifact, Job) else (artifact.path,)
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return self.artifact.nbytes
-
-    @property
     def bits_per_weight(self) -> float:
         """Over all tensors."""
         artifact = self.artifact
-        return (artifact.plan if isinstance(artifact, Job) else artifact).bits_per_weight
+        return (artifact.plan if isinstance(artifact, GgufFile) else artifact).bits_per_weight
 
     @property
     def source_bytes(self) -> int:
         """Bytes of the source that are read for it."""
-        return source_bytes(self.artifact)
+        artifact = self.artifact
+        if isinstance(artifact, GgufFile):
+            return sum(artifact.model.stored_bytes(item.tensor) for item in artifact.plan.items)
+        return sum(info.nbytes for info in artifact.model.store.tensors.values())
 
 
 @dataclass(frozen=True)
 class Ready:
     """An output before its weights are written; ``rounding`` holds tensors that a method chose."""
 
-    artifact: Artifact
+    artifact: GgufFile | ModelFolder
     threads: int
     rounding: Rounding | None = None
 
@@ -124,7 +111,7 @@ def _make_ready(
 ) -> Events[Ready]:  # fmt: skip
     """Everything that comes before the weights of one output are written."""
     recipe = wanted.recipe
-    path = wanted.path or default_path(model, recipe)
+    path = wanted.path or default_output(model, recipe)
     if recipe.method is not None:
         from quantcli.run.apply_methods import apply_methods
 
@@ -134,10 +121,10 @@ def _make_ready(
         from quantcli.run.calibrate import calibrate_for
 
         recipe, importance = yield from calibrate_for(request, model, recipe, path)
-    artifact = plan_output(
-        model, recipe, path, importance, force=request.force, check=not request.dry_run
+    artifact = prepare_artifact(
+        model, recipe, path, importance=importance, force=request.force, check=not request.dry_run
     )
-    return Ready(artifact, count_threads(artifact, request.threads, request.max_memory))
+    return Ready(artifact, threads_within(artifact, request.threads, request.max_memory))
 
 
 def _show_plans(ready: Sequence[Ready]) -> Events[list[Quantized]]:
@@ -152,17 +139,26 @@ def _show_plans(ready: Sequence[Ready]) -> Events[list[Quantized]]:
 def _write_all(ready: Sequence[Ready]) -> Events[list[Quantized]]:
     done = []
     for each in ready:
-        encoded = None if each.rounding is None else each.rounding.store
+        artifact, rounding = each.artifact, each.rounding
+        if rounding is not None:
+            artifact = _with_codes(artifact, rounding)
         begun = time.monotonic()
-        events = write_output(each.artifact, encoded, each.threads)
+        events = write_artifact(artifact, threads=each.threads)
         finished = yield from in_phase("quantizing", take(events, Finished))
         seconds = time.monotonic() - begun
-        outcomes = () if encoded is None else tuple(encoded.outcomes)
-        overlay = None if encoded is None else encoded.overlay
+        outcomes = () if rounding is None else tuple(rounding.store.outcomes)
+        trained = None if rounding is None else rounding.store.trained
+        gain = None if trained is None else trained.gain.fields
         done.append(
-            Quantized(
-                each.artifact, each.threads, finished.source_digest, seconds, outcomes,
-                None if overlay is None else overlay.worth.fields,
-            )
-        )  # fmt: skip
+            Quantized(artifact, each.threads, finished.source_digest, seconds, outcomes, gain)
+        )
     return done
+
+
+def _with_codes(artifact: GgufFile | ModelFolder, rounding: Rounding) -> GgufFile | ModelFolder:
+    """The artifact with the tensors that a method rounded."""
+    if isinstance(artifact, GgufFile):
+        return take_encoded(artifact, rounding.store)
+    from quantcli.run.folder_codes import stored_codes
+
+    return replace(artifact, codes=stored_codes(artifact, rounding.store))

@@ -1,24 +1,15 @@
-"""What is asked of a quantization: a model, what to make of it, and the texts to run it on.
-
-What the short forms mean (bits, quality, "best") and which wishes exclude each other stands here,
-for the command line and the Python API alike.
-"""
+"""What is asked of a quantization: a model, what to make of it, and the texts to run it on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quantcli.errors import UsageError
-from quantcli.plan.filetypes import type_of_bits
-from quantcli.plan.recipe import Recipe, check_recipe, merge_recipe
-from quantcli.plan.schemes import has_types
-from quantcli.run.methods import ROUNDER, parse_methods
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_check import check_recipe
 from quantcli.run.recipe_options import check_methods
-
-BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -50,65 +41,21 @@ class Request:
     max_memory: int | None = None
 
 
-def make_recipe(
-    base: Recipe, *, bits: int | None = None, quality: str | None = None, **fields: Any
-) -> Recipe:
-    """``base`` with ``fields`` replaced as in `merge_recipe`, and the short forms written out.
-
-    ``bits`` stand for a file type where the output is made of types. UsageError for what is
-    unknown or contradicts itself.
-    """
-    if bits is not None and not has_types(fields.get("to") or base.to):
-        fields["bits"] = bits
-    elif bits is not None:
-        if fields.get("type") is not None:
-            raise UsageError(
-                "--bits and --type exclude each other",
-                hint=f"--bits {bits} means --type {type_of_bits(bits)}",
-            )
-        fields["type"] = type_of_bits(bits)
-    recipe = merge_recipe(base, **fields)
-    if quality not in (None, "fast", "high"):
-        raise UsageError(f"there is no quality {quality!r}", hint="fast or high")
-    method = recipe.method or (BEST if quality == "high" else "")
-    if method.strip().lower() != BEST:
-        return recipe
-    # Choosing types gave more than any training did, and keeps the size.
-    return merge_recipe(recipe, method=ROUNDER, allocate=recipe.to == "gguf" or None)
-
-
 def check_request(request: Request) -> None:
     """UsageError for whatever is wrong whatever the model."""
     for wanted in request.outputs:
-        _check_run(wanted.recipe, request)
-        check_recipe(wanted.recipe)
+        recipe = wanted.recipe
+        if request.chunks is not None and recipe.method is None and not request.texts:
+            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
+        check_methods(recipe, resume=request.resume)
+        if recipe.method is None and request.texts:
+            _check_calibration(recipe, request)
+        check_recipe(recipe)
     if len({wanted.recipe.pre for wanted in request.outputs}) > 1:
         raise UsageError("the outputs of one run have different --pre", hint="give them the same")
 
 
-def _check_run(recipe: Recipe, request: Request) -> None:
-    if recipe.method is not None:
-        if request.resume and not parse_methods(recipe.method).rounds:
-            raise UsageError(
-                f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
-            )
-        check_methods(recipe)
-        return
-    if request.chunks is not None and not request.texts:
-        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
-    given = {
-        "--damping": recipe.damping, "--column-order": recipe.column_order,
-        "--sweeps": recipe.sweeps, "--fisher-windows": recipe.fisher_windows,
-        "--random-share": recipe.random_share, "--propagate": recipe.propagate or None,
-        "--tune-steps": recipe.tune_steps, "--allocate": recipe.allocate or None,
-        "--target-size": recipe.target_size, "--tune": recipe.tune,
-        "--e2e-steps": recipe.e2e_steps, "--resume": request.resume or None,
-    }  # fmt: skip
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
-    if not request.texts:
-        return
+def _check_calibration(recipe: Recipe, request: Request) -> None:
     if recipe.imatrix:
         raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
     if request.dry_run:

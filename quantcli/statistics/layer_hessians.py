@@ -18,23 +18,26 @@ from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import Product
-from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.rounding.tensor import Drift, Statistics
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
 from quantcli.types import Note
 
 Lost = dict[tuple[str, int], NDArray[np.float64]]
 
+HELD_OUT = 8
+"""Every so many windows one is kept from the fit, to judge it."""
 FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
 
 
-class Sums:
+class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
-    def __init__(self, targets: Targets, folder: Path, place: str, options: Options) -> None:
-        self._options = options
+    def __init__(
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str
+    ) -> None:
+        self._damping, self._order = damping, order
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -45,7 +48,7 @@ class Sums:
         self._originals: dict[tuple[str, int], torch.Tensor] = {}
         self._lost: tuple[Lost, Lost] = ({}, {})
         self._targets = targets
-        self._last: tuple[tuple[str, int], Statistics | None] | None = None
+        self._last: tuple[tuple[str, int], MatrixStatistics | None] | None = None
         self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self.notes: list[Note] = []
 
@@ -95,14 +98,14 @@ class Sums:
         for part in self._parts:
             part.close()
 
-    def of(self, name: str, matrix: int) -> Statistics | None:
+    def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """What is known of matrix ``matrix``; None when the text never reached it."""
         key = (self._fit.hessian_of[name], matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]
 
-    def _prepare(self, home: str, matrix: int) -> Statistics | None:
+    def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
         count = int(self._fit.entries[home].counts[matrix])
         mean = _mean(self._fit, home, matrix)
         if mean is None:
@@ -119,12 +122,12 @@ class Sums:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
-        if hessian.damping > self._options.damping:
+        hessian = prepare_hessian(mean, self._damping, self._order)
+        if hessian.damping > self._damping:
             self.notes.append(
                 Note(
                     f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
-                    f"{self._options.damping:g} to be positive definite",
+                    f"{self._damping:g} to be positive definite",
                     level="warning",
                 )
             )
@@ -136,7 +139,7 @@ class Sums:
             drift = Drift(
                 np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
             )
-        return Statistics(hessian, mean, mean if held_out is None else held_out, drift)
+        return MatrixStatistics(hessian, mean, mean if held_out is None else held_out, drift)
 
     def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
         which = home if matrix == 0 else f"{home} (matrix {matrix})"
