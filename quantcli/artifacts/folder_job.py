@@ -25,31 +25,24 @@ from quantcli.artifacts.folder_settings import (
 )
 from quantcli.artifacts.gguf_container import Layout
 from quantcli.artifacts.gguf_file import SLAB_BYTES, default_threads
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.errors import PlanError
-from quantcli.layouts import awq, compressed_tensors, gptq, mlx
+from quantcli.layouts import find_layout
 from quantcli.layouts.base import ROWS, Packing, Subject
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.budget import BASE_BYTES, check_disk, parse_size
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
 from quantcli.plan.recipe import Recipe, dump_recipe
-from quantcli.plan.schemes import DTYPES
+from quantcli.plan.schemes import DTYPES, has_types
 from quantcli.sources.imatrix import Importance
+from quantcli.types import Declared
 
 DEFAULT_SHARD = "5G"
 _NO_DIGEST = "sha256:" + "0" * 64
 _WORKING_BYTES = 24 << 20
 """What a thread holds for one slab beyond its rows as stored: floats, codes, and a chunk's
 temporaries."""
-
-_PACKINGS: Mapping[str, Packing] = {
-    "compressed-tensors": compressed_tensors.PACKED,
-    "gptq": gptq.VERSION_1,
-    "gptq-v2": gptq.VERSION_2,
-    "awq": awq.GEMM,
-    "mlx": mlx.AFFINE,
-}
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class FolderJob:
 def default_folder(model: Model, recipe: Recipe) -> Path:
     """``NAME-TO-...`` in the current folder, NAME being the repository's or the folder's."""
     name = model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
-    if recipe.to == "hf":
+    if has_types(recipe.to):
         return Path(f"{name}-hf-{recipe.type}")
     if recipe.activations:
         return Path(f"{name}-{recipe.to}-w8a8")
@@ -137,7 +130,7 @@ def prepare_folder(
     declared = _declare(plan, packing, model)
     shards = _split(declared, parse_size(recipe.split_max_size or DEFAULT_SHARD))
     names = shard_names(len(shards))
-    header = {"format": "mlx" if recipe.to == "mlx" else "pt"}
+    header = {"format": find_layout(recipe.to).header}
     layouts = {name: lay_out(header, shard) for name, shard in zip(names, shards, strict=True)}
     tensors = {
         tensor.name: (name, layouts[name].offsets[tensor.name], tensor)
@@ -180,14 +173,14 @@ def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
     scheme = plan.scheme
     if scheme is None:
         return None
-    packing = compressed_tensors.BYTES if scheme.activations else _PACKINGS[scheme.to]
+    packing = scheme.packing
     for item in plan.items:
         reason = packing.refuse(item.matrix, scheme.grid)
         if reason is not None:
             matrix, info = item.matrix, model.store.tensors[item.matrix.source]
             raise PlanError(
                 f"{info.file}: {info.name} ({matrix.rows} x {matrix.columns}) does not fit "
-                f"--to {scheme.to}: {reason}",
+                f"--to {scheme.layout.name}: {reason}",
                 hint=f"--keep '{matrix.module}' leaves it as it is",
             )
     return packing
