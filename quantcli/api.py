@@ -164,9 +164,9 @@ class _Call:
         try:
             for _ in rounded(encoding):
                 pass
-            overlay = encoding.store.overlay
-            if overlay is not None and isinstance(job, gguf_file.Job):
-                job = gguf_file.add_metadata(job, overlay.worth.keys)
+            trained = encoding.store.trained
+            if trained is not None and isinstance(job, gguf_file.Job):
+                job = gguf_file.add_metadata(job, trained.gain.keys)
             finished = self.write(job, encoding.store)
         except BaseException:
             encoding.store.close()

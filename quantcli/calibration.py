@@ -19,7 +19,12 @@ from quantcli.model import Model
 from quantcli.sources.imatrix import read_sums
 from quantcli.statistics.collector import check_needs
 from quantcli.statistics.importance_file import Calibration, output_paths, stats_path, write
-from quantcli.statistics.statistics_file import Collected, Further, Merged, Statistics
+from quantcli.statistics.statistics_file import (
+    CheckpointStatistics,
+    MergedStatistics,
+    StatisticsFile,
+    StatisticsSource,
+)
 from quantcli.types import Event, Note
 
 
@@ -97,7 +102,7 @@ def execute(job: Job) -> Iterator[Event]:
     yield from calibrate(run, checkpoint)
     layers = checkpoint.done + 1
     calibration = _gather(run, checkpoint, layers)
-    further = Collected(checkpoint, layers, run.needs) if len(run.needs) > 1 else None
+    further = CheckpointStatistics(checkpoint, layers, run.needs) if len(run.needs) > 1 else None
     paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
     checkpoint.remove()
     yield Calibrated(tuple(paths), calibration)
@@ -121,9 +126,11 @@ def merge(
     parts = [load(path) for path in paths]
     beside = [stats_path(path) for path in paths]
     with ExitStack() as stack:
-        further: Further | None = None
+        further: StatisticsSource | None = None
         if all(path.exists() for path in beside):
-            further = Merged([stack.enter_context(Statistics(path)) for path in beside])
+            further = MergedStatistics(
+                [stack.enter_context(StatisticsFile(path)) for path in beside]
+            )
         elif any(path.exists() for path in beside):
             lacking = next(path for path in beside if not path.exists())
             yield Note(f"only the importance is merged, since there is no {lacking}", "warning")

@@ -154,21 +154,30 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     try:
         architecture = find_architecture(store.config)
         tensors = architecture.tensors(store.config, store.tensors)
+        sentences = list(architecture.notes(store.config))
         keys = {"general.architecture": text(architecture.name)}
         keys |= general_metadata(
             found.path,
             config=store.config,
             parameters=count_parameters(tensors),
             name=found.repo,
+            on_note=sentences.append,
         )
         keys |= architecture.metadata(store.config)
         if vocabulary:
             size = int(keys[f"{architecture.name}.vocab_size"].value)
-            keys |= load_vocabulary(found.path, store.config, vocab_size=size, pre=pre)
+            keys |= load_vocabulary(
+                found.path,
+                store.config,
+                vocab_size=size,
+                pre=pre,
+                name=str(keys["general.name"].value),
+                on_note=sentences.append,
+            )
     except BaseException:
         store.close()
         raise
-    notes = tuple(Note(sentence, "warning") for sentence in architecture.notes(store.config))
+    notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
         label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
         config=store.config, notes=notes,

@@ -238,8 +238,12 @@ class Note(Event):
 
 @dataclass(frozen=True, slots=True)
 class Progress(Event):
-    """Work done so far, in source bytes, and the tensor that was last worked on."""
+    """Work done so far of a total, and what is being worked on: a tensor, a layer, a window.
+
+    ``unit`` is what is counted: "bytes" of the source, or a plural such as "groups", "steps".
+    """
 
     done: int
     total: int
-    tensor: str
+    what: str
+    unit: str = "bytes"

@@ -99,8 +99,8 @@ def _run_method(
     encoding = round_beside(
         out, planned, job.plan, path, told, force=job.force, threads=threads, gradients=gradients
     )
-    if encoding.store.overlay is not None:
-        job = add_metadata(job, encoding.store.overlay.worth.keys)
+    if encoding.store.trained is not None:
+        job = add_metadata(job, encoding.store.trained.gain.keys)
     _execute(out, job, workers, encoding)
     finish(encoding)
     remove_survey(path)
@@ -149,8 +149,8 @@ def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = No
             from quantcli.run.job import outcome_rows
 
             fields["tensors"] = outcome_rows(encoding.store.outcomes)
-            if encoding.store.overlay is not None:
-                fields["end_to_end"] = encoding.store.overlay.worth.fields
+            if encoding.store.trained is not None:
+                fields["end_to_end"] = encoding.store.trained.gain.fields
         out.document("quantize", 1, fields)
         return
     for path in finished.paths:

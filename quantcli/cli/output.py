@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from os import environ
 from pathlib import Path
@@ -52,7 +53,6 @@ class Output:
         self.json = json
         self._label = "working"
         self._display: Display | None = None
-        self._done = 0
 
     # -- data -------------------------------------------------------------------------------
 
@@ -130,12 +130,9 @@ class Output:
         if isinstance(event, Note):
             (self.warn if event.level == "warning" else self.say)(event.message)
         elif isinstance(event, Progress) and not self.quiet:
-            # A total may grow while files are found; work that begins anew starts over.
-            if self._display is None or event.done < self._done:
-                self.close()
+            if self._display is None:
                 self._display = self._new_display()
-            self._done = event.done
-            self._display.update(event.done, event.total, printable(event.tensor))
+            self._display.update(replace(event, what=printable(event.what)))
 
     @contextmanager
     def phase(self, label: str) -> Iterator[None]:

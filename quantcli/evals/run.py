@@ -115,7 +115,7 @@ def evaluate(job: Job) -> Iterator[Event]:
             for text in texts:
                 for event in _evaluate_text(job, models, reference, text):
                     if isinstance(event, Progress):
-                        event = Progress(done + event.done, total, event.tensor)
+                        event = replace(event, done=done + event.done, total=total)
                     yield event
                 done += _size(text)
 

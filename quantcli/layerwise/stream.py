@@ -16,7 +16,7 @@ from quantcli.layerwise.layered_model import Call, Skeleton
 from quantcli.layerwise.runner import DTYPES, Run, enter
 from quantcli.model import Model
 from quantcli.transforms.transformed_model import read_floats
-from quantcli.types import Event, OutputTensor, Progress
+from quantcli.types import OutputTensor
 
 
 @dataclass
@@ -54,14 +54,6 @@ def open_stream(
         yield Stream(skeleton, states, enter(run, skeleton, states, checkpoint))
     finally:
         states.close()
-
-
-def in_bytes(events: Iterator[Event], whole: int) -> Iterator[Event]:
-    """Steps as shares of the model's ``whole`` bytes, which is what progress is told in."""
-    for event in events:
-        if isinstance(event, Progress):
-            event = Progress(event.done * whole // event.total, whole, event.tensor)
-        yield event
 
 
 def matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:

@@ -21,12 +21,12 @@ from quantcli.rounding.descent import sweep
 from quantcli.rounding.gptq import encode_columns, round_with_feedback
 from quantcli.rounding.integer import find_ranges, refine_on_grid, round_on_grid
 from quantcli.rounding.options import Options
-from quantcli.rounding.packed_matrix import Coded, has_lattice
+from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
 from quantcli.statistics.hessian import Hessian
 from quantcli.workers import Workers
 
 
-class Form(Protocol):
+class WeightCodec(Protocol):
     """A way to store rows (n, columns), float32, as packed rows (n, row bytes), uint8."""
 
     @property
@@ -35,7 +35,7 @@ class Form(Protocol):
 
     @property
     def identity(self) -> str:
-        """Different for different forms."""
+        """Different for different codecs."""
 
     @property
     def rounds(self) -> bool:
@@ -45,7 +45,7 @@ class Form(Protocol):
     def has_codes(self) -> bool:
         """Whether a method can choose its codes."""
 
-    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+    def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """Round to nearest, ranges weighted by the columns' importance."""
 
     def decode(self, packed: Bytes) -> Floats:
@@ -56,16 +56,16 @@ class Form(Protocol):
         """Whether a row's codes and scales are its own."""
 
     def descend(
-        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
 
-    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
 
 
 @dataclass(frozen=True)
-class BlockForm:
+class BlockCodec:
     """A block format."""
 
     format: BlockFormat
@@ -95,33 +95,35 @@ class BlockForm:
         """They are."""
         return True
 
-    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+    def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """The encoder's own blocks."""
-        return encode_columns(self.format, rows, importance, crew)
+        return encode_columns(self.format, rows, importance, pool)
 
     def decode(self, packed: Bytes) -> Floats:
         """The weights that the blocks stand for."""
         return native.decode(self.format, packed)
 
     def descend(
-        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
-        coded = round_with_feedback(self.format, rows, hessian, importance, crew, options.settle)
+        matrix = round_with_feedback(
+            self.format, rows, hessian, importance, pool, options.block_sweeps
+        )
         for _ in range(options.sweeps_after(hessian)):
-            sweep(coded, hessian, crew)
-        return coded.pack()
+            sweep(matrix, hessian, pool)
+        return matrix.pack()
 
-    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
-        coded = Coded(self.format, rows)
-        coded.unpack(packed)
-        sweep(coded, hessian, crew)
-        return coded.pack()
+        matrix = PackedMatrix(self.format, rows)
+        matrix.unpack(packed)
+        sweep(matrix, hessian, pool)
+        return matrix.pack()
 
 
 @dataclass(frozen=True)
-class GridForm:
+class GridCodec:
     """An integer grid; ``label`` is the scheme's."""
 
     grid: IntegerGrid
@@ -152,9 +154,9 @@ class GridForm:
         """Unless the whole matrix has one scale."""
         return self.grid.strategy != "tensor"
 
-    def encode(self, rows: Floats, importance: Floats | None, crew: Workers) -> Bytes:
+    def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """Round to nearest under the ranges of least weighted squared error."""
-        scales, zeros = find_ranges(rows, self.grid, importance, crew)
+        scales, zeros = find_ranges(rows, self.grid, importance, pool)
         codes = np.empty(rows.shape, np.uint8)
 
         def share(start: int, stop: int) -> None:
@@ -162,7 +164,7 @@ class GridForm:
             zero = None if zeros is None else zeros[part]
             codes[part] = quantize(rows[part], scales[part], zero, self.grid)
 
-        crew.run(len(rows), share)
+        pool.run(len(rows), share)
         return self.pack(IntegerCodes(codes, scales, zeros))
 
     def decode(self, packed: Bytes) -> Floats:
@@ -170,14 +172,14 @@ class GridForm:
         return dequantize(self.unpack(packed), self.grid)
 
     def descend(
-        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, crew: Workers
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
-        return self.pack(round_on_grid(rows, self.grid, hessian, importance, crew, options))
+        return self.pack(round_on_grid(rows, self.grid, hessian, importance, pool, options))
 
-    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, crew: Workers) -> Bytes:
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
-        return self.pack(refine_on_grid(self.unpack(packed), rows, self.grid, hessian, crew))
+        return self.pack(refine_on_grid(self.unpack(packed), rows, self.grid, hessian, pool))
 
     def pack(self, coded: IntegerCodes) -> Bytes:
         """Packed rows; scales and zeros have a row for each row of codes."""
@@ -204,15 +206,15 @@ class GridForm:
         )
 
 
-def find_forms(plan: Plan | FolderPlan) -> tuple[dict[str, Form], dict[str, Form]]:
+def find_codecs(plan: Plan | FolderPlan) -> tuple[dict[str, WeightCodec], dict[str, WeightCodec]]:
     """Forms by GGUF tensor: of what a method rounds, and of everything that is quantized."""
     if isinstance(plan, Plan):
-        every: dict[str, Form] = {
-            item.tensor.name: BlockForm(get_format(item.format)) for item in plan.items
+        every: dict[str, WeightCodec] = {
+            item.tensor.name: BlockCodec(get_format(item.format)) for item in plan.items
         }
         return {i.tensor.name: every[i.tensor.name] for i in plan.items if i.importance}, every
     if plan.scheme is None:
         raise ValueError("the plan has no integer grid")
-    form = GridForm(plan.scheme.grid, plan.scheme.label)
-    every = {item.matrix.tensor: form for item in plan.items}
-    return {item.matrix.tensor: form for item in plan.items if item.importance}, every
+    codec = GridCodec(plan.scheme.grid, plan.scheme.label)
+    every = {item.matrix.tensor: codec for item in plan.items}
+    return {item.matrix.tensor: codec for item in plan.items if item.importance}, every

@@ -1,7 +1,7 @@
-"""Columns of an integer grid in panels that the native kernels take.
+"""Columns of an integer grid in blocks that the native kernels take.
 
 The kernels want at most 256 columns, whole runs of 16 under one scale, and blocks of 32 at least.
-A panel holds whole groups, or a part of one; each group's columns in it are filled up to a
+A block holds whole groups, or a part of one; each group's columns in it are filled up to a
 multiple of 16 with columns that no Hessian ties to any other, so that they change nothing.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.rounding.packed_matrix import PANEL
+from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
 
 RUN = 16
 """Columns that share a step and a minimum in the kernels."""
@@ -22,7 +22,7 @@ _BLOCK = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
+class ColumnBlock:
     """Columns of a matrix, the groups that they are in, and where the kernels see them.
 
     ``places`` has a place below ``width`` for each column, ``owners`` the group within
@@ -58,31 +58,31 @@ class Panel:
         return np.ascontiguousarray(np.where(self.owners < 0, np.float32(fill), found))
 
 
-def cut_panels(columns: int, group: int) -> list[Panel]:
+def cut_column_blocks(columns: int, group: int) -> list[ColumnBlock]:
     """Panels over ``columns``, of groups of ``group`` columns."""
     whole = -(-group // RUN) * RUN
-    if whole <= PANEL:
-        step = PANEL // whole
+    if whole <= KERNEL_COLUMNS:
+        step = KERNEL_COLUMNS // whole
         count = columns // group
         return [
-            _panel(start * group, [group] * (min(start + step, count) - start), start)
+            _column_block(start * group, [group] * (min(start + step, count) - start), start)
             for start in range(0, count, step)
         ]
     return [
-        _panel(first + start, [min(PANEL, group - start)], first // group)
+        _column_block(first + start, [min(KERNEL_COLUMNS, group - start)], first // group)
         for first in range(0, columns, group)
-        for start in range(0, group, PANEL)
+        for start in range(0, group, KERNEL_COLUMNS)
     ]
 
 
-def _panel(start: int, sizes: list[int], first: int) -> Panel:
+def _column_block(start: int, sizes: list[int], first: int) -> ColumnBlock:
     places: list[NDArray[np.int64]] = []
     owners: list[int] = []
     for number, size in enumerate(sizes):
         places.append(len(owners) * RUN + np.arange(size, dtype=np.int64))
         owners += [number] * -(-size // RUN)
     owners += [-1] * (len(owners) % (_BLOCK // RUN))
-    return Panel(
+    return ColumnBlock(
         slice(start, start + sum(sizes)), slice(first, first + len(sizes)),
         np.concatenate(places), np.array(owners, np.int64),
     )  # fmt: skip

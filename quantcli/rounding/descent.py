@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantcli.rounding.packed_matrix import Coded
+from quantcli.rounding.packed_matrix import PackedMatrix
 from quantcli.statistics.hessian import Hessian
 from quantcli.workers import Workers
 
 
-def sweep(coded: Coded, hessian: Hessian, crew: Workers, *, scales: bool = True) -> None:
-    """One sweep over all of ``coded``; ``scales=False`` leaves all scales as they are."""
-    for index, columns in enumerate(coded.columns):
+def sweep(matrix: PackedMatrix, hessian: Hessian, pool: Workers, *, scales: bool = True) -> None:
+    """One sweep over all of ``matrix``; ``scales=False`` leaves all scales as they are."""
+    for index, columns in enumerate(matrix.columns):
         own = np.ascontiguousarray(hessian.matrix[columns, columns])
-        gradient = coded.errors @ hessian.matrix[:, columns]
-        parts = coded.grid.sweep(coded.parts(index), own, gradient, crew, scales=scales)
-        coded.set_parts(index, parts)
+        gradient = matrix.errors @ hessian.matrix[:, columns]
+        parts = matrix.grid.sweep(matrix.parts(index), own, gradient, pool, scales=scales)
+        matrix.set_parts(index, parts)

@@ -8,7 +8,7 @@ others, in the measure of what the later columns cannot make good. A Hessian in 
 (largest mean square first, when most columns are left to make up for the error) has the scales
 taken from the untouched weights, and no such sweeps.
 
-Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the form of the feedback; the choice
+Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the shape of the feedback; the choice
 of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-gguf-toolkit.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.lattice import Parts
-from quantcli.rounding.packed_matrix import Coded
+from quantcli.rounding.packed_matrix import PackedMatrix
 from quantcli.statistics.hessian import Hessian, Order
 from quantcli.workers import Workers
 
@@ -28,25 +28,25 @@ _CHUNK = 256
 
 
 def round_with_feedback(
-    fmt: BlockFormat, rows: Floats, hessian: Hessian, importance: Floats | None, crew: Workers,
-    settle: int = 0,
-) -> Coded:  # fmt: skip
+    fmt: BlockFormat, rows: Floats, hessian: Hessian, importance: Floats | None, pool: Workers,
+    block_sweeps: int = 0,
+) -> PackedMatrix:  # fmt: skip
     """Round ``rows`` (n, columns), float32, in the order of ``hessian``.
 
-    ``importance`` has a weight for each column, for the encoder's search for scales; ``settle``
-    sweeps go over each 256 columns, and with none this is GPTQ as it was published.
+    ``importance`` has a weight for each column, for the encoder's search for scales;
+    ``block_sweeps`` sweeps go over each 256 columns, and with none this is GPTQ as published.
     """
-    coded = Coded(fmt, rows)
-    ordered = hessian.keep_together(coded.grid.width)
+    matrix = PackedMatrix(fmt, rows)
+    ordered = hessian.keep_together(matrix.grid.width)
     if ordered.order is None:
-        _round_in_order(coded, ordered, importance, crew, settle)
+        _round_in_order(matrix, ordered, importance, pool, block_sweeps)
     else:
-        _round_sorted(coded, ordered, ordered.order, importance, crew)
-    return coded
+        _round_sorted(matrix, ordered, ordered.order, importance, pool)
+    return matrix
 
 
 def encode_columns(
-    fmt: BlockFormat, target: Floats, importance: Floats | None, crew: Workers
+    fmt: BlockFormat, target: Floats, importance: Floats | None, pool: Workers
 ) -> Bytes:
     """The encoder's own packed blocks of ``target`` (n, columns)."""
     packed = np.empty((len(target), fmt.row_bytes(target.shape[1])), np.uint8)
@@ -54,47 +54,51 @@ def encode_columns(
     def share(start: int, stop: int) -> None:
         native.encode(fmt, target[start:stop], importance, out=packed[start:stop])
 
-    crew.run(len(target), share)
+    pool.run(len(target), share)
     return packed
 
 
 def _find_parts(
-    coded: Coded, target: Floats, columns: slice, importance: Floats | None, crew: Workers
+    matrix: PackedMatrix, target: Floats, columns: slice, importance: Floats | None, pool: Workers
 ) -> Parts:
     important = None if importance is None else importance[columns]
-    return coded.split(encode_columns(coded.format, target, important, crew))
+    return matrix.split(encode_columns(matrix.format, target, important, pool))
 
 
 def _round_in_order(
-    coded: Coded, hessian: Hessian, importance: Floats | None, crew: Workers, settle: int
+    matrix: PackedMatrix,
+    hessian: Hessian,
+    importance: Floats | None,
+    pool: Workers,
+    block_sweeps: int,
 ) -> None:
     factor = hessian.factor
-    for index, columns in enumerate(coded.columns):
+    for index, columns in enumerate(matrix.columns):
         first = columns.start
-        weights = np.ascontiguousarray(coded.rows[:, columns])
-        target = weights + coded.errors[:, :first] @ factor[:first, columns]
-        parts = _find_parts(coded, target, columns, importance, crew)
+        weights = np.ascontiguousarray(matrix.rows[:, columns])
+        target = weights + matrix.errors[:, :first] @ factor[:first, columns]
+        parts = _find_parts(matrix, target, columns, importance, pool)
         part = hessian.part(columns)
-        parts, codes = coded.grid.round_panel(parts, target, weights, part, crew)
-        coded.set_codes(index, parts, codes)
-        if settle == 0:
+        parts, codes = matrix.grid.round_columns(parts, target, weights, part, pool)
+        matrix.set_codes(index, parts, codes)
+        if block_sweeps == 0:
             continue
         metric, pull = part.metric(columns.stop - first), target - weights
-        for _ in range(settle):
-            missed = pull + coded.errors[:, columns] @ part.factor
+        for _ in range(block_sweeps):
+            missed = pull + matrix.errors[:, columns] @ part.factor
             gradient = (missed * part.pivots) @ part.factor.T
-            coded.set_parts(index, coded.grid.sweep(coded.parts(index), metric, gradient, crew))
+            matrix.set_parts(index, matrix.grid.sweep(matrix.parts(index), metric, gradient, pool))
 
 
 def _round_sorted(
-    coded: Coded, hessian: Hessian, order: Order, importance: Floats | None, crew: Workers
+    matrix: PackedMatrix, hessian: Hessian, order: Order, importance: Floats | None, pool: Workers
 ) -> None:
-    rows, sub, grid = coded.rows, coded.lattice.sub, coded.grid
+    rows, sub, grid = matrix.rows, matrix.lattice.sub, matrix.grid
     found = [
-        _find_parts(coded, np.ascontiguousarray(rows[:, columns]), columns, importance, crew)
-        for columns in coded.columns
+        _find_parts(matrix, np.ascontiguousarray(rows[:, columns]), columns, importance, pool)
+        for columns in matrix.columns
     ]
-    both = [coded.steps(parts) for parts in found]
+    both = [matrix.steps(parts) for parts in found]
     steps, lows = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
     codes = np.empty((len(rows), rows.shape[1] // grid.group), np.int32)
     errors = np.zeros_like(rows)
@@ -105,8 +109,8 @@ def _round_sorted(
         target = weights + errors[:, :start] @ hessian.factor[:start, chunk]
         runs = chosen[:: grid.width] // sub
         codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = grid.feed_back(
-            grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], crew
+            grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], pool
         )
-    for index, columns in enumerate(coded.columns):
+    for index, columns in enumerate(matrix.columns):
         groups = slice(columns.start // grid.group, columns.stop // grid.group)
-        coded.set_codes(index, found[index], codes[:, groups])
+        matrix.set_codes(index, found[index], codes[:, groups])

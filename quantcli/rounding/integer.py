@@ -30,9 +30,9 @@ from quantcli.formats.integer import (
     fit_tensor,
     store_scales,
 )
-from quantcli.rounding.column_blocks import RUN, Panel, cut_panels
+from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
 from quantcli.rounding.options import Options
-from quantcli.rounding.packed_matrix import PANEL
+from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
 from quantcli.statistics.hessian import Hessian, Order, Slice
 from quantcli.workers import Workers
 
@@ -40,7 +40,7 @@ Zeros = NDArray[Any]
 
 
 def find_ranges(
-    rows: Floats, grid: IntegerGrid, importance: Floats | None, crew: Workers
+    rows: Floats, grid: IntegerGrid, importance: Floats | None, pool: Workers
 ) -> tuple[Floats, Zeros | None]:
     """Scales and zeros of least squared error, each (rows, groups); all equal for "tensor"."""
     count = len(rows)
@@ -58,12 +58,12 @@ def find_ranges(
         if zeros is not None and found[1] is not None:
             zeros[start:stop] = found[1]
 
-    crew.run(count, share)
+    pool.run(count, share)
     return scales, zeros
 
 
 def round_on_grid(
-    rows: Floats, grid: IntegerGrid, hessian: Hessian, importance: Floats | None, crew: Workers,
+    rows: Floats, grid: IntegerGrid, hessian: Hessian, importance: Floats | None, pool: Workers,
     options: Options,
 ) -> IntegerCodes:  # fmt: skip
     """Codes of ``rows`` (n, columns), float32, in the order of ``hessian``, after the sweeps.
@@ -71,26 +71,26 @@ def round_on_grid(
     ``importance`` has a weight for each column, for the search for ranges. Scales and zeros have
     a row for each row of the matrix; for strategy "tensor" all are equal.
     """
-    work = _Work.of(rows, grid, hessian, crew)
+    work = _Work.of(rows, grid, hessian, pool)
     if hessian.order is not None:
         _round_sorted(work, hessian.order, importance)
     else:
-        _round_in_order(work, importance, options.settle)
+        _round_in_order(work, importance, options.block_sweeps)
     for _ in range(options.sweeps_after(hessian)):
         _sweep(work)
     return IntegerCodes(work.codes, work.scales, work.zeros)
 
 
 def refine_on_grid(
-    coded: IntegerCodes, rows: Floats, grid: IntegerGrid, hessian: Hessian, crew: Workers
+    coded: IntegerCodes, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers
 ) -> IntegerCodes:
     """A sweep over codes, then scales and edges, from ``coded`` towards ``rows`` (n, columns)."""
-    work = _Work.of(rows, grid, hessian, crew)
+    work = _Work.of(rows, grid, hessian, pool)
     work.codes[:], work.scales[:] = coded.codes, coded.scales
     if work.zeros is not None and coded.zeros is not None:
         work.zeros[:] = coded.zeros
-    for panel in work.panels:
-        work.settle(panel.columns)
+    for block in work.blocks:
+        work.update_errors(block.columns)
     _sweep(work)
     return IntegerCodes(work.codes, work.scales, work.zeros)
 
@@ -102,17 +102,17 @@ class _Work:
     rows: Floats
     grid: IntegerGrid
     hessian: Hessian
-    crew: Workers
+    pool: Workers
     levels: Floats
     group: int
-    panels: list[Panel]
+    blocks: list[ColumnBlock]
     codes: Codes
     scales: Floats
     zeros: Zeros | None
     errors: Floats
 
     @classmethod
-    def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, crew: Workers) -> _Work:
+    def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers) -> _Work:
         count, columns = rows.shape
         groups = grid.groups(columns)
         levels = np.arange(grid.top + 1, dtype=np.float32)
@@ -122,7 +122,7 @@ class _Work:
             zeros = np.zeros((count, groups), kind)
         group = columns // groups
         return cls(
-            rows, grid, hessian, crew, levels, group, cut_panels(columns, group),
+            rows, grid, hessian, pool, levels, group, cut_column_blocks(columns, group),
             np.zeros(rows.shape, np.uint8), np.ones((count, groups), np.float32), zeros,
             np.zeros_like(rows),
         )  # fmt: skip
@@ -136,7 +136,7 @@ class _Work:
             return np.negative(self.zeros, dtype=np.float32)
         return self.scales * self.zeros.astype(np.float32)
 
-    def settle(self, columns: slice) -> None:
+    def update_errors(self, columns: slice) -> None:
         """Set the errors of ``columns``, part of one group or whole groups, from what is chosen."""
         first = columns.start // self.group
         last = -(-columns.stop // self.group)
@@ -195,62 +195,62 @@ class _Ahead:
         return (missed * self.part.pivots) @ self.part.factor[self._own(columns)].T
 
 
-def _round_in_order(work: _Work, importance: Floats | None, settle: int) -> None:
+def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -> None:
     factor = work.hessian.factor
-    moving = work.grid.strategy == "group" and work.group <= PANEL
+    moving = work.grid.strategy == "group" and work.group <= KERNEL_COLUMNS
     if not moving:
-        work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.crew)
-    for panel in work.panels:
-        columns, first = panel.columns, panel.columns.start
+        work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
+    for block in work.blocks:
+        columns, first = block.columns, block.columns.start
         weights = work.rows[:, columns]
         target = weights + work.errors[:, :first] @ factor[:first, columns]
         if moving:
             important = None if importance is None else importance[columns]
-            scales, zeros = find_ranges(target, work.grid, important, work.crew)
-            work.scales[:, panel.groups] = scales
+            scales, zeros = find_ranges(target, work.grid, important, work.pool)
+            work.scales[:, block.groups] = scales
             if work.zeros is not None:
-                work.zeros[:, panel.groups] = zeros
+                work.zeros[:, block.groups] = zeros
         part = work.hessian.part(columns)
         codes, _ = _feed_back(
-            work, RUN, panel.widen(target), panel.widen(weights), panel.widen_square(part.factor),
-            panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0),
+            work, RUN, block.widen(target), block.widen(weights), block.widen_square(part.factor),
+            block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0),
         )  # fmt: skip
-        work.codes[:, columns] = codes[:, panel.places]
-        work.settle(columns)
+        work.codes[:, columns] = codes[:, block.places]
+        work.update_errors(columns)
         ahead = _Ahead(work, part, first, target - weights)
-        for _ in range(settle):
-            _sweep_codes(work, panel, ahead)
+        for _ in range(block_sweeps):
+            _sweep_codes(work, block, ahead)
             if moving:
-                _refit(work, panel.groups, ahead)
+                _refit(work, block.groups, ahead)
 
 
 def _round_sorted(work: _Work, order: Order, importance: Floats | None) -> None:
-    work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.crew)
+    work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
     lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
     errors = np.zeros_like(work.rows)
-    for start in range(0, columns, PANEL):
-        chunk = slice(start, min(start + PANEL, columns))
+    for start in range(0, columns, KERNEL_COLUMNS):
+        chunk = slice(start, min(start + KERNEL_COLUMNS, columns))
         chosen = order[chunk]
-        panel = cut_panels(len(chosen), len(chosen))[0]
+        block = cut_column_blocks(len(chosen), len(chosen))[0]
         weights = work.rows[:, chosen]
         target = weights + errors[:, :start] @ factor[:start, chunk]
         codes, missed = _feed_back(
-            work, 1, panel.widen(target), panel.widen(weights),
-            panel.widen_square(factor[chunk, chunk]),
-            panel.widen(work.scales[:, chosen // work.group], 1),
-            panel.widen(lows[:, chosen // work.group]),
+            work, 1, block.widen(target), block.widen(weights),
+            block.widen_square(factor[chunk, chunk]),
+            block.widen(work.scales[:, chosen // work.group], 1),
+            block.widen(lows[:, chosen // work.group]),
         )  # fmt: skip
-        work.codes[:, chosen] = codes[:, panel.places]
-        errors[:, chunk] = missed[:, panel.places]
-    for panel in work.panels:
-        work.settle(panel.columns)
+        work.codes[:, chosen] = codes[:, block.places]
+        errors[:, chunk] = missed[:, block.places]
+    for block in work.blocks:
+        work.update_errors(block.columns)
 
 
 def _feed_back(
     work: _Work, run: int, target: Floats, weights: Floats, factor: Floats, steps: Floats,
     lows: Floats,
 ) -> tuple[Codes, Floats]:  # fmt: skip
-    """Codes and errors of a panel; steps and lows hold for runs of ``run`` columns."""
+    """Codes and errors of a block; steps and lows hold for runs of ``run`` columns."""
     codes, errors = np.empty(target.shape, np.uint8), np.empty(target.shape, np.float32)
 
     def share(start: int, stop: int) -> None:
@@ -260,38 +260,38 @@ def _feed_back(
             codes[part], errors[part],
         )  # fmt: skip
 
-    work.crew.run(len(target), share)
+    work.pool.run(len(target), share)
     return codes, errors
 
 
 def _sweep(work: _Work) -> None:
     """Every code, then every scale and edge, to the best given all others."""
     measure = _Whole(work)
-    for panel in work.panels:
-        _sweep_codes(work, panel, measure)
+    for block in work.blocks:
+        _sweep_codes(work, block, measure)
     _refit(work, slice(0, work.scales.shape[1]), measure)
 
 
-def _sweep_codes(work: _Work, panel: Panel, measure: _Measure) -> None:
-    """Every code of the panel to the best given all others, from left to right."""
-    columns, count = panel.columns, len(work.rows)
-    own = panel.widen_square(measure.curvature(columns))
-    sums = own.reshape(-1, RUN, panel.width).sum(axis=1)
-    gradient = panel.widen(measure.slope(columns))
-    codes = panel.widen(work.codes[:, columns])
-    steps, lows = panel.widen_groups(work.scales, 1), panel.widen_groups(work.lows, 0)
+def _sweep_codes(work: _Work, block: ColumnBlock, measure: _Measure) -> None:
+    """Every code of the block to the best given all others, from left to right."""
+    columns, count = block.columns, len(work.rows)
+    own = block.widen_square(measure.curvature(columns))
+    sums = own.reshape(-1, RUN, block.width).sum(axis=1)
+    gradient = block.widen(measure.slope(columns))
+    codes = block.widen(work.codes[:, columns])
+    steps, lows = block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0)
     ones = np.ones((count, 1), np.float32)
 
     def share(start: int, stop: int) -> None:
         part = slice(start, stop)
         _native.sweep(
-            work.levels, True, RUN, panel.width, False, (1, 1), (1, 1), own, sums,
+            work.levels, True, RUN, block.width, False, (1, 1), (1, 1), own, sums,
             gradient[part], False, codes[part], ones[part], steps[part], ones[part], lows[part],
         )  # fmt: skip
 
-    work.crew.run(count, share)
-    work.codes[:, columns] = codes[:, panel.places]
-    work.settle(columns)
+    work.pool.run(count, share)
+    work.codes[:, columns] = codes[:, block.places]
+    work.update_errors(columns)
 
 
 def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
@@ -304,11 +304,11 @@ def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
         elif work.grid.zero == "integer":
             along -= work.zeros[:, number, None].astype(np.float32)
         work.scales[:, number] = _improve(work, columns, along, work.scales[:, number], measure)
-        work.settle(columns)
+        work.update_errors(columns)
         if work.zeros is not None and work.grid.zero == "edge":
             ones = np.ones_like(along)
             work.zeros[:, number] = _improve(work, columns, ones, work.zeros[:, number], measure)
-            work.settle(columns)
+            work.update_errors(columns)
 
 
 def _improve(work: _Work, columns: slice, along: Floats, now: Floats, measure: _Measure) -> Floats:

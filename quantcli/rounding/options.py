@@ -14,7 +14,7 @@ FISHER_WINDOWS = 40
 """Windows whose gradients tell what outputs matter."""
 FEWEST_FISHER = 16
 """What the embedding needs in any case."""
-SETTLE = 2
+BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
 TUNE_STEPS = 150
 """Of training a layer."""
@@ -31,13 +31,13 @@ class Options:
     trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
     and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
     go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
-    ``settle`` sweeps go over some columns of a block format before the next are rounded.
+    ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
     """
 
     damping: float = DAMPING
     order: str = "natural"
     sweeps: int = 1
-    settle: int = SETTLE
+    block_sweeps: int = BLOCK_SWEEPS
     propagate: bool = False
     feedback: bool = True
     tune: bool = False
@@ -48,7 +48,7 @@ class Options:
 
     def sweeps_after(self, hessian: Hessian) -> int:
         """Sweeps over all columns; out of order there were none on the way, so they follow now."""
-        return self.sweeps + (self.settle if hessian.order is not None else 0)
+        return self.sweeps + (self.block_sweeps if hessian.order is not None else 0)
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""

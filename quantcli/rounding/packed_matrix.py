@@ -1,8 +1,8 @@
 """A matrix of packed rows as columns of blocks, with its codes open to change.
 
-`Coded` holds one `Parts` for each column of blocks, all rows together, so that a method can work
-on 32 to 256 columns at once with plain matrix products. What differs between weights that are coded
-one by one and groups that are points of a grid is in `Scalars` and `Points`.
+`PackedMatrix` holds one `Parts` for each column block, all rows together, so that a method can work
+on 32 to 256 columns at once with plain matrix products. Weights that are coded one by one and
+groups that are points of a grid differ in `ScalarCodebook` and `VectorCodebook`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES, Parts
 from quantcli.formats.search import Codes
-from quantcli.rounding.scalar_codebook import Scalars
-from quantcli.rounding.vector_codebook import Points
+from quantcli.rounding.scalar_codebook import ScalarCodebook
+from quantcli.rounding.vector_codebook import VectorCodebook
 
-PANEL = 256
+KERNEL_COLUMNS = 256
 """Columns that the kernels take at once: one super-block, or several smaller blocks."""
 
 
@@ -27,17 +27,17 @@ def has_lattice(format_name: str) -> bool:
     return format_name in LATTICES or format_name in CODEBOOKS
 
 
-def _grid(fmt: BlockFormat) -> Scalars | Points:
+def _grid(fmt: BlockFormat) -> ScalarCodebook | VectorCodebook:
     if fmt.name in CODEBOOKS:
-        return Points.of(CODEBOOKS[fmt.name])
-    return Scalars.of(LATTICES[fmt.name])
+        return VectorCodebook.of(CODEBOOKS[fmt.name])
+    return ScalarCodebook.of(LATTICES[fmt.name])
 
 
-class Coded:
-    """Rows in a block format as `Parts` of panels of columns.
+class PackedMatrix:
+    """Rows in a block format as `Parts` of column blocks.
 
-    A panel holds ``rows * blocks`` blocks, those of a row together. ``errors`` is weights less
-    values, float32 (rows, columns), and is kept up to date.
+    A column block holds ``rows * blocks`` blocks, those of a row together. ``errors`` is weights
+    less values, float32 (rows, columns), and is kept up to date.
     """
 
     def __init__(self, fmt: BlockFormat, rows: Floats) -> None:
@@ -47,40 +47,42 @@ class Coded:
         self.rows = rows
         self.errors = np.zeros_like(rows)
         count = rows.shape[1]
-        self.columns = [slice(i, min(i + PANEL, count)) for i in range(0, count, PANEL)]
+        self.columns = [
+            slice(i, min(i + KERNEL_COLUMNS, count)) for i in range(0, count, KERNEL_COLUMNS)
+        ]
         self._parts: list[Parts | None] = [None] * len(self.columns)
 
     def parts(self, index: int) -> Parts:
-        """The parts of panel ``index``, which must have been set."""
+        """The parts of column block ``index``, which must have been set."""
         found = self._parts[index]
         if found is None:
-            raise ValueError(f"panel {index} has not been rounded")
+            raise ValueError(f"column block {index} has not been rounded")
         return found
 
     def split(self, packed: Bytes) -> Parts:
-        """Parts of a panel's packed rows."""
+        """Parts of a column block's packed rows."""
         return self.lattice.split(packed.reshape(-1, self.format.nbytes))
 
     def unpack(self, packed: Bytes) -> None:
-        """Set all panels from whole packed rows."""
+        """Set all column blocks from whole packed rows."""
         for index, columns in enumerate(self.columns):
             start, stop = (self.format.row_bytes(n) for n in (columns.start, columns.stop))
             self.set_parts(index, self.split(np.ascontiguousarray(packed[:, start:stop])))
 
     def steps(self, parts: Parts) -> tuple[Floats, Floats]:
-        """A panel's steps and minimums, each (rows, columns / sub)."""
+        """A column block's steps and minimums, each (rows, columns / sub)."""
         step, low = self.lattice.steps(parts)
         return step.reshape(len(self.rows), -1), low.reshape(len(self.rows), -1)
 
     def set_parts(self, index: int, parts: Parts) -> None:
-        """Set a panel, and the errors of its columns as they will be decoded."""
+        """Set a column block, and the errors of its columns as they will be decoded."""
         columns = self.columns[index]
         self._parts[index] = parts
         values = self.lattice.values(parts).reshape(len(self.rows), -1)
         np.subtract(self.rows[:, columns], values, out=self.errors[:, columns])
 
     def set_codes(self, index: int, parts: Parts, codes: Codes) -> None:
-        """Set a panel to ``codes`` (rows, columns / group) under the scales of ``parts``.
+        """Set a column block to ``codes`` (rows, columns / group) under the scales of ``parts``.
 
         Where a scale is zero the code says nothing, and the one of ``parts`` stays.
         """

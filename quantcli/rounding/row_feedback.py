@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from quantcli.formats.base import Bytes, Floats
-from quantcli.rounding.codecs import Form
+from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import Hessian, Order
-from quantcli.statistics.output_fisher import Outputs, cut_strips
+from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 
 _SHARE = 32
@@ -26,8 +26,8 @@ _LEAST = 8
 
 
 def round_by_rows(
-    form: Form, rows: Floats, hessian: Hessian, importance: Floats, outputs: Outputs,
-    options: Options, crew: Workers,
+    codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, outputs: OutputFisher,
+    options: Options, pool: Workers,
 ) -> Bytes:  # fmt: skip
     """Packed rows of ``rows`` (n, columns), float32, rounded under both Hessians."""
     packed: Bytes | None = None
@@ -36,8 +36,8 @@ def round_by_rows(
         if order is None:
             raise ValueError("the outputs' Hessian has no order")
         found = _round_strip(
-            form, np.ascontiguousarray(rows[strip][order]), hessian, importance,
-            fisher, order, options, crew,
+            codec, np.ascontiguousarray(rows[strip][order]), hessian, importance,
+            fisher, order, options, pool,
         )  # fmt: skip
         if packed is None:
             packed = np.empty((len(rows), found.shape[1]), np.uint8)
@@ -48,8 +48,8 @@ def round_by_rows(
 
 
 def _round_strip(
-    form: Form, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
-    order: Order, options: Options, crew: Workers,
+    codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
+    order: Order, options: Options, pool: Workers,
 ) -> Bytes:  # fmt: skip
     """Packed rows of a strip, in the order of ``fisher``."""
     size = max(_LEAST, len(rows) // _SHARE // _LEAST * _LEAST)
@@ -61,8 +61,8 @@ def _round_strip(
         before = slice(0, group.start)
         lost = fisher.factor[before, group].T @ errors[before]
         aim = np.ascontiguousarray(rows[group] + lost)
-        packed = form.descend(aim, hessian, importance, first, crew)
-        errors[group] = rows[group] - form.decode(packed)
+        packed = codec.descend(aim, hessian, importance, first, pool)
+        errors[group] = rows[group] - codec.decode(packed)
         parts.append(packed)
     if options.sweeps == 0:
         return np.concatenate(parts)
@@ -70,6 +70,6 @@ def _round_strip(
         tied = fisher.matrix[np.ix_(order[group], order)]
         share = np.linalg.solve(tied[:, group], tied)
         aim = np.asarray(rows[group] + (share @ errors - errors[group]), np.float32)
-        parts[number] = form.refine(parts[number], aim, hessian, crew)
-        errors[group] = rows[group] - form.decode(parts[number])
+        parts[number] = codec.refine(parts[number], aim, hessian, pool)
+        errors[group] = rows[group] - codec.decode(parts[number])
     return np.concatenate(parts)

@@ -20,7 +20,7 @@ from quantcli.formats import get_format
 from quantcli.formats.base import Bytes
 from quantcli.rounding.block_scales import write_factors
 from quantcli.rounding.options import Outcome
-from quantcli.rounding.trained_scales import Changes, Overlay, overlay_path
+from quantcli.rounding.trained_scales import ScaleChanges, TrainedScales, trained_path
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
 from quantcli.types import Declared
@@ -34,8 +34,8 @@ class EncodedStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.changes: Changes | None = None
-        self.overlay: Overlay | None = None
+        self.changes: ScaleChanges | None = None
+        self.trained: TrainedScales | None = None
         self._files: list[StoredFile] = []
         self._places: dict[str, tuple[StoredFile, int, tuple[int, ...]]] = {}
         self._formats: dict[str, str] = {}
@@ -94,19 +94,19 @@ class EncodedStore:
         fmt = get_format(self._formats[name])
         return write_factors(fmt, packed, changes.read_factors(name, start, stop))
 
-    def open_overlay(self) -> bool:
-        """Lay a finished training's file over the tensors; False where there is none."""
-        if not overlay_path(self._folder).is_file():
+    def open_trained(self) -> bool:
+        """Take up the scales of a finished training; False where there is none."""
+        if not trained_path(self._folder).is_file():
             return False
-        self.changes = self.overlay = Overlay(self._folder)
+        self.changes = self.trained = TrainedScales(self._folder)
         return True
 
     def close(self) -> None:
         """Release the files."""
         for file in self._files:
             file.close()
-        if self.overlay is not None:
-            self.overlay.close()
+        if self.trained is not None:
+            self.trained.close()
         self._files.clear()
 
     def _path(self, layer: int) -> Path:

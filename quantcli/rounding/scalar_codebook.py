@@ -15,7 +15,7 @@ from quantcli.workers import Workers
 
 
 @dataclass(frozen=True)
-class Scalars:
+class ScalarCodebook:
     """A scalar lattice, and its levels in rising order for the kernels."""
 
     lattice: Lattice
@@ -28,27 +28,27 @@ class Scalars:
     group = width = 1
 
     @classmethod
-    def of(cls, lattice: Lattice) -> Scalars:
+    def of(cls, lattice: Lattice) -> ScalarCodebook:
         """Those of ``lattice``; of equal levels the first code is taken."""
         levels, first = np.unique(lattice.levels, return_index=True)
         uniform = bool((np.diff(levels) == 1).all())
         ranks = np.searchsorted(levels, lattice.levels).astype(np.uint8)
         return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32), ranks)
 
-    def round_panel(
-        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    def round_columns(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, pool: Workers
     ) -> tuple[Parts, Codes]:
-        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+        """Codes of a column block, rounded in order with error feedback, and their scales.
 
         Shapes: target, weights (n, columns). The scales are those of ``parts``.
         """
         steps, lows = (runs.reshape(len(target), -1) for runs in self.lattice.steps(parts))
-        codes, _ = self.feed_back(self.lattice.sub, target, weights, part, steps, lows, crew)
+        codes, _ = self.feed_back(self.lattice.sub, target, weights, part, steps, lows, pool)
         return parts, codes
 
     def feed_back(
         self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
-        crew: Workers,
+        pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         """Codes and errors of a block of columns, rounded in order with feedback among them.
 
@@ -66,15 +66,16 @@ class Scalars:
                 steps[start:stop], lows[start:stop], codes[start:stop], errors[start:stop],
             )  # fmt: skip
 
-        crew.run(len(target), share)
+        pool.run(len(target), share)
         return self.order[codes], errors
 
     def sweep(
-        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
+        self, parts: Parts, hessian: Floats, gradient: Floats, pool: Workers, *, scales: bool = True
     ) -> Parts:
-        """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
+        """Parts after a sweep over a column block.
 
-        Shapes: hessian (columns, columns), the panel's own; gradient (n, columns).
+        ``gradient`` (n, columns) is the errors times the whole Hessian, ``hessian``
+        (columns, columns) the column block's own.
         """
         lattice, rows = self.lattice, len(gradient)
         runs = hessian.shape[0] // lattice.sub
@@ -97,7 +98,7 @@ class Scalars:
                 None if low is None else low[part], None if lows is None else lows[part],
             )  # fmt: skip
 
-        crew.run(rows, share)
+        pool.run(rows, share)
         return Parts(
             d.reshape(-1),
             numbers.reshape(parts.scales.shape).astype(np.int32),

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Bytes, Floats
-from quantcli.rounding.codecs import Form
+from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.row_feedback import round_by_rows
 from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import Outputs
+from quantcli.statistics.output_fisher import OutputFisher
 from quantcli.workers import Workers
 
 Mean = NDArray[np.float32]
@@ -48,7 +48,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class MatrixStatistics:
     """What is known of one matrix's inputs: the factored fit, and means of x x^T.
 
     ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
@@ -59,7 +59,7 @@ class Statistics:
     held_out: Mean
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
-    outputs: Outputs | None = None
+    outputs: OutputFisher | None = None
     """What predictions make of the outputs; None where all count alike."""
 
     @property
@@ -67,7 +67,7 @@ class Statistics:
         """Mean squares of the inputs, one per column."""
         return np.ascontiguousarray(self.fit.diagonal(), np.float32)
 
-    def cost(self, errors: Floats, outputs: Outputs | None) -> float:
+    def cost(self, errors: Floats, outputs: OutputFisher | None) -> float:
         """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
         if outputs is None:
             return output_error(errors, self.held_out)
@@ -86,30 +86,30 @@ class Rounded:
 
 
 def round_matrix(
-    form: Form, rows: Floats, statistics: Statistics, options: Options, crew: Workers
+    codec: WeightCodec, rows: Floats, statistics: MatrixStatistics, options: Options, pool: Workers
 ) -> Rounded:
     """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
     aim = rows
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
-    plain = form.encode(rows, statistics.importance, crew)
-    outputs = statistics.outputs if form.by_rows else None
+    plain = codec.encode(rows, statistics.importance, pool)
+    outputs = statistics.outputs if codec.by_rows else None
     scale = statistics.cost(rows, outputs)
 
     def loss(packed: Bytes) -> float:
-        errors = aim - form.decode(packed)
+        errors = aim - codec.decode(packed)
         return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
 
     before = loss(plain)
     if not options.feedback:
         return Rounded(plain, before, before, kept=False)
-    if not form.has_codes:
+    if not codec.has_codes:
         return Rounded(plain, before, before, kept=True)
     hessian, importance = statistics.hessian, statistics.importance
     if outputs is None:
-        packed = form.descend(aim, hessian, importance, options, crew)
+        packed = codec.descend(aim, hessian, importance, options, pool)
     else:
-        packed = round_by_rows(form, aim, hessian, importance, outputs, options, crew)
+        packed = round_by_rows(codec, aim, hessian, importance, outputs, options, pool)
     after = loss(packed)
     if after <= before:
         return Rounded(packed, before, after, kept=False)
@@ -117,8 +117,8 @@ def round_matrix(
 
 
 def round_tensor(
-    name: str, form: Form, matrices: int, read: Callable[[int], Floats],
-    statistics: Callable[[int], Statistics | None], options: Options, crew: Workers,
+    name: str, codec: WeightCodec, matrices: int, read: Callable[[int], Floats],
+    statistics: Callable[[int], MatrixStatistics | None], options: Options, pool: Workers,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
     """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
     parts, before, after, kept = [], 0.0, 0.0, 0
@@ -126,16 +126,16 @@ def round_tensor(
         rows = read(matrix)
         known = statistics(matrix)
         if known is None:
-            parts.append(form.encode(rows, np.ones(rows.shape[1], np.float32), crew))
+            parts.append(codec.encode(rows, np.ones(rows.shape[1], np.float32), pool))
             kept += 1
             continue
-        found = round_matrix(form, rows, known, options, crew)
+        found = round_matrix(codec, rows, known, options, pool)
         parts.append(found.packed)
         before += found.before
         after += found.after
         kept += found.kept
-    method = "gptq" if options.feedback and form.has_codes else "importance"
+    method = "gptq" if options.feedback and codec.has_codes else "importance"
     outcome = Outcome(
-        name, form.name, method, before / matrices, after / matrices, matrices, kept
+        name, codec.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip
     return np.concatenate(parts), outcome

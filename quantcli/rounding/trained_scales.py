@@ -1,8 +1,8 @@
 """What training changed of a model whose codes stay: factors of blocks, norms and biases.
 
-An `Overlay` lies over the packed rows in a run's store. It is one file in the run's folder, about
-a hundredth of the model, that appears whole or not at all; with it stands what training was worth,
-so that a run that continues knows that it is done, and with what.
+`TrainedScales` replace those in the packed rows of a run's store. They are one file in the run's
+folder, about a hundredth of the model, that appears whole or not at all; it also holds the gain of
+training, so that a resumed run knows that training is done, and with what result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FILE = "end-to-end.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class TrainingGain:
     """Mean KL divergence on the held-out windows, before and after ``steps`` steps.
 
     ``after`` is that of what is stored: ``before``, where nothing better was found. ``stopped`` is
@@ -65,7 +65,7 @@ class Worth:
         }
 
 
-class Changes(Protocol):
+class ScaleChanges(Protocol):
     """Values that stand in place of those in the packed rows."""
 
     @property
@@ -83,19 +83,19 @@ class Changes(Protocol):
         """Factors of the rows ``start:stop`` of a tensor of ``factors``."""
 
 
-def overlay_path(folder: Path) -> Path:
-    """Where the overlay of a run's folder lies."""
+def trained_path(folder: Path) -> Path:
+    """The file of trained scales in a run's folder."""
     return folder / _FILE
 
 
-def save_overlay(folder: Path, changes: Changes | None, worth: Worth) -> None:
+def save_trained(folder: Path, changes: ScaleChanges | None, gain: TrainingGain) -> None:
     """Write ``changes``, or that there are none."""
     vectors = {} if changes is None else changes.vectors
     factors = {} if changes is None else changes.factors
     tensors = [Declared(name, "F16", shape) for name, shape in factors.items()]
     tensors += [Declared(name, "F32", shape) for name, shape in vectors.items()]
-    layout = lay_out({"worth": json.dumps(asdict(worth))}, tensors)
-    path = overlay_path(folder)
+    layout = lay_out({"gain": json.dumps(asdict(gain))}, tensors)
+    path = trained_path(folder)
     with AtomicFiles({path: layout.size}, force=True) as file:
         file.write(path, 0, layout.header)
         if changes is not None:
@@ -107,13 +107,13 @@ def save_overlay(folder: Path, changes: Changes | None, worth: Worth) -> None:
         file.publish()
 
 
-class Overlay:
-    """A saved overlay; `close` releases the file."""
+class TrainedScales:
+    """Trained scales in their file; `close` releases the file."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = StoredFile(overlay_path(folder))
+        self._file = StoredFile(trained_path(folder))
         self._header = parse_header(self._file)
-        self.worth = Worth(**json.loads(self._header.metadata["worth"]))
+        self.gain = TrainingGain(**json.loads(self._header.metadata["gain"]))
         tensors = self._header.tensors.items()
         self.vectors = {name: info.shape for name, info in tensors if info.dtype == "F32"}
         self.factors = {name: info.shape for name, info in tensors if info.dtype == "F16"}

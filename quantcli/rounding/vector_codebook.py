@@ -23,7 +23,7 @@ SPREAD = 3
 
 
 @dataclass(frozen=True)
-class Points:
+class VectorCodebook:
     """A codebook's lattice, and its grid as the kernels take it: patterns of half groups."""
 
     lattice: CodebookLattice
@@ -35,7 +35,7 @@ class Points:
     """The points' squared levels, shape (points, group)."""
 
     @classmethod
-    def of(cls, lattice: CodebookLattice) -> Points:
+    def of(cls, lattice: CodebookLattice) -> VectorCodebook:
         """Those of ``lattice``."""
         points = lattice.points
         first, one = np.unique(points[:, : lattice.group // 2], axis=0, return_inverse=True)
@@ -62,24 +62,24 @@ class Points:
         """Squared lengths of the points under a diagonal metric, shape (groups, points)."""
         return np.ascontiguousarray(diagonal.reshape(-1, self.group) @ self.squares.T)
 
-    def round_panel(
-        self, parts: Parts, target: Floats, weights: Floats, part: Slice, crew: Workers
+    def round_columns(
+        self, parts: Parts, target: Floats, weights: Floats, part: Slice, pool: Workers
     ) -> tuple[Parts, Codes]:
-        """Codes of a panel, rounded in order with feedback among its columns, and their scales.
+        """Codes of a column block, rounded in order with error feedback, and their scales.
 
         Shapes: target, weights (n, columns). Each scale is the best for what it is given of those
         near the one in ``parts``.
         """
         scales = np.array(parts.scales, np.float32).reshape(len(target), -1)
         codes, _ = self._feed_back(
-            self.lattice.sub, SPREAD, target, weights, part, parts.d, scales, crew
+            self.lattice.sub, SPREAD, target, weights, part, parts.d, scales, pool
         )
         found = scales.astype(np.int32).reshape(parts.scales.shape)
         return replace(parts, scales=found), codes
 
     def feed_back(
         self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
-        crew: Workers,
+        pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         """Codes and errors of a block of columns, rounded in order with feedback among them.
 
@@ -87,11 +87,11 @@ class Points:
         ``lows`` are zero.
         """
         ones = np.ones(len(target), np.float32)
-        return self._feed_back(sub, 0, target, weights, part, ones, steps.copy(), crew)
+        return self._feed_back(sub, 0, target, weights, part, ones, steps.copy(), pool)
 
     def _feed_back(
         self, sub: int, spread: int, target: Floats, weights: Floats, part: Slice, d: Floats,
-        scales: Floats, crew: Workers,
+        scales: Floats, pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         codes = np.empty((len(target), target.shape[1] // self.group), np.int32)
         errors = np.empty(target.shape, np.float32)
@@ -107,15 +107,16 @@ class Points:
                 d[start:stop], scales[start:stop], codes[start:stop], errors[start:stop],
             )  # fmt: skip
 
-        crew.run(len(target), share)
+        pool.run(len(target), share)
         return codes, errors
 
     def sweep(
-        self, parts: Parts, hessian: Floats, gradient: Floats, crew: Workers, *, scales: bool = True
+        self, parts: Parts, hessian: Floats, gradient: Floats, pool: Workers, *, scales: bool = True
     ) -> Parts:
-        """Parts after a sweep over a panel; ``gradient`` is the errors times the whole Hessian.
+        """Parts after a sweep over a column block.
 
-        Shapes: hessian (columns, columns), the panel's own; gradient (n, columns).
+        ``gradient`` (n, columns) is the errors times the whole Hessian, ``hessian``
+        (columns, columns) the column block's own.
         """
         lattice, rows = self.lattice, len(gradient)
         codes = np.array(parts.codes, np.int32).reshape(rows, -1)
@@ -130,7 +131,7 @@ class Points:
                 gradient[part], scales, codes[part], d[part], numbers[part],
             )  # fmt: skip
 
-        crew.run(rows, share)
+        pool.run(rows, share)
         return Parts(
             d.reshape(-1),
             numbers.reshape(parts.scales.shape).astype(np.int32),

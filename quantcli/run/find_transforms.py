@@ -20,8 +20,12 @@ from quantcli.run.job import MethodJob
 from quantcli.run.methods import Chain
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
-from quantcli.statistics.input_statistics import Measured, TransformedMeasured, transform_importance
-from quantcli.statistics.statistics_file import Statistics
+from quantcli.statistics.input_statistics import (
+    InputStatistics,
+    TransformedStatistics,
+    transform_importance,
+)
+from quantcli.statistics.statistics_file import StatisticsFile
 from quantcli.transforms.chain import (
     Chained,
     Settings,
@@ -77,7 +81,7 @@ def find_transforms(
         for event in execute(job):
             if not isinstance(event, Calibrated):
                 yield event
-        with Statistics(stats_path(path)) as measured:
+        with StatisticsFile(stats_path(path)) as measured:
             found = transform_model(model, chain.transforms, grids, measured, settings)
             importance = read_importance(path) if settings.weighted and not chain.rounds else None
             yield from _finish(found, importance, measured)
@@ -112,7 +116,9 @@ def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
 
 
 def _finish(
-    events: Iterator[Event], importance: Importance | None = None, measured: Measured | None = None
+    events: Iterator[Event],
+    importance: Importance | None = None,
+    measured: InputStatistics | None = None,
 ) -> Iterator[Event]:
     for event in events:
         if not isinstance(event, Chained):
@@ -121,5 +127,5 @@ def _finish(
         for transform in event.transforms:
             if importance is not None and measured is not None:
                 importance = transform_importance(importance, transform, measured)
-                measured = TransformedMeasured(measured, transform)
+                measured = TransformedStatistics(measured, transform)
         yield Moved(event.model, importance)

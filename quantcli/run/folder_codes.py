@@ -17,7 +17,7 @@ from quantcli.artifacts.folder_job import FolderJob
 from quantcli.artifacts.gguf_file import SLAB_BYTES
 from quantcli.formats.base import Bytes
 from quantcli.formats.integer import IntegerCodes
-from quantcli.rounding.codecs import GridForm
+from quantcli.rounding.codecs import GridCodec
 from quantcli.rounding.nearest import CodeSource, RoundToNearest
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.transforms.checkpoint_view import piece_rows
@@ -29,7 +29,7 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
     scheme = job.plan.scheme
     if scheme is None:
         raise ValueError("the plan has no integer grid")
-    form = GridForm(scheme.grid, scheme.label)
+    codec = GridCodec(scheme.grid, scheme.label)
     nearest = RoundToNearest(job.plan, job.model.store, None, SLAB_BYTES)
     places: defaultdict[str, list[tuple[str, int, Piece]]] = defaultdict(list)
     for tensor in job.model.tensors:
@@ -57,7 +57,7 @@ def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
             packed[low - first : high - first] = span[own - own.min()]
         if packed is None:
             raise ValueError(f"{matrix.source} has rows that are in no GGUF tensor")
-        found = form.unpack(packed)
+        found = codec.unpack(packed)
         if scheme.grid.strategy != "tensor":
             return found
         zeros = None if found.zeros is None else found.zeros[:1]

@@ -19,7 +19,7 @@ from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
-from quantcli.rounding.codecs import find_forms
+from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layers import Work, round_model
@@ -104,8 +104,8 @@ def begin(
 ) -> Encoding:  # fmt: skip
     """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
     options.check()
-    forms, every = find_forms(plan)
-    if not forms:
+    codecs, every = find_codecs(plan)
+    if not codecs:
         raise PlanError(
             f"{plan.label} quantizes nothing that a method could round",
             hint="leave --method out, or choose another type",
@@ -115,7 +115,7 @@ def begin(
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    work = Work(run, forms, options, every, gradients or folder)
+    work = Work(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Encoding(work, checkpoint, EncodedStore(folder), job.random_windows)
@@ -151,7 +151,7 @@ def rounded(encoding: Encoding) -> Iterator[Event]:
     if encoding.checkpoint.done:
         yield Note(f"continuing after layer {encoding.checkpoint.done - 1}")
     yield from round_model(encoding.work, encoding.checkpoint, encoding.store)
-    missing = [name for name in encoding.work.forms if name not in encoding.store]
+    missing = [name for name in encoding.work.codecs if name not in encoding.store]
     if missing:
         raise SourceError(
             f"the model never multiplied with {missing[0]}, so no method can round it",

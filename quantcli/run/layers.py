@@ -26,25 +26,24 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
-from quantcli.layerwise.stream import Stream, in_bytes, matrix_reader, open_stream
-from quantcli.rounding.codecs import Form
+from quantcli.layerwise.stream import Stream, matrix_reader, open_stream
+from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import FEWEST_FISHER, Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.tensor import Statistics, round_tensor
+from quantcli.rounding.tensor import MatrixStatistics, round_tensor
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
-    Gradients,
-    Sensitivity,
+    EmbeddingFisher,
+    LayerGradients,
     choose_windows,
     embedding_scale,
     measure_gradients,
     own_call,
     run_backwards,
 )
-from quantcli.statistics.layer_hessians import Sums
-from quantcli.statistics.output_fisher import Gradients as OutputGradients
-from quantcli.statistics.output_fisher import Outputs
+from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
 from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.training.tune import Layer, tune_layer
 from quantcli.types import Event, OutputTensor, Progress
@@ -56,12 +55,12 @@ EMBEDDING_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be rounded: the calibration run, forms by tensor, the options."""
+    """What is to be rounded: the calibration run, codecs by tensor, the options."""
 
     run: Run
-    forms: Mapping[str, Form]
+    codecs: Mapping[str, WeightCodec]
     options: Options
-    every_form: Mapping[str, Form]
+    every_codec: Mapping[str, WeightCodec]
     """Also of tensors that no product meets, such as embeddings."""
     gradients: Path
     """The folder that gradients are in, or will be."""
@@ -70,7 +69,7 @@ class Work:
     def identity(self) -> dict[str, object]:
         """What must be the same for a run to be continued, by what to call it."""
         plan = json.dumps(
-            {name: form.identity for name, form in self.every_form.items()}, sort_keys=True
+            {name: codec.identity for name, codec in self.every_codec.items()}, sort_keys=True
         )
         return {
             **self.run.identity,
@@ -80,7 +79,7 @@ class Work:
 
 
 def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
-    """Round every tensor of ``work.forms`` that a Hessian can be had for, into ``store``.
+    """Round every tensor of ``work.codecs`` that a Hessian can be had for, into ``store``.
 
     Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
     """
@@ -89,17 +88,17 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
     for layer in range(checkpoint.done):
         store.load(layer)
     with ExitStack() as stack:
-        crew = stack.enter_context(workers(run.threads))
+        pool = stack.enter_context(workers(run.threads))
         # A layer that is tuned needs its windows' inputs after they went through it.
         memory = 0 if work.options.tune else run.max_memory
         stream = stack.enter_context(open_stream(run, run.model, run.folder, checkpoint, memory))
-        layers = _Layers(work, stream, checkpoint, store, crew)
+        layers = _Layers(work, stream, checkpoint, store, pool)
         # First of all, so that a quantized prefix begins with what it will begin with.
         yield from layers.embedding()
         if work.options.propagate:
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
-            model = quantized_model(run.model, work.every_form, store)
+            model = quantized_model(run.model, work.every_codec, store)
             prefix = open_stream(run, model, folder, checkpoint, run.max_memory)
             layers.prefix = stack.enter_context(prefix)
         count = len(stream.skeleton.layers)
@@ -108,9 +107,8 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         if checkpoint.done == count:
             yield from layers.head()
         if work.options.e2e:
-            task = Task(run, work.every_form, store, stream.skeleton, stream.states.get)
-            steps = train_end_to_end(task, work.options.e2e_steps)
-            yield from in_bytes(steps, layers.bytes)
+            task = Task(run, work.every_codec, store, stream.skeleton, stream.states.get)
+            yield from train_end_to_end(task, work.options.e2e_steps)
 
 
 @dataclass
@@ -119,7 +117,7 @@ class _Layers:
     stream: Stream
     checkpoint: Checkpoint
     store: EncodedStore
-    crew: Workers
+    pool: Workers
     prefix: Stream | None = None
 
     def __post_init__(self) -> None:
@@ -128,7 +126,7 @@ class _Layers:
         self._starts = layer_starts(self.work.run.model, self.skeleton)
         windows = max(self.work.options.fisher_windows, FEWEST_FISHER)
         numbers = choose_windows(len(self.work.run.windows.ids), windows)
-        self.gradients = Gradients(self.work.gradients, numbers)
+        self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False
 
     def run(self, index: int) -> Iterator[Event]:
@@ -154,7 +152,7 @@ class _Layers:
         self.checkpoint.commit(index + 1, turn)
 
     def _pass(
-        self, index: int, number: int, weights: Mapping[str, torch.Tensor], sums: Sums
+        self, index: int, number: int, weights: Mapping[str, torch.Tensor], sums: HessianAccumulator
     ) -> None:
         """One window through the layer's original weights, from both streams' inputs."""
         sums.next_window(number)
@@ -169,7 +167,7 @@ class _Layers:
 
     def _outputs(
         self, index: int, weights: Mapping[str, torch.Tensor]
-    ) -> Generator[Event, None, dict[str, Outputs]]:
+    ) -> Generator[Event, None, dict[str, OutputFisher]]:
         """What predictions make of the outputs of a layer that is filled, by tensor."""
         options = self.work.options
         if not (options.feedback and options.fisher_windows):
@@ -177,10 +175,10 @@ class _Layers:
         yield from self._measure()
         rows = {
             name: self.tensors[name].shape[-2]
-            for name, form in self.work.forms.items()
-            if form.by_rows and _shares_outputs(self.tensors[name])
+            for name, codec in self.work.codecs.items()
+            if codec.by_rows and _shares_outputs(self.tensors[name])
         }
-        found = OutputGradients(self.skeleton.parameters.uses, rows)
+        found = OutputGradientAccumulator(self.skeleton.parameters.uses, rows)
         call = own_call(self.stream.calls[index])
         for number, gradient in self.gradients.of(index, self.skeleton):
             with GradientTap(weights, found.observe):
@@ -208,7 +206,7 @@ class _Layers:
         ways = yield from self._embedding_ways()
         hessian = prepare_hessian(ways.fit, EMBEDDING_DAMPING, self.work.options.order)
         fit, held_out = (np.asarray(part, np.float32) for part in (ways.fit, ways.held_out))
-        known = Statistics(hessian, fit, held_out)
+        known = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: known)
 
     def head(self) -> Iterator[Event]:
@@ -243,33 +241,28 @@ class _Layers:
         return bool(self.skeleton.embedding_name == self.skeleton.head_name)
 
     def _measure(self) -> Iterator[Event]:
-        """Gradients of all layers, once for the run."""
+        """LayerGradients of all layers, once for the run."""
         if not self._measured:
-            found = measure_gradients(self.skeleton, self.work.run.windows.ids, self.gradients)
-            yield from in_bytes(found, self.bytes)
+            ids = self.work.run.windows.ids
+            yield from measure_gradients(self.skeleton, ids, self.gradients)
             self._measured = True
 
-    def _embedding_ways(self) -> Generator[Event, None, Sensitivity]:
+    def _embedding_ways(self) -> Generator[Event, None, EmbeddingFisher]:
         """How much directions of the embedding matter, in units of its rows."""
         yield from self._measure()
         ways = self.gradients.embedding()
         scale = embedding_scale(self.skeleton, self.work.run.windows.ids[0]) ** 2
-        return Sensitivity(ways.fit * scale, ways.held_out * scale)
-
-    @property
-    def bytes(self) -> int:
-        """The model's, which progress is told in."""
-        return self._starts[-1]
+        return EmbeddingFisher(ways.fit * scale, ways.held_out * scale)
 
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
         targets = self.skeleton.parameters.targets(parameter, 0)
         name = targets[0][0].name if targets else ""
-        return name if name in self.work.forms else None
+        return name if name in self.work.codecs else None
 
     @contextmanager
-    def _sums(self, place: str) -> Iterator[Sums]:
-        sums = Sums(
+    def _sums(self, place: str) -> Iterator[HessianAccumulator]:
+        sums = HessianAccumulator(
             self.skeleton.parameters.targets, self.work.run.folder, place, self.work.options
         )
         try:
@@ -278,30 +271,30 @@ class _Layers:
             sums.close()
 
     def _round(
-        self, layer: int, names: Sequence[str], known: Callable[[str, int], Statistics | None],
-        *, tune: bool = False,
+        self, layer: int, names: Sequence[str],
+        known: Callable[[str, int], MatrixStatistics | None], *, tune: bool = False,
     ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
         for name in names:
-            if name not in self.work.forms:
+            if name not in self.work.codecs:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.forms[name], _matrices(tensor),
+                name, self.work.codecs[name], _matrices(tensor),
                 matrix_reader(self.work.run.model, tensor), partial(known, name),
-                self.work.options, self.crew,
+                self.work.options, self.pool,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
         if tune:
             layer_now = self._tuned(layer, packed)
             steps = self.work.options.tune_steps
-            yield from in_bytes(tune_layer(layer_now, steps, outcomes), self.bytes)
+            yield from tune_layer(layer_now, steps, outcomes)
         self.store.save(layer, packed, outcomes)
 
     def _format_of(self, name: str) -> str:
-        return self.work.every_form[name].name
+        return self.work.every_codec[name].name
 
     def _tuned(self, index: int, packed: dict[str, Bytes]) -> Layer:
         """The layer as it was rounded, with the inputs that it is to be fitted to."""
@@ -328,8 +321,8 @@ def _shares_outputs(tensor: OutputTensor) -> bool:
 
 
 def _with_outputs(
-    known: Callable[[str, int], Statistics | None], outputs: Mapping[str, Outputs],
+    known: Callable[[str, int], MatrixStatistics | None], outputs: Mapping[str, OutputFisher],
     name: str, matrix: int,
-) -> Statistics | None:  # fmt: skip
+) -> MatrixStatistics | None:  # fmt: skip
     found = known(name, matrix)
     return None if found is None else replace(found, outputs=outputs.get(name))

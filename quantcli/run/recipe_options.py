@@ -65,7 +65,7 @@ def read_options(recipe: Recipe) -> Options:
         "damping": recipe.damping,
         "order": recipe.column_order,
         "sweeps": recipe.sweeps,
-        "settle": 0 if recipe.sweeps == 0 else None,
+        "block_sweeps": 0 if recipe.sweeps == 0 else None,
         "fisher_windows": recipe.fisher_windows,
         "propagate": recipe.propagate or None,
         "e2e": recipe.tune is not None,

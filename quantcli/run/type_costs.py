@@ -25,22 +25,21 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
-from quantcli.layerwise.stream import Stream, in_bytes, open_stream
+from quantcli.layerwise.stream import Stream, open_stream
 from quantcli.rounding.gptq import encode_columns
 from quantcli.rounding.options import FEWEST_FISHER, Options
 from quantcli.run.layers import EMBEDDING_DAMPING
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
-    Gradients,
+    LayerGradients,
     choose_windows,
     embedding_scale,
     measure_gradients,
     own_call,
     run_backwards,
 )
-from quantcli.statistics.layer_hessians import Sums
-from quantcli.statistics.output_fisher import Gradients as OutputGradients
-from quantcli.statistics.output_fisher import Outputs
+from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
 from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
@@ -74,13 +73,13 @@ def survey(run: Run, candidates: Candidates, options: Options) -> Iterator[Event
         return
     torch.set_num_threads(run.threads)
     with ExitStack() as stack:
-        crew = stack.enter_context(workers(run.threads))
+        pool = stack.enter_context(workers(run.threads))
         numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST_FISHER))
         few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
         stream = open_stream(few, run.model, run.folder, Checkpoint(run.folder, {}), run.max_memory)
         work = _Survey(
             run, few, candidates, options, stack.enter_context(stream),
-            Gradients(run.folder, numbers), crew, {},
+            LayerGradients(run.folder, numbers), pool, {},
         )  # fmt: skip
         yield from work.run()
     body = json.dumps({"identity": identity, "costs": work.costs}, default=str)
@@ -95,8 +94,8 @@ class _Survey:
     candidates: Candidates
     options: Options
     stream: Stream
-    gradients: Gradients
-    crew: Workers
+    gradients: LayerGradients
+    pool: Workers
     costs: dict[str, dict[str, float]]
 
     def run(self) -> Iterator[Event]:
@@ -104,8 +103,7 @@ class _Survey:
         skeleton = self.stream.skeleton
         self.tensors = {tensor.name: tensor for tensor in self.whole.model.tensors}
         starts = layer_starts(self.whole.model, skeleton)
-        found = measure_gradients(skeleton, self.whole.windows.ids, self.gradients)
-        yield from in_bytes(found, starts[-1])
+        yield from measure_gradients(skeleton, self.whole.windows.ids, self.gradients)
         for index in range(len(skeleton.layers)):
             yield Progress(starts[index], starts[-1], f"costs, layer {index}")
             self._layer(index)
@@ -116,7 +114,7 @@ class _Survey:
     def _layer(self, index: int) -> None:
         skeleton, stream = self.stream.skeleton, self.stream
         rows = {name: self.tensors[name].shape[-2] for name in self.candidates}
-        found = OutputGradients(skeleton.parameters.uses, rows)
+        found = OutputGradientAccumulator(skeleton.parameters.uses, rows)
         call = own_call(stream.calls[index])
         names = skeleton.layer_parameters(index)
         with self._sums(f"layer {index}") as sums, skeleton.filled(names) as weights:
@@ -171,9 +169,9 @@ class _Survey:
         return name if name in self.candidates else None
 
     @contextmanager
-    def _sums(self, place: str) -> Iterator[Sums]:
+    def _sums(self, place: str) -> Iterator[HessianAccumulator]:
         targets = self.stream.skeleton.parameters.targets
-        sums = Sums(targets, self.whole.folder, place, self.options)
+        sums = HessianAccumulator(targets, self.whole.folder, place, self.options)
         try:
             yield sums
         finally:
@@ -192,11 +190,11 @@ class _Survey:
             rows = read_floats(self.whole.model, tensor, start, stop)
             for kind in into:
                 fmt = get_format(kind)
-                errors = rows - native.decode(fmt, encode_columns(fmt, rows, importance, self.crew))
+                errors = rows - native.decode(fmt, encode_columns(fmt, rows, importance, self.pool))
                 into[kind] += float(row_pivots[start:stop] @ (errors * errors) @ pivots) / 2
 
 
-def _row_pivots(outputs: Outputs) -> NDArray[np.float64]:
+def _row_pivots(outputs: OutputFisher) -> NDArray[np.float64]:
     """D of the outputs' F, in the order of the rows."""
     parts = []
     for hessian in outputs.prepare():

@@ -9,7 +9,7 @@ are the keys that only the writer of a file can know: architecture, file type an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,14 @@ def general_metadata(
     config: Mapping[str, Any],
     parameters: Parameters | int,
     name: str | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, MetaValue]:
     """The ``general.*`` key-values of the checkpoint in ``folder``, in the converter's order.
 
     ``parameters`` is the number of weights, with its parts where there are experts. ``name`` is
     the repository (org/name) or a name of the user's choice; without it the folder's name counts.
-    SourceError when the card or generation_config.json is broken.
+    A card that cannot be read costs the keys that it would give, and ``on_note`` takes a sentence
+    about it. SourceError when generation_config.json is broken.
     """
     from gguf import GGUFType, GGUFWriter
     from gguf.metadata import Metadata
@@ -80,7 +82,7 @@ def general_metadata(
     if name is not None and "/" in name:
         known["_name_or_path"] = name
     label = Path(name) if name is not None else folder
-    card = _read_card(folder, Metadata)
+    card = _read_card(folder, Metadata, on_note)
     found = Metadata.apply_metadata_heuristic(Metadata(), card, known, label, counted.total)
     if name is not None and "/" not in name:
         found.name = name
@@ -103,19 +105,19 @@ def general_metadata(
     }
 
 
-def _read_card(folder: Path, metadata: Any) -> dict[str, Any]:
-    path = folder / CARD
+def _read_card(
+    folder: Path, metadata: Any, on_note: Callable[[str], None] | None
+) -> dict[str, Any]:
     try:
         card: dict[str, Any] = metadata.load_model_card(folder)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(
-            f"{path}: the front matter is not YAML: {reason}",
-            hint="correct the lines between the first two ---, or remove them",
-        ) from error
+        return card
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = "the front matter is not YAML: " + " ".join(str(error).split())
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path}: is not UTF-8 at byte {error.start}") from error
-    return card
+        reason = f"not UTF-8 at byte {error.start}"
+    if on_note is not None:
+        on_note(f"{folder / CARD}: {reason}; nothing is taken from the model card")
+    return {}
 
 
 def _take_sampling(found: Any, folder: Path) -> None:

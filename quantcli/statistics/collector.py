@@ -33,7 +33,7 @@ _ROWS = 64
 Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
 
-Sums = NDArray[np.float64]
+Totals = NDArray[np.float64]
 
 
 def check_needs(names: Iterable[str]) -> tuple[str, ...]:
@@ -50,12 +50,12 @@ def check_needs(names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass
 class Entry:
-    """Sums over the inputs of one tensor: (matrices, columns) each, ``counts`` (matrices,)."""
+    """Totals over the inputs of one tensor: (matrices, columns) each, ``counts`` (matrices,)."""
 
     counts: NDArray[np.int64]
-    squares: Sums
-    largest: Sums
-    absolute: Sums
+    squares: Totals
+    largest: Totals
+    absolute: Totals
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class _Row:
     """One product's input, summed up."""
 
     count: int
-    squares: Sums
-    largest: Sums | None
-    absolute: Sums | None
+    squares: Totals
+    largest: Totals | None
+    absolute: Totals | None
 
 
 class Collector:
-    """Sums up what the weights of one layer see.
+    """Totals up what the weights of one layer see.
 
     ``folder`` takes the Hessians' files while they grow.
     """
@@ -177,8 +177,8 @@ class Collector:
         return self._folder / f"hessian-{index}.f64"
 
 
-def _array(values: Any) -> Sums:
-    found: Sums = values.double().cpu().numpy()
+def _array(values: Any) -> Totals:
+    found: Totals = values.double().cpu().numpy()
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
 from quantcli.artifacts.safetensors_container import lay_out as lay_out_safetensors
-from quantcli.statistics.statistics_file import STATISTICS_FORMAT, Further
+from quantcli.statistics.statistics_file import STATISTICS_FORMAT, StatisticsSource
 
 __all__ = ["Calibration", "output_paths", "stats_path", "write"]
 
@@ -35,7 +35,7 @@ def write(
     calibration: Calibration,
     *,
     legacy: bool = False,
-    further: Further | None = None,
+    further: StatisticsSource | None = None,
     force: bool = False,
 ) -> list[Path]:
     """Write the importance matrix and, beside it, ``further`` statistics; returns the paths."""

@@ -21,7 +21,7 @@ from quantcli.transforms.spec import Floats, Operation, Transform
 Vector = NDArray[np.float64]
 
 
-class Measured(Protocol):
+class InputStatistics(Protocol):
     """Statistics of the inputs x of a GGUF tensor's matrix, x having one value per column."""
 
     def count(self, name: str, matrix: int = 0) -> int:
@@ -37,14 +37,14 @@ class Measured(Protocol):
         """The mean |x|, float32 of shape (columns,)."""
 
 
-class TransformedMeasured:
+class TransformedStatistics:
     """The statistics that ``base`` would hold of the model after ``transform``.
 
     SourceError for what cannot be told: absolute values after a rotation, and channels that a
     norm's weight of zero had hidden.
     """
 
-    def __init__(self, base: Measured, transform: Transform) -> None:
+    def __init__(self, base: InputStatistics, transform: Transform) -> None:
         self._base = base
         self._transform = transform
 
@@ -118,7 +118,7 @@ def _inverse(name: str, operation: Operation, matrix: int) -> Vector | None:
 
 
 def transform_importance(
-    importance: Importance, transform: Transform, measured: Measured | None = None
+    importance: Importance, transform: Transform, measured: InputStatistics | None = None
 ) -> Importance:
     """The importance matrix of the model after ``transform``.
 
@@ -143,7 +143,7 @@ def transform_importance(
                 hint="calibrate with --collect hessian",
             )
         else:
-            turned = TransformedMeasured(measured, transform)
+            turned = TransformedStatistics(measured, transform)
             counts = np.array([turned.count(name, m) for m in range(len(entry))], np.float32)
             squares = [turned.hessian(name, m).diagonal() for m in range(len(entry))]
             sums = np.asarray(np.array(squares) * counts[:, None], np.float32)

@@ -30,7 +30,7 @@ _SEED = 20260101
 
 
 @dataclass
-class Sensitivity:
+class EmbeddingFisher:
     """Means of g g^T at the embedding's output: fitted, and held out."""
 
     fit: NDArray[np.float64]
@@ -38,7 +38,7 @@ class Sensitivity:
 
 
 @dataclass
-class Gradients:
+class LayerGradients:
     """Gradients by the inputs of all layers and by the last one's output, in a file of ``folder``.
 
     ``numbers`` are the windows of the run that they belong to.
@@ -80,7 +80,7 @@ class Gradients:
         for number, values in zip(self.numbers, self._values[layer + 1], strict=True):
             yield number, _load(skeleton, values)
 
-    def embedding(self) -> Sensitivity:
+    def embedding(self) -> EmbeddingFisher:
         """Means at the embedding's output."""
         if self._values is None:
             raise ValueError("there are no gradients")
@@ -91,7 +91,7 @@ class Gradients:
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
         fit = sums[0] / max(1, counts[0])
-        return Sensitivity(fit, sums[1] / counts[1] if counts[1] else fit.copy())
+        return EmbeddingFisher(fit, sums[1] / counts[1] if counts[1] else fit.copy())
 
     @property
     def variance(self) -> NDArray[np.float64]:
@@ -114,7 +114,7 @@ def choose_windows(count: int, most: int) -> tuple[int, ...]:
 
 
 def measure_gradients(
-    skeleton: Skeleton, ids: NDArray[np.int32], found: Gradients
+    skeleton: Skeleton, ids: NDArray[np.int32], found: LayerGradients
 ) -> Iterator[Event]:
     """Fill ``found`` from its windows among ``ids`` (n, tokens)."""
     layers = len(skeleton.layers)
@@ -135,7 +135,7 @@ def measure_gradients(
                 hidden = _load(skeleton, values[index, place])
                 hidden = skeleton.run(index, hidden, calls[index])
                 values[index + 1, place] = hidden[0].float().cpu().numpy()
-        yield Progress(index + 1, steps, f"sensitivity, layer {index}")
+        yield Progress(index + 1, steps, f"sensitivity, layer {index}", "layers")
     draw = torch.Generator().manual_seed(_SEED)
     variance: NDArray[np.float64] = np.zeros(skeleton.vocabulary)
     with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
@@ -151,7 +151,7 @@ def measure_gradients(
                 values[index, place] = run_backwards(
                     skeleton, index, hidden, gradient, calls[index]
                 )
-        yield Progress(steps - index, steps, f"sensitivity, layer {index}")
+        yield Progress(steps - index, steps, f"sensitivity, layer {index}", "layers")
     found.finish(variance)
 
 

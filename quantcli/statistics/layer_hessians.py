@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import Product
 from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.rounding.tensor import Drift, Statistics
+from quantcli.rounding.tensor import Drift, MatrixStatistics
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.types import Note
@@ -30,7 +30,7 @@ FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
 
 
-class Sums:
+class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
     def __init__(self, targets: Targets, folder: Path, place: str, options: Options) -> None:
@@ -45,7 +45,7 @@ class Sums:
         self._originals: dict[tuple[str, int], torch.Tensor] = {}
         self._lost: tuple[Lost, Lost] = ({}, {})
         self._targets = targets
-        self._last: tuple[tuple[str, int], Statistics | None] | None = None
+        self._last: tuple[tuple[str, int], MatrixStatistics | None] | None = None
         self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self.notes: list[Note] = []
 
@@ -95,14 +95,14 @@ class Sums:
         for part in self._parts:
             part.close()
 
-    def of(self, name: str, matrix: int) -> Statistics | None:
+    def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """What is known of matrix ``matrix``; None when the text never reached it."""
         key = (self._fit.hessian_of[name], matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]
 
-    def _prepare(self, home: str, matrix: int) -> Statistics | None:
+    def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
         count = int(self._fit.entries[home].counts[matrix])
         mean = _mean(self._fit, home, matrix)
         if mean is None:
@@ -136,7 +136,7 @@ class Sums:
             drift = Drift(
                 np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
             )
-        return Statistics(hessian, mean, mean if held_out is None else held_out, drift)
+        return MatrixStatistics(hessian, mean, mean if held_out is None else held_out, drift)
 
     def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
         which = home if matrix == 0 else f"{home} (matrix {matrix})"

@@ -40,7 +40,7 @@ def cut_strips(rows: int) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class OutputFisher:
     """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`."""
 
     rows: int
@@ -57,7 +57,7 @@ class Outputs:
 
 
 @dataclass
-class Gradients:
+class OutputGradientAccumulator:
     """Sums of g g^T for the tensors of one layer, while windows pass it backwards.
 
     ``uses`` tells where a parameter's rows lie among the tensors, ``rows`` how many a matrix of a
@@ -99,14 +99,14 @@ class Gradients:
         key = name, first
         self._counts[key] = self._counts.get(key, 0) + len(values)
 
-    def means(self) -> dict[str, Outputs]:
+    def means(self) -> dict[str, OutputFisher]:
         """What was found, by tensor; nothing where the mean is zero or not finite."""
         found = {}
         for name, sums in self._sums.items():
             count = max(n for (tensor, _), n in self._counts.items() if tensor == name)
             means = tuple(_shrink(part / np.float32(count), count) for part in sums)
             if all(np.isfinite(mean).all() and mean.any() for mean in means):
-                found[name] = Outputs(self.rows[name], means)
+                found[name] = OutputFisher(self.rows[name], means)
         return found
 
 

@@ -27,11 +27,11 @@ from quantcli.types import Declared
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 
-Part = tuple[str, int, NDArray[Any]]
+Slab = tuple[str, int, NDArray[Any]]
 """A tensor's name, an offset in bytes within it, and the values from there."""
 
 
-class Further(Protocol):
+class StatisticsSource(Protocol):
     """What a statistics file is made of."""
 
     @property
@@ -42,12 +42,12 @@ class Further(Protocol):
     def shares(self) -> dict[str, str]:
         """From a tensor to the one whose Hessian is also its own."""
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Slab]:
         """The values, once each, in any order."""
 
 
 @dataclass
-class Collected:
+class CheckpointStatistics:
     """What a run left in its checkpoint, one file a layer; ``needs`` picks from it."""
 
     checkpoint: Checkpoint
@@ -70,7 +70,7 @@ class Collected:
                 self.shares |= file.hessian_of
         self.tensors.sort(key=lambda tensor: tensor.name)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Slab]:
         """The values, layer by layer."""
         for layer in range(self.layers):
             with self.checkpoint.read(layer) as file:
@@ -90,7 +90,7 @@ class Collected:
                         offset += part.nbytes
 
 
-class Statistics:
+class StatisticsFile:
     """A statistics file, open for reading; a context manager that closes it."""
 
     def __init__(self, path: Path) -> None:
@@ -110,7 +110,7 @@ class Statistics:
             for name, info in self._header.tensors.items()
         }
 
-    def __enter__(self) -> Statistics:
+    def __enter__(self) -> StatisticsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,13 +151,13 @@ class Statistics:
         return self.read(f"{name}.{kind}", matrix)
 
 
-class Merged:
+class MergedStatistics:
     """Several statistics files as one: counts and Hessians add up, maxima and means combine.
 
     SourceError when they do not hold the same tensors.
     """
 
-    def __init__(self, files: Sequence[Statistics]) -> None:
+    def __init__(self, files: Sequence[StatisticsFile]) -> None:
         self._files = files
         first = files[0]
         for other in files[1:]:
@@ -169,7 +169,7 @@ class Merged:
         self.tensors = [first.tensors[name] for name in sorted(first.tensors)]
         self.shares = first.shares
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[Slab]:
         """The values, matrix by matrix; sums and means are taken in float64."""
         for tensor in self.tensors:
             stem, _, kind = tensor.name.rpartition(".")

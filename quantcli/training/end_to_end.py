@@ -25,13 +25,13 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.layered_model import Skeleton
 from quantcli.layerwise.runner import DTYPES, Run
 from quantcli.rounding.block_scales import count_factors
-from quantcli.rounding.codecs import Form
+from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import HELD_OUT
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.trained_scales import Worth, save_overlay
+from quantcli.rounding.trained_scales import TrainingGain, save_trained
 from quantcli.training.layerwise_backprop import Streamed
-from quantcli.training.scale_parameters import Moving
+from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event, Note, Progress
 
 BATCH = 2
@@ -47,46 +47,46 @@ _SEED = 20260103
 
 @dataclass(frozen=True)
 class Task:
-    """A model that was rounded: its run, all its tensors' forms, and their packed rows.
+    """A model that was rounded: its run, all its tensors' codecs, and their packed rows.
 
     ``original`` is the unquantized model's skeleton, ``final`` gives the states after its last
     layer, (1, tokens, size) of a window.
     """
 
     run: Run
-    forms: Mapping[str, Form]
+    codecs: Mapping[str, WeightCodec]
     store: EncodedStore
     original: Skeleton
     final: Callable[[int], torch.Tensor]
 
 
 def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
-    """Train what lies in the store's packed rows; ``task.store`` is changed by what it was worth.
+    """Train what lies in the store's packed rows; ``task.store`` holds the trained scales.
 
     A run that had finished this takes up what it found.
     """
     store = task.store
-    if not store.open_overlay():
+    if not store.open_trained():
         training = _Training(task)
         try:
             yield from training.run(steps)
         finally:
             training.close()
-        store.open_overlay()
-    if store.overlay is not None:
-        yield describe(store.overlay.worth)
+        store.open_trained()
+    if store.trained is not None:
+        yield describe(store.trained.gain)
 
 
-def describe(worth: Worth) -> Note:
-    """What training was worth, as a sentence."""
-    if not worth.taken:
+def describe(gain: TrainingGain) -> Note:
+    """The gain of training, as a sentence."""
+    if not gain.taken:
         return Note(
-            f"end to end: {worth.steps} steps found nothing better than a held-out KL divergence "
-            f"of {worth.before:.4g}; the model is left as it was rounded"
+            f"end to end: {gain.steps} steps found nothing better than a held-out KL divergence "
+            f"of {gain.before:.4g}; the model is left as it was rounded"
         )
     return Note(
-        f"end to end: held-out KL divergence {worth.before:.4g} -> {worth.after:.4g} "
-        f"in {worth.steps} steps"
+        f"end to end: held-out KL divergence {gain.before:.4g} -> {gain.after:.4g} "
+        f"in {gain.steps} steps"
     )
 
 
@@ -94,14 +94,14 @@ class _Training:
     def __init__(self, task: Task) -> None:
         self._run, self._store = task.run, task.store
         run = task.run
-        self._moving = Moving(
-            task.store, _trainable(task), _vectors(task), run.folder / "moving.bin"
+        self._scales = ScaleParameters(
+            task.store, _trainable(task), _vectors(task), run.folder / "scales.bin"
         )
-        task.store.changes = self._moving
-        model = quantized_model(run.model, task.forms, task.store)
+        task.store.changes = self._scales
+        model = quantized_model(run.model, task.codecs, task.store)
         skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
         self._streamed = Streamed(
-            task.original, skeleton, self._moving, task.final, run.windows.ids, run.folder
+            task.original, skeleton, self._scales, task.final, run.windows.ids, run.folder
         )
         count = len(run.windows.ids)
         self._held_out = list(range(HELD_OUT - 1, count, HELD_OUT)) or [count - 1]
@@ -109,13 +109,13 @@ class _Training:
 
     def close(self) -> None:
         self._store.changes = None
-        self._moving.close()
+        self._scales.close()
 
     def run(self, steps: int) -> Iterator[Event]:
         """Train, and save the best state that was met."""
         draw = torch.Generator().manual_seed(_SEED)
         before = least = self._streamed.judge(self._held_out)
-        yield Progress(0, steps, "training end to end")
+        yield Progress(0, steps, "training end to end", "steps")
         order: list[int] = []
         stopped = 0
         every = max(1, steps // _TURNS)
@@ -123,15 +123,15 @@ class _Training:
             while len(order) < BATCH:
                 order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
             batch, order = order[:BATCH], order[BATCH:]
-            self._moving.forget()
+            self._scales.forget()
             finite = math.isfinite(self._streamed.learn(batch))
-            finite = finite and self._moving.descend(learning_rate(step, steps))
+            finite = finite and self._scales.descend(learning_rate(step, steps))
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
                 loss = self._streamed.judge(self._held_out)
                 finite = math.isfinite(loss)
                 if loss < least:
                     least = loss
-                    self._moving.keep()
+                    self._scales.keep()
             if not finite:
                 stopped = step + 1
                 yield Note(
@@ -140,10 +140,10 @@ class _Training:
                     level="warning",
                 )
                 break
-            yield Progress(step + 1, steps, "training end to end")
-        self._moving.restore()
-        worth = Worth(steps, before, least, stopped)
-        save_overlay(self._run.folder, self._moving if worth.taken else None, worth)
+            yield Progress(step + 1, steps, "training end to end", "steps")
+        self._scales.restore()
+        gain = TrainingGain(steps, before, least, stopped)
+        save_trained(self._run.folder, self._scales if gain.taken else None, gain)
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -155,9 +155,9 @@ def learning_rate(step: int, steps: int) -> float:
 def _trainable(task: Task) -> dict[str, str]:
     """Formats of the tensors in the store whose blocks have factors."""
     return {
-        name: form.name
-        for name, form in task.forms.items()
-        if name in task.store and count_factors(get_format(form.name))
+        name: codec.name
+        for name, codec in task.codecs.items()
+        if name in task.store and count_factors(get_format(codec.name))
     }
 
 
@@ -165,8 +165,8 @@ def _vectors(task: Task) -> dict[str, Floats]:
     """Norms and biases that stay in float32, by name."""
     found = {}
     for tensor in task.run.model.tensors:
-        form = task.forms.get(tensor.name)
-        kept = form is not None and form.name == "F32" and len(tensor.shape) == 1
+        codec = task.codecs.get(tensor.name)
+        kept = codec is not None and codec.name == "F32" and len(tensor.shape) == 1
         if kept and tensor.values is None and not tensor.name.startswith("rope"):
             rows = task.run.model.read_rows(tensor, 0, 1)
             found[tensor.name] = np.array(native.to_float32(rows)[0])

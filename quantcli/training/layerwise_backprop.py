@@ -22,21 +22,21 @@ from quantcli.artifacts.scratch import create_array
 from quantcli.layerwise.layered_model import Call, Skeleton
 from quantcli.layerwise.parameters import Use
 from quantcli.statistics.layer_gradients import embedding_scale, own_call
-from quantcli.training.scale_parameters import Moving
+from quantcli.training.scale_parameters import ScaleParameters
 
 
 class Streamed:
-    """``quantized`` reads its weights through ``moving``; ``final`` gives the original's states.
+    """``quantized`` reads its weights through ``scales``; ``final`` gives the original's states.
 
     ``ids`` are the windows, int32 (n, tokens); ``final`` takes a window's number and returns what
     the original's last layer put out, (1, tokens, size).
     """
 
     def __init__(
-        self, original: Skeleton, quantized: Skeleton, moving: Moving,
+        self, original: Skeleton, quantized: Skeleton, scales: ScaleParameters,
         final: Callable[[int], torch.Tensor], ids: NDArray[np.int32], folder: Path,
     ) -> None:  # fmt: skip
-        self._original, self._quantized, self._moving = original, quantized, moving
+        self._original, self._quantized, self._scales = original, quantized, scales
         self._final, self._ids, self._folder = final, ids, folder
         with quantized.start() as start:
             self._calls: list[Call] = [own_call(call) for call in start.calls(ids[0].tolist())]
@@ -140,7 +140,7 @@ class Streamed:
         np.add.at(found, places, gradients.reshape(-1, width))
         found *= np.float32(self._scale)
         for row, gradient in zip(rows.tolist(), found, strict=True):
-            self._moving.add_rows(uses[0].tensor.name, row, gradient[None])
+            self._scales.add_rows(uses[0].tensor.name, row, gradient[None])
 
     @contextmanager
     def _filled(self, names: Sequence[str], *, gradients: bool) -> Iterator[None]:
@@ -161,7 +161,7 @@ class Streamed:
 
     def _uses(self, name: str) -> list[Use]:
         uses = self._quantized.parameters.uses(name)
-        return [use for use in uses if use.tensor.name in self._moving]
+        return [use for use in uses if use.tensor.name in self._scales]
 
     def _hand_over(self, names: Sequence[str]) -> None:
         """The parameters' gradients, as gradients by GGUF's tensors."""
@@ -174,14 +174,14 @@ class Streamed:
                 piece = use.piece
                 if len(use.tensor.shape) < 2:
                     order = piece.element_order(gradient.size)
-                    self._moving.add_vector(use.tensor.name, gradient.reshape(-1)[order])
+                    self._scales.add_vector(use.tensor.name, gradient.reshape(-1)[order])
                     continue
                 flat = gradient.reshape(-1, gradient.shape[-1])
                 if piece.transpose:
                     rows = flat[:, piece.start : piece.start + piece.rows].T
                 else:
                     rows = flat[piece.source_rows(0, piece.rows)]
-                self._moving.add_rows(use.tensor.name, use.first, np.ascontiguousarray(rows))
+                self._scales.add_rows(use.tensor.name, use.first, np.ascontiguousarray(rows))
 
     def _load(self, values: NDArray[np.float32]) -> torch.Tensor:
         found = torch.from_numpy(np.array(values)).unsqueeze(0)

@@ -32,8 +32,8 @@ _SMALLEST = 0.1
 """What a value moves by at least, as a share of its tensor's mean magnitude: a bias may be 0."""
 
 
-class Moving:
-    """Offsets of tensors in ``store`` by format, and of ``vectors``: `Changes` that still change.
+class ScaleParameters:
+    """Offsets of tensors in ``store`` by format, and of ``vectors``: `ScaleChanges` in training.
 
     ``formats`` are those of block formats that have factors.
     """

@@ -18,7 +18,7 @@ from quantcli.formats import get_format
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.lattice import LATTICES, Parts
 from quantcli.formats.search import Codes
-from quantcli.rounding.scalar_codebook import Scalars
+from quantcli.rounding.scalar_codebook import ScalarCodebook
 
 TRAVEL = {"codes": 0.4, "scales": 0.5, "mins": 0.5, "d": 0.04, "dmin": 0.04}
 """How far an offset can go in all: codes and whole scales in steps, d and dmin as a share."""
@@ -54,7 +54,7 @@ class Trainable:
     def __init__(self, format_name: str, packed: Bytes, rows: Floats, device: str = "cpu") -> None:
         self._format = get_format(format_name)
         self._lattice = lattice = LATTICES[format_name]
-        self._table = Scalars.of(lattice)
+        self._table = ScalarCodebook.of(lattice)
         self._shape = rows.shape
         parts = lattice.split(packed.reshape(-1, self._format.nbytes))
         rank = np.searchsorted(self._table.levels, lattice.levels)

@@ -129,7 +129,7 @@ class _Training:
                 if loss < self.least:
                     self.least = loss
                     best = {name: tensor.state.copy() for name, tensor in self._tensors.items()}
-                yield Progress(step + 1, steps, f"tuning {place}")
+                yield Progress(step + 1, steps, f"tuning {place}", "steps")
             if not finite:
                 yield Note(
                     f"{place}: the loss was no longer finite at step {step + 1} of {steps}; "

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
-from quantcli.statistics.input_statistics import Measured
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import collect, model_groups
 from quantcli.transforms.output_error import Grid, Reader, open_readers
 from quantcli.transforms.scale_search import Part, Scales, Searched, choose, search_groups
@@ -43,7 +43,7 @@ _WINDOW = 32
 def awq(
     model: Model,
     grids: Mapping[str, Grid],
-    measured: Measured,
+    measured: InputStatistics,
     *,
     weighted: bool = True,
     feedback: bool = False,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from quantcli.archs import find_folds
 from quantcli.errors import PlanError
 from quantcli.model import Model
-from quantcli.statistics.input_statistics import Measured, TransformedMeasured
+from quantcli.statistics.input_statistics import InputStatistics, TransformedStatistics
 from quantcli.transforms.awq import awq
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.norm_limits import fit_norms
@@ -54,11 +54,11 @@ class Chained(Event):
     """All transforms are found: the model with them, its statistics, and each one by itself."""
 
     model: Model
-    measured: Measured | None
+    measured: InputStatistics | None
     transforms: tuple[Transform, ...]
 
 
-Find = Callable[[Model, Mapping[str, Grid], Measured, Settings], Iterator[Event]]
+Find = Callable[[Model, Mapping[str, Grid], InputStatistics, Settings], Iterator[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Method:
 
 
 def _awq(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, settings: Settings
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
@@ -80,7 +80,7 @@ def _awq(
 
 
 def _reorder(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, settings: Settings
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return reorder(
         model, grids, measured,
@@ -89,7 +89,7 @@ def _reorder(
 
 
 def _smoothquant(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, settings: Settings
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return smoothquant(
         model, grids, measured,
@@ -98,7 +98,7 @@ def _smoothquant(
 
 
 def _rotate(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, settings: Settings
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     yield Transformed(rotate(model, seed=settings.seed))
 
@@ -140,7 +140,7 @@ def transform_model(
     model: Model,
     names: Sequence[str],
     grids: Mapping[str, Grid],
-    measured: Measured | None,
+    measured: InputStatistics | None,
     settings: Settings,
 ) -> Iterator[Event]:
     """Find each transform on the model as the ones before it leave it.
@@ -173,7 +173,7 @@ def transform_model(
         found.append(transform)
         model = apply_transform(model, transform)
         if measured is not None:
-            measured = TransformedMeasured(measured, transform)
+            measured = TransformedStatistics(measured, transform)
     yield Chained(model, measured, tuple(found))
 
 

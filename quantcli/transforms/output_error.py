@@ -26,7 +26,7 @@ from quantcli.formats import get_format, integer, native
 from quantcli.formats.integer import IntegerGrid, Search
 from quantcli.model import Model
 from quantcli.statistics.hessian import output_error, prepare_hessian
-from quantcli.statistics.input_statistics import Measured
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.spec import Floats
 from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import OutputTensor
@@ -151,7 +151,7 @@ def open_readers(
     model: Model,
     group: FoldGroup,
     matrix: int,
-    measured: Measured,
+    measured: InputStatistics,
     grids: Mapping[str, Grid],
     *,
     weighted: bool,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
 from quantcli.statistics.hessian import prepare_hessian
-from quantcli.statistics.input_statistics import Measured
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Permutation
 from quantcli.transforms.output_error import Grid, Reader, open_readers
@@ -31,7 +31,7 @@ from quantcli.types import Event, Note, OutputTensor, Progress
 
 
 def reorder(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, *,
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, *,
     weighted: bool = True, feedback: bool = False, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
     """Find every MLP's order, yielding progress and a note, at last `Transformed`.
@@ -63,7 +63,7 @@ def reorder(
             if one is not None and one.after < one.before:
                 orders[group.name] = Permutation(one.order)
                 operations |= turn_channels(group, tensors)
-            yield Progress(number + 1, len(groups), f"order of {group.name}")
+            yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
     if groups:
         ratio = after / before if before > 0 else 1.0
         yield Note(

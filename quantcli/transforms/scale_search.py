@@ -131,6 +131,6 @@ def search_groups(
             outcomes += told
             if any(outcome.choice for outcome in told):
                 parts.append(scale_group(group, scales, tensors))
-            yield Progress(number + 1, len(groups), group.name)
+            yield Progress(number + 1, len(groups), group.name, "groups")
     transform = Transform(method, merge_scales(parts), settings=settings)
     yield Transformed(transform, tuple(outcomes))

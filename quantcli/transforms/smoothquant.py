@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.errors import UsageError
 from quantcli.model import Model
-from quantcli.statistics.input_statistics import Measured
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import collect, model_groups
 from quantcli.transforms.output_error import Grid, Reader, open_readers
 from quantcli.transforms.scale_search import Part, Scales, Searched, choose, search_groups
@@ -43,7 +43,7 @@ _SMALLEST = 1e-5
 def smoothquant(
     model: Model,
     grids: Mapping[str, Grid],
-    measured: Measured,
+    measured: InputStatistics,
     *,
     alpha: float | None = None,
     margin: float | None = None,
@@ -113,7 +113,7 @@ def token_step(
     return math.sqrt(min(*bounds, seen)) / _LEVELS
 
 
-def _largest_inputs(group: FoldGroup, readers: list[Reader], measured: Measured) -> Scales:
+def _largest_inputs(group: FoldGroup, readers: list[Reader], measured: InputStatistics) -> Scales:
     """The largest |x| of each channel over all readers; experts see different tokens."""
     found = [measured.abs_max(reader.tensor.name, reader.matrix) for reader in readers]
     top = np.maximum.reduce(found).astype(np.float64)

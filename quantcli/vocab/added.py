@@ -6,16 +6,18 @@ CONTROL (parsed only when the caller wants special tokens parsed), any other USE
 parsed). Some models leave "special" off tokens that no text should produce; those that look like
 it are CONTROL, by the same rules as in llama.cpp's converter.
 
-What llama.cpp cannot do with an added token, it does not do: ``lstrip``, ``rstrip`` and
-``single_word`` are not read (it strips by model name only). An added token without a row in the
+llama.cpp has no ``lstrip``, ``rstrip`` and ``single_word``, except that after the added tokens
+of a model whose name contains "phi-3" it drops spaces (`name_by_stripping`); the rest is said by
+`quantcli.vocab.differences`. An added token without a row in the
 embedding table is dropped when it is special (as the image placeholder of text-only Gemma 3), and
 an error otherwise, because text would be tokenized differently without it.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab.files import AddedToken, TokenizerFiles
@@ -46,6 +48,37 @@ def added_tokens(files: TokenizerFiles) -> dict[int, AddedToken]:
             raise VocabularyError(f"{name}: token {content!r} has the id {number}")
         found.setdefault(number, AddedToken(number, content))
     return dict(sorted(found.items()))
+
+
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
+_PHI3_PLAIN = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+
+
+def wrongly_stripped(added: Iterable[AddedToken], name: str | None) -> list[str]:
+    """Added tokens whose neighbours llama.cpp reads otherwise, in a model called ``name``.
+
+    It has no ``lstrip`` and ``single_word``, and ``rstrip`` only where ``general.name`` contains
+    "phi-3" or "phi3": then for every added token but three, which have to be there.
+    """
+    strips = name is not None and _PHI3.search(name) is not None
+    return [
+        token.content
+        for token in added
+        if token.lstrip
+        or token.single_word
+        or token.rstrip != (strips and token.content not in _PHI3_PLAIN)
+    ]
+
+
+def name_by_stripping(name: str, added: Collection[AddedToken]) -> str:
+    """``general.name`` under which llama.cpp reads the fewest added tokens otherwise."""
+    plain = _PHI3.sub("Phi 3", name)
+    strict = re.sub("phi[ _]3", "Phi-3", name, flags=re.IGNORECASE)
+    if not _PHI3.search(strict):
+        strict = f"{name} (Phi-3)"
+    loads = {token.content for token in added} >= _PHI3_PLAIN
+    better = len(wrongly_stripped(added, strict)) < len(wrongly_stripped(added, plain))
+    return strict if loads and better else plain
 
 
 def _from_tokenizer_json(files: TokenizerFiles) -> Iterable[AddedToken]:
@@ -81,9 +114,9 @@ def _from_tokenizer_config(files: TokenizerFiles) -> Iterable[AddedToken]:
             raise VocabularyError(
                 f"{name}: added_tokens_decoder[{number!r}] is not a token with a content"
             )
-        yield AddedToken(
-            int(number), content, bool(entry.get("special")), bool(entry.get("normalized", True))
-        )
+        flags = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+        normalized = bool(entry.get("normalized", True))
+        yield AddedToken(int(number), content, bool(entry.get("special")), normalized, **flags)
 
 
 def put_added(

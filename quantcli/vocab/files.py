@@ -25,6 +25,9 @@ class AddedToken(msgspec.Struct, frozen=True):
     content: str
     special: bool = False
     normalized: bool = True
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
 
 
 class ModelPart(msgspec.Struct, frozen=True):

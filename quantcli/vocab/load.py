@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from quantcli.errors import VocabularyError
-from quantcli.types import MetaValue
+from quantcli.types import MetaValue, text
+from quantcli.vocab.added import added_tokens, name_by_stripping
 from quantcli.vocab.byte_bpe import byte_bpe_key_values, is_byte_level
+from quantcli.vocab.differences import find_differences
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson, read_files
 from quantcli.vocab.sentencepiece import sentencepiece_key_values
 from quantcli.vocab.template import template_key_values
@@ -16,13 +18,22 @@ from quantcli.vocab.whitespace import read_spaces
 
 
 def load_vocabulary(
-    folder: Path, config: Mapping[str, Any], *, vocab_size: int, pre: str | None = None
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    pre: str | None = None,
+    name: str | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> dict[str, MetaValue]:
     """Every ``tokenizer.*`` key-value for the checkpoint in ``folder``.
 
     ``config`` is its config.json, ``vocab_size`` the number of rows of the embedding table: the
     token list is filled up to it. ``pre`` names llama.cpp's pre-tokenizer instead of recognising
-    it, and takes llama.cpp's way where the tokenizer does more than llama.cpp. VocabularyError
+    it, and takes llama.cpp's way where the tokenizer does more than llama.cpp. ``name`` is the
+    model's, which comes back as ``general.name``, since llama.cpp looks in it for Phi-3's way with
+    spaces. ``on_note`` takes
+    a sentence for each setting that a GGUF has no place for. VocabularyError
     says what is missing, broken or not supported; UsageError that there is no such ``pre``.
     """
     files = read_files(folder, config)
@@ -30,7 +41,13 @@ def load_vocabulary(
         keys = byte_bpe_key_values(files, files.tokenizer, vocab_size, pre)
     else:
         keys = sentencepiece_key_values(files, vocab_size, pre)
-    return keys | template_key_values(files)
+    keys |= template_key_values(files)
+    if name is not None:
+        keys["general.name"] = text(name_by_stripping(name, added_tokens(files).values()))
+    if on_note is not None:
+        for sentence in find_differences(files, keys):
+            on_note(sentence)
+    return keys
 
 
 def _kind(files: TokenizerFiles, tokenizer: TokenizerJson, pre: str | None) -> str:

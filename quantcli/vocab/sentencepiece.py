@@ -18,8 +18,9 @@ from quantcli.vocab.llama_cpp_limits import check_model, check_spaces, require_b
 from quantcli.vocab.pieces_json import bpe_from_json, check_same_pieces, unigram_from_json
 from quantcli.vocab.sentencepiece_model import PieceModel, read_model
 from quantcli.vocab.special import named_special_tokens, special_key_values
+from quantcli.vocab.template import begins_with_special
 from quantcli.vocab.tokens import TokenList, TokenType, check_size
-from quantcli.vocab.whitespace import read_spaces
+from quantcli.vocab.whitespace import prefix_scheme, read_spaces
 
 
 def sentencepiece_key_values(
@@ -77,13 +78,17 @@ def _key_values(files: TokenizerFiles, model: PieceModel, size: int) -> dict[str
         if token.content not in model.never_found
     }
     put_added(tokens, added, sentencepiece=True, replace=model.file == str(files.model))
+    # A prefix for a text's first word alone is one that a chat never has, but for its first token.
+    first_only = files.tokenizer is not None and prefix_scheme(files.tokenizer) == "first"
+    special = [token.content for token in added.values() if token.special]
+    in_chats = first_only and begins_with_special(files, special)
     ids = {piece.text: number for number, piece in model.pieces.items()}
     ids |= {token.content: number for number, token in added.items() if number < size}
     result = {
         "tokenizer.ggml.model": text("t5" if model.unigram else "llama"),
         "tokenizer.ggml.pre": text("default"),
         **tokens.key_values(scores=True),
-        "tokenizer.ggml.add_space_prefix": boolean(model.add_space_prefix),
+        "tokenizer.ggml.add_space_prefix": boolean(model.add_space_prefix and not in_chats),
     }
     if model.unigram:
         result["tokenizer.ggml.remove_extra_whitespaces"] = boolean(model.remove_extra_whitespaces)

@@ -13,7 +13,8 @@ default belongs to the pre-tokenizer's name and not to the tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, boolean, u32
@@ -179,6 +180,19 @@ def _by_text(
             result[free] = number
             endings.add(number)
     return result
+
+
+def unknown_ends(
+    files: TokenizerFiles, texts: Sequence[Any], keys: Mapping[str, MetaValue]
+) -> list[int]:
+    """Ids that end generation in the checkpoint, and that llama.cpp knows by no key and no text."""
+    roles = ("eos_token_id", "eot_token_id", "eom_token_id")
+    known = {keys[_PREFIX + role].value for role in roles if _PREFIX + role in keys}
+    return [
+        number
+        for number in _configured(files, "eos")
+        if number < len(texts) and number not in known and texts[number] not in _ENDING_TEXTS
+    ]
 
 
 def _additions(

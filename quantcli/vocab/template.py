@@ -9,7 +9,7 @@ others are ``tokenizer.chat_template.NAME`` with their names in ``tokenizer.chat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,28 @@ def template_key_values(files: TokenizerFiles) -> dict[str, MetaValue]:
     if others:
         result[f"{_KEY}s"] = array("str", others)
     return result
+
+
+_HEAD = 20_000
+_OUTPUT = re.compile(r"\{\{-?\s*(.*?)-?\}\}", re.DOTALL)
+_TAGS = re.compile(r"\{%.*?%\}|\{#.*?#\}", re.DOTALL)
+
+
+def begins_with_special(files: TokenizerFiles, special: Collection[str]) -> bool:
+    """Whether a conversation begins with one of the ``special`` tokens, by the first text that the
+    default template writes."""
+    # What begins a conversation stands early; the expressions are quadratic in hostile text.
+    template = _TAGS.sub("", _read_templates(files).get("default", "")[:_HEAD])
+    read = 0
+    for output in _OUTPUT.finditer(template):
+        literal = template[read : output.start()].strip()
+        read = output.end()
+        if literal:
+            return literal.startswith(tuple(special))
+        first = output[1]
+        if not first.startswith("raise_exception"):
+            return first.startswith("bos_token") or first[1:].startswith(tuple(special))
+    return False
 
 
 def _read_templates(files: TokenizerFiles) -> dict[str, str]:

@@ -76,6 +76,15 @@ def read_spaces(tokenizer: TokenizerJson, file: str) -> Spaces:
     return Spaces(escaped, prefix, merged, split, charsmap, tuple(other))
 
 
+def prefix_scheme(tokenizer: TokenizerJson) -> str | None:
+    """``prepend_scheme`` of the pre-tokenizer ``Metaspace``; None where there is none."""
+    for part in _pre_tokenizers(tokenizer.pre_tokenizer):
+        if part.get("type") == "Metaspace":
+            scheme = part.get("prepend_scheme")
+            return None if scheme is None else str(scheme)
+    return None
+
+
 def _replaces(part: Mapping[str, Any], pattern: Mapping[str, str], content: str) -> bool:
     return part.get("pattern") == pattern and part.get("content") == content
 

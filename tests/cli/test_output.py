@@ -194,7 +194,7 @@ def _lines(steps: list[tuple[float, int, int]]) -> list[str]:
     display = Lines("working", written.append, clock)
     for now, done, total in steps:
         clock.now = now
-        display.update(done, total, "t")
+        display.update(Progress(done, total, "t"))
     return written
 
 
@@ -218,9 +218,22 @@ def test_the_lines_of_a_long_job_grow_rare():
 def test_the_rate_is_of_this_run():
     clock = Clock()
     meter = Meter(clock)
-    meter.measure(900, 1000)
+    meter.measure(Progress(900, 1000, "t"))
     clock.now = 10
-    assert meter.measure(950, 1000) == "950 B of 1.00 kB, 5 B/s, 10 s left"
+    assert meter.measure(Progress(950, 1000, "t")) == "950 B of 1.00 kB, 5 B/s, 10 s left"
+
+
+def test_each_unit_is_counted_as_what_it_is():
+    clock = Clock()
+    meter = Meter(clock)
+    meter.measure(Progress(0, 4, "x", "steps"))
+    clock.now = 8
+    assert meter.measure(Progress(2, 4, "x", "steps")) == "2 of 4 steps, 4.0 s each, 8.0 s left"
+    assert meter.measure(Progress(16, 16, "g", "groups")) == "16 of 16 groups"
+    # Work that begins anew is measured from there.
+    assert meter.measure(Progress(0, 4, "y", "steps")) == "0 of 4 steps"
+    clock.now = 9
+    assert meter.measure(Progress(4, 4, "y", "steps")) == "4 of 4 steps, 4 steps/s"
 
 
 def test_an_unknown_total_is_no_mishap():

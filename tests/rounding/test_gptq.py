@@ -16,12 +16,12 @@ from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES
 from quantcli.rounding.descent import sweep
 from quantcli.rounding.gptq import encode_columns, round_with_feedback
-from quantcli.rounding.packed_matrix import Coded
-from quantcli.rounding.scalar_codebook import Scalars
+from quantcli.rounding.packed_matrix import PackedMatrix
+from quantcli.rounding.scalar_codebook import ScalarCodebook
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.workers import Workers, workers
 
-CREW = Workers()
+POOL = Workers()
 
 
 def _problem(
@@ -66,9 +66,9 @@ def test_it_is_the_textbook_s_gptq_on_a_flat_grid(order: str) -> None:
     want = _textbook(weights[:, chosen], hessian.matrix[np.ix_(chosen, chosen)], scale)
     lattice = LATTICES["Q4_0"]
     steps = scale[:, : columns // 32].astype(np.float32)
-    found, errors = Scalars.of(lattice).feed_back(
+    found, errors = ScalarCodebook.of(lattice).feed_back(
         32, weights[:, chosen], weights[:, chosen], hessian.part(slice(0, columns)), steps,
-        np.zeros_like(steps), CREW,
+        np.zeros_like(steps), POOL,
     )  # fmt: skip
     np.testing.assert_array_equal(lattice.levels[found], want)
     np.testing.assert_allclose(errors, weights[:, chosen] - want * scale, atol=1e-7)
@@ -83,11 +83,11 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     fmt = get_format(name)
     weights, mean, importance = _problem(512)
     hessian = prepare_hessian(mean)
-    plain = _loss(encode_columns(fmt, weights, importance, CREW), name, weights, mean)
-    coded = round_with_feedback(fmt, weights, hessian, importance, CREW)
+    plain = _loss(encode_columns(fmt, weights, importance, POOL), name, weights, mean)
+    coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     losses = [output_error(coded.errors, hessian.matrix)]
     for _ in range(3):
-        sweep(coded, hessian, CREW)
+        sweep(coded, hessian, POOL)
         losses.append(output_error(coded.errors, hessian.matrix))
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(losses))
     found = _loss(coded.pack(), name, weights, mean)
@@ -103,8 +103,8 @@ def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str
     hessian = prepare_hessian(mean)
     remains = remaining(hessian.matrix, 256)
     lost, whole = [], []
-    for settle in range(3):
-        errors = round_with_feedback(fmt, weights, hessian, importance, CREW, settle).errors
+    for block_sweeps in range(3):
+        errors = round_with_feedback(fmt, weights, hessian, importance, POOL, block_sweeps).errors
         lost.append(output_error(errors[:, :256], remains))
         whole.append(output_error(errors, hessian.matrix))
     assert lost[2] <= lost[1] < lost[0]
@@ -116,8 +116,8 @@ def test_order_by_activation_beats_the_encoder_too(name: str) -> None:
     fmt = get_format(name)
     weights, mean, importance = _problem(256)
     hessian = prepare_hessian(mean, order="activation")
-    plain = _loss(encode_columns(fmt, weights, importance, CREW), name, weights, mean)
-    coded = round_with_feedback(fmt, weights, hessian, importance, CREW)
+    plain = _loss(encode_columns(fmt, weights, importance, POOL), name, weights, mean)
+    coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     assert _loss(coded.pack(), name, weights, mean) < plain
 
 
@@ -131,9 +131,9 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
         for isa in _native.available():
             _native.select(isa)
             for count in (1, 3):
-                with workers(count) as crew:
-                    coded = round_with_feedback(fmt, weights, hessian, importance, crew, 2)
-                    sweep(coded, hessian, crew)
+                with workers(count) as pool:
+                    coded = round_with_feedback(fmt, weights, hessian, importance, pool, 2)
+                    sweep(coded, hessian, pool)
                 packed.append(coded.pack())
     finally:
         _native.select(active)
@@ -141,12 +141,12 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
         np.testing.assert_array_equal(other, packed[0])
 
 
-def _coded(name: str, weights: np.ndarray, importance: np.ndarray) -> Coded:
+def _coded(name: str, weights: np.ndarray, importance: np.ndarray) -> PackedMatrix:
     """The encoder's own choice, ready for sweeps."""
-    coded = Coded(get_format(name), weights)
+    coded = PackedMatrix(get_format(name), weights)
     for index, columns in enumerate(coded.columns):
         part = np.ascontiguousarray(weights[:, columns])
-        packed = encode_columns(coded.format, part, importance[columns], CREW)
+        packed = encode_columns(coded.format, part, importance[columns], POOL)
         coded.set_parts(index, coded.split(packed))
     return coded
 
@@ -161,7 +161,7 @@ def test_a_sweep_finds_the_best_code_given_all_others() -> None:
     for j in range(64):
         best = values[:, j] + (weights - values) @ full[:, j] / full[j, j]
         values[:, j] = np.clip(np.rint(best / steps[:, j]), -8, 7) * steps[:, j]
-    sweep(coded, hessian, CREW, scales=False)
+    sweep(coded, hessian, POOL, scales=False)
     np.testing.assert_allclose(weights - coded.errors, values, atol=1e-6)
 
 
@@ -172,10 +172,10 @@ def test_scales_of_a_sweep_are_at_an_optimum(name: str) -> None:
     hessian = prepare_hessian(mean)
     coded = _coded(name, weights, importance)
     before = output_error(coded.errors, hessian.matrix)
-    sweep(coded, hessian, CREW, scales=False)
+    sweep(coded, hessian, POOL, scales=False)
     codes_alone = output_error(coded.errors, hessian.matrix)
     for _ in range(20):
-        sweep(coded, hessian, CREW)
+        sweep(coded, hessian, POOL)
     best = output_error(coded.errors, hessian.matrix)
     assert best < codes_alone < before
     lattice, parts = coded.lattice, coded.parts(0)
@@ -204,7 +204,7 @@ def test_a_dead_column_and_a_dependent_one_are_survived() -> None:
     mean[7], mean[:, 7] = mean[9], mean[:, 9]
     hessian = prepare_hessian(mean)
     assert np.isfinite(hessian.factor).all()
-    coded = round_with_feedback(get_format("Q4_K"), weights, hessian, importance, CREW)
+    coded = round_with_feedback(get_format("Q4_K"), weights, hessian, importance, POOL)
     assert np.isfinite(coded.errors).all()
 
 

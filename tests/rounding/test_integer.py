@@ -9,14 +9,14 @@ import pytest
 from support.schur import remaining
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
-from quantcli.rounding.codecs import GridForm
-from quantcli.rounding.column_blocks import cut_panels
+from quantcli.rounding.codecs import GridCodec
+from quantcli.rounding.column_blocks import cut_column_blocks
 from quantcli.rounding.integer import find_ranges, round_on_grid
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.workers import Workers, workers
 
-CREW = Workers()
+POOL = Workers()
 
 GRIDS = {
     "middle g128": IntegerGrid(4, "middle", "group", 128),
@@ -77,7 +77,7 @@ def test_it_is_the_textbook_s_gptq_on_a_grid_per_channel(
     weights, mean = _problem(columns, rows=16)
     hessian = prepare_hessian(mean, order=order)
     chosen = np.arange(columns) if hessian.order is None else hessian.order
-    found = round_on_grid(weights, grid, hessian, None, CREW, Options(sweeps=0, settle=0))
+    found = round_on_grid(weights, grid, hessian, None, POOL, Options(sweeps=0, block_sweeps=0))
     scale = found.scales[:, 0].astype(np.float64)
     zero = np.full(16, grid.middle) if found.zeros is None else found.zeros[:, 0]
     want = _textbook(
@@ -95,16 +95,16 @@ def test_feedback_beats_rounding_and_sweeps_never_raise_the_loss(name: str, orde
     weights, mean = _problem(_columns(grid))
     hessian = prepare_hessian(mean, order=order)
     importance = np.ascontiguousarray(mean.diagonal())
-    form = GridForm(grid, name)
-    plain = output_error(weights - form.decode(form.encode(weights, importance, CREW)), mean)
+    codec = GridCodec(grid, name)
+    plain = output_error(weights - codec.decode(codec.encode(weights, importance, POOL)), mean)
     losses = []
     for sweeps in range(3):
-        found = round_on_grid(weights, grid, hessian, importance, CREW, Options(sweeps=sweeps))
+        found = round_on_grid(weights, grid, hessian, importance, POOL, Options(sweeps=sweeps))
         assert found.codes.max() <= grid.top
         values = dequantize(found, grid)
         losses.append(output_error(weights - values, hessian.matrix))
         # Packed for the store and back, nothing changes.
-        np.testing.assert_array_equal(form.decode(form.pack(found)), values)
+        np.testing.assert_array_equal(codec.decode(codec.pack(found)), values)
     assert all(after <= before * (1 + 1e-5) for before, after in itertools.pairwise(losses))
     assert output_error(weights - values, mean) < 0.9 * plain
     if grid.strategy == "tensor":
@@ -123,9 +123,9 @@ def test_sweeps_before_later_columns_lower_what_those_cannot_make_good(name: str
     hessian = prepare_hessian(mean)
     remains = remaining(hessian.matrix, 256)
     lost, whole = [], []
-    for settle in range(3):
-        options = Options(sweeps=0, settle=settle)
-        found = round_on_grid(weights, grid, hessian, None, CREW, options)
+    for block_sweeps in range(3):
+        options = Options(sweeps=0, block_sweeps=block_sweeps)
+        found = round_on_grid(weights, grid, hessian, None, POOL, options)
         errors = weights - dequantize(found, grid)
         lost.append(output_error(errors[:, :256], remains))
         whole.append(output_error(errors, hessian.matrix))
@@ -139,7 +139,7 @@ def test_scales_of_a_sweep_are_at_an_optimum(name: str) -> None:
     grid = GRIDS[name]
     weights, mean = _problem(384, rows=16)
     hessian = prepare_hessian(mean)
-    found = round_on_grid(weights, grid, hessian, None, CREW, Options(sweeps=25))
+    found = round_on_grid(weights, grid, hessian, None, POOL, Options(sweeps=25))
     start = _row_losses(weights - dequantize(found, grid), hessian.matrix)
     for factor in (0.99, 1.01):
         for group in range(found.scales.shape[1]):
@@ -163,28 +163,28 @@ def test_codes_do_not_depend_on_threads() -> None:
     hessian = prepare_hessian(mean)
     packed = []
     for count in (1, 3):
-        with workers(count) as crew:
-            found = round_on_grid(weights, grid, hessian, None, crew, Options())
-        packed.append(GridForm(grid, "").pack(found))
+        with workers(count) as pool:
+            found = round_on_grid(weights, grid, hessian, None, pool, Options())
+        packed.append(GridCodec(grid, "").pack(found))
     np.testing.assert_array_equal(*packed)
 
 
 @pytest.mark.parametrize(("columns", "group"), [(384, 128), (96, 8), (480, 24), (900, 300), (7, 7)])
 def test_panels_hold_every_column_once(columns: int, group: int) -> None:
-    panels = cut_panels(columns, group)
-    seen = np.concatenate([np.arange(columns)[panel.columns] for panel in panels])
+    blocks = cut_column_blocks(columns, group)
+    seen = np.concatenate([np.arange(columns)[block.columns] for block in blocks])
     np.testing.assert_array_equal(seen, np.arange(columns))
-    for panel in panels:
-        assert panel.width <= 256
-        assert panel.width % 32 == 0
-        assert len(np.unique(panel.places)) == panel.columns.stop - panel.columns.start
-        own = np.arange(columns)[panel.columns] // group - panel.groups.start
-        np.testing.assert_array_equal(panel.owners[panel.places // 16], own)
+    for block in blocks:
+        assert block.width <= 256
+        assert block.width % 32 == 0
+        assert len(np.unique(block.places)) == block.columns.stop - block.columns.start
+        own = np.arange(columns)[block.columns] // group - block.groups.start
+        np.testing.assert_array_equal(block.owners[block.places // 16], own)
 
 
 def test_ranges_of_one_row_do_not_depend_on_the_others() -> None:
     weights, _ = _problem(256)
     for name in ("middle g128", "edge g32", "integer channel"):
-        whole = find_ranges(weights, GRIDS[name], None, CREW)
-        alone = find_ranges(weights[5:6], GRIDS[name], None, CREW)
+        whole = find_ranges(weights, GRIDS[name], None, POOL)
+        alone = find_ranges(weights[5:6], GRIDS[name], None, POOL)
         np.testing.assert_array_equal(whole[0][5:6], alone[0])

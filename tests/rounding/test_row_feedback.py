@@ -12,16 +12,16 @@ pytest.importorskip("torch")
 from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerGrid
 from quantcli.rounding import row_feedback as rows_module
-from quantcli.rounding.codecs import BlockForm, Form, GridForm
+from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec
 from quantcli.rounding.options import Options
 from quantcli.rounding.row_feedback import round_by_rows
-from quantcli.rounding.tensor import Statistics, round_matrix
+from quantcli.rounding.tensor import MatrixStatistics, round_matrix
 from quantcli.statistics import output_fisher as outputs_module
 from quantcli.statistics.hessian import Hessian, prepare_hessian
-from quantcli.statistics.output_fisher import Outputs, cut_strips
+from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 
-CREW = Workers()
+POOL = Workers()
 STEP = 0.02
 
 
@@ -36,7 +36,7 @@ def _mean(size: int, seed: int, spread: float = 1.0) -> np.ndarray:
 
 @dataclass
 class Fixed:
-    """Codes -8 ... 7 of one step, rounded with feedback along the row: a form for tests."""
+    """Codes -8 ... 7 of one step, rounded with feedback along the row: a codec for tests."""
 
     by_rows = True
 
@@ -45,7 +45,7 @@ class Fixed:
 
     def descend(
         self, rows: np.ndarray, hessian: Hessian, importance: np.ndarray, options: Options,
-        crew: Workers,
+        pool: Workers,
     ) -> np.ndarray:  # fmt: skip
         codes, errors = np.zeros(rows.shape, np.uint8), np.zeros(rows.shape)
         for j in range(rows.shape[1]):
@@ -72,9 +72,9 @@ def test_it_is_the_textbook_s_gptq_of_the_whole_matrix(monkeypatch: pytest.Monke
     rows, columns = 10, 24
     weights = (0.05 * np.random.default_rng(1).standard_normal((rows, columns))).astype(np.float32)
     hessian = prepare_hessian(_mean(columns, 2))
-    found = Outputs(rows, (_mean(rows, 3),))
+    found = OutputFisher(rows, (_mean(rows, 3),))
     packed = round_by_rows(
-        Fixed(), weights, hessian, np.ones(columns, np.float32), found, Options(sweeps=0), CREW
+        Fixed(), weights, hessian, np.ones(columns, np.float32), found, Options(sweeps=0), POOL
     )  # type: ignore[arg-type]
     fisher = found.prepare()[0]
     order = fisher.order
@@ -84,19 +84,19 @@ def test_it_is_the_textbook_s_gptq_of_the_whole_matrix(monkeypatch: pytest.Monke
     wanted = _textbook(weights[order].reshape(-1), both).reshape(rows, columns)
     assert (packed[order] != wanted).mean() < 0.01
     # And it is not what rows by themselves give.
-    alone = Fixed().descend(weights, hessian, weights[0], Options(), CREW)
+    alone = Fixed().descend(weights, hessian, weights[0], Options(), POOL)
     assert (packed != alone).mean() > 0.1
 
 
-FORMS: dict[str, Form] = {
-    "Q2_K": BlockForm(get_format("Q2_K")),
-    "Q4_0": BlockForm(get_format("Q4_0")),
-    "IQ2_S": BlockForm(get_format("IQ2_S")),
-    "int3": GridForm(IntegerGrid(3, False, "group", 64), "int3"),
+CODECS: dict[str, WeightCodec] = {
+    "Q2_K": BlockCodec(get_format("Q2_K")),
+    "Q4_0": BlockCodec(get_format("Q4_0")),
+    "IQ2_S": BlockCodec(get_format("IQ2_S")),
+    "int3": GridCodec(IntegerGrid(3, False, "group", 64), "int3"),
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("strip", [4096, 40])
 def test_it_costs_predictions_less(name: str, strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outputs_module, "STRIP", strip)
@@ -104,25 +104,25 @@ def test_it_costs_predictions_less(name: str, strip: int, monkeypatch: pytest.Mo
     weights = (0.02 * np.random.default_rng(5).standard_t(5, (rows, columns))).astype(np.float32)
     mean, fisher = _mean(columns, 6), _mean(rows, 7, 0.5)
     means = tuple(fisher[strip, strip] for strip in cut_strips(rows))
-    found = Outputs(rows, means)
-    known = Statistics(prepare_hessian(mean), mean, mean, outputs=found)
-    form = FORMS[name]
-    both = round_matrix(form, weights, known, Options(), CREW)
-    alone = form.descend(weights, known.hessian, known.importance, Options(sweeps=3), CREW)
-    share = known.cost(weights - form.decode(alone), found) / known.cost(weights, found)
+    found = OutputFisher(rows, means)
+    known = MatrixStatistics(prepare_hessian(mean), mean, mean, outputs=found)
+    codec = CODECS[name]
+    both = round_matrix(codec, weights, known, Options(), POOL)
+    alone = codec.descend(weights, known.hessian, known.importance, Options(sweeps=3), POOL)
+    share = known.cost(weights - codec.decode(alone), found) / known.cost(weights, found)
     assert both.after < (0.95 if strip > rows else 1.0) * share
     assert both.after < 0.8 * both.before
     assert not both.kept
     # What was taken is what its loss was told of.
-    cost = known.cost(weights - form.decode(both.packed), found) / known.cost(weights, found)
+    cost = known.cost(weights - codec.decode(both.packed), found) / known.cost(weights, found)
     assert both.after == pytest.approx(cost, rel=1e-5)
 
 
 def test_the_last_sweep_does_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = 64, 256
     weights = (0.02 * np.random.default_rng(8).standard_normal((rows, columns))).astype(np.float32)
-    hessian, form = prepare_hessian(_mean(columns, 9)), FORMS["Q4_0"]
-    found = Outputs(rows, (_mean(rows, 10, 0.5),))
+    hessian, codec = prepare_hessian(_mean(columns, 9)), CODECS["Q4_0"]
+    found = OutputFisher(rows, (_mean(rows, 10, 0.5),))
     fisher = found.prepare()[0].matrix
 
     def cost(packed: np.ndarray) -> float:
@@ -130,16 +130,18 @@ def test_the_last_sweep_does_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch)
         return float(((fisher @ errors @ hessian.matrix) * errors).sum())
 
     ones, costs = np.ones(columns, np.float32), []
-    for refine in (BlockForm.refine, lambda self, packed, rows, hessian, crew: packed):
-        monkeypatch.setattr(BlockForm, "refine", refine)
-        costs.append(cost(round_by_rows(form, weights, hessian, ones, found, Options(), CREW)))
+    for refine in (BlockCodec.refine, lambda self, packed, rows, hessian, pool: packed):
+        monkeypatch.setattr(BlockCodec, "refine", refine)
+        costs.append(cost(round_by_rows(codec, weights, hessian, ones, found, Options(), POOL)))
     assert costs[0] < costs[1]
 
 
 def test_a_grid_with_one_scale_is_rounded_as_a_whole() -> None:
-    form = GridForm(IntegerGrid(8, True, "tensor", None), "int8")
+    codec = GridCodec(IntegerGrid(8, True, "tensor", None), "int8")
     weights = (0.02 * np.random.default_rng(5).standard_normal((32, 64))).astype(np.float32)
     mean = _mean(64, 6)
-    known = Statistics(prepare_hessian(mean), mean, mean, outputs=Outputs(32, (_mean(32, 7),)))
-    found = round_matrix(form, weights, known, Options(), CREW)
-    assert len(np.unique(form.unpack(found.packed).scales)) == 1
+    known = MatrixStatistics(
+        prepare_hessian(mean), mean, mean, outputs=OutputFisher(32, (_mean(32, 7),))
+    )
+    found = round_matrix(codec, weights, known, Options(), POOL)
+    assert len(np.unique(codec.unpack(found.packed).scales)) == 1

@@ -12,11 +12,11 @@ from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
 from quantcli.rounding.descent import sweep
 from quantcli.rounding.gptq import encode_columns, round_with_feedback
-from quantcli.rounding.vector_codebook import Points
+from quantcli.rounding.vector_codebook import VectorCodebook
 from quantcli.statistics.hessian import Slice, output_error, prepare_hessian
 from quantcli.workers import Workers, workers
 
-CREW = Workers()
+POOL = Workers()
 
 
 def _problem(columns: int, rows: int = 48) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -62,9 +62,9 @@ def test_without_correlations_every_group_is_the_nearest_point_with_signs(name: 
     weights = draw.standard_normal((20, 16)).astype(np.float32)
     weigh = draw.uniform(0.2, 3, 16).astype(np.float32)
     step = np.full((20, 1), 2 / lattice.points.max(), np.float32)
-    codes, errors = Points.of(lattice).feed_back(
+    codes, errors = VectorCodebook.of(lattice).feed_back(
         16, weights, weights, Slice(np.eye(16, dtype=np.float32), weigh), step,
-        np.zeros_like(step), CREW,
+        np.zeros_like(step), POOL,
     )  # fmt: skip
     values = step[:, :, None] * lattice.levels(codes)
     np.testing.assert_allclose(errors, weights - values.reshape(20, 16), atol=1e-6)
@@ -86,11 +86,11 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     fmt = get_format(name)
     weights, mean, importance = _problem(512)
     hessian = prepare_hessian(mean)
-    plain = _loss(encode_columns(fmt, weights, importance, CREW), name, weights, mean)
-    coded = round_with_feedback(fmt, weights, hessian, importance, CREW)
+    plain = _loss(encode_columns(fmt, weights, importance, POOL), name, weights, mean)
+    coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     losses = [output_error(coded.errors, hessian.matrix)]
     for _ in range(3):
-        sweep(coded, hessian, CREW)
+        sweep(coded, hessian, POOL)
         losses.append(output_error(coded.errors, hessian.matrix))
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.85 * losses[0]
@@ -110,8 +110,8 @@ def test_order_by_activation_leaves_groups_whole(name: str) -> None:
     assert units.order is not None
     np.testing.assert_array_equal(units.order[::8] % 8, 0)
     np.testing.assert_array_equal(units.order[7::8], units.order[::8] + 7)
-    plain = _loss(encode_columns(fmt, weights, importance, CREW), name, weights, mean)
-    coded = round_with_feedback(fmt, weights, hessian, importance, CREW)
+    plain = _loss(encode_columns(fmt, weights, importance, POOL), name, weights, mean)
+    coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     assert _loss(coded.pack(), name, weights, mean) < 0.4 * plain
 
 
@@ -125,9 +125,9 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
         for isa in _native.available():
             _native.select(isa)
             for count in (1, 3):
-                with workers(count) as crew:
-                    coded = round_with_feedback(fmt, weights, hessian, importance, crew)
-                    sweep(coded, hessian, crew)
+                with workers(count) as pool:
+                    coded = round_with_feedback(fmt, weights, hessian, importance, pool)
+                    sweep(coded, hessian, pool)
                 packed.append(coded.pack())
     finally:
         _native.select(active)
@@ -140,8 +140,8 @@ def test_a_sub_block_without_a_scale_keeps_its_codes() -> None:
     weights, mean, importance = _problem(256)
     weights[::2] = 0
     hessian = prepare_hessian(mean)
-    coded = round_with_feedback(fmt, weights, hessian, importance, CREW)
-    sweep(coded, hessian, CREW)
+    coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
+    sweep(coded, hessian, POOL)
     assert np.isfinite(coded.errors).all()
     np.testing.assert_array_equal(coded.errors[::2], 0)
 

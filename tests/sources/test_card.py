@@ -205,8 +205,6 @@ def test_parameters_are_counted_as_gguf_counts_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("README.md", b"---\na: [1\n---\n", "README.md: the front matter is not YAML"),
-        ("README.md", b"---\nname: \xff\n---\n", "README.md: is not UTF-8 at byte 10"),
         ("generation_config.json", b"{", "generation_config.json: is not JSON"),
         ("generation_config.json", b"[]", "generation_config.json: holds a JSON list"),
         ("generation_config.json", b'{"top_k": "20"}', "sampling.top_k is '20'; a number belongs"),
@@ -215,7 +213,7 @@ def test_parameters_are_counted_as_gguf_counts_them(tmp_path: Path) -> None:
         ("generation_config.json", b'{"top_k": true}', "sampling.top_k is True; a number belongs"),
     ],
 )
-def test_broken_files(file: str, content: bytes, sentence: str, tmp_path: Path) -> None:
+def test_broken_settings(file: str, content: bytes, sentence: str, tmp_path: Path) -> None:
     folder = build(tmp_path / "m", "", {}, {})
     (folder / file).write_bytes(content)
     with pytest.raises(SourceError) as caught:
@@ -223,3 +221,24 @@ def test_broken_files(file: str, content: bytes, sentence: str, tmp_path: Path) 
     assert sentence in str(caught.value)
     assert str(folder / file) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"---\na: [1\n---\n", "the front matter is not YAML"),
+        (b"---\nlicense: a: b\n---\n", "the front matter is not YAML"),
+        (b"---\nname: \xff\n---\n", "not UTF-8 at byte 10"),
+        (b"---\na: " + b"[" * 20_000 + b"\n---\n", "the front matter is not YAML"),
+    ],
+)
+def test_a_broken_card_costs_its_keys_alone(content: bytes, sentence: str, tmp_path: Path) -> None:
+    folder = build(tmp_path / "m", "", {}, {})
+    whole = general_metadata(folder, config={}, parameters=1)
+    (folder / "README.md").write_bytes(content)
+    notes: list[str] = []
+    assert general_metadata(folder, config={}, parameters=1, on_note=notes.append) == whole
+    (note,) = notes
+    assert note.startswith(f"{folder / 'README.md'}: {sentence}")
+    assert note.endswith("nothing is taken from the model card")
+    assert "\n" not in note

@@ -263,7 +263,7 @@ def test_download_takes_what_is_needed(
     assert isinstance(events[0], Note)
     progress = [event for event in events if isinstance(event, Progress)]
     assert [event.done for event in progress] == sorted({event.done for event in progress})
-    assert all(0 < event.done <= event.total and event.tensor == REPO for event in progress)
+    assert all(0 < event.done <= event.total and event.what == REPO for event in progress)
     assert progress[-1].done == sum((found.path / name).stat().st_size for name in NEEDED)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")

@@ -13,7 +13,7 @@ from support.measured import calibrated
 from quantcli.errors import SourceError
 from quantcli.model import Model, open_model
 from quantcli.sources.imatrix import read_importance
-from quantcli.statistics.input_statistics import TransformedMeasured, transform_importance
+from quantcli.statistics.input_statistics import TransformedStatistics, transform_importance
 from quantcli.transforms.rotate import rotate
 from quantcli.transforms.spec import Transform
 from quantcli.transforms.transformed_model import apply_transform
@@ -35,7 +35,7 @@ def test_statistics_of_a_transformed_model(
             calibrated(model, tmp_path / "before.gguf") as before,
             calibrated(changed, tmp_path / "after.gguf") as after,
         ):
-            told = TransformedMeasured(before, transform)
+            told = TransformedStatistics(before, transform)
             readers = [t.name for t in changed.tensors if f"{t.name}.counts" in after.tensors]
             assert "output.weight" in readers or make is not rotate
             for reader in readers:
@@ -67,7 +67,7 @@ def test_what_a_rotation_hides_is_said(checkpoint: Callable[..., Path], tmp_path
     with open_model(checkpoint("llama")) as model:
         transform = rotate(model)
         with calibrated(model, tmp_path / "m.gguf", chunks=2) as measured:
-            told = TransformedMeasured(measured, transform)
+            told = TransformedStatistics(measured, transform)
             with pytest.raises(SourceError, match="not known after a rotation"):
                 told.abs_max("blk.0.attn_q.weight")
             with pytest.raises(SourceError, match="does not tell that of a rotated model"):

@@ -20,14 +20,13 @@ from quantcli.layerwise.layered_model import Skeleton
 from quantcli.model import open_model
 from quantcli.statistics import layer_gradients as sensitivity
 from quantcli.statistics.layer_gradients import (
-    Gradients,
+    LayerGradients,
     choose_windows,
     measure_gradients,
     own_call,
     run_backwards,
 )
-from quantcli.statistics.output_fisher import Gradients as OutputGradients
-from quantcli.statistics.output_fisher import Outputs, cut_strips
+from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator, cut_strips
 
 Checkpoint = Callable[..., Path]
 TOKENS = 24
@@ -37,16 +36,16 @@ def _ids(vocabulary: int) -> np.ndarray:
     return np.random.default_rng(0).integers(3, vocabulary, (6, TOKENS)).astype(np.int32)
 
 
-def _ours(folder: Path, work: Path) -> tuple[dict[str, Outputs], np.ndarray]:
+def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray]:
     """Means by GGUF tensor, and the fitted mean at the embedding's output."""
-    found: dict[str, Outputs] = {}
+    found: dict[str, OutputFisher] = {}
     with open_model(folder) as model:
         skeleton = Skeleton(model, model.config, dtype=torch.float32, device="cpu")
         ids = _ids(int(model.config["vocab_size"]))
-        gradients = Gradients(work, choose_windows(len(ids), 4))
+        gradients = LayerGradients(work, choose_windows(len(ids), 4))
         assert list(measure_gradients(skeleton, ids, gradients))
         # A second run takes the file.
-        assert not list(measure_gradients(skeleton, ids, Gradients(work, gradients.numbers)))
+        assert not list(measure_gradients(skeleton, ids, LayerGradients(work, gradients.numbers)))
         rows = {
             t.name: t.shape[-2]
             for t in model.tensors
@@ -56,7 +55,7 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, Outputs], np.ndarray]:
             calls = [own_call(call) for call in start.calls(ids[0].tolist())]
             states = {n: start.embed(ids[n].tolist()).clone() for n in gradients.numbers}
         for index in range(len(skeleton.layers)):
-            sums = OutputGradients(skeleton.parameters.uses, rows)
+            sums = OutputGradientAccumulator(skeleton.parameters.uses, rows)
             with skeleton.filled(skeleton.layer_parameters(index)) as weights:
                 for number, gradient in gradients.of(index, skeleton):
                     with GradientTap(weights, sums.observe):
@@ -190,12 +189,12 @@ def test_strips_cover_all_rows() -> None:
 
 
 def test_a_damaged_or_unfinished_file_is_not_taken(tmp_path: Path) -> None:
-    made = Gradients(tmp_path, (0, 2))
+    made = LayerGradients(tmp_path, (0, 2))
     made.create((3, 2, 4, 8))[:] = 1
-    assert not Gradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
+    assert not LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
     made.finish(np.zeros(5))
-    assert Gradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
-    assert not Gradients(tmp_path, (0, 1)).open((3, 2, 4, 8))
-    assert not Gradients(tmp_path, (0, 2)).open((3, 2, 4, 16))
+    assert LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
+    assert not LayerGradients(tmp_path, (0, 1)).open((3, 2, 4, 8))
+    assert not LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 16))
     (tmp_path / "gradients.json").write_text("[0, ")
-    assert not Gradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
+    assert not LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))

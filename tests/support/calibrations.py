@@ -20,7 +20,7 @@ def run(folder: Path, output: Path, *, stop_in: str | None = None, **options: An
     with open_model(folder) as model:
         job = prepare(model, texts, output, **{"ctx": 64, "chunks": 6, "threads": 1} | options)
         for event in execute(job):
-            if isinstance(event, Progress) and event.tensor == stop_in:
+            if isinstance(event, Progress) and event.what == stop_in:
                 return None
             if isinstance(event, Calibrated):
                 return event.calibration

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.model import Model
-from quantcli.statistics.statistics_file import Statistics
+from quantcli.statistics.statistics_file import StatisticsFile
 
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
@@ -18,7 +18,7 @@ TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 @contextmanager
 def calibrated(
     model: Model, output: Path, *, ctx: int = 64, chunks: int = 6
-) -> Iterator[Statistics]:
+) -> Iterator[StatisticsFile]:
     """Every statistic of ``model``, which may be transformed, over the start of a text."""
     from quantcli.calibration import execute, prepare
     from quantcli.layerwise.texts import read_texts
@@ -30,7 +30,7 @@ def calibrated(
     )  # fmt: skip
     for _ in execute(job):
         pass
-    with Statistics(stats_path(output)) as found:
+    with StatisticsFile(stats_path(output)) as found:
         yield found
 
 

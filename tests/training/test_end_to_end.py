@@ -32,7 +32,7 @@ from quantcli.rounding.block_scales import (
     write_factors,
 )
 from quantcli.rounding.options import HELD_OUT, Options, Outcome
-from quantcli.rounding.trained_scales import Worth
+from quantcli.rounding.trained_scales import TrainingGain
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import Streamed
@@ -45,12 +45,12 @@ KINDS = sorted(name for name in FORMATS if count_factors(get_format(name)))
 
 @dataclass
 class Run:
-    """One run's output, its events, the windows that it saw, and what training was worth."""
+    """One run's output, its events, the windows that it saw, and the gain of training."""
 
     path: Path
     events: list[Event]
     ids: Any
-    worth: Worth | None
+    gain: TrainingGain | None
 
     @property
     def notes(self) -> list[Note]:
@@ -79,20 +79,20 @@ def _run(
     assert isinstance(events, Iterator)
     for event in events:
         seen.append(event)
-        steps += isinstance(event, Progress) and event.tensor == "training end to end"
+        steps += isinstance(event, Progress) and event.what == "training end to end"
         if stop and steps == stop:
             break
     else:
-        overlay = encoding.store.overlay
-        if overlay is not None:
-            job = add_metadata(job, overlay.worth.keys)
+        trained = encoding.store.trained
+        if trained is not None:
+            job = add_metadata(job, trained.gain.keys)
         for _ in execute(job, encoded=encoding.store):
             pass
         encoding.checkpoint.remove()
     del events
     encoding.store.close()
-    overlay = encoding.store.overlay
-    return Run(path, seen, planned.windows.ids, overlay and overlay.worth)
+    trained = encoding.store.trained
+    return Run(path, seen, planned.windows.ids, trained and trained.gain)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +141,9 @@ def test_weights_are_linear_in_the_factors(kind: str) -> None:
 
 
 def test_the_divergence_falls(trained: Run) -> None:
-    assert trained.worth is not None
-    assert trained.worth.after < 0.9 * trained.worth.before
-    said = f"{trained.worth.before:.4g} -> {trained.worth.after:.4g} in 16 steps"
+    assert trained.gain is not None
+    assert trained.gain.after < 0.9 * trained.gain.before
+    said = f"{trained.gain.before:.4g} -> {trained.gain.after:.4g} in 16 steps"
     assert any(said in note.message for note in trained.notes)
 
 
@@ -181,8 +181,8 @@ def test_transformers_and_llama_cpp_find_the_divergence_that_was_told(
     ids = torch.from_numpy(trained.held_out)
     with torch.no_grad():
         aim = model(ids).logits
-    assert trained.worth is not None
-    for run, said in ((plain, trained.worth.before), (trained, trained.worth.after)):
+    assert trained.gain is not None
+    for run, said in ((plain, trained.gain.before), (trained, trained.gain.after)):
         other = _with_weights(model, run)
         with torch.no_grad():
             found = other(ids).logits
@@ -221,9 +221,9 @@ def _with_weights(model: Any, run: Run) -> Any:
 
 def test_the_file_records_it(trained: Run) -> None:
     fields = gguf.GGUFReader(trained.path).fields
-    assert trained.worth is not None
+    assert trained.gain is not None
     assert fields["quantcli.e2e.steps"].contents() == 16
-    for key, value in (("before", trained.worth.before), ("after", trained.worth.after)):
+    for key, value in (("before", trained.gain.before), ("after", trained.gain.after)):
         assert fields[f"quantcli.e2e.held_out_kld_{key}"].contents() == pytest.approx(value)
 
 
@@ -231,8 +231,8 @@ def test_harm_is_not_stored(small: Model, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(end_to_end, "RATE", -0.5)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0")
     other = _run(small, tmp_path / "n.gguf", file_type="Q4_0", e2e=False)
-    assert run.worth is not None
-    assert run.worth.after == run.worth.before
+    assert run.gain is not None
+    assert run.gain.after == run.gain.before
     assert any("left as it was rounded" in note.message for note in run.notes)
     mine, plain = run.tensors, other.tensors
     assert all(np.array_equal(mine[name].data, plain[name].data) for name in plain)
@@ -253,8 +253,8 @@ def test_a_loss_that_is_not_finite_stops_it(
     assert count == 6
     warnings = [note.message for note in run.notes if note.level == "warning"]
     assert any("no longer finite at step 6 of 12" in text for text in warnings)
-    assert run.worth is not None
-    assert run.worth.after < run.worth.before
+    assert run.gain is not None
+    assert run.gain.after < run.gain.before
     for tensor in run.tensors.values():
         assert np.isfinite(gguf.dequantize(tensor.data, tensor.tensor_type)).all()
 
@@ -274,8 +274,8 @@ def test_of_formats_without_factors_norms_are_moved_alone(mini: Model, tmp_path:
     """NVFP4's scales are floats of eight bits, which belong to the codes."""
     run = _run(mini, tmp_path / "m.gguf", file_type="NVFP4")
     other = _run(mini, tmp_path / "n.gguf", file_type="NVFP4", e2e=False)
-    assert run.worth is not None
-    assert run.worth.after < run.worth.before
+    assert run.gain is not None
+    assert run.gain.after < run.gain.before
     for name, tensor in run.tensors.items():
         same = np.array_equal(tensor.data, other.tensors[name].data)
         assert same == (tensor.tensor_type.name == "NVFP4"), name
@@ -292,12 +292,12 @@ def test_gradients_are_those_of_the_divergence(
     shares = []
 
     def check(self: Any, steps: int) -> Iterator[Event]:
-        moving, streamed, numbers = self._moving, self._streamed, self._fit[:2]
-        moving.forget()
+        scales, streamed, numbers = self._scales, self._streamed, self._fit[:2]
+        scales.forget()
         streamed.learn(numbers)
-        planes = moving._planes
+        planes = scales._planes
         gradient = planes[5].copy()
-        assert all(gradient[span].any() for span in moving._spans.values())
+        assert all(gradient[span].any() for span in scales._spans.values())
         way = np.sign(gradient) * 0.01
         judged = []
         for sign in (1, -1):
@@ -306,7 +306,7 @@ def test_gradients_are_those_of_the_divergence(
         shares.append((judged[0] - judged[1]) / (2 * float((gradient * way).sum())))
         planes[2] = 0
         yield Progress(0, 1, "")
-        end_to_end.save_overlay(self._run.folder, None, Worth(steps, 1.0, 1.0))
+        end_to_end.save_trained(self._run.folder, None, TrainingGain(steps, 1.0, 1.0))
 
     monkeypatch.setattr(end_to_end._Training, "run", check)
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:

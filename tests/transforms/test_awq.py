@@ -20,7 +20,7 @@ from quantcli.formats import get_format
 from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model, open_model
 from quantcli.statistics.hessian import prepare_hessian
-from quantcli.statistics.input_statistics import Measured, TransformedMeasured
+from quantcli.statistics.input_statistics import InputStatistics, TransformedStatistics
 from quantcli.transforms.awq import awq
 from quantcli.transforms.chain import Chained, Settings, transform_model
 from quantcli.transforms.channel_scales import model_groups
@@ -35,7 +35,7 @@ pytest.importorskip("torch")
 
 
 def search(
-    model: Model, grids: Mapping[str, Grid], measured: Measured, **options: object
+    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, **options: object
 ) -> Transformed:
     *_, found = awq(model, grids, measured, **options)  # type: ignore[arg-type]
     assert isinstance(found, Transformed)
@@ -60,7 +60,7 @@ def four_bits(rows: NDArray[np.float32], _: object = None) -> NDArray[np.float32
 def group_loss(
     model: Model,
     group: FoldGroup,
-    measured: Measured,
+    measured: InputStatistics,
     rounded: Callable[..., NDArray[np.float32]],
     operations: Mapping[str, Operation] = MappingProxyType({}),
 ) -> float:
@@ -106,7 +106,7 @@ def test_no_group_of_a_model_gets_worse(name: str, checkpoint: Callable[..., Pat
         names = matrices(model)
         found = search(model, block_grids(dict.fromkeys(names, name)), measured)
         changed = apply_transform(model, found.transform)
-        after = TransformedMeasured(measured, found.transform)
+        after = TransformedStatistics(measured, found.transform)
         losses = [
             [group_loss(model, group, measured, rounded) for group in model_groups(model)],
             [
@@ -135,7 +135,7 @@ def test_a_flat_grid_gains_on_measured_inputs(
         names = [n for n in matrices(model) if "gate_inp" not in n]
         found = search(model, dict.fromkeys(names, four_bits), measured, weighted=False)
         changed = apply_transform(model, found.transform)
-        after = TransformedMeasured(measured, found.transform)
+        after = TransformedStatistics(measured, found.transform)
         for group in model_groups(model):
             before = group_loss(model, group, measured, four_bits)
             operations = found.transform.operations
@@ -153,7 +153,7 @@ def test_an_integer_grid_is_searched_as_it_is_written(checkpoint: Callable[..., 
         grids = dict.fromkeys(matrices(model), integer_grid(grid))
         found = search(model, grids, measured, weighted=False)
         changed = apply_transform(model, found.transform)
-        after = TransformedMeasured(measured, found.transform)
+        after = TransformedStatistics(measured, found.transform)
         rounded = integer_grid(grid)
         for group in model_groups(model):
             before = group_loss(model, group, measured, rounded)
@@ -179,7 +179,7 @@ def test_channels_of_one_size_come_to_share_a_scale(
         assert isinstance(found, Transformed)
         assert found.transform.rotations.keys() == {group.name for group in gated}
         changed = apply_transform(model, found.transform)
-        after = TransformedMeasured(measured, found.transform)
+        after = TransformedStatistics(measured, found.transform)
         losses = []
         for one, known in ((model, measured), (changed, after)):
             if feedback:
@@ -210,7 +210,7 @@ def test_with_groups_under_one_scale_an_order_comes_before_scales(
 class _Pivots:
     """Only what columns after a column cannot make good weighs in the errors."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, measured: InputStatistics) -> None:
         self._measured = measured
 
     def count(self, name: str, matrix: int = 0) -> int:

@@ -1,0 +1,100 @@
+"""What llama.cpp does differently with a tokenizer that was converted all the same.
+
+A GGUF has no place for some settings of ``tokenizer.json``. Where ordinary text gets other ids the
+tokenizer is refused elsewhere; what is left here concerns few texts or cannot be helped, and is
+said in a sentence that names the setting and what it changes. Source: llama.cpp's
+src/llama-vocab.cpp (``llm_tokenizer_spm``, ``tokenizer_st_partition``, ``impl::load``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from quantcli.types import MetaValue
+from quantcli.vocab.added import added_tokens, wrongly_stripped
+from quantcli.vocab.files import TokenizerFiles
+from quantcli.vocab.normalizer import normalizer_parts
+from quantcli.vocab.special import unknown_ends
+from quantcli.vocab.whitespace import prefix_scheme
+
+_MARKS = frozenset({"gpt-4o", "tekken", "kimi-k2", "llama4"})
+"""Pre-tokenizers whose expressions know marks (\\p{M}), which llama.cpp's own splitter lacks."""
+_SHOWN = 5
+
+
+def find_differences(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    """A sentence for each setting of ``files`` that the key-values ``keys`` do not hold."""
+    yield from _added_flags(files, keys)
+    yield from _prefix(files, keys)
+    yield from _normalization(files, keys)
+    yield from _ends(files, keys)
+
+
+def _added_flags(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    name = keys.get("general.name")
+    met = wrongly_stripped(added_tokens(files).values(), None if name is None else name.value)
+    if met:
+        count = f"{len(met)} added tokens strip" if len(met) > 1 else "an added token strips"
+        yield (
+            f"{count} spaces or match whole words only (lstrip, rstrip, single_word), which "
+            f"llama.cpp does not do, so text around them gets other ids: {_list(met)}"
+        )
+
+
+def _prefix(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    scheme = None if files.tokenizer is None else prefix_scheme(files.tokenizer)
+    if scheme == "always":
+        yield (
+            "the tokenizer puts no further space before text that begins with one (Metaspace), "
+            "llama.cpp does, so such text gets another first id"
+        )
+    if scheme != "first":
+        return
+    prefixed = keys.get("tokenizer.ggml.add_space_prefix")
+    if prefixed is None:
+        return
+    if prefixed.value:
+        yield (
+            "the tokenizer puts a space before the first word of a text only (prepend_scheme "
+            "'first'), llama.cpp also after every special token, so chats get other ids; "
+            "--override-kv tokenizer.ggml.add_space_prefix=bool:false suits chats"
+        )
+    else:
+        yield (
+            "the tokenizer puts a space before the first word of a text only (prepend_scheme "
+            "'first'), which llama.cpp cannot; none is put, since the chat template begins with a "
+            "special token, so a plain text's first word gets another id; "
+            "--override-kv tokenizer.ggml.add_space_prefix=bool:true suits plain texts"
+        )
+
+
+def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    if files.tokenizer is None:
+        return
+    kinds = {part.get("type") for part in normalizer_parts(files.tokenizer.normalizer)}
+    if "NFC" in kinds and keys["tokenizer.ggml.model"].value == "gpt2":
+        yield (
+            "the tokenizer normalizes text to Unicode's NFC, which llama.cpp does not do, so "
+            "letters with a separate accent get other ids"
+        )
+    pre = keys.get("tokenizer.ggml.pre")
+    if pre is not None and pre.value in _MARKS:
+        yield (
+            f"llama.cpp's pre-tokenizer {pre.value!r} splits words at combining marks, so Thai, "
+            "Devanagari and the like get other ids"
+        )
+
+
+def _ends(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    texts = keys["tokenizer.ggml.tokens"].value
+    left = [str(texts[number]) for number in unknown_ends(files, texts, keys)]
+    if left:
+        yield (
+            f"generation also ends at {_list(left)}, for which a GGUF has no key left; give "
+            "the runtime such a text as a stop string"
+        )
+
+
+def _list(texts: list[str]) -> str:
+    more = len(texts) - _SHOWN
+    return ", ".join(texts[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
