@@ -12,7 +12,9 @@ from quantcli.artifacts.folder_job import default_folder, prepare_folder
 from quantcli.artifacts.gguf_file import Finished, default_threads
 from quantcli.errors import UsageError
 from quantcli.model import Model, open_model
-from quantcli.plan.recipe import Recipe, check_recipe, merge_recipe
+from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.recipe_check import check_recipe
+from quantcli.plan.recipe_defaults import resolve_recipe
 from quantcli.plan.schemes import knows_importance
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Event
@@ -46,7 +48,7 @@ def quantize(
     ``resume`` continues such a run. Raises a QuantcliError in one sentence for whatever is wrong,
     and then leaves nothing behind but what a later run can resume.
     """
-    wanted = merge_recipe(Recipe(), **recipe)
+    wanted = resolve_recipe(Recipe(), **recipe)
     check_recipe(wanted)
     if wanted.method is None:
         for name, given in {"calibrate": calibrate, "chunks": chunks, "resume": resume}.items():
@@ -113,7 +115,6 @@ class _Call:
         self, model: Model, calibrate: Sequence[str | Path], chunks: int | None
     ) -> Finished:
         """Transform, then round with feedback or, where no method rounds, to the nearest."""
-        from quantcli.layerwise.random_windows import SHARE
         from quantcli.layerwise.texts import read_texts
         from quantcli.run.choose_types import (
             Allocated,
@@ -125,12 +126,12 @@ class _Call:
         from quantcli.run.job import begin, prepare, rounded
         from quantcli.run.methods import ROUNDER, parse_methods
         from quantcli.run.recipe_options import read_options
-        from quantcli.transforms.checkpoint_view import as_checkpoint
+        from quantcli.transforms.transformed_checkpoint import as_checkpoint
 
         chain = parse_methods(self.recipe.method or ROUNDER)
         if self.resume and not chain.rounds:
             raise UsageError(f"method {self.recipe.method} leaves nothing to resume")
-        share = SHARE if self.recipe.random_share is None else self.recipe.random_share
+        share = value_of(self.recipe, "random_share")
         texts = read_texts([str(text) for text in calibrate])
         planned = prepare(model, texts, chunks=chunks, random_share=share)
         job = self.prepare(model, self._known(planned.importance))

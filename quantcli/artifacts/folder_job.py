@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST, refuse_folder
@@ -30,11 +28,13 @@ from quantcli.errors import PlanError
 from quantcli.layouts import find_layout
 from quantcli.layouts.base import ROWS, Packing, Subject
 from quantcli.model import TRANSFORMS_KEY, Model
-from quantcli.plan.budget import BASE_BYTES, check_disk, parse_size
+from quantcli.plan.budget import BASE_BYTES, check_disk
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
-from quantcli.plan.recipe import Recipe, dump_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES, has_types
+from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Declared
 
@@ -227,7 +227,7 @@ def make_settings(
     files = read_settings(model.path)
     recipe = plan.recipe
     if recipe.imatrix:
-        recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
+        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or plan.scheme is None:
         config = _with_dtype(config, DTYPES[plan.dtype])

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,9 +34,11 @@ from quantcli.artifacts.gguf_container import (
 from quantcli.errors import PlanError, UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
-from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
+from quantcli.plan.budget import check_disk, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
-from quantcli.plan.recipe import Recipe, dump_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_file import dump_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Event, MetaValue, OutputTensor, PackedType, Progress, text, u32
 
@@ -358,7 +359,7 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
     keys["quantcli.version"] = text(__version__)
     recipe = plan.recipe
     if recipe.imatrix:
-        recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
+        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
     keys["quantcli.recipe"] = text(dump_recipe(recipe))
     if model.repo:
         keys["quantcli.source.repo"] = text(model.repo)

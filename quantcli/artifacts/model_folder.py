@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.folder_job import FolderJob, folder_threads, make_settings
 from quantcli.artifacts.gguf_file import SLAB_BYTES, Finished
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
 from quantcli.errors import WeightError
 from quantcli.formats import get_format, native
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
 from quantcli.layouts.base import ROWS, Patch
 from quantcli.plan.folders import Copy, Item
 from quantcli.plan.linear_layers import natural
-from quantcli.rounding.nearest import CodeSource, RoundToNearest, column_weights
 from quantcli.types import Event, Progress
 
 

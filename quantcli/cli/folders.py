@@ -33,7 +33,8 @@ def make_folder(
     """Plan the folder, and make it unless this is a dry run."""
     from quantcli.artifacts.folder_job import default_folder, folder_threads, prepare_folder
     from quantcli.model import open_model
-    from quantcli.plan.recipe import check_recipe, merge_recipe
+    from quantcli.plan.recipe import merge_recipe
+    from quantcli.plan.recipe_check import check_recipe
     from quantcli.sources.imatrix import read_importance
 
     check_recipe(recipe)
@@ -71,7 +72,7 @@ def _run_method(
     """Transform, then round with feedback or, where no method rounds, to the nearest."""
     from quantcli.artifacts.folder_job import prepare_folder
     from quantcli.run.methods import parse_methods
-    from quantcli.transforms.checkpoint_view import as_checkpoint, note_copies
+    from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
     chain, recipe = parse_methods(method), job.plan.recipe
     if chain.transforms:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError
-from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
@@ -54,15 +54,15 @@ class BlockCodes:
     for bit.
     """
 
-    def __init__(self, view: StoredView, grid: IntegerGrid) -> None:
+    def __init__(self, view: CheckpointView, grid: IntegerGrid) -> None:
         self._view = view
         self._grid = grid
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> IntegerCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_stored(matrix.source, first, first + len(rows))
-        kind = self._view.homes[matrix.source].tensor.dtype
+        raw = self._view.read_held(matrix.source, first, first + len(rows))
+        kind = self._view.holder(matrix.source).dtype
         coded = convert(kind, raw, self._grid)
         apart = dequantize(coded, self._grid) != rows
         if apart.any():
@@ -81,13 +81,13 @@ class BlockCodes:
 class MicroscaleCodes:
     """Gives the codes of MXFP4 blocks: a `CodeSource` whose "scales" are exponents' bytes."""
 
-    def __init__(self, view: StoredView) -> None:
+    def __init__(self, view: CheckpointView) -> None:
         self._view = view
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_stored(matrix.source, first, first + len(rows))
+        raw = self._view.read_held(matrix.source, first, first + len(rows))
         blocks = raw.reshape(-1, _MXFP4_BYTES)
         codes = split_nibbles(blocks[:, 1:]).astype(np.uint8).reshape(len(rows), -1)
         exponents = blocks[:, 0].astype(np.float32).reshape(len(rows), -1)

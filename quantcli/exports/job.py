@@ -15,7 +15,7 @@ from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
 from quantcli.layouts import LAYOUTS
 from quantcli.layouts.base import Layout
-from quantcli.plan.budget import parse_size
+from quantcli.plan.size_text import parse_size
 from quantcli.report.card import read_evaluation
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved, resolve

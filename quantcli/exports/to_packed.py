@@ -15,16 +15,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from quantcli.artifacts.atomic_folder import refuse_folder
 from quantcli.artifacts.folder_job import FolderJob, prepare_folder
 from quantcli.artifacts.gguf_file import Finished
 from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.nearest_codes import CodeSource
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, MicroscaleCodes
-from quantcli.exports.checkpoint_view import StoredView, as_checkpoint, find_config
 from quantcli.exports.floats import fits
+from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config
 from quantcli.exports.targets import Prepared, Wish, stem
@@ -36,7 +36,6 @@ from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import Scheme
 from quantcli.report.units import size_text
-from quantcli.rounding.nearest import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
 
@@ -59,14 +58,14 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
         refuse_folder(path, force=wish.force)
     model = stack.enter_context(open_model(label))
     config = find_config(model, wish.config)
-    view = StoredView(model, config)
+    view = view_checkpoint(model, config)
     checkpoint = as_checkpoint(model, config, view)
     if wish.requantize:
         recipe = Recipe(to=to)
     else:
         recipe = _recipe(checkpoint, view, layout, grids, label)
     if wish.split_max_size is not None:
-        recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
+        recipe = replace(recipe, split_max_size=str(wish.split_max_size))
     plan = make_folder_plan(checkpoint, recipe, importance=None)
     scheme, plan = _exact(plan, grids, view, wish.dtype)
     kind = _kind(view, plan.items[0].matrix) if plan.items else ""
@@ -114,7 +113,7 @@ def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Eve
             yield event
 
 
-def _recipe(model: Model, view: StoredView, layout: Layout, grids: Grids, label: str) -> Recipe:
+def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, label: str) -> Recipe:
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
     matrices = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
@@ -134,7 +133,7 @@ def _recipe(model: Model, view: StoredView, layout: Layout, grids: Grids, label:
         else:
             turned = "lies transposed there" if matrix.transpose else f"--to {to} does not have"
             raise PlanError(
-                f"{view.homes[matrix.source].tensor.name} is {kind}, which {turned}, so it cannot "
+                f"{view.holder(matrix.source).name} is {kind}, which {turned}, so it cannot "
                 "be repacked without loss",
                 hint=hint,
             )
@@ -160,17 +159,17 @@ def _recipe(model: Model, view: StoredView, layout: Layout, grids: Grids, label:
     )
 
 
-def _kind(view: StoredView, matrix: Matrix) -> str:
-    return view.homes[matrix.source].tensor.dtype
+def _kind(view: CheckpointView, matrix: Matrix) -> str:
+    return view.holder(matrix.source).dtype
 
 
-def _bits(view: StoredView, matrix: Matrix) -> int:
+def _bits(view: CheckpointView, matrix: Matrix) -> int:
     kind = _kind(view, matrix)
     return GRIDS[kind].bits if kind in GRIDS else 4
 
 
 def _exact(
-    plan: FolderPlan, grids: Grids, view: StoredView, dtype: str | None
+    plan: FolderPlan, grids: Grids, view: CheckpointView, dtype: str | None
 ) -> tuple[Scheme, FolderPlan]:
     """The plan with float16 scales, as blocks have, and floats that lose nothing.
 
@@ -190,10 +189,12 @@ def _exact(
     return scheme, replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
 
 
-def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, label: str) -> None:
+def _try_all(
+    plan: FolderPlan, view: CheckpointView, codes: BlockCodes, to: str, label: str
+) -> None:
     """PlanError when a group's code 0 is not a whole number of scales; reads the affine ones."""
     for item in plan.items:
-        if not GRIDS[view.homes[item.source].tensor.dtype].affine:
+        if not GRIDS[view.holder(item.source).dtype].affine:
             continue
         for start in range(0, item.rows, _ROWS):
             first = item.first + start
@@ -208,8 +209,8 @@ def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, lab
                 ) from None
 
 
-def _types(plan: FolderPlan, view: StoredView) -> str:
-    kinds = sorted({view.homes[item.source].tensor.dtype for item in plan.items})
+def _types(plan: FolderPlan, view: CheckpointView) -> str:
+    kinds = sorted({view.holder(item.source).dtype for item in plan.items})
     nbytes = sum(
         view.tensors[item.source].nbytes * item.rows // row_count(view.tensors[item.source].shape)
         for item in plan.items

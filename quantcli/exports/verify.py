@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.gguf_file import combine_digest, cut_rows
 from quantcli.errors import ArchitectureError
-from quantcli.exports.checkpoint_view import StoredView, find_config
+from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.settings import token_texts
 from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
@@ -242,7 +242,7 @@ def _check_table(model: Model) -> Iterator[Note]:
     if not model.from_gguf:
         return
     try:
-        StoredView(model, find_config(model))
+        view_checkpoint(model, find_config(model))
     except ArchitectureError as unknown:
         yield Note(f"names and shapes were not held against a table: {unknown.message}")
 

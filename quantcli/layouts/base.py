@@ -73,6 +73,10 @@ class Packing:
     refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 
+GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
+"""The sections and fields of a recipe that a layout of integer grids takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grids:
     """The integer grids that a layout holds.
@@ -129,7 +133,7 @@ class Layout:
 
     name: str
     help: str
-    takes: frozenset[str] = frozenset({"grid", "method"})
+    takes: frozenset[str] = GRID_FIELDS
     grids: Grids | None = None
     weights: Packing | None = None
     activations: Mapping[str, Packing] = field(default_factory=dict)

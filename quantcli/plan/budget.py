@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.errors import OutputError, UsageError
+from quantcli.errors import OutputError
 from quantcli.formats import FORMATS, get_format
 
 if TYPE_CHECKING:
@@ -20,26 +19,14 @@ _GATHER_SPREAD = 4
 """Rows that are permuted on the way are read as a span of up to this many times their number."""
 
 _BYTES_OF = {"F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def parse_size(size: str) -> int:
-    """Bytes in "2G", "500M", "1.5G" or "300000"; units are decimal. UsageError otherwise."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", size.strip().upper())
-    nbytes = round(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if nbytes <= 0:
-        raise UsageError(
-            f"{size!r} is not a size", hint="a number and K, M, G or T, such as 2G or 500M"
-        )
-    return nbytes
 
 
 def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
     """Bytes of resident memory that the streamed run needs at most, as an estimate.
 
     Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
-    gathered from, a float32 copy where the stored dtype is not a float that the kernels read, one
-    float32 row, and the encoded slab.
+    gathered from (a whole matrix where it is transposed), a float32 copy where the stored dtype is
+    not a float that the kernels read, one float32 row, and the encoded slab.
     """
     worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
     return BASE_BYTES + threads * worst
@@ -54,8 +41,10 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
     else:
         row = _BYTES_OF.get(dtype, 4) * columns
     rows = min(max(1, slab_bytes // row), max(1, tensor.rows))
-    moved = any(piece.view is not None for piece in tensor.pieces)
-    shifted = any(piece.add for piece in tensor.pieces)
+    apart = [p.group[0] for p in tensor.pieces if not p.keeps_rows and not p.transposes]
+    rows = max(rows, *apart, 0)
+    moved = bool(apart) or any(p.order and p.keeps_rows for p in tensor.pieces)
+    shifted = any(piece.pointwise for piece in tensor.pieces)
     plain = dtype in ("F64", "F32", "F16", "BF16") and not shifted
     stored = rows * row * (_GATHER_SPREAD + 1 if moved else 1)
     floats = 4 * columns * (1 if plain else rows + 1)

@@ -7,47 +7,23 @@ shapes is refused by `quantcli.plan.folders`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Strategy, Zero
 from quantcli.layouts import LAYOUTS, find_layout
 from quantcli.layouts.base import Grids, Layout, Packing
 from quantcli.plan.layer_overrides import parse_keep
+from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe_field import Field
 from quantcli.registry import near
-
-if TYPE_CHECKING:
-    from quantcli.plan.recipe import Recipe
 
 GGUF = "gguf"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_TYPES = frozenset({
-    "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
-    "pure", "on_fallback",
-})  # fmt: skip
-_METHOD = frozenset({
-    "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate",
-    "tune_steps",
-})  # fmt: skip
-_SECTIONS = {
-    "types": _TYPES,
-    "method": _METHOD,
-    "grid": frozenset({"bits", "group_size", "symmetric", "range", "keep", "dtype"}),
-    GGUF: frozenset({"override_kv", "pre", "keep", "tune", "e2e_steps", "allocate", "target_size"}),
-}
-"""Fields of a recipe that are taken together, by the name that a layout gives."""
-_GGUF_TAKES = frozenset({"types", "method", GGUF})
-_ALWAYS = frozenset({
-    "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
-})  # fmt: skip
-
-
+_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep"})
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
-_FLAGS = {"tensor_types": "tensor-type", "symmetric": "symmetric or --asymmetric"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +61,21 @@ class Scheme:
         return found
 
 
+def output_formats() -> list[str]:
+    """What a recipe's ``to`` may be."""
+    return [GGUF, *LAYOUTS]
+
+
 def find_output_layout(to: str) -> Layout | None:
     """The layout of a recipe's ``to``, None for a GGUF; UsageError when there is no such format."""
     if to == GGUF:
         return None
-    names = (GGUF, *LAYOUTS)
+    names = output_formats()
     if to not in names:
         guesses = near(to, names, most=1)
         hint = f"did you mean {guesses[0]}?" if guesses else "known: " + ", ".join(names)
         raise UsageError(f"there is no output format named {to!r}", hint=hint)
     return find_layout(to)
-
-
-def _taken(layout: Layout | None) -> frozenset[str]:
-    """The fields of a recipe that mean something for a layout, or for a GGUF."""
-    names = _GGUF_TAKES if layout is None else layout.takes
-    return frozenset().union(*(_SECTIONS.get(name, {name}) for name in names))
 
 
 def has_types(to: str) -> bool:
@@ -109,17 +84,26 @@ def has_types(to: str) -> bool:
     return layout is None or layout.grids is None
 
 
-def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Refuse fields of ``given`` that the target does not take, and grids it cannot hold."""
+def is_taken(field: Field, layout: Layout | None) -> bool:
+    """Whether a layout, or with None a GGUF, takes the field of a recipe."""
+    return field.is_taken(_GGUF_TAKES if layout is None else layout.takes)
+
+
+def targets_of(field: Field) -> list[str]:
+    """The output formats that take the field of a recipe."""
+    found = [GGUF] if is_taken(field, None) else []
+    return found + [layout.name for layout in LAYOUTS.usable() if is_taken(field, layout)]
+
+
+def check_scheme(recipe: Recipe) -> None:
+    """UsageError for fields that the target does not take, and for a grid that it cannot hold."""
     layout = find_output_layout(recipe.to)
-    taken = _taken(layout) | _ALWAYS
-    for field in given:
-        if field not in taken:
-            flag = _FLAGS.get(field, field.replace("_", "-"))
-            what = f"--{flag} is" if field != "bits" else "a recipe's bits are"
-            homes = [GGUF] if field in _taken(None) else []
-            homes += [other.name for other in LAYOUTS.usable() if field in _taken(other)]
-            raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
+    for field, _ in given_fields(recipe):
+        if not is_taken(field, layout):
+            what = f"{field.flag} is" if field.name != "bits" else "a recipe's bits are"
+            raise UsageError(
+                f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(targets_of(field))}"
+            )
     for entry in recipe.keep:
         if recipe.to == GGUF:
             parse_keep(entry)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import msgspec
 
 from quantcli.artifacts.gguf_file import Job, prepare
 from quantcli.errors import PlanError
 from quantcli.layerwise.checkpoint import checkpoint_folder
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
-from quantcli.plan.budget import parse_size
 from quantcli.plan.recipe import merge_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
 from quantcli.run.job import MethodJob, plan_passes
 from quantcli.run.type_costs import Surveyed, survey
@@ -98,5 +96,5 @@ def allocate_job(
 def _with_types(planned: MethodJob, job: Job, output: Path, found: Allocation) -> Job:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
     named = merge_recipe(job.plan.recipe, tensor_types=types)
-    named = msgspec.structs.replace(named, allocate=False, target_size=None)
+    named = replace(named, allocate=False, target_size=None)
     return prepare(planned.model, named, output, importance=planned.importance, force=job.force)

@@ -11,7 +11,7 @@ import numpy as np
 from quantcli.calibration import cut_windows
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.random_windows import SHARE, add_random
+from quantcli.layerwise.random_windows import add_random
 from quantcli.layerwise.runner import Run, choose_device, choose_dtype
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows
@@ -19,6 +19,7 @@ from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
+from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
@@ -54,7 +55,7 @@ class MethodJob:
 
 def prepare(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
-    seed: int | None = None, random_share: float = SHARE,
+    seed: int | None = None, random_share: float = usual("random_share"),
 ) -> MethodJob:  # fmt: skip
     """Cut the texts, and add windows of random tokens; no weight is read.
 

@@ -8,10 +8,12 @@ import pytest
 from support.model_shapes import MODELS, decoder
 
 from quantcli.errors import OutputError, UsageError
-from quantcli.plan.budget import check_disk, free_disk, parse_size, peak_memory, plan_split
+from quantcli.pieces import Add, Order, Piece
+from quantcli.plan.budget import check_disk, free_disk, peak_memory, plan_split
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe
-from quantcli.types import OutputTensor, Piece
+from quantcli.plan.size_text import parse_size
+from quantcli.types import OutputTensor
 
 SLAB = 4 << 20
 
@@ -90,9 +92,10 @@ def test_memory_counts_what_is_held_at_once() -> None:
     plain = held(OutputTensor(name, shape, "BF16", (Piece("a", rows),)))
     stored, encoded = SLAB, SLAB // 2 * 210 // 256
     assert plain == stored + 4 * 4096 + encoded
-    permuted = Piece("a", rows, view=(2, rows // 2), axes=(1, 0))
+    permuted = Piece("a", rows, order=Order((2, rows // 2, 4096), (1, 0, 2), 4096))
     assert held(OutputTensor(name, shape, "BF16", (permuted,))) == plain + 4 * SLAB
-    assert held(OutputTensor(name, shape, "BF16", (Piece("a", rows, add=1.0),))) > plain + SLAB
+    shifted = Piece("a", rows, pointwise=Add(1.0))
+    assert held(OutputTensor(name, shape, "BF16", (shifted,))) > plain + SLAB
     assert held(OutputTensor(name, shape, "F8_E4M3", (Piece("a", rows),))) > plain + SLAB
     wide = held(OutputTensor(name, (4, 1 << 24), "BF16", (Piece("a", 4),)))
     assert wide > 2 << 24, "a row is held whole"

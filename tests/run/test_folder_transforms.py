@@ -35,9 +35,9 @@ from quantcli.run.find_transforms import Moved, find_transforms
 from quantcli.run.folder_codes import stored_codes
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.run.methods import parse_methods
-from quantcli.transforms.checkpoint_view import as_checkpoint
 from quantcli.transforms.norm_limits import fit_norms
 from quantcli.transforms.rotate import rotate
+from quantcli.transforms.transformed_checkpoint import as_checkpoint
 from quantcli.transforms.transformed_model import apply_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -171,9 +171,9 @@ def test_refusals(mini: Model, tmp_path: Path, whole: Run) -> None:
     with pytest.raises(PlanError, match="quantizes nothing"):
         _run(mini, tmp_path / "m.gguf", file_type="F16")
     for options, message in (
-        (Options(damping=0), "damping"),
-        (Options(order="random"), "column order"),
-        (Options(sweeps=-1), "sweeps"),
+        (Options(damping=0), "--damping 0 is out of range"),
+        (Options(column_order="random"), "--column-order random is not one of"),
+        (Options(sweeps=-1), "--sweeps -1 is out of range"),
     ):
         with pytest.raises(UsageError, match=message):
             _run(mini, tmp_path / "m.gguf", options=options)

@@ -31,9 +31,10 @@ from quantcli.rounding.block_scales import (
     read_factors,
     write_factors,
 )
-from quantcli.rounding.options import HELD_OUT, Options, Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.trained_scales import TrainingGain
 from quantcli.run.job import begin, prepare, rounded
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import Streamed
 from quantcli.types import Event, Note, Progress

@@ -21,17 +21,17 @@ import transformers
 
 from quantcli.artifacts.gguf_file import execute
 from quantcli.artifacts.gguf_file import prepare as prepare_output
-from quantcli.cli.methods import Calibrating, check_options
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import HELD_OUT, Options
+from quantcli.rounding.options import Options
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.run.methods import Chain, parse_methods
-from quantcli.run.recipe_options import read_options
+from quantcli.run.recipe_options import check_methods, read_options
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
@@ -273,6 +273,6 @@ def test_its_place_among_the_methods() -> None:
     told = read_options(Recipe(type="Q2_K", method="gptq,tune", tune_steps=7))
     assert (told.feedback, told.tune, told.tune_steps) == (True, True, 7)
     with pytest.raises(UsageError, match="belongs to the method tune"):
-        check_options(Recipe(type="Q2_K", method="gptq", tune_steps=7), Calibrating(["a"]))
-    with pytest.raises(UsageError, match="0 steps"):
-        check_options(Recipe(type="Q2_K", method="tune", tune_steps=0), Calibrating(["a"]))
+        check_methods(Recipe(type="Q2_K", method="gptq", tune_steps=7))
+    with pytest.raises(UsageError, match="--tune-steps 0 is out of range"):
+        check_methods(Recipe(type="Q2_K", method="tune", tune_steps=0))

@@ -23,7 +23,7 @@ from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.transforms.rotate import rotate
 from quantcli.transforms.spec import dump_transform, load_transform
-from quantcli.transforms.transformed_model import apply_transform, read_floats
+from quantcli.transforms.transformed_model import apply_transform
 
 pytest.importorskip("torch")
 
@@ -33,7 +33,7 @@ NOISE = 2e-5
 
 STRUCTURES = [
     "llama", "llama-tied", "llama-biases", "mistral", "mixtral-stacked", "qwen2", "qwen3",
-    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2",
+    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2", "lfm2",
 ]  # fmt: skip
 """Models that differ in more than their rotation."""
 
@@ -43,7 +43,7 @@ LLAMA_NOISE = 1e-3
 
 def read_whole(model: Model, name: str) -> NDArray[np.float32]:
     tensor = next(tensor for tensor in model.tensors if tensor.name == name)
-    return read_floats(model, tensor, 0, tensor.rows)
+    return model.read_floats(tensor, 0, tensor.rows)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)

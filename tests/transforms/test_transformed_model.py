@@ -16,15 +16,15 @@ from quantcli.errors import ArchitectureError, SourceError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.transforms.rotate import rotate
-from quantcli.transforms.spec import Operation, Transform, dump_transform, load_transform
-from quantcli.transforms.transformed_model import apply_transform, read_floats
+from quantcli.transforms.spec import Operation, TransformSpec, dump_transform, load_transform
+from quantcli.transforms.transformed_model import apply_transform
 
 pytest.importorskip("torch")
 
 
 def whole(model: Model, name: str) -> NDArray[np.float32]:
     tensor = next(tensor for tensor in model.tensors if tensor.name == name)
-    return read_floats(model, tensor, 0, tensor.rows)
+    return model.read_floats(tensor, 0, tensor.rows)
 
 
 def test_a_rotated_matrix_is_a_product_of_three(checkpoint: Callable[..., Path]) -> None:
@@ -110,7 +110,7 @@ def test_a_transform_of_another_model_is_refused(checkpoint: Callable[..., Path]
         with pytest.raises(ArchitectureError, match=r"64 factors .* but .* has 256"):
             apply_transform(model, random_folds(other))
         with pytest.raises(ArchitectureError, match=r"no tensor blk\.9\.x"):
-            apply_transform(model, Transform("x", {"blk.9.x": Operation()}))
+            apply_transform(model, TransformSpec("x", {"blk.9.x": Operation()}))
 
 
 def test_quantized_weights_are_not_quantized_twice(
