@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.gguf_file import default_threads
+from quantcli.artifacts.write import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
 from quantcli.exports.outcome import Exported

@@ -19,7 +19,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
-from quantcli.artifacts.folder_settings import (
+from quantcli.artifacts.folder_files import (
     CONFIG,
     INDEX,
     read_settings,

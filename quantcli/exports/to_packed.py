@@ -16,10 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantcli.artifacts.atomic_folder import refuse_folder
-from quantcli.artifacts.folder_job import FolderJob, prepare_folder
-from quantcli.artifacts.gguf_file import Finished
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.artifacts.nearest_codes import CodeSource
+from quantcli.artifacts.write import Finished, write_artifact
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, MicroscaleCodes
@@ -95,18 +94,18 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
         check=wish.check,
     )
     plan = replace(plan, notes=(*plan.notes, *notes))
-    job = replace(job, plan=plan)
+    job = replace(job, plan=plan, codes=codes)
     return Prepared(
         (path,),
         job.nbytes,
         f"{len(plan.items)} matrices in {grid}, "
         + ("rounded a second time" if wish.requantize else "bit for bit"),
-        lambda: _run(job, codes, wish.threads),
+        lambda: _run(job, wish.threads),
     )
 
 
-def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Event]:
-    for event in execute_folder(job, threads=threads, source=codes):
+def _run(job: ModelFolder, threads: int) -> Iterator[Event]:
+    for event in write_artifact(job, threads=threads):
         if isinstance(event, Finished):
             yield Exported(event.paths, event.nbytes)
         else:
