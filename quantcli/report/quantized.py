@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
+from quantcli.plan.schemes import GGUF
 from quantcli.report.folders import folder_document, folder_tables
 from quantcli.report.plans import plan_document, plan_tables
 from quantcli.report.tables import Table
@@ -26,7 +27,7 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
     recipe = done.artifact.plan.recipe
     fields: dict[str, Any] = {
         "paths": [str(path) for path in done.artifact.paths],
-        **({} if recipe.to == "gguf" else {"to": recipe.to}),
+        **({} if recipe.to == GGUF else {"to": recipe.to}),
         "type": done.artifact.plan.label,
         "bytes": done.artifact.nbytes,
         "bits_per_weight": done.bits_per_weight,

@@ -12,6 +12,7 @@ from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.schemes import GGUF
 from quantcli.run.calibrate import states_memory
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
@@ -67,7 +68,7 @@ def apply_methods(
             planned, chain, artifact.plan, path, max_memory=memory, threads=threads
         )
         moved, importance = yield from in_phase("transforming", search)
-        planned = planned.with_model(moved if recipe.to == "gguf" else as_checkpoint(moved))
+        planned = planned.with_model(moved if recipe.to == GGUF else as_checkpoint(moved))
         artifact = plan(planned.model, artifact.plan.recipe, importance or planned.importance)
         if isinstance(artifact, ModelFolder):
             yield from note_copies(planned.model, artifact.plan)

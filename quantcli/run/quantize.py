@@ -20,6 +20,7 @@ from quantcli.artifacts.write import Finished, threads_within, write_artifact
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model
+from quantcli.plan.schemes import GGUF
 from quantcli.rounding.options import Outcome
 from quantcli.run.request import Request, Wanted, check_request
 from quantcli.sources.imatrix import Importance, read_importance
@@ -88,7 +89,7 @@ def quantize(
         with open_model(
             request.source,
             pre=recipes[0].pre,
-            vocabulary=bool(request.texts) or any(r.to == "gguf" or r.method for r in recipes),
+            vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
             on_progress=on_fetch,
         ) as model:
             ready = []
