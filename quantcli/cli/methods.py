@@ -70,7 +70,7 @@ def transform_beside(
 ) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
     from quantcli.run.find_transforms import Moved, find_transforms
-    from quantcli.transforms.scale_search import TransformFound
+    from quantcli.transforms.base import TransformFound
 
     with out.phase("transforming"):
         for event in find_transforms(

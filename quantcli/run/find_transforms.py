@@ -22,8 +22,8 @@ from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.statistics.statistics_file import StatisticsFile
+from quantcli.transforms.base import TransformOptions
 from quantcli.transforms.chain import (
-    Settings,
     TransformsApplied,
     check_transforms,
     needed_statistics,
@@ -61,9 +61,9 @@ def find_transforms(
     needs = needed_statistics(chain.transforms)
     if not chain.rounds and "hessian" not in needs:
         needs = ("hessian", *needs)
-    settings = _settings(plan, chain, threads)
+    options = _options(plan, chain, threads)
     if not needs:
-        yield from _finish(transform_model(model, chain.transforms, {}, None, settings))
+        yield from _finish(transform_model(model, chain.transforms, {}, None, options))
         return
     grids = find_grids(plan)
     folder = output.with_name(f".{output.name}.transform")
@@ -79,8 +79,8 @@ def find_transforms(
             if not isinstance(event, Calibrated):
                 yield event
         with StatisticsFile(stats_path(path)) as measured:
-            found = transform_model(model, chain.transforms, grids, measured, settings)
-            importance = read_importance(path) if settings.weighted and not chain.rounds else None
+            found = transform_model(model, chain.transforms, grids, measured, options)
+            importance = read_importance(path) if options.weighted and not chain.rounds else None
             yield from _finish(found, importance, measured)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -100,10 +100,10 @@ def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
     return {item.matrix.tensor: grid for item in plan.items}
 
 
-def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
+def _options(plan: Plan | FolderPlan, chain: Chain, threads: int) -> TransformOptions:
     if isinstance(plan, Plan):
-        return Settings(feedback=chain.feedback, threads=threads)
-    return Settings(
+        return TransformOptions(feedback=chain.feedback, threads=threads)
+    return TransformOptions(
         weighted=plan.scheme is None or plan.scheme.weighted,
         feedback=chain.feedback,
         groups=plan.scheme is not None and plan.scheme.grid.strategy == "group",
