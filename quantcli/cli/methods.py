@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantcli.artifacts.gguf_file import Job
+    from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.cli.output import Output
     from quantcli.model import Model
     from quantcli.plan.folders import FolderPlan
@@ -47,8 +47,8 @@ def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
 
 
 def allocate_beside(
-    out: Output, planned: MethodJob, job: Job, path: Path, *, threads: int | None
-) -> Job:
+    out: Output, planned: MethodJob, job: GgufFile, path: Path, *, threads: int | None
+) -> GgufFile:
     """The same job with the types that cost least within the size, every tensor by name."""
     from quantcli.run.choose_types import Allocated, allocate_job
     from quantcli.run.recipe_options import read_options

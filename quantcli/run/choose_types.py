@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantcli.artifacts.gguf_file import Job, prepare
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.layerwise.checkpoint import checkpoint_folder
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
@@ -24,7 +24,7 @@ from quantcli.types import Event, Note
 class Allocated(Event):
     """A job whose recipe gives every tensor that had a choice its type by name."""
 
-    job: Job
+    job: GgufFile
 
 
 def survey_folder(output: Path) -> Path:
@@ -39,7 +39,7 @@ def remove_survey(output: Path) -> None:
 
 
 def allocate_job(
-    planned: MethodJob, job: Job, output: Path, options: Options, *,
+    planned: MethodJob, job: GgufFile, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
     """Yields progress and a note, at last `Allocated`: within the recipe's target_size, or the
@@ -93,8 +93,10 @@ def allocate_job(
     yield Allocated(chosen)
 
 
-def _with_types(planned: MethodJob, job: Job, output: Path, found: Allocation) -> Job:
+def _with_types(planned: MethodJob, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
     named = merge_recipe(job.plan.recipe, tensor_types=types)
     named = replace(named, allocate=False, target_size=None)
-    return prepare(planned.model, named, output, importance=planned.importance, force=job.force)
+    return prepare_gguf(
+        planned.model, named, output, importance=planned.importance, force=job.force
+    )

@@ -14,8 +14,8 @@ from support import tiny_models
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import OutputError, PlanError, SourceError, UsageError
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -53,7 +53,7 @@ def _run(
     planned = prepare(
         model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
     )
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     encoding = begin(
         planned, job.plan, path, options or Options(), dtype="float32", threads=threads,
         resume=resume,
@@ -65,7 +65,7 @@ def _run(
         if stop is not None and len(seen) == stop:
             break
     else:
-        for _ in execute(job, threads=threads, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store), threads=threads):
             pass
         encoding.checkpoint.remove()
     if isinstance(events, Iterator) and hasattr(events, "close"):

@@ -19,8 +19,8 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
@@ -67,7 +67,7 @@ def _run(
 ) -> Run:  # fmt: skip
     """Quantize; the run ends after a note that starts with ``stop``, as by an interrupt."""
     planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"tune": True, "tune_steps": 24, **options})
     encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
     events = rounded(encoding)
@@ -77,7 +77,7 @@ def _run(
         if stop and isinstance(event, Note) and event.message.startswith(stop):
             break
     else:
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     assert isinstance(events, Iterator)

@@ -17,7 +17,8 @@ from support.folds import random_folds, random_orders
 from support.tiny_models import MODELS
 from support.transformed_logits import transformers_logits
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import ArchitectureError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -103,7 +104,7 @@ def test_rotated_and_folded_files_give_llama_cpp_the_same_logits(
         changed = apply_transform(changed, random_orders(changed))
         for number, one in enumerate((model, changed)):
             path = tmp_path / f"{number}.gguf"
-            for _ in execute(prepare(one, Recipe(type="F32"), path), threads=2):
+            for _ in write_artifact(prepare_gguf(one, Recipe(type="F32"), path), threads=2):
                 pass
             logits.append(llama_logits(path, IDS))
     assert np.abs(logits[1] - logits[0]).max() / logits[0].std() < LLAMA_NOISE

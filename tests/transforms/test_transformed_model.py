@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from support.folds import random_folds
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -114,7 +115,7 @@ def test_quantized_weights_are_not_quantized_twice(
 ) -> None:
     path = tmp_path / "m.gguf"
     with open_model(checkpoint("llama")) as model:
-        for _ in execute(prepare(model, Recipe(type="Q4_0"), path), threads=1):
+        for _ in write_artifact(prepare_gguf(model, Recipe(type="Q4_0"), path), threads=1):
             pass
     with open_model(path) as model, pytest.raises(SourceError, match="stored as Q4_0"):
         apply_transform(model, random_folds(model))
@@ -126,7 +127,7 @@ def test_a_gguf_is_transformed_like_its_checkpoint(
 ) -> None:
     path = tmp_path / "m.gguf"
     with open_model(checkpoint("llama", "bfloat16")) as model:
-        for _ in execute(prepare(model, Recipe(type=kind), path), threads=1):
+        for _ in write_artifact(prepare_gguf(model, Recipe(type=kind), path), threads=1):
             pass
         expected = whole(apply_transform(model, rotate(model)), "blk.0.ffn_down.weight")
     with open_model(path) as stored:
