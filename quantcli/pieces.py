@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_SPREAD = 4
+GATHER_SPREAD = 4
 """Scattered rows are read as one span when it is at most this many times the rows wanted."""
 
 
@@ -245,7 +245,7 @@ def read_scattered(
 ) -> NDArray[Any]:
     """The rows ``wanted``, in that order, of what ``read(start, stop)`` gives consecutive ones."""
     low, high = int(wanted.min()), int(wanted.max()) + 1
-    if high - low <= _SPREAD * len(wanted):
+    if high - low <= GATHER_SPREAD * len(wanted):
         return np.ascontiguousarray(read(low, high)[wanted - low])
     runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
     return np.concatenate([read(int(run[0]), int(run[-1]) + 1) for run in runs])

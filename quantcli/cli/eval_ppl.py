@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _TEXT = "The text, and how it is cut"
 _BASE = "The base to compare with"
-_GATES = "Limits; exit code 3 when one is not held"
+_GATES = "Limits (exit code 3 if one is exceeded)"
 
 
 def eval_ppl(
@@ -108,7 +108,7 @@ def eval_ppl(
             "--reference",
             metavar="MODEL",
             panel=_BASE,
-            help="The model before quantization: run beside, window by window.",
+            help="The model before quantization, run alongside window by window.",
         ),
     ] = None,
     base: Annotated[
@@ -135,8 +135,8 @@ def eval_ppl(
             "--top-k",
             metavar="K",
             panel=_BASE,
-            help="Save the K likeliest tokens of each position only: a small file, by which the "
-            "divergence is known from below.",
+            help="Save only the K likeliest tokens of each position: a much smaller file, which "
+            "gives a lower bound of the divergence.",
         ),
     ] = None,
     force: Annotated[

@@ -30,7 +30,7 @@ _RESULT = "What is written"
 _CHECK = "Checking instead of writing"
 
 
-_option = partial(option)
+_option = partial(option, panel=_RESULT)
 
 
 def export(
@@ -107,7 +107,7 @@ def export(
         ),
     ] = False,
     card: Annotated[
-        bool, _option("--card", help="Write a model card beside the GGUF, NAME.md.")
+        bool, _option("--card", help="Write a model card next to the GGUF, NAME.md.")
     ] = False,
     evaluation: Annotated[
         Path | None,
@@ -121,7 +121,7 @@ def export(
         bool, _option("--force", "-f", help="Replace an existing file or folder.")
     ] = False,
     dry_run: Annotated[
-        bool, _option("--dry-run", help="Say what would be written and write nothing.")
+        bool, _option("--dry-run", help="Print what would be written and write nothing.")
     ] = False,
     verify: Annotated[
         bool,
@@ -138,8 +138,8 @@ def export(
             "--against",
             metavar="MODEL",
             panel=_CHECK,
-            help="With --verify: measure each tensor's error against this model, and tell whether "
-            "the artifact was made from it.",
+            help="With --verify: measure each tensor's error against this model, and report "
+            "whether the artifact was made from it.",
         ),
     ] = None,
     threads: Threads = None,

@@ -36,7 +36,7 @@ Quiet = Annotated[
     bool,
     option("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
 ]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Tell more about what is being done.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Print more detail.")]
 Debug = Annotated[
     bool, option("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
 ]
@@ -80,6 +80,6 @@ def debug_wanted(output: Output) -> bool:
 
 def thread_count(threads: int | None) -> int:
     """The number asked for, or that of the processors this process may run on."""
-    from quantcli.artifacts.gguf_file import default_threads
+    from quantcli.artifacts.write import default_threads
 
     return default_threads() if threads is None else threads

@@ -132,7 +132,8 @@ class Recipe:
     )
     symmetric: bool | None = declare(
         GRID,
-        "Without zero points, or with one per group. Default: symmetric where the format can be.",
+        "Weights without zero points, or with one per group. Default: symmetric where the format "
+        "can be.",
         flags=("--symmetric/--asymmetric",),
     )
     activations: str | None = declare(
@@ -156,7 +157,7 @@ class Recipe:
     )
     dtype: str | None = declare(
         GRID,
-        "Of the tensors that are not quantized. Default: as stored.",
+        "Float type of the tensors that are not quantized. Default: as stored.",
         "BF16|F16|F32",
         normalize=str.upper,
     )
