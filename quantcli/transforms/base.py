@@ -65,6 +65,15 @@ class TransformFound(Event):
     transform: TransformSpec
     outcomes: tuple[GroupOutcome, ...] = ()
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """A sentence for each group."""
+        return tuple(
+            f"{group.group}: loss {group.before:.3g} -> {group.after:.3g}, "
+            f"{group.choice or 'left as it is'}"
+            for group in self.outcomes
+        )
+
 
 class Transform(Protocol):
     """A change of float weights that keeps the model's function."""

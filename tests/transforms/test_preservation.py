@@ -33,7 +33,7 @@ NOISE = 2e-5
 
 STRUCTURES = [
     "llama", "llama-tied", "llama-biases", "mistral", "mixtral-stacked", "qwen2", "qwen3",
-    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2", "lfm2",
+    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2", "granite", "lfm2",
 ]  # fmt: skip
 """Models that differ in more than their rotation."""
 
