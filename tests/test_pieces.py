@@ -292,14 +292,19 @@ def test_pieces_of_several_dtypes_meet_in_float32() -> None:
 
 def test_rows_made_of_parts_of_rows_have_no_row_numbers() -> None:
     piece = Piece("a", 4, order=Order((2, 3, 2), (0, 2, 1), 2))
+    assert not piece.makes_outputs
     with pytest.raises(ValueError, match="takes stored rows apart"):
         piece.source_rows(0, 4)
+    assert all(
+        one.makes_outputs for case in ("transposed", "rows as they are") for one in CASES[case][1]
+    )
 
 
 def test_gradients_pass_constants_only() -> None:
     gradient = _numbers(1, C)
     found = Piece("a", 1, pointwise=Add(1.0)).gather_gradient(gradient)
     np.testing.assert_array_equal(found, gradient)
+    assert not Piece("a", 1, pointwise=NegativeExp()).passes_gradients
     with pytest.raises(ValueError, match="NegativeExp"):
         Piece("a", 1, pointwise=NegativeExp()).gather_gradient(gradient)
 
