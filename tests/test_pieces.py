@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -167,6 +167,7 @@ def test_scatter_is_the_way_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
@@ -178,6 +179,7 @@ def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_stored_slabs_come_back(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
