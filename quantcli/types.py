@@ -194,6 +194,11 @@ def array(kind: str, values: Any) -> MetaValue:
 class Event:
     """Base of what the core reports while it works."""
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Sentences for who asks for more."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Note(Event):

@@ -8,7 +8,7 @@ from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.schemes import GGUF, has_types
+from quantcli.plan.schemes import GGUF, has_types, knows_importance
 from quantcli.sources.imatrix import Importance
 
 
@@ -38,8 +38,11 @@ def prepare_artifact(
 ) -> GgufFile | ModelFolder:
     """Decide everything about making ``output`` of ``model`` without reading a weight.
 
+    ``importance`` is left out where the recipe says that ranges are found without it.
     ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
     OutputError or UsageError before any work is done.
     """
+    if recipe.to != GGUF and not knows_importance(recipe):
+        importance = None
     prepare = prepare_gguf if recipe.to == GGUF else prepare_folder
     return prepare(model, recipe, output, importance=importance, force=force, check=check)
