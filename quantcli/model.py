@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats import FORMATS, get_format, native
+from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
@@ -84,6 +86,10 @@ class Model(AbstractContextManager["Model"]):
                 parts.append(self._read_piece(piece, low - first, high - first))
             first += piece.rows
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read_floats(self, tensor: OutputTensor, start: int, stop: int) -> Floats:
+        """The same rows as float32, decoded where they are stored in blocks."""
+        return decode_rows(tensor, self.read_rows(tensor, start, stop))
 
     def origin(self, tensor: OutputTensor, row: int, column: int) -> tuple[TensorInfo, int, int]:
         """The stored tensor, its row and its column behind a place in ``tensor``, for messages."""
@@ -198,3 +204,10 @@ def _open_gguf(label: str, found: Resolved) -> Model:
         label, found.path, arch, keys, tensors, store, from_gguf=True,
         repo=found.repo, revision=found.revision,
     )  # fmt: skip
+
+
+def decode_rows(tensor: OutputTensor, rows: NDArray[Any]) -> Floats:
+    """Rows of ``tensor`` as float32, decoded where they are stored in blocks."""
+    if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
+        return native.decode(get_format(tensor.dtype), rows)
+    return native.to_float32(rows)

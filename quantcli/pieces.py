@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-_SPREAD = 4
+GATHER_SPREAD = 4
 """Scattered rows are read as one span when it is at most this many times the rows wanted."""
 
 
@@ -155,6 +155,16 @@ class Piece:
         return self.order is not None and self.order.transposes
 
     @property
+    def makes_outputs(self) -> bool:
+        """Whether each row makes one output of the stored matrix: `source_rows` says which."""
+        return self.keeps_rows or self.transposes
+
+    @property
+    def passes_gradients(self) -> bool:
+        """Whether `gather_gradient` holds for it: values are stored but for a constant."""
+        return isinstance(self.pointwise, Add | None)
+
+    @property
     def stored_rows(self) -> int:
         """How many stored rows, from ``start`` on, it is made of."""
         if self.order is None:
@@ -210,9 +220,9 @@ class Piece:
     def gather_gradient(self, gradient: Any) -> Any:
         """The gradient by the piece's rows, out of the gradient by the whole stored tensor.
 
-        ValueError where more than a constant is added to the values.
+        ValueError unless it `passes_gradients`.
         """
-        if not isinstance(self.pointwise, Add | None):
+        if not self.passes_gradients:
             raise ValueError(f"{self.source} is stored through {self.pointwise}")
         return self.arrange(self._block(gradient))
 
@@ -245,7 +255,7 @@ def read_scattered(
 ) -> NDArray[Any]:
     """The rows ``wanted``, in that order, of what ``read(start, stop)`` gives consecutive ones."""
     low, high = int(wanted.min()), int(wanted.max()) + 1
-    if high - low <= _SPREAD * len(wanted):
+    if high - low <= GATHER_SPREAD * len(wanted):
         return np.ascontiguousarray(read(low, high)[wanted - low])
     runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
     return np.concatenate([read(int(run[0]), int(run[-1]) + 1) for run in runs])

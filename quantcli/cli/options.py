@@ -80,6 +80,6 @@ def debug_wanted(output: Output) -> bool:
 
 def thread_count(threads: int | None) -> int:
     """The number asked for, or that of the processors this process may run on."""
-    from quantcli.artifacts.gguf_file import default_threads
+    from quantcli.artifacts.write import default_threads
 
     return default_threads() if threads is None else threads

@@ -15,7 +15,6 @@ from quantcli.layerwise.hidden_states import States
 from quantcli.layerwise.layered_model import Call, Skeleton
 from quantcli.layerwise.runner import DTYPES, Run, enter
 from quantcli.model import Model
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import OutputTensor
 
 
@@ -61,6 +60,6 @@ def matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]
     height = tensor.shape[-2]
 
     def read(matrix: int) -> Floats:
-        return read_floats(model, tensor, matrix * height, (matrix + 1) * height)
+        return model.read_floats(tensor, matrix * height, (matrix + 1) * height)
 
     return read

@@ -1,4 +1,4 @@
-"""What a plan costs before it runs: memory, disk, and how it divides into shards."""
+"""What a plan costs before it runs: memory and disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.errors import OutputError
 from quantcli.formats import FORMATS, get_format
+from quantcli.pieces import GATHER_SPREAD
 
 if TYPE_CHECKING:
     from quantcli.plan.planner import Plan, TensorPlan
@@ -15,21 +16,17 @@ if TYPE_CHECKING:
 BASE_BYTES = 160 << 20
 """The interpreter with its libraries, a vocabulary of 256 thousand tokens and the file's header."""
 
-_GATHER_SPREAD = 4
-"""Rows that are permuted on the way are read as a span of up to this many times their number."""
-
 _BYTES_OF = {"F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
-def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
-    """Bytes of resident memory that the streamed run needs at most, as an estimate.
+def thread_memory(plan: Plan, slab_bytes: int) -> int:
+    """Bytes that a thread holds at most while it encodes a plan's tensors, as an estimate.
 
-    Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
-    gathered from (a whole matrix where it is transposed), a float32 copy where the stored dtype is
-    not a float that the kernels read, one float32 row, and the encoded slab.
+    One slab of ``slab_bytes`` as stored (at least one row), the span that it was gathered from (a
+    whole matrix where it is transposed), a float32 copy where the stored dtype is not a float that
+    the kernels read, one float32 row, and the encoded slab.
     """
-    worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
-    return BASE_BYTES + threads * worst
+    return max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
 
 
 def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
@@ -46,7 +43,7 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
     moved = bool(apart) or any(p.order and p.keeps_rows for p in tensor.pieces)
     shifted = any(piece.pointwise for piece in tensor.pieces)
     plain = dtype in ("F64", "F32", "F16", "BF16") and not shifted
-    stored = rows * row * (_GATHER_SPREAD + 1 if moved else 1)
+    stored = rows * row * (GATHER_SPREAD + 1 if moved else 1)
     floats = 4 * columns * (1 if plain else rows + 1)
     encoded = rows * get_format(item.format).row_bytes(columns)
     return stored + floats + encoded
@@ -68,20 +65,3 @@ def check_disk(needed: int, path: str | Path) -> None:
             f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
             hint="free some space, choose another folder with -o or a smaller type",
         )
-
-
-def plan_split(plan: Plan, max_bytes: int) -> list[list[TensorPlan]]:
-    """The plan's tensors, in order, in shards of at most ``max_bytes`` of aligned tensor data.
-
-    As gguf-split counts: headers do not, and a tensor that is larger gets a shard of its own.
-    """
-    shards: list[list[TensorPlan]] = []
-    filled = 0
-    for item in plan.items:
-        size = plan.aligned(item.nbytes)
-        if not shards or filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(item)
-        filled += size
-    return shards

@@ -11,17 +11,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantcli.artifacts.folder_job import FolderJob
-from quantcli.artifacts.gguf_file import SLAB_BYTES
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest
+from quantcli.artifacts.slabs import SLAB_BYTES
 from quantcli.checkpoint_view import find_uses, read_back
 from quantcli.formats.integer import IntegerCodes
 from quantcli.rounding.codecs import GridCodec
-from quantcli.rounding.nearest import CodeSource, RoundToNearest
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.types import Matrix
 
 
-def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
+def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
     """A `CodeSource` of ``encoded``, the tensors that a method rounded for ``job``."""
     scheme = job.plan.scheme
     if scheme is None:

@@ -28,12 +28,13 @@ from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
 from quantcli.layerwise.stream import Stream, matrix_reader, open_stream
 from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.options import FEWEST_FISHER, Options, Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.tensor import MatrixStatistics, round_tensor
+from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    FEWEST,
     EmbeddingFisher,
     LayerGradients,
     choose_windows,
@@ -43,6 +44,7 @@ from quantcli.statistics.layer_gradients import (
     run_backwards,
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
 from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.training.tune import Layer, tune_layer
@@ -124,7 +126,7 @@ class _Layers:
         self.skeleton = self.stream.skeleton
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
         self._starts = layer_starts(self.work.run.model, self.skeleton)
-        windows = max(self.work.options.fisher_windows, FEWEST_FISHER)
+        windows = max(self.work.options.fisher_windows, FEWEST)
         numbers = choose_windows(len(self.work.run.windows.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False
@@ -263,8 +265,9 @@ class _Layers:
     @contextmanager
     def _sums(self, place: str) -> Iterator[HessianAccumulator]:
         sums = HessianAccumulator(
-            self.skeleton.parameters.targets, self.work.run.folder, place, self.work.options
-        )
+            self.skeleton.parameters.targets, self.work.run.folder, place,
+            self.work.options.damping, self.work.options.column_order,
+        )  # fmt: skip
         try:
             yield sums
         finally:

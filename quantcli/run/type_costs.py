@@ -27,10 +27,11 @@ from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
 from quantcli.layerwise.stream import Stream, open_stream
 from quantcli.rounding.gptq import encode_columns
-from quantcli.rounding.options import FEWEST_FISHER, Options
+from quantcli.rounding.options import Options
 from quantcli.run.layers import EMBEDDING_DAMPING
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    FEWEST,
     LayerGradients,
     choose_windows,
     embedding_scale,
@@ -40,7 +41,6 @@ from quantcli.statistics.layer_gradients import (
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
@@ -74,7 +74,7 @@ def survey(run: Run, candidates: Candidates, options: Options) -> Iterator[Event
     torch.set_num_threads(run.threads)
     with ExitStack() as stack:
         pool = stack.enter_context(workers(run.threads))
-        numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST_FISHER))
+        numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
         few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
         stream = open_stream(few, run.model, run.folder, Checkpoint(run.folder, {}), run.max_memory)
         work = _Survey(
@@ -171,7 +171,9 @@ class _Survey:
     @contextmanager
     def _sums(self, place: str) -> Iterator[HessianAccumulator]:
         targets = self.stream.skeleton.parameters.targets
-        sums = HessianAccumulator(targets, self.whole.folder, place, self.options)
+        sums = HessianAccumulator(
+            targets, self.whole.folder, place, self.options.damping, self.options.column_order
+        )
         try:
             yield sums
         finally:
@@ -187,7 +189,7 @@ class _Survey:
         into = self.costs.setdefault(name, dict.fromkeys(self.candidates[name], 0.0))
         for start in range(0, tensor.rows, _ROWS):
             stop = min(start + _ROWS, tensor.rows)
-            rows = read_floats(self.whole.model, tensor, start, stop)
+            rows = self.whole.model.read_floats(tensor, start, stop)
             for kind in into:
                 fmt = get_format(kind)
                 errors = rows - native.decode(fmt, encode_columns(fmt, rows, importance, self.pool))

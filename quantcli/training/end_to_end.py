@@ -26,10 +26,10 @@ from quantcli.layerwise.layered_model import Skeleton
 from quantcli.layerwise.runner import DTYPES, Run
 from quantcli.rounding.block_scales import count_factors
 from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.options import HELD_OUT
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.trained_scales import TrainingGain, save_trained
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.layerwise_backprop import Streamed
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event, Note, Progress
@@ -167,6 +167,7 @@ def _vectors(task: Task) -> dict[str, Floats]:
     for tensor in task.run.model.tensors:
         codec = task.codecs.get(tensor.name)
         kept = codec is not None and codec.name == "F32" and len(tensor.shape) == 1
+        kept = kept and all(piece.passes_gradients for piece in tensor.pieces)
         if kept and tensor.values is None and not tensor.name.startswith("rope"):
             rows = task.run.model.read_rows(tensor, 0, 1)
             found[tensor.name] = np.array(native.to_float32(rows)[0])

@@ -22,8 +22,9 @@ from quantcli.checkpoint_view import Use
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.layered_model import Call, Skeleton
-from quantcli.rounding.options import HELD_OUT, Outcome
+from quantcli.rounding.options import Outcome
 from quantcli.statistics.layer_gradients import own_call
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note, Progress
 

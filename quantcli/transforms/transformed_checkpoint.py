@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
 from quantcli.checkpoint_view import CheckpointView, find_uses
-from quantcli.model import Model
+from quantcli.model import Model, decode_rows
 from quantcli.pieces import Piece
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import HEAD_NAME
-from quantcli.transforms.transformed_model import TransformedModel, decode_rows
+from quantcli.transforms.transformed_model import TransformedModel
 from quantcli.types import Note, OutputTensor, TensorInfo
 
 

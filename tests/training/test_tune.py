@@ -19,18 +19,19 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.rounding.options import Options
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import Chain, parse_methods
 from quantcli.run.recipe_options import check_methods, read_options
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
@@ -65,18 +66,18 @@ def _run(
     stop: str = "", ctx: int = 64, **options: Any,
 ) -> Run:  # fmt: skip
     """Quantize; the run ends after a note that starts with ``stop``, as by an interrupt."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"tune": True, "tune_steps": 24, **options})
-    encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = rounded(encoding)
+    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
+    events = round_tensors(encoding)
     seen = []
     for event in events:
         seen.append(event)
         if stop and isinstance(event, Note) and event.message.startswith(stop):
             break
     else:
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     assert isinstance(events, Iterator)
