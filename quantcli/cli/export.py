@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,7 @@ from quantcli.cli.options import (
     open_output,
     option,
 )
-
-if TYPE_CHECKING:
-    pass
+from quantcli.layouts import code_layouts
 
 _RESULT = "What is written"
 _CHECK = "Checking instead of writing"
@@ -46,8 +44,8 @@ def export(
             "--to",
             metavar="FORMAT",
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
-            "hf (a folder for transformers), compressed-tensors, gptq, gptq-v2, awq or mlx (a "
-            "GGUF's own codes in a folder for other runtimes), ollama (a Modelfile), imatrix or "
+            f"hf (a folder for transformers), {', '.join(code_layouts())} (a GGUF's own codes in a "
+            "folder for other runtimes), ollama (a Modelfile), imatrix or "
             "dat (an importance matrix in its GGUF or older form), card (a model card).",
         ),
     ] = None,

@@ -11,7 +11,7 @@ from typing import Any, cast
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
-from quantcli.layouts import LAYOUTS
+from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
 from quantcli.report.card import read_evaluation
@@ -94,8 +94,8 @@ def _find_target(to: str) -> Prepare:
 def _takers(option: str) -> list[str]:
     takers = []
     for name in _TAKEN_BY[option]:
-        folders = [to for to in LAYOUTS if name == _FOLDER or to != "hf"]
-        takers += folders if name in (_FOLDER, _CODES) else [name]
+        folders = {_FOLDER: list(LAYOUTS), _CODES: code_layouts()}
+        takers += folders.get(name, [name])
     return takers
 
 

@@ -21,8 +21,8 @@ from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.statistics.statistics_file import StatisticsFile
+from quantcli.transforms.base import TransformOptions
 from quantcli.transforms.chain import (
-    Settings,
     TransformsApplied,
     check_transforms,
     needed_statistics,
@@ -51,9 +51,9 @@ def find_transforms(
     needs = needed_statistics(chain.transforms)
     if not chain.rounds and "hessian" not in needs:
         needs = ("hessian", *needs)
-    settings = _settings(plan, chain, threads)
+    options = _options(plan, chain, threads)
     if not needs:
-        found = transform_model(model, chain.transforms, {}, None, settings)
+        found = transform_model(model, chain.transforms, {}, None, options)
         return (yield from take(found, TransformsApplied)).model, None
     grids = find_grids(plan)
     folder = output.with_name(f".{output.name}.transform")
@@ -67,9 +67,9 @@ def find_transforms(
         )  # fmt: skip
         yield from take(execute(job), Calibrated)
         with StatisticsFile(stats_path(path)) as measured:
-            events = transform_model(model, chain.transforms, grids, measured, settings)
+            events = transform_model(model, chain.transforms, grids, measured, options)
             applied = yield from take(events, TransformsApplied)
-            importance = read_importance(path) if settings.weighted and not chain.rounds else None
+            importance = read_importance(path) if options.weighted and not chain.rounds else None
             return applied.model, _carry(importance, applied, measured)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,10 +89,10 @@ def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
     return {item.matrix.tensor: grid for item in plan.items}
 
 
-def _settings(plan: Plan | FolderPlan, chain: Chain, threads: int) -> Settings:
+def _options(plan: Plan | FolderPlan, chain: Chain, threads: int) -> TransformOptions:
     if isinstance(plan, Plan):
-        return Settings(feedback=chain.feedback, threads=threads)
-    return Settings(
+        return TransformOptions(feedback=chain.feedback, threads=threads)
+    return TransformOptions(
         weighted=plan.scheme is None or plan.scheme.weighted,
         feedback=chain.feedback,
         groups=plan.scheme is not None and plan.scheme.grid.strategy == "group",
