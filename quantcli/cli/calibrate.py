@@ -163,10 +163,10 @@ def calibrate(
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    from quantcli import api
+    from quantcli.api.calibrate import calibrate as run
     from quantcli.report.calibrations import coverage_table, stats_table
 
-    done = api.calibrate(
+    done = run(
         model,
         data or (),
         field=field,

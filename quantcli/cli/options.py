@@ -76,10 +76,3 @@ def open_output(
 def debug_wanted(output: Output) -> bool:
     """Whether tracebacks are to be shown."""
     return output.debug or os.environ.get("QUANTCLI_DEBUG", "") not in ("", "0")
-
-
-def thread_count(threads: int | None) -> int:
-    """The number asked for, or that of the processors this process may run on."""
-    from quantcli.artifacts.write import default_threads
-
-    return default_threads() if threads is None else threads
