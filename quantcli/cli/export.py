@@ -22,8 +22,8 @@ from quantcli.cli.options import (
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from quantcli.artifacts.write import Finished
     from quantcli.cli.output import Output
-    from quantcli.exports.outcome import Exported
     from quantcli.exports.targets import Prepared, Wish
 
 _RESULT = "What is written"
@@ -194,8 +194,8 @@ def export(
 
 
 def _run(out: Output, artifacts: list[str], to: str, wish: Wish, *, dry_run: bool) -> None:
+    from quantcli.artifacts.write import Finished
     from quantcli.exports.job import open_export
-    from quantcli.exports.outcome import Exported
     from quantcli.report.units import duration_text, size_text
 
     with open_export(artifacts, to, wish, on_progress=out.event) as prepared:
@@ -203,10 +203,10 @@ def _run(out: Output, artifacts: list[str], to: str, wish: Wish, *, dry_run: boo
             _show_plan(out, to, prepared)
             return
         start = time.monotonic()
-        done: Exported | None = None
+        done: Finished | None = None
         with out.phase("exporting"):
             for event in prepared.run():
-                if isinstance(event, Exported):
+                if isinstance(event, Finished):
                     done = event
                 else:
                     out.event(event)

@@ -7,10 +7,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.write import default_threads
+from quantcli.artifacts.write import Finished, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
 from quantcli.plan.size_text import parse_size
 from quantcli.report.card import read_evaluation
@@ -88,7 +87,7 @@ def export(
     threads: int | None = None,
     force: bool = False,
     **options: Any,
-) -> Exported:
+) -> Finished:
     """Convert an artifact in one call; ``options`` are those of the command line.
 
     Such as ``dtype="bf16"``, ``split_max_size="4G"``, ``tokenizer=Path(...)``. Raises a
@@ -103,7 +102,7 @@ def export(
     )
     with open_export([artifact], to, wish) as prepared:
         *_, done = prepared.run()
-    return cast(Exported, done)
+    return cast(Finished, done)
 
 
 def _check_shards(found: Resolved, artifacts: Sequence[str | Path]) -> None:
