@@ -17,8 +17,8 @@ from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import SHORTEST, Tokenizer, Windows, make_windows
 from quantcli.model import Model
 from quantcli.sources.imatrix import read_sums
-from quantcli.statistics.collector import check_needs
 from quantcli.statistics.importance_file import Calibration, output_paths, stats_path, write
+from quantcli.statistics.input_statistics import check_needs
 from quantcli.statistics.statistics_file import (
     CheckpointStatistics,
     MergedStatistics,

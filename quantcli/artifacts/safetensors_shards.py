@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.gguf_container import Layout
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.write import Chunk
 from quantcli.plan.size_text import parse_size
+from quantcli.types import Declared
 
 LARGEST = parse_size("5G")
 """Bytes of a file's tensors at most, unless the user says otherwise; as transformers has it."""

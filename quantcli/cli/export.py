@@ -20,6 +20,7 @@ from quantcli.cli.options import (
     thread_count,
 )
 from quantcli.errors import UsageError
+from quantcli.layouts import code_layouts
 
 if TYPE_CHECKING:
     from quantcli.artifacts.write import Finished
@@ -50,8 +51,8 @@ def export(
             "--to",
             metavar="FORMAT",
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
-            "hf (a folder for transformers), compressed-tensors, gptq, gptq-v2, awq or mlx (a "
-            "GGUF's own codes in a folder for other runtimes), ollama (a Modelfile), imatrix or "
+            f"hf (a folder for transformers), {', '.join(code_layouts())} (a GGUF's own codes in a "
+            "folder for other runtimes), ollama (a Modelfile), imatrix or "
             "dat (an importance matrix in its GGUF or older form), card (a model card).",
         ),
     ] = None,

@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.errors import OutputError, SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
 from quantcli.statistics.collector import Collector, Entry
+from quantcli.types import Declared
 
 _STATE = "state.json"
 _FIELDS = {"counts": "I64", "squares": "F64", "largest": "F64", "absolute": "F64"}
