@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.gguf_container import FileLayout
 from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.write import Chunk
@@ -27,7 +27,7 @@ class SafetensorsShards:
     A place is the file's name, the tensor's offset in it, and what the header says of it.
     """
 
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FileLayout]
     places: Mapping[str, tuple[str, int, Declared]]
 
     @property

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.gguf_container import (
-    Layout,
+    FileLayout,
     TensorEntry,
     lay_out,
     shard_metadata,
@@ -43,7 +43,7 @@ class GgufSet(Artifact):
 
     store: GgufCheckpoint
     groups: Mapping[Path, Sequence[TensorInfo]]
-    layouts: Mapping[Path, Layout]
+    layouts: Mapping[Path, FileLayout]
     force: bool
 
     notes: ClassVar[Sequence[Note]] = ()
