@@ -167,7 +167,7 @@ def test_scatter_is_the_way_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
@@ -179,7 +179,7 @@ def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_stored_slabs_come_back(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
@@ -230,6 +230,7 @@ def _orders(draw: st.DrawFn) -> Order:
     return Order(view, axes, int(np.prod(view[wide:])), tuple(cut))
 
 
+@settings(deadline=None)
 @given(_orders(), st.data())
 def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> None:
     stored = _numbers(int(np.prod(order.view)) // order.columns, order.columns)
@@ -256,6 +257,7 @@ def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> Non
         np.testing.assert_array_equal(found, stored[start:stop])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=8))
 def test_pointwise_functions_are_undone(values: list[float]) -> None:
     array = np.array([values], np.float32)

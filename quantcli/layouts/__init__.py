@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from quantcli.layouts.settings import MLX
-from quantcli.registry import Registry, lacks_attributes, not_callable
+from quantcli.registry import Registry, not_callable
 
 if TYPE_CHECKING:
     from quantcli.layouts.base import Layout
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 _HERE = "quantcli.layouts"
 FLOATS = "hf"
 """The layout without codes."""
+
+
+def _check_layout(found: object) -> str | None:
+    from quantcli.layouts.base import Layout
+
+    if isinstance(found, Layout):
+        return None
+    return f"it is of type {type(found).__name__}, not a quantcli.layouts.base.Layout"
+
 
 LAYOUTS = Registry(
     "output format",
@@ -29,7 +38,7 @@ LAYOUTS = Registry(
         "awq": f"{_HERE}.awq:AWQ",
         MLX: f"{_HERE}.mlx:MLX",
     },
-    lacks_attributes("grids", "weights", "read", "takes", "usage"),
+    _check_layout,
 )
 """By the name that ``--to`` takes, which is also the ``quant_method`` of what it reads."""
 

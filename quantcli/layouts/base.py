@@ -40,7 +40,7 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class FolderFacts:
     """What a configuration describes: the source's config.json, the grid, and linear modules.
 
     ``quantized`` and ``kept`` are names of those that are quantized and those that are not.
@@ -69,7 +69,7 @@ class Packing:
 
     declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
     place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterable[Patch]]
-    describe: Callable[[Subject], dict[str, Any]]
+    describe: Callable[[FolderFacts], dict[str, Any]]
     refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 

@@ -27,6 +27,7 @@ from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
 from quantcli.layerwise.stream import Stream, matrix_reader, open_stream
+from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
@@ -46,8 +47,8 @@ from quantcli.statistics.layer_gradients import (
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
+from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
 from quantcli.training.end_to_end import Task, train_end_to_end
-from quantcli.training.tune import Layer, tune_layer
 from quantcli.types import Event, OutputTensor, Progress
 from quantcli.workers import Workers, workers
 
@@ -66,6 +67,18 @@ class Work:
     """Also of tensors that no product meets, such as embeddings."""
     gradients: Path
     """The folder that gradients are in, or will be."""
+
+    @property
+    def rounder(self) -> Rounder:
+        """What chooses the codes."""
+        found: Rounder = ROUNDERS.get(self.options.rounder)
+        return found
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """What trains each layer that was rounded."""
+        name = self.options.trainer
+        return None if name is None else TRAINERS.get(name)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -92,7 +105,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
     with ExitStack() as stack:
         pool = stack.enter_context(workers(run.threads))
         # A layer that is tuned needs its windows' inputs after they went through it.
-        memory = 0 if work.options.tune else run.max_memory
+        memory = 0 if work.options.trainer else run.max_memory
         stream = stack.enter_context(open_stream(run, run.model, run.folder, checkpoint, memory))
         layers = _Layers(work, stream, checkpoint, store, pool)
         # First of all, so that a quantized prefix begins with what it will begin with.
@@ -145,7 +158,7 @@ class _Layers:
                     done = self._starts[index] + span * (number + 1) // windows
                     yield Progress(done, self._starts[-1], place)
             known = partial(_with_outputs, sums.of, outputs)
-            yield from self._round(index, sums.names, known, tune=self.work.options.tune)
+            yield from self._round(index, sums.names, known, self.work.trainer)
             yield from sums.notes
         turn = self.stream.states.commit()
         if self.prefix is not None:
@@ -172,7 +185,7 @@ class _Layers:
     ) -> Generator[Event, None, dict[str, OutputFisher]]:
         """What predictions make of the outputs of a layer that is filled, by tensor."""
         options = self.work.options
-        if not (options.feedback and options.fisher_windows):
+        if not ("fisher" in self.work.rounder.needs and options.fisher_windows):
             return {}
         yield from self._measure()
         rows = {
@@ -275,7 +288,7 @@ class _Layers:
 
     def _round(
         self, layer: int, names: Sequence[str],
-        known: Callable[[str, int], MatrixStatistics | None], *, tune: bool = False,
+        known: Callable[[str, int], MatrixStatistics | None], trainer: Trainer | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
@@ -284,22 +297,21 @@ class _Layers:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.codecs[name], _matrices(tensor),
+                name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
                 matrix_reader(self.work.run.model, tensor), partial(known, name),
                 self.work.options, self.pool,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
-        if tune:
+        if trainer is not None:
             layer_now = self._tuned(layer, packed)
-            steps = self.work.options.tune_steps
-            yield from tune_layer(layer_now, steps, outcomes)
+            yield from trainer.train(layer_now, self.work.options, outcomes)
         self.store.save(layer, packed, outcomes)
 
     def _format_of(self, name: str) -> str:
         return self.work.every_codec[name].name
 
-    def _tuned(self, index: int, packed: dict[str, Bytes]) -> Layer:
+    def _tuned(self, index: int, packed: dict[str, Bytes]) -> RoundedLayer:
         """The layer as it was rounded, with the inputs that it is to be fitted to."""
         stream = self.stream
 
@@ -308,7 +320,7 @@ class _Layers:
             matrix = matrix_reader(self.work.run.model, tensor)
             return np.concatenate([matrix(i) for i in range(_matrices(tensor))])
 
-        return Layer(
+        return RoundedLayer(
             self.skeleton, index, stream.calls[index], self._format_of, read,
             packed, (self.prefix or stream).get, stream.get_next, len(self.work.run.windows.ids),
         )  # fmt: skip

@@ -26,7 +26,7 @@ from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.input_hooks import GradientTap, Product, Tap
 from quantcli.layerwise.runner import Run, check_finite, layer_starts
 from quantcli.layerwise.stream import Stream, open_stream
-from quantcli.rounding.gptq import encode_columns
+from quantcli.rounding.block_feedback import encode_columns
 from quantcli.rounding.options import Options
 from quantcli.run.layers import EMBEDDING_DAMPING
 from quantcli.statistics.hessian import Hessian, prepare_hessian

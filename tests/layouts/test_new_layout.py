@@ -1,4 +1,4 @@
-"""A layout is one file and one line: with these it is written, read back and exported to."""
+"""CONTRIBUTING.md's layout, one file and one line: written, read back and exported to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.contributing import shown_files
 from support.model_folders import CHECKPOINT
 
 from quantcli.cli.app import run
@@ -16,7 +17,9 @@ from quantcli.model import open_model
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(LAYOUTS._own, "toy", "support.toy_layout:TOY")
+    (tmp_path / "toy_layout.py").write_text(shown_files()["toy/layout.py"])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(LAYOUTS._own, "toy", "toy_layout:TOY")
     monkeypatch.chdir(tmp_path)
 
 

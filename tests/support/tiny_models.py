@@ -8,6 +8,7 @@ so that a default taken in their place shows too.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Mapping
@@ -239,7 +240,9 @@ def build(
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    config = getattr(transformers, config_class)(**tiny.config | dict(changes or {}))
+    # Some classes change the dictionaries that they are given.
+    settings = copy.deepcopy(tiny.config | dict(changes or {}))
+    config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

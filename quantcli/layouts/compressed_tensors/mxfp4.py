@@ -14,7 +14,7 @@ import numpy as np
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
-from quantcli.layouts.base import Packing, Patch, Subject
+from quantcli.layouts.base import FolderFacts, Packing, Patch
 from quantcli.layouts.compressed_tensors.groups import describe_config
 from quantcli.types import Declared, Matrix
 
@@ -37,7 +37,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{matrix.module}.weight_scale", blocks[:, 0].reshape(len(codes), -1), start)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "float",
