@@ -67,7 +67,7 @@ quantize mini --type Q4_0 --pure -o out.gguf
 quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
-quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --fisher-windows 1 -o o.gguf
+quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
 calibrate mini --data lines.jsonl --field body --ctx 32 --chunks 2 --dtype float32 --device cpu \
 --max-memory 1G --pre llama-bpe --resume --legacy -o m.dat
