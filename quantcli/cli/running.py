@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from quantcli.calibration import Calibrated, Job
+    from quantcli.calibration import Calibrated, CalibrationJob
     from quantcli.cli.output import Output
     from quantcli.model import Model
     from quantcli.types import Event
@@ -56,7 +56,7 @@ def calibrate_beside(
     return finished.paths[0]
 
 
-def run_job(out: Output, job: Job) -> Calibrated:
+def run_job(out: Output, job: CalibrationJob) -> Calibrated:
     """Run it with progress; when it ends early, say what is kept and how to go on."""
     from quantcli.calibration import execute
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Gradient
+from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.layerwise.parameters import Use
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
@@ -70,7 +70,7 @@ class OutputGradientAccumulator:
     _sums: dict[str, list[Mean]] = field(default_factory=dict)
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def observe(self, gradient: Gradient) -> None:
+    def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         uses = self.uses(gradient.name)
         if gradient.stacked:

@@ -20,10 +20,9 @@ import torch
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.layerwise.layered_model import Call, Skeleton
+from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
 from quantcli.layerwise.parameters import Use
 from quantcli.rounding.options import HELD_OUT, Outcome
-from quantcli.statistics.layer_gradients import own_call
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note, Progress
 
@@ -47,7 +46,7 @@ class Layer:
     and ``outputs`` give what the layer gets and what it ought to give.
     """
 
-    skeleton: Skeleton
+    model: LayerwiseModel
     index: int
     call: Call
     formats: Callable[[str], str]
@@ -60,7 +59,7 @@ class Layer:
 
 def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Event]:
     """Train ``layer`` for ``steps``; its tensors and outcomes are replaced where it is accepted."""
-    device = str(layer.skeleton.device)
+    device = str(layer.model.device)
     tensors = {
         name: Trainable(layer.formats(name), packed, layer.read(name), device)
         for name, packed in layer.packed.items()
@@ -70,8 +69,8 @@ def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Ev
     if not tensors or layer.windows < 2:
         yield Note(f"{place}: nothing to tune")
         return
-    names = layer.skeleton.layer_parameters(layer.index)
-    with layer.skeleton.filled(names):
+    names = layer.model.layer_parameters(layer.index)
+    with layer.model.filled(names):
         training = _Training(layer, tensors, names)
         yield from training.run(steps, place)
     before, after = training.first, training.least
@@ -91,15 +90,13 @@ class _Training:
 
     def __init__(self, layer: Layer, tensors: dict[str, Trainable], names: Sequence[str]) -> None:
         self._layer, self._tensors = layer, tensors
-        self._call: Call = own_call(layer.call)
-        self._module = layer.skeleton.layers[layer.index]
+        self._call = layer.call
+        self._module = layer.model.layers[layer.index]
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
         for name in names:
-            uses = [
-                u for u in layer.skeleton.parameters.uses(name) if u.tensor.name in layer.packed
-            ]
+            uses = [u for u in layer.model.parameters.uses(name) if u.tensor.name in layer.packed]
             if uses:
-                parameter = layer.skeleton.module.get_parameter(name)
+                parameter = layer.model.module.get_parameter(name)
                 # Its memory may be the file's own.
                 parameter.data = parameter.data.clone()
                 parameter.requires_grad_(any(use.tensor.name in tensors for use in uses))

@@ -59,7 +59,7 @@ def test_the_rebuilt_configuration_gives_the_same_logits(
     name: str, checkpoint: Callable[..., Path]
 ) -> None:
     torch = pytest.importorskip("torch")
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     config, _, rebuilt = _rebuild(checkpoint(name))
@@ -67,7 +67,7 @@ def test_the_rebuilt_configuration_gives_the_same_logits(
     def logits(settings: Mapping[str, Any]) -> Any:
         with open_model(checkpoint(name), vocabulary=False) as model:
             # The image-and-text class has its text model's weights under another name.
-            skeleton = Skeleton(model, settings)
+            skeleton = LayerwiseModel(model, settings)
             with skeleton.start() as start:
                 hidden, calls = start.embed(IDS), start.calls(IDS)
             for index, call in enumerate(calls):

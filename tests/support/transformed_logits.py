@@ -25,9 +25,9 @@ def transformers_logits(model: Model, ids: Sequence[int]) -> NDArray[np.float32]
     """
     import torch
 
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
-    skeleton = Skeleton(model, model.config, dtype=torch.float64)
+    skeleton = LayerwiseModel(model, model.config, dtype=torch.float64)
     with skeleton.start() as start:
         hidden, calls = start.embed(ids), start.calls(ids)
     for index, call in enumerate(calls):

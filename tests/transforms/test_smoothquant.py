@@ -46,9 +46,9 @@ def linear_layers(model: Model) -> dict[str, Any]:
 @contextmanager
 def running(model: Model) -> Iterator[Any]:
     """transformers' module with all its weights."""
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
-    skeleton = Skeleton(model, model.config)
+    skeleton = LayerwiseModel(model, model.config)
     inside = (skeleton.layer_parameters(i) for i in range(len(skeleton.layers)))
     names = [*skeleton.outside_layers(), *(n for layer in inside for n in layer)]
     with skeleton.filled(

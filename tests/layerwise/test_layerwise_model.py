@@ -18,11 +18,11 @@ ROUNDING = 1e-5
 
 
 def _logits(path: Path, config: dict[str, Any]) -> Any:
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     with open_model(path, vocabulary=False) as model:
-        skeleton = Skeleton(model, config)
+        skeleton = LayerwiseModel(model, config)
         with skeleton.start() as start:
             hidden, calls = start.embed(IDS), start.calls(IDS)
         for index, call in enumerate(calls):
@@ -71,7 +71,7 @@ def test_a_gguf_gives_the_weights_that_llama_cpp_sees(
 ) -> None:
     from gguf import GGUFReader, dequantize
 
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     path = gguf("llama", "Q4_0")
@@ -82,7 +82,7 @@ def test_a_gguf_gives_the_weights_that_llama_cpp_sees(
         "lm_head.weight": "output.weight",
     }
     with open_model(path, vocabulary=False) as model:
-        skeleton = Skeleton(model, _config(checkpoint("llama")))
+        skeleton = LayerwiseModel(model, _config(checkpoint("llama")))
         for name, source in wanted.items():
             tensor = stored[source]
             assert (
