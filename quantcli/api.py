@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from quantcli.artifacts import gguf_file, model_folder
-from quantcli.artifacts.folder_job import default_folder, prepare_folder
-from quantcli.artifacts.gguf_file import Finished, default_threads
+from quantcli.artifacts.gguf_file import GgufFile, add_metadata, take_encoded
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.prepare import default_output, prepare_artifact
+from quantcli.artifacts.write import Finished, default_threads, write_artifact
 from quantcli.errors import UsageError
 from quantcli.model import Model, open_model
-from quantcli.plan.recipe import Recipe, check_recipe, merge_recipe
+from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.recipe_check import check_recipe
+from quantcli.plan.recipe_defaults import resolve_recipe
 from quantcli.plan.schemes import knows_importance
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Event
-
-if TYPE_CHECKING:
-    from quantcli.artifacts.folder_job import FolderJob
-    from quantcli.artifacts.gguf_file import Job
 
 _Last = TypeVar("_Last", bound=Event)
 _STATES = 4 << 30
@@ -46,7 +45,7 @@ def quantize(
     ``resume`` continues such a run. Raises a QuantcliError in one sentence for whatever is wrong,
     and then leaves nothing behind but what a later run can resume.
     """
-    wanted = merge_recipe(Recipe(), **recipe)
+    wanted = resolve_recipe(Recipe(), **recipe)
     check_recipe(wanted)
     if wanted.method is None:
         for name, given in {"calibrate": calibrate, "chunks": chunks, "resume": resume}.items():
@@ -60,7 +59,7 @@ def quantize(
         check_methods(wanted)
     importance = read_importance(Path(wanted.imatrix)) if wanted.imatrix else None
     with open_model(source, pre=wanted.pre, vocabulary=_reads_text(wanted)) as model:
-        path = Path(output) if output is not None else _default(model, wanted)
+        path = Path(output) if output is not None else default_output(model, wanted)
         call = _Call(wanted, path, resume, threads, max_memory, force)
         if wanted.method is not None:
             return call.round_by_methods(model, calibrate, chunks)
@@ -69,12 +68,6 @@ def quantize(
 
 def _reads_text(recipe: Recipe) -> bool:
     return recipe.to == "gguf" or recipe.method is not None
-
-
-def _default(model: Model, recipe: Recipe) -> Path:
-    if recipe.to == "gguf":
-        return gguf_file.default_output(model, recipe)
-    return default_folder(model, recipe)
 
 
 @dataclass(frozen=True)
@@ -86,34 +79,25 @@ class _Call:
     max_memory: int | None
     force: bool
 
-    def prepare(self, model: Model, importance: Importance | None) -> Job | FolderJob:
-        make: Any = gguf_file.prepare if self.recipe.to == "gguf" else prepare_folder
-        job: Job | FolderJob = make(
+    def prepare(self, model: Model, importance: Importance | None) -> GgufFile | ModelFolder:
+        return prepare_artifact(
             model, self.recipe, self.path, importance=importance, force=self.force
         )
-        return job
 
-    def write(self, job: Job | FolderJob, encoded: Any = None) -> Finished:
-        if isinstance(job, gguf_file.Job):
-            events = gguf_file.execute(
-                job, threads=self.threads, max_memory=self.max_memory, encoded=encoded
-            )
-        else:
-            source = None
-            if encoded is not None:
-                from quantcli.run.folder_codes import stored_codes
+    def write(self, artifact: GgufFile | ModelFolder, encoded: Any = None) -> Finished:
+        if encoded is not None and isinstance(artifact, GgufFile):
+            artifact = take_encoded(artifact, encoded)
+        elif encoded is not None and isinstance(artifact, ModelFolder):
+            from quantcli.run.folder_codes import stored_codes
 
-                source = stored_codes(job, encoded)
-            events = model_folder.execute_folder(
-                job, threads=self.threads, max_memory=self.max_memory, source=source
-            )
+            artifact = replace(artifact, codes=stored_codes(artifact, encoded))
+        events = write_artifact(artifact, threads=self.threads, max_memory=self.max_memory)
         return _last(events, Finished)
 
     def round_by_methods(
         self, model: Model, calibrate: Sequence[str | Path], chunks: int | None
     ) -> Finished:
         """Transform, then round with feedback or, where no method rounds, to the nearest."""
-        from quantcli.layerwise.random_windows import SHARE
         from quantcli.layerwise.texts import read_texts
         from quantcli.run.choose_types import (
             Allocated,
@@ -125,18 +109,18 @@ class _Call:
         from quantcli.run.job import begin, prepare, rounded
         from quantcli.run.methods import ROUNDER, parse_methods
         from quantcli.run.recipe_options import read_options
-        from quantcli.transforms.checkpoint_view import as_checkpoint
+        from quantcli.transforms.transformed_checkpoint import as_checkpoint
 
         chain = parse_methods(self.recipe.method or ROUNDER)
         if self.resume and not chain.rounds:
             raise UsageError(f"method {self.recipe.method} leaves nothing to resume")
-        share = SHARE if self.recipe.random_share is None else self.recipe.random_share
+        share = value_of(self.recipe, "random_share")
         texts = read_texts([str(text) for text in calibrate])
         planned = prepare(model, texts, chunks=chunks, random_share=share)
         job = self.prepare(model, self._known(planned.importance))
         memory, threads = self.max_memory or _STATES, self.threads or default_threads()
         gradients = None
-        if isinstance(job, gguf_file.Job) and (self.recipe.allocate or self.recipe.target_size):
+        if isinstance(job, GgufFile) and (self.recipe.allocate or self.recipe.target_size):
             job = _last(
                 allocate_job(
                     planned, job, self.path, read_options(self.recipe),
@@ -165,8 +149,8 @@ class _Call:
             for _ in rounded(encoding):
                 pass
             trained = encoding.store.trained
-            if trained is not None and isinstance(job, gguf_file.Job):
-                job = gguf_file.add_metadata(job, trained.gain.keys)
+            if trained is not None and isinstance(job, GgufFile):
+                job = add_metadata(job, trained.gain.keys)
             finished = self.write(job, encoding.store)
         except BaseException:
             encoding.store.close()

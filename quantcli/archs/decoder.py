@@ -7,8 +7,11 @@ right transformers'.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from quantcli.archs.config import Config, class_name, flag, integer, number
+from quantcli.archs.header import Header
+from quantcli.archs.rope import rope_config
 from quantcli.archs.rules import Dims, Rule, Share
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
@@ -130,6 +133,25 @@ def decoder_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "attention.key_length": u32(dims["head_dim"]),
         "attention.value_length": u32(dims["head_dim"]),
         "attention.layer_norm_rms_epsilon": f32(number(config, "rms_norm_eps")),
+    }
+
+
+def decoder_config(header: Header, model: str, model_type: str) -> dict[str, Any]:
+    """`decoder_keys` and the one rotation's keys read backwards, for the class ``model``."""
+    return {
+        "architectures": [model],
+        "model_type": model_type,
+        **header.named(
+            hidden_size="embedding_length",
+            num_hidden_layers="block_count",
+            intermediate_size="feed_forward_length",
+            max_position_embeddings="context_length",
+            num_attention_heads="attention.head_count",
+            num_key_value_heads="attention.head_count_kv",
+            head_dim="attention.key_length",
+            rms_norm_eps="attention.layer_norm_rms_epsilon",
+        ),
+        "rope_parameters": rope_config(header),
     }
 
 

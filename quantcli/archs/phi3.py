@@ -11,6 +11,7 @@ Sources: arXiv:2404.14219, LongRoPE (arXiv:2402.13753), llama.cpp's src/models/p
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,14 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     decoder_keys,
     layer,
     output,
     unwindowed_note,
 )
 from quantcli.archs.fold import FUSED
+from quantcli.archs.header import Header, shortest
 from quantcli.archs.rope import Rope, read_rope
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
@@ -119,11 +122,40 @@ def _factors(rope: Rope, key: str, half: int) -> NDArray[np.float32]:
     return np.array(found, dtype=np.float32)
 
 
+def _config(header: Header) -> dict[str, Any]:
+    config = decoder_config(header, "Phi3ForCausalLM", "phi3")
+    keys = header.keys
+    rope = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
+    if "rope.dimension_count" in keys and config.get("head_dim"):
+        rope["partial_rotary_factor"] = keys["rope.dimension_count"] / config["head_dim"]
+    original = keys.get("rope.scaling.original_context_length", keys.get("context_length"))
+    if "rope_factors_long.weight" in header.shapes:
+        rope |= {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": original,
+            "attention_factor": keys.get("rope.scaling.attn_factor", 1.0),
+            **{
+                f"{kind}_factor": [
+                    shortest(float(x))
+                    for x in header.read(f"rope_factors_{kind}.weight").reshape(-1)
+                ]
+                for kind in ("long", "short")
+            },
+        }
+    return {
+        **config,
+        "rope_parameters": rope,
+        "original_max_position_embeddings": original,
+        "sliding_window": keys.get("attention.sliding_window") or None,
+    }
+
+
 PHI3 = Architecture(
     name="phi3",
     read_dims=_dims,
     read_rules=_rules,
-    read_keys=_keys,
+    to_keys=_keys,
+    to_config=_config,
     read_values=_values,
     read_notes=unwindowed_note,
     defaults={

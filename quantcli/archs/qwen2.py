@@ -7,6 +7,8 @@ Sources: arXiv:2407.10671, llama.cpp's src/models/qwen2.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, flag
 from quantcli.archs.decoder import (
@@ -16,12 +18,14 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     decoder_keys,
     layer,
     output,
     unwindowed_note,
 )
 from quantcli.archs.fold import DECODER
+from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -60,11 +64,16 @@ def _check(config: Config, dims: Dims) -> None:
         )
 
 
+def _config(header: Header) -> dict[str, Any]:
+    return decoder_config(header, "Qwen2ForCausalLM", "qwen2")
+
+
 QWEN2 = Architecture(
     name="qwen2",
     read_dims=attention_dims,
     read_rules=_rules,
-    read_keys=keys,
+    to_keys=keys,
+    to_config=_config,
     check=_check,
     read_notes=notes,
     defaults=DEFAULTS,

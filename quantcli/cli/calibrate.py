@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +14,8 @@ from quantcli.cli.options import (
     Quiet,
     Threads,
     Verbose,
-    flag,
     open_output,
+    option,
     thread_count,
 )
 from quantcli.cli.running import consume, default_memory, run_job, warn_of_few
@@ -32,10 +33,7 @@ _RUN = "How the model is run"
 _OUTPUT = "The files that are written"
 
 
-def _option(*names: str, help: str, metavar: str = "", panel: str = _TEXT, **more: Any) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **more
-    )
+_option = partial(option, panel=_TEXT)
 
 
 def calibrate(
@@ -83,8 +81,8 @@ def calibrate(
             "--collect",
             metavar="WHAT",
             panel=_RUN,
-            help="Beside the importance matrix: abs_max, mean_abs (each channel's largest and "
-            "mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
+            help="Collect this too: abs_max, mean_abs (each channel's "
+            "largest and mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
     dtype: Annotated[
@@ -93,7 +91,7 @@ def calibrate(
             "--dtype",
             metavar="NAME",
             panel=_RUN,
-            help="What products are computed in: float32 or bfloat16. Default: bfloat16 where "
+            help="Precision of the matrix products: float32 or bfloat16. Default: bfloat16 where "
             "the weights are stored so and the processor has it, else float32.",
         ),
     ] = None,
@@ -109,7 +107,7 @@ def calibrate(
             "--max-memory",
             metavar="SIZE",
             panel=_RUN,
-            help="Memory for hidden states, such as 4G; when they are larger, a file takes them. "
+            help="Memory for hidden states, such as 4G; larger ones are kept in a file. "
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
@@ -124,7 +122,7 @@ def calibrate(
     ] = None,
     resume: Annotated[
         bool,
-        flag("--resume", help="Continue an interrupted run of the same command.", panel=_RUN),
+        _option("--resume", help="Continue an interrupted run of the same command.", panel=_RUN),
     ] = False,
     output: Annotated[
         Path | None,
@@ -138,10 +136,10 @@ def calibrate(
     ] = None,
     force: Annotated[
         bool,
-        flag("--force", "-f", help="Replace an existing file or checkpoint.", panel=_OUTPUT),
+        _option("--force", "-f", help="Replace an existing file or checkpoint.", panel=_OUTPUT),
     ] = False,
     legacy: Annotated[
-        bool, flag("--legacy", help="Write llama.cpp's older .dat form.", panel=_OUTPUT)
+        bool, _option("--legacy", help="Write llama.cpp's older .dat form.", panel=_OUTPUT)
     ] = False,
     merge: Annotated[
         list[Path] | None,
@@ -154,7 +152,7 @@ def calibrate(
     ] = None,
     stats: Annotated[
         bool,
-        flag("--stats", help="Print figures of every tensor's input.", panel=_OUTPUT),
+        _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
     threads: Threads = None,
     json: Json = False,
@@ -201,7 +199,7 @@ def calibrate(
     from quantcli.calibration import prepare
     from quantcli.layerwise.texts import read_texts
     from quantcli.model import open_model
-    from quantcli.plan.budget import parse_size
+    from quantcli.plan.size_text import parse_size
 
     texts = read_texts(data or [], field=field)
     with open_model(model, pre=pre, on_progress=out.event) as opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,8 @@ from quantcli.cli.options import (
     Quiet,
     Threads,
     Verbose,
-    flag,
     open_output,
+    option,
     thread_count,
 )
 from quantcli.errors import UsageError
@@ -29,13 +29,7 @@ if TYPE_CHECKING:
 
 _TEXT = "The text, and how it is cut"
 _BASE = "The base to compare with"
-_GATES = "Limits; exit code 3 when one is not held"
-
-
-def _option(*names: str, help: str, metavar: str = "", panel: str | None = None) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel
-    )
+_GATES = "Limits (exit code 3 if one is exceeded)"
 
 
 def eval_ppl(
@@ -50,7 +44,7 @@ def eval_ppl(
     ],
     data: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--data",
             metavar="FILE",
             panel=_TEXT,
@@ -59,11 +53,11 @@ def eval_ppl(
     ] = None,
     ctx: Annotated[
         int | None,
-        _option("--ctx", metavar="N", panel=_TEXT, help="Tokens of a window. Default: 512."),
+        option("--ctx", metavar="N", panel=_TEXT, help="Tokens of a window. Default: 512."),
     ] = None,
     stride: Annotated[
         int | None,
-        _option(
+        option(
             "--stride",
             metavar="N",
             panel=_TEXT,
@@ -84,7 +78,7 @@ def eval_ppl(
     ] = None,
     field: Annotated[
         str | None,
-        _option(
+        option(
             "--field",
             metavar="KEY",
             panel=_TEXT,
@@ -93,7 +87,7 @@ def eval_ppl(
     ] = None,
     engine: Annotated[
         str | None,
-        _option(
+        option(
             "--engine",
             metavar="NAME",
             help="auto, llama.cpp or torch. auto takes llama.cpp for a GGUF, if it is installed.",
@@ -101,7 +95,7 @@ def eval_ppl(
     ] = None,
     config: Annotated[
         Path | None,
-        _option(
+        option(
             "--config",
             metavar="FOLDER",
             help="Where torch finds a GGUF's config.json and tokenizer.json. Default: what the "
@@ -110,16 +104,16 @@ def eval_ppl(
     ] = None,
     reference: Annotated[
         str | None,
-        _option(
+        option(
             "--reference",
             metavar="MODEL",
             panel=_BASE,
-            help="The model before quantization: run beside, window by window.",
+            help="The model before quantization, run alongside window by window.",
         ),
     ] = None,
     base: Annotated[
         Path | None,
-        _option(
+        option(
             "--base",
             metavar="FILE",
             panel=_BASE,
@@ -128,7 +122,7 @@ def eval_ppl(
     ] = None,
     save_base: Annotated[
         Path | None,
-        _option(
+        option(
             "--save-base",
             metavar="FILE",
             panel=_BASE,
@@ -137,28 +131,28 @@ def eval_ppl(
     ] = None,
     top_k: Annotated[
         int | None,
-        _option(
+        option(
             "--top-k",
             metavar="K",
             panel=_BASE,
-            help="Save the K likeliest tokens of each position only: a small file, by which the "
-            "divergence is known from below.",
+            help="Save only the K likeliest tokens of each position: a much smaller file, which "
+            "gives a lower bound of the divergence.",
         ),
     ] = None,
     force: Annotated[
-        bool, flag("--force", "-f", help="Replace an existing file.", panel=_BASE)
+        bool, option("--force", "-f", help="Replace an existing file.", panel=_BASE)
     ] = False,
     max_ppl: Annotated[
         float | None,
-        _option("--max-ppl", metavar="X", panel=_GATES, help="Perplexity, at most."),
+        option("--max-ppl", metavar="X", panel=_GATES, help="Perplexity, at most."),
     ] = None,
     max_kld: Annotated[
         float | None,
-        _option("--max-kld", metavar="X", panel=_GATES, help="Mean KL divergence, at most."),
+        option("--max-kld", metavar="X", panel=_GATES, help="Mean KL divergence, at most."),
     ] = None,
     min_top1: Annotated[
         float | None,
-        _option(
+        option(
             "--min-top1",
             metavar="X",
             panel=_GATES,
@@ -167,7 +161,7 @@ def eval_ppl(
     ] = None,
     plot: Annotated[
         Path | None,
-        _option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
+        option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
     ] = None,
     threads: Threads = None,
     json: Json = False,

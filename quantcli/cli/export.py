@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +15,8 @@ from quantcli.cli.options import (
     Quiet,
     Threads,
     Verbose,
-    flag,
     open_output,
+    option,
     thread_count,
 )
 from quantcli.errors import UsageError
@@ -29,10 +30,7 @@ _RESULT = "What is written"
 _CHECK = "Checking instead of writing"
 
 
-def _option(*names: str, help: str, metavar: str = "", panel: str = _RESULT) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel
-    )
+_option = partial(option, panel=_RESULT)
 
 
 def export(
@@ -102,15 +100,14 @@ def export(
     ] = None,
     requantize: Annotated[
         bool,
-        flag(
+        _option(
             "--requantize",
             help="Round a second time what the other format does not hold bit for bit; this "
             "costs quality.",
-            panel=_RESULT,
         ),
     ] = False,
     card: Annotated[
-        bool, flag("--card", help="Write a model card beside the GGUF, NAME.md.", panel=_RESULT)
+        bool, _option("--card", help="Write a model card next to the GGUF, NAME.md.")
     ] = False,
     evaluation: Annotated[
         Path | None,
@@ -121,14 +118,14 @@ def export(
         ),
     ] = None,
     force: Annotated[
-        bool, flag("--force", "-f", help="Replace an existing file or folder.", panel=_RESULT)
+        bool, _option("--force", "-f", help="Replace an existing file or folder.")
     ] = False,
     dry_run: Annotated[
-        bool, flag("--dry-run", help="Say what would be written and write nothing.", panel=_RESULT)
+        bool, _option("--dry-run", help="Print what would be written and write nothing.")
     ] = False,
     verify: Annotated[
         bool,
-        flag(
+        _option(
             "--verify",
             help="Write nothing; decode every weight and check digests, sizes and that all "
             "scales are finite.",
@@ -141,8 +138,8 @@ def export(
             "--against",
             metavar="MODEL",
             panel=_CHECK,
-            help="With --verify: measure each tensor's error against this model, and tell whether "
-            "the artifact was made from it.",
+            help="With --verify: measure each tensor's error against this model, and report "
+            "whether the artifact was made from it.",
         ),
     ] = None,
     threads: Threads = None,

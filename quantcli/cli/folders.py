@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from quantcli.cli.methods import finish, plan_run, round_beside, transform_besid
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
-    from quantcli.artifacts.folder_job import FolderJob
+    from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.cli.methods import Calibrating
     from quantcli.cli.output import Output
     from quantcli.plan.recipe import Recipe
@@ -31,15 +32,18 @@ def make_folder(
     limit: int | None,
 ) -> None:
     """Plan the folder, and make it unless this is a dry run."""
-    from quantcli.artifacts.folder_job import default_folder, folder_threads, prepare_folder
+    from quantcli.artifacts.model_folder import prepare_folder
+    from quantcli.artifacts.prepare import default_output
+    from quantcli.artifacts.write import threads_within
     from quantcli.model import open_model
-    from quantcli.plan.recipe import check_recipe, merge_recipe
+    from quantcli.plan.recipe import merge_recipe
+    from quantcli.plan.recipe_check import check_recipe
     from quantcli.sources.imatrix import read_importance
 
     check_recipe(recipe)
     importance = read_importance(Path(recipe.imatrix)) if recipe.imatrix else None
     with open_model(target, vocabulary=bool(told.data), on_progress=out.event) as model:
-        path = output or default_folder(model, recipe)
+        path = output or default_output(model, recipe)
         planned = plan_run(model, recipe, told) if recipe.method else None
         if planned is not None:
             importance = _known(recipe, planned.importance)
@@ -55,7 +59,7 @@ def make_folder(
         job = prepare_folder(
             model, recipe, path, importance=importance, force=force, check=not dry_run
         )
-        workers = folder_threads(job, threads, limit)
+        workers = threads_within(job, threads, limit)
         if dry_run:
             _show_plan(out, job, workers)
         elif planned is None or recipe.method is None:
@@ -65,13 +69,13 @@ def make_folder(
 
 
 def _run_method(
-    out: Output, planned: MethodJob, job: FolderJob, told: Calibrating, method: str, workers: int,
+    out: Output, planned: MethodJob, job: ModelFolder, told: Calibrating, method: str, workers: int,
     threads: int | None,
 ) -> None:  # fmt: skip
     """Transform, then round with feedback or, where no method rounds, to the nearest."""
-    from quantcli.artifacts.folder_job import prepare_folder
+    from quantcli.artifacts.model_folder import prepare_folder
     from quantcli.run.methods import parse_methods
-    from quantcli.transforms.checkpoint_view import as_checkpoint, note_copies
+    from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
     chain, recipe = parse_methods(method), job.plan.recipe
     if chain.transforms:
@@ -100,7 +104,7 @@ def _known(recipe: Recipe, importance: Importance) -> Importance | None:
     return importance if knows_importance(recipe) else None
 
 
-def _show_plan(out: Output, job: FolderJob, threads: int) -> None:
+def _show_plan(out: Output, job: ModelFolder, threads: int) -> None:
     from quantcli.report.folders import folder_document, folder_tables
 
     for note in job.plan.notes:
@@ -112,9 +116,8 @@ def _show_plan(out: Output, job: FolderJob, threads: int) -> None:
         out.table(table)
 
 
-def _execute(out: Output, job: FolderJob, threads: int, encoding: Encoding | None = None) -> None:
-    from quantcli.artifacts.gguf_file import Finished
-    from quantcli.artifacts.model_folder import execute_folder
+def _execute(out: Output, job: ModelFolder, threads: int, encoding: Encoding | None = None) -> None:
+    from quantcli.artifacts.write import Finished, write_artifact
     from quantcli.report.units import duration_text, size_text
 
     start = time.monotonic()
@@ -124,7 +127,7 @@ def _execute(out: Output, job: FolderJob, threads: int, encoding: Encoding | Non
 
         source = stored_codes(job, encoding.store)
     with out.phase("quantizing"):
-        for event in execute_folder(job, threads=threads, source=source):
+        for event in write_artifact(replace(job, codes=source), threads=threads):
             if not isinstance(event, Finished):
                 out.event(event)
                 continue

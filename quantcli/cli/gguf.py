@@ -17,7 +17,7 @@ from quantcli.cli.methods import (
 from quantcli.cli.running import calibrate_beside
 
 if TYPE_CHECKING:
-    from quantcli.artifacts.gguf_file import Job
+    from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.cli.output import Output
     from quantcli.plan.recipe import Recipe
     from quantcli.run.job import Encoding, MethodJob
@@ -37,7 +37,9 @@ def make_gguf(
 ) -> None:
     """Plan the file, and make it unless this is a dry run."""
     from quantcli.artifacts.atomic import refuse_existing
-    from quantcli.artifacts.gguf_file import default_output, prepare, threads_within
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.prepare import default_output
+    from quantcli.artifacts.write import threads_within
     from quantcli.model import open_model
     from quantcli.plan.recipe import merge_recipe
     from quantcli.sources.imatrix import read_importance
@@ -58,7 +60,9 @@ def make_gguf(
             )  # fmt: skip
             recipe = merge_recipe(recipe, imatrix=str(made))
             importance = read_importance(made)
-        job = prepare(model, recipe, path, importance=importance, force=force, check=not dry_run)
+        job = prepare_gguf(
+            model, recipe, path, importance=importance, force=force, check=not dry_run
+        )
         workers = threads_within(job, threads, limit)
         if dry_run:
             if recipe.allocate or recipe.target_size:
@@ -72,11 +76,11 @@ def make_gguf(
 
 
 def _run_method(
-    out: Output, planned: MethodJob, job: Job, told: Calibrating, method: str, workers: int,
+    out: Output, planned: MethodJob, job: GgufFile, told: Calibrating, method: str, workers: int,
     threads: int | None,
 ) -> None:  # fmt: skip
     """Transform, then round with feedback or, where no method rounds, with importance alone."""
-    from quantcli.artifacts.gguf_file import add_metadata, prepare
+    from quantcli.artifacts.gguf_file import add_metadata, prepare_gguf
     from quantcli.run.choose_types import remove_survey, survey_folder
     from quantcli.run.methods import parse_methods
 
@@ -90,7 +94,7 @@ def _run_method(
         moved = transform_beside(out, planned, chain, job.plan, job.paths[0], threads=threads)
         planned = planned.of(moved.model)
         importance = moved.importance or planned.importance
-        job = prepare(
+        job = prepare_gguf(
             moved.model, job.plan.recipe, job.paths[0], importance=importance, force=job.force
         )
     if not chain.rounds:
@@ -106,7 +110,7 @@ def _run_method(
     remove_survey(path)
 
 
-def _show_plan(out: Output, job: Job, threads: int) -> None:
+def _show_plan(out: Output, job: GgufFile, threads: int) -> None:
     from quantcli.report.plans import plan_document, plan_tables
 
     for note in job.plan.notes:
@@ -118,14 +122,15 @@ def _show_plan(out: Output, job: Job, threads: int) -> None:
         out.table(table)
 
 
-def _execute(out: Output, job: Job, threads: int, encoding: Encoding | None = None) -> None:
-    from quantcli.artifacts.gguf_file import Finished, execute
+def _execute(out: Output, job: GgufFile, threads: int, encoding: Encoding | None = None) -> None:
+    from quantcli.artifacts.gguf_file import take_encoded
+    from quantcli.artifacts.write import Finished, write_artifact
     from quantcli.report.units import duration_text, size_text
 
     start = time.monotonic()
     with out.phase("quantizing"):
-        encoded = None if encoding is None else encoding.store
-        for event in execute(job, threads=threads, encoded=encoded):
+        artifact = job if encoding is None else take_encoded(job, encoding.store)
+        for event in write_artifact(artifact, threads=threads):
             if not isinstance(event, Finished):
                 out.event(event)
                 continue

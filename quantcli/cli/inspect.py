@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import Debug, Json, Quiet, Threads, Verbose, flag, open_output
+from quantcli.cli.options import Debug, Json, Quiet, Threads, Verbose, open_output, option
 from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ def inspect(
         ),
     ],
     tensors: Annotated[
-        bool, flag("--tensors", help="List every tensor: shape, type and size.", panel=_SHOW)
+        bool, option("--tensors", help="List every tensor: shape, type and size.", panel=_SHOW)
     ] = False,
     kv: Annotated[
-        bool, flag("--kv", help="Show a GGUF's key-values, long ones whole.", panel=_SHOW)
+        bool, option("--kv", help="Show a GGUF's key-values, long ones whole.", panel=_SHOW)
     ] = False,
     stats: Annotated[
         bool,
-        flag(
+        option(
             "--stats",
             help="Read all weights once and show their spread, outliers and the input channels "
             "that stand out: which layers are sensitive.",

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from quantcli.cli.options import thread_count
 from quantcli.cli.running import default_memory
-from quantcli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantcli.artifacts.gguf_file import Job
+    from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.cli.output import Output
     from quantcli.model import Model
     from quantcli.plan.folders import FolderPlan
@@ -34,71 +33,22 @@ class Calibrating:
     resume: bool = False
 
 
-BEST = "best"
-
-
-def settle_method(recipe: Recipe, quality: str | None) -> Recipe:
-    """The recipe with "best", or what ``--quality high`` means, replaced by the methods' names."""
-    from quantcli.plan.recipe import merge_recipe
-
-    if quality not in (None, "fast", "high"):
-        raise UsageError(f"there is no quality {quality!r}", hint="fast or high")
-    method = recipe.method
-    if method is None and quality == "high":
-        method = BEST
-    if method is None or method.strip().lower() != BEST:
-        return recipe
-    from quantcli.run.methods import ROUNDER
-
-    # Choosing types gave more than any training did, and keeps the size.
-    return merge_recipe(recipe, method=ROUNDER, allocate=recipe.to == "gguf" or None)
-
-
-def check_options(recipe: Recipe, told: Calibrating) -> None:
-    """UsageError where an option of a method stands without one, or two contradict each other."""
-    if told.chunks is not None and recipe.method is None and not told.data:
-        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
-    if recipe.method is None:
-        given = {
-            "--damping": recipe.damping, "--column-order": recipe.column_order,
-            "--sweeps": recipe.sweeps, "--fisher-windows": recipe.fisher_windows,
-            "--random-share": recipe.random_share,
-            "--propagate": recipe.propagate or None, "--tune-steps": recipe.tune_steps,
-            "--allocate": recipe.allocate or None, "--target-size": recipe.target_size,
-            "--tune": recipe.tune, "--e2e-steps": recipe.e2e_steps,
-            "--resume": told.resume or None,
-        }  # fmt: skip
-        for name, value in given.items():
-            if value is not None:
-                raise UsageError(f"{name} belongs to a method", hint="add --method gptq")
-        return
-    from quantcli.run.methods import parse_methods
-    from quantcli.run.recipe_options import check_methods
-
-    chain = parse_methods(recipe.method)
-    if told.resume and not chain.rounds:
-        raise UsageError(
-            f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
-        )
-    check_methods(recipe)
-
-
 def plan_run(model: Model, recipe: Recipe, told: Calibrating) -> MethodJob:
     """Read and cut the texts that the model will be run on."""
     from quantcli.layerwise.require_torch import require_torch
 
     require_torch()
-    from quantcli.layerwise.random_windows import SHARE
     from quantcli.layerwise.texts import read_texts
+    from quantcli.plan.recipe import value_of
     from quantcli.run.job import prepare
 
-    share = SHARE if recipe.random_share is None else recipe.random_share
+    share = value_of(recipe, "random_share")
     return prepare(model, read_texts(list(told.data)), chunks=told.chunks, random_share=share)
 
 
 def allocate_beside(
-    out: Output, planned: MethodJob, job: Job, path: Path, *, threads: int | None
-) -> Job:
+    out: Output, planned: MethodJob, job: GgufFile, path: Path, *, threads: int | None
+) -> GgufFile:
     """The same job with the types that cost least within the size, every tensor by name."""
     from quantcli.run.choose_types import Allocated, allocate_job
     from quantcli.run.recipe_options import read_options
@@ -120,7 +70,7 @@ def transform_beside(
 ) -> Moved:  # fmt: skip
     """Find the transforms; the model with them."""
     from quantcli.run.find_transforms import Moved, find_transforms
-    from quantcli.transforms.scale_search import Transformed
+    from quantcli.transforms.scale_search import TransformFound
 
     with out.phase("transforming"):
         for event in find_transforms(
@@ -129,7 +79,7 @@ def transform_beside(
         ):  # fmt: skip
             if isinstance(event, Moved):
                 return event
-            if isinstance(event, Transformed):
+            if isinstance(event, TransformFound):
                 for group in event.outcomes:
                     kept = group.choice or "left as it is"
                     out.detail(

@@ -25,22 +25,24 @@ ModelArgument = Annotated[
 ]
 
 
-def flag(*names: str, help: str, panel: str | None = None) -> Any:
-    """An on/off switch, shown in the help without typer's "<bool>"."""
-    return typer.Option(*names, help=help, metavar="", show_default=False, rich_help_panel=panel)
+def option(*names: str, help: str, metavar: str = "", panel: str | None = None, **more: Any) -> Any:
+    """An option whose help says what the default is; of a switch, without typer's "<bool>"."""
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **more
+    )
 
 
 Quiet = Annotated[
     bool,
-    flag("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
+    option("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
 ]
-Verbose = Annotated[bool, flag("--verbose", "-v", help="Tell more about what is being done.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Print more detail.")]
 Debug = Annotated[
-    bool, flag("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
+    bool, option("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
 ]
 Json = Annotated[
     bool,
-    flag("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
+    option("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
 ]
 Threads = Annotated[
     int | None,
@@ -78,6 +80,6 @@ def debug_wanted(output: Output) -> bool:
 
 def thread_count(threads: int | None) -> int:
     """The number asked for, or that of the processors this process may run on."""
-    from quantcli.artifacts.gguf_file import default_threads
+    from quantcli.artifacts.write import default_threads
 
     return default_threads() if threads is None else threads

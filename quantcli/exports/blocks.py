@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError
-from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
 from quantcli.formats.legacy import split_fifth_bits, split_nibbles
@@ -50,15 +50,15 @@ class BlockCodes:
     for bit.
     """
 
-    def __init__(self, view: StoredView, grid: IntegerGrid) -> None:
+    def __init__(self, view: CheckpointView, grid: IntegerGrid) -> None:
         self._view = view
         self._grid = grid
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> IntegerCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_stored(matrix.source, first, first + len(rows))
-        kind = self._view.homes[matrix.source].tensor.dtype
+        raw = self._view.read_held(matrix.source, first, first + len(rows))
+        kind = self._view.holder(matrix.source).dtype
         coded = convert(kind, raw, self._grid)
         apart = dequantize(coded, self._grid) != rows
         if apart.any():

@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.gguf_file import default_threads
+from quantcli.artifacts.write import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
 from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
-from quantcli.plan.budget import parse_size
+from quantcli.plan.size_text import parse_size
 from quantcli.report.card import read_evaluation
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved, resolve

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.safetensors_container import Declared
-from quantcli.exports.checkpoint_view import StoredView
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
@@ -29,13 +29,13 @@ _BLOCK_BYTES = 17
 class MicroCodes:
     """A `CodeSource` whose "scales" are the exponents' bytes, as numbers."""
 
-    def __init__(self, view: StoredView) -> None:
+    def __init__(self, view: CheckpointView) -> None:
         self._view = view
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_stored(matrix.source, first, first + len(rows))
+        raw = self._view.read_held(matrix.source, first, first + len(rows))
         blocks = raw.reshape(-1, _BLOCK_BYTES)
         codes = split_nibbles(blocks[:, 1:]).astype(np.uint8).reshape(len(rows), -1)
         exponents = blocks[:, 0].astype(np.float32).reshape(len(rows), -1)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.gguf_file import Job, prepare
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.exports import microscale
 from quantcli.exports.blocks import GROUP
@@ -81,7 +81,7 @@ def prepare_repacking(
     requantize: bool,
     force: bool,
     check: bool,
-) -> Job:
+) -> GgufFile:
     """Decide the GGUF; floats become ``plain`` ("F16" ...). Reads the first rows of each matrix.
 
     With ``requantize`` what the blocks do not hold is rounded to the nearest that they do.
@@ -115,7 +115,7 @@ def prepare_repacking(
     plan = replace(
         plan, items=tuple(items), file_type=find_file_type(name).id, recipe=Recipe(type=name)
     )
-    job = prepare(model, recipe, output, plan=plan, force=force, check=check)
+    job = prepare_gguf(model, recipe, output, plan=plan, force=force, check=check)
     return replace(job, encoders=encoders)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from quantcli.artifacts import gguf_file
 from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
+from quantcli.artifacts.write import Finished, write_artifact
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports import regroup
 from quantcli.exports.cards import card_beside, write_card
@@ -80,7 +81,7 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
         split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
     )
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
-    job = gguf_file.prepare(model, recipe, output, force=wish.force, check=wish.check)
+    job = prepare_gguf(model, recipe, output, force=wish.force, check=wish.check)
     why = "which keeps the stored precision"
     if wish.dtype is not None:
         why = "as asked for"
@@ -110,10 +111,10 @@ def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Pre
     return _of_job(job, words, wish)
 
 
-def _of_job(job: gguf_file.Job, sentence: str, wish: Wish) -> Prepared:
+def _of_job(job: GgufFile, sentence: str, wish: Wish) -> Prepared:
     def run() -> Iterator[Event]:
-        for event in gguf_file.execute(job, threads=wish.threads):
-            if isinstance(event, gguf_file.Finished):
+        for event in write_artifact(job, threads=wish.threads):
+            if isinstance(event, Finished):
                 yield Exported(event.paths, event.nbytes)
             else:
                 yield event

@@ -19,7 +19,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
-from quantcli.artifacts.folder_settings import (
+from quantcli.artifacts.folder_files import (
     CONFIG,
     INDEX,
     read_settings,
@@ -28,10 +28,11 @@ from quantcli.artifacts.folder_settings import (
 )
 from quantcli.artifacts.gguf_container import Layout
 from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
 from quantcli.exports.cards import make_card, plain, types_text, usage_text
-from quantcli.exports.checkpoint_view import StoredView, find_config
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
+from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config, generation_config
 from quantcli.exports.targets import Prepared, Wish, stem
@@ -56,7 +57,7 @@ class Folder:
     """A decided folder: small files by name, and the layout of each file of weights."""
 
     model: Model
-    view: StoredView
+    view: CheckpointView
     floats: FloatChoice
     path: Path
     files: Mapping[str, bytes]
@@ -98,7 +99,7 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
 def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
     """Every file of the folder with its size; reads headers and small tensors."""
     config = find_config(model, wish.config)
-    view = StoredView(model, config)
+    view = view_checkpoint(model, config)
     floats = choose_floats(model, view, wish.dtype)
     shards = _shard(view, floats, wish.split_max_size or SHARD_BYTES)
     layouts = {name: lay_out({"format": "pt"}, group) for name, group in shards.items()}
@@ -182,7 +183,7 @@ def _convert(folder: Folder, tensor: Declared, start: int, stop: int) -> memoryv
     try:
         return cast(rows, tensor.dtype).data
     except native.UnencodableError as refused:
-        home = folder.view.homes[tensor.name].tensor.name
+        home = folder.view.holder(tensor.name).name
         raise WeightError(
             f"{folder.model.path}: {home}: the weight {refused.value!r}, row {start + refused.row} "
             f"and column {refused.column} of {tensor.name}, {refused.reason}",
@@ -200,7 +201,7 @@ def _cut(tensor: Declared) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, rows)
 
 
-def _shard(view: StoredView, floats: FloatChoice, most: int) -> dict[str, tuple[Declared, ...]]:
+def _shard(view: CheckpointView, floats: FloatChoice, most: int) -> dict[str, tuple[Declared, ...]]:
     groups: list[list[Declared]] = []
     filled = 0
     for name, info in view.tensors.items():

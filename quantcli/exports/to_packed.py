@@ -16,17 +16,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from quantcli.artifacts.atomic_folder import refuse_folder
-from quantcli.artifacts.folder_job import FolderJob, prepare_folder
-from quantcli.artifacts.gguf_file import Finished
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
+from quantcli.artifacts.nearest_codes import CodeSource
+from quantcli.artifacts.write import Finished, write_artifact
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports import microscale
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
-from quantcli.exports.checkpoint_view import StoredView, as_checkpoint, find_config
 from quantcli.exports.floats import fits
+from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.microscale import MicroCodes
 from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config
@@ -38,7 +37,6 @@ from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import find_target
 from quantcli.report.units import size_text
-from quantcli.rounding.nearest import CodeSource
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, Matrix, row_count
 
@@ -57,14 +55,14 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
         refuse_folder(path, force=wish.force)
     model = stack.enter_context(open_model(label))
     config = find_config(model, wish.config)
-    view = StoredView(model, config)
+    view = view_checkpoint(model, config)
     checkpoint = as_checkpoint(model, config, view)
     if wish.requantize:
         recipe = Recipe(to=to)
     else:
         recipe = _recipe(checkpoint, view, to, label)
     if wish.split_max_size is not None:
-        recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
+        recipe = replace(recipe, split_max_size=str(wish.split_max_size))
     plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
     if plan.scheme is None:
         raise PlanError(f"--to {to} has no integer grid")
@@ -96,25 +94,25 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
         check=wish.check,
     )
     plan = replace(plan, notes=(*plan.notes, *notes))
-    job = replace(job, plan=plan)
+    job = replace(job, plan=plan, codes=codes)
     return Prepared(
         (path,),
         job.nbytes,
         f"{len(plan.items)} matrices in {grid}, "
         + ("rounded a second time" if wish.requantize else "bit for bit"),
-        lambda: _run(job, codes, wish.threads),
+        lambda: _run(job, wish.threads),
     )
 
 
-def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Event]:
-    for event in execute_folder(job, threads=threads, source=codes):
+def _run(job: ModelFolder, threads: int) -> Iterator[Event]:
+    for event in write_artifact(job, threads=threads):
         if isinstance(event, Finished):
             yield Exported(event.paths, event.nbytes)
         else:
             yield event
 
 
-def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
+def _recipe(model: Model, view: CheckpointView, to: str, label: str) -> Recipe:
     """What describes the grid that the GGUF has; PlanError where it has none of ``to``."""
     target = find_target(to)
     matrices = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
@@ -133,7 +131,7 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
         else:
             turned = "lies transposed there" if matrix.transpose else f"--to {to} does not have"
             raise PlanError(
-                f"{view.homes[matrix.source].tensor.name} is {kind}, which {turned}, so it cannot "
+                f"{view.holder(matrix.source).name} is {kind}, which {turned}, so it cannot "
                 "be repacked without loss",
                 hint=hint,
             )
@@ -157,11 +155,11 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     )
 
 
-def _kind(view: StoredView, matrix: Matrix) -> str:
-    return view.homes[matrix.source].tensor.dtype
+def _kind(view: CheckpointView, matrix: Matrix) -> str:
+    return view.holder(matrix.source).dtype
 
 
-def _bits(view: StoredView, matrix: Matrix) -> int:
+def _bits(view: CheckpointView, matrix: Matrix) -> int:
     kind = _kind(view, matrix)
     return GRIDS[kind].bits if kind in GRIDS else 4
 
@@ -173,11 +171,11 @@ def _takes(to: str, kind: str) -> bool:
     return kind in GRIDS and GRIDS[kind].bits in find_target(to).bits
 
 
-def _is_micro(view: StoredView, plan: FolderPlan) -> bool:
+def _is_micro(view: CheckpointView, plan: FolderPlan) -> bool:
     return bool(plan.items) and _kind(view, plan.items[0].matrix) == microscale.KIND
 
 
-def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
+def _exact(plan: FolderPlan, view: CheckpointView, dtype: str | None) -> FolderPlan:
     """The plan with float16 scales, as blocks have, and floats that lose nothing.
 
     compressed-tensors computes in the dtype of its scales, so a model in float32 has them so too.
@@ -195,10 +193,12 @@ def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
     return replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
 
 
-def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, label: str) -> None:
+def _try_all(
+    plan: FolderPlan, view: CheckpointView, codes: BlockCodes, to: str, label: str
+) -> None:
     """PlanError when a group's code 0 is not a whole number of scales; reads the affine ones."""
     for item in plan.items:
-        if not GRIDS[view.homes[item.source].tensor.dtype].affine:
+        if not GRIDS[view.holder(item.source).dtype].affine:
             continue
         for start in range(0, item.rows, _ROWS):
             first = item.first + start
@@ -213,8 +213,8 @@ def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, lab
                 ) from None
 
 
-def _types(plan: FolderPlan, view: StoredView) -> str:
-    kinds = sorted({view.homes[item.source].tensor.dtype for item in plan.items})
+def _types(plan: FolderPlan, view: CheckpointView) -> str:
+    kinds = sorted({view.holder(item.source).dtype for item in plan.items})
     nbytes = sum(
         view.tensors[item.source].nbytes * item.rows // row_count(view.tensors[item.source].shape)
         for item in plan.items

@@ -31,11 +31,6 @@ from quantcli.model import Model
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is called with after the hidden states."""
 
-_BLOCKS = ("layers", "h")
-"""What transformers calls a decoder's list of layers."""
-_NORMS = ("norm", "ln_f")
-"""What it calls the norm after them."""
-
 
 class LayerwiseModel:
     """The modules of one model: `Embedder.embed`, then `run` for each layer, `finish`, `logits`.
@@ -57,6 +52,7 @@ class LayerwiseModel:
         self.module = build(config, dtype)
         self.decoder = _decoder(self.module)
         blocks, self.layers = _blocks(self.decoder)
+        self._norm = _final_norm(self.decoder)
         prefix = _path(self.module, self.decoder)
         self._prefixes = [f"{prefix}{blocks}.{i}." for i in range(len(self.layers))]
         named = dict(self.module.named_parameters())
@@ -191,10 +187,7 @@ class LayerwiseModel:
         return self._finish(hidden)
 
     def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        norm = next((getattr(self.decoder, n) for n in _NORMS if hasattr(self.decoder, n)), None)
-        if norm is None:
-            raise ArchitectureError(f"{type(self.decoder).__name__} has no final norm")
-        return norm(hidden)
+        return getattr(self.decoder, self._norm)(hidden)
 
     @torch.inference_mode()
     def logits(self, finished: torch.Tensor) -> torch.Tensor:
@@ -274,11 +267,22 @@ def _decoder(module: Any) -> Any:
 
 
 def _blocks(decoder: Any) -> tuple[str, Any]:
-    for name in _BLOCKS:
-        found = getattr(decoder, name, None)
-        if isinstance(found, nn.ModuleList):
-            return name, found
-    raise ArchitectureError(f"{type(decoder).__name__} has no list of layers that quantcli knows")
+    """The list of layers, the longest that the decoder has, and its name."""
+    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ArchitectureError(f"{type(decoder).__name__} has no list of layers")
+    return max(lists, key=lambda entry: len(entry[1]))
+
+
+def _final_norm(decoder: Any) -> str:
+    """The name of the norm after the layers: the first that is defined after them."""
+    children = list(decoder.named_children())
+    names = [name for name, _ in children]
+    after = children[names.index(_blocks(decoder)[0]) :]
+    found: str | None = next((n for n, m in after if type(m).__name__.endswith("Norm")), None)
+    if found is None:
+        raise ArchitectureError(f"{type(decoder).__name__} has no final norm")
+    return found
 
 
 def _path(root: Any, module: Any) -> str:

@@ -18,7 +18,8 @@ from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import find_matrices, kept_modules, natural, router_names
 from quantcli.plan.planner import Plan, make_plan
-from quantcli.plan.recipe import Recipe, check_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.schemes import DTYPES, Scheme, find_target, has_types, make_scheme
 from quantcli.types import Matrix, Note, row_count
 

@@ -10,42 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Zero
 from quantcli.layouts.packing import awq, gptq, mlx
 from quantcli.plan.layer_overrides import parse_keep
+from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe_field import Field
 from quantcli.registry import near
-
-if TYPE_CHECKING:
-    from quantcli.plan.recipe import Recipe
 
 CHANNEL, TENSOR = "channel", "tensor"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_TYPES = frozenset({
-    "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
-    "pure", "on_fallback",
-})  # fmt: skip
-_METHOD = frozenset({
-    "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate",
-    "tune_steps",
-})  # fmt: skip
-_FAKE = _TYPES | _METHOD | {"dtype"}
-_GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
-_ALWAYS = frozenset({
-    "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
-})  # fmt: skip
+_GRID = frozenset({"bits", "grid", "method", "keep", "dtype"})
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An output format: the fields of a recipe that it takes, and the grids that it holds.
+    """An output format: what it takes of a recipe, and the grids that it holds.
 
-    ``symmetric`` and ``asymmetric`` are the grids' zero points, None where there is no such grid;
-    the first that is there is the default. ``groups`` empty means any size.
+    ``takes`` names sections of `quantcli.plan.recipe_field` and single fields. ``symmetric`` and
+    ``asymmetric`` are the grids' zero points, None where there is no such grid; the first that is
+    there is the default. ``groups`` empty means any size.
     """
 
     takes: frozenset[str]
@@ -68,12 +56,8 @@ _GPTQ = Target(
     _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16", lowest_zero=1
 )
 TARGETS: Mapping[str, Target] = {
-    "gguf": Target(
-        _TYPES
-        | _METHOD
-        | {"override_kv", "pre", "keep", "tune", "e2e_steps", "allocate", "target_size"}
-    ),
-    "hf": Target(_FAKE),
+    "gguf": Target(frozenset({"types", "gguf", "method", "allocation", "training", "keep"})),
+    "hf": Target(frozenset({"types", "method", "dtype"})),
     "compressed-tensors": Target(
         _GRID | {"activations"}, tuple(range(2, 9)), "middle", "integer",
         strategies=(CHANNEL, TENSOR),
@@ -91,7 +75,6 @@ TARGETS: Mapping[str, Target] = {
 }  # fmt: skip
 
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
-_FLAGS = {"tensor_types": "tensor-type", "symmetric": "symmetric or --asymmetric"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,18 +109,23 @@ def find_target(name: str) -> Target:
 
 def has_types(to: str) -> bool:
     """Whether the format is made of GGUF's block types rather than of an integer grid."""
-    return "type" in find_target(to).takes
+    return "types" in find_target(to).takes
 
 
-def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Refuse fields of ``given`` that the target does not take, and grids it cannot hold."""
+def targets_of(field: Field) -> list[str]:
+    """The output formats that take the field of a recipe."""
+    return [name for name, target in TARGETS.items() if field.is_taken(target.takes)]
+
+
+def check_scheme(recipe: Recipe) -> None:
+    """UsageError for fields that the target does not take, and for a grid that it cannot hold."""
     target = find_target(recipe.to)
-    for field in given:
-        if field not in target.takes | _ALWAYS:
-            flag = _FLAGS.get(field, field.replace("_", "-"))
-            what = f"--{flag} is" if field != "bits" else "a recipe's bits are"
-            homes = [name for name, other in TARGETS.items() if field in other.takes]
-            raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
+    for field, _ in given_fields(recipe):
+        if not field.is_taken(target.takes):
+            what = f"{field.flag} is" if field.name != "bits" else "a recipe's bits are"
+            raise UsageError(
+                f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(targets_of(field))}"
+            )
     for entry in recipe.keep:
         if recipe.to == "gguf":
             parse_keep(entry)

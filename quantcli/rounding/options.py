@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from quantcli.errors import UsageError
-from quantcli.statistics.hessian import DAMPING, ORDERS, Hessian
+from quantcli.plan.recipe import FIELDS, usual
+from quantcli.statistics.hessian import Hessian
 from quantcli.types import Event
 
-HELD_OUT = 8
-"""Every so many windows one is kept from the fit, to judge it."""
-FISHER_WINDOWS = 40
-"""Windows whose gradients tell what outputs matter."""
-FEWEST_FISHER = 16
-"""What the embedding needs in any case."""
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
-TUNE_STEPS = 150
-"""Of training a layer."""
-E2E_STEPS = 120
-"""Of training the whole model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How GPTQ works: damping, column order, sweeps of descent, and whose inputs it sees.
+    """How a method works; a field that a recipe has too means the same here and is declared there.
+
+    For GPTQ: damping, column order, sweeps of descent, and whose inputs it sees.
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
     for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
@@ -34,17 +26,17 @@ class Options:
     ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
     """
 
-    damping: float = DAMPING
-    order: str = "natural"
-    sweeps: int = 1
+    damping: float = usual("damping")
+    column_order: str = usual("column_order")
+    sweeps: int = usual("sweeps")
     block_sweeps: int = BLOCK_SWEEPS
     propagate: bool = False
     feedback: bool = True
     tune: bool = False
-    tune_steps: int = TUNE_STEPS
-    fisher_windows: int = FISHER_WINDOWS
+    tune_steps: int = usual("tune_steps")
+    fisher_windows: int = usual("fisher_windows")
     e2e: bool = False
-    e2e_steps: int = E2E_STEPS
+    e2e_steps: int = usual("e2e_steps")
 
     def sweeps_after(self, hessian: Hessian) -> int:
         """Sweeps over all columns; out of order there were none on the way, so they follow now."""
@@ -52,26 +44,16 @@ class Options:
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
-        if not 0 < self.damping <= 1:
-            raise UsageError(f"a damping of {self.damping:g} is not above 0 and at most 1")
-        if self.order not in ORDERS:
-            raise UsageError(
-                f"there is no column order {self.order!r}", hint=f"there are {', '.join(ORDERS)}"
-            )
-        if self.sweeps < 0:
-            raise UsageError(f"{self.sweeps} sweeps are not possible", hint="0 or more")
-        if self.fisher_windows < 0:
-            raise UsageError(
-                f"{self.fisher_windows} windows of gradients are not possible", hint="0 or more"
-            )
-        if self.tune_steps < 1:
-            raise UsageError(
-                f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
-            )
-        if self.e2e_steps < 1:
-            raise UsageError(
-                f"{self.e2e_steps} steps of training end to end are not possible", hint="1 or more"
-            )
+        for name in DECLARED:
+            FIELDS[name].refuse_wrong(getattr(self, name))
+
+
+DECLARED = tuple(
+    field.name
+    for field in fields(Options)
+    if field.name in FIELDS and FIELDS[field.name].usual is not None
+)
+"""The options that a recipe declares under the same name, with a default and limits."""
 
 
 @dataclass(frozen=True, slots=True)

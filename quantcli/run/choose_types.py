@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
-from quantcli.artifacts.gguf_file import Job, prepare
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.layerwise.checkpoint import checkpoint_folder
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
-from quantcli.plan.budget import parse_size
 from quantcli.plan.recipe import merge_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
 from quantcli.run.job import MethodJob, plan_passes
 from quantcli.run.type_costs import Surveyed, survey
@@ -26,7 +24,7 @@ from quantcli.types import Event, Note
 class Allocated(Event):
     """A job whose recipe gives every tensor that had a choice its type by name."""
 
-    job: Job
+    job: GgufFile
 
 
 def survey_folder(output: Path) -> Path:
@@ -41,7 +39,7 @@ def remove_survey(output: Path) -> None:
 
 
 def allocate_job(
-    planned: MethodJob, job: Job, output: Path, options: Options, *,
+    planned: MethodJob, job: GgufFile, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
     """Yields progress and a note, at last `Allocated`: within the recipe's target_size, or the
@@ -95,8 +93,10 @@ def allocate_job(
     yield Allocated(chosen)
 
 
-def _with_types(planned: MethodJob, job: Job, output: Path, found: Allocation) -> Job:
+def _with_types(planned: MethodJob, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
     named = merge_recipe(job.plan.recipe, tensor_types=types)
-    named = msgspec.structs.replace(named, allocate=False, target_size=None)
-    return prepare(planned.model, named, output, importance=planned.importance, force=job.force)
+    named = replace(named, allocate=False, target_size=None)
+    return prepare_gguf(
+        planned.model, named, output, importance=planned.importance, force=job.force
+    )

@@ -20,20 +20,17 @@ from quantcli.run.job import MethodJob
 from quantcli.run.methods import Chain
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
-from quantcli.statistics.input_statistics import (
-    InputStatistics,
-    TransformedStatistics,
-    transform_importance,
-)
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.statistics.statistics_file import StatisticsFile
 from quantcli.transforms.chain import (
-    Chained,
     Settings,
+    TransformsApplied,
     check_transforms,
     needed_statistics,
     transform_model,
 )
-from quantcli.transforms.output_error import Grid, block_grids, integer_grid
+from quantcli.transforms.output_error import RoundRows, block_grids, integer_grid
+from quantcli.transforms.transformed_statistics import TransformedStatistics, transform_importance
 from quantcli.types import Event
 
 
@@ -89,7 +86,7 @@ def find_transforms(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def find_grids(plan: Plan | FolderPlan) -> dict[str, Grid]:
+def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
     """The grid that each GGUF tensor's weights will be written in, of those that are rounded.
 
     PlanError for a folder's grid that leaves nothing to search.
@@ -121,7 +118,7 @@ def _finish(
     measured: InputStatistics | None = None,
 ) -> Iterator[Event]:
     for event in events:
-        if not isinstance(event, Chained):
+        if not isinstance(event, TransformsApplied):
             yield event
             continue
         for transform in event.transforms:

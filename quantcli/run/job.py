@@ -11,13 +11,14 @@ import numpy as np
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
-from quantcli.layerwise.random_windows import SHARE, add_random
+from quantcli.layerwise.random_windows import add_random
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
+from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
@@ -53,7 +54,7 @@ class MethodJob:
 
 def prepare(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
-    seed: int | None = None, random_share: float = SHARE,
+    seed: int | None = None, random_share: float = usual("random_share"),
 ) -> MethodJob:  # fmt: skip
     """Cut the texts, and add windows of random tokens; no weight is read.
 

@@ -28,12 +28,13 @@ from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, drain, open_walk
 from quantcli.model import Model
 from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.options import FEWEST_FISHER, Options, Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.tensor import MatrixStatistics, round_tensor
+from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    FEWEST,
     LayerGradients,
     choose_windows,
     embedding_fisher,
@@ -41,10 +42,10 @@ from quantcli.statistics.layer_gradients import (
     measure_output_fisher,
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher
 from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.training.tune import Layer, tune_layer
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import Event, OutputTensor
 from quantcli.workers import Workers, workers
 
@@ -113,7 +114,7 @@ class _Rounding:
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = max(self.work.options.fisher_windows, FEWEST_FISHER)
+        windows = max(self.work.options.fisher_windows, FEWEST)
         numbers = choose_windows(len(self.walk.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False
@@ -194,7 +195,7 @@ class _Rounding:
             return
         yield from self._measure()
         fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
-        hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.order)
+        hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
         known = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: known)
@@ -231,7 +232,10 @@ class _Rounding:
 
     def _accumulator(self, place: str) -> HessianAccumulator:
         targets = self.model.parameters.targets
-        return HessianAccumulator(targets, self.work.run.folder, place, self.work.options)
+        options = self.work.options
+        return HessianAccumulator(
+            targets, self.work.run.folder, place, options.damping, options.column_order
+        )
 
     def _round(
         self, layer: int, names: Sequence[str],
@@ -260,7 +264,7 @@ class _Rounding:
 
         def read(name: str) -> Floats:
             tensor = self.tensors[name]
-            return read_floats(self.work.run.model, tensor, 0, tensor.rows)
+            return self.work.run.model.read_floats(tensor, 0, tensor.rows)
 
         return Layer(
             self.model, layer.index, layer.call, lambda name: self.work.every_codec[name].name,
@@ -271,7 +275,7 @@ class _Rounding:
 def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:
     """What reads matrix i of a tensor, a stack of them or the one, as float32."""
     height = tensor.shape[-2]
-    return lambda matrix: read_floats(model, tensor, matrix * height, (matrix + 1) * height)
+    return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -24,10 +24,11 @@ from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk
 from quantcli.rounding.gptq import encode_columns
-from quantcli.rounding.options import FEWEST_FISHER, Options
+from quantcli.rounding.options import Options
 from quantcli.run.layers import EMBEDDING_DAMPING
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    FEWEST,
     LayerGradients,
     choose_windows,
     embedding_fisher,
@@ -36,7 +37,6 @@ from quantcli.statistics.layer_gradients import (
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.output_fisher import OutputFisher
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
@@ -67,7 +67,7 @@ def survey(run: ModelRun, candidates: Candidates, options: Options) -> Iterator[
     if known is not None:
         yield Surveyed(known)
         return
-    numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST_FISHER))
+    numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
         workers(run.threads) as pool,
@@ -143,7 +143,7 @@ class _TypeCosts:
         ids = self.walk.ids
         fisher = embedding_fisher(self.model, ids[0], self.gradients)
         fit = np.asarray(fisher.fit, np.float32)
-        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.order)
+        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.column_order)
         count = self.tensors[name].rows
         shares = np.bincount(ids.reshape(-1), minlength=count)[:count] / ids.size
         self._add(name, shares, hessian, np.ascontiguousarray(fit.diagonal()))
@@ -154,7 +154,10 @@ class _TypeCosts:
 
     def _accumulator(self, place: str) -> HessianAccumulator:
         targets = self.model.parameters.targets
-        return HessianAccumulator(targets, self.run.folder, place, self.options)
+        options = self.options
+        return HessianAccumulator(
+            targets, self.run.folder, place, options.damping, options.column_order
+        )
 
     def _add(
         self, name: str, row_pivots: NDArray[np.float64], hessian: Hessian, importance: Floats
@@ -166,7 +169,7 @@ class _TypeCosts:
         into = self.costs.setdefault(name, dict.fromkeys(self.candidates[name], 0.0))
         for start in range(0, tensor.rows, _ROWS):
             stop = min(start + _ROWS, tensor.rows)
-            rows = read_floats(self.run.model, tensor, start, stop)
+            rows = self.run.model.read_floats(tensor, start, stop)
             for kind in into:
                 fmt = get_format(kind)
                 errors = rows - native.decode(fmt, encode_columns(fmt, rows, importance, self.pool))

@@ -20,9 +20,6 @@ from quantcli.errors import SourceError
 Matrix = NDArray[np.float32]
 Order = NDArray[np.int64]
 
-ORDERS = ("natural", "activation")
-"""Columns from left to right, or those with the largest mean square first."""
-
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean. On text like the calibration's a fifth of it does
 as well; on other text a small one costs far more than a large one at two and three bits."""

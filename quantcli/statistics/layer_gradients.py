@@ -28,6 +28,8 @@ from quantcli.types import Event
 
 _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
+FEWEST = 16
+"""Windows that the embedding needs in any case."""
 _SEED = 20260101
 
 

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
-from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.rounding.tensor import Drift, MatrixStatistics
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
 from quantcli.types import Note
 
 Lost = dict[tuple[str, int], NDArray[np.float64]]
 
+HELD_OUT = 8
+"""Every so many windows one is kept from the fit, to judge it."""
 FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
 
@@ -33,8 +34,10 @@ FEW = 4
 class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
-    def __init__(self, targets: Targets, folder: Path, place: str, options: Options) -> None:
-        self._options = options
+    def __init__(
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str
+    ) -> None:
+        self._damping, self._order = damping, order
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -122,12 +125,12 @@ class HessianAccumulator:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
-        if hessian.damping > self._options.damping:
+        hessian = prepare_hessian(mean, self._damping, self._order)
+        if hessian.damping > self._damping:
             self.notes.append(
                 Note(
                     f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
-                    f"{self._options.damping:g} to be positive definite",
+                    f"{self._damping:g} to be positive definite",
                     level="warning",
                 )
             )

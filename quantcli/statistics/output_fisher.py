@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
-from quantcli.layerwise.parameters import Use
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
 STRIP = 4096

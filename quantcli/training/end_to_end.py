@@ -27,10 +27,10 @@ from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import build_model
 from quantcli.rounding.block_scales import count_factors
 from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.options import HELD_OUT
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.trained_scales import TrainingGain, save_trained
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event, Note, Progress

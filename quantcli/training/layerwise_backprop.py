@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
+from quantcli.checkpoint_view import Use
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
-from quantcli.layerwise.parameters import Use
 from quantcli.layerwise.walk import LayerPass, LayerWalk, drain
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event
@@ -138,14 +138,8 @@ class LayerwiseBackprop:
                 continue
             gradient = found.float().cpu().numpy()
             for use in self._uses(name):
-                piece = use.piece
+                rows = np.ascontiguousarray(use.piece.gather_gradient(gradient))
                 if len(use.tensor.shape) < 2:
-                    order = piece.element_order(gradient.size)
-                    self._scales.add_vector(use.tensor.name, gradient.reshape(-1)[order])
-                    continue
-                flat = gradient.reshape(-1, gradient.shape[-1])
-                if piece.transpose:
-                    rows = flat[:, piece.start : piece.start + piece.rows].T
+                    self._scales.add_vector(use.tensor.name, rows[0])
                 else:
-                    rows = flat[piece.source_rows(0, piece.rows)]
-                self._scales.add_rows(use.tensor.name, use.first, np.ascontiguousarray(rows))
+                    self._scales.add_rows(use.tensor.name, use.first, rows)

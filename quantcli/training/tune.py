@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from quantcli.checkpoint_view import Use
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
-from quantcli.layerwise.parameters import Use
-from quantcli.rounding.options import HELD_OUT, Outcome
+from quantcli.rounding.options import Outcome
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note, Progress
 
@@ -175,16 +176,9 @@ class _Training:
     def _place(self, name: str, values: torch.Tensor) -> None:
         """Put a tensor's rows where transformers has them."""
         for parameter, use in self._uses:
-            if use.tensor.name != name:
-                continue
-            piece = use.piece
-            rows = values[use.first : use.first + piece.rows] - piece.add
-            rows = rows.to(parameter.device, parameter.dtype)
-            flat = parameter.data.view(-1, parameter.shape[-1])
-            if piece.transpose:
-                flat[:, piece.start : piece.start + piece.rows] = rows.T
-            else:
-                flat[_rows(use)] = rows
+            if use.tensor.name == name:
+                rows = values[use.first : use.first + use.piece.rows]
+                use.piece.scatter(parameter.data, rows)
 
     def _gradient(self, name: str) -> torch.Tensor:
         """The gradient of a tensor's rows, gathered from the parameters."""
@@ -192,13 +186,5 @@ class _Training:
         for parameter, use in self._uses:
             if use.tensor.name != name or parameter.grad is None:
                 continue
-            piece, flat = use.piece, parameter.grad.view(-1, parameter.shape[-1])
-            if piece.transpose:
-                parts[use.first] = flat[:, piece.start : piece.start + piece.rows].T
-            else:
-                parts[use.first] = flat[_rows(use)]
+            parts[use.first] = use.piece.gather_gradient(parameter.grad)
         return torch.cat([parts[first].float() for first in sorted(parts)])
-
-
-def _rows(use: Use) -> torch.Tensor:
-    return torch.from_numpy(use.piece.source_rows(0, use.piece.rows))

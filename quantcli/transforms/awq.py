@@ -26,8 +26,8 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import collect, model_groups
-from quantcli.transforms.output_error import Grid, Reader, open_readers
-from quantcli.transforms.scale_search import Part, Scales, Searched, choose, search_groups
+from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
+from quantcli.transforms.scale_search import GroupOutcome, GroupPart, Scales, choose, search_groups
 from quantcli.types import Event
 
 _EXPONENTS = tuple(step / 20 for step in range(1, 20))
@@ -42,7 +42,7 @@ _WINDOW = 32
 
 def awq(
     model: Model,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, RoundRows],
     measured: InputStatistics,
     *,
     weighted: bool = True,
@@ -50,7 +50,7 @@ def awq(
     margin: float | None = None,
     threads: int = 1,
 ) -> Iterator[Event]:
-    """Search every fold group's scales, yielding progress, at last `Transformed`.
+    """Search every fold group's scales, yielding progress, at last `TransformFound`.
 
     ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
     knows the columns' importance, ``feedback`` whether it feeds errors back; ``margin`` is the
@@ -61,31 +61,31 @@ def awq(
     least = margin
     if least is None:
         least = _MARGIN_BEFORE_FEEDBACK if feedback else _MARGIN
-    groups = [group for group in model_groups(model) if any(n in grids for n in group.readers)]
+    groups = [group for group in model_groups(model) if any(n in grids for n in group.consumers)]
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
-        readers = open_readers(
+    def search(group: FoldGroup, matrix: int) -> tuple[Scales, GroupOutcome] | None:
+        consumers = open_consumers(
             model, group, matrix, measured, grids, weighted=weighted, feedback=feedback
         )
-        if not readers:
+        if not consumers:
             return None
-        part = Part(group, matrix, readers)
+        part = GroupPart(group, matrix, consumers)
         # Before experts, the router: it sees every token.
-        squares = max(readers, key=lambda reader: reader.share).squares
+        squares = max(consumers, key=lambda consumer: consumer.share).squares
         inputs = np.sqrt(collect(group, squares[None], np.mean)[0])
         make = _candidates_before_feedback if feedback else _candidates
-        candidates = dict(make(group, inputs, readers))
-        return choose(part, candidates, Reader.error, least)
+        candidates = dict(make(group, inputs, consumers))
+        return choose(part, candidates, ConsumerMatrix.error, least)
 
     settings = {"margin": least, "weighted": weighted, "feedback": feedback}
     return search_groups("awq", model, groups, search, settings, threads)
 
 
 def _candidates(
-    group: FoldGroup, inputs: NDArray[np.floating], readers: list[Reader]
+    group: FoldGroup, inputs: NDArray[np.floating], consumers: list[ConsumerMatrix]
 ) -> Iterator[tuple[str, Scales]]:
     large = _beside_largest(inputs)
-    weights = collect(group, _relative_size(readers)[None], np.mean)[0]
+    weights = collect(group, _relative_size(consumers)[None], np.mean)[0]
     for exponent in _EXPONENTS:
         yield f"x^{exponent:g}", _even(large**exponent)
     for exponent in _EXPONENTS:
@@ -94,11 +94,11 @@ def _candidates(
 
 
 def _candidates_before_feedback(
-    group: FoldGroup, inputs: NDArray[np.floating], readers: list[Reader]
+    group: FoldGroup, inputs: NDArray[np.floating], consumers: list[ConsumerMatrix]
 ) -> Iterator[tuple[str, Scales]]:
-    total: Scales = np.zeros(readers[0].tensor.columns)
-    for reader in readers:
-        squares = np.square(reader.sample()).mean(axis=0, dtype=np.float64)
+    total: Scales = np.zeros(consumers[0].tensor.columns)
+    for consumer in consumers:
+        squares = np.square(consumer.sample()).mean(axis=0, dtype=np.float64)
         total += squares / max(float(squares.mean()), 1e-30)
     large = _beside_largest(inputs)
     weights = _beside_largest(np.sqrt(collect(group, total[None], np.mean)[0]))
@@ -114,18 +114,18 @@ def _beside_largest(values: NDArray[np.floating]) -> Scales:
 
 
 def _even(scales: Scales) -> Scales:
-    """The same ratios around one, so that neither makers nor readers grow."""
+    """The same ratios around one, so that neither producers nor consumers grow."""
     return np.asarray(scales / np.sqrt(scales.max() * scales.min()))
 
 
-def _relative_size(readers: list[Reader]) -> Scales:
+def _relative_size(consumers: list[ConsumerMatrix]) -> Scales:
     """Each column's mean |w| beside the largest in its row's window of columns."""
-    columns = readers[0].tensor.columns
+    columns = consumers[0].tensor.columns
     total: Scales = np.zeros(columns)
-    for reader in readers:
-        size = np.abs(reader.sample())
+    for consumer in consumers:
+        size = np.abs(consumer.sample())
         window = _WINDOW if columns % _WINDOW == 0 else columns
         windows = size.reshape(len(size), -1, window)
         largest = np.maximum(windows.max(axis=2, keepdims=True), 1e-30)
         total += (windows / largest).mean(axis=0, dtype=np.float64).reshape(-1)
-    return np.asarray(total / len(readers))
+    return np.asarray(total / len(consumers))

@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from quantcli.archs import find_folds
 from quantcli.errors import PlanError
 from quantcli.model import Model
-from quantcli.statistics.input_statistics import InputStatistics, TransformedStatistics
+from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.awq import awq
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.norm_limits import fit_norms
-from quantcli.transforms.output_error import Grid
+from quantcli.transforms.output_error import RoundRows
 from quantcli.transforms.reorder import reorder
 from quantcli.transforms.rotate import refuse_rotation, rotate
-from quantcli.transforms.scale_search import Transformed
+from quantcli.transforms.scale_search import TransformFound
 from quantcli.transforms.smoothquant import smoothquant
-from quantcli.transforms.spec import Transform
+from quantcli.transforms.spec import TransformSpec
 from quantcli.transforms.transformed_model import apply_transform
+from quantcli.transforms.transformed_statistics import TransformedStatistics
 from quantcli.types import Event, Note
 
 
@@ -50,15 +51,15 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Chained(Event):
+class TransformsApplied(Event):
     """All transforms are found: the model with them, its statistics, and each one by itself."""
 
     model: Model
     measured: InputStatistics | None
-    transforms: tuple[Transform, ...]
+    transforms: tuple[TransformSpec, ...]
 
 
-Find = Callable[[Model, Mapping[str, Grid], InputStatistics, Settings], Iterator[Event]]
+Find = Callable[[Model, Mapping[str, RoundRows], InputStatistics, Settings], Iterator[Event]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Method:
 
 
 def _awq(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return awq(
         model, grids, measured,
@@ -80,7 +81,7 @@ def _awq(
 
 
 def _reorder(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return reorder(
         model, grids, measured,
@@ -89,7 +90,7 @@ def _reorder(
 
 
 def _smoothquant(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
     return smoothquant(
         model, grids, measured,
@@ -98,9 +99,9 @@ def _smoothquant(
 
 
 def _rotate(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, settings: Settings
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, settings: Settings
 ) -> Iterator[Event]:
-    yield Transformed(rotate(model, seed=settings.seed))
+    yield TransformFound(rotate(model, seed=settings.seed))
 
 
 TRANSFORMS: Mapping[str, Method] = {
@@ -139,7 +140,7 @@ def check_transforms(model: Model, names: Sequence[str]) -> None:
 def transform_model(
     model: Model,
     names: Sequence[str],
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, RoundRows],
     measured: InputStatistics | None,
     settings: Settings,
 ) -> Iterator[Event]:
@@ -147,14 +148,14 @@ def transform_model(
 
     ``grids`` holds the tensors that will be rounded; ``measured`` are the untransformed model's
     statistics, which only rotate does without. Yields progress, a note on each search, and at
-    last `Chained`.
+    last `TransformsApplied`.
     """
     check_transforms(model, names)
     if settings.groups and "awq" in names:
         # Of columns that share a scale those of one size: after it, scales have less to do.
         place = names.index("awq")
         names = [*names[:place], "reorder", *names[place:]]
-    found: list[Transform] = []
+    found: list[TransformSpec] = []
     for name in names:
         method = TRANSFORMS[name]
         if measured is None and method.needs:
@@ -163,7 +164,7 @@ def transform_model(
             )
         transform = None
         for event in method.find(model, grids, measured, settings):  # type: ignore[arg-type]
-            if isinstance(event, Transformed):
+            if isinstance(event, TransformFound):
                 transform = event.transform
                 if event.outcomes:
                     yield _summary(name, event)
@@ -174,10 +175,10 @@ def transform_model(
         model = apply_transform(model, transform)
         if measured is not None:
             measured = TransformedStatistics(measured, transform)
-    yield Chained(model, measured, tuple(found))
+    yield TransformsApplied(model, measured, tuple(found))
 
 
-def _summary(name: str, found: Transformed) -> Note:
+def _summary(name: str, found: TransformFound) -> Note:
     scaled = sum(bool(outcome.choice) for outcome in found.outcomes)
     before = sum(outcome.before for outcome in found.outcomes)
     after = sum(outcome.after for outcome in found.outcomes)

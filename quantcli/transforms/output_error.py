@@ -28,10 +28,9 @@ from quantcli.model import Model
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.spec import Floats
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import OutputTensor
 
-Grid = Callable[[Floats, Floats | None], Floats]
+RoundRows = Callable[[Floats, Floats | None], Floats]
 """Rounds float32 rows (n, columns), with an importance per column or None, to their nearest."""
 
 SAMPLE = 512
@@ -42,7 +41,7 @@ _RUN = 16
 """Sampled rows come in runs, which cost one read each."""
 
 
-def block_grid(name: str) -> Grid:
+def block_grid(name: str) -> RoundRows:
     """The block format ``name`` as a grid: encoded and decoded again by our kernels."""
     fmt = get_format(name)
 
@@ -52,7 +51,7 @@ def block_grid(name: str) -> Grid:
     return round_rows
 
 
-def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
+def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
     """An integer grid with ranges found by ``search``; not for strategy "tensor".
 
     A scale of a whole tensor knows no rows of its own, so PlanError refuses that.
@@ -69,14 +68,14 @@ def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
     return round_rows
 
 
-def block_grids(formats: Mapping[str, str]) -> dict[str, Grid]:
+def block_grids(formats: Mapping[str, str]) -> dict[str, RoundRows]:
     """Grids by tensor, from a plan's format of each."""
     known = {name: block_grid(name) for name in set(formats.values())}
     return {tensor: known[name] for tensor, name in formats.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class ConsumerMatrix:
     """One matrix that reads a group's channels: its rows, its inputs, the grid it will be in.
 
     ``share`` is the part of all tokens that it sees.
@@ -87,7 +86,7 @@ class Reader:
     matrix: int
     load: Callable[[str, int], Floats]
     """The Hessian of a tensor's matrix: of many experts never all are held."""
-    grid: Grid
+    grid: RoundRows
     share: float = 1.0
     weighted: bool = True
     """Whether the grid is told the columns' importance, the diagonal of H."""
@@ -122,7 +121,7 @@ class Reader:
             length = _RUN
         for first in runs:
             last = min(first + length, self.height)
-            yield read_floats(self.model, self.tensor, start + first, start + last)
+            yield self.model.read_floats(self.tensor, start + first, start + last)
 
     def sample(self) -> Floats:
         """The rows that scales are compared on."""
@@ -147,16 +146,16 @@ class Reader:
         return output_error(rows, self.hessian) * self.height / len(rows)
 
 
-def open_readers(
+def open_consumers(
     model: Model,
     group: FoldGroup,
     matrix: int,
     measured: InputStatistics,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, RoundRows],
     *,
     weighted: bool,
     feedback: bool = False,
-) -> list[Reader]:
+) -> list[ConsumerMatrix]:
     """The matrices that read the group's channels, will be rounded and saw an input.
 
     Where the group's matrices have channels of their own (inside experts), those of ``matrix``.
@@ -165,7 +164,7 @@ def open_readers(
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     counts = {}
-    for name in group.readers:
+    for name in group.consumers:
         if name in grids:
             tensor = tensors[name]
             stack = tensor.shape[-3] if len(tensor.shape) > 2 else 1
@@ -177,7 +176,9 @@ def open_readers(
     if feedback:
         pivots = lru_cache(maxsize=None)(lambda name, number: _pivots(load(name, number)))
     return [
-        Reader(model, tensors[name], number, load, grids[name], count / most, weighted, pivots)
+        ConsumerMatrix(
+            model, tensors[name], number, load, grids[name], count / most, weighted, pivots
+        )
         for (name, number), count in counts.items()
         if count
     ]

@@ -2,9 +2,9 @@
 
 The channels between an MLP's first matrices and its last may come in any order: rows of gate and
 up change places, columns of down follow them, and the model's function stays what it was. Where a
-grid has one scale for each group of columns, the groups then hold columns of one size. The order
-is taken where it lowers the loss that the search for scales has. Channels inside experts stay
-where they are.
+grid has one scale for each group of columns, the groups then hold columns of one size. The order is
+taken where it lowers the loss that the search for scales has. Channels inside experts stay where
+they are.
 
 Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does it for activations.
 """
@@ -24,17 +24,17 @@ from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Permutation
-from quantcli.transforms.output_error import Grid, Reader, open_readers
-from quantcli.transforms.scale_search import Transformed
-from quantcli.transforms.spec import Floats, Operation, Transform, Turn
+from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
+from quantcli.transforms.scale_search import TransformFound
+from quantcli.transforms.spec import Floats, Operation, RotationRef, TransformSpec
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 
 def reorder(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, *,
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, *,
     weighted: bool = True, feedback: bool = False, threads: int = 1,
 ) -> Iterator[Event]:  # fmt: skip
-    """Find every MLP's order, yielding progress and a note, at last `Transformed`.
+    """Find every MLP's order, yielding progress and a note, at last `TransformFound`.
 
     The arguments are those of `quantcli.transforms.awq.awq`.
     """
@@ -42,14 +42,14 @@ def reorder(
     groups = [
         group
         for group in model_groups(model)
-        if turn_channels(group, tensors) and group.readers[0] in grids
+        if turn_channels(group, tensors) and group.consumers[0] in grids
     ]
 
     def search(group: FoldGroup) -> _Order | None:
-        readers = open_readers(
+        consumers = open_consumers(
             model, group, 0, measured, grids, weighted=weighted, feedback=feedback
         )
-        return _search(readers[0]) if readers else None
+        return _search(consumers[0]) if consumers else None
 
     operations: dict[str, Operation] = {}
     orders: dict[str, Permutation] = {}
@@ -71,30 +71,30 @@ def reorder(
             f"size; the error that they lead to is {ratio:.2f} times what it was"
         )
     settings = {"weighted": weighted, "feedback": feedback}
-    yield Transformed(Transform("reorder", operations, orders, settings))
+    yield TransformFound(TransformSpec("reorder", operations, orders, settings))
 
 
 @dataclass(frozen=True)
 class _Order:
-    """An order of channels, and the losses of the reader without and with it."""
+    """An order of channels, and the losses of the consumer without and with it."""
 
     order: NDArray[np.int64]
     before: float
     after: float
 
 
-def _search(reader: Reader) -> _Order:
-    rows = reader.sample()
+def _search(consumer: ConsumerMatrix) -> _Order:
+    rows = consumer.sample()
     order = np.argsort(-np.square(rows).sum(axis=0, dtype=np.float64), kind="stable")
-    hessian = np.ascontiguousarray(reader.hessian[np.ix_(order, order)])
-    turned = replace(reader, load=_always(hessian))
-    if reader.pivots is not None:
+    hessian = np.ascontiguousarray(consumer.hessian[np.ix_(order, order)])
+    turned = replace(consumer, load=_always(hessian))
+    if consumer.pivots is not None:
         turned = replace(turned, pivots=_always(prepare_hessian(hessian).pivots))
     ones = np.ones(len(order))
-    share = 1 / max(reader.output(rows), 1e-30)
+    share = 1 / max(consumer.output(rows), 1e-30)
     before = after = 0.0
-    for slab in reader.slabs():
-        before += share * reader.error(slab, ones)
+    for slab in consumer.slabs():
+        before += share * consumer.error(slab, ones)
         after += share * turned.error(np.ascontiguousarray(slab[:, order]), ones)
     return _Order(order, before, after)
 
@@ -110,21 +110,25 @@ def turn_channels(group: FoldGroup, tensors: Mapping[str, OutputTensor]) -> dict
     """
     if group.kind != "gated" or group.matrices > 1:
         return {}
-    channels = Turn(group.name, 0, group.channels)
+    channels = RotationRef(group.name, 0, group.channels)
     turns = {}
-    for maker in group.makers:
+    for producer in group.producers:
         # Where gate lies above up in one matrix, the turn goes on from one to the other.
-        fused = maker.first == group.channels
-        turns[maker.tensor] = Turn(group.name, 0 if fused else maker.first, maker.last)
+        fused = producer.first == group.channels
+        turns[producer.tensor] = RotationRef(
+            group.name, 0 if fused else producer.first, producer.last
+        )
         if fused:
             continue
         gate = group.name.replace("ffn_up", "ffn_gate")
         if gate == group.name or f"{gate}.weight" not in tensors:
             return {}
         turns |= {f"{gate}.{kind}": channels for kind in ("weight", "bias")}
-    found = {name: Operation(across=channels) for name in group.readers}
+    found = {name: Operation(columns_rotation=channels) for name in group.consumers}
     for name, turn in turns.items():
         if name in tensors:
             vector = len(tensors[name].shape) == 1
-            found[name] = Operation(across=turn) if vector else Operation(down=turn)
+            found[name] = (
+                Operation(columns_rotation=turn) if vector else Operation(rows_rotation=turn)
+            )
     return found

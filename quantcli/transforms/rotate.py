@@ -24,15 +24,14 @@ from quantcli.errors import ArchitectureError
 from quantcli.model import Model
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Rotation, make_rotation
-from quantcli.transforms.spec import Operation, Transform, Turn
-from quantcli.transforms.transformed_model import read_floats
+from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
 from quantcli.types import OutputTensor
 
 _STREAM, _HEAD = "stream", "head"
-_EMBEDDING, _FINAL, _OUTPUT = "token_embd.weight", "output_norm.weight", "output.weight"
+_EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 
-def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
+def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
     """The transform that rotates the residual stream, and each head's values unless told not to.
 
     Only norms are read. ArchitectureError where the model's function would not be preserved.
@@ -43,24 +42,24 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> Transform:
     groups = model_groups(model)
     stream = make_rotation(tensors[_EMBEDDING].columns, seed)
     rotations: dict[str, Rotation] = {_STREAM: stream}
-    turn = Turn(_STREAM, 0, stream.size)
+    turn = RotationRef(_STREAM, 0, stream.size)
     operations: dict[str, Operation] = {}
     for group in groups:
         if group.kind == "norm":
             operations |= _read_stream(model, group, tensors, turn)
-    operations |= _untie(model, tensors, turn)
+    operations |= _untie(model, tensors, folds.final_norm, turn)
     for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
         tensor = tensors[name]
         if name == _EMBEDDING or len(tensor.shape) == 1:
-            operations[name] = Operation(across=turn)
+            operations[name] = Operation(columns_rotation=turn)
         else:
-            operations[name] = Operation(down=Turn(_STREAM, 0, tensor.rows))
+            operations[name] = Operation(rows_rotation=RotationRef(_STREAM, 0, tensor.rows))
     if heads:
         for group in groups:
             if group.kind == "values":
                 _turn_values(group, tensors, operations, rotations, seed)
     settings = {"seed": seed, "heads": heads}
-    return Transform("rotate", operations, rotations, settings)
+    return TransformSpec("rotate", operations, rotations, settings)
 
 
 def refuse_rotation(model: Model, folds: Folds) -> None:
@@ -73,23 +72,25 @@ def refuse_rotation(model: Model, folds: Folds) -> None:
 
 
 def _read_stream(
-    model: Model, group: FoldGroup, tensors: Mapping[str, OutputTensor], turn: Turn
+    model: Model, group: FoldGroup, tensors: Mapping[str, OutputTensor], turn: RotationRef
 ) -> dict[str, Operation]:
-    """The norm's weights move into its readers, whose columns are then rotated."""
-    (maker,) = group.makers
-    norm = read_floats(model, tensors[maker.tensor], 0, 1)[0]
-    folded = {name: Operation(columns=norm, across=turn) for name in group.readers}
-    return {**folded, maker.tensor: Operation(values=np.ones(norm.shape, np.float32))}
+    """The norm's weights move into its consumers, whose columns are then rotated."""
+    (producer,) = group.producers
+    norm = model.read_floats(tensors[producer.tensor], 0, 1)[0]
+    folded = {name: Operation(columns=norm, columns_rotation=turn) for name in group.consumers}
+    return {**folded, producer.tensor: Operation(values=np.ones(norm.shape, np.float32))}
 
 
-def _untie(model: Model, tensors: Mapping[str, OutputTensor], turn: Turn) -> dict[str, Operation]:
+def _untie(
+    model: Model, tensors: Mapping[str, OutputTensor], final: str, turn: RotationRef
+) -> dict[str, Operation]:
     """A head of its own for a model whose head is the embeddings."""
     if _OUTPUT in tensors:
         return {}
-    norm = read_floats(model, tensors[_FINAL], 0, 1)[0]
+    norm = model.read_floats(tensors[final], 0, 1)[0]
     return {
-        _OUTPUT: Operation(columns=norm, across=turn, source=_EMBEDDING),
-        _FINAL: Operation(values=np.ones(norm.shape, np.float32)),
+        _OUTPUT: Operation(columns=norm, columns_rotation=turn, source=_EMBEDDING),
+        final: Operation(values=np.ones(norm.shape, np.float32)),
     }
 
 
@@ -104,13 +105,13 @@ def _turn_values(
     size = group.channels // group.heads
     name = f"{_HEAD}.{size}"
     rotations.setdefault(name, make_rotation(size, seed))
-    for maker in group.makers:
-        turn = Turn(name, maker.first, maker.last)
-        before = operations.get(maker.tensor, Operation())
-        if len(tensors[maker.tensor].shape) == 1:
-            operations[maker.tensor] = replace(before, across=turn)
+    for producer in group.producers:
+        turn = RotationRef(name, producer.first, producer.last)
+        before = operations.get(producer.tensor, Operation())
+        if len(tensors[producer.tensor].shape) == 1:
+            operations[producer.tensor] = replace(before, columns_rotation=turn)
         else:
-            operations[maker.tensor] = replace(before, down=turn)
-    for reader in group.readers:
-        turn = Turn(name, 0, tensors[reader].columns)
-        operations[reader] = replace(operations.get(reader, Operation()), across=turn)
+            operations[producer.tensor] = replace(before, rows_rotation=turn)
+    for consumer in group.consumers:
+        turn = RotationRef(name, 0, tensors[consumer].columns)
+        operations[consumer] = replace(operations.get(consumer, Operation()), columns_rotation=turn)

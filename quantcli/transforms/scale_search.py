@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
 from quantcli.transforms.channel_scales import scale_group, spread
-from quantcli.transforms.output_error import Reader
-from quantcli.transforms.spec import Floats, Transform, merge_scales
+from quantcli.transforms.output_error import ConsumerMatrix
+from quantcli.transforms.spec import Floats, TransformSpec, merge_scales
 from quantcli.types import Event, Progress
 
 Scales = NDArray[np.float64]
-Loss = Callable[[Reader, Floats, Scales], float]
-"""The error of some rows of a reader with scales on its columns."""
+Loss = Callable[[ConsumerMatrix, Floats, Scales], float]
+"""The error of some rows of a consumer with scales on its columns."""
 
 _SCREEN = 4
 """All candidates are compared on every so many of the sampled rows, a few on all of them."""
@@ -32,11 +32,11 @@ _LIKELY = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
+class GroupOutcome:
     """What a search did to one group, or to one expert's part of it.
 
-    Losses are squared errors of the readers' outputs as parts of these outputs' squares, on the
-    mean over the readers. ``choice`` names the scales that were folded, or is empty where none
+    Losses are squared errors of the consumers' outputs as parts of these outputs' squares, on the
+    mean over the consumers. ``choice`` names the scales that were folded, or is empty where none
     were clearly better.
     """
 
@@ -48,75 +48,76 @@ class Searched:
 
 
 @dataclass(frozen=True, slots=True)
-class Transformed(Event):
+class TransformFound(Event):
     """A transform is found; ``outcomes`` tell of each group that was searched."""
 
-    transform: Transform
-    outcomes: tuple[Searched, ...] = ()
+    transform: TransformSpec
+    outcomes: tuple[GroupOutcome, ...] = ()
 
 
 @dataclass(frozen=True)
-class Part:
-    """A group's readers, or those of one expert."""
+class GroupPart:
+    """A group's consumers, or those of one expert."""
 
     group: FoldGroup
     matrix: int
-    readers: Sequence[Reader]
+    consumers: Sequence[ConsumerMatrix]
 
     def columns(self, scales: Scales) -> Scales:
-        """A scale for each of the readers' columns, from one for each channel."""
+        """A scale for each of the consumers' columns, from one for each channel."""
         return np.asarray(spread(self.group, scales[None])[0], np.float64)
 
 
 def choose(
-    part: Part, candidates: Mapping[str, Scales], loss: Loss, margin: float
-) -> tuple[Scales, Searched]:
+    part: GroupPart, candidates: Mapping[str, Scales], loss: Loss, margin: float
+) -> tuple[Scales, GroupOutcome]:
     """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story.
 
-    Readers' errors are added up as parts of their own outputs.
+    Consumers' errors are added up as parts of their own outputs.
     """
     # Of q and k only the product counts, whose scale may lie in either; so for gate and up.
-    total = sum(reader.share for reader in part.readers)
+    total = sum(consumer.share for consumer in part.consumers)
     weights = [
-        reader.share / total / max(reader.output(reader.sample()), 1e-30) for reader in part.readers
+        consumer.share / total / max(consumer.output(consumer.sample()), 1e-30)
+        for consumer in part.consumers
     ]
 
     def rank(names: Sequence[str], step: int) -> list[str]:
         losses = dict.fromkeys(names, 0.0)
-        for reader, weight in zip(part.readers, weights, strict=True):
-            rows = reader.sample()[::step]
+        for consumer, weight in zip(part.consumers, weights, strict=True):
+            rows = consumer.sample()[::step]
             for name in names:
-                losses[name] += weight * loss(reader, rows, part.columns(candidates[name]))
+                losses[name] += weight * loss(consumer, rows, part.columns(candidates[name]))
         return sorted(losses, key=losses.__getitem__)
 
     best = rank(rank(list(candidates), _SCREEN)[:_LIKELY], 1)[0]
     ones, chosen = np.ones(part.group.channels), candidates[best]
     before = after = 0.0
-    for reader, weight in zip(part.readers, weights, strict=True):
-        for rows in reader.slabs():
-            before += weight * loss(reader, rows, part.columns(ones))
-            after += weight * loss(reader, rows, part.columns(chosen))
+    for consumer, weight in zip(part.consumers, weights, strict=True):
+        for rows in consumer.slabs():
+            before += weight * loss(consumer, rows, part.columns(ones))
+            after += weight * loss(consumer, rows, part.columns(chosen))
     if not after < (1 - margin) * before:
         best, after, chosen = "", before, ones
-    return chosen, Searched(part.group.name, part.matrix, before, after, best)
+    return chosen, GroupOutcome(part.group.name, part.matrix, before, after, best)
 
 
 def search_groups(
     method: str,
     model: Model,
     groups: Sequence[FoldGroup],
-    search: Callable[[FoldGroup, int], tuple[Scales, Searched] | None],
+    search: Callable[[FoldGroup, int], tuple[Scales, GroupOutcome] | None],
     settings: Mapping[str, Any],
     threads: int,
 ) -> Iterator[Event]:
-    """Search every group and every expert's part, yielding progress, at last `Transformed`.
+    """Search every group and every expert's part, yielding progress, at last `TransformFound`.
 
     ``search`` gets a group and a matrix, and returns None where nothing is to be decided.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     parts, outcomes = [], []
 
-    def search_all(group: FoldGroup) -> list[tuple[Scales, Searched] | None]:
+    def search_all(group: FoldGroup) -> list[tuple[Scales, GroupOutcome] | None]:
         return [search(group, matrix) for matrix in range(group.matrices)]
 
     with ThreadPoolExecutor(threads, thread_name_prefix=method) as pool:
@@ -132,5 +133,5 @@ def search_groups(
             if any(outcome.choice for outcome in told):
                 parts.append(scale_group(group, scales, tensors))
             yield Progress(number + 1, len(groups), group.name, "groups")
-    transform = Transform(method, merge_scales(parts), settings=settings)
-    yield Transformed(transform, tuple(outcomes))
+    transform = TransformSpec(method, merge_scales(parts), settings=settings)
+    yield TransformFound(transform, tuple(outcomes))

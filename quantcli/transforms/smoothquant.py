@@ -27,8 +27,8 @@ from quantcli.errors import UsageError
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.channel_scales import collect, model_groups
-from quantcli.transforms.output_error import Grid, Reader, open_readers
-from quantcli.transforms.scale_search import Part, Scales, Searched, choose, search_groups
+from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
+from quantcli.transforms.scale_search import GroupOutcome, GroupPart, Scales, choose, search_groups
 from quantcli.transforms.spec import Floats
 from quantcli.types import Event
 
@@ -42,14 +42,14 @@ _SMALLEST = 1e-5
 
 def smoothquant(
     model: Model,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, RoundRows],
     measured: InputStatistics,
     *,
     alpha: float | None = None,
     margin: float | None = None,
     threads: int = 1,
 ) -> Iterator[Event]:
-    """Smooth the inputs of the tensors in ``grids``, yielding progress, at last `Transformed`.
+    """Smooth the inputs of the tensors in ``grids``, yielding progress, at last `TransformFound`.
 
     With ``alpha`` (0 to 1) every group behind a norm is smoothed by it, as in the paper. Without,
     alpha is searched for each of them, and a group is smoothed if that lowers its loss by
@@ -60,28 +60,31 @@ def smoothquant(
     groups = [
         group
         for group in model_groups(model)
-        if group.kind == "norm" and any(name in grids for name in group.readers)
+        if group.kind == "norm" and any(name in grids for name in group.consumers)
     ]
     alphas = _ALPHAS if alpha is None else (alpha,)
     margin = _MARGIN if margin is None else margin
     least = margin if alpha is None else -math.inf
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
-        readers = open_readers(model, group, matrix, measured, grids, weighted=False)
-        if not readers:
+    def search(group: FoldGroup, matrix: int) -> tuple[Scales, GroupOutcome] | None:
+        consumers = open_consumers(model, group, matrix, measured, grids, weighted=False)
+        if not consumers:
             return None
-        part = Part(group, matrix, readers)
-        largest = _largest_inputs(group, readers, measured)
-        weights = collect(group, _largest_weights(readers)[None], np.max)[0]
+        part = GroupPart(group, matrix, consumers)
+        largest = _largest_inputs(group, consumers, measured)
+        weights = collect(group, _largest_weights(consumers)[None], np.max)[0]
         candidates = {
             f"alpha {a:g}": np.maximum(largest**a / weights ** (1 - a), _SMALLEST) for a in alphas
         }
-        seen = {reader: measured.abs_max(reader.tensor.name, reader.matrix) for reader in readers}
+        seen = {
+            consumer: measured.abs_max(consumer.tensor.name, consumer.matrix)
+            for consumer in consumers
+        }
 
-        def loss(reader: Reader, rows: Floats, columns: Scales) -> float:
-            step = token_step(reader.hessian.diagonal(), seen[reader], columns)
+        def loss(consumer: ConsumerMatrix, rows: Floats, columns: Scales) -> float:
+            step = token_step(consumer.hessian.diagonal(), seen[consumer], columns)
             scaled = np.square(rows * columns).sum(dtype=np.float64)
-            return reader.error(rows, columns) + step**2 / 12 * float(scaled)
+            return consumer.error(rows, columns) + step**2 / 12 * float(scaled)
 
         return choose(part, candidates, loss, least)
 
@@ -113,17 +116,19 @@ def token_step(
     return math.sqrt(min(*bounds, seen)) / _LEVELS
 
 
-def _largest_inputs(group: FoldGroup, readers: list[Reader], measured: InputStatistics) -> Scales:
-    """The largest |x| of each channel over all readers; experts see different tokens."""
-    found = [measured.abs_max(reader.tensor.name, reader.matrix) for reader in readers]
+def _largest_inputs(
+    group: FoldGroup, consumers: list[ConsumerMatrix], measured: InputStatistics
+) -> Scales:
+    """The largest |x| of each channel over all consumers; experts see different tokens."""
+    found = [measured.abs_max(consumer.tensor.name, consumer.matrix) for consumer in consumers]
     top = np.maximum.reduce(found).astype(np.float64)
     return np.asarray(np.maximum(collect(group, top[None], np.max)[0], _SMALLEST))
 
 
-def _largest_weights(readers: list[Reader]) -> Scales:
-    """The largest |w| of each column over all readers."""
-    top: Scales = np.full(readers[0].tensor.columns, _SMALLEST)
-    for reader in readers:
-        for rows in reader.slabs():
+def _largest_weights(consumers: list[ConsumerMatrix]) -> Scales:
+    """The largest |w| of each column over all consumers."""
+    top: Scales = np.full(consumers[0].tensor.columns, _SMALLEST)
+    for consumer in consumers:
+        for rows in consumer.slabs():
             np.maximum(top, np.abs(rows).max(axis=0), out=top)
     return top

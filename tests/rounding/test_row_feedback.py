@@ -15,9 +15,10 @@ from quantcli.rounding import row_feedback as rows_module
 from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec
 from quantcli.rounding.options import Options
 from quantcli.rounding.row_feedback import round_by_rows
-from quantcli.rounding.tensor import MatrixStatistics, round_matrix
+from quantcli.rounding.tensor import round_matrix
 from quantcli.statistics import output_fisher as outputs_module
 from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 

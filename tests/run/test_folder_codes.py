@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 import transformers
 
 from quantcli.api import quantize
-from quantcli.artifacts.folder_job import FolderJob, prepare_folder
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
+from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import OutputError, SourceError, UsageError
 from quantcli.formats.integer import dequantize
@@ -65,7 +65,7 @@ def _run(
         if number == stop:
             break
     else:
-        for _ in execute_folder(job, threads=2, source=stored_codes(job, encoding.store)):
+        for _ in write_artifact(replace(job, codes=stored_codes(job, encoding.store)), threads=2):
             pass
         weights = _weights(job, encoding.store)
         encoding.checkpoint.remove()
@@ -74,7 +74,7 @@ def _run(
     return Run(path, outcomes, weights)
 
 
-def _weights(job: FolderJob, store: EncodedStore) -> dict[str, np.ndarray]:
+def _weights(job: ModelFolder, store: EncodedStore) -> dict[str, np.ndarray]:
     codes, found = stored_codes(job, store), {}
     for item in job.plan.items:
         rows = np.zeros((item.rows, item.columns), np.float32)

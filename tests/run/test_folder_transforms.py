@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -23,8 +24,8 @@ pytest.importorskip("compressed_tensors")
 import torch
 import transformers
 
-from quantcli.artifacts.folder_job import prepare_folder
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import prepare_folder
+from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.layerwise.texts import Text
@@ -35,9 +36,9 @@ from quantcli.run.find_transforms import Moved, find_transforms
 from quantcli.run.folder_codes import stored_codes
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.run.methods import parse_methods
-from quantcli.transforms.checkpoint_view import as_checkpoint
 from quantcli.transforms.norm_limits import fit_norms
 from quantcli.transforms.rotate import rotate
+from quantcli.transforms.transformed_checkpoint import as_checkpoint
 from quantcli.transforms.transformed_model import apply_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,7 +75,7 @@ def _logits(folder: Path) -> NDArray[np.float64]:
 
 
 def _write(model: Model, output: Path, **recipe: object) -> None:
-    for _ in execute_folder(prepare_folder(model, Recipe(**recipe), output), threads=2):
+    for _ in write_artifact(prepare_folder(model, Recipe(**recipe), output), threads=2):
         pass
 
 
@@ -239,7 +240,7 @@ def _run(
         if number == stop:
             break
     else:
-        for _ in execute_folder(job, threads=2, source=stored_codes(job, encoding.store)):
+        for _ in write_artifact(replace(job, codes=stored_codes(job, encoding.store)), threads=2):
             pass
         encoding.checkpoint.remove()
     events.close()

@@ -14,8 +14,8 @@ from support import tiny_models
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import OutputError, PlanError, SourceError, UsageError
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -53,7 +53,7 @@ def _run(
     planned = prepare(
         model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
     )
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     encoding = begin(
         planned, job.plan, path, options or Options(), dtype="float32", threads=threads,
         resume=resume,
@@ -65,7 +65,7 @@ def _run(
         if stop is not None and len(seen) == stop:
             break
     else:
-        for _ in execute(job, threads=threads, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store), threads=threads):
             pass
         encoding.checkpoint.remove()
     if isinstance(events, Iterator) and hasattr(events, "close"):
@@ -171,9 +171,9 @@ def test_refusals(mini: Model, tmp_path: Path, whole: Run) -> None:
     with pytest.raises(PlanError, match="quantizes nothing"):
         _run(mini, tmp_path / "m.gguf", file_type="F16")
     for options, message in (
-        (Options(damping=0), "damping"),
-        (Options(order="random"), "column order"),
-        (Options(sweeps=-1), "sweeps"),
+        (Options(damping=0), "--damping 0 is out of range"),
+        (Options(column_order="random"), "--column-order random is not one of"),
+        (Options(sweeps=-1), "--sweeps -1 is out of range"),
     ):
         with pytest.raises(UsageError, match=message):
             _run(mini, tmp_path / "m.gguf", options=options)

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf
 from quantcli.formats import get_format
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -44,7 +44,7 @@ def job(mini: Model) -> MethodJob:
 
 @pytest.fixture(scope="module")
 def costs(mini: Model, job: MethodJob, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    plan = prepare_output(
+    plan = prepare_gguf(
         mini, Recipe(type="Q4_K_S"), Path("m.gguf"), importance=job.importance, check=False
     ).plan
     run = plan_passes(job, tmp_path_factory.mktemp("survey"), "float32", "cpu", 1 << 40, 1)

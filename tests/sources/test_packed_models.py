@@ -14,7 +14,8 @@ from gguf import GGUFReader, quants
 from numpy.typing import NDArray
 from support import packed_layouts
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import ArchitectureError, WeightError
 from quantcli.model import open_model
 from quantcli.plan.recipe import Recipe
@@ -208,7 +209,7 @@ def test_gptq_becomes_q8_0(
     folder, meant = gptq
     output = tmp_path / "out.gguf"
     with open_model(folder) as model:
-        events = list(execute(prepare(model, Recipe(type="Q8_0"), output), threads=2))
+        events = list(write_artifact(prepare_gguf(model, Recipe(type="Q8_0"), output), threads=2))
     (warning,) = [e.message for e in events if isinstance(e, Note) and e.level == "warning"]
     assert f"{len(meant)} tensors are stored as GPTQ int4, groups of {GROUP}" in warning
     assert "rounded a second time" in warning
@@ -231,7 +232,7 @@ def test_gptq_becomes_f32(
     folder, meant = gptq
     output = tmp_path / "out.gguf"
     with open_model(folder) as model:
-        events = list(execute(prepare(model, Recipe(type="F32"), output), threads=2))
+        events = list(write_artifact(prepare_gguf(model, Recipe(type="F32"), output), threads=2))
     assert not [e for e in events if isinstance(e, Note) and e.level == "warning"]
     found = {t.name: t for t in GGUFReader(output).tensors}
     for name, values in meant.items():
@@ -268,7 +269,7 @@ def test_a_scale_that_is_no_number(
     broken = write_model(tmp_path / "model", tensors, config["quantization_config"])
     sentence = r"tensor model.layers.1.mlp.up_proj.weight: the weight nan at row 7, column 128 "
     with open_model(broken) as model, pytest.raises(WeightError, match=sentence):
-        list(execute(prepare(model, Recipe(type="Q4_0"), tmp_path / "out.gguf")))
+        list(write_artifact(prepare_gguf(model, Recipe(type="Q4_0"), tmp_path / "out.gguf")))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

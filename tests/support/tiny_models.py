@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,13 @@ MODELS: dict[str, Tiny] = {
         | {"original_max_position_embeddings": 256, "rope_parameters": _LONG_ROPE}
         | {"max_position_embeddings": 1024},
     ),
+    "lfm2": Tiny(
+        "Lfm2ForCausalLM",
+        {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
+        | {"num_hidden_layers": 4, "norm_eps": 0.01, "block_multiple_of": 32}
+        | {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+        | {"tie_word_embeddings": True},
+    ),
     "gpt2": Tiny(
         "GPT2LMHeadModel",
         {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
@@ -186,8 +194,14 @@ MODELS: dict[str, Tiny] = {
 }
 
 
-def build(name: str, folder: Path, *, dtype: str = "float32", seed: int = 1) -> Path:
-    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16."""
+def build(
+    name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
+    changes: Mapping[str, Any] | None = None,
+) -> Path:  # fmt: skip
+    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16.
+
+    ``changes`` replaces settings of its configuration.
+    """
     import torch
     import transformers
 
@@ -197,7 +211,7 @@ def build(name: str, folder: Path, *, dtype: str = "float32", seed: int = 1) -> 
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    config = getattr(transformers, config_class)(**tiny.config)
+    config = getattr(transformers, config_class)(**tiny.config | dict(changes or {}))
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -19,8 +19,8 @@ import torch
 import transformers
 from support.llama_logits import llama_logits
 
-from quantcli.artifacts.gguf_file import add_metadata, execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import add_metadata, prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -31,9 +31,10 @@ from quantcli.rounding.block_scales import (
     read_factors,
     write_factors,
 )
-from quantcli.rounding.options import HELD_OUT, Options, Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.trained_scales import TrainingGain
 from quantcli.run.job import begin, prepare, rounded
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.types import Event, Note, Progress
@@ -71,7 +72,7 @@ def _run(
 ) -> Run:  # fmt: skip
     """Quantize; with ``stop`` the run ends at that step of training, as by an interrupt."""
     planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"feedback": False, "e2e": True, "e2e_steps": 8, **options})
     encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
     events = rounded(encoding)
@@ -86,7 +87,7 @@ def _run(
         trained = encoding.store.trained
         if trained is not None:
             job = add_metadata(job, trained.gain.keys)
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     del events

@@ -19,19 +19,19 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
-from quantcli.cli.methods import Calibrating, check_options
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import HELD_OUT, Options
+from quantcli.rounding.options import Options
 from quantcli.run.job import begin, prepare, rounded
 from quantcli.run.methods import Chain, parse_methods
-from quantcli.run.recipe_options import read_options
+from quantcli.run.recipe_options import check_methods, read_options
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
@@ -67,7 +67,7 @@ def _run(
 ) -> Run:  # fmt: skip
     """Quantize; the run ends after a note that starts with ``stop``, as by an interrupt."""
     planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"tune": True, "tune_steps": 24, **options})
     encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
     events = rounded(encoding)
@@ -77,7 +77,7 @@ def _run(
         if stop and isinstance(event, Note) and event.message.startswith(stop):
             break
     else:
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     assert isinstance(events, Iterator)
@@ -273,6 +273,6 @@ def test_its_place_among_the_methods() -> None:
     told = read_options(Recipe(type="Q2_K", method="gptq,tune", tune_steps=7))
     assert (told.feedback, told.tune, told.tune_steps) == (True, True, 7)
     with pytest.raises(UsageError, match="belongs to the method tune"):
-        check_options(Recipe(type="Q2_K", method="gptq", tune_steps=7), Calibrating(["a"]))
-    with pytest.raises(UsageError, match="0 steps"):
-        check_options(Recipe(type="Q2_K", method="tune", tune_steps=0), Calibrating(["a"]))
+        check_methods(Recipe(type="Q2_K", method="gptq", tune_steps=7))
+    with pytest.raises(UsageError, match="--tune-steps 0 is out of range"):
+        check_methods(Recipe(type="Q2_K", method="tune", tune_steps=0))

@@ -15,8 +15,8 @@ from quantcli.errors import ArchitectureError, PlanError
 from quantcli.model import Model, open_model
 from quantcli.transforms.chain import (
     TRANSFORMS,
-    Chained,
     Settings,
+    TransformsApplied,
     check_transforms,
     needed_statistics,
     transform_model,
@@ -31,12 +31,12 @@ pytest.importorskip("torch")
 IDS = list(range(300, 340))
 
 
-def chain(model: Model, *names: str) -> tuple[Chained, list[Note]]:
+def chain(model: Model, *names: str) -> tuple[TransformsApplied, list[Note]]:
     inside = [t.name for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
     measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
     grids = block_grids(dict.fromkeys(inside, "Q4_0"))
     *events, found = transform_model(model, names, grids, measured, Settings(seed=1))
-    assert isinstance(found, Chained)
+    assert isinstance(found, TransformsApplied)
     return found, [event for event in events if isinstance(event, Note)]
 
 

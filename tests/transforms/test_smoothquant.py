@@ -14,9 +14,9 @@ from support.measured import calibrated
 from quantcli.errors import UsageError
 from quantcli.model import Model, open_model
 from quantcli.transforms.channel_scales import model_groups, scale_group
-from quantcli.transforms.scale_search import Transformed
+from quantcli.transforms.scale_search import TransformFound
 from quantcli.transforms.smoothquant import int8_rows, smoothquant, token_step
-from quantcli.transforms.spec import Transform, merge_scales
+from quantcli.transforms.spec import TransformSpec, merge_scales
 from quantcli.transforms.transformed_model import TransformedModel, apply_transform
 
 torch = pytest.importorskip("torch")
@@ -36,7 +36,7 @@ def with_outliers(model: Model) -> TransformedModel:
             scales = np.ones((1, group.channels))
             scales[0, draws.choice(group.channels, OUTLIERS, replace=False)] = 1 / FACTOR
             parts.append(scale_group(group, scales, tensors))
-    return apply_transform(model, Transform("outliers", merge_scales(parts)))
+    return apply_transform(model, TransformSpec("outliers", merge_scales(parts)))
 
 
 def linear_layers(model: Model) -> dict[str, Any]:
@@ -98,9 +98,9 @@ def windows() -> list[list[int]]:
     return [ids[start : start + 128] for start in range(0, 8 * 128, 128)]
 
 
-def smooth(model: Model, measured: Any, **options: Any) -> Transformed:
+def smooth(model: Model, measured: Any, **options: Any) -> TransformFound:
     *_, found = smoothquant(model, linear_layers(model), measured, **options)
-    assert isinstance(found, Transformed)
+    assert isinstance(found, TransformFound)
     return found
 
 

@@ -11,20 +11,21 @@ import pytest
 from numpy.typing import NDArray
 from support.folds import random_folds
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.transforms.rotate import rotate
-from quantcli.transforms.spec import Operation, Transform, dump_transform, load_transform
-from quantcli.transforms.transformed_model import apply_transform, read_floats
+from quantcli.transforms.spec import Operation, TransformSpec, dump_transform, load_transform
+from quantcli.transforms.transformed_model import apply_transform
 
 pytest.importorskip("torch")
 
 
 def whole(model: Model, name: str) -> NDArray[np.float32]:
     tensor = next(tensor for tensor in model.tensors if tensor.name == name)
-    return read_floats(model, tensor, 0, tensor.rows)
+    return model.read_floats(tensor, 0, tensor.rows)
 
 
 def test_a_rotated_matrix_is_a_product_of_three(checkpoint: Callable[..., Path]) -> None:
@@ -110,7 +111,7 @@ def test_a_transform_of_another_model_is_refused(checkpoint: Callable[..., Path]
         with pytest.raises(ArchitectureError, match=r"64 factors .* but .* has 256"):
             apply_transform(model, random_folds(other))
         with pytest.raises(ArchitectureError, match=r"no tensor blk\.9\.x"):
-            apply_transform(model, Transform("x", {"blk.9.x": Operation()}))
+            apply_transform(model, TransformSpec("x", {"blk.9.x": Operation()}))
 
 
 def test_quantized_weights_are_not_quantized_twice(
@@ -118,7 +119,7 @@ def test_quantized_weights_are_not_quantized_twice(
 ) -> None:
     path = tmp_path / "m.gguf"
     with open_model(checkpoint("llama")) as model:
-        for _ in execute(prepare(model, Recipe(type="Q4_0"), path), threads=1):
+        for _ in write_artifact(prepare_gguf(model, Recipe(type="Q4_0"), path), threads=1):
             pass
     with open_model(path) as model, pytest.raises(SourceError, match="stored as Q4_0"):
         apply_transform(model, random_folds(model))
@@ -130,7 +131,7 @@ def test_a_gguf_is_transformed_like_its_checkpoint(
 ) -> None:
     path = tmp_path / "m.gguf"
     with open_model(checkpoint("llama", "bfloat16")) as model:
-        for _ in execute(prepare(model, Recipe(type=kind), path), threads=1):
+        for _ in write_artifact(prepare_gguf(model, Recipe(type=kind), path), threads=1):
             pass
         expected = whole(apply_transform(model, rotate(model)), "blk.0.ffn_down.weight")
     with open_model(path) as stored:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.archs.inverse import rebuild_config
+from quantcli.archs import rebuild_config
 from quantcli.errors import MissingExtraError, SourceError, VocabularyError
 from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.memory import available

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from support.gguf_models import materialise, read_config, read_stored
 from support.tiny_models import MODELS
 
-from quantcli.archs import find_architecture
-from quantcli.archs.inverse import llama3_rope, rebuild_config
-from quantcli.archs.rope import llama3_factors
+from quantcli.archs import find_architecture, rebuild_config
+from quantcli.archs.rope import llama3_factors, llama3_rope
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 

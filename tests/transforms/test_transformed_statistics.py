@@ -13,14 +13,14 @@ from support.measured import calibrated
 from quantcli.errors import SourceError
 from quantcli.model import Model, open_model
 from quantcli.sources.imatrix import read_importance
-from quantcli.statistics.input_statistics import TransformedStatistics, transform_importance
 from quantcli.transforms.rotate import rotate
-from quantcli.transforms.spec import Transform
+from quantcli.transforms.spec import TransformSpec
 from quantcli.transforms.transformed_model import apply_transform
+from quantcli.transforms.transformed_statistics import TransformedStatistics, transform_importance
 
 pytest.importorskip("torch")
 
-Make = Callable[[Model], Transform]
+Make = Callable[[Model], TransformSpec]
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "mixtral", "phi3"])
@@ -36,31 +36,31 @@ def test_statistics_of_a_transformed_model(
             calibrated(changed, tmp_path / "after.gguf") as after,
         ):
             told = TransformedStatistics(before, transform)
-            readers = [t.name for t in changed.tensors if f"{t.name}.counts" in after.tensors]
-            assert "output.weight" in readers or make is not rotate
-            for reader in readers:
-                for matrix in range(after.tensors[f"{reader}.counts"].shape[0]):
-                    expected = after.hessian(reader, matrix)
+            consumers = [t.name for t in changed.tensors if f"{t.name}.counts" in after.tensors]
+            assert "output.weight" in consumers or make is not rotate
+            for consumer in consumers:
+                for matrix in range(after.tensors[f"{consumer}.counts"].shape[0]):
+                    expected = after.hessian(consumer, matrix)
                     size = np.sqrt(expected.diagonal())
-                    error = told.hessian(reader, matrix) - expected
+                    error = told.hessian(consumer, matrix) - expected
                     assert (np.abs(error) <= 1e-4 * np.outer(size, size) + 1e-12).all()
-                    assert told.count(reader, matrix) == after.count(reader, matrix)
+                    assert told.count(consumer, matrix) == after.count(consumer, matrix)
                     if make is not rotate:
                         for kind in ("abs_max", "mean_abs"):
-                            found = getattr(told, kind)(reader, matrix)
-                            wanted = getattr(after, kind)(reader, matrix)
+                            found = getattr(told, kind)(consumer, matrix)
+                            wanted = getattr(after, kind)(consumer, matrix)
                             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
             importance = read_importance(tmp_path / "before.gguf")
             found = transform_importance(importance, transform, before)
     expected = read_importance(tmp_path / "after.gguf")
     assert found.entries.keys() == expected.entries.keys()
-    for reader, values in expected.entries.items():
-        if make is not rotate and "down_exps" in reader:
+    for consumer, values in expected.entries.items():
+        if make is not rotate and "down_exps" in consumer:
             # Experts that saw little lean on the others, whose channels now have other scales.
-            columns = transform.operations[reader].columns
-            values = importance.entries[reader] / np.square(columns)
+            columns = transform.operations[consumer].columns
+            values = importance.entries[consumer] / np.square(columns)
         bound = 1e-4 * values.max(axis=1, keepdims=True)
-        assert (np.abs(found.entries[reader] - values) <= bound).all(), reader
+        assert (np.abs(found.entries[consumer] - values) <= bound).all(), consumer
 
 
 def test_what_a_rotation_hides_is_said(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
