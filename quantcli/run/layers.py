@@ -34,6 +34,7 @@ from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    EMBEDDING_DAMPING,
     FEWEST,
     LayerGradients,
     choose_windows,
@@ -48,9 +49,6 @@ from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.training.tune import Layer, tune_layer
 from quantcli.types import Event, OutputTensor
 from quantcli.workers import Workers, workers
-
-EMBEDDING_DAMPING = 0.1
-"""Of the embedding's Hessian, which is a mean over gradients."""
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk
 from quantcli.rounding.gptq import encode_columns
 from quantcli.rounding.options import Options
-from quantcli.run.layers import EMBEDDING_DAMPING
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
+    EMBEDDING_DAMPING,
     FEWEST,
     LayerGradients,
     choose_windows,

@@ -30,6 +30,8 @@ _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+EMBEDDING_DAMPING = 0.1
+"""Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
 
 
