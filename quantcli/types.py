@@ -55,6 +55,25 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A tensor to be written: name, dtype in safetensors' spelling and row-major shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its values."""
+        return _BYTES[self.dtype] * math.prod(self.shape)
+
+
 class TensorStore(Protocol):
     """Random access to the rows of named tensors; safe to call from several threads."""
 
@@ -174,6 +193,11 @@ def array(kind: str, values: Any) -> MetaValue:
 @dataclass(frozen=True, slots=True)
 class Event:
     """Base of what the core reports while it works."""
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Sentences for who asks for more."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ ARCHITECTURES = Registry(
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
         "Gemma3ForConditionalGeneration": "quantcli.archs.gemma3:GEMMA3",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
+        "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
     },

@@ -58,7 +58,8 @@ _FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
 _IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
-def _rules(config: Config) -> tuple[Rule, ...]:
+def rules(config: Config) -> tuple[Rule, ...]:
+    """The tensors of a Llama, biases where config.json has them."""
     biases = _ATTENTION_BIASES if flag(config, "attention_bias") else ()
     mlp_biases = _MLP_BIASES if flag(config, "mlp_bias") else ()
     return (
@@ -71,7 +72,8 @@ def _mixture_rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *_ATTENTION, *_EXPERTS)
 
 
-def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+def keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of a Llama."""
     return {
         **decoder_keys(config, dims),
         "rope.dimension_count": u32(dims["head_dim"]),
@@ -86,7 +88,7 @@ def _mixture_dims(config: Config) -> dict[str, int]:
 
 
 def _mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    return {**_keys(config, dims), **expert_keys(config, dims)}
+    return {**keys(config, dims), **expert_keys(config, dims)}
 
 
 def _values(config: Config, dims: Dims) -> Values:
@@ -118,8 +120,8 @@ def _config(header: Header) -> dict[str, Any]:
 LLAMA = Architecture(
     name="llama",
     read_dims=attention_dims,
-    read_rules=_rules,
-    to_keys=_keys,
+    read_rules=rules,
+    to_keys=keys,
     to_config=_config,
     read_values=_values,
     read_notes=unwindowed_note,

@@ -8,15 +8,11 @@ from typing import Any
 
 import yaml
 
+from quantcli.layouts import find_layout
+
 CARD = "README.md"
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Of the source's front matter."""
-
-_RUN = {
-    "mlx": "mlx_lm.generate --model FOLDER --prompt 'Once upon a time'",
-    "hf": "transformers.AutoModelForCausalLM.from_pretrained('FOLDER')",
-}
-_SERVE = "vllm serve FOLDER"
 
 
 def write_card(
@@ -32,10 +28,11 @@ def write_card(
     version: str,
 ) -> bytes:
     """The card of a folder made of the checkpoint in ``source``, whose license it keeps."""
+    layout = find_layout(to)
     front = {key: value for key, value in _front_matter(source).items() if key in _KEPT}
     if repo is not None:
         front["base_model"] = repo
-    front["library_name"] = "mlx" if to == "mlx" else "transformers"
+    front["library_name"] = layout.library
     front["tags"] = ["quantcli", to]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"""---
@@ -54,7 +51,7 @@ The recipe, of which quantcli makes the same bytes again:
 To run it:
 
 ```
-{_RUN.get(to, _SERVE)}
+{layout.usage("FOLDER")}
 ```
 """.encode()
 

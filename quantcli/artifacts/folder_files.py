@@ -11,13 +11,13 @@ from typing import Any
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.folder_card import write_card
-from quantcli.artifacts.safetensors_container import Declared
 from quantcli.errors import SourceError
 from quantcli.layouts.base import Packing, Subject
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES
+from quantcli.types import Declared
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 

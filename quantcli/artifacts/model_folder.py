@@ -19,7 +19,7 @@ from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
 from quantcli.artifacts.folder_files import make_settings, shard_names
 from quantcli.artifacts.gguf_container import Layout
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
@@ -32,7 +32,7 @@ from quantcli.artifacts.slabs import (
 from quantcli.artifacts.write import Chunk, Finished, Part
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
-from quantcli.layouts import awq, compressed_tensors, gptq, mlx
+from quantcli.layouts import find_layout
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
 from quantcli.layouts.base import ROWS, Packing, Patch
 from quantcli.model import Model
@@ -42,20 +42,12 @@ from quantcli.plan.linear_layers import natural
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
-from quantcli.types import Note
+from quantcli.types import Declared, Note
 
 DEFAULT_SHARD = "5G"
 _WORKING_BYTES = 24 << 20
 """What a thread holds for one slab beyond its rows as stored: floats, codes, and a chunk's
 temporaries."""
-
-_PACKINGS: Mapping[str, Packing] = {
-    "compressed-tensors": compressed_tensors.PACKED,
-    "gptq": gptq.VERSION_1,
-    "gptq-v2": gptq.VERSION_2,
-    "awq": awq.GEMM,
-    "mlx": mlx.AFFINE,
-}
 
 
 @dataclass(frozen=True)
@@ -280,7 +272,7 @@ def prepare_folder(
         declared, lambda tensor: tensor.nbytes, parse_size(recipe.split_max_size or DEFAULT_SHARD)
     )
     names = shard_names(len(shards))
-    header = {"format": "mlx" if recipe.to == "mlx" else "pt"}
+    header = {"format": find_layout(recipe.to).header}
     layouts = {name: lay_out(header, shard) for name, shard in zip(names, shards, strict=True)}
     tensors = {
         tensor.name: (name, layouts[name].offsets[tensor.name], tensor)
@@ -302,14 +294,14 @@ def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
     scheme = plan.scheme
     if scheme is None:
         return None
-    packing = compressed_tensors.BYTES if scheme.activations else _PACKINGS[scheme.to]
+    packing = scheme.packing
     for item in plan.items:
         reason = packing.refuse(item.matrix, scheme.grid)
         if reason is not None:
             matrix, info = item.matrix, model.store.tensors[item.matrix.source]
             raise PlanError(
                 f"{info.file}: {info.name} ({matrix.rows} x {matrix.columns}) does not fit "
-                f"--to {scheme.to}: {reason}",
+                f"--to {scheme.layout.name}: {reason}",
                 hint=f"--keep '{matrix.module}' leaves it as it is",
             )
     return packing

@@ -8,30 +8,11 @@ layout says. Source: the format's README.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from quantcli.artifacts.gguf_container import Layout
-
-_BYTES = {
-    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A tensor as the header names it: dtype in safetensors' spelling and row-major shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its values."""
-        return _BYTES[self.dtype] * math.prod(self.shape)
+from quantcli.types import Declared
 
 
 def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> Layout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -16,17 +16,7 @@ from quantcli.cli.options import (
     Verbose,
     open_output,
     option,
-    thread_count,
 )
-from quantcli.cli.running import consume, default_memory, run_job, warn_of_few
-from quantcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from quantcli.calibration import Calibrated
-    from quantcli.cli.output import Output
-    from quantcli.statistics.importance_file import Calibration
 
 _TEXT = "The text"
 _RUN = "How the model is run"
@@ -173,76 +163,35 @@ def calibrate(
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    from quantcli.layerwise.require_torch import require_torch
+    from quantcli import api
+    from quantcli.report.calibrations import coverage_table, stats_table
 
-    suffix = "dat" if legacy else "gguf"
-    if merge:
-        if model is not None or data:
-            raise UsageError(
-                "--merge adds up finished calibrations and runs no model",
-                hint="calibrate first, then merge the files",
-            )
-        require_torch()
-        from quantcli.calibration import merge as merge_files
-
-        path = output or Path(f"merged.calib.{suffix}")
-        _show(out, consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
-        return
-    if model is None:
-        raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
-    require_torch()
-    if stats and Path(model).is_file():
-        from quantcli.calibration import load
-
-        _report(out, load(Path(model)), (), stats=True)
-        return
-    from quantcli.calibration import prepare
-    from quantcli.layerwise.texts import read_texts
-    from quantcli.model import open_model
-    from quantcli.plan.size_text import parse_size
-
-    texts = read_texts(data or [], field=field)
-    with open_model(model, pre=pre, on_progress=out.event) as opened:
-        job = prepare(
-            opened,
-            texts,
-            output or default_path(model, suffix),
-            ctx=ctx,
-            chunks=chunks,
-            seed=seed,
-            collect=[name for part in collect or [] for name in part.split(",")],
-            dtype=dtype,
-            device=device,
-            max_memory=parse_size(max_memory) if max_memory else default_memory(),
-            threads=thread_count(threads),
-            legacy=legacy,
-            resume=resume,
-            force=force,
-        )
-        finished = run_job(out, job)
-    _show(out, finished, stats)
-
-
-def default_path(model: str, suffix: str) -> Path:
-    """``NAME.calib.gguf`` in the current folder, NAME being the repository's or folder's."""
-    name = Path(model.rstrip("/").partition("@")[0]).resolve().name
-    return Path(f"{name}.calib.{suffix}")
-
-
-def _show(out: Output, finished: Calibrated, stats: bool) -> None:
-    warn_of_few(out, finished)
-    _report(out, finished.calibration, finished.paths, stats=stats)
-
-
-def _report(out: Output, calibration: Calibration, paths: Iterable[Path], *, stats: bool) -> None:
-    from quantcli.report.calibrations import calibration_document, coverage_table, stats_table
-
+    done = api.calibrate(
+        model,
+        data or (),
+        field=field,
+        ctx=ctx,
+        chunks=chunks,
+        seed=seed,
+        collect=[name for part in collect or [] for name in part.split(",")],
+        dtype=dtype,
+        device=device,
+        max_memory=max_memory,
+        pre=pre,
+        resume=resume,
+        output=output,
+        force=force,
+        legacy=legacy,
+        merge=merge or (),
+        stats=stats,
+        threads=threads,
+        on_event=out.event,
+    )
     if out.json:
-        fields = calibration_document(calibration, list(map(str, paths)), stats=stats)
-        out.document("calibration", 1, fields)
+        out.document("calibration", 1, done.document)
         return
     if stats and not out.quiet:
-        out.table(coverage_table(calibration))
-        out.table(stats_table(calibration))
-    for path in paths:
+        out.table(coverage_table(done.calibration))
+        out.table(stats_table(done.calibration))
+    for path in done.paths:
         out.result(path)

@@ -124,15 +124,28 @@ class Output:
     # -- events -----------------------------------------------------------------------------
 
     def event(self, event: Event) -> None:
-        """Show what the core reports: a `Note` as a sentence, a `Progress` as a bar or lines."""
+        """Show what the core reports: a `Note` as a sentence, a `Progress` as a bar or lines.
+
+        Phases name the progress; of other events the details are shown with ``-v``.
+        """
+        from quantcli.events import PhaseBegun, PhaseDone
         from quantcli.types import Note, Progress
 
         if isinstance(event, Note):
             (self.warn if event.level == "warning" else self.say)(event.message)
+        elif isinstance(event, PhaseBegun):
+            self.close()
+            self._label = event.name
+        elif isinstance(event, PhaseDone):
+            self.close()
+            self.detail(f"{event.name}: {event.seconds:.2f} s")
         elif isinstance(event, Progress) and not self.quiet:
             if self._display is None:
                 self._display = self._new_display()
             self._display.update(replace(event, what=printable(event.what)))
+        else:
+            for sentence in event.details:
+                self.detail(sentence)
 
     @contextmanager
     def phase(self, label: str) -> Iterator[None]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quantcli.cli.methods import Calibrating
 from quantcli.cli.options import (
     Debug,
     Json,
@@ -19,8 +18,11 @@ from quantcli.cli.options import (
     option,
 )
 from quantcli.cli.recipe_options import takes_recipe
-from quantcli.errors import UsageError
 from quantcli.plan.recipe_field import METHOD, OUTPUT, TYPES
+
+if TYPE_CHECKING:
+    from quantcli.cli.output import Output
+    from quantcli.run.request import Request
 
 
 @takes_recipe
@@ -114,33 +116,39 @@ def quantize(
     from quantcli.plan.recipe import Recipe
     from quantcli.plan.recipe_defaults import resolve_recipe
     from quantcli.plan.recipe_file import dump_recipe, load_recipe
-    from quantcli.run.recipe_options import check_methods
+    from quantcli.plan.size_text import parse_size
+    from quantcli.run.request import Request, Wanted, check_request
 
     base = load_recipe(recipe) if recipe else Recipe()
     resolved = resolve_recipe(base, quality=quality, **fields)
-    told = Calibrating(calibrate or (), chunks, resume)
-    if chunks is not None and resolved.method is None and not calibrate:
-        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
-    check_methods(resolved, resume=resume)
+    request = Request(
+        model, [Wanted(resolved, output)], calibrate or (),
+        chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
+        max_memory=parse_size(max_memory) if max_memory else None,
+    )  # fmt: skip
     if print_recipe:
+        check_request(request)
         for line in dump_recipe(resolved).splitlines():
             out.line(line)
         return
-    from quantcli.plan.size_text import parse_size
+    _run(out, request)
 
-    limit = parse_size(max_memory) if max_memory else None
-    if calibrate and resolved.imatrix:
-        raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
-    if calibrate and dry_run and not resolved.method:
-        raise UsageError(
-            "--dry-run does not run the model, as --calibrate would",
-            hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
-        )
-    if resolved.to == "gguf":
-        from quantcli.cli.gguf import make_gguf as make
-    else:
-        from quantcli.cli.folders import make_folder as make
-    make(
-        out, model, resolved, output, told,
-        dry_run=dry_run, force=force, threads=threads, limit=limit,
-    )  # fmt: skip
+
+def _run(out: Output, request: Request) -> None:
+    from quantcli.events import drain
+    from quantcli.report import quantized as report
+    from quantcli.run.quantize import quantize as run
+
+    for done in drain(run(request, on_fetch=out.event), out.event):
+        if request.dry_run and out.json:
+            out.document("plan", 1, report.planned_document(done))
+        elif request.dry_run:
+            for table in report.planned_tables(done):
+                out.table(table)
+        else:
+            out.say(report.quantized_sentence(done))
+            if out.json:
+                out.document("quantize", 1, report.quantized_document(done))
+            else:
+                for path in done.artifact.paths:
+                    out.result(path)

@@ -14,6 +14,7 @@ from quantcli.errors import SourceError
 from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.exports.verify import stored_keys
+from quantcli.layouts import find_layout
 from quantcli.model import Model, open_model
 from quantcli.report.card import Card, read_evaluation, render_card
 from quantcli.report.units import count_text, size_text
@@ -49,7 +50,7 @@ def write_card(artifact: Path, path: Path, wish: Wish) -> int:
         to = "gguf" if model.from_gguf else str(read_json(artifact / MANIFEST).get("to"))
         name = artifact.resolve().name.removesuffix(".gguf")
         usage = usage_text(to, artifact.resolve().name)
-        library = {"gguf": "gguf", "mlx": "mlx"}.get(to, "transformers")
+        library = "gguf" if to == "gguf" else find_layout(to).library
         card = make_card(model, name, library, _size_facts(model), usage, wish.evaluation)
         content = render_card(card).encode()
     with AtomicFiles({path: len(content)}, force=wish.force) as files:
@@ -62,11 +63,7 @@ def usage_text(to: str, name: str) -> str:
     """A line that runs the artifact ``name`` of the format ``to``."""
     if to == "gguf":
         return f"llama-cli -m {name}"
-    if to == "mlx":
-        return f"mlx_lm.generate --model {name} --prompt 'Once upon a time'"
-    if to == "hf":
-        return f"transformers.AutoModelForCausalLM.from_pretrained({name!r})"
-    return f"vllm serve {name}"
+    return find_layout(to).usage(name)
 
 
 def _size_facts(model: Model) -> list[tuple[str, str]]:

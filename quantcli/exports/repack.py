@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
-from quantcli.exports import microscale
-from quantcli.exports.blocks import GROUP
+from quantcli.exports.blocks import GROUP, MXFP4, encode_mxfp4
 from quantcli.exports.exact import fit_rows
 from quantcli.formats import get_format
 from quantcli.model import Model
@@ -49,8 +48,8 @@ class _Exactly:
 
     def __call__(self, item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
         """Packed rows of the plan's block format; PlanError for the first that it cannot hold."""
-        if item.format == microscale.KIND:
-            packed = microscale.encode(rows)
+        if item.format == MXFP4:
+            packed = encode_mxfp4(rows)
             if packed is None:
                 raise PlanError(f"{item.tensor.name}: the weights are not MXFP4's", hint=self.hint)
             return packed
@@ -111,7 +110,7 @@ def prepare_repacking(
             encoders[item.tensor.name] = _Exactly(model, group, hint)
     types = {item.format for item in items if item.tensor.name in encoders}
     name = "Q4_1" if "Q4_1" in types else min(types, default="Q4_0")
-    name = "MXFP4_MOE" if name == microscale.KIND else name
+    name = "MXFP4_MOE" if name == MXFP4 else name
     plan = replace(
         plan, items=tuple(items), file_type=find_file_type(name).id, recipe=Recipe(type=name)
     )
@@ -123,8 +122,8 @@ def _choose(
     model: Model, tensor: OutputTensor, requantize: bool, hint: str
 ) -> tuple[str, int, bool]:
     """The block format, the columns that share a scale, and whether the codes are kept."""
-    if str(tensor.dtype).endswith(microscale.KIND):
-        return microscale.KIND, microscale.GROUP, True
+    if str(tensor.dtype).endswith(MXFP4):
+        return MXFP4, GROUP, True
     found = _NAME.fullmatch(str(tensor.dtype))
     candidates = _CANDIDATES.get(int(found["bits"]), ()) if found else ()
     group = int(found["group"] or tensor.columns) if found else 0

@@ -27,10 +27,10 @@ from quantcli.artifacts.folder_files import (
     write_index,
 )
 from quantcli.artifacts.gguf_container import Layout
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
-from quantcli.exports.cards import make_card, plain, types_text, usage_text
+from quantcli.exports.cards import make_card, plain, types_text
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
 from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.outcome import Exported
@@ -39,12 +39,14 @@ from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.exports.threads import in_order
 from quantcli.exports.verify import stored_keys
 from quantcli.formats import native
+from quantcli.layouts.base import Layout as FolderLayout
+from quantcli.layouts.hf import HF
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk
 from quantcli.report.card import render_card
 from quantcli.report.units import size_text
 from quantcli.sources.resolve import Resolved
-from quantcli.types import Event, Note, Progress, row_count
+from quantcli.types import Declared, Event, Note, Progress, row_count
 from quantcli.vocab.rebuild import rebuild_tokenizer
 
 SHARD_BYTES = 5 * 10**9
@@ -106,7 +108,7 @@ def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
     places = {tensor.name: name for name, group in shards.items() for tensor in group}
     total = sum(tensor.nbytes for group in shards.values() for tensor in group)
     facts = [("weights", _weights_text(floats, total)), ("from", types_text(model))]
-    files, notes = folder_files(model, path, wish, to="hf", dtype=floats.loaded, facts=facts)
+    files, notes = folder_files(model, path, wish, layout=HF, dtype=floats.loaded, facts=facts)
     if floats.note:
         notes.append(Note(floats.note))
     if len(shards) > 1:
@@ -124,20 +126,20 @@ def folder_files(
     path: Path,
     wish: Wish,
     *,
-    to: str,
+    layout: FolderLayout,
     dtype: str,
     facts: Sequence[tuple[str, str]],
-    library: str = "transformers",
 ) -> tuple[dict[str, bytes], list[Note]]:
     """Every file of a folder but config.json and the weights, by name, and remarks.
 
-    ``facts`` go into the model card, ``dtype`` and ``to`` into the manifest.
+    ``facts`` go into the model card, ``dtype`` and the layout's name into the manifest.
     """
     files, notes = _tokenizer(model, wish)
     files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
-    card = make_card(model, path.name, library, facts, usage_text(to, path.name), wish.evaluation)
+    usage = layout.usage(path.name)
+    card = make_card(model, path.name, layout.library, facts, usage, wish.evaluation)
     files["README.md"] = render_card(card).encode()
-    files[MANIFEST] = to_json(_manifest(model, to, dtype))
+    files[MANIFEST] = to_json(_manifest(model, layout.name, dtype))
     return files, [Note(note) for note in notes]
 
 

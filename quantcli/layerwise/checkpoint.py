@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.errors import OutputError, SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
+from quantcli.types import Declared
 
 _STATE = "state.json"
 _TYPES = {"I64": np.int64, "F64": np.float64, "F32": np.float32}

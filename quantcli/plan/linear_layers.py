@@ -44,7 +44,8 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
 def _matrices(
     model: Model, tensor: OutputTensor, patterns: Mapping[str, str], stacked: bool
 ) -> Iterator[Matrix]:
-    if len(tensor.shape) < 3:
+    stored = model.store.tensors[tensor.pieces[0].source]
+    if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
         for piece in tensor.pieces:
             rows, columns = model.store.tensors[piece.source].shape
             if piece.transposes:

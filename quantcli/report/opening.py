@@ -14,6 +14,7 @@ from typing import Any
 
 from quantcli.archs import find_architecture
 from quantcli.errors import QuantcliError, SourceError
+from quantcli.layouts.scaled import E4M3
 from quantcli.model import Model
 from quantcli.plan.filetypes import file_type_by_id
 from quantcli.plan.sizes import TypeSize, size_table
@@ -24,7 +25,6 @@ from quantcli.report.weights import WeightSource
 from quantcli.sources.files import WEIGHT_DTYPES
 from quantcli.sources.gguf import GgufCheckpoint, open_gguf
 from quantcli.sources.hf import HfCheckpoint, read_config
-from quantcli.sources.packed.scaled import E4M3
 from quantcli.sources.remote import open_remote_gguf, open_remote_shards
 from quantcli.sources.resolve import Resolved
 from quantcli.sources.shards import Shards, open_shards

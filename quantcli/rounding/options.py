@@ -73,3 +73,25 @@ class Outcome(Event):
     after: float
     matrices: int = 1
     kept: int = 0
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The losses in a sentence."""
+        kept = f", {self.kept} kept" if self.kept else ""
+        return (
+            f"{self.tensor} {self.format}: held-out loss {self.before:.3g} -> "
+            f"{self.after:.3g}{kept}",
+        )
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "tensor": self.tensor,
+            "type": self.format,
+            "method": self.method,
+            "loss_before": self.before,
+            "loss_after": self.after,
+            "matrices": self.matrices,
+            "kept": self.kept,
+        }

@@ -10,7 +10,7 @@ each by itself, with its own count of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
-from quantcli.errors import SourceError, UsageError
+from quantcli.errors import SourceError
 from quantcli.layerwise.input_hooks import MatmulInput
-from quantcli.registry import near
 from quantcli.types import OutputTensor
-
-NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
-"""Statistics by name; the first is always collected."""
 
 _ROWS = 64
 
@@ -34,18 +30,6 @@ Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
 
 Totals = NDArray[np.float64]
-
-
-def check_needs(names: Iterable[str]) -> tuple[str, ...]:
-    """The statistics asked for, in the order of `NEEDS`; UsageError for an unknown one."""
-    asked = set(names)
-    for name in sorted(asked - set(NEEDS)):
-        guess = near(name, NEEDS, most=1)
-        raise UsageError(
-            f"there is no statistic {name!r}",
-            hint=f"did you mean {guess[0]}?" if guess else f"there are {', '.join(NEEDS)}",
-        )
-    return tuple(name for name in NEEDS if name == "mean_sq" or name in asked)
 
 
 @dataclass

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
+from quantcli.errors import UsageError
 from quantcli.formats.base import Floats
+from quantcli.registry import near
+
+NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
+"""Statistics by name; the first is always collected."""
+
+
+def check_needs(names: Iterable[str]) -> tuple[str, ...]:
+    """The statistics asked for, in the order of `NEEDS`; UsageError for an unknown one."""
+    asked = set(names)
+    for name in sorted(asked - set(NEEDS)):
+        guess = near(name, NEEDS, most=1)
+        raise UsageError(
+            f"there is no statistic {name!r}",
+            hint=f"did you mean {guess[0]}?" if guess else f"there are {', '.join(NEEDS)}",
+        )
+    return tuple(name for name in NEEDS if name == "mean_sq" or name in asked)
 
 
 class InputStatistics(Protocol):

@@ -18,12 +18,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.safetensors_container import Declared
 from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
 from quantcli.statistics.layer_statistics import LayerStatistics
+from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}

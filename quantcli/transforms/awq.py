@@ -17,7 +17,7 @@ Sources: AWQ (arXiv:2306.00978); the second form is AutoAWQ's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,13 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.base import GroupOutcome, TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import collect, model_groups
 from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
-from quantcli.transforms.scale_search import GroupOutcome, GroupPart, Scales, choose, search_groups
+from quantcli.transforms.reorder import REORDER
+from quantcli.transforms.scale_search import GroupPart, Scales, choose, search_groups
+from quantcli.transforms.transformed_model import apply_transform
+from quantcli.transforms.transformed_statistics import TransformedStatistics
 from quantcli.types import Event
 
 _EXPONENTS = tuple(step / 20 for step in range(1, 20))
@@ -40,45 +44,56 @@ _WINDOW = 32
 """Columns within which a weight's size is relative, about a block of most formats."""
 
 
-def awq(
-    model: Model,
-    grids: Mapping[str, RoundRows],
-    measured: InputStatistics,
-    *,
-    weighted: bool = True,
-    feedback: bool = False,
-    margin: float | None = None,
-    threads: int = 1,
-) -> Iterator[Event]:
-    """Search every fold group's scales, yielding progress, at last `TransformFound`.
+class _Awq:
+    """AWQ as a `Transform`."""
 
-    ``grids`` holds the tensors that will be rounded; ``weighted`` says whether their rounding
-    knows the columns' importance, ``feedback`` whether it feeds errors back; ``margin`` is the
-    part by which the loss must fall: 1 % unless given, and 2 % before feedback, whose losses are a
-    worse guide.
-    ``measured`` needs hessian.
-    """
-    least = margin
-    if least is None:
-        least = _MARGIN_BEFORE_FEEDBACK if feedback else _MARGIN
-    groups = [group for group in model_groups(model) if any(n in grids for n in group.consumers)]
+    name = "awq"
+    options = ("weighted", "feedback", "groups", "margin", "threads")
+    needs = ("hessian",)
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, GroupOutcome] | None:
-        consumers = open_consumers(
-            model, group, matrix, measured, grids, weighted=weighted, feedback=feedback
-        )
-        if not consumers:
-            return None
-        part = GroupPart(group, matrix, consumers)
-        # Before experts, the router: it sees every token.
-        squares = max(consumers, key=lambda consumer: consumer.share).squares
-        inputs = np.sqrt(collect(group, squares[None], np.mean)[0])
-        make = _candidates_before_feedback if feedback else _candidates
-        candidates = dict(make(group, inputs, consumers))
-        return choose(part, candidates, ConsumerMatrix.error, least)
+    def check(self, model: Model, earlier: Sequence[str]) -> None:
+        """It fits all models with fold groups."""
 
-    settings = {"margin": least, "weighted": weighted, "feedback": feedback}
-    return search_groups("awq", model, groups, search, settings, threads)
+    def find(
+        self, model: Model, grids: Mapping[str, RoundRows], statistics: InputStatistics,
+        options: TransformOptions,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Search every fold group's scales, yielding progress, at last `TransformFound`.
+
+        A group's loss must fall by the margin: 1 % unless given, and 2 % before feedback, whose
+        losses are a worse guide. Where columns share a scale, MLPs are reordered first.
+        """
+        if options.groups:
+            for event in REORDER.find(model, grids, statistics, options):
+                if isinstance(event, TransformFound):
+                    model = apply_transform(model, event.transform)
+                    statistics = TransformedStatistics(statistics, event.transform)
+                yield event
+        margin = options.margin
+        if margin is None:
+            margin = _MARGIN_BEFORE_FEEDBACK if options.feedback else _MARGIN
+        groups = [g for g in model_groups(model) if any(name in grids for name in g.consumers)]
+
+        def search(group: FoldGroup, matrix: int) -> tuple[Scales, GroupOutcome] | None:
+            consumers = open_consumers(
+                model, group, matrix, statistics, grids,
+                weighted=options.weighted, feedback=options.feedback,
+            )  # fmt: skip
+            if not consumers:
+                return None
+            part = GroupPart(group, matrix, consumers)
+            # Before experts, the router: it sees every token.
+            squares = max(consumers, key=lambda consumer: consumer.share).squares
+            inputs = np.sqrt(collect(group, squares[None], np.mean)[0])
+            make = _candidates_before_feedback if options.feedback else _candidates
+            candidates = dict(make(group, inputs, consumers))
+            return choose(part, candidates, ConsumerMatrix.error, margin)
+
+        settings = {"margin": margin, "weighted": options.weighted, "feedback": options.feedback}
+        yield from search_groups("awq", model, groups, search, settings, options.threads)
+
+
+AWQ = _Awq()
 
 
 def _candidates(

@@ -11,7 +11,7 @@ Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -22,56 +22,72 @@ from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Permutation
 from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
-from quantcli.transforms.scale_search import TransformFound
 from quantcli.transforms.spec import Floats, Operation, RotationRef, TransformSpec
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 
-def reorder(
-    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, *,
-    weighted: bool = True, feedback: bool = False, threads: int = 1,
-) -> Iterator[Event]:  # fmt: skip
-    """Find every MLP's order, yielding progress and a note, at last `TransformFound`.
+class _Reorder:
+    """Reordering as a `Transform`."""
 
-    The arguments are those of `quantcli.transforms.awq.awq`.
-    """
-    tensors = {tensor.name: tensor for tensor in model.tensors}
-    groups = [
-        group
-        for group in model_groups(model)
-        if turn_channels(group, tensors) and group.consumers[0] in grids
-    ]
+    name = "reorder"
+    options = ("weighted", "feedback", "threads")
+    needs = ("hessian",)
 
-    def search(group: FoldGroup) -> _Order | None:
-        consumers = open_consumers(
-            model, group, 0, measured, grids, weighted=weighted, feedback=feedback
-        )
-        return _search(consumers[0]) if consumers else None
+    def check(self, model: Model, earlier: Sequence[str]) -> None:
+        """It fits all models with fold groups."""
 
-    operations: dict[str, Operation] = {}
-    orders: dict[str, Permutation] = {}
-    before = after = 0.0
-    with ThreadPoolExecutor(threads, thread_name_prefix="reorder") as pool:
-        for number, one in enumerate(pool.map(search, groups)):
-            group = groups[number]
-            if one is not None:
-                before += one.before
-                after += min(one.before, one.after)
-            if one is not None and one.after < one.before:
-                orders[group.name] = Permutation(one.order)
-                operations |= turn_channels(group, tensors)
-            yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
-    if groups:
-        ratio = after / before if before > 0 else 1.0
-        yield Note(
-            f"the channels of {len(orders)} of {len(groups)} MLPs are put in the order of their "
-            f"size; the error that they lead to is {ratio:.2f} times what it was"
-        )
-    settings = {"weighted": weighted, "feedback": feedback}
-    yield TransformFound(TransformSpec("reorder", operations, orders, settings))
+    def find(
+        self, model: Model, grids: Mapping[str, RoundRows], statistics: InputStatistics,
+        options: TransformOptions,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Find every MLP's order, yielding progress and a note, at last `TransformFound`."""
+        tensors = {tensor.name: tensor for tensor in model.tensors}
+        groups = [
+            group
+            for group in model_groups(model)
+            if turn_channels(group, tensors) and group.consumers[0] in grids
+        ]
+
+        def search(group: FoldGroup) -> _Order | None:
+            consumers = open_consumers(
+                model,
+                group,
+                0,
+                statistics,
+                grids,
+                weighted=options.weighted,
+                feedback=options.feedback,
+            )
+            return _search(consumers[0]) if consumers else None
+
+        operations: dict[str, Operation] = {}
+        orders: dict[str, Permutation] = {}
+        before = after = 0.0
+        with ThreadPoolExecutor(options.threads, thread_name_prefix="reorder") as pool:
+            for number, one in enumerate(pool.map(search, groups)):
+                group = groups[number]
+                if one is not None:
+                    before += one.before
+                    after += min(one.before, one.after)
+                if one is not None and one.after < one.before:
+                    orders[group.name] = Permutation(one.order)
+                    operations |= turn_channels(group, tensors)
+                yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
+        if groups:
+            ratio = after / before if before > 0 else 1.0
+            yield Note(
+                f"the channels of {len(orders)} of {len(groups)} MLPs are put in the order of "
+                f"their size; the error that they lead to is {ratio:.2f} times what it was"
+            )
+        settings = {"weighted": options.weighted, "feedback": options.feedback}
+        yield TransformFound(TransformSpec("reorder", operations, orders, settings))
+
+
+REORDER = _Reorder()
 
 
 @dataclass(frozen=True)

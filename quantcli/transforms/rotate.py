@@ -13,19 +13,22 @@ the file stays a standard one. Sources: QuaRot (arXiv:2404.00456), SpinQuant (ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from quantcli.archs import find_folds
-from quantcli.archs.fold import FoldGroup, Folds, writer_tensors
+from quantcli.archs.fold import FoldGroup, writer_tensors
 from quantcli.errors import ArchitectureError
 from quantcli.model import Model
+from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Rotation, make_rotation
+from quantcli.transforms.output_error import RoundRows
 from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
-from quantcli.types import OutputTensor
+from quantcli.types import Event, OutputTensor
 
 _STREAM, _HEAD = "stream", "head"
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -37,7 +40,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
     Only norms are read. ArchitectureError where the model's function would not be preserved.
     """
     folds = find_folds(model.arch)
-    refuse_rotation(model, folds)
+    ROTATE.check(model, ())
     tensors = {tensor.name: tensor for tensor in model.tensors}
     groups = model_groups(model)
     stream = make_rotation(tensors[_EMBEDDING].columns, seed)
@@ -62,13 +65,31 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
     return TransformSpec("rotate", operations, rotations, settings)
 
 
-def refuse_rotation(model: Model, folds: Folds) -> None:
-    """ArchitectureError where a rotation of the stream would change the model's function."""
-    if folds.basis:
-        raise ArchitectureError(
-            f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
-            hint="awq and smoothquant, which scale channels, fit it",
-        )
+class _Rotate:
+    """Rotation as a `Transform`."""
+
+    name = "rotate"
+    options = ("seed",)
+    needs = ()
+
+    def check(self, model: Model, earlier: Sequence[str]) -> None:
+        """ArchitectureError where a rotation of the stream would change the model's function."""
+        folds = find_folds(model.arch)
+        if folds.basis:
+            raise ArchitectureError(
+                f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
+                hint="awq and smoothquant, which scale channels, fit it",
+            )
+
+    def find(
+        self, model: Model, grids: Mapping[str, RoundRows], statistics: InputStatistics,
+        options: TransformOptions,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Yield `TransformFound`; only norms are read."""
+        yield TransformFound(rotate(model, seed=options.seed))
+
+
+ROTATE = _Rotate()
 
 
 def _read_stream(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
 from quantcli.model import Model
+from quantcli.transforms.base import GroupOutcome, TransformFound
 from quantcli.transforms.channel_scales import scale_group, spread
 from quantcli.transforms.output_error import ConsumerMatrix
 from quantcli.transforms.spec import Floats, TransformSpec, merge_scales
@@ -29,30 +30,6 @@ Loss = Callable[[ConsumerMatrix, Floats, Scales], float]
 _SCREEN = 4
 """All candidates are compared on every so many of the sampled rows, a few on all of them."""
 _LIKELY = 8
-
-
-@dataclass(frozen=True, slots=True)
-class GroupOutcome:
-    """What a search did to one group, or to one expert's part of it.
-
-    Losses are squared errors of the consumers' outputs as parts of these outputs' squares, on the
-    mean over the consumers. ``choice`` names the scales that were folded, or is empty where none
-    were clearly better.
-    """
-
-    group: str
-    matrix: int
-    before: float
-    after: float
-    choice: str
-
-
-@dataclass(frozen=True, slots=True)
-class TransformFound(Event):
-    """A transform is found; ``outcomes`` tell of each group that was searched."""
-
-    transform: TransformSpec
-    outcomes: tuple[GroupOutcome, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a transform is: for each tensor it touches an operation, small enough to keep in a file.
+"""What a transform found: an operation for each tensor that it touches.
 
 Operations are linear maps of one tensor's rows and columns, so they apply to slabs of rows as
 these are read. What a transform changes about a model beyond its weights (a head that is no
@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from quantcli.errors import SourceError
 from quantcli.transforms.orthogonal import Permutation, Rotation
 
 Floats = NDArray[np.float32]
@@ -82,7 +80,7 @@ def merge_scales(parts: Iterable[Mapping[str, Operation]]) -> dict[str, Operatio
 
 
 def dump_transform(transform: TransformSpec) -> bytes:
-    """The transform as one safetensors file; equal transforms give equal bytes."""
+    """The transform as bytes, whose hash a model records; equal transforms give equal bytes."""
     arrays: dict[str, NDArray[Any]] = {}
     plain: dict[str, dict[str, Any]] = {}
     for name in sorted(transform.operations):
@@ -109,37 +107,6 @@ def dump_transform(transform: TransformSpec) -> bytes:
     }
     # The library writes metadata in a random order; one string has one order.
     return bytes(save(arrays, {"quantcli": json.dumps(facts, sort_keys=True)}))
-
-
-def load_transform(data: bytes, label: str) -> TransformSpec:
-    """What `dump_transform` wrote; ``label`` names the file in the SourceError for other bytes."""
-    try:
-        arrays = load(data)
-        length = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["quantcli"])
-        if facts["format"] != TRANSFORM_FORMAT:
-            raise KeyError(facts["format"])
-        operations = {}
-        for name, entry in json.loads(facts["operations"]).items():
-            turns = {key: RotationRef(*entry[key]) for key in _ROTATIONS if key in entry}
-            operations[name] = Operation(
-                columns=arrays.get(f"{name}/columns"),
-                rows=arrays.get(f"{name}/rows"),
-                columns_rotation=turns.get("across"),
-                rows_rotation=turns.get("down"),
-                source=entry.get("source"),
-                values=arrays.get(f"{name}/values"),
-            )
-        rotations = {name: _load_rotation(name, arrays) for name in json.loads(facts["rotations"])}
-    except (SafetensorError, KeyError, TypeError, ValueError) as broken:
-        raise SourceError(f"{label} is no transform of quantcli ({broken})") from broken
-    return TransformSpec(facts["method"], operations, rotations, json.loads(facts["settings"]))
-
-
-def _load_rotation(name: str, arrays: Mapping[str, NDArray[Any]]) -> Rotation | Permutation:
-    if f"rotations/{name}/order" in arrays:
-        return Permutation(arrays[f"rotations/{name}/order"])
-    return Rotation(*(arrays[f"rotations/{name}/{key}"] for key in _FACTORS))
 
 
 def _product(first: Floats | None, second: Floats | None) -> Floats | None:

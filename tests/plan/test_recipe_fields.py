@@ -12,7 +12,7 @@ from quantcli.errors import UsageError
 from quantcli.plan.recipe import FIELDS, Recipe, make_recipe
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_field import SECTIONS, Field
-from quantcli.plan.schemes import TARGETS, targets_of
+from quantcli.plan.schemes import find_output_layout, is_taken, output_formats, targets_of
 from quantcli.run.recipe_options import check_methods
 
 VALUES: dict[str, Any] = {
@@ -41,9 +41,9 @@ def test_a_field_is_an_option_and_belongs_somewhere(field: Field) -> None:
 
 
 @each_field
-@pytest.mark.parametrize("to", TARGETS)
+@pytest.mark.parametrize("to", output_formats())
 def test_a_target_refuses_what_it_does_not_take(field: Field, to: str) -> None:
-    if field.is_taken(TARGETS[to].takes) or field.name == "to":
+    if is_taken(field, find_output_layout(to)) or field.name == "to":
         return
     with pytest.raises(UsageError, match=f"not for --to {to}") as caught:
         check_recipe(make_recipe({"to": to, field.name: VALUES[field.name]}))

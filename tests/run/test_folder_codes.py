@@ -32,7 +32,7 @@ from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.folder_codes import stored_codes
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -54,11 +54,13 @@ def _run(
     chunks: int = 16, stop: int | None = None, resume: bool = False, **recipe: object,
 ) -> Run:  # fmt: skip
     """Make a folder; ``stop`` ends the run after so many events, as an interrupt does."""
-    planned = prepare(model, [Text("a text", KNOWN)], ctx=128, chunks=chunks)
+    planned = prepare_run(model, [Text("a text", KNOWN)], ctx=128, chunks=chunks)
     wanted = Recipe(to=to, method="gptq", **recipe)
     job = prepare_folder(model, wanted, path, importance=planned.importance)
-    encoding = begin(planned, job.plan, path, options or Options(), dtype="float32", resume=resume)
-    events, outcomes, weights = rounded(encoding), [], {}
+    encoding = begin_rounding(
+        planned, job.plan, path, options or Options(), dtype="float32", resume=resume
+    )
+    events, outcomes, weights = round_tensors(encoding), [], {}
     for number, event in enumerate(events):
         if isinstance(event, Outcome):
             outcomes.append(event)

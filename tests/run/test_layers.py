@@ -21,7 +21,7 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.types import Event, Note
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -50,15 +50,15 @@ def _run(
     random_share: float = 0.0,
 ) -> Run:  # fmt: skip
     """Quantize; ``stop`` ends the run after so many events, as an interrupt does."""
-    planned = prepare(
+    planned = prepare_run(
         model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
     )
     job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
-    encoding = begin(
+    encoding = begin_rounding(
         planned, job.plan, path, options or Options(), dtype="float32", threads=threads,
         resume=resume,
     )  # fmt: skip
-    events = rounded(encoding)
+    events = round_tensors(encoding)
     seen = []
     for event in events:
         seen.append(event)
@@ -167,7 +167,7 @@ def test_few_tokens_are_said_and_count_for_less(mini: Model, tmp_path: Path) -> 
 
 def test_refusals(mini: Model, tmp_path: Path, whole: Run) -> None:
     with open_model(whole.path) as model, pytest.raises(SourceError, match="is a GGUF"):
-        prepare(model, [Text("a text", TEXT)])
+        prepare_run(model, [Text("a text", TEXT)])
     with pytest.raises(PlanError, match="quantizes nothing"):
         _run(mini, tmp_path / "m.gguf", file_type="F16")
     for options, message in (
@@ -185,11 +185,11 @@ def test_random_tokens_join_the_text(mini: Model, tmp_path: Path, whole: Run) ->
     assert "12 windows of 64 tokens from a text" in run.notes
     assert "and 4 of random tokens" in run.notes
     assert run.path.read_bytes() != whole.path.read_bytes()
-    planned = prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=0.25)
+    planned = prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=0.25)
     drawn = planned.windows.ids[12:]
     special = [i for i, kind in enumerate(mini.metadata["tokenizer.ggml.token_type"].value)
                if kind != 1]  # fmt: skip
     assert not np.isin(drawn[:, 1:], special).any()
     assert len(np.unique(drawn)) > 200
     with pytest.raises(UsageError, match="random windows"):
-        prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=1.0)
+        prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=1.0)

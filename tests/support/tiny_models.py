@@ -179,6 +179,12 @@ MODELS: dict[str, Tiny] = {
         | {"original_max_position_embeddings": 256, "rope_parameters": _LONG_ROPE}
         | {"max_position_embeddings": 1024},
     ),
+    "granite": Tiny(
+        "GraniteForCausalLM",
+        _BASE
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+        | {"attention_multiplier": 0.125, "logits_scaling": 0.5},
+    ),
     "lfm2": Tiny(
         "Lfm2ForCausalLM",
         {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}

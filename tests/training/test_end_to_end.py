@@ -33,7 +33,7 @@ from quantcli.rounding.block_scales import (
 )
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.trained_scales import TrainingGain
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
@@ -71,11 +71,11 @@ def _run(
     ctx: int = 64, **options: Any,
 ) -> Run:  # fmt: skip
     """Quantize; with ``stop`` the run ends at that step of training, as by an interrupt."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
+    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
     job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"feedback": False, "e2e": True, "e2e_steps": 8, **options})
-    encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = rounded(encoding)
+    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
+    events = round_tensors(encoding)
     seen, steps = [], 0
     assert isinstance(events, Iterator)
     for event in events:

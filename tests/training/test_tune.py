@@ -28,7 +28,7 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import Chain, parse_methods
 from quantcli.run.recipe_options import check_methods, read_options
 from quantcli.statistics.layer_hessians import HELD_OUT
@@ -66,11 +66,11 @@ def _run(
     stop: str = "", ctx: int = 64, **options: Any,
 ) -> Run:  # fmt: skip
     """Quantize; the run ends after a note that starts with ``stop``, as by an interrupt."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
+    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
     job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
     told = Options(**{"tune": True, "tune_steps": 24, **options})
-    encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = rounded(encoding)
+    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
+    events = round_tensors(encoding)
     seen = []
     for event in events:
         seen.append(event)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,9 @@ from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model, open_model
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
-from quantcli.transforms.awq import awq
-from quantcli.transforms.chain import Settings, TransformsApplied, transform_model
+from quantcli.transforms.awq import AWQ
+from quantcli.transforms.base import TransformFound, TransformOptions
+from quantcli.transforms.chain import TransformsApplied, transform_model
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.output_error import (
     ConsumerMatrix,
@@ -31,8 +33,7 @@ from quantcli.transforms.output_error import (
     block_grids,
     integer_grid,
 )
-from quantcli.transforms.reorder import reorder
-from quantcli.transforms.scale_search import TransformFound
+from quantcli.transforms.reorder import REORDER
 from quantcli.transforms.spec import Operation, dump_transform
 from quantcli.transforms.transformed_model import apply_transform
 from quantcli.transforms.transformed_statistics import TransformedStatistics
@@ -42,9 +43,9 @@ pytest.importorskip("torch")
 
 
 def search(
-    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, **options: object
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, **options: Any
 ) -> TransformFound:
-    *_, found = awq(model, grids, measured, **options)  # type: ignore[arg-type]
+    *_, found = AWQ.find(model, grids, measured, TransformOptions(**options))
     assert isinstance(found, TransformFound)
     return found
 
@@ -181,7 +182,8 @@ def test_channels_of_one_size_come_to_share_a_scale(
         gated = [group for group in model_groups(model) if group.kind == "gated"]
         down = [group.consumers[0] for group in gated]
         grids = dict.fromkeys(down, four_bits)
-        *_, note, found = reorder(model, grids, measured, weighted=False, feedback=feedback)
+        options = TransformOptions(weighted=False, feedback=feedback)
+        *_, note, found = REORDER.find(model, grids, measured, options)
         assert isinstance(note, Note)
         assert isinstance(found, TransformFound)
         assert found.transform.rotations.keys() == {group.name for group in gated}
@@ -208,7 +210,7 @@ def test_with_groups_under_one_scale_an_order_comes_before_scales(
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
         grids = dict.fromkeys(matrices(model), four_bits)
         for groups, wanted in ((False, ["awq"]), (True, ["reorder", "awq"])):
-            settings = Settings(weighted=False, groups=groups)
+            settings = TransformOptions(weighted=False, groups=groups)
             *_, chained = transform_model(model, ["awq"], grids, measured, settings)
             assert isinstance(chained, TransformsApplied)
             assert [transform.method for transform in chained.transforms] == wanted
@@ -240,7 +242,8 @@ def test_an_order_that_does_not_help_is_not_taken(checkpoint: Callable[..., Path
         tensors = {tensor.name: tensor for tensor in model.tensors}
         exact += [model.read_floats(tensors[name], 0, tensors[name].rows) for name in down]
         grids = dict.fromkeys(down, spoilt_by_order)
-        *_, note, found = reorder(model, grids, measured, weighted=False)
+        options = TransformOptions(weighted=False)
+        *_, note, found = REORDER.find(model, grids, measured, options)
     assert isinstance(found, TransformFound)
     assert not found.transform.operations
     assert not found.transform.rotations

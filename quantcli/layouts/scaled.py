@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.weight import FLOATS, Floats, Span, load
-from quantcli.sources.shards import Shards
+from quantcli.layouts.stored import FLOATS, Floats, Span, StoredTensors
 from quantcli.types import PackedType, TensorInfo
 
 E4M3 = "F8_E4M3"
@@ -69,9 +68,9 @@ class ScaledWeight:
         rest = () if self.zeros is None else (self.zeros,)
         return (self.info.name, self.scale.name, *rest, *self.others)
 
-    def read(self, shards: Shards, rows: Span, columns: Span) -> Floats:
+    def read(self, source: StoredTensors, rows: Span, columns: Span) -> Floats:
         """A rectangle of the weight, leading axes flattened, in float32."""
-        codes = load(shards, self.info.name, rows, columns)
+        codes = source.load(self.info.name, rows, columns)
         if codes.size == 0:
             return np.empty(codes.shape, dtype=np.float32)
         scale, width = self.scale, self.scale.block_columns
@@ -81,7 +80,7 @@ class ScaledWeight:
         for name in (self.zeros, scale.name):
             if name is None:
                 continue
-            grid = self._grid(shards, name, numbers, (columns[0] // width, -(-columns[1] // width)))
+            grid = self._grid(source, name, numbers, (columns[0] // width, -(-columns[1] // width)))
             for index, part in enumerate(_block_columns(codes.shape[1], columns[0], width)):
                 if name == self.zeros:
                     weights[:, part] -= grid[:, index, None]
@@ -91,10 +90,10 @@ class ScaledWeight:
             weights *= np.float32(self.factor)
         return weights
 
-    def _grid(self, shards: Shards, name: str, numbers: Any, columns: Span) -> Floats:
+    def _grid(self, source: StoredTensors, name: str, numbers: Any, columns: Span) -> Floats:
         """Numbers of the grid for each row, and for the grid's columns that are needed."""
         span = (int(numbers[0]), int(numbers[-1]) + 1)
-        values = load(shards, name, span, columns, width=self.scale.grid_columns)
+        values = source.load(name, span, columns, width=self.scale.grid_columns)
         if values.dtype == np.uint8:
             values = values.view(ml_dtypes.float8_e8m0fnu)
         return np.asarray(values.astype(np.float32)[numbers - numbers[0]])

@@ -17,20 +17,19 @@ import numpy as np
 
 from quantcli.errors import SourceError
 from quantcli.formats.microscale import VALUES
-from quantcli.sources.packed.scaled import E4M3
-from quantcli.sources.packed.weight import (
+from quantcli.layouts.scaled import E4M3
+from quantcli.layouts.stored import (
     FLOATS,
     Floats,
     RowWeight,
+    StoredTensors,
     check_group,
     expect_shape,
-    load,
     look_up_pairs,
     scale_groups,
     show,
     take_part,
 )
-from quantcli.sources.shards import Shards
 from quantcli.types import TensorInfo
 
 MXFP4, NVFP4 = "MXFP4", "NVFP4"
@@ -49,7 +48,7 @@ class _Matrix:
 
 
 def build_float4(
-    shards: Shards,
+    source: StoredTensors,
     codes: TensorInfo,
     name: str,
     method: str,
@@ -63,7 +62,7 @@ def build_float4(
     ``whole`` names the tensor's own scale, by which the others are multiplied, or divided where
     it ``divides``. SourceError when a part is missing or does not fit.
     """
-    tensors = shards.tensors
+    tensors = source.tensors
     take_part(tensors, codes.name, codes.name, ("U8",))
     if len(codes.shape) != 2 or group not in GROUPS:
         raise SourceError(
@@ -88,15 +87,15 @@ def build_float4(
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 
 
-def _decode(matrix: _Matrix, shards: Shards, start: int, stop: int) -> Floats:
-    codes = load(shards, matrix.codes, (start, stop))
+def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+    codes = source.load(matrix.codes, (start, stop))
     # VALUES are doubled.
     weights = look_up_pairs(codes, VALUES * np.float32(0.5), high_first=False)
-    stored = load(shards, matrix.scales, (start, stop))
-    is_e4m3 = shards.tensors[matrix.scales].dtype == E4M3
+    stored = source.load(matrix.scales, (start, stop))
+    is_e4m3 = source.tensors[matrix.scales].dtype == E4M3
     kind = ml_dtypes.float8_e4m3fn if is_e4m3 else ml_dtypes.float8_e8m0fnu
     scales: Floats = stored.view(kind).astype(np.float32)
     if matrix.whole is not None:
-        whole = load(shards, matrix.whole).astype(np.float32)
+        whole = source.load(matrix.whole).astype(np.float32)
         scales = scales / whole if matrix.divides else scales * whole
     return scale_groups(weights.reshape(stop - start, -1), scales)

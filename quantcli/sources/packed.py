@@ -1,9 +1,9 @@
 """Quantized checkpoints as sources: which tensors make up a weight, and its float32 rows.
 
-Every storage that is understood has a file here. A ``quantization_config`` of another kind, codes
-without their scales, and shapes or groups that do not fit are refused when the checkpoint is
-opened, before any work. Weights that were rounded once lose more when they are rounded again;
-the plan says so.
+Every storage that is understood has a file in `quantcli.layouts`. A ``quantization_config`` of
+another kind, codes without their scales, and shapes or groups that do not fit are refused when the
+checkpoint is opened, before any work. Weights that were rounded once lose more when they are
+rounded again; the plan says so.
 """
 
 from __future__ import annotations
@@ -13,26 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.errors import SourceError
-from quantcli.registry import Registry
-from quantcli.sources.packed import fp8
-from quantcli.sources.packed.settings import MLX, Settings, read_settings
-from quantcli.sources.packed.weight import PackedWeight
+from quantcli.layouts import LAYOUTS, STORAGES, fp8
+from quantcli.layouts.settings import Settings, read_settings
+from quantcli.layouts.stored import PackedWeight
 from quantcli.sources.shards import Shards
-
-_HERE = "quantcli.sources.packed"
-STORAGES = Registry(
-    "quantized storage",
-    "storages",
-    {
-        "gptq": f"{_HERE}.gptq:find_gptq",
-        "awq": f"{_HERE}.awq:find_awq",
-        "compressed-tensors": f"{_HERE}.compressed_tensors:find_compressed_tensors",
-        "bitsandbytes": f"{_HERE}.bitsandbytes:find_bitsandbytes",
-        "modelopt": f"{_HERE}.modelopt:find_modelopt",
-        MLX: f"{_HERE}.mlx:find_mlx",
-    },
-)
-"""``quant_method`` -> function of shards and settings that gives packed weights by name."""
 
 _ACTIVATIONS = (
     ".input_scale", ".input_scale_ub", ".output_scale", ".activation_scale", "_activation_scale",
@@ -50,9 +34,15 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
     settings = read_settings(config, path)
     if settings is None or settings.method in fp8.METHODS:
         return dict(fp8.find_fp8(shards.tensors, settings))
-    if settings.method not in STORAGES:
+    if settings.method in STORAGES:
+        read = STORAGES.get(settings.method)
+    elif settings.method in LAYOUTS:
+        read = LAYOUTS.get(settings.method).read
+    else:
+        read = None
+    if read is None:
         raise settings.refuse()
-    found: dict[str, PackedWeight] = dict(STORAGES.get(settings.method)(shards, settings))
+    found: dict[str, PackedWeight] = dict(read(shards, settings))
     if not found and not _may_be_plain(settings):
         raise SourceError(
             f"{settings.where} says that the weights are quantized ({settings.method}), "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quantcli.errors import PlanError, SourceError, UsageError
+from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
 from quantcli.layerwise.random_windows import add_random
@@ -24,11 +26,11 @@ from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layers import Work, round_model
 from quantcli.sources.imatrix import Importance
-from quantcli.types import Event, Note
+from quantcli.types import Note
 
 
 @dataclass(frozen=True)
-class Cut:
+class TextWindows:
     """The texts, and how windows are cut from them."""
 
     texts: Sequence[Text]
@@ -38,24 +40,24 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class MethodJob:
+class MethodRun:
     """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
 
     model: Model
     windows: Windows
     importance: Importance
-    cut: Cut
+    cut: TextWindows
     random_windows: int = 0
 
-    def of(self, model: Model) -> MethodJob:
+    def with_model(self, model: Model) -> MethodRun:
         """The same run of a transformed model."""
-        return replace(self, model=model, importance=_expected(model, self.windows))
+        return replace(self, model=model, importance=expected_importance(model, self.windows))
 
 
-def prepare(
+def prepare_run(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
     seed: int | None = None, random_share: float = usual("random_share"),
-) -> MethodJob:  # fmt: skip
+) -> MethodRun:  # fmt: skip
     """Cut the texts, and add windows of random tokens; no weight is read.
 
     SourceError for a GGUF, which transformers cannot run.
@@ -69,13 +71,13 @@ def prepare(
         raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
     text = cut_windows(model, texts, ctx, chunks, seed)
     windows = add_random(text, model, random_share)
-    return MethodJob(
-        model, windows, _expected(model, windows), Cut(texts, ctx, chunks, seed),
+    return MethodRun(
+        model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
         len(windows.ids) - len(text.ids),
     )  # fmt: skip
 
 
-def _expected(model: Model, windows: Windows) -> Importance:
+def expected_importance(model: Model, windows: Windows | None = None) -> Importance:
     """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
     entries = {}
     for tensor in model.tensors:
@@ -84,24 +86,59 @@ def _expected(model: Model, windows: Windows) -> Importance:
             matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
             entries[tensor.name] = ones
-    return Importance(Path(), entries, windows.labels, len(windows.ids))
+    labels, count = (windows.labels, len(windows.ids)) if windows else ((), 0)
+    return Importance(Path(), entries, labels, count)
+
+
+def survey_folder(output: Path) -> Path:
+    """Where the choice of types keeps its work until the file is whole."""
+    folder = checkpoint_folder(output)
+    return folder.with_name(folder.name + "-survey")
+
+
+def remove_survey(output: Path) -> None:
+    """The choice of types is not needed again."""
+    shutil.rmtree(survey_folder(output), ignore_errors=True)
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """A run that may begin; `rounded` yields its events, then ``store`` holds the tensors."""
+class Rounding:
+    """A run that may begin; `round_tensors` yields its events, then ``store`` holds the tensors.
+
+    It ends with `finish` or `abandon`.
+    """
 
     work: Work
     checkpoint: Checkpoint
     store: EncodedStore
+    output: Path
     random_windows: int = 0
 
+    def finish(self) -> None:
+        """The output is whole: the run's folders go."""
+        self.store.close()
+        self.checkpoint.remove()
+        remove_survey(self.output)
 
-def begin(
-    job: MethodJob, plan: Plan | FolderPlan, output: Path, options: Options, *,
+    def abandon(self) -> list[Note]:
+        """Keep the layers that are done, and say where; without any the folders go."""
+        self.store.close()
+        if not self.checkpoint.done:
+            self.checkpoint.remove()
+            remove_survey(self.output)
+            return []
+        sentence = (
+            f"{self.checkpoint.done} layers are done and kept in {self.checkpoint.folder}; "
+            "the same command with --resume continues"
+        )
+        return [Note(sentence, "warning")]
+
+
+def begin_rounding(
+    job: MethodRun, plan: Plan | FolderPlan, output: Path, options: Options, *,
     dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
     threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
-) -> Encoding:  # fmt: skip
+) -> Rounding:  # fmt: skip
     """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
     options.check()
     codecs, every = find_codecs(plan)
@@ -118,11 +155,11 @@ def begin(
     work = Work(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
-    return Encoding(work, checkpoint, EncodedStore(folder), job.random_windows)
+    return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)
 
 
 def plan_passes(
-    job: MethodJob, folder: Path, dtype: str | None, device: str | None, max_memory: int,
+    job: MethodRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
     threads: int,
 ) -> ModelRun:  # fmt: skip
     """How the model will be run; ``folder`` takes what is too large for memory."""
@@ -133,13 +170,13 @@ def plan_passes(
     )  # fmt: skip
 
 
-def rounded(encoding: Encoding) -> Iterator[Event]:
+def round_tensors(rounding: Rounding) -> Events[None]:
     """Run the model and round its tensors, yielding notes, progress and an `Outcome` for each.
 
     An interrupt leaves the folder, so that ``resume`` can go on from the last whole layer.
     """
-    run = encoding.work.run
-    drawn = encoding.random_windows
+    run = rounding.work.run
+    drawn = rounding.random_windows
     count, available = len(run.windows.ids) - drawn, run.windows.available
     yield Note(
         f"{count} windows of {run.windows.ids.shape[1]} tokens from "
@@ -148,16 +185,16 @@ def rounded(encoding: Encoding) -> Iterator[Event]:
         + (f" and {drawn} of random tokens" if drawn else "")
         + f", products in {run.dtype} on {run.device}"
     )
-    if encoding.checkpoint.done:
-        yield Note(f"continuing after layer {encoding.checkpoint.done - 1}")
-    yield from round_model(encoding.work, encoding.checkpoint, encoding.store)
-    missing = [name for name in encoding.work.codecs if name not in encoding.store]
+    if rounding.checkpoint.done:
+        yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")
+    yield from round_model(rounding.work, rounding.checkpoint, rounding.store)
+    missing = [name for name in rounding.work.codecs if name not in rounding.store]
     if missing:
         raise SourceError(
             f"the model never multiplied with {missing[0]}, so no method can round it",
             hint="leave --method out",
         )
-    yield _summary(encoding.store.outcomes)
+    yield _summary(rounding.store.outcomes)
 
 
 def _summary(outcomes: Sequence[Outcome]) -> Note:
@@ -169,19 +206,3 @@ def _summary(outcomes: Sequence[Outcome]) -> Note:
         f"{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} times "
         f"that of importance weights alone; {kept} kept the latter, being no worse"
     )
-
-
-def outcome_rows(outcomes: Sequence[Outcome]) -> list[Mapping[str, object]]:
-    """The outcomes as plain data, in the file's order."""
-    return [
-        {
-            "tensor": outcome.tensor,
-            "type": outcome.format,
-            "method": outcome.method,
-            "loss_before": outcome.before,
-            "loss_after": outcome.after,
-            "matrices": outcome.matrices,
-            "kept": outcome.kept,
-        }
-        for outcome in outcomes
-    ]

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
-from quantcli.sources.packed.settings import Settings
+from quantcli.layouts.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
+from quantcli.layouts.settings import Settings
 from quantcli.types import TensorInfo
 
 METHODS = ("fp8", "fbgemm_fp8")

@@ -11,12 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.sources.shards import Shards
 from quantcli.types import PackedType, TensorInfo
 
 Floats = NDArray[np.float32]
@@ -28,14 +26,34 @@ _STRIP = 1 << 20
 _LOOKUPS = 1 << 16
 """Bytes looked up at once: NumPy widens indices eightfold."""
 
-_NUMPY: dict[str, Any] = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": np.uint8, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "I8": np.int8, "U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64,
-}  # fmt: skip
-"""NumPy's types for what codes and scales are stored in; E4M3 codes are looked up as bytes."""
-
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+class StoredTensors(Protocol):
+    """The tensors of a checkpoint as they are stored, and reads of parts of them."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every stored tensor by name."""
+
+    def load(
+        self,
+        name: str,
+        rows: Span | None = None,
+        columns: Span | None = None,
+        *,
+        width: int | None = None,
+    ) -> NDArray[Any]:
+        """Part of a tensor as a matrix of its own dtype, leading axes flattened.
+
+        ``width`` is a row's length where that is not the last axis. E4M3 comes as bytes.
+        """
+
+    def load_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes ``start:stop`` of a tensor, whatever its dtype."""
+
+    def is_remote(self, name: str) -> bool:
+        """Whether a read costs a request."""
 
 
 class PackedWeight(Protocol):
@@ -49,28 +67,28 @@ class PackedWeight(Protocol):
     def parts(self) -> tuple[str, ...]:
         """The stored tensors it is made of, which do not show."""
 
-    def read(self, shards: Shards, rows: Span, columns: Span) -> Floats:
+    def read(self, source: StoredTensors, rows: Span, columns: Span) -> Floats:
         """A rectangle of the weight, leading axes flattened, in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowWeight:
-    """A packed matrix that is decoded by whole rows; ``decode`` gets shards and a row range."""
+    """A packed matrix that is decoded by whole rows; ``decode`` gets tensors and a row range."""
 
     info: TensorInfo
     parts: tuple[str, ...]
-    decode: Callable[[Shards, int, int], Floats]
+    decode: Callable[[StoredTensors, int, int], Floats]
 
-    def read(self, shards: Shards, rows: Span, columns: Span) -> Floats:
+    def read(self, source: StoredTensors, rows: Span, columns: Span) -> Floats:
         """A rectangle, its rows decoded in strips."""
         width = self.info.shape[-1]
         step = max(1, _STRIP // max(1, width))
         if columns == (0, width) and 0 < rows[1] - rows[0] <= step:
-            return self.decode(shards, *rows)
+            return self.decode(source, *rows)
         block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), np.float32)
         for start in range(rows[0], rows[1], step) if block.size else ():
             stop = min(start + step, rows[1])
-            strip = self.decode(shards, start, stop)
+            strip = self.decode(source, start, stop)
             block[start - rows[0] : stop - rows[0]] = strip[:, slice(*columns)]
         return block
 
@@ -82,31 +100,6 @@ def show(
     stored = [tensors[part] for part in parts]
     nbytes = sum(info.nbytes for info in stored)
     return TensorInfo(name, shape, PackedType(kind), nbytes, stored[0].file)
-
-
-def load(
-    shards: Shards,
-    name: str,
-    rows: Span | None = None,
-    columns: Span | None = None,
-    *,
-    width: int | None = None,
-) -> NDArray[Any]:
-    """Part of a stored tensor as a matrix of its own dtype, leading axes flattened.
-
-    ``width`` is a row's length where that is not the last axis.
-    """
-    info, place = shards.tensors[name], shards.places[name]
-    width = width or (info.shape[-1] if info.shape else 1)
-    span = rows or (0, info.elements // max(1, width))
-    return place.file.read_block(place.offset, np.dtype(_NUMPY[info.dtype]), width, span, columns)
-
-
-def load_bytes(shards: Shards, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-    """Bytes ``start:stop`` of a stored tensor, whatever its dtype."""
-    place, data = shards.places[name], np.empty(stop - start, np.uint8)
-    place.file.fill(data, place.offset + start)
-    return data
 
 
 def describe(

@@ -6,24 +6,23 @@
 
 from __future__ import annotations
 
-from quantcli.sources.packed.float4 import NVFP4, build_float4
-from quantcli.sources.packed.fp8 import find_fp8
-from quantcli.sources.packed.settings import Settings
-from quantcli.sources.packed.weight import PackedWeight
-from quantcli.sources.shards import Shards
+from quantcli.layouts.float4 import NVFP4, build_float4
+from quantcli.layouts.fp8 import find_fp8
+from quantcli.layouts.settings import Settings
+from quantcli.layouts.stored import PackedWeight, StoredTensors
 
 _GROUP = 16
 
 
-def find_modelopt(shards: Shards, settings: Settings) -> dict[str, PackedWeight]:
+def find_modelopt(source: StoredTensors, settings: Settings) -> dict[str, PackedWeight]:
     """Every quantized weight; SourceError names the first part that is wrong."""
     kind = settings.values.get("quant_algo")
     if kind == "FP8":
-        return dict(find_fp8(shards.tensors, settings))
+        return dict(find_fp8(source.tensors, settings))
     if kind != NVFP4:
         raise settings.refuse()
     return {
-        name: build_float4(shards, info, name, "ModelOpt", _GROUP, whole=f"{name}_scale_2")
-        for name, info in shards.tensors.items()
+        name: build_float4(source, info, name, "ModelOpt", _GROUP, whole=f"{name}_scale_2")
+        for name, info in source.tensors.items()
         if info.dtype == "U8" and name.endswith(".weight")
     }

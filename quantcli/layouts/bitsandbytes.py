@@ -20,20 +20,18 @@ from typing import Any
 import numpy as np
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.scaled import INT8, Scale, ScaledWeight, build_scaled
-from quantcli.sources.packed.settings import Settings, count
-from quantcli.sources.packed.weight import (
+from quantcli.layouts.scaled import INT8, Scale, ScaledWeight, build_scaled
+from quantcli.layouts.settings import Settings, count
+from quantcli.layouts.stored import (
     Floats,
     PackedWeight,
     RowWeight,
+    StoredTensors,
     expect_shape,
-    load,
-    load_bytes,
     look_up_pairs,
     show,
     take_part,
 )
-from quantcli.sources.shards import Shards
 from quantcli.types import TensorInfo
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -53,22 +51,22 @@ class _Blocks:
     nested_offset: float
 
 
-def find_bitsandbytes(shards: Shards, settings: Settings) -> dict[str, PackedWeight]:
+def find_bitsandbytes(source: StoredTensors, settings: Settings) -> dict[str, PackedWeight]:
     """Every quantized matrix; SourceError names the first part that is wrong."""
     found: dict[str, PackedWeight] = {}
-    for name, info in shards.tensors.items():
+    for name, info in source.tensors.items():
         weight, mark, kind = name.partition(_STATE)
-        if mark and weight in shards.tensors:
+        if mark and weight in source.tensors:
             if kind not in _KINDS:
                 raise SourceError(
                     f"{info.file}: tensor {name!r} is of the unknown kind {kind!r}; "
                     f"{' and '.join(_KINDS)} are read"
                 )
-            found[weight] = _build_blocks(shards, shards.tensors[weight], info, kind)
+            found[weight] = _build_blocks(source, source.tensors[weight], info, kind)
         elif info.dtype == INT8 and name.endswith(".weight"):
-            found[name] = _build_rows(shards, info)
+            found[name] = _build_rows(source, info)
     packed = settings.flag("load_in_4bit", False)
-    for name, info in shards.tensors.items():
+    for name, info in source.tensors.items():
         if packed and info.dtype == "U8" and name.endswith(".weight") and name not in found:
             raise SourceError(
                 f"{info.file}: tensor {name!r} holds codes, but there is no {name}{_STATE}nf4, "
@@ -78,9 +76,9 @@ def find_bitsandbytes(shards: Shards, settings: Settings) -> dict[str, PackedWei
     return found
 
 
-def _build_rows(shards: Shards, codes: TensorInfo) -> ScaledWeight:
+def _build_rows(source: StoredTensors, codes: TensorInfo) -> ScaledWeight:
     module = codes.name.removesuffix(".weight")
-    scale = take_part(shards.tensors, f"{module}.SCB", codes.name, ("F32",))
+    scale = take_part(source.tensors, f"{module}.SCB", codes.name, ("F32",))
     if len(codes.shape) != 2:
         raise SourceError(
             f"{codes.file}: tensor {codes.name!r} has shape {list(codes.shape)}; int8 codes of "
@@ -90,21 +88,23 @@ def _build_rows(shards: Shards, codes: TensorInfo) -> ScaledWeight:
     expect_shape(scale, (rows,), f"for the rows of {codes.name!r}")
     layout = f"{module}.weight_format"
     others: tuple[str, ...] = ()
-    if layout in shards.tensors:
+    if layout in source.tensors:
         others = (layout,)
-        if load(shards, layout).any():
+        if source.load(layout).any():
             raise SourceError(
                 f"{codes.file}: tensor {layout!r} names an order of the codes other than rows"
             )
     return build_scaled(
-        shards.tensors, codes, Scale(scale.name, 1, rows, 1, 1, columns),
+        source.tensors, codes, Scale(scale.name, 1, rows, 1, 1, columns),
         kind="bitsandbytes int8, per row", factor=_ROW_SCALE, others=others,
     )  # fmt: skip
 
 
-def _build_blocks(shards: Shards, codes: TensorInfo, state: TensorInfo, kind: str) -> RowWeight:
-    tensors, name = shards.tensors, codes.name
-    values = _read_state(shards, state)
+def _build_blocks(
+    source: StoredTensors, codes: TensorInfo, state: TensorInfo, kind: str
+) -> RowWeight:
+    tensors, name = source.tensors, codes.name
+    values = _read_state(source, state)
     shape = values.get("shape")
     where = f"{state.file}: tensor {state.name!r}"
     if (
@@ -144,14 +144,14 @@ def _build_blocks(shards: Shards, codes: TensorInfo, state: TensorInfo, kind: st
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 
 
-def _read_state(shards: Shards, state: TensorInfo) -> Mapping[str, Any]:
+def _read_state(source: StoredTensors, state: TensorInfo) -> Mapping[str, Any]:
     where = f"{state.file}: tensor {state.name!r}"
     if state.dtype != "U8" or state.nbytes > _STATE_CAP:
         raise SourceError(
             f"{where} should be a JSON text, but is {state.nbytes} bytes of {state.dtype}"
         )
     try:
-        values = json.loads(load_bytes(shards, state.name, 0, state.nbytes).tobytes())
+        values = json.loads(source.load_bytes(state.name, 0, state.nbytes).tobytes())
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where} is not a JSON text: {error}") from error
     if not isinstance(values, dict):
@@ -166,14 +166,14 @@ def _number(values: Mapping[str, Any], key: str, where: str) -> float:
     return float(value)
 
 
-def _decode(matrix: _Blocks, shards: Shards, start: int, stop: int) -> Floats:
+def _decode(matrix: _Blocks, source: StoredTensors, start: int, stop: int) -> Floats:
     """Rows ``start:stop``; blocks run on from row to row."""
     first, last = start * matrix.columns, stop * matrix.columns
-    stored = load_bytes(shards, matrix.name, first // 2, -(-last // 2))
-    table = load(shards, f"{matrix.name}.quant_map")[0]
+    stored = source.load_bytes(matrix.name, first // 2, -(-last // 2))
+    table = source.load(f"{matrix.name}.quant_map")[0]
     values = look_up_pairs(stored, table, high_first=True)[first % 2 :][: last - first]
     size = matrix.size
-    scales = _scales(matrix, shards, first // size, -(-last // size))
+    scales = _scales(matrix, source, first // size, -(-last // size))
     head = min(-first % size, last - first)
     whole = (last - first - head) // size
     inside = values[head : head + whole * size].reshape(whole, size)
@@ -183,11 +183,11 @@ def _decode(matrix: _Blocks, shards: Shards, start: int, stop: int) -> Floats:
     return values.reshape(stop - start, matrix.columns)
 
 
-def _scales(matrix: _Blocks, shards: Shards, low: int, high: int) -> Floats:
-    scales = load(shards, f"{matrix.name}.absmax", columns=(low, high))[0]
+def _scales(matrix: _Blocks, source: StoredTensors, low: int, high: int) -> Floats:
+    scales = source.load(f"{matrix.name}.absmax", columns=(low, high))[0]
     if not matrix.nested_size:
         return np.asarray(scales, np.float32)
-    table = load(shards, f"{matrix.name}.nested_quant_map")[0]
-    outer = load(shards, f"{matrix.name}.nested_absmax")[0]
+    table = source.load(f"{matrix.name}.nested_quant_map")[0]
+    outer = source.load(f"{matrix.name}.nested_absmax")[0]
     numbers = np.arange(low, high) // matrix.nested_size
     return np.asarray(table[scales] * outer[numbers] + np.float32(matrix.nested_offset))

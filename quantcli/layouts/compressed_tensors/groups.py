@@ -1,9 +1,10 @@
-"""compressed-tensors' ``config_groups``: which module was quantized how.
+"""compressed-tensors' settings: ``config_groups`` say which module was quantized how.
 
-A group names its modules by their full names, by regular expressions (``re:``) or by classes;
-the most specific wins. Classes cannot be told from a checkpoint's names, so "Embedding" means the
-token embedding and any other class everything else. What changes the meaning of the weights
-beyond that (sparsity, rotations applied at run time) is refused.
+What is written is one group for all linear layers. In other folders a group names its modules by
+their full names, by regular expressions (``re:``) or by classes; the most specific wins. Classes
+cannot be told from a checkpoint's names, so "Embedding" means the token embedding and any other
+class everything else. What changes the meaning of the weights beyond that (sparsity, rotations
+applied at run time) is refused.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import SourceError
-from quantcli.sources.packed.fp8 import block_size
-from quantcli.sources.packed.settings import Settings, count
+from quantcli.formats.integer import IntegerGrid
+from quantcli.layouts.base import Subject
+from quantcli.layouts.fp8 import block_size
+from quantcli.layouts.settings import Settings, count
+from quantcli.types import Matrix
+
+METHOD = "compressed-tensors"
 
 _FORMATS = (
     "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
@@ -24,6 +30,41 @@ _FORMATS = (
 _STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
 _REGEX = "re:"
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embeddings)$")
+
+
+def scale_shape(matrix: Matrix, grid: IntegerGrid) -> tuple[int, ...]:
+    """Of ``weight_scale`` for an integer grid."""
+    return (1,) if grid.strategy == "tensor" else (matrix.rows, grid.groups(matrix.columns))
+
+
+def integer_scheme(
+    grid: IntegerGrid, activations: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a group says of integer weights, and of ``activations`` that are quantized."""
+    weights = {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": grid.symmetric,
+        "strategy": grid.strategy,
+        "group_size": grid.group_size,
+        "dynamic": False,
+        "actorder": None,
+    }
+    return {"weights": weights, "input_activations": activations, "output_activations": None}
+
+
+def describe_config(subject: Subject, form: str, scheme: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``quantization_config`` of a folder whose linear layers all have the format ``form``."""
+    return {
+        "quantization_config": {
+            "quant_method": METHOD,
+            "format": form,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {"targets": ["Linear"], **scheme, "format": form}},
+            "ignore": list(subject.kept),
+            "kv_cache_scheme": None,
+        }
+    }
 
 
 @dataclass(frozen=True, slots=True)
