@@ -47,13 +47,23 @@ def in_phase(name: str, work: Events[T]) -> Events[T]:
 
 def take(events: Iterable[Event], kind: type[Done]) -> Events[Done]:
     """Yield all events but the one of ``kind``, which is returned."""
+    found = yield from take_all(events, kind)
+    if len(found) != 1:
+        raise RuntimeError(f"a run ended with {len(found)} {kind.__name__}")
+    return found[0]
+
+
+def take_all(events: Iterable[Event], kind: type[Done]) -> Events[list[Done]]:
+    """Yield all events but those of ``kind``, which are returned."""
+    found = []
     # Closed at once when the reader stops, not when the traceback is forgotten.
     with closing(cast(Any, iter(events))) as events:
         for event in events:
             if isinstance(event, kind):
-                return event
-            yield event
-    raise RuntimeError(f"a run ended without {kind.__name__}")
+                found.append(event)
+            else:
+                yield event
+    return found
 
 
 def drain(run: Events[T], show: Show) -> T:

@@ -155,6 +155,16 @@ class Piece:
         return self.order is not None and self.order.transposes
 
     @property
+    def makes_outputs(self) -> bool:
+        """Whether each row makes one output of the stored matrix: `source_rows` says which."""
+        return self.keeps_rows or self.transposes
+
+    @property
+    def passes_gradients(self) -> bool:
+        """Whether `gather_gradient` holds for it: values are stored but for a constant."""
+        return isinstance(self.pointwise, Add | None)
+
+    @property
     def stored_rows(self) -> int:
         """How many stored rows, from ``start`` on, it is made of."""
         if self.order is None:
@@ -210,9 +220,9 @@ class Piece:
     def gather_gradient(self, gradient: Any) -> Any:
         """The gradient by the piece's rows, out of the gradient by the whole stored tensor.
 
-        ValueError where more than a constant is added to the values.
+        ValueError unless it `passes_gradients`.
         """
-        if not isinstance(self.pointwise, Add | None):
+        if not self.passes_gradients:
             raise ValueError(f"{self.source} is stored through {self.pointwise}")
         return self.arrange(self._block(gradient))
 

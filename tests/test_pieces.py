@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -167,6 +167,7 @@ def test_scatter_is_the_way_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
@@ -178,6 +179,7 @@ def test_slabs_are_the_whole_in_parts(name: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_stored_slabs_come_back(name: str, data: st.DataObject) -> None:
     stored, pieces, wanted = CASES[name]
@@ -228,6 +230,7 @@ def _orders(draw: st.DrawFn) -> Order:
     return Order(view, axes, int(np.prod(view[wide:])), tuple(cut))
 
 
+@settings(deadline=None)
 @given(_orders(), st.data())
 def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> None:
     stored = _numbers(int(np.prod(order.view)) // order.columns, order.columns)
@@ -254,6 +257,7 @@ def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> Non
         np.testing.assert_array_equal(found, stored[start:stop])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=8))
 def test_pointwise_functions_are_undone(values: list[float]) -> None:
     array = np.array([values], np.float32)
@@ -292,14 +296,19 @@ def test_pieces_of_several_dtypes_meet_in_float32() -> None:
 
 def test_rows_made_of_parts_of_rows_have_no_row_numbers() -> None:
     piece = Piece("a", 4, order=Order((2, 3, 2), (0, 2, 1), 2))
+    assert not piece.makes_outputs
     with pytest.raises(ValueError, match="takes stored rows apart"):
         piece.source_rows(0, 4)
+    assert all(
+        one.makes_outputs for case in ("transposed", "rows as they are") for one in CASES[case][1]
+    )
 
 
 def test_gradients_pass_constants_only() -> None:
     gradient = _numbers(1, C)
     found = Piece("a", 1, pointwise=Add(1.0)).gather_gradient(gradient)
     np.testing.assert_array_equal(found, gradient)
+    assert not Piece("a", 1, pointwise=NegativeExp()).passes_gradients
     with pytest.raises(ValueError, match="NegativeExp"):
         Piece("a", 1, pointwise=NegativeExp()).gather_gradient(gradient)
 

@@ -135,9 +135,9 @@ def _config(header: Header) -> dict[str, Any]:
         **config,
         **scale_config(config, _LAYERS_OF_27B),
         **header.named(
+            final_logit_softcapping="final_logit_softcapping",
             sliding_window="attention.sliding_window",
             attn_logit_softcapping="attn_logit_softcapping",
-            final_logit_softcapping="final_logit_softcapping",
         ),
     }
 

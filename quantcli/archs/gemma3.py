@@ -87,8 +87,8 @@ def _config(header: Header) -> dict[str, Any]:
         **config,
         **scale_config(config, _LAYERS_OF_27B),
         **header.named(
-            sliding_window="attention.sliding_window",
             final_logit_softcapping="final_logit_softcapping",
+            sliding_window="attention.sliding_window",
         ),
         "layer_types": layer_pattern(layers, _WINDOW_EVERY)
         if windowed

@@ -35,7 +35,7 @@ ROPE_TYPES = ("default", "linear", "yarn")
 DEFAULTS = {"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
 FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
 
-_BIASES = (
+BIASES = (
     layer("attn_q.bias", "self_attn.q_proj.bias", "q"),
     layer("attn_k.bias", "self_attn.k_proj.bias", "kv"),
     layer("attn_v.bias", "self_attn.v_proj.bias", "kv"),
@@ -53,7 +53,7 @@ def notes(config: Config) -> tuple[str, ...]:
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:
-    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *_BIASES, *MLP)
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *BIASES, *MLP)
 
 
 def _check(config: Config, dims: Dims) -> None:

@@ -12,7 +12,7 @@ from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.folder_card import write_card
 from quantcli.errors import SourceError
-from quantcli.layouts.base import Packing, Subject
+from quantcli.layouts.base import FolderFacts, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe
@@ -90,7 +90,7 @@ def make_settings(
         config = _with_dtype(config, DTYPES[plan.dtype])
     if packing is not None and plan.scheme is not None:
         quantized = [item.matrix.module for item in plan.items]
-        config |= packing.describe(Subject(config, plan.scheme.grid, quantized, plan.kept))
+        config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = to_json(config)
     places = {name: shard for name, (shard, _, _) in tensors.items()}
     if len(set(places.values())) > 1:

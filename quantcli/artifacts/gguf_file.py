@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quantcli import __version__
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.gguf_container import (
-    Layout,
+    FileLayout,
     TensorEntry,
     lay_out,
     shard_metadata,
@@ -75,7 +75,7 @@ class GgufFile:
     importance: Importance | None
     metadata: Mapping[str, MetaValue]
     shards: Mapping[Path, tuple[TensorPlan, ...]]
-    layouts: Mapping[Path, Layout]
+    layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
     hashed = True
@@ -249,7 +249,7 @@ def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
 
 def _lay_out(
     metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorPlan]]
-) -> dict[Path, Layout]:
+) -> dict[Path, FileLayout]:
     tensors = sum(map(len, shards.values()))
     layouts = {}
     for index, (path, items) in enumerate(shards.items()):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
 from quantcli.artifacts.folder_files import make_settings, shard_names
-from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.gguf_container import FileLayout
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
 from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.artifacts.shards import split_shards
@@ -64,7 +64,7 @@ class ModelFolder:
     importance: Importance | None
     packing: Packing | None
     path: Path
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FileLayout]
     tensors: Mapping[str, tuple[str, int, Declared]]
     settings: Mapping[str, bytes]
     force: bool

@@ -11,11 +11,11 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 
-from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.gguf_container import FileLayout
 from quantcli.types import Declared
 
 
-def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> Layout:
+def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> FileLayout:
     """Fix every byte offset of a file that holds ``tensors`` in that order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     starts: dict[str, int] = {}
@@ -32,4 +32,4 @@ def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> Layout:
     text += b" " * (-len(text) % 8)
     head = struct.pack("<Q", len(text)) + text
     offsets = {name: len(head) + start for name, start in starts.items()}
-    return Layout(head, offsets, len(head) + end)
+    return FileLayout(head, offsets, len(head) + end)

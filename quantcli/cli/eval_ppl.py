@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    open_output,
-    option,
-    thread_count,
-)
-from quantcli.errors import UsageError
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from quantcli.cli.output import Output
-    from quantcli.evals.gates import Gates
-    from quantcli.evals.run import Job, Measured
+    pass
 
 _TEXT = "The text, and how it is cut"
 _BASE = "The base to compare with"
 _GATES = "Limits (exit code 3 if one is exceeded)"
 
 
+@command
 def eval_ppl(
-    context: typer.Context,
+    out: Output,
     artifacts: Annotated[
         list[str],
         typer.Argument(
@@ -164,10 +151,6 @@ def eval_ppl(
         option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
     ] = None,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
 
@@ -180,87 +163,24 @@ def eval_ppl(
 
     A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
+    from quantcli.api.evaluate import EvaluateResult, evaluate
+    from quantcli.errors import GateError
 
-    from quantcli.artifacts.atomic import refuse_existing
-    from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
-    from quantcli.evals.bases.file import BaseFile
-    from quantcli.evals.gates import Gates, check_gates
-    from quantcli.evals.run import Job, check_job
-    from quantcli.layerwise.texts import read_texts
+    def show(done: object) -> None:
+        if isinstance(done, EvaluateResult) and out.json:
+            out.document("eval-ppl", 1, done.document)
+        elif isinstance(done, EvaluateResult):
+            for table in done.tables:
+                out.table(table)
 
-    check_folder(config)
-    texts = read_texts(data, field=field) if data else []
-    stored = BaseFile(base) if base else None
-    wanted = engine or AUTO
-    gates = Gates(max_ppl, max_kld, min_top1)
-    with ExitStack() as stack:
-        origin = None
-        if reference is not None:
-            origin = open_artifact(reference, engine=wanted, folder=config, on_progress=out.event)
-            stack.enter_context(origin.model)
-        found = []
-        for target in artifacts:
-            artifact = open_artifact(
-                target,
-                engine=wanted,
-                folder=config,
-                tokenizer=origin.checkpoint if origin else None,
-                on_progress=out.event,
-            )
-            stack.enter_context(artifact.model)
-            found.append(artifact)
-        job = Job(
-            found, texts,
-            context=ctx, stride=stride, chunks=chunks, reference=origin, base=stored,
-            save=save_base, kept=top_k, force=force, threads=thread_count(threads),
+    try:
+        done = evaluate(
+            artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
+            engine=engine, config=config, reference=reference, base=base, save_base=save_base,
+            top_k=top_k, force=force, max_ppl=max_ppl, max_kld=max_kld, min_top1=min_top1,
+            plot=plot, threads=threads, on_event=out.event,
         )  # fmt: skip
-        check_job(job)
-        check_gates(gates, job)
-        if plot is not None:
-            if not job.compares:
-                raise UsageError("--plot draws the divergence from a base", hint="add --reference")
-            refuse_existing([plot], force=force)
-        _run(out, job, gates, plot)
-
-
-def _run(out: Output, job: Job, gates: Gates, plot: Path | None) -> None:
-    from quantcli.evals.gates import judge, refuse_failures
-    from quantcli.evals.run import Measured, evaluate
-    from quantcli.report.evaluations import evaluation_document, evaluation_tables
-
-    results: list[Measured] = []
-    with out.phase("evaluating"):
-        for event in evaluate(job):
-            if isinstance(event, Measured):
-                results.append(event)
-            else:
-                out.event(event)
-    verdicts = judge(gates, results)
-    if out.json:
-        out.document("eval-ppl", 1, evaluation_document(job, results, verdicts))
-    for table in evaluation_tables(job, results):
-        out.table(table)
-    if plot is not None:
-        _draw(plot, results, force=job.force)
-    refuse_failures(verdicts)
-
-
-def _draw(path: Path, results: Sequence[Measured], *, force: bool) -> None:
-    from quantcli.artifacts.atomic import AtomicFiles
-    from quantcli.report.plot import Point, draw_plot
-
-    points = [
-        Point(
-            found.text,
-            Path(found.artifact.label).name,
-            found.artifact.bits_per_weight,
-            found.summary.against.mean.value,
-        )
-        for found in results
-        if found.summary.against is not None
-    ]
-    content = draw_plot(points).encode()
-    with AtomicFiles({path: len(content)}, force=force) as files:
-        files.write(path, 0, content)
-        files.publish()
+    except GateError as error:
+        show(error.result)
+        raise
+    show(done)

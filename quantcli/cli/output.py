@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from os import environ
@@ -146,19 +144,6 @@ class Output:
         else:
             for sentence in event.details:
                 self.detail(sentence)
-
-    @contextmanager
-    def phase(self, label: str) -> Iterator[None]:
-        """Name the work that the progress inside belongs to: "quantizing"."""
-        before, start = self._label, time.monotonic()
-        self.close()
-        self._label = label
-        try:
-            yield
-        finally:
-            self.close()
-            self._label = before
-        self.detail(f"{label}: {time.monotonic() - start:.2f} s")
 
     def close(self) -> None:
         """Take the progress display away."""

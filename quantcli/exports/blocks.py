@@ -26,7 +26,6 @@ from quantcli.types import Matrix
 
 GROUP = 32
 MXFP4 = "MXFP4"
-_MXFP4_BYTES = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +77,17 @@ class BlockCodes:
         return coded
 
 
-class MicroscaleCodes:
-    """Gives the codes of MXFP4 blocks: a `CodeSource` whose "scales" are exponents' bytes."""
+class StoredRows:
+    """Gives a GGUF's packed rows as they are: a `CodeSource` for a layout's ``blocks``."""
 
     def __init__(self, view: CheckpointView) -> None:
         self._view = view
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
-        """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
+        """The packed rows behind the decoded ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_held(matrix.source, first, first + len(rows))
-        blocks = raw.reshape(-1, _MXFP4_BYTES)
-        codes = split_nibbles(blocks[:, 1:]).astype(np.uint8).reshape(len(rows), -1)
-        exponents = blocks[:, 0].astype(np.float32).reshape(len(rows), -1)
-        return IntegerCodes(codes, exponents)
+        packed = self._view.read_held(matrix.source, first, first + len(rows))
+        return IntegerCodes(packed, np.empty((0, 0), np.float32))
 
 
 def encode_mxfp4(rows: NDArray[Any]) -> NDArray[np.uint8] | None:

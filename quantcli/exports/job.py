@@ -1,4 +1,4 @@
-"""An export from an artifact's name to files: what `quantcli export` and `quantcli.export` do."""
+"""An export from an artifact's name to a decided job."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.write import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
-from quantcli.layouts import LAYOUTS
+from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
 from quantcli.report.card import read_evaluation
@@ -96,35 +94,9 @@ def _find_target(to: str) -> Prepare:
 def _takers(option: str) -> list[str]:
     takers = []
     for name in _TAKEN_BY[option]:
-        folders = [to for to in LAYOUTS if name == _FOLDER or to != "hf"]
-        takers += folders if name in (_FOLDER, _CODES) else [name]
+        folders = {_FOLDER: list(LAYOUTS), _CODES: code_layouts()}
+        takers += folders.get(name, [name])
     return takers
-
-
-def export(
-    artifact: str | Path,
-    output: str | Path | None = None,
-    *,
-    to: str,
-    threads: int | None = None,
-    force: bool = False,
-    **options: Any,
-) -> Exported:
-    """Convert an artifact in one call; ``options`` are those of the command line.
-
-    Such as ``dtype="bf16"``, ``split_max_size="4G"``, ``tokenizer=Path(...)``. Raises a
-    QuantcliError in one sentence for whatever is wrong, and then leaves nothing behind.
-    """
-    wish = make_wish(
-        to,
-        output=None if output is None else Path(output),
-        threads=threads or default_threads(),
-        force=force,
-        **options,
-    )
-    with open_export([artifact], to, wish) as prepared:
-        *_, done = prepared.run()
-    return cast(Exported, done)
 
 
 def _check_shards(found: Resolved, artifacts: Sequence[str | Path]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.gguf_container import (
-    Layout,
+    FileLayout,
     TensorEntry,
     lay_out,
     shard_metadata,
@@ -39,7 +39,7 @@ class Regrouping:
 
     store: GgufCheckpoint
     groups: Mapping[Path, Sequence[TensorInfo]]
-    layouts: Mapping[Path, Layout]
+    layouts: Mapping[Path, FileLayout]
     force: bool
 
     @property

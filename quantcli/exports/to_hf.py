@@ -26,7 +26,7 @@ from quantcli.artifacts.folder_files import (
     shard_names,
     write_index,
 )
-from quantcli.artifacts.gguf_container import Layout
+from quantcli.artifacts.gguf_container import FileLayout
 from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
@@ -39,7 +39,7 @@ from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.exports.threads import in_order
 from quantcli.exports.verify import stored_keys
 from quantcli.formats import native
-from quantcli.layouts.base import Layout as FolderLayout
+from quantcli.layouts.base import Layout
 from quantcli.layouts.hf import HF
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk
@@ -64,7 +64,7 @@ class Folder:
     path: Path
     files: Mapping[str, bytes]
     shards: Mapping[str, tuple[Declared, ...]]
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, FileLayout]
     notes: tuple[Note, ...]
     force: bool
 
@@ -126,7 +126,7 @@ def folder_files(
     path: Path,
     wish: Wish,
     *,
-    layout: FolderLayout,
+    layout: Layout,
     dtype: str,
     facts: Sequence[tuple[str, str]],
 ) -> tuple[dict[str, bytes], list[Note]]:

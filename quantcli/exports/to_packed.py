@@ -21,7 +21,7 @@ from quantcli.artifacts.nearest_codes import CodeSource
 from quantcli.artifacts.write import Finished, write_artifact
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
-from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, MicroscaleCodes
+from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, StoredRows
 from quantcli.exports.floats import fits
 from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.outcome import Exported
@@ -71,7 +71,7 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
     block = None if wish.requantize else layout.blocks.get(kind)
     codes: CodeSource | None = None
     if block is not None:
-        codes = MicroscaleCodes(view)
+        codes = StoredRows(view)
     elif not wish.requantize:
         codes = BlockCodes(view, scheme.grid)
         if scheme.grid.zero == "integer":
@@ -124,8 +124,7 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        is_held = kind in layout.blocks or (kind in GRIDS and GRIDS[kind].bits in grids.bits)
-        if is_held and not matrix.transpose:
+        if _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)
         elif kind in _FLOATS or matrix.source not in inner:
             kept.append(matrix)
@@ -165,6 +164,12 @@ def _kind(view: CheckpointView, matrix: Matrix) -> str:
 def _bits(view: CheckpointView, matrix: Matrix) -> int:
     kind = _kind(view, matrix)
     return GRIDS[kind].bits if kind in GRIDS else 4
+
+
+def _holds(layout: Layout, grids: Grids, kind: str) -> bool:
+    """Whether the layout has the grid of a block format."""
+    fits = kind in GRIDS and GRIDS[kind].bits in grids.bits
+    return kind in layout.blocks or (fits and (not grids.groups or GROUP in grids.groups))
 
 
 def _exact(

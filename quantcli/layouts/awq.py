@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Grids, Layout, Packing, Patch, Subject, as_stored, remark_experts
+from quantcli.layouts.base import (
+    FolderFacts,
+    Grids,
+    Layout,
+    Packing,
+    Patch,
+    as_stored,
+    remark_experts,
+)
 from quantcli.layouts.settings import Settings
 from quantcli.layouts.stored import (
     FLOATS,
@@ -82,7 +90,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.scales", as_stored(coded.scales.T, grid), column=start)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     return {
         "quantization_config": {
             "quant_method": "awq",

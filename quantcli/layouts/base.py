@@ -40,7 +40,7 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class FolderFacts:
     """What a configuration describes: the source's config.json, the grid, and linear modules.
 
     ``quantized`` and ``kept`` are names of those that are quantized and those that are not.
@@ -69,7 +69,7 @@ class Packing:
 
     declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
     place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterable[Patch]]
-    describe: Callable[[Subject], dict[str, Any]]
+    describe: Callable[[FolderFacts], dict[str, Any]]
     refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 
@@ -124,11 +124,12 @@ class Layout:
     """A model-folder format.
 
     ``takes`` names the sections of a recipe, and single fields, that mean something for it.
-    ``weights`` packs codes of the integer ``grids`` for float activations; ``activations`` does for
-    activations that a runtime quantizes, by their name in a recipe; ``blocks`` packs the codes of a
-    block format as they are, by its name. ``read`` finds a folder's quantized weights by name, when
-    the layout's name is the ``quant_method`` of its settings; SourceError for what is not
-    understood. ``remark`` gives notes about what runtimes do with a plan.
+    ``weights`` packs codes of the integer ``grids`` for float activations, ``activations`` for
+    activations that a runtime quantizes, by their name in a recipe. ``blocks`` packs the rows of a
+    block format (uint8, in place of codes) as the same weights, by its name. ``read`` finds a
+    folder's quantized weights by name, when the layout's name is the ``quant_method`` of its
+    settings; SourceError for what is not understood. ``remark`` gives notes about what runtimes do
+    with a plan.
     """
 
     name: str

@@ -28,7 +28,15 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Grids, Layout, Packing, Patch, Subject, as_stored, remark_experts
+from quantcli.layouts.base import (
+    FolderFacts,
+    Grids,
+    Layout,
+    Packing,
+    Patch,
+    as_stored,
+    remark_experts,
+)
 from quantcli.layouts.settings import Settings, count
 from quantcli.layouts.stored import (
     FLOATS,
@@ -112,7 +120,7 @@ def _place(
         yield Patch(f"{name}.g_idx", groups[None])
 
 
-def _describe(layout: str, subject: Subject) -> dict[str, Any]:
+def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
     settings: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantcli.layouts import FLOATS
 from quantcli.layouts.base import Layout
 
 
@@ -10,7 +11,7 @@ def _usage(name: str) -> str:
 
 
 HF = Layout(
-    name="hf",
+    name=FLOATS,
     help="any --type, decoded again, to try a type in any runtime",
     takes=frozenset({"types", "method", "dtype"}),
     usage=_usage,

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Grids, Layout, Packing, Patch, Subject, as_stored
+from quantcli.layouts.base import FolderFacts, Grids, Layout, Packing, Patch, as_stored
 from quantcli.layouts.settings import MLX as NAME
 from quantcli.layouts.settings import Settings, count
 from quantcli.layouts.stored import (
@@ -73,7 +73,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     yield Patch(f"{name}.biases", as_stored(coded.zeros, grid), row)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
     return {

@@ -42,6 +42,14 @@ class Settings:
         """File and key, as messages begin."""
         return f"{self.path}: {self.key}"
 
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether they may speak of activations or caches alone, as compressed-tensors' do."""
+        if self.method != "compressed-tensors":
+            return False
+        of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")
+        return self.values.get("format") == "dense" or of_cache
+
     def refuse(self, detail: str | None = None) -> SourceError:
         """The sentence on a method, or a kind of it, that is not read."""
         said = detail or self.values.get("quant_algo") or self.values.get("format")

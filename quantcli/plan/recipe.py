@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from quantcli.errors import UsageError
+from quantcli.layouts import code_layouts
 from quantcli.plan.recipe_field import (
     ACTIVATIONS,
     ALLOCATION,
@@ -109,7 +110,7 @@ class Recipe:
     pre: str | None = declare(GGUF, "Name the pre-tokenizer, where it is not recognised.", "NAME")
     to: str = declare(
         OUTPUT,
-        "gguf (the default), or a model folder: compressed-tensors, gptq, gptq-v2, awq, mlx, or "
+        f"gguf (the default), or a model folder: {', '.join(code_layouts())}, or "
         "hf (any --type, dequantized again, to try a type in any runtime).",
         "FORMAT",
         default="gguf",

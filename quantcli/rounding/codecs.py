@@ -17,9 +17,9 @@ from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize, quantize
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
+from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
 from quantcli.rounding.descent import sweep
-from quantcli.rounding.gptq import encode_columns, round_with_feedback
-from quantcli.rounding.integer import find_ranges, refine_on_grid, round_on_grid
+from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_on_grid
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
 from quantcli.statistics.hessian import Hessian

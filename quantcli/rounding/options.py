@@ -12,6 +12,10 @@ BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
 
 
+USUAL_ROUNDER = "gptq"
+"""The rounder where no method is named."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a method works; a field that a recipe has too means the same here and is declared there.
@@ -19,8 +23,8 @@ class Options:
     For GPTQ: damping, column order, sweeps of descent, and whose inputs it sees.
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
-    for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
-    trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
+    for what they lost. ``rounder`` names what chooses the codes; ``trainer`` what trains each layer
+    after it was rounded, for ``tune_steps`` steps, if anything does; ``e2e`` trains the factors
     and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
     go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
     ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
@@ -31,8 +35,8 @@ class Options:
     sweeps: int = usual("sweeps")
     block_sweeps: int = BLOCK_SWEEPS
     propagate: bool = False
-    feedback: bool = True
-    tune: bool = False
+    rounder: str = USUAL_ROUNDER
+    trainer: str | None = None
     tune_steps: int = usual("tune_steps")
     fisher_windows: int = usual("fisher_windows")
     e2e: bool = False

@@ -13,6 +13,7 @@ from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe, value_of
 from quantcli.plan.schemes import GGUF
+from quantcli.rounding.options import USUAL_ROUNDER
 from quantcli.run.calibrate import states_memory
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
@@ -23,7 +24,7 @@ from quantcli.run.method_run import (
     round_tensors,
     survey_folder,
 )
-from quantcli.run.methods import ROUNDER, parse_methods
+from quantcli.run.methods import parse_methods
 from quantcli.run.quantize import Ready
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
@@ -39,7 +40,7 @@ def apply_methods(
     A rounding that began is added to ``begun``, whose `Rounding.finish` or `Rounding.abandon` the
     caller calls. A dry run plans alone.
     """
-    chain = parse_methods(recipe.method or ROUNDER)
+    chain = parse_methods(recipe.method or USUAL_ROUNDER)
     share = value_of(recipe, "random_share")
     texts = read_texts(list(request.texts))
     planned = prepare_run(model, texts, chunks=request.chunks, random_share=share)

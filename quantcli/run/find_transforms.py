@@ -91,10 +91,10 @@ def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
 
 def _options(plan: Plan | FolderPlan, chain: Chain, threads: int) -> TransformOptions:
     if isinstance(plan, Plan):
-        return TransformOptions(feedback=chain.feedback, threads=threads)
+        return TransformOptions(feedback=chain.feeds_back, threads=threads)
     return TransformOptions(
         weighted=plan.scheme is None or plan.scheme.weighted,
-        feedback=chain.feedback,
+        feedback=chain.feeds_back,
         groups=plan.scheme is not None and plan.scheme.grid.strategy == "group",
         threads=threads,
         dtypes={copy.source: copy.dtype for copy in plan.copies},

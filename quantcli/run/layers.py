@@ -27,6 +27,7 @@ from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, drain, open_walk
 from quantcli.model import Model
+from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
@@ -45,8 +46,8 @@ from quantcli.statistics.layer_gradients import (
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher
+from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
 from quantcli.training.end_to_end import Task, train_end_to_end
-from quantcli.training.tune import Layer, tune_layer
 from quantcli.types import Event, OutputTensor
 from quantcli.workers import Workers, workers
 
@@ -62,6 +63,18 @@ class Work:
     """Also of tensors that no product meets, such as embeddings."""
     gradients: Path
     """The folder that gradients are in, or will be."""
+
+    @property
+    def rounder(self) -> Rounder:
+        """What chooses the codes."""
+        found: Rounder = ROUNDERS.get(self.options.rounder)
+        return found
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """What trains each layer that was rounded."""
+        name = self.options.trainer
+        return None if name is None else TRAINERS.get(name)
 
     @property
     def identity(self) -> dict[str, object]:
@@ -85,7 +98,7 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
     for layer in range(checkpoint.done):
         store.load(layer)
     # A layer that is tuned needs its windows' inputs after they went through it.
-    memory = 0 if work.options.tune else run.max_memory
+    memory = 0 if work.options.trainer else run.max_memory
     with ExitStack() as stack:
         pool = stack.enter_context(workers(run.threads))
         walk = stack.enter_context(
@@ -150,8 +163,8 @@ class _Rounding:
             yield from layer.forward(observe, compare)
             layer.release()
             known = partial(_with_outputs, sums.of, outputs)
-            tuned = layer if self.work.options.tune else None
-            yield from self._round(layer.index, sums.names, known, tuned)
+            trained = layer if self.work.trainer is not None else None
+            yield from self._round(layer.index, sums.names, known, trained)
             yield from sums.notes
         if prefix is not None:
             drain(prefix.layer(layer.index))
@@ -201,7 +214,7 @@ class _Rounding:
     def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, dict[str, OutputFisher]]:
         """How much a filled layer's outputs matter to predictions, by tensor."""
         options = self.work.options
-        if not (options.feedback and options.fisher_windows):
+        if not ("fisher" in self.work.rounder.needs and options.fisher_windows):
             return {}
         yield from self._measure()
         rows = {
@@ -237,7 +250,7 @@ class _Rounding:
 
     def _round(
         self, layer: int, names: Sequence[str],
-        known: Callable[[str, int], MatrixStatistics | None], tuned: LayerPass | None = None,
+        known: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
@@ -246,25 +259,25 @@ class _Rounding:
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
-                name, self.work.codecs[name], _matrices(tensor),
+                name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
                 _matrix_reader(self.work.run.model, tensor), partial(known, name),
                 self.work.options, self.pool,
             )  # fmt: skip
             outcomes.append(outcome)
             yield outcome
-        if tuned is not None:
-            steps = self.work.options.tune_steps
-            yield from tune_layer(self._rounded(tuned, packed), steps, outcomes)
+        if trained is not None and self.work.trainer is not None:
+            rounded = self._rounded(trained, packed)
+            yield from self.work.trainer.train(rounded, self.work.options, outcomes)
         self.store.save(layer, packed, outcomes)
 
-    def _rounded(self, layer: LayerPass, packed: dict[str, Bytes]) -> Layer:
+    def _rounded(self, layer: LayerPass, packed: dict[str, Bytes]) -> RoundedLayer:
         """The layer as it was rounded, with the inputs that it is to be fitted to."""
 
         def read(name: str) -> Floats:
             tensor = self.tensors[name]
             return self.work.run.model.read_floats(tensor, 0, tensor.rows)
 
-        return Layer(
+        return RoundedLayer(
             self.model, layer.index, layer.call, lambda name: self.work.every_codec[name].name,
             read, packed, (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
         )  # fmt: skip

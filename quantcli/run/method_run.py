@@ -148,7 +148,7 @@ def begin_rounding(
             hint="leave --method out, or choose another type",
         )
     folder = checkpoint_folder(output)
-    if dtype is None and (options.propagate or options.tune or options.e2e):
+    if dtype is None and (options.propagate or options.trainer or options.e2e):
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)

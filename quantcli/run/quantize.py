@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import default_output, prepare_artifact
-from quantcli.artifacts.write import Finished, threads_within, write_artifact
-from quantcli.events import Events, in_phase, take
+from quantcli.artifacts.write import Finished, threads_within, write_artifacts
+from quantcli.events import Events, in_phase, take_all
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model
 from quantcli.plan.schemes import GGUF
@@ -138,26 +138,34 @@ def _show_plans(ready: Sequence[Ready]) -> Events[list[Quantized]]:
 
 
 def _write_all(ready: Sequence[Ready]) -> Events[list[Quantized]]:
-    done = []
-    for each in ready:
-        artifact, rounding = each.artifact, each.rounding
-        if rounding is not None:
-            artifact = _with_codes(artifact, rounding)
-        begun = time.monotonic()
-        events = write_artifact(artifact, threads=each.threads)
-        finished = yield from in_phase("quantizing", take(events, Finished))
-        seconds = time.monotonic() - begun
-        outcomes = () if rounding is None else tuple(rounding.store.outcomes)
-        trained = None if rounding is None else rounding.store.trained
-        gain = None if trained is None else trained.gain.fields
-        done.append(
-            Quantized(artifact, each.threads, finished.source_digest, seconds, outcomes, gain)
-        )
-    return done
+    """Write the outputs; rows that several are made of are read once."""
+    artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
+    begun = time.monotonic()
+    events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
+    finished = yield from in_phase("quantizing", take_all(events, Finished))
+    seconds = time.monotonic() - begun
+    return [
+        _describe(each, artifact, written.source_digest, seconds)
+        for each, artifact, written in zip(ready, artifacts, finished, strict=True)
+    ]
 
 
-def _with_codes(artifact: GgufFile | ModelFolder, rounding: Rounding) -> GgufFile | ModelFolder:
+def _describe(
+    ready: Ready, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
+) -> Quantized:
+    if ready.rounding is None:
+        return Quantized(artifact, ready.threads, digest, seconds)
+    store = ready.rounding.store
+    gain = None if store.trained is None else store.trained.gain.fields
+    return Quantized(artifact, ready.threads, digest, seconds, tuple(store.outcomes), gain)
+
+
+def _with_codes(
+    artifact: GgufFile | ModelFolder, rounding: Rounding | None
+) -> GgufFile | ModelFolder:
     """The artifact with the tensors that a method rounded."""
+    if rounding is None:
+        return artifact
     if isinstance(artifact, GgufFile):
         return take_encoded(artifact, rounding.store)
     from quantcli.run.folder_codes import stored_codes

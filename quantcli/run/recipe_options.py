@@ -5,8 +5,9 @@ from __future__ import annotations
 from quantcli.errors import UsageError
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.schemes import has_types
-from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, Options
-from quantcli.run.methods import ROUNDER, TUNER, Chain, parse_methods
+from quantcli.rounding.nearest import NEAREST
+from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, USUAL_ROUNDER, Options
+from quantcli.run.methods import Chain, parse_methods, with_method
 
 
 def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
@@ -17,18 +18,16 @@ def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
     if recipe.method is None:
         wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
         for flag in [*wanted, *(["--resume"] if resume else [])]:
-            raise UsageError(f"{flag} belongs to a method", hint=f"add --method {ROUNDER}")
+            raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
         return
     chain = parse_methods(recipe.method)
     if resume and not chain.rounds:
         raise UsageError(
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
         )
-    last = {ROUNDER: chain.feedback, TUNER: chain.tune}
     for field, _ in given_fields(recipe):
-        if field.of_method is not None and not last[field.of_method]:
-            last[field.of_method] = True
-            names = [*chain.transforms, *(name for name, named in last.items() if named)]
+        if field.of_method is not None and field.of_method not in chain.names:
+            names = with_method(chain, field.of_method).names
             raise UsageError(
                 f"{field.flag} belongs to the method {field.of_method}",
                 hint=f"--method {','.join(names)}",
@@ -45,7 +44,7 @@ def _check_chain(recipe: Recipe, chain: Chain) -> None:
         raise UsageError(
             f"--tune {recipe.tune} trains what a method has rounded, and --method {recipe.method} "
             "only transforms",
-            hint=f"--method {recipe.method},{ROUNDER}",
+            hint=f"--method {recipe.method},{USUAL_ROUNDER}",
         )
     if recipe.range is not None and chain.rounds:
         raise UsageError(
@@ -57,9 +56,9 @@ def _check_chain(recipe: Recipe, chain: Chain) -> None:
             "--method runs the model itself and takes no importance matrix",
             hint="give it the text with --calibrate instead of --imatrix",
         )
-    if recipe.to != "gguf" and (chain.tune or (chain.rounds and has_types(recipe.to))):
-        rounds = chain.feedback and not has_types(recipe.to)
-        fits = ",".join([*chain.transforms, *([ROUNDER] if rounds else [])])
+    if recipe.to != "gguf" and (chain.trainer or (chain.rounds and has_types(recipe.to))):
+        rounder = None if has_types(recipe.to) else chain.rounder
+        fits = ",".join(Chain(chain.transforms, rounder).names)
         raise UsageError(
             f"--method {recipe.method} is not for --to {recipe.to}",
             hint=f"--method {fits}" if fits else "for: gguf",
@@ -68,13 +67,13 @@ def _check_chain(recipe: Recipe, chain: Chain) -> None:
 
 def read_options(recipe: Recipe) -> Options:
     """The recipe's options of methods, defaults filled in."""
-    chain = parse_methods(recipe.method or ROUNDER)
+    chain = parse_methods(recipe.method or USUAL_ROUNDER)
     given = {name: getattr(recipe, name) for name in DECLARED}
     return Options(
         block_sweeps=0 if recipe.sweeps == 0 else BLOCK_SWEEPS,
         propagate=recipe.propagate,
-        feedback=chain.feedback,
-        tune=chain.tune,
+        rounder=chain.rounder or NEAREST.name,
+        trainer=chain.trainer,
         e2e=recipe.tune is not None,
         **{name: value for name, value in given.items() if value is not None},
     )

@@ -23,7 +23,7 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk
-from quantcli.rounding.gptq import encode_columns
+from quantcli.rounding.block_feedback import encode_columns
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (

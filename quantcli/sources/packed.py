@@ -14,7 +14,7 @@ from typing import Any
 
 from quantcli.errors import SourceError
 from quantcli.layouts import LAYOUTS, STORAGES, fp8
-from quantcli.layouts.settings import Settings, read_settings
+from quantcli.layouts.settings import read_settings
 from quantcli.layouts.stored import PackedWeight
 from quantcli.sources.shards import Shards
 
@@ -43,7 +43,7 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
     if read is None:
         raise settings.refuse()
     found: dict[str, PackedWeight] = dict(read(shards, settings))
-    if not found and not _may_be_plain(settings):
+    if not found and not settings.may_be_plain:
         raise SourceError(
             f"{settings.where} says that the weights are quantized ({settings.method}), "
             "but no tensor is",
@@ -56,15 +56,6 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
                 f"{weight.parts[0]!r}"
             )
     return found
-
-
-def _may_be_plain(settings: Settings) -> bool:
-    """Whether compressed-tensors' settings speak of activations or caches alone."""
-    if settings.method != "compressed-tensors":
-        return False
-    values = settings.values
-    of_cache = bool(values.get("kv_cache_scheme")) and not values.get("config_groups")
-    return values.get("format") == "dense" or of_cache
 
 
 def hidden_names(shards: Shards, packed: Mapping[str, PackedWeight]) -> set[str]:

@@ -79,7 +79,7 @@ class OutputGradientAccumulator:
             return
         for use in uses:
             name = use.tensor.name
-            if name not in self.rows:
+            if name not in self.rows or not use.piece.makes_outputs:
                 continue
             places = torch.from_numpy(use.piece.source_rows(0, use.piece.rows))
             values = gradient.rows.float()[:, places.to(gradient.rows.device)]

@@ -172,6 +172,7 @@ def _vectors(task: Task) -> dict[str, Floats]:
     for tensor in task.run.model.tensors:
         codec = task.codecs.get(tensor.name)
         kept = codec is not None and codec.name == "F32" and len(tensor.shape) == 1
+        kept = kept and all(piece.passes_gradients for piece in tensor.pieces)
         if kept and tensor.values is None and not tensor.name.startswith("rope"):
             rows = task.run.model.read_rows(tensor, 0, 1)
             found[tensor.name] = np.array(native.to_float32(rows)[0])

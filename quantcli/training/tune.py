@@ -12,18 +12,17 @@ Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats import get_format, native
-from quantcli.formats.base import Bytes, Floats
-from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
-from quantcli.rounding.options import Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.statistics.layer_hessians import HELD_OUT
+from quantcli.training.base import RoundedLayer
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note, Progress
 
@@ -35,61 +34,54 @@ _TURNS = 15
 """How often a training looks at the held-out windows."""
 _SEED = 20260102
 
-Windows = Callable[[int], torch.Tensor]
-"""The hidden states (1, tokens, size) of a window."""
+
+class _Tune:
+    """Training of codes and scales as a `Trainer`."""
+
+    name = "tune"
+    options = ("tune_steps",)
+
+    def train(
+        self, layer: RoundedLayer, options: Options, outcomes: list[Outcome]
+    ) -> Iterator[Event]:
+        """Train ``layer``; its tensors and outcomes are replaced where it is accepted."""
+        device = str(layer.model.device)
+        tensors = {
+            name: Trainable(layer.formats(name), packed, layer.read(name), device)
+            for name, packed in layer.packed.items()
+            if is_trainable(layer.formats(name))
+        }
+        place = f"layer {layer.index}"
+        if not tensors or layer.windows < 2:
+            yield Note(f"{place}: nothing to tune")
+            return
+        names = layer.model.layer_parameters(layer.index)
+        with layer.model.filled(names):
+            training = _Training(layer, tensors, names)
+            yield from training.run(options.tune_steps, place)
+        before, after = training.first, training.least
+        if not after < (1 - MARGIN) * before:
+            yield Note(
+                f"{place}: tuning found nothing clearly better than {before:.4g}, left as it is"
+            )
+            return
+        for name, tensor in tensors.items():
+            layer.packed[name] = tensor.pack()
+        for i, outcome in enumerate(outcomes):
+            if outcome.tensor in tensors:
+                outcomes[i] = replace(outcome, method=f"{outcome.method},tune")
+        yield Note(f"{place}: tuned, held-out error of its output {before:.4g} -> {after:.4g}")
 
 
-@dataclass
-class Layer:
-    """A layer's rounded tensors, ``packed`` by GGUF name, and how the layer is run.
-
-    ``formats`` and ``read`` give a tensor's block format and its original rows, float32; ``inputs``
-    and ``outputs`` give what the layer gets and what it ought to give.
-    """
-
-    model: LayerwiseModel
-    index: int
-    call: Call
-    formats: Callable[[str], str]
-    read: Callable[[str], Floats]
-    packed: dict[str, Bytes]
-    inputs: Windows
-    outputs: Windows
-    windows: int
-
-
-def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Event]:
-    """Train ``layer`` for ``steps``; its tensors and outcomes are replaced where it is accepted."""
-    device = str(layer.model.device)
-    tensors = {
-        name: Trainable(layer.formats(name), packed, layer.read(name), device)
-        for name, packed in layer.packed.items()
-        if is_trainable(layer.formats(name))
-    }
-    place = f"layer {layer.index}"
-    if not tensors or layer.windows < 2:
-        yield Note(f"{place}: nothing to tune")
-        return
-    names = layer.model.layer_parameters(layer.index)
-    with layer.model.filled(names):
-        training = _Training(layer, tensors, names)
-        yield from training.run(steps, place)
-    before, after = training.first, training.least
-    if not after < (1 - MARGIN) * before:
-        yield Note(f"{place}: tuning found nothing clearly better than {before:.4g}, left as it is")
-        return
-    for name, tensor in tensors.items():
-        layer.packed[name] = tensor.pack()
-    for i, outcome in enumerate(outcomes):
-        if outcome.tensor in tensors:
-            outcomes[i] = replace(outcome, method=f"{outcome.method},tune")
-    yield Note(f"{place}: tuned, held-out error of its output {before:.4g} -> {after:.4g}")
+TUNE = _Tune()
 
 
 class _Training:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
-    def __init__(self, layer: Layer, tensors: dict[str, Trainable], names: Sequence[str]) -> None:
+    def __init__(
+        self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str]
+    ) -> None:
         self._layer, self._tensors = layer, tensors
         self._call = layer.call
         self._module = layer.model.layers[layer.index]

@@ -10,8 +10,8 @@ import pytest
 from quantcli import _native
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
+from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
 from quantcli.rounding.descent import sweep
-from quantcli.rounding.gptq import encode_columns, round_with_feedback
 from quantcli.rounding.vector_codebook import VectorCodebook
 from quantcli.statistics.hessian import Slice, output_error, prepare_hessian
 from quantcli.workers import Workers, workers

@@ -15,6 +15,7 @@ import typer
 from quantcli.cli import app as cli
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, open_output
 from quantcli.errors import GateError, SourceError, UsageError
+from quantcli.events import PhaseBegun, PhaseDone
 from quantcli.types import Note, Progress
 
 def fail(kind: str) -> None:
@@ -54,10 +55,11 @@ def work(
     debug: Debug = False, json: Json = False,
 ) -> None:
     out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    with out.phase("working"):
-        for step in range(1, 6):
-            out.event(Progress(step * 1000, 5000, f"blk.{step}.weight"))
-            time.sleep(0.1)
+    out.event(PhaseBegun("working"))
+    for step in range(1, 6):
+        out.event(Progress(step * 1000, 5000, f"blk.{step}.weight"))
+        time.sleep(0.1)
+    out.event(PhaseDone("working", 0.5))
     out.event(Note("a remark"))
     out.event(Note("a warning", level="warning"))
     out.detail("a detail")

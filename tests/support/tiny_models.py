@@ -8,6 +8,7 @@ so that a default taken in their place shows too.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Mapping
@@ -185,6 +186,28 @@ MODELS: dict[str, Tiny] = {
         | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
         | {"attention_multiplier": 0.125, "logits_scaling": 0.5},
     ),
+    "smollm3": Tiny(
+        "SmolLM3ForCausalLM",
+        _BASE | {"num_hidden_layers": 4, "tie_word_embeddings": True, "pad_token_id": 0},
+    ),
+    "seed-oss": Tiny("SeedOssForCausalLM", _BASE | {"head_dim": 32, "attention_out_bias": False}),
+    "arcee": Tiny("ArceeForCausalLM", dict(_BASE)),
+    "olmo2": Tiny("Olmo2ForCausalLM", _BASE | {"pad_token_id": 0}),
+    "olmo3": Tiny(
+        "Olmo3ForCausalLM",
+        _BASE | {"pad_token_id": 0, "num_hidden_layers": 4, "sliding_window": 16},
+    ),
+    "olmo3-yarn": Tiny(
+        "Olmo3ForCausalLM",
+        _BASE
+        | {"pad_token_id": 0, "num_hidden_layers": 4, "sliding_window": 16}
+        | {
+            "rope_parameters": {
+                "full_attention": _YARN_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+            },
+        },
+    ),
     "lfm2": Tiny(
         "Lfm2ForCausalLM",
         {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
@@ -217,7 +240,9 @@ def build(
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    config = getattr(transformers, config_class)(**tiny.config | dict(changes or {}))
+    # Some classes change the dictionaries that they are given.
+    settings = copy.deepcopy(tiny.config | dict(changes or {}))
+    config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

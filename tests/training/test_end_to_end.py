@@ -73,7 +73,7 @@ def _run(
     """Quantize; with ``stop`` the run ends at that step of training, as by an interrupt."""
     planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
     job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
-    told = Options(**{"feedback": False, "e2e": True, "e2e_steps": 8, **options})
+    told = Options(**{"rounder": "nearest", "e2e": True, "e2e_steps": 8, **options})
     encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
     events = round_tensors(encoding)
     seen, steps = [], 0

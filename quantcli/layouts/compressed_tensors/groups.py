@@ -16,7 +16,7 @@ from typing import Any
 
 from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerGrid
-from quantcli.layouts.base import Subject
+from quantcli.layouts.base import FolderFacts
 from quantcli.layouts.fp8 import block_size
 from quantcli.layouts.settings import Settings, count
 from quantcli.types import Matrix
@@ -53,7 +53,7 @@ def integer_scheme(
     return {"weights": weights, "input_activations": activations, "output_activations": None}
 
 
-def describe_config(subject: Subject, form: str, scheme: Mapping[str, Any]) -> dict[str, Any]:
+def describe_config(subject: FolderFacts, form: str, scheme: Mapping[str, Any]) -> dict[str, Any]:
     """The ``quantization_config`` of a folder whose linear layers all have the format ``form``."""
     return {
         "quantization_config": {
@@ -68,7 +68,7 @@ def describe_config(subject: Subject, form: str, scheme: Mapping[str, Any]) -> d
 
 
 @dataclass(frozen=True, slots=True)
-class Scheme:
+class StoredScheme:
     """How the weights of one group are stored; ``group`` is 0 where rows have one scale."""
 
     targets: tuple[str, ...]
@@ -80,14 +80,14 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Schemes:
+class StoredSchemes:
     """All groups, and the modules that none of them means."""
 
-    groups: tuple[Scheme, ...]
+    groups: tuple[StoredScheme, ...]
     ignored: tuple[str, ...]
     where: str
 
-    def find(self, module: str, file: object) -> Scheme:
+    def find(self, module: str, file: object) -> StoredScheme:
         """The scheme of a quantized module; SourceError when no group means it."""
         if any(_is_named(module, entry) for entry in self.ignored):
             raise SourceError(
@@ -100,7 +100,7 @@ class Schemes:
         raise SourceError(f"{file}: {module} holds codes, but no group of {self.where} targets it")
 
 
-def read_schemes(settings: Settings) -> Schemes:
+def read_schemes(settings: Settings) -> StoredSchemes:
     """The groups of a ``quantization_config``; SourceError for what is not understood."""
     values, where = settings.values, f"{settings.where}.config_groups"
     _refuse_more(settings)
@@ -121,7 +121,7 @@ def read_schemes(settings: Settings) -> Schemes:
     ignored = _strings(values, "ignore", settings.where)
     for pattern in (*seen, *ignored):
         _check_pattern(pattern, settings.where)
-    return Schemes(schemes, ignored, settings.where)
+    return StoredSchemes(schemes, ignored, settings.where)
 
 
 def _refuse_more(settings: Settings) -> None:
@@ -135,7 +135,7 @@ def _refuse_more(settings: Settings) -> None:
         raise settings.refuse("transforms at run time")
 
 
-def _read_scheme(name: str, group: Any, settings: Settings) -> Scheme:
+def _read_scheme(name: str, group: Any, settings: Settings) -> StoredScheme:
     where = f"{settings.where}.config_groups.{name}"
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping):
@@ -152,7 +152,7 @@ def _read_scheme(name: str, group: Any, settings: Settings) -> Scheme:
         raise settings.refuse(f"strategy {strategy}")
     if strategy in ("group", "tensor_group") and size <= 0:
         raise SourceError(f"{where}: strategy {strategy} has group_size {size}")
-    return Scheme(
+    return StoredScheme(
         targets=_strings(group, "targets", where) or ("Linear",),
         kind=kind,
         bits=bits,

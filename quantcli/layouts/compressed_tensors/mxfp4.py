@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Packing, Patch, Subject
+from quantcli.formats.legacy import split_nibbles
+from quantcli.layouts.base import FolderFacts, Packing, Patch
 from quantcli.layouts.compressed_tensors.groups import describe_config
 from quantcli.types import Declared, Matrix
 
 _GROUP = 32
+_BLOCK_BYTES = 17
 
 
 def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
@@ -28,12 +30,14 @@ def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
 
 
 def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -> Iterator[Patch]:
-    pairs = coded.codes[:, 0::2] | coded.codes[:, 1::2] << np.uint8(4)
+    blocks = coded.codes.reshape(-1, _BLOCK_BYTES)
+    codes = split_nibbles(blocks[:, 1:]).astype(np.uint8).reshape(len(coded.codes), -1)
+    pairs = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
     yield Patch(f"{matrix.module}.weight_packed", pairs, start)
-    yield Patch(f"{matrix.module}.weight_scale", coded.scales.astype(np.uint8), start)
+    yield Patch(f"{matrix.module}.weight_scale", blocks[:, 0].reshape(len(codes), -1), start)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     weights = {
         "num_bits": 4,
         "type": "float",

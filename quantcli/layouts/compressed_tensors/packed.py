@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Packing, Patch, Subject, as_stored
+from quantcli.layouts.base import FolderFacts, Packing, Patch, as_stored
 from quantcli.layouts.compressed_tensors.groups import (
     METHOD,
-    Scheme,
+    StoredScheme,
     describe_config,
     integer_scheme,
     scale_shape,
@@ -111,14 +111,16 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
             yield Patch(f"{name}.weight_zero_point", (coded.zeros - grid.middle).astype(np.int8))
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     return describe_config(subject, "pack-quantized", integer_scheme(subject.grid))
 
 
 PACKED = Packing(_declare, _place, _describe)
 
 
-def build_words(source: StoredTensors, words: TensorInfo, name: str, scheme: Scheme) -> RowWeight:
+def build_words(
+    source: StoredTensors, words: TensorInfo, name: str, scheme: StoredScheme
+) -> RowWeight:
     """The weight ``name`` of ``words``; SourceError names the first part that is wrong."""
     tensors, bits = source.tensors, scheme.bits
     take_part(tensors, words.name, words.name, ("I32",))
@@ -154,7 +156,9 @@ def build_words(source: StoredTensors, words: TensorInfo, name: str, scheme: Sch
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 
 
-def _shape(source: StoredTensors, words: TensorInfo, name: str, scheme: Scheme) -> tuple[int, int]:
+def _shape(
+    source: StoredTensors, words: TensorInfo, name: str, scheme: StoredScheme
+) -> tuple[int, int]:
     """Rows and columns: as stored, or, where that would cost a request, as the words allow."""
     stored = take_part(source.tensors, f"{name}_shape", words.name, ("I64", "I32"))
     expect_shape(stored, (2,), f"of rows and columns of {words.name!r}")

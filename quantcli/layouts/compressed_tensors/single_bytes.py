@@ -13,10 +13,10 @@ import numpy as np
 
 from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Packing, Patch, Subject, as_stored
+from quantcli.layouts.base import FolderFacts, Packing, Patch, as_stored
 from quantcli.layouts.compressed_tensors.groups import (
     METHOD,
-    Scheme,
+    StoredScheme,
     describe_config,
     integer_scheme,
     scale_shape,
@@ -48,7 +48,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
         yield Patch(f"{matrix.module}.weight_scale", as_stored(coded.scales, grid), start)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     tokens = {
         "num_bits": 8,
         "type": "int",
@@ -63,7 +63,7 @@ def _describe(subject: Subject) -> dict[str, Any]:
 INT8_TOKENS = Packing(_declare, _place, _describe)
 
 
-def build_bytes(source: StoredTensors, codes: TensorInfo, scheme: Scheme) -> ScaledWeight:
+def build_bytes(source: StoredTensors, codes: TensorInfo, scheme: StoredScheme) -> ScaledWeight:
     """The weight of these codes; SourceError names the first part that is wrong."""
     tensors, name = source.tensors, codes.name
     if (scheme.kind == "float") != (codes.dtype == E4M3) or scheme.bits > 8:

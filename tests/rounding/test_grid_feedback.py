@@ -11,7 +11,7 @@ from support.schur import remaining
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
 from quantcli.rounding.codecs import GridCodec
 from quantcli.rounding.column_blocks import cut_column_blocks
-from quantcli.rounding.integer import find_ranges, round_on_grid
+from quantcli.rounding.grid_feedback import find_ranges, round_on_grid
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.workers import Workers, workers

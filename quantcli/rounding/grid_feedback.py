@@ -8,7 +8,7 @@ of order. Sweeps of coordinate descent follow: every code to its best given all 
 scale (and edge) to its least squares under the Hessian, rounded to the dtype that is stored and
 taken only where the loss falls. Zero points that are whole numbers stay as they were found.
 
-Source: as in `quantcli.rounding.gptq`.
+Source: as in `quantcli.rounding.block_feedback`.
 """
 
 from __future__ import annotations
