@@ -279,7 +279,7 @@ def _final_norm(decoder: Any) -> str:
     children = list(decoder.named_children())
     names = [name for name, _ in children]
     after = children[names.index(_blocks(decoder)[0]) :]
-    found: str | None = next((n for n, m in after if type(m).__name__.endswith("Norm")), None)
+    found: str | None = next((n for n, m in after if "Norm" in type(m).__name__), None)
     if found is None:
         raise ArchitectureError(f"{type(decoder).__name__} has no final norm")
     return found

@@ -20,7 +20,7 @@ from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.lattice import Parts
 from quantcli.rounding.packed_matrix import PackedMatrix
-from quantcli.statistics.hessian import Hessian, Order
+from quantcli.statistics.hessian import ColumnOrder, Hessian
 from quantcli.workers import Workers
 
 _CHUNK = 256
@@ -91,7 +91,11 @@ def _round_in_order(
 
 
 def _round_sorted(
-    matrix: PackedMatrix, hessian: Hessian, order: Order, importance: Floats | None, pool: Workers
+    matrix: PackedMatrix,
+    hessian: Hessian,
+    order: ColumnOrder,
+    importance: Floats | None,
+    pool: Workers,
 ) -> None:
     rows, sub, grid = matrix.rows, matrix.lattice.sub, matrix.grid
     found = [

@@ -33,7 +33,7 @@ from quantcli.formats.integer import (
 from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
-from quantcli.statistics.hessian import Hessian, Order, Slice
+from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
 from quantcli.workers import Workers
 
 Zeros = NDArray[Any]
@@ -178,7 +178,7 @@ class _Ahead:
     """
 
     work: _Work
-    part: Slice
+    part: HessianBlock
     first: int
     pull: Floats
 
@@ -224,7 +224,7 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
                 _refit(work, block.groups, ahead)
 
 
-def _round_sorted(work: _Work, order: Order, importance: Floats | None) -> None:
+def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) -> None:
     work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
     lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
     errors = np.zeros_like(work.rows)

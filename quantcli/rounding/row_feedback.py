@@ -16,7 +16,7 @@ import numpy as np
 from quantcli.formats.base import Bytes, Floats
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options
-from quantcli.statistics.hessian import Hessian, Order
+from quantcli.statistics.hessian import ColumnOrder, Hessian
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 
@@ -49,7 +49,7 @@ def round_by_rows(
 
 def _round_strip(
     codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
-    order: Order, options: Options, pool: Workers,
+    order: ColumnOrder, options: Options, pool: Workers,
 ) -> Bytes:  # fmt: skip
     """Packed rows of a strip, in the order of ``fisher``."""
     size = max(_LEAST, len(rows) // _SHARE // _LEAST * _LEAST)

@@ -17,7 +17,7 @@ from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.run.method_run import expected_importance
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
-from quantcli.statistics.coverage import coverage
+from quantcli.statistics.token_counts import count_tokens
 from quantcli.types import Note
 
 
@@ -108,7 +108,7 @@ def _run(job: CalibrationJob) -> Events[Calibrated]:
 
 def _note_few(done: Calibrated) -> Events[None]:
     """Say how many experts the text left without enough tokens."""
-    few = [line for line in coverage(done.calibration) if line.few]
+    few = [line for line in count_tokens(done.calibration) if line.few]
     if few:
         experts, unseen = sum(line.few for line in few), sum(line.unseen for line in few)
         yield Note(

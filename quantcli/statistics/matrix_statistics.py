@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
 from quantcli.statistics.hessian import Hessian, output_error
 from quantcli.statistics.output_fisher import OutputFisher
-
-Mean = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,10 +19,10 @@ class Drift:
     inputs held out from the fit.
     """
 
-    correction: Mean
-    held_out: Mean
+    correction: Floats
+    held_out: Floats
 
-    def correct(self, rows: Floats, inputs: Mean) -> Floats:
+    def correct(self, rows: Floats, inputs: Floats) -> Floats:
         """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
 
         The error of the original outputs is quadratic in s; a correction that only fits the
@@ -46,8 +43,8 @@ class MatrixStatistics:
     """
 
     hessian: Hessian
-    fit: Mean
-    held_out: Mean
+    fit: Floats
+    held_out: Floats
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
     outputs: OutputFisher | None = None

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
@@ -30,8 +29,6 @@ DAMPING = 0.05
 FEW = 4
 """Fewer gradients than this many times a strip's rows make correlations count for less."""
 
-Mean = NDArray[np.float32]
-
 
 def cut_strips(rows: int) -> list[slice]:
     """Slices of at most `STRIP` rows, as even as they can be."""
@@ -44,7 +41,7 @@ class OutputFisher:
     """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`."""
 
     rows: int
-    means: tuple[Mean, ...]
+    means: tuple[Floats, ...]
 
     def prepare(self) -> list[Hessian]:
         """The damped and factored mean of each strip, the rows that matter most first."""
@@ -67,7 +64,7 @@ class OutputGradientAccumulator:
 
     uses: Callable[[str], list[Use]]
     rows: Mapping[str, int]
-    _sums: dict[str, list[Mean]] = field(default_factory=dict)
+    _sums: dict[str, list[Floats]] = field(default_factory=dict)
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def observe(self, gradient: OutputGradient) -> None:
@@ -110,7 +107,7 @@ class OutputGradientAccumulator:
         return found
 
 
-def _shrink(mean: Mean, count: int) -> Mean:
+def _shrink(mean: Floats, count: int) -> Floats:
     """Correlations of few samples are mostly chance: the fewer, the less they count."""
     share = count / (FEW * len(mean))
     if share < 1:

@@ -28,7 +28,7 @@ from quantcli.types import Declared
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 
-Slab = tuple[str, int, NDArray[Any]]
+StatisticsChunk = tuple[str, int, NDArray[Any]]
 """A tensor's name, an offset in bytes within it, and the values from there."""
 
 
@@ -43,7 +43,7 @@ class StatisticsSource(Protocol):
     def shares(self) -> dict[str, str]:
         """From a tensor to the one whose Hessian is also its own."""
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, once each, in any order."""
 
 
@@ -72,7 +72,7 @@ class CheckpointStatistics:
                 self.shares |= file.hessian_of
         self.tensors.sort(key=lambda tensor: tensor.name)
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, layer by layer."""
         for layer in range(self.layers):
             with self.checkpoint.read(layer) as stored:
@@ -172,7 +172,7 @@ class MergedStatistics:
         self.tensors = [first.tensors[name] for name in sorted(first.tensors)]
         self.shares = first.shares
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, matrix by matrix; sums and means are taken in float64."""
         for tensor in self.tensors:
             stem, _, kind = tensor.name.rpartition(".")

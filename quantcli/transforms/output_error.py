@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.errors import PlanError
 from quantcli.formats import get_format, integer, native
+from quantcli.formats.base import Floats
 from quantcli.formats.integer import IntegerGrid, Search
 from quantcli.model import Model
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
-from quantcli.transforms.spec import Floats
 from quantcli.types import OutputTensor
 
 RoundRows = Callable[[Floats, Floats | None], Floats]

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.transforms.base import GroupOutcome, TransformFound
 from quantcli.transforms.channel_scales import scale_group, spread
 from quantcli.transforms.output_error import ConsumerMatrix
-from quantcli.transforms.spec import Floats, TransformSpec, merge_scales
+from quantcli.transforms.spec import TransformSpec, merge_scales
 from quantcli.types import Event, Progress
 
 Scales = NDArray[np.float64]

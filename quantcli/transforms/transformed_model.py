@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.formats import FORMATS, get_format
+from quantcli.formats.base import Floats
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.transforms.spec import Operation, RotationRef, TransformSpec, dump_transform
 from quantcli.types import OutputTensor, text
-
-Floats = NDArray[np.float32]
 
 _KEPT = 3
 """Groups of turned rows that are kept; threads work on slabs of at most two or three tensors."""

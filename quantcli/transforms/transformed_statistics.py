@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats.base import Floats
 from quantcli.sources.imatrix import ENOUGH_TOKENS, Importance, shrink
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.orthogonal import Permutation
-from quantcli.transforms.spec import Floats, Operation, TransformSpec
+from quantcli.transforms.spec import Operation, TransformSpec
 
 Vector = NDArray[np.float64]
 

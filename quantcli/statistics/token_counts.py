@@ -24,7 +24,7 @@ OUTLIER = 36.0
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class TokenCounts:
     """Tokens that a tensor saw; for a stack, over its matrices."""
 
     tensor: str
@@ -64,14 +64,14 @@ class TensorStats:
     cosine: float | None
 
 
-def coverage(calibration: Calibration) -> list[Coverage]:
+def count_tokens(calibration: Calibration) -> list[TokenCounts]:
     """One line a tensor, in the file's order."""
     found = []
     for name, counts in sorted(calibration.counts.items()):
         few = int((counts < ENOUGH_TOKENS).sum()) if len(counts) > 1 else 0
         unseen = int((counts == 0).sum())
         found.append(
-            Coverage(
+            TokenCounts(
                 name, len(counts), unseen, few,
                 int(counts.min()), int(np.median(counts)), int(counts.max()),
             )
