@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Product
+from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
@@ -68,16 +68,16 @@ class HessianAccumulator:
         self._now.next_window()
         self._originals.clear()
 
-    def observe(self, product: Product) -> None:
+    def observe(self, product: MatmulInput) -> None:
         """Add an input."""
         self._now.observe(product)
 
-    def remember(self, product: Product) -> None:
+    def remember(self, product: MatmulInput) -> None:
         """Keep an original input, to compare the prefix's own with."""
         if product.shared == (product.name, product.matrix):
             self._originals[product.shared] = product.rows
 
-    def compare(self, product: Product) -> None:
+    def compare(self, product: MatmulInput) -> None:
         """Add an input that the quantized prefix gave, and what it differs by."""
         self._now.observe(product)
         original = self._originals.get((product.name, product.matrix))
@@ -93,7 +93,10 @@ class HessianAccumulator:
             held = lost.get(home)
             lost[home] = part.astype(np.float64) if held is None else held + part
 
-    def close(self) -> None:
+    def __enter__(self) -> HessianAccumulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Remove the sums' files."""
         for part in self._parts:
             part.close()

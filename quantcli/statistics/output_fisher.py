@@ -19,7 +19,7 @@ import torch
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Gradient
+from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
 STRIP = 4096
@@ -67,7 +67,7 @@ class OutputGradientAccumulator:
     _sums: dict[str, list[Floats]] = field(default_factory=dict)
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def observe(self, gradient: Gradient) -> None:
+    def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         uses = self.uses(gradient.name)
         if gradient.stacked:
