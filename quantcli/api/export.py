@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Watch, takes_keywords
-from quantcli.artifacts.write import default_threads
+from quantcli.artifacts.write import Finished, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_wish, open_export
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS
 from quantcli.exports.verdicts import verdict_document, verdict_tables
 from quantcli.exports.verify import Verified
@@ -101,7 +100,7 @@ def export(
     with open_export(names, to, wish, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
-            done = drain(in_phase("exporting", take(prepared.run(), Exported)), watch)
+            done = drain(in_phase("exporting", take(prepared.run(), Finished)), watch)
             paths, nbytes = done.paths, done.nbytes
         summary = prepared.sentence
     document: dict[str, Any] = {"to": to, "paths": list(map(str, paths)), "bytes": nbytes}

@@ -11,13 +11,13 @@ from typing import Any
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.folder_card import write_card
+from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES
-from quantcli.types import Declared
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -55,17 +55,14 @@ def read_settings(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def shard_names(count: int) -> list[str]:
-    """File names of ``count`` shards, as transformers calls them."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [f"model-{index + 1:05d}-of-{count:05d}.safetensors" for index in range(count)]
-
-
-def write_index(places: Mapping[str, str], total: int) -> bytes:
-    """The index of tensors over shards; ``total`` is the bytes of all tensors."""
-    body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    return to_json(body)
+def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
+    """The index of tensors over files, by its name; nothing where there is one file."""
+    if len(weights.layouts) < 2:
+        return {}
+    places = {name: file for name, (file, _, _) in sorted(weights.places.items())}
+    return {
+        INDEX: to_json({"metadata": {"total_size": weights.tensor_bytes}, "weight_map": places})
+    }
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
@@ -77,7 +74,7 @@ def make_settings(
     model: Model,
     plan: FolderPlan,
     packing: Packing | None,
-    tensors: Mapping[str, tuple[str, int, Declared]],
+    weights: SafetensorsShards,
     digest: str,
 ) -> dict[str, bytes]:
     """Every file but the weights, by name; their sizes do not depend on the digest."""
@@ -92,10 +89,7 @@ def make_settings(
         quantized = [item.matrix.module for item in plan.items]
         config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = to_json(config)
-    places = {name: shard for name, (shard, _, _) in tensors.items()}
-    if len(set(places.values())) > 1:
-        total = sum(declared.nbytes for _, _, declared in tensors.values())
-        files[INDEX] = write_index(places, total)
+    files |= index_files(weights)
     source = {"repo": model.repo, "revision": model.revision, "digest": digest}
     text = dump_recipe(recipe)
     manifest: dict[str, Any] = {
@@ -108,7 +102,7 @@ def make_settings(
     if TRANSFORMS_KEY in model.metadata:
         manifest["transforms"] = json.loads(str(model.metadata[TRANSFORMS_KEY].value))
     files[MANIFEST] = to_json(manifest)
-    stored = sum(declared.nbytes for _, _, declared in tensors.values())
+    stored = weights.tensor_bytes
     files["README.md"] = write_card(
         model.path,
         name=model.repo or model.path.resolve().name,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from quantcli.artifacts.slabs import (
     digest_model,
     refuse_weight,
 )
-from quantcli.artifacts.write import Chunk, Finished, Part
+from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -63,11 +63,10 @@ class Encoded(Protocol):
 
 
 @dataclass(frozen=True)
-class GgufFile:
+class GgufFile(Artifact):
     """A decided quantization: everything but the weights has been read and checked.
 
     ``encoders`` make the rows of a tensor, by its name, in place of its block format's own encoder.
-    An `Artifact`.
     """
 
     model: Model
@@ -78,7 +77,7 @@ class GgufFile:
     layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
-    hashed = True
+    hashed: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -183,7 +182,7 @@ class GgufFile:
         row = slab.start + refused.row
         info, row, column = self.model.origin(item.tensor, row, refused.column)
         hint = "a wider type can hold it, such as --tensor-type with F32"
-        return refuse_weight(refused, info.file, info.name, row, column, hint=hint)
+        return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
 
 
 def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
-from quantcli.artifacts.folder_files import make_settings, shard_names
-from quantcli.artifacts.gguf_container import FileLayout
+from quantcli.artifacts.folder_files import make_settings
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
-from quantcli.artifacts.safetensors_container import lay_out
-from quantcli.artifacts.shards import split_shards
+from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
     UNFINISHED,
@@ -29,7 +27,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
-from quantcli.artifacts.write import Chunk, Finished, Part
+from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
 from quantcli.layouts import find_layout
@@ -44,19 +42,17 @@ from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Declared, Note
 
-DEFAULT_SHARD = "5G"
 _WORKING_BYTES = 24 << 20
 """What a thread holds for one slab beyond its rows as stored: floats, codes, and a chunk's
 temporaries."""
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(Artifact):
     """A decided model folder: everything but the weights has been read and checked.
 
-    ``layouts`` are the safetensors files by name, ``tensors`` what they declare and where, and
-    ``settings`` the other files; ``files`` are those of them that a caller gave. ``codes`` gives
-    the codes in place of rounding to nearest. An `Artifact`.
+    ``settings`` are the files besides ``weights``; ``files`` are those of them that a caller gave.
+    ``codes`` gives the codes in place of rounding to nearest.
     """
 
     model: Model
@@ -64,13 +60,12 @@ class ModelFolder:
     importance: Importance | None
     packing: Packing | None
     path: Path
-    layouts: Mapping[str, FileLayout]
-    tensors: Mapping[str, tuple[str, int, Declared]]
+    weights: SafetensorsShards
     settings: Mapping[str, bytes]
     force: bool
     files: Mapping[str, bytes] = field(default_factory=dict)
     codes: CodeSource | None = None
-    hashed = True
+    hashed: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -95,8 +90,7 @@ class ModelFolder:
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file."""
-        weights = {name: layout.size for name, layout in self.layouts.items()}
-        return weights | {name: len(body) for name, body in self.settings.items()}
+        return self.weights.sizes | {name: len(body) for name, body in self.settings.items()}
 
     @property
     def thread_bytes(self) -> int:
@@ -112,8 +106,7 @@ class ModelFolder:
     @property
     def bits_per_weight(self) -> float:
         """Over all tensors, scales and zero points included."""
-        stored = sum(declared.nbytes for _, _, declared in self.tensors.values())
-        return 8 * stored / max(1, self.plan.elements)
+        return 8 * self.weights.tensor_bytes / max(1, self.plan.elements)
 
     def nbytes_of(self, item: Item | Copy) -> int:
         """Bytes that a matrix or a copied tensor takes in the output."""
@@ -131,8 +124,7 @@ class ModelFolder:
 
     def heads(self) -> Iterator[Chunk]:
         """The header of each file of weights."""
-        for name, layout in self.layouts.items():
-            yield name, 0, layout.header
+        return self.weights.headers()
 
     def parts(self) -> Iterator[Part]:
         """The slabs of each matrix and each copied tensor, in the order of the stored tensors."""
@@ -163,7 +155,7 @@ class ModelFolder:
     def tails(self, digest: str | None) -> Iterator[Chunk]:
         """The files beside the weights."""
         settings = make_settings(
-            self.model, self.plan, self.packing, self.tensors, digest or UNFINISHED
+            self.model, self.plan, self.packing, self.weights, digest or UNFINISHED
         )
         for name, body in {**settings, **self.files}.items():
             yield name, 0, body
@@ -200,19 +192,7 @@ class ModelFolder:
         return Patch(matrix.source, values, matrix.first + start)
 
     def _place(self, patch: Patch) -> Iterator[Chunk]:
-        """A patch in the file that holds its tensor; row by row where it is only some columns."""
-        name, offset, declared = self.tensors[patch.tensor]
-        width = declared.shape[-1] if declared.shape else 1
-        size = patch.values.itemsize
-        at = offset + (patch.row * width + patch.column) * size
-        values = np.ascontiguousarray(patch.values)
-        data = values.reshape(values.shape[0], -1).view(np.uint8)
-        if values.shape[1] == width:
-            yield name, at, data.data
-            return
-        for row in data:
-            yield name, at, row.data
-            at += width * size
+        return self.weights.place(patch.tensor, patch.values, patch.row, patch.column)
 
     def _refuse(
         self, item: Item | Copy, slab: Slab, refused: native.UnencodableError
@@ -227,7 +207,7 @@ class ModelFolder:
         else:
             hint = f"--keep '{item.matrix.module}' leaves its module as it is"
         info = self.model.store.tensors[item.source]
-        return refuse_weight(refused, info.file, info.name, row, column, hint=hint)
+        return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
 
 
 def _cast(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -268,20 +248,12 @@ def prepare_folder(
     files = files or {}
     packing = packing or _choose_packing(model, plan)
     declared = _declare(plan, packing, model)
-    shards = split_shards(
-        declared, lambda tensor: tensor.nbytes, parse_size(recipe.split_max_size or DEFAULT_SHARD)
-    )
-    names = shard_names(len(shards))
+    limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
     header = {"format": find_layout(recipe.to).header}
-    layouts = {name: lay_out(header, shard) for name, shard in zip(names, shards, strict=True)}
-    tensors = {
-        tensor.name: (name, layouts[name].offsets[tensor.name], tensor)
-        for name, shard in zip(names, shards, strict=True)
-        for tensor in shard
-    }
+    weights = lay_out_shards(header, declared, limit)
     folder = ModelFolder(
-        model, plan, importance, packing, output, layouts, tensors,
-        {**make_settings(model, plan, packing, tensors, UNFINISHED), **files}, force, files,
+        model, plan, importance, packing, output, weights,
+        {**make_settings(model, plan, packing, weights, UNFINISHED), **files}, force, files,
     )  # fmt: skip
     if check:
         _refuse_source(model, output)

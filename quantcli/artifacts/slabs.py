@@ -150,16 +150,21 @@ def digest_model(model: Model, leaves: Mapping[Slab, bytes]) -> str:
 
 
 def refuse_weight(
-    refused: UnencodableError, file: Path, tensor: str, row: int, column: int, *, hint: str
+    refused: UnencodableError,
+    file: Path,
+    tensor: str,
+    row: int,
+    column: int,
+    *,
+    wider: str,
+    damaged: str = "the checkpoint is damaged, or its training had diverged; get it again",
 ) -> WeightError:
     """The error for a weight that its format does not hold, where it is stored.
 
-    ``hint`` is for a weight that another format holds.
+    The hint is ``wider`` for a weight that another format holds, else ``damaged``.
     """
-    if not math.isfinite(refused.value):
-        hint = "the checkpoint is damaged, or its training had diverged; get it again"
     return WeightError(
         f"{file}: tensor {tensor}: the weight {refused.value!r} at row {row}, "
         f"column {column} {refused.reason}",
-        hint=hint,
+        hint=wider if math.isfinite(refused.value) else damaged,
     )

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
@@ -59,17 +59,21 @@ class Part:
     """What an artifact makes of one slab of its source.
 
     ``read`` gives the slab's rows, ``encode`` what becomes of them; each of its chunks is written
-    before the next is asked for. ``refuse`` says where a weight is stored that cannot be encoded.
+    before the next is asked for. ``refuse`` says where a weight is stored that cannot be encoded;
+    None where any can.
     """
 
     slab: Slab
     read: Callable[[], NDArray[Any]]
     encode: Callable[[NDArray[Any]], Iterable[Chunk]]
-    refuse: Callable[[UnencodableError], WeightError]
+    refuse: Callable[[UnencodableError], WeightError] | None = None
 
 
 class Artifact(Protocol):
-    """A decided file or folder."""
+    """A decided file or folder: everything but the weights has been read and checked."""
+
+    hashed: ClassVar[bool] = False
+    """Whether it records a digest of the source."""
 
     @property
     def label(self) -> str:
@@ -92,10 +96,6 @@ class Artifact(Protocol):
         """Memory that a thread needs at most, as an estimate."""
 
     @property
-    def hashed(self) -> bool:
-        """Whether it records a digest of the source."""
-
-    @property
     def notes(self) -> Sequence[Note]:
         """What the user should know of the plan."""
 
@@ -110,12 +110,15 @@ class Artifact(Protocol):
 
     def digest(self, leaves: Mapping[Slab, bytes]) -> str | None:
         """The digest of the source, made of its slabs' own; None where it is not `hashed`."""
+        return None
 
     def tails(self, digest: str | None) -> Iterable[Chunk]:
         """What is written last, when the digest is known."""
+        return ()
 
     def finished(self, digest: str | None) -> Finished:
         """The event for the whole artifact."""
+        return Finished(self.paths, self.nbytes)
 
 
 def write_artifact(
@@ -166,6 +169,8 @@ def _do(parts: Sequence[tuple[Part, Sink]], hashed: bool) -> bytes:
         try:
             _write(sink, part.encode(rows))
         except UnencodableError as refused:
+            if part.refuse is None:
+                raise
             raise part.refuse(refused) from refused
     return leaf
 

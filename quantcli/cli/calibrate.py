@@ -8,26 +8,18 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    open_output,
-    option,
-)
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 _TEXT = "The text"
 _RUN = "How the model is run"
 _OUTPUT = "The files that are written"
-
-
 _option = partial(option, panel=_TEXT)
 
 
+@command
 def calibrate(
-    context: typer.Context,
+    out: Output,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -145,10 +137,6 @@ def calibrate(
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
 
@@ -162,7 +150,6 @@ def calibrate(
 
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
     from quantcli.api.calibrate import calibrate as run
     from quantcli.report.calibrations import coverage_table, stats_table
 
@@ -173,7 +160,7 @@ def calibrate(
         ctx=ctx,
         chunks=chunks,
         seed=seed,
-        collect=[name for part in collect or [] for name in part.split(",")],
+        collect=collect or (),
         dtype=dtype,
         device=device,
         max_memory=max_memory,

@@ -7,15 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    open_output,
-    option,
-)
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
     pass
@@ -25,8 +18,9 @@ _BASE = "The base to compare with"
 _GATES = "Limits (exit code 3 if one is exceeded)"
 
 
+@command
 def eval_ppl(
-    context: typer.Context,
+    out: Output,
     artifacts: Annotated[
         list[str],
         typer.Argument(
@@ -157,10 +151,6 @@ def eval_ppl(
         option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
     ] = None,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
 
@@ -173,8 +163,6 @@ def eval_ppl(
 
     A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-
     from quantcli.api.evaluate import EvaluateResult, evaluate
     from quantcli.errors import GateError
 

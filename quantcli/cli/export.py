@@ -9,26 +9,18 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    open_output,
-    option,
-)
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 from quantcli.layouts import code_layouts
 
 _RESULT = "What is written"
 _CHECK = "Checking instead of writing"
-
-
 _option = partial(option, panel=_RESULT)
 
 
+@command
 def export(
-    context: typer.Context,
+    out: Output,
     artifacts: Annotated[
         list[str],
         typer.Argument(
@@ -137,10 +129,6 @@ def export(
         ),
     ] = None,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Convert ARTIFACT to another format without quantizing anything again.
 
@@ -153,7 +141,6 @@ def export(
 
     What a type cost:           quantcli export m-Q4_K_M.gguf --verify --against ./my-model
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
     from quantcli.api.export import ExportResult
     from quantcli.api.export import export as run
     from quantcli.errors import SourceError

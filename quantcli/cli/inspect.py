@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import Debug, Json, Quiet, Threads, Verbose, open_output, option
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
     pass
@@ -15,8 +16,9 @@ _SHOW = "What to show instead of the overview"
 _CHOOSE = "Which tensors, and in which order"
 
 
+@command
 def inspect(
-    context: typer.Context,
+    out: Output,
     target: Annotated[
         str,
         typer.Argument(
@@ -73,10 +75,6 @@ def inspect(
         ),
     ] = 10,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Show what MODEL holds and what it would weigh in each type.
 
@@ -89,8 +87,6 @@ def inspect(
 
     Which layers are delicate:  quantcli inspect ./my-model --stats --sort kurtosis
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-
     from quantcli.api.inspect import inspect as look
 
     done = look(

@@ -1,12 +1,16 @@
 """Arguments and options that several commands share, so that a flag means one thing everywhere.
 
-The switches below may stand before or after the command: the top level and every command take
-them, and `open_output` joins the two.
+The switches below may stand before or after the command: the top level and every `command` take
+them.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 import typer
@@ -58,19 +62,48 @@ Threads = Annotated[
 ]
 
 
-def open_output(
-    context: typer.Context, *, quiet: bool, verbose: bool, debug: bool, json: bool
-) -> Output:
-    """The command's output: its own switches together with those that stood before its name."""
-    outer = context.find_root().obj
-    output = outer if isinstance(outer, Output) else Output()
-    output.quiet |= quiet
-    output.verbose |= verbose
-    output.debug |= debug
-    output.json |= json
-    if output.quiet and output.verbose:
-        raise UsageError("--quiet and --verbose exclude each other", hint="leave one of them out")
-    return output
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function that takes its `Output` first: the switches are added here.
+
+    They are joined with those that stood before the command's name.
+    """
+
+    @wraps(function)
+    def run(
+        context: typer.Context, *, json: bool, quiet: bool, verbose: bool, debug: bool, **given: Any
+    ) -> None:
+        outer = context.find_root().obj
+        output = outer if isinstance(outer, Output) else Output()
+        output.quiet |= quiet
+        output.verbose |= verbose
+        output.debug |= debug
+        output.json |= json
+        if output.quiet and output.verbose:
+            raise UsageError(
+                "--quiet and --verbose exclude each other", hint="leave one of them out"
+            )
+        function(output, **given)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
+    switches = {"json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
+    replace_parameters(
+        run,
+        [
+            own[0].replace(name="context", annotation=typer.Context),
+            *own[1:],
+            *(
+                own[0].replace(name=name, annotation=kind, default=False)
+                for name, kind in switches.items()
+            ),
+        ],
+    )
+    return run
+
+
+def replace_parameters(function: Callable[..., None], parameters: list[Parameter]) -> None:
+    """Have typer see these parameters of a function, annotations evaluated."""
+    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 def debug_wanted(output: Output) -> bool:

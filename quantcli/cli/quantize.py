@@ -5,29 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from quantcli.cli.options import (
-    Debug,
-    Json,
     ModelArgument,
-    Quiet,
     Threads,
-    Verbose,
-    open_output,
+    command,
     option,
 )
+from quantcli.cli.output import Output
 from quantcli.cli.recipe_options import takes_recipe
 from quantcli.plan.recipe_field import METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
-    from quantcli.cli.output import Output
     from quantcli.run.request import Request
 
 
+@command
 @takes_recipe
 def quantize(
-    context: typer.Context,
+    out: Output,
     model: ModelArgument,
     quality: Annotated[
         str | None,
@@ -93,10 +88,6 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
     **fields: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
@@ -112,7 +103,6 @@ def quantize(
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
     from quantcli.plan.recipe import Recipe
     from quantcli.plan.recipe_defaults import resolve_recipe
     from quantcli.plan.recipe_file import dump_recipe, load_recipe

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from quantcli.cli.options import option
+from quantcli.cli.options import option, replace_parameters
 from quantcli.plan.recipe import FIELDS
 from quantcli.plan.recipe_field import SECTIONS, Field
 
-_Command = TypeVar("_Command", bound=Callable[..., None])
 _PLAIN = (bool, int, float, str)
 
 
-def takes_recipe(command: _Command) -> _Command:
+def takes_recipe(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command, in place of its ``**fields``, one option for each field of a recipe.
 
     An option that is not given arrives as None. They stand before the command's own options, each
     section under its title.
     """
-    signature = inspect.signature(command, eval_str=True)
-    own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    every = inspect.signature(command, eval_str=True).parameters.values()
+    own = [each for each in every if each.kind is not each.VAR_KEYWORD]
     arguments = [each for each in own if each.default is each.empty]
     fields = sorted(FIELDS.values(), key=lambda field: SECTIONS.index(field.section))
-    made = [_parameter(field) for field in fields]
-    parameters = [*arguments, *made, *own[len(arguments) :]]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    replace_parameters(command, [*arguments, *map(_parameter, fields), *own[len(arguments) :]])
     return command
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.atomic_folder import MANIFEST
+from quantcli.artifacts.write import Finished
 from quantcli.errors import SourceError
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.exports.verify import stored_keys
 from quantcli.layouts import find_layout
@@ -32,7 +32,7 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
         refuse_existing([path], force=wish.force)
 
     def run() -> Iterator[Event]:
-        yield Exported((path,), write_card(found.path, path, wish))
+        yield Finished((path,), write_card(found.path, path, wish))
 
     return Prepared((path,), 0, "a model card", run)
 

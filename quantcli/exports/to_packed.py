@@ -10,21 +10,19 @@ that is asked for: to the format's usual grid.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from quantcli.artifacts.atomic_folder import refuse_folder
-from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
+from quantcli.artifacts.model_folder import prepare_folder
 from quantcli.artifacts.nearest_codes import CodeSource
-from quantcli.artifacts.write import Finished, write_artifact
+from quantcli.artifacts.write import write_artifact
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, StoredRows
 from quantcli.exports.floats import fits
 from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
-from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import complete_config
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.exports.to_hf import folder_files
@@ -36,7 +34,7 @@ from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import Scheme
 from quantcli.report.units import size_text
 from quantcli.sources.resolve import Resolved
-from quantcli.types import Event, Matrix, row_count
+from quantcli.types import Matrix, row_count
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _ROWS = 1024
@@ -100,16 +98,8 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
         job.nbytes,
         f"{len(plan.items)} matrices in {grid}, "
         + ("rounded a second time" if wish.requantize else "bit for bit"),
-        lambda: _run(job, wish.threads),
+        lambda: write_artifact(job, threads=wish.threads),
     )
-
-
-def _run(job: ModelFolder, threads: int) -> Iterator[Event]:
-    for event in write_artifact(job, threads=threads):
-        if isinstance(event, Finished):
-            yield Exported(event.paths, event.nbytes)
-        else:
-            yield event
 
 
 def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, label: str) -> Recipe:

@@ -32,7 +32,7 @@ def folder_tables(job: ModelFolder, threads: int) -> list[Table]:
         Column("to"),
         Column("size", "right"),
     )
-    count = len(job.layouts)
+    count = len(job.weights.layouts)
     totals = [
         ("output", str(job.path)),
         ("files", f"{len(job.sizes)}, of them {count} with weights"),

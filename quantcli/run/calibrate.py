@@ -9,7 +9,7 @@ from typing import Any
 
 from quantcli.artifacts.prepare import prepare_artifact
 from quantcli.artifacts.write import default_threads
-from quantcli.calibration import Calibrated, Job, execute, merge, prepare
+from quantcli.calibration import Calibrated, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
@@ -17,7 +17,7 @@ from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.run.method_run import expected_importance
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
-from quantcli.statistics.coverage import coverage
+from quantcli.statistics.token_counts import count_tokens
 from quantcli.types import Note
 
 
@@ -88,7 +88,7 @@ def _suffix(legacy: bool) -> str:
     return "dat" if legacy else "gguf"
 
 
-def _run(job: Job) -> Events[Calibrated]:
+def _run(job: CalibrationJob) -> Events[Calibrated]:
     """Run it; stopped early, the last note says what is kept and how to go on."""
     try:
         done = yield from in_phase("calibrating", take(execute(job), Calibrated))
@@ -108,7 +108,7 @@ def _run(job: Job) -> Events[Calibrated]:
 
 def _note_few(done: Calibrated) -> Events[None]:
     """Say how many experts the text left without enough tokens."""
-    few = [line for line in coverage(done.calibration) if line.few]
+    few = [line for line in count_tokens(done.calibration) if line.few]
     if few:
         experts, unseen = sum(line.few for line in few), sum(line.unseen for line in few)
         yield Note(

@@ -19,7 +19,7 @@ from quantcli.types import Event
 if TYPE_CHECKING:
     import torch
 
-    from quantcli.layerwise.layered_model import Call, Skeleton
+    from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
 
 HiddenStates = Callable[[int], "torch.Tensor"]
 """The hidden states (1, tokens, size) of a window."""
@@ -33,7 +33,7 @@ class RoundedLayer:
     and ``outputs`` give what the layer gets and what it ought to give.
     """
 
-    skeleton: Skeleton
+    model: LayerwiseModel
     index: int
     call: Call
     formats: Callable[[str], str]

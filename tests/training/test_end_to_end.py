@@ -36,7 +36,7 @@ from quantcli.rounding.trained_scales import TrainingGain
 from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
-from quantcli.training.layerwise_backprop import Streamed
+from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.types import Event, Note, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -242,14 +242,14 @@ def test_harm_is_not_stored(small: Model, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_loss_that_is_not_finite_stops_it(
     small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn, count = Streamed.learn, 0
+    learn, count = LayerwiseBackprop.learn, 0
 
     def broken(self: Any, numbers: Any) -> float:
         nonlocal count
         count += 1
         return float("nan") if count == 6 else learn(self, numbers)
 
-    monkeypatch.setattr(Streamed, "learn", broken)
+    monkeypatch.setattr(LayerwiseBackprop, "learn", broken)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", e2e_steps=12)
     assert count == 6
     warnings = [note.message for note in run.notes if note.level == "warning"]
