@@ -73,6 +73,7 @@ def calibrate(
     from quantcli.run import calibrate as calibrating
 
     watch = Watch(on_event)
+    needs = [name for part in collect for name in part.split(",")]
     path = None if output is None else Path(output)
     if source is not None and stats and Path(source).is_file():
         paths: tuple[Path, ...] = ()
@@ -85,7 +86,7 @@ def calibrate(
         else:
             run = calibrating.calibrate(
                 str(source), path, [str(text) for text in data], field=field, ctx=ctx,
-                chunks=chunks, seed=seed, collect=collect, dtype=dtype, device=device,
+                chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
                 max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
                 legacy=legacy, threads=threads, on_fetch=watch,
             )  # fmt: skip

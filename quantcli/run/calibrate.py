@@ -9,7 +9,7 @@ from typing import Any
 
 from quantcli.artifacts.prepare import prepare_artifact
 from quantcli.artifacts.write import default_threads
-from quantcli.calibration import Calibrated, Job, execute, merge, prepare
+from quantcli.calibration import Calibrated, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
@@ -88,7 +88,7 @@ def _suffix(legacy: bool) -> str:
     return "dat" if legacy else "gguf"
 
 
-def _run(job: Job) -> Events[Calibrated]:
+def _run(job: CalibrationJob) -> Events[Calibrated]:
     """Run it; stopped early, the last note says what is kept and how to go on."""
     try:
         done = yield from in_phase("calibrating", take(execute(job), Calibrated))

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quantcli.calibration import cut_windows
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
 from quantcli.layerwise.random_windows import add_random
-from quantcli.layerwise.runner import Run, choose_device, choose_dtype
 from quantcli.layerwise.texts import Text
-from quantcli.layerwise.windows import Windows
+from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
@@ -162,11 +161,11 @@ def begin_rounding(
 def plan_passes(
     job: MethodRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
     threads: int,
-) -> Run:  # fmt: skip
+) -> ModelRun:  # fmt: skip
     """How the model will be run; ``folder`` takes what is too large for memory."""
     device = choose_device(device)
-    return Run(
-        job.model, job.windows, ("mean_sq", "hessian"), folder,
+    return ModelRun(
+        job.model, job.windows, folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,
     )  # fmt: skip
 
