@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,9 @@ def build(
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    config = getattr(transformers, config_class)(**tiny.config | dict(changes or {}))
+    # A configuration adds settings to the dictionaries that it is given, which models share.
+    settings = deepcopy(tiny.config | dict(changes or {}))
+    config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
