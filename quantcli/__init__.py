@@ -15,17 +15,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantcli.api import quantize
-    from quantcli.exports.job import export
+    from quantcli.api.calibrate import calibrate
+    from quantcli.api.evaluate import evaluate
+    from quantcli.api.export import export
+    from quantcli.api.inspect import inspect
+    from quantcli.api.quantize import quantize
     from quantcli.model import open_model
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "open_model", "quantize"]
+__all__ = [
+    "__version__",
+    "calibrate",
+    "evaluate",
+    "export",
+    "inspect",
+    "open_model",
+    "quantize",
+]
 
 _HOMES = {
-    "export": "quantcli.exports.job",
+    "calibrate": "quantcli.api.calibrate",
+    "evaluate": "quantcli.api.evaluate",
+    "export": "quantcli.api.export",
+    "inspect": "quantcli.api.inspect",
     "open_model": "quantcli.model",
-    "quantize": "quantcli.api",
+    "quantize": "quantcli.api.quantize",
 }
 
 

@@ -17,6 +17,8 @@ class QuantcliError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.result: object = None
+        """What was found nevertheless, of a check that failed."""
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message} ({self.hint})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats import FORMATS, get_format, native
+from quantcli.formats.base import Floats
+from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
-from quantcli.types import MetaValue, Note, OutputTensor, Piece, TensorInfo, TensorStore, text
-
-_GATHER_SPREAD = 4
-"""Permuted rows are read as one span when it is at most this many times the rows wanted."""
+from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
 
 TRANSFORMS_KEY = "quantcli.transforms"
 """Key-value of a model whose weights are transformed as they are read: what was done, as JSON."""
@@ -82,9 +83,13 @@ class Model(AbstractContextManager["Model"]):
         for piece in tensor.pieces:
             low, high = max(start, first), min(stop, first + piece.rows)
             if low < high:
-                parts.append(self._read_piece(tensor, piece, low - first, high - first))
+                parts.append(self._read_piece(piece, low - first, high - first))
             first += piece.rows
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read_floats(self, tensor: OutputTensor, start: int, stop: int) -> Floats:
+        """The same rows as float32, decoded where they are stored in blocks."""
+        return decode_rows(tensor, self.read_rows(tensor, start, stop))
 
     def origin(self, tensor: OutputTensor, row: int, column: int) -> tuple[TensorInfo, int, int]:
         """The stored tensor, its row and its column behind a place in ``tensor``, for messages."""
@@ -92,34 +97,24 @@ class Model(AbstractContextManager["Model"]):
             if row < piece.rows:
                 break
             row -= piece.rows
-        info = self.store.tensors[piece.source]
-        if len(tensor.shape) < 2:
-            return info, 0, int(piece.element_order(tensor.columns)[column])
-        row = int(piece.source_rows(row, row + 1)[0])
-        return (info, column, row) if piece.transpose else (info, row, column)
+        return self.store.tensors[piece.source], *piece.origin(row, column)
 
-    def _read_piece(
-        self, tensor: OutputTensor, piece: Piece, start: int, stop: int
-    ) -> NDArray[Any]:
-        if piece.transpose:
-            rows = self.store.read_columns(piece.source, piece.start + start, piece.start + stop)
-        elif len(tensor.shape) < 2:
-            rows = self.store.read_rows(piece.source, start, stop)
-            if piece.view is not None:
-                rows = np.ascontiguousarray(rows[:, piece.element_order(rows.shape[1])])
-        elif piece.view is None:
-            rows = self.store.read_rows(piece.source, piece.start + start, piece.start + stop)
+    def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
+        read = partial(self.store.read_rows, piece.source)
+        if piece.order is None:
+            rows = read(piece.start + start, piece.start + stop)
+        elif piece.keeps_rows:
+            rows = read_scattered(read, piece.source_rows(start, stop))
+        elif piece.transposes and len(self.store.tensors[piece.source].shape) == 2:
+            rows = self.store.read_columns(piece.source, start, stop)
         else:
-            rows = self._gather(piece.source, piece.source_rows(start, stop))
-        if piece.add:
-            rows = rows.astype(np.float32) + np.float32(piece.add)
-        return rows
-
-    def _gather(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
-        low, high = int(wanted.min()), int(wanted.max()) + 1
-        if high - low <= _GATHER_SPREAD * len(wanted):
-            return np.ascontiguousarray(self.store.read_rows(name, low, high)[wanted - low])
-        return np.concatenate([self.store.read_rows(name, int(i), int(i) + 1) for i in wanted])
+            made, stored = piece.group
+            first, last = start // made, -(-stop // made)
+            block = read(piece.start + first * stored, piece.start + last * stored)
+            found = piece.arrange(block)[start - first * made : stop - first * made]
+            rows = np.ascontiguousarray(found)
+        values: NDArray[Any] = piece.apply(rows)
+        return values
 
 
 def open_model(
@@ -163,7 +158,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
             name=found.repo,
             on_note=sentences.append,
         )
-        keys |= architecture.metadata(store.config)
+        keys |= architecture.metadata(store.config, store)
         if vocabulary:
             size = int(keys[f"{architecture.name}.vocab_size"].value)
             keys |= load_vocabulary(
@@ -201,7 +196,7 @@ def _open_gguf(label: str, found: Resolved) -> Model:
         store.close()
         raise SourceError(f"{found.path} has no general.architecture, so it is not a model")
     tensors = tuple(
-        OutputTensor(info.name, info.shape, info.dtype, (Piece(info.name, _rows(info)),))
+        OutputTensor(info.name, info.shape, info.dtype, (Piece(info.name, row_count(info.shape)),))
         for info in store.tensors.values()
     )
     arch = str(keys["general.architecture"].value)
@@ -211,5 +206,8 @@ def _open_gguf(label: str, found: Resolved) -> Model:
     )  # fmt: skip
 
 
-def _rows(info: TensorInfo) -> int:
-    return int(np.prod(info.shape[:-1], dtype=np.int64))
+def decode_rows(tensor: OutputTensor, rows: NDArray[Any]) -> Floats:
+    """Rows of ``tensor`` as float32, decoded where they are stored in blocks."""
+    if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
+        return native.decode(get_format(tensor.dtype), rows)
+    return native.to_float32(rows)

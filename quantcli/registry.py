@@ -44,7 +44,7 @@ class Registry:
     """A lazy, case-insensitive table of one ``kind`` of thing ("block format", "architecture").
 
     ``check`` returns what a plug-in's object lacks to be one, or None. Names of ``table`` cannot
-    be taken over by a plug-in.
+    be taken over by a plug-in. What is in neither is looked up in ``base``.
     """
 
     def __init__(
@@ -53,11 +53,13 @@ class Registry:
         group: str,
         table: Mapping[str, str],
         check: Callable[[Any], str | None] | None = None,
+        base: Registry | None = None,
     ) -> None:
         self.kind = kind
         self.group = f"quantcli.{group}"
         self._own = dict(table)
         self._check = check
+        self._base = base
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -72,7 +74,7 @@ class Registry:
 
     @property
     def _names(self) -> list[str]:
-        return [*self._own, *self._points]
+        return list(dict.fromkeys([*self._own, *self._points, *(self._base or ())]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -104,8 +106,10 @@ class Registry:
             if own in self._own:
                 module, _, attribute = self._own[own].partition(":")
                 self._loaded[own] = getattr(import_module(module), attribute)
-            else:
+            elif own in self._points or self._base is None:
                 self._loaded[own] = self._load(self._points[own])
+            else:
+                return self._base.get(own)
         return self._loaded[own]
 
     def usable(self) -> Iterator[Any]:

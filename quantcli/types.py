@@ -1,4 +1,4 @@
-"""The values that flow through the pipeline. Imports nothing of ours.
+"""The values that flow through the pipeline. Imports nothing of ours but `Piece`.
 
 Shapes are row-major everywhere (the last axis is contiguous), as in safetensors; GGUF's reversed
 dimensions are turned round where a file is read or written. "Rows" are the tensor with its
@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from quantcli.pieces import Piece
 
 
 def row_count(shape: tuple[int, ...]) -> int:
@@ -53,6 +55,25 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
+_BYTES = {
+    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A tensor to be written: name, dtype in safetensors' spelling and row-major shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its values."""
+        return _BYTES[self.dtype] * math.prod(self.shape)
+
+
 class TensorStore(Protocol):
     """Random access to the rows of named tensors; safe to call from several threads."""
 
@@ -73,41 +94,6 @@ class TensorStore(Protocol):
 
     def close(self) -> None:
         """Release the files."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive rows of an output tensor, and how they are made from one stored tensor.
-
-    The stored rows ``start : start+rows`` are viewed as ``view`` (a factorisation of ``rows``),
-    their axes taken in the order ``axes``, and flattened again; ``view=None`` keeps the order.
-    ``transpose`` takes columns as rows first. ``add`` is added to each value in float32.
-
-    A tensor with one axis (a bias, a norm) is a single row, which has no rows to reorder: there
-    ``view`` factorises the row's elements, and `element_order` replaces `source_rows`.
-    """
-
-    source: str
-    rows: int
-    start: int = 0
-    view: tuple[int, ...] | None = None
-    axes: tuple[int, ...] | None = None
-    transpose: bool = False
-    add: float = 0.0
-
-    def source_rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Stored row numbers behind this piece's rows ``start:stop``, in order."""
-        if self.view is None or self.axes is None:
-            return np.arange(self.start + start, self.start + stop, dtype=np.int64)
-        order = np.arange(self.rows, dtype=np.int64).reshape(self.view).transpose(self.axes)
-        return np.asarray(self.start + order.reshape(-1)[start:stop], dtype=np.int64)
-
-    def element_order(self, elements: int) -> NDArray[np.int64]:
-        """Stored element numbers, in order, behind a one-axis tensor's row of ``elements``."""
-        if self.view is None or self.axes is None:
-            return np.arange(elements, dtype=np.int64)
-        order = np.arange(elements, dtype=np.int64).reshape(self.view).transpose(self.axes)
-        return np.asarray(order.reshape(-1), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +193,11 @@ def array(kind: str, values: Any) -> MetaValue:
 @dataclass(frozen=True, slots=True)
 class Event:
     """Base of what the core reports while it works."""
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Sentences for who asks for more."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

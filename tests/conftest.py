@@ -33,7 +33,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """``gguf(name, type)``: a tiny model as quantcli quantizes it."""
-    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.write import write_artifact
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
 
@@ -41,7 +42,7 @@ def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Ch
     def file(name: str, kind: str) -> Path:
         path = tmp_path_factory.mktemp("gguf") / f"{name}-{kind}.gguf"
         with open_model(checkpoint(name)) as model:
-            for _ in execute(prepare(model, Recipe(type=kind), path), threads=2):
+            for _ in write_artifact(prepare_gguf(model, Recipe(type=kind), path), threads=2):
                 pass
         return path
 

@@ -13,7 +13,8 @@ import pytest
 from gguf import GGUFReader
 from support.tiny_models import MODELS, build
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.model import open_model
 from quantcli.plan.recipe import Recipe
 
@@ -26,7 +27,7 @@ TEXT = "It was the best of times — 1859: the worst!\n\n  “Isn't it?” 東�
 
 def quantize(source: Path, output: Path, type_name: str) -> Path:
     with open_model(source) as model:
-        list(execute(prepare(model, Recipe(type=type_name), output), threads=2))
+        list(write_artifact(prepare_gguf(model, Recipe(type=type_name), output), threads=2))
     return output
 
 

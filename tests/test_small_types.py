@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support import tiny_models
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import PlanError
 from quantcli.model import open_model
 from quantcli.plan.recipe import Recipe
@@ -24,7 +25,7 @@ NVFP4 = 40
 
 def quantize(source: Path, output: Path, **recipe: object) -> Path:
     with open_model(source) as model:
-        for _ in execute(prepare(model, Recipe(**recipe), output), threads=2):
+        for _ in write_artifact(prepare_gguf(model, Recipe(**recipe), output), threads=2):
             pass
     return output
 

@@ -1,10 +1,15 @@
 """What a model is made of: one family, one file. Architectures never hear of methods."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
+from quantcli.archs.header import Read, read_header, same_value
 from quantcli.errors import ArchitectureError
 from quantcli.registry import Registry, near
+from quantcli.types import MetaValue
 
 ARCHITECTURES = Registry(
     "architecture",
@@ -20,6 +25,26 @@ ARCHITECTURES = Registry(
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
         "Gemma3ForConditionalGeneration": "quantcli.archs.gemma3:GEMMA3",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
+        "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
+        "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
+        "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "Olmo2ForCausalLM": "quantcli.archs.olmo2:OLMO2",
+        "Olmo3ForCausalLM": "quantcli.archs.olmo2:OLMO3",
+        "GemmaForCausalLM": "quantcli.archs.gemma:GEMMA",
+        "CohereForCausalLM": "quantcli.archs.cohere:COHERE",
+        "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
+        "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
+        "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
+        "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
+        "Glm4ForCausalLM": "quantcli.archs.glm4:GLM4",
+        "GlmForCausalLM": "quantcli.archs.glm4:GLM",
+        "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
+        "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
+        "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
+        "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
+        "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
     },
 )
@@ -46,8 +71,55 @@ def find_architecture(config: Config) -> Architecture:
 
 def find_folds(arch: str) -> Folds:
     """The fold groups that the family with GGUF's name ``arch`` declares; empty when unknown."""
+    return next((family.folds for family in _named(arch)), Folds())
+
+
+def rebuild_config(
+    arch: str,
+    metadata: Mapping[str, MetaValue],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Read,
+) -> dict[str, Any]:
+    """The configuration (config.json) of a GGUF's model, from its key-values and tensors' shapes.
+
+    ``read`` gives the values of a small tensor by its name. Raises ArchitectureError when the
+    architecture is unknown or the configuration makes other key-values.
+    """
+    family = next(_named(arch), None)
+    if family is None:
+        raise ArchitectureError(
+            f"the configuration of a {arch} model cannot be told from its GGUF",
+            hint="--config names a folder with its config.json",
+        )
+    if "token_embd.weight" not in shapes:
+        raise ArchitectureError("the GGUF has no tensor token_embd.weight")
+    config = {
+        "vocab_size": shapes["token_embd.weight"][0],
+        "tie_word_embeddings": "output.weight" not in shapes,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **family.to_config(read_header(arch, metadata, shapes, read)),
+    }
+    for key, value in find_architecture(config).metadata(config).items():
+        if key in metadata and not same_value(metadata[key].value, value.value):
+            raise ArchitectureError(
+                f"the GGUF sets {key} to {metadata[key].value!r}, but quantcli knows {arch} "
+                f"models of this kind with {value.value!r} only",
+                hint="--config names a folder with its config.json",
+            )
+    return config
+
+
+def _named(arch: str) -> Iterator[Architecture]:
     families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
-    return next((family.folds for family in families if family.name == arch), Folds())
+    return (family for family in families if family.name == arch)
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "find_architecture", "find_folds"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "find_architecture",
+    "find_folds",
+    "rebuild_config",
+]

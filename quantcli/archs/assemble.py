@@ -1,65 +1,77 @@
 """From a family's rules and the stored tensors to output tensors; refuses whatever is left over.
 
 Every stored tensor is used by a rule or stands on the family's list of ignored ones, and every
-rule finds its tensor in the shape that config.json promises: a checkpoint that another version
-of the model's code wrote is refused by a name, never converted in part.
+rule finds its tensor, in each layer for which it holds, in the shape that config.json promises: a
+checkpoint that another version of the model's code wrote is refused by a name, never converted in
+part.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from quantcli.archs.rules import Dims, Rule, Values
+from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, sizes
 from quantcli.errors import ArchitectureError
+from quantcli.pieces import Order, Piece
 from quantcli.registry import near
-from quantcli.types import OutputTensor, Piece, TensorInfo
+from quantcli.types import OutputTensor, TensorInfo
+
+LayerDims = Callable[[int | None], Dims]
+"""The named sizes in a layer; outside of them for None."""
 
 
 def assemble(
     model: str,
     rules: tuple[Rule, ...],
-    dims: Dims,
+    dims: LayerDims,
     values: Values,
     stored: Mapping[str, TensorInfo],
     *,
+    keyed: tuple[KeyRule, ...],
     renames: tuple[tuple[str, str], ...],
     ignored: tuple[str, ...],
 ) -> list[OutputTensor]:
     """The output tensors of ``rules`` over ``stored``, and ``values``, in llama.cpp's order.
 
-    ``model`` is the class name for messages; ``renames`` and ``ignored`` are `Architecture`'s.
+    ``model`` is the class name for messages; the rest are `Architecture`'s.
     """
-    shelf = _Shelf(model, _rename(renames, stored))
+    shelf = _Shelf(model, rename(renames, stored))
     found = [OutputTensor(name, array.shape, "F32", values=array) for name, array in values.items()]
+    layers = dims(None)["layers"]
     for rule in rules:
-        for layer in range(dims["layers"]) if "{i}" in rule.name else (None,):
-            if not rule.optional or shelf.holds(_at(rule.source, layer)):
-                found.append(_build(rule, layer, dims, shelf))
+        for layer in rule.places(layers):
+            if not rule.optional or shelf.holds(at(rule.source, layer)):
+                found.append(_build(rule, layer, dims(layer), shelf))
+    for key in keyed:
+        for layer in range(layers):
+            shelf.take(at(key.source, layer), (1,))
     shelf.refuse_rest(ignored)
     return sorted(found, key=_llama_order)
 
 
 def stored_shapes(
-    rules: tuple[Rule, ...], dims: Dims, written: Container[str]
+    rules: tuple[Rule, ...], dims: LayerDims, keyed: tuple[KeyRule, ...], written: Container[str]
 ) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint from which ``rules`` make the GGUF tensors ``written``.
 
     Shapes by the rules' own spelling of the names, experts apart as checkpoints publish them.
     """
     found: dict[str, tuple[int, ...]] = {}
+    layers = dims(None)["layers"]
     for rule in rules:
-        shape = tuple(dims[size] for size in rule.shape)
-        for layer in range(dims["layers"]) if "{i}" in rule.name else (None,):
-            if rule.optional and _at(rule.name, layer) not in written:
+        for layer in rule.places(layers):
+            if rule.optional and at(rule.name, layer) not in written:
                 continue
+            shape = rule.stored_shape(dims(layer))
             if "{e}" not in rule.source:
-                found[_at(rule.source, layer)] = shape[::-1] if rule.transpose else shape
+                found[at(rule.source, layer)] = shape
                 continue
             for expert in range(shape[0]):
-                found[_at(rule.source, layer, expert)] = shape[1:]
+                found[at(rule.source, layer, expert)] = shape[1:]
+    found |= {at(key.source, layer): (1,) for key in keyed for layer in range(layers)}
     return found
 
 
@@ -103,55 +115,94 @@ class _Shelf:
 
 
 def _build(rule: Rule, layer: int | None, dims: Dims, shelf: _Shelf) -> OutputTensor:
-    shape = tuple(dims[size] for size in rule.shape)
-    sources = list(_pieces(rule, layer, dims, shape, shelf))
+    sources = list(_pieces(rule, layer, dims, shelf))
     dtypes = sorted({info.dtype for info, _ in sources})
     if len(dtypes) > 1:
         raise ArchitectureError(
-            f"the experts of {_at(rule.name, layer)} are stored as {' and '.join(dtypes)}, "
+            f"the experts of {at(rule.name, layer)} are stored as {' and '.join(dtypes)}, "
             "but one tensor has one type"
         )
-    return OutputTensor(
-        _at(rule.name, layer), shape, dtypes[0], tuple(piece for _, piece in sources)
-    )
+    pieces = tuple(piece for _, piece in sources)
+    return OutputTensor(at(rule.name, layer), sizes(rule.shape, dims), dtypes[0], pieces)
 
 
 def _pieces(
-    rule: Rule, layer: int | None, dims: Dims, shape: tuple[int, ...], shelf: _Shelf
+    rule: Rule, layer: int | None, dims: Dims, shelf: _Shelf
 ) -> Iterator[tuple[TensorInfo, Piece]]:
-    rows = math.prod(shape[:-1])
+    shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
     if "{e}" not in rule.source:
-        info = shelf.take(_at(rule.source, layer), shape[::-1] if rule.transpose else shape)
-        view = _halves(dims[rule.rotary], shape[0]) if rule.rotary else None
-        yield (
-            info,
-            Piece(
-                info.name, rows, view=view, axes=(0, 2, 1) if view else None,
-                transpose=rule.transpose, add=rule.add,
-            ),
-        )  # fmt: skip
+        info = shelf.take(at(rule.source, layer), stored)
+        for order in _orders(rule, dims, shape, stored):
+            rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
+            piece = Piece(info.name, rows, order=order, pointwise=rule.pointwise)
+            yield from ((info, part) for part in _matrices(piece, shape))
         return
     experts, each, columns = shape
     share = rule.fused
-    if share is not None and shelf.holds(_at(share.source, layer)):
-        stride = share.of * each
-        info = shelf.take(_at(share.source, layer), (experts, stride, columns))
+    if share is not None and shelf.holds(at(share.source, layer)):
+        stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
+        info = shelf.take(at(share.source, layer), (experts, *stacked))
         for expert in range(experts):
-            yield info, Piece(info.name, each, start=expert * stride + share.index * each)
+            yield info, _share(share, info.name, expert, each, columns)
         return
     for expert in range(experts):
-        info = shelf.take(_at(rule.source, layer, expert), (each, columns))
+        info = shelf.take(at(rule.source, layer, expert), stored[1:])
         yield info, Piece(info.name, each)
 
 
-def _halves(heads: int, rows: int) -> tuple[int, int, int]:
-    """(heads, 2, half a head): the two rotated halves of each head, one after the other."""
-    return (heads, 2, rows // heads // 2)
+def _orders(
+    rule: Rule, dims: Dims, shape: tuple[int, ...], stored: tuple[int, ...]
+) -> Iterator[Order | None]:
+    if rule.transpose:
+        yield Order(stored, (1, 0), stored[-1])
+    elif rule.rotary:
+        heads = dims[rule.rotary]
+        view = (heads, 2, shape[0] // heads // 2, *shape[1:])
+        yield Order(view, (0, 2, 1, 3)[: len(view)], shape[-1])
+    elif rule.parts:
+        yield from (part.order(dims, stored) for part in rule.parts)
+    else:
+        yield None
 
 
-def _rename(
+def _matrices(piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
+    """A stack's matrices, each a piece, where they can be made apart."""
+    order = piece.order
+    if len(shape) < 3 or (order is not None and order.groups != shape[0]):
+        yield piece
+        return
+    rows, stored = piece.rows // shape[0], piece.stored_rows // shape[0]
+    if order is not None:
+        order = replace(
+            order,
+            view=order.view[1:],
+            axes=tuple(axis - 1 for axis in order.axes[1:]),
+            cut=tuple((axis - 1, start, stop) for axis, start, stop in order.cut),
+        )
+    for index in range(shape[0]):
+        yield replace(piece, rows=rows, start=index * stored, order=order)
+
+
+def _share(share: Share, source: str, expert: int, rows: int, columns: int) -> Piece:
+    if not share.transpose and not share.interleaved:
+        return Piece(source, rows, start=(expert * share.of + share.index) * rows)
+    view, axis = ((rows, share.of), 1) if share.interleaved else ((share.of, rows), 0)
+    cut = ((axis, share.index, share.index + 1),) if share.of > 1 else ()
+    if not share.transpose:
+        order = Order((*view, columns), (0, 1, 2), columns, cut)
+    elif share.of == 1:
+        order = Order((columns, rows), (1, 0), rows)
+    else:
+        shifted = ((axis + 1, share.index, share.index + 1),)
+        order = Order((columns, *view), (1, 2, 0), share.of * rows, shifted)
+    piece = Piece(source, rows, order=order)
+    return replace(piece, start=expert * piece.stored_rows)
+
+
+def rename(
     renames: tuple[tuple[str, str], ...], stored: Mapping[str, TensorInfo]
 ) -> Mapping[str, TensorInfo]:
+    """The stored tensors under the rules' spelling of their names."""
     renamed: dict[str, TensorInfo] = {}
     for name, info in stored.items():
         for pattern, replacement in renames:
@@ -163,10 +214,6 @@ def _rename(
             )
         renamed[name] = info
     return renamed
-
-
-def _at(pattern: str, layer: int | None, expert: int | None = None) -> str:
-    return pattern.replace("{i}", str(layer)).replace("{e}", str(expert))
 
 
 def _show(shape: tuple[int, ...]) -> str:

@@ -10,18 +10,23 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantcli.archs.assemble import assemble, stored_shapes
+from quantcli.archs.assemble import LayerDims, assemble, rename, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
-from quantcli.archs.rules import Dims, Rule, Values
+from quantcli.archs.header import Header
+from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, OutputTensor, TensorInfo
+from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
 
 LIMITS = {"layers": 512, "experts": 1024}
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
 
 
 def _no_values(config: Config, dims: Dims) -> Values:
+    return {}
+
+
+def _no_layer_dims(config: Config, layer: int) -> Dims:
     return {}
 
 
@@ -44,8 +49,15 @@ class Architecture:
     """GGUF's general.architecture."""
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
-    read_keys: Callable[[Config, Dims], dict[str, MetaValue]]
+    to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
     """Key-values without their "{name}." prefix."""
+    to_config: Callable[[Header], dict[str, Any]]
+    """The way back: keys of config.json, "architectures" and "model_type" among them, for every
+    class with this ``name``; `rebuild_config` adds the vocabulary's."""
+    keyed: tuple[KeyRule, ...] = ()
+    """Key-values that checkpoints store as tensors."""
+    read_layer_dims: Callable[[Config, int], Dims] = _no_layer_dims
+    """Sizes that only this layer has."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
     check: Callable[[Config, Dims], None] = _no_check
@@ -73,9 +85,10 @@ class Architecture:
         return assemble(
             class_name(settled),
             self.read_rules(settled),
-            dims,
+            self._layer_dims(settled, dims),
             self.read_values(settled, dims),
             stored,
+            keyed=self.keyed,
             renames=self.renames,
             ignored=self.ignored,
         )
@@ -86,24 +99,57 @@ class Architecture:
         The other way of `tensors`, which takes what is named here back to GGUF's tensors.
         """
         settled, dims = self._settle(config)
-        found = stored_shapes(self.read_rules(settled), dims, written)
+        layered = self._layer_dims(settled, dims)
+        found = stored_shapes(self.read_rules(settled), layered, self.keyed, written)
         for pattern, replacement in self.published:
             found = {re.sub(pattern, replacement, name): shape for name, shape in found.items()}
         return found
 
     def sources(self, config: Config) -> dict[str, str]:
-        """GGUF name -> stored name, both patterns over layers ``{i}``, the latter over experts."""
-        settled, _ = self._settle(config)
-        return {rule.name: rule.source for rule in self.read_rules(settled)}
-
-    def metadata(self, config: Config) -> dict[str, MetaValue]:
-        """Every ``{arch}.*`` key-value. Raises ArchitectureError for a missing or wrong key."""
+        """GGUF name -> stored name, the latter a pattern over experts ``{e}``."""
         settled, dims = self._settle(config)
-        return {f"{self.name}.{k}": v for k, v in self.read_keys(settled, dims).items()}
+        return {
+            at(rule.name, layer): at(rule.source, layer)
+            for rule in self.read_rules(settled)
+            for layer in rule.places(dims["layers"])
+        }
+
+    def metadata(self, config: Config, store: TensorStore | None = None) -> dict[str, MetaValue]:
+        """Every ``{arch}.*`` key-value, those that are stored as tensors only with their ``store``.
+
+        Raises ArchitectureError for a missing or wrong key, or tensor.
+        """
+        settled, dims = self._settle(config)
+        found = {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
+        if store is not None and self.keyed:
+            self.tensors(config, store.tensors)
+            for name, (key, layer) in self.key_places(config, store.tensors).items():
+                numbers = found.setdefault(key, array("f32", [0.0] * dims["layers"])).value
+                numbers[layer] = float(store.read_rows(name, 0, 1)[0, 0])
+        return found
+
+    def key_places(
+        self, config: Config, stored: Mapping[str, TensorInfo]
+    ) -> dict[str, tuple[str, int]]:
+        """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
+        _, dims = self._settle(config)
+        places = {
+            at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
+            for rule in self.keyed
+            for layer in range(dims["layers"])
+        }
+        names = rename(self.renames, stored).items() if self.keyed else ()
+        return {info.name: places[name] for name, info in names if name in places}
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
         return self.read_notes(self._settle(config)[0])
+
+    def _layer_dims(self, settled: Config, dims: Dims) -> LayerDims:
+        def read(layer: int | None) -> Dims:
+            return dims if layer is None else {**dims, **self.read_layer_dims(settled, layer)}
+
+        return read
 
     def _settle(self, config: Config) -> tuple[dict[str, Any], dict[str, int]]:
         settled = settle(config, self.defaults)

@@ -1,12 +1,12 @@
 """Which tensors meet at which channels, so that a change of one can be undone in the others.
 
 A *fold group* is a vector of channels between linear operations: whoever makes them (a norm's
-weight, the rows of v, the rows of the MLP's linear half) and every matrix that reads them. What
-scales the channels at the makers and the readers' columns inversely leaves the model's function
+weight, the rows of v, the rows of the MLP's linear half) and every matrix that reads them. Scaling
+the channels at the producers and the consumers' columns inversely leaves the model's function
 alone. A family declares its groups as rules, and what writes to its residual stream; nothing
 here knows what the scales are for.
 
-A group exists only where each of its readers is known: a tensor of the model that no rule names
+A group exists only where each of its consumers is known: a tensor of the model that no rule names
 is refused by `fold_groups`, since it might read the channels and be left behind.
 """
 
@@ -27,15 +27,15 @@ Kind = Literal["norm", "values", "gated"]
 class FoldRule:
     """One group of every layer, or of the model where no name has ``{i}``.
 
-    ``makers`` and ``readers`` are names without their ending; a maker's ".bias" counts where
-    there is one. Of a maker whose matrix fuses several, ``part`` tells which rows hold the
+    ``producers`` and ``consumers`` are names without their ending; a producer's ".bias" counts
+    where there is one. Of a producer whose matrix fuses several, ``part`` tells which rows hold the
     channels: "v" the last kv rows, "up" the last half. Of alternatives (a dense MLP's matrices
     or the experts') those count that the model has.
     """
 
     kind: Kind
-    makers: tuple[str, ...]
-    readers: tuple[str, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
     part: str = ""
 
 
@@ -53,9 +53,14 @@ class Folds:
     basis: str = "quantcli does not know what reads and writes its residual stream"
     apart: tuple[str, ...] = ()
 
+    @property
+    def final_norm(self) -> str:
+        """The norm before the head."""
+        return next(f"{r.producers[0]}.weight" for r in self.rules if "output" in r.consumers)
+
 
 @dataclass(frozen=True, slots=True)
-class Maker:
+class Producer:
     """Rows ``first:last`` of each matrix of ``tensor``; elements of a tensor with one axis."""
 
     tensor: str
@@ -69,15 +74,15 @@ class FoldGroup:
 
     There are ``channels`` of them for each of ``matrices`` (more than 1 where every expert has
     channels of its own). ``heads`` key-value heads make ``channels`` of values, and ``sharers``
-    query heads read each; so a reader has ``channels * sharers`` columns.
+    query heads read each; so a consumer has ``channels * sharers`` columns.
     """
 
     name: str
     kind: Kind
     channels: int
     matrices: int
-    makers: tuple[Maker, ...]
-    readers: tuple[str, ...]
+    producers: tuple[Producer, ...]
+    consumers: tuple[str, ...]
     heads: int = 1
     sharers: int = 1
 
@@ -87,7 +92,7 @@ _NORMED_ATTENTION = FoldRule(
     ("blk.{i}.attn_norm",),
     ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v", "blk.{i}.attn_qkv"),
 )
-_NORMED_MLP = FoldRule(
+NORMED_MLP = FoldRule(
     "norm",
     ("blk.{i}.ffn_norm",),
     (
@@ -95,26 +100,28 @@ _NORMED_MLP = FoldRule(
         "blk.{i}.ffn_gate_inp", "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps",
     ),
 )  # fmt: skip
+VALUES = FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",))
+GATED = FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",))
 _NORMED_HEAD = FoldRule("norm", ("output_norm",), ("output",))
-_WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
+WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
 
 DECODER = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
-        FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",)),
-        FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",)),
+        NORMED_MLP,
+        VALUES,
+        GATED,
         FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",)),
         _NORMED_HEAD,
     ),
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="",
 )
 """RMSNorm before attention and MLP, gated MLP or experts: Llama and most that came after."""
 
 POST_NORMED = Folds(
     rules=DECODER.rules,
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="the norms after its attention and MLP weigh the stream's channels one by one",
 )
 """The same with norms after attention and MLP as well (Gemma 2 and 3)."""
@@ -122,12 +129,12 @@ POST_NORMED = Folds(
 FUSED = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
+        NORMED_MLP,
         FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
         FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",), part="up"),
         _NORMED_HEAD,
     ),
-    writers=_WRITERS,
+    writers=WRITERS,
     basis="",
 )
 """q, k and v in one matrix, gate above up in another (Phi-3)."""
@@ -135,7 +142,7 @@ FUSED = Folds(
 CENTRED = Folds(
     rules=(
         _NORMED_ATTENTION,
-        _NORMED_MLP,
+        NORMED_MLP,
         FoldRule("values", ("blk.{i}.attn_qkv",), ("blk.{i}.attn_output",), part="v"),
         _NORMED_HEAD,
     ),
@@ -143,6 +150,19 @@ CENTRED = Folds(
     apart=("blk.{i}.ffn_down",),
 )
 """LayerNorm and an MLP without a linear half (GPT-2)."""
+
+LAYER_NORMED = Folds(
+    rules=(_NORMED_ATTENTION, NORMED_MLP, VALUES, _NORMED_HEAD),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+    apart=("blk.{i}.ffn_down",),
+)
+"""The same with q, k and v apart (StarCoder2, Nemotron)."""
+
+GATED_LAYER_NORMED = Folds(
+    rules=(_NORMED_ATTENTION, NORMED_MLP, VALUES, GATED, _NORMED_HEAD),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+)
+"""LayerNorm and a gated MLP (StableLM)."""
 
 
 def fold_groups(
@@ -160,9 +180,9 @@ def fold_groups(
     found: list[FoldGroup] = []
     for layer in (*range(model.count("block_count", 0)), None):
         for rule in folds.rules:
-            if (layer is None) == ("{i}" not in rule.makers[0]):
+            if (layer is None) == ("{i}" not in rule.producers[0]):
                 found += model.resolve(rule, layer)
-                known |= {f"{_at(name, layer)}.weight" for name in rule.readers}
+                known |= {f"{_at(name, layer)}.weight" for name in rule.consumers}
         known |= {f"{_at(name, layer)}.weight" for name in folds.apart}
     for name in model.tensors:
         if name.endswith(".weight") and not _is_vector(name) and name not in known:
@@ -198,13 +218,13 @@ class _Model:
         return int(found.value[layer] if found.kind.startswith("[") else found.value)
 
     def resolve(self, rule: FoldRule, layer: int | None) -> Iterator[FoldGroup]:
-        """The rule's group in ``layer``, if the model has its makers and readers."""
-        names = [f"{_at(name, layer)}.weight" for name in rule.readers]
-        readers = tuple(name for name in names if name in self.tensors)
-        stems = [_at(name, layer) for name in rule.makers]
-        if not readers or not all(f"{stem}.weight" in self.tensors for stem in stems):
+        """The rule's group in ``layer``, if the model has its producers and consumers."""
+        names = [f"{_at(name, layer)}.weight" for name in rule.consumers]
+        consumers = tuple(name for name in names if name in self.tensors)
+        stems = [_at(name, layer) for name in rule.producers]
+        if not consumers or not all(f"{stem}.weight" in self.tensors for stem in stems):
             return
-        columns = self.tensors[readers[0]].columns
+        columns = self.tensors[consumers[0]].columns
         heads = sharers = 1
         if rule.kind == "values":
             queries = self.count("attention.head_count", layer or 0)
@@ -213,13 +233,15 @@ class _Model:
                 heads = self.count("attention.head_count_kv", layer or 0)
             sharers = queries // heads
         channels = columns // sharers
-        makers = tuple(self._makers(rule, stems, channels))
+        producers = tuple(self._producers(rule, stems, channels))
         matrices = 1
-        if rule.kind == "gated" and len(self.tensors[readers[0]].shape) == 3:
-            matrices = self.tensors[readers[0]].shape[0]
-        yield FoldGroup(stems[0], rule.kind, channels, matrices, makers, readers, heads, sharers)
+        if rule.kind == "gated" and len(self.tensors[consumers[0]].shape) == 3:
+            matrices = self.tensors[consumers[0]].shape[0]
+        yield FoldGroup(
+            stems[0], rule.kind, channels, matrices, producers, consumers, heads, sharers
+        )
 
-    def _makers(self, rule: FoldRule, stems: list[str], channels: int) -> Iterator[Maker]:
+    def _producers(self, rule: FoldRule, stems: list[str], channels: int) -> Iterator[Producer]:
         for stem in stems:
             for name in (f"{stem}.weight", f"{stem}.bias"):
                 tensor = self.tensors.get(name)
@@ -232,7 +254,7 @@ class _Model:
                         f"{name} has {size} rows, which do not fit the {channels} channels "
                         f"that the matrices after it read"
                     )
-                yield Maker(name, first, size)
+                yield Producer(name, first, size)
 
 
 def _at(pattern: str, layer: int | None) -> str:

@@ -11,7 +11,9 @@ than it derives, absent soft caps. Sources: arXiv:2408.00118, llama.cpp's src/mo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, integer, number
@@ -21,13 +23,16 @@ from quantcli.archs.decoder import (
     MLP,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     decoder_keys,
     layer,
 )
 from quantcli.archs.fold import POST_NORMED
+from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
+from quantcli.pieces import Add
 from quantcli.types import MetaValue, f32, u32
 
 FIXED = {
@@ -49,7 +54,8 @@ _LAYERS_OF_27B = 46
 def shift_norms(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The same rules, with 1 added to the weights of every norm."""
     return tuple(
-        replace(rule, add=1.0) if rule.name.endswith("norm.weight") else rule for rule in rules
+        replace(rule, pointwise=Add(1.0)) if rule.name.endswith("norm.weight") else rule
+        for rule in rules
     )
 
 
@@ -115,11 +121,33 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def scale_config(config: Mapping[str, Any], layers_of_27b: int) -> dict[str, Any]:
+    """The attention's scale, which llama.cpp derives as `check_scale` says."""
+    scale = config.get("head_dim", 256)
+    if config.get("num_hidden_layers") == layers_of_27b:
+        scale = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": scale}
+
+
+def _config(header: Header) -> dict[str, Any]:
+    config = decoder_config(header, "Gemma2ForCausalLM", "gemma2")
+    return {
+        **config,
+        **scale_config(config, _LAYERS_OF_27B),
+        **header.named(
+            final_logit_softcapping="final_logit_softcapping",
+            sliding_window="attention.sliding_window",
+            attn_logit_softcapping="attn_logit_softcapping",
+        ),
+    }
+
+
 GEMMA2 = Architecture(
     name="gemma2",
     read_dims=attention_dims,
     read_rules=_rules,
-    read_keys=_keys,
+    to_keys=_keys,
+    to_config=_config,
     check=_check,
     defaults={
         "rms_norm_eps": 1e-6,

@@ -12,6 +12,8 @@ Sources: arXiv:2503.19786, llama.cpp's src/models/gemma3.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, integer, number
 from quantcli.archs.decoder import (
@@ -21,6 +23,7 @@ from quantcli.archs.decoder import (
     MLP,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     decoder_keys,
     output,
 )
@@ -31,9 +34,11 @@ from quantcli.archs.gemma2 import (
     check_scale,
     layer_pattern,
     refuse_pattern,
+    scale_config,
     shift_norms,
     windowed_layers,
 )
+from quantcli.archs.header import Header
 from quantcli.archs.rope import read_layer_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, f32, u32
@@ -74,11 +79,36 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     return keys
 
 
+def _config(header: Header) -> dict[str, Any]:
+    config = decoder_config(header, "Gemma3ForCausalLM", "gemma3_text")
+    layers = int(config.get("num_hidden_layers", 1))
+    windowed = "attention.sliding_window" in header.keys
+    return {
+        **config,
+        **scale_config(config, _LAYERS_OF_27B),
+        **header.named(
+            final_logit_softcapping="final_logit_softcapping",
+            sliding_window="attention.sliding_window",
+        ),
+        "layer_types": layer_pattern(layers, _WINDOW_EVERY)
+        if windowed
+        else ["full_attention"] * layers,
+        "rope_parameters": {
+            "full_attention": config["rope_parameters"],
+            "sliding_attention": {
+                "rope_type": "default",
+                "rope_theta": header.keys.get("rope.freq_base_swa", 10000.0),
+            },
+        },
+    }
+
+
 GEMMA3 = Architecture(
     name="gemma3",
     read_dims=attention_dims,
     read_rules=_rules,
-    read_keys=_keys,
+    to_keys=_keys,
+    to_config=_config,
     check=_check,
     defaults={
         "vocab_size": 262208,

@@ -11,10 +11,12 @@ Sources: Radford et al. 2019, llama.cpp's src/models/gpt2.cpp.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, flag, integer, number
 from quantcli.archs.fold import CENTRED
+from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
@@ -83,11 +85,27 @@ def _check(config: Config, dims: Dims) -> None:
         )
 
 
+def _config(header: Header) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **header.named(
+            n_embd="embedding_length",
+            n_layer="block_count",
+            n_inner="feed_forward_length",
+            n_positions="context_length",
+            n_head="attention.head_count",
+            layer_norm_epsilon="attention.layer_norm_epsilon",
+        ),
+    }
+
+
 GPT2 = Architecture(
     name="gpt2",
     read_dims=_dims,
     read_rules=_rules,
-    read_keys=_keys,
+    to_keys=_keys,
+    to_config=_config,
     check=_check,
     defaults={"tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
     fixed={

@@ -11,6 +11,9 @@ A Mistral sliding window is not part of llama.cpp's graph (a note says so). Sour
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, flag, integer
@@ -21,6 +24,7 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     decoder_keys,
     expert_keys,
     experts,
@@ -29,7 +33,8 @@ from quantcli.archs.decoder import (
     unwindowed_note,
 )
 from quantcli.archs.fold import DECODER
-from quantcli.archs.rope import llama3_factors, read_rope, rope_keys
+from quantcli.archs.header import Header
+from quantcli.archs.rope import llama3_factors, llama3_rope, read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.types import MetaValue, u32
 
@@ -53,7 +58,8 @@ _FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
 _IGNORED = (r".*\.rotary_emb\.inv_freq",)
 
 
-def _rules(config: Config) -> tuple[Rule, ...]:
+def rules(config: Config) -> tuple[Rule, ...]:
+    """The tensors of a Llama, biases where config.json has them."""
     biases = _ATTENTION_BIASES if flag(config, "attention_bias") else ()
     mlp_biases = _MLP_BIASES if flag(config, "mlp_bias") else ()
     return (
@@ -66,7 +72,8 @@ def _mixture_rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *_ATTENTION, *_EXPERTS)
 
 
-def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+def keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of a Llama."""
     return {
         **decoder_keys(config, dims),
         "rope.dimension_count": u32(dims["head_dim"]),
@@ -81,7 +88,7 @@ def _mixture_dims(config: Config) -> dict[str, int]:
 
 
 def _mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    return {**_keys(config, dims), **expert_keys(config, dims)}
+    return {**keys(config, dims), **expert_keys(config, dims)}
 
 
 def _values(config: Config, dims: Dims) -> Values:
@@ -91,11 +98,31 @@ def _values(config: Config, dims: Dims) -> Values:
     return {"rope_freqs.weight": llama3_factors(rope, dims["head_dim"])}
 
 
+def _config(header: Header) -> dict[str, Any]:
+    mixture = bool(header.keys.get("expert_count"))
+    model = ("MixtralForCausalLM", "mixtral") if mixture else ("LlamaForCausalLM", "llama")
+    config = decoder_config(header, *model)
+    if "head_dim" not in config and "rope.dimension_count" in header.keys:
+        config["head_dim"] = header.keys["rope.dimension_count"]
+    if "rope_freqs.weight" in header.shapes:
+        divisors = header.read("rope_freqs.weight").reshape(-1).astype(np.float64)
+        config["rope_parameters"] = llama3_rope(divisors, config["rope_parameters"]["rope_theta"])
+    if mixture:
+        used = header.named(num_experts_per_tok="expert_used_count")
+        return {**config, "num_local_experts": header.keys["expert_count"], **used}
+    return {
+        **config,
+        "attention_bias": "blk.0.attn_output.bias" in header.shapes,
+        "mlp_bias": "blk.0.ffn_gate.bias" in header.shapes,
+    }
+
+
 LLAMA = Architecture(
     name="llama",
     read_dims=attention_dims,
-    read_rules=_rules,
-    read_keys=_keys,
+    read_rules=rules,
+    to_keys=keys,
+    to_config=_config,
     read_values=_values,
     read_notes=unwindowed_note,
     defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6},
@@ -108,7 +135,8 @@ MIXTRAL = Architecture(
     name="llama",
     read_dims=_mixture_dims,
     read_rules=_mixture_rules,
-    read_keys=_mixture_keys,
+    to_keys=_mixture_keys,
+    to_config=_config,
     read_values=_values,
     read_notes=unwindowed_note,
     defaults={"tie_word_embeddings": False, "rope_theta": 1e6, "rms_norm_eps": 1e-5},

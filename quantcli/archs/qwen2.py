@@ -7,8 +7,10 @@ Sources: arXiv:2407.10671, llama.cpp's src/models/qwen2.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag
+from quantcli.archs.config import Config, flag
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -16,22 +18,24 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    check_square,
+    decoder_config,
     decoder_keys,
     layer,
     output,
     unwindowed_note,
 )
 from quantcli.archs.fold import DECODER
+from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
-from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue
 
 ROPE_TYPES = ("default", "linear", "yarn")
 DEFAULTS = {"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
 FIXED = {"hidden_act": ("silu", "swish"), "num_nextn_predict_layers": (0,)}
 
-_BIASES = (
+BIASES = (
     layer("attn_q.bias", "self_attn.q_proj.bias", "q"),
     layer("attn_k.bias", "self_attn.k_proj.bias", "kv"),
     layer("attn_v.bias", "self_attn.v_proj.bias", "kv"),
@@ -49,23 +53,20 @@ def notes(config: Config) -> tuple[str, ...]:
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:
-    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *_BIASES, *MLP)
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *BIASES, *MLP)
 
 
-def _check(config: Config, dims: Dims) -> None:
-    if dims["q"] != dims["hidden"]:
-        raise ArchitectureError(
-            f"config.json of {class_name(config)} has {dims['heads']} heads of "
-            f"{dims['head_dim']}, but llama.cpp needs them to fill hidden_size {dims['hidden']}"
-        )
+def _config(header: Header) -> dict[str, Any]:
+    return decoder_config(header, "Qwen2ForCausalLM", "qwen2")
 
 
 QWEN2 = Architecture(
     name="qwen2",
     read_dims=attention_dims,
     read_rules=_rules,
-    read_keys=keys,
-    check=_check,
+    to_keys=keys,
+    to_config=_config,
+    check=check_square,
     read_notes=notes,
     defaults=DEFAULTS,
     fixed=FIXED,

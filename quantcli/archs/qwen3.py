@@ -6,6 +6,8 @@ Sources: arXiv:2505.09388, llama.cpp's src/models/qwen3.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config
 from quantcli.archs.decoder import (
@@ -16,9 +18,11 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     output,
 )
 from quantcli.archs.fold import DECODER
+from quantcli.archs.header import Header
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
 from quantcli.archs.rules import Rule
 
@@ -27,11 +31,16 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *HEAD_NORMS, *MLP)
 
 
+def _config(header: Header) -> dict[str, Any]:
+    return decoder_config(header, "Qwen3ForCausalLM", "qwen3")
+
+
 QWEN3 = Architecture(
     name="qwen3",
     read_dims=attention_dims,
     read_rules=_rules,
-    read_keys=keys,
+    to_keys=keys,
+    to_config=_config,
     read_notes=notes,
     defaults={**DEFAULTS, "head_dim": 128},
     fixed={**FIXED, "attention_bias": (False,)},

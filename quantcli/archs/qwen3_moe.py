@@ -7,6 +7,8 @@ Sources: arXiv:2505.09388, llama.cpp's src/models/qwen3moe.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, integer
 from quantcli.archs.decoder import (
@@ -16,11 +18,13 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    decoder_config,
     expert_keys,
     experts,
     output,
 )
 from quantcli.archs.fold import DECODER
+from quantcli.archs.header import Header
 from quantcli.archs.qwen2 import DEFAULTS, FIXED, keys, notes
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, u32
@@ -48,11 +52,24 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def _config(header: Header) -> dict[str, Any]:
+    return {
+        **decoder_config(header, "Qwen3MoeForCausalLM", "qwen3_moe"),
+        **header.named(
+            num_experts_per_tok="expert_used_count",
+            num_experts="expert_count",
+            moe_intermediate_size="expert_feed_forward_length",
+        ),
+        "norm_topk_prob": True,
+    }
+
+
 QWEN3_MOE = Architecture(
     name="qwen3moe",
     read_dims=_dims,
     read_rules=_rules,
-    read_keys=_keys,
+    to_keys=_keys,
+    to_config=_config,
     read_notes=notes,
     defaults={**DEFAULTS, "norm_topk_prob": False},
     fixed={

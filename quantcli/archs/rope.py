@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.config import Config, class_name, flag, integer, number, positive
+from quantcli.archs.header import Header, shortest
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, text, u32
 
@@ -27,6 +28,10 @@ _OUTSIDE = (
     "max_position_embeddings", "original_max_position_embeddings", "partial_rotary_factor",
 )  # fmt: skip
 """Parameters of the rotation that some files keep beside ``rope_parameters``."""
+
+_LENGTH = 8192
+_TOLERANCE = 1e-5
+"""Of Llama 3's divisors, which are rounded to float32."""
 
 Rope = Mapping[str, Any]
 """``rope_type``, ``rope_theta`` and whatever parameters the type has; ``architectures`` too."""
@@ -81,6 +86,22 @@ def rope_keys(rope: Rope) -> dict[str, MetaValue]:
     return keys
 
 
+def rope_config(header: Header) -> dict[str, Any]:
+    """`rope_keys` read backwards; 10000 is llama.cpp's base where a file names none."""
+    keys = header.keys
+    rope = {
+        "rope_type": keys.get("rope.scaling.type", "default"),
+        "rope_theta": keys.get("rope.freq_base", 10000.0),
+    }
+    if rope["rope_type"] == "none":
+        rope["rope_type"] = "default"
+    if rope["rope_type"] in ("linear", "yarn") and "rope.scaling.factor" in keys:
+        rope["factor"] = keys["rope.scaling.factor"]
+    if rope["rope_type"] == "yarn" and "rope.scaling.original_context_length" in keys:
+        rope["original_max_position_embeddings"] = keys["rope.scaling.original_context_length"]
+    return rope
+
+
 def llama3_factors(rope: Rope, head_dim: int) -> NDArray[np.float32]:
     """Divisors of the head_dim/2 rotation frequencies, as Llama 3.1 scales them.
 
@@ -99,6 +120,39 @@ def llama3_factors(rope: Rope, head_dim: int) -> NDArray[np.float32]:
     wavelengths = 2 * math.pi * positive(rope, "rope_theta") ** exponents
     kept = np.clip((original / wavelengths - low) / (high - low), 0, 1)
     return (1 / ((1 - kept) / factor + kept)).astype(np.float32)
+
+
+def llama3_rope(divisors: NDArray[np.float64], theta: float) -> dict[str, Any]:
+    """Parameters of Llama 3's frequency scaling that give these divisors of the frequencies.
+
+    The kept share of a frequency, clip(slope * frequency - offset, 0, 1), is a line between the
+    two limits, so it is fitted where it is neither; only ratios to the original length matter,
+    so that is a fixed one. Raises ArchitectureError when no parameters give the divisors.
+    """
+    half = len(divisors)
+    frequencies = theta ** -(np.arange(half) / half) / (2 * math.pi)
+    factor = shortest(float(divisors.max()))
+    if factor <= 1:
+        return {"rope_type": "default", "rope_theta": theta}
+    slope, offset = _line(frequencies, (1 / divisors - 1 / factor) / (1 - 1 / factor))
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": _LENGTH * offset / slope,
+        "high_freq_factor": _LENGTH * (1 + offset) / slope,
+        "original_max_position_embeddings": _LENGTH,
+    }
+    try:
+        again = llama3_factors({**rope, "architectures": ["LlamaForCausalLM"]}, 2 * half)
+    except ArchitectureError:
+        again = np.zeros(half, np.float32)
+    if not np.allclose(again, divisors, rtol=_TOLERANCE, atol=0):
+        raise ArchitectureError(
+            "rope_freqs.weight does not hold the divisors of Llama 3's frequency scaling",
+            hint="--config names a folder with the model's config.json",
+        )
+    return rope
 
 
 def _entries(config: Config) -> Mapping[str, Any]:
@@ -149,3 +203,22 @@ def _check_yarn(rope: Rope) -> None:
             "config.json sets truncate to false or mscale for yarn, which llama.cpp does not "
             f"compute for {class_name(rope)}"
         )
+
+
+def _line(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of a line through the shares strictly between 0 and 1."""
+    inner = (kept > 1e-6) & (kept < 1 - 1e-6)
+    places, shares = frequencies[inner], kept[inner]
+    if len(places) < 2:
+        # Too few points: any line will do that reaches the limits between its neighbours.
+        above, below = frequencies[kept >= 1 - 1e-6], frequencies[kept <= 1e-6]
+        if not len(above) or not len(below):
+            return 1.0, 0.0
+        high, low = above.min(), below.max()
+        if not len(places):
+            slope = 1 / (high - low)
+            return slope, slope * low
+        slope = max((1 - shares[0]) / (high - places[0]), shares[0] / (places[0] - low))
+        return float(slope), float(slope * places[0] - shares[0])
+    slope, negative = np.polyfit(places, shares, 1, w=1 / np.sqrt(places))
+    return float(slope), -float(negative)

@@ -46,7 +46,7 @@ class TensorEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FileLayout:
     """One file: its header's bytes, each tensor's absolute offset and the size in bytes."""
 
     header: bytes
@@ -54,7 +54,7 @@ class Layout:
     size: int
 
 
-def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -> Layout:
+def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -> FileLayout:
     """Fix every byte offset of a GGUF that holds ``metadata`` and ``entries`` in that order."""
     alignment = DEFAULT_ALIGNMENT
     if ALIGNMENT_KEY in metadata:
@@ -73,7 +73,7 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
     header = b"".join(parts)
     header += bytes(padded(len(header), alignment) - len(header))
     offsets = {name: len(header) + start for name, start in relative.items()}
-    return Layout(header, offsets, len(header) + end)
+    return FileLayout(header, offsets, len(header) + end)
 
 
 def shard_paths(path: Path, count: int) -> list[Path]:

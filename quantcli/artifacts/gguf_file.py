@@ -1,92 +1,55 @@
-"""The one loop: slabs of rows are read, encoded and written at their final offsets.
+"""A GGUF file, or the shards of one: every offset first, then each tensor's rows in its format.
 
-A slab is a run of rows of one matrix, about four megabytes as stored, whatever the tensor's size;
-threads take slabs from one queue across all tensors, so a giant embedding and thousands of small
-experts keep them equally busy, and memory is a few slabs per thread. The header goes first, the
-files get their names last. The output's bytes depend on the model and the recipe alone.
+`prepare_gguf` decides and checks everything; `quantcli.artifacts.write` then fills the files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.gguf_container import (
-    Layout,
+    FileLayout,
     TensorEntry,
     lay_out,
     shard_metadata,
     shard_paths,
 )
-from quantcli.errors import PlanError, UsageError, WeightError
+from quantcli.artifacts.shards import split_shards
+from quantcli.artifacts.slabs import (
+    SLAB_BYTES,
+    UNFINISHED,
+    Slab,
+    cut_tensor,
+    digest_model,
+    refuse_weight,
+)
+from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
+from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
-from quantcli.plan.budget import check_disk, parse_size, peak_memory, plan_split
+from quantcli.plan.budget import check_disk, thread_memory
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
-from quantcli.plan.recipe import Recipe, dump_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_file import dump_recipe
+from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
-from quantcli.types import Event, MetaValue, OutputTensor, PackedType, Progress, text, u32
-
-SLAB_BYTES = 4 << 20
-"""Stored bytes of a slab. Part of the source digest's definition, so it never varies."""
-
-_NO_DIGEST = "sha256:" + "0" * 64
+from quantcli.types import MetaValue, Note, text, u32
 
 _scratch = threading.local()
 """Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
 
-
-@dataclass(frozen=True, slots=True)
-class Finished(Event):
-    """The files are whole: their paths, and bytes and bits per weight of all together."""
-
-    paths: tuple[Path, ...]
-    nbytes: int
-    bits_per_weight: float
-    source_digest: str
-
-
 Encoder = Callable[[TensorPlan, int, NDArray[Any]], NDArray[np.uint8]]
 """Packed rows of a tensor from a row on: takes the plan's line, that row and the rows as read."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A decided quantization: everything but the weights has been read and checked."""
-
-    model: Model
-    plan: Plan
-    importance: Importance | None
-    metadata: Mapping[str, MetaValue]
-    shards: Mapping[Path, tuple[TensorPlan, ...]]
-    layouts: Mapping[Path, Layout]
-    force: bool
-    encoders: Mapping[str, Encoder] = field(default_factory=dict)
-    """What makes the rows of a tensor, by its name, in place of the block format's own encoder."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that will be written."""
-        return tuple(self.shards)
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return sum(layout.size for layout in self.layouts.values())
 
 
 class Encoded(Protocol):
@@ -99,29 +62,138 @@ class Encoded(Protocol):
         """Its packed rows ``start:stop``, uint8 of shape (stop - start, row bytes)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Slab:
-    item: TensorPlan
-    start: int
-    stop: int
-    path: Path
-    offset: int
+@dataclass(frozen=True)
+class GgufFile(Artifact):
+    """A decided quantization: everything but the weights has been read and checked.
+
+    ``encoders`` make the rows of a tensor, by its name, in place of its block format's own encoder.
+    """
+
+    model: Model
+    plan: Plan
+    importance: Importance | None
+    metadata: Mapping[str, MetaValue]
+    shards: Mapping[Path, tuple[TensorPlan, ...]]
+    layouts: Mapping[Path, FileLayout]
+    force: bool
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    hashed: ClassVar[bool] = True
+
+    @property
+    def label(self) -> str:
+        """What the user calls the model."""
+        return self.model.label
+
+    @property
+    def source(self) -> object:
+        """The model."""
+        return self.model
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that will be written."""
+        return tuple(self.shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of all files together."""
+        return sum(layout.size for layout in self.layouts.values())
+
+    @property
+    def thread_bytes(self) -> int:
+        """Memory that a thread needs at most, as an estimate."""
+        return thread_memory(self.plan, SLAB_BYTES)
+
+    @property
+    def notes(self) -> Sequence[Note]:
+        """The model's, then the plan's."""
+        return [*self.model.notes, *self.plan.notes]
+
+    def open(self) -> AtomicFiles:
+        """The files, to be written."""
+        sizes = {path: layout.size for path, layout in self.layouts.items()}
+        return AtomicFiles(sizes, force=self.force)
+
+    def heads(self) -> Iterator[Chunk]:
+        """The header of each file."""
+        for path, layout in self.layouts.items():
+            yield path, 0, layout.header
+
+    def parts(self) -> Iterator[Part]:
+        """The slabs of each tensor."""
+        for path, items in self.shards.items():
+            for item in items:
+                offset = self.layouts[path].offsets[item.tensor.name]
+                row_bytes = item.nbytes // max(1, item.tensor.rows)
+                for slab in cut_tensor(self.model, item.tensor):
+                    place = path, offset + slab.start * row_bytes
+                    yield Part(
+                        slab,
+                        partial(self.model.read_rows, item.tensor, slab.start, slab.stop),
+                        partial(self._encode, item, slab, place),
+                        partial(self._refuse, item, slab),
+                    )
+
+    def digest(self, leaves: Mapping[Slab, bytes]) -> str:
+        """The digest of the model's weights."""
+        return digest_model(self.model, leaves)
+
+    def tails(self, digest: str | None) -> Iterator[Chunk]:
+        """The headers again, with the digest in its place."""
+        if digest is not None:
+            yield from add_metadata(self, {"quantcli.source.digest": text(digest)}).heads()
+
+    def finished(self, digest: str | None) -> Finished:
+        """Paths, size and digest."""
+        return Finished(self.paths, self.nbytes, self.plan.bits_per_weight, digest)
+
+    def _encode(
+        self, item: TensorPlan, slab: Slab, place: tuple[Path, int], rows: NDArray[Any]
+    ) -> Iterator[Chunk]:
+        yield *place, self._pack(item, slab, rows).data
+
+    def _pack(self, item: TensorPlan, slab: Slab, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        """The rows as the file holds them."""
+        tensor = item.tensor
+        if tensor.name in self.encoders:
+            return self.encoders[tensor.name](item, slab.start, rows)
+        if tensor.dtype == item.format and rows.dtype == np.uint8:
+            return rows
+        if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
+            rows = native.decode(get_format(tensor.dtype), rows)
+        fmt = get_format(item.format)
+        out = None
+        if tensor.dtype != fmt.name:
+            out = _buffer(len(rows), fmt.row_bytes(tensor.columns))
+        return native.encode(fmt, rows, self._importance_of(item, slab), out=out)
+
+    def _importance_of(self, item: TensorPlan, slab: Slab) -> NDArray[np.float32] | None:
+        if self.importance is None or not item.importance:
+            return None
+        tensor = item.tensor
+        # The legacy form stores the weights of a stack's matrices as one row.
+        matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        weights = self.importance.weights(tensor.name, matrices, tensor.columns)
+        return None if weights is None else weights[slab.start * matrices // tensor.rows]
+
+    def _refuse(
+        self, item: TensorPlan, slab: Slab, refused: native.UnencodableError
+    ) -> WeightError:
+        row = slab.start + refused.row
+        info, row, column = self.model.origin(item.tensor, row, refused.column)
+        hint = "a wider type can hold it, such as --tensor-type with F32"
+        return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
 
 
-def default_threads() -> int:
-    """The processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    """A packed array of the thread's own, until it asks for the next one."""
+    held: NDArray[np.uint8] = getattr(_scratch, "held", np.empty(0, np.uint8))
+    if held.size < rows * row_bytes:
+        held = _scratch.held = np.empty(rows * row_bytes, np.uint8)
+    return held[: rows * row_bytes].reshape(rows, row_bytes)
 
 
-def default_output(model: Model, recipe: Recipe) -> Path:
-    """``NAME-TYPE.gguf`` in the current folder, NAME being the repository's, folder's or file's."""
-    name = model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
-    return Path(f"{name.removesuffix('.gguf')}-{recipe.type}.gguf")
-
-
-def prepare(
+def prepare_gguf(
     model: Model,
     recipe: Recipe,
     output: Path,
@@ -130,7 +202,7 @@ def prepare(
     plan: Plan | None = None,
     force: bool = False,
     check: bool = True,
-) -> Job:
+) -> GgufFile:
     """Decide everything about quantizing ``model`` to ``output`` without reading a weight.
 
     ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
@@ -146,190 +218,37 @@ def prepare(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
-    groups = plan_split(plan, limit) if limit else [list(plan.items)]
+    groups = split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
     paths = shard_paths(output, len(groups))
     metadata = _describe(model, plan, importance)
     shards = {path: tuple(group) for path, group in zip(paths, groups, strict=True)}
     layouts = _lay_out(metadata, shards)
-    job = Job(model, plan, importance, metadata, shards, layouts, force)
+    artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force)
     if check:
-        refuse_existing(job.paths, force=force)
-        check_disk(job.nbytes, output.parent)
-    return job
+        refuse_existing(artifact.paths, force=force)
+        check_disk(artifact.nbytes, output.parent)
+    return artifact
 
 
-def add_metadata(job: Job, keys: Mapping[str, MetaValue]) -> Job:
-    """The same job with more key-values in its files."""
-    metadata = {**job.metadata, **keys}
-    return replace(job, metadata=metadata, layouts=_lay_out(metadata, job.shards))
+def add_metadata(artifact: GgufFile, keys: Mapping[str, MetaValue]) -> GgufFile:
+    """The same file with more key-values in its header."""
+    metadata = {**artifact.metadata, **keys}
+    return replace(artifact, metadata=metadata, layouts=_lay_out(metadata, artifact.shards))
 
 
-def threads_within(job: Job, threads: int | None, max_memory: int | None) -> int:
-    """How many threads may work so that resident memory stays below ``max_memory`` bytes.
+def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
+    """The same file with the tensors in ``encoded`` as they are there."""
 
-    PlanError when one thread alone needs more.
-    """
-    wanted = threads or default_threads()
-    if max_memory is None:
-        return wanted
-    for count in range(wanted, 0, -1):
-        if peak_memory(job.plan, count, SLAB_BYTES) <= max_memory:
-            return count
-    needed = peak_memory(job.plan, 1, SLAB_BYTES)
-    raise PlanError(
-        f"{job.model.label} needs up to {needed:,} bytes of memory even on one thread, "
-        f"more than the {max_memory:,} allowed",
-        hint=f"--max-memory {-(-needed // 10**6)}M is enough",
-    )
+    def encoder(item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
+        return encoded.read_rows(item.tensor.name, start, start + len(rows))
 
-
-def execute(
-    job: Job,
-    *,
-    threads: int | None = None,
-    max_memory: int | None = None,
-    encoded: Encoded | None = None,
-) -> Iterator[Event]:
-    """Do a job, yielding notes and progress, at last `Finished`.
-
-    ``threads`` defaults to the processors, and to as many as fit into ``max_memory`` bytes.
-    Tensors in ``encoded`` are taken from there. Whatever ends the iteration early (an error, an
-    interrupt, closing the generator) leaves no file under a final name and an existing one
-    untouched.
-    """
-    workers = threads_within(job, threads, max_memory)
-    yield from job.model.notes
-    yield from job.plan.notes
-    sizes = {path: layout.size for path, layout in job.layouts.items()}
-    with AtomicFiles(sizes, force=job.force) as files:
-        for path, layout in job.layouts.items():
-            files.write(path, 0, layout.header)
-        leaves: dict[tuple[str, int], bytes] = {}
-        yield from _encode_all(job, files, workers, leaves, encoded)
-        digest = combine_digest(job.model, leaves)
-        metadata = {**job.metadata, "quantcli.source.digest": text(digest)}
-        for path, layout in _lay_out(metadata, job.shards).items():
-            files.write(path, 0, layout.header)
-        files.publish()
-    yield Finished(job.paths, job.nbytes, job.plan.bits_per_weight, digest)
-
-
-def _encode_all(
-    job: Job,
-    files: AtomicFiles,
-    threads: int,
-    leaves: dict[tuple[str, int], bytes],
-    encoded: Encoded | None,
-) -> Iterator[Progress]:
-    model = job.model
-    total = sum(model.stored_bytes(item.tensor) for item in job.plan.items)
-    done = 0
-    waiting = deque(_slabs(job))
-    running: dict[Future[bytes], _Slab] = {}
-    with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * threads:
-                    slab = waiting.popleft()
-                    running[pool.submit(_encode_slab, job, files, slab, encoded)] = slab
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    slab = running.pop(future)
-                    leaves[slab.item.tensor.name, slab.start] = future.result()
-                    tensor = slab.item.tensor
-                    done += model.stored_bytes(tensor) * (slab.stop - slab.start) // tensor.rows
-                    yield Progress(min(done, total), total, tensor.name)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _slabs(job: Job) -> Iterator[_Slab]:
-    for path, items in job.shards.items():
-        for item in items:
-            offset = job.layouts[path].offsets[item.tensor.name]
-            row_bytes = item.nbytes // max(1, item.tensor.rows)
-            for start, stop in cut_rows(job.model, item.tensor):
-                yield _Slab(item, start, stop, path, offset + start * row_bytes)
-
-
-def cut_rows(model: Model, tensor: OutputTensor) -> Iterator[tuple[int, int]]:
-    """Row ranges of about SLAB_BYTES that never cross from one stacked matrix into the next."""
-    stored = max(1, model.stored_bytes(tensor) // max(1, tensor.rows))
-    if tensor.dtype == "F8_E4M3":
-        # The scales beside the codes do not count, lest digests change with them.
-        stored = max(1, tensor.columns)
-    elif isinstance(tensor.dtype, PackedType):
-        # Its rows come as float32, whatever they take in the file.
-        stored = 4 * max(1, tensor.columns)
-    step = max(1, SLAB_BYTES // stored)
-    matrix = tensor.shape[-2] if len(tensor.shape) > 2 else tensor.rows
-    for first in range(0, tensor.rows, max(1, matrix)):
-        for start in range(first, first + matrix, step):
-            yield start, min(start + step, first + matrix)
-
-
-def _encode_slab(job: Job, files: AtomicFiles, slab: _Slab, encoded: Encoded | None) -> bytes:
-    """Read, encode and write one slab; returns the SHA-256 of the rows as stored."""
-    tensor = slab.item.tensor
-    rows = job.model.read_rows(tensor, slab.start, slab.stop)
-    leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
-    if encoded is not None and tensor.name in encoded:
-        packed = encoded.read_rows(tensor.name, slab.start, slab.stop)
-        files.write(slab.path, slab.offset, packed.data)
-        return leaf
-    if tensor.name in job.encoders:
-        packed = job.encoders[tensor.name](slab.item, slab.start, rows)
-        files.write(slab.path, slab.offset, packed.data)
-        return leaf
-    if tensor.dtype == slab.item.format and rows.dtype == np.uint8:
-        files.write(slab.path, slab.offset, rows.data)
-        return leaf
-    if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
-        rows = native.decode(get_format(tensor.dtype), rows)
-    weights = _importance_of(job, slab)
-    fmt = get_format(slab.item.format)
-    out = None if tensor.dtype == fmt.name else _buffer(len(rows), fmt.row_bytes(tensor.columns))
-    try:
-        blocks = native.encode(fmt, rows, weights, out=out)
-    except native.UnencodableError as refused:
-        raise _locate(job.model, slab, refused) from refused
-    files.write(slab.path, slab.offset, blocks.data)
-    return leaf
-
-
-def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
-    """A packed array of the thread's own, until it asks for the next one."""
-    held: NDArray[np.uint8] = getattr(_scratch, "held", np.empty(0, np.uint8))
-    if held.size < rows * row_bytes:
-        held = _scratch.held = np.empty(rows * row_bytes, np.uint8)
-    return held[: rows * row_bytes].reshape(rows, row_bytes)
-
-
-def _importance_of(job: Job, slab: _Slab) -> NDArray[np.float32] | None:
-    if job.importance is None or not slab.item.importance:
-        return None
-    tensor = slab.item.tensor
-    # The legacy form stores the weights of a stack's matrices as one row.
-    matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
-    weights = job.importance.weights(tensor.name, matrices, tensor.columns)
-    return None if weights is None else weights[slab.start * matrices // tensor.rows]
-
-
-def _locate(model: Model, slab: _Slab, refused: native.UnencodableError) -> WeightError:
-    """The refusal in terms of the stored tensor: its file, its name, its own row and column."""
-    info, row, column = model.origin(slab.item.tensor, slab.start + refused.row, refused.column)
-    hint = "a wider type can hold it, such as --tensor-type with F32"
-    if not math.isfinite(refused.value):
-        hint = "the checkpoint is damaged, or its training had diverged; get it again"
-    return WeightError(
-        f"{info.file}: tensor {info.name}: the weight {refused.value!r} at row {row}, "
-        f"column {column} {refused.reason}",
-        hint=hint,
-    )
+    names = [item.tensor.name for item in artifact.plan.items if item.tensor.name in encoded]
+    return replace(artifact, encoders={**artifact.encoders, **dict.fromkeys(names, encoder)})
 
 
 def _lay_out(
     metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorPlan]]
-) -> dict[Path, Layout]:
+) -> dict[Path, FileLayout]:
     tensors = sum(map(len, shards.values()))
     layouts = {}
     for index, (path, items) in enumerate(shards.items()):
@@ -358,21 +277,11 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
     keys["quantcli.version"] = text(__version__)
     recipe = plan.recipe
     if recipe.imatrix:
-        recipe = msgspec.structs.replace(recipe, imatrix=Path(recipe.imatrix).name)
+        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
     keys["quantcli.recipe"] = text(dump_recipe(recipe))
     if model.repo:
         keys["quantcli.source.repo"] = text(model.repo)
     if model.revision:
         keys["quantcli.source.revision"] = text(model.revision)
-    keys["quantcli.source.digest"] = text(_NO_DIGEST)
+    keys["quantcli.source.digest"] = text(UNFINISHED)
     return keys
-
-
-def combine_digest(model: Model, leaves: Mapping[tuple[str, int], bytes]) -> str:
-    """SHA-256 over every tensor's name, dtype and shape and its slabs' own SHA-256."""
-    whole = hashlib.sha256()
-    for tensor in model.tensors:
-        whole.update(f"{tensor.name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
-        for start, _ in cut_rows(model, tensor):
-            whole.update(leaves[tensor.name, start])
-    return f"sha256:{whole.hexdigest()}"

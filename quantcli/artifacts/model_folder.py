@@ -1,153 +1,213 @@
-"""The loop for model folders: slabs of rows are read, quantized and written at their offsets.
+"""A model folder: every offset first, then each stored tensor's rows on the folder's grid.
 
-As for a GGUF file, every offset is known before a weight is read, threads take slabs from one
-queue across all tensors, memory is a few slabs for each thread, and the output's bytes depend
-on the model and the recipe alone.
+`prepare_folder` decides and checks everything; `quantcli.artifacts.write` then fills the files.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic_folder import AtomicFolder
-from quantcli.artifacts.folder_job import FolderJob, folder_threads, make_settings
-from quantcli.artifacts.gguf_file import SLAB_BYTES, Finished
-from quantcli.errors import WeightError
+from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
+from quantcli.artifacts.folder_files import make_settings
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
+from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
+from quantcli.artifacts.slabs import (
+    SLAB_BYTES,
+    UNFINISHED,
+    Slab,
+    combine_digest,
+    cut_slabs,
+    refuse_weight,
+)
+from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
+from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
+from quantcli.layouts import find_layout
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
-from quantcli.layouts.base import ROWS, Patch
-from quantcli.plan.folders import Copy, Item
+from quantcli.layouts.base import ROWS, Packing, Patch
+from quantcli.model import Model
+from quantcli.plan.budget import check_disk
+from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
-from quantcli.rounding.nearest import CodeSource, RoundToNearest, column_weights
-from quantcli.types import Event, Progress
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.size_text import parse_size
+from quantcli.sources.imatrix import Importance
+from quantcli.types import Declared, Note
+
+_WORKING_BYTES = 24 << 20
+"""What a thread holds for one slab beyond its rows as stored: floats, codes, and a chunk's
+temporaries."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Slab:
-    item: Item | Copy
-    start: int
-    stop: int
+@dataclass(frozen=True)
+class ModelFolder(Artifact):
+    """A decided model folder: everything but the weights has been read and checked.
+
+    ``settings`` are the files besides ``weights``; ``files`` are those of them that a caller gave.
+    ``codes`` gives the codes in place of rounding to nearest.
+    """
+
+    model: Model
+    plan: FolderPlan
+    importance: Importance | None
+    packing: Packing | None
+    path: Path
+    weights: SafetensorsShards
+    settings: Mapping[str, bytes]
+    force: bool
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    codes: CodeSource | None = None
+    hashed: ClassVar[bool] = True
 
     @property
-    def place(self) -> tuple[str, int, int]:
-        """Its own place among the stored tensors."""
-        return self.item.source, self.item.first, self.start
+    def label(self) -> str:
+        """What the user calls the model."""
+        return self.model.label
 
+    @property
+    def source(self) -> object:
+        """The stored tensors."""
+        return self.model.store
 
-def execute_folder(
-    job: FolderJob,
-    *,
-    threads: int | None = None,
-    max_memory: int | None = None,
-    source: CodeSource | None = None,
-) -> Iterator[Event]:
-    """Do a job, yielding notes and progress, at last `Finished`, as for a GGUF file.
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.path,)
 
-    ``source`` gives the codes in place of rounding to nearest.
-    """
-    workers = folder_threads(job, threads, max_memory)
-    if source is None and job.plan.scheme is not None:
-        source = RoundToNearest(job.plan, job.model.store, job.importance, SLAB_BYTES)
-    yield from job.plan.notes
-    with AtomicFolder(job.path, job.sizes, force=job.force) as folder:
-        for name, layout in job.layouts.items():
-            folder.write(name, 0, layout.header)
-        leaves: dict[tuple[str, int, int], bytes] = {}
-        yield from _run_all(job, folder, source, workers, leaves)
-        digest = _digest(job, leaves)
-        settings = make_settings(job.model, job.plan, job.packing, job.tensors, digest)
-        for name, body in {**settings, **job.files}.items():
-            folder.write(name, 0, body)
-        folder.publish()
-    yield Finished((job.path,), job.nbytes, job.bits_per_weight, digest)
+    @property
+    def nbytes(self) -> int:
+        """Exact size of all files together."""
+        return sum(self.sizes.values())
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return self.weights.sizes | {name: len(body) for name, body in self.settings.items()}
 
-def _run_all(
-    job: FolderJob,
-    folder: AtomicFolder,
-    source: CodeSource | None,
-    threads: int,
-    leaves: dict[tuple[str, int, int], bytes],
-) -> Iterator[Progress]:
-    waiting = deque(_slabs(job))
-    total = sum(_stored_bytes(job, slab) for slab in waiting)
-    done = 0
-    running: dict[Future[bytes], _Slab] = {}
-    with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * threads:
-                    slab = waiting.popleft()
-                    running[pool.submit(_work, job, folder, source, slab)] = slab
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    slab = running.pop(future)
-                    leaves[slab.place] = future.result()
-                    done += _stored_bytes(job, slab)
-                    yield Progress(done, total, slab.item.source)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    @property
+    def thread_bytes(self) -> int:
+        """Rows as stored and what is made of them; 32 rows at least, however long they are."""
+        longest = max((item.columns for item in self.plan.items), default=0)
+        return 4 * max(SLAB_BYTES, 4 * ROWS * longest) + _WORKING_BYTES
 
+    @property
+    def notes(self) -> Sequence[Note]:
+        """The plan's."""
+        return self.plan.notes
 
-def _slabs(job: FolderJob) -> Iterator[_Slab]:
-    parts: list[Item | Copy] = [*job.plan.items, *job.plan.copies]
-    for item in sorted(parts, key=lambda part: (natural(part.source), part.first)):
-        info = job.model.store.tensors[item.source]
-        row_bytes = max(1, info.nbytes * item.columns // max(1, info.elements))
-        step = max(ROWS, SLAB_BYTES // row_bytes // ROWS * ROWS)
-        for start in range(0, item.rows, step):
-            yield _Slab(item, start, min(start + step, item.rows))
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors, scales and zero points included."""
+        return 8 * self.weights.tensor_bytes / max(1, self.plan.elements)
 
-
-def _stored_bytes(job: FolderJob, slab: _Slab) -> int:
-    info = job.model.store.tensors[slab.item.source]
-    values = (slab.stop - slab.start) * slab.item.columns
-    return info.nbytes * values // max(1, info.elements)
-
-
-def _work(job: FolderJob, folder: AtomicFolder, source: CodeSource | None, slab: _Slab) -> bytes:
-    """Read, quantize and write one slab; returns the SHA-256 of the rows as stored."""
-    item = slab.item
-    rows = _read(job, slab)
-    leaf = hashlib.sha256(rows.view(np.uint8).data).digest()
-    try:
+    def nbytes_of(self, item: Item | Copy) -> int:
+        """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
-            _write(job, folder, Patch(item.name, _cast(rows, item.dtype), item.row + slab.start))
-        elif job.packing is None or job.plan.scheme is None:
-            _write(job, folder, _fake(job, item, slab.start, rows))
-        elif source is not None:
-            coded = source(item.matrix, slab.start, rows)
-            grid = job.plan.scheme.grid
-            for patch in job.packing.place(item.matrix, grid, slab.start, coded):
-                _write(job, folder, patch)
-    except native.UnencodableError as refused:
-        raise _locate(job, slab, refused) from refused
-    return leaf
+            return item.rows * item.columns * (4 if item.dtype == "F32" else 2)
+        scheme = self.plan.scheme
+        if scheme is None or self.packing is None:
+            return item.matrix.elements * (4 if item.dtype == "F32" else 2)
+        declared = self.packing.declare(item.matrix, scheme.grid)
+        return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
+    def open(self) -> AtomicFolder:
+        """The folder, to be written."""
+        return AtomicFolder(self.path, self.sizes, force=self.force)
 
-def _read(job: FolderJob, slab: _Slab) -> NDArray[Any]:
-    store, item = job.model.store, slab.item
-    start, stop = item.first + slab.start, item.first + slab.stop
-    if isinstance(item, Item) and item.matrix.transpose:
-        return store.read_columns(item.source, start, stop)
-    return store.read_rows(item.source, start, stop)
+    def heads(self) -> Iterator[Chunk]:
+        """The header of each file of weights."""
+        return self.weights.headers()
 
+    def parts(self) -> Iterator[Part]:
+        """The slabs of each matrix and each copied tensor, in the order of the stored tensors."""
+        codes = self.codes
+        if codes is None and self.plan.scheme is not None:
+            codes = RoundToNearest(self.plan, self.model.store, self.importance, SLAB_BYTES)
+        items: list[Item | Copy] = [*self.plan.items, *self.plan.copies]
+        for item in sorted(items, key=lambda item: (natural(item.source), item.first)):
+            info = self.model.store.tensors[item.source]
+            rows = range(item.first, item.first + item.rows)
+            nbytes = info.nbytes * item.rows * item.columns // max(1, info.elements)
+            for slab in cut_slabs(item.source, rows, nbytes, multiple=ROWS):
+                yield Part(
+                    slab,
+                    partial(self._read, item, slab),
+                    partial(self._encode, item, slab, codes),
+                    partial(self._refuse, item, slab),
+                )
 
-def _fake(job: FolderJob, item: Item, start: int, rows: NDArray[Any]) -> Patch:
-    """The rows through a block format and back."""
-    fmt, matrix = get_format(item.format or "F32"), item.matrix
-    weights = column_weights(job.importance, matrix, item.importance)
-    values = _cast(native.decode(fmt, native.encode(fmt, rows, weights)), item.dtype)
-    if matrix.transpose:
-        return Patch(matrix.source, np.ascontiguousarray(values.T), column=start)
-    return Patch(matrix.source, values, matrix.first + start)
+    def digest(self, leaves: Mapping[Slab, bytes]) -> str:
+        """The digest of the stored tensors that are in the folder."""
+        slabs = sorted(leaves, key=lambda slab: (natural(slab.tensor), slab.start))
+        return combine_digest(
+            (self.model.store.tensors[name], [leaves[slab] for slab in group])
+            for name, group in groupby(slabs, key=lambda slab: slab.tensor)
+        )
+
+    def tails(self, digest: str | None) -> Iterator[Chunk]:
+        """The files beside the weights."""
+        settings = make_settings(
+            self.model, self.plan, self.packing, self.weights, digest or UNFINISHED
+        )
+        for name, body in {**settings, **self.files}.items():
+            yield name, 0, body
+
+    def finished(self, digest: str | None) -> Finished:
+        """Path, size and digest."""
+        return Finished(self.paths, self.nbytes, self.bits_per_weight, digest)
+
+    def _read(self, item: Item | Copy, slab: Slab) -> NDArray[Any]:
+        if isinstance(item, Item) and item.matrix.transpose:
+            return self.model.store.read_columns(item.source, slab.start, slab.stop)
+        return self.model.store.read_rows(item.source, slab.start, slab.stop)
+
+    def _encode(
+        self, item: Item | Copy, slab: Slab, codes: CodeSource | None, rows: NDArray[Any]
+    ) -> Iterator[Chunk]:
+        start = slab.start - item.first
+        if isinstance(item, Copy):
+            yield from self._place(Patch(item.name, _cast(rows, item.dtype), item.row + start))
+        elif self.packing is None or self.plan.scheme is None:
+            yield from self._place(self._decoded(item, start, rows))
+        elif codes is not None:
+            coded = codes(item.matrix, start, rows)
+            for patch in self.packing.place(item.matrix, self.plan.scheme.grid, start, coded):
+                yield from self._place(patch)
+
+    def _decoded(self, item: Item, start: int, rows: NDArray[Any]) -> Patch:
+        """The rows through a block format and back."""
+        fmt, matrix = get_format(item.format or "F32"), item.matrix
+        weights = column_weights(self.importance, matrix, item.importance)
+        values = _cast(native.decode(fmt, native.encode(fmt, rows, weights)), item.dtype)
+        if matrix.transpose:
+            return Patch(matrix.source, np.ascontiguousarray(values.T), column=start)
+        return Patch(matrix.source, values, matrix.first + start)
+
+    def _place(self, patch: Patch) -> Iterator[Chunk]:
+        return self.weights.place(patch.tensor, patch.values, patch.row, patch.column)
+
+    def _refuse(
+        self, item: Item | Copy, slab: Slab, refused: native.UnencodableError
+    ) -> WeightError:
+        row, column = slab.start + refused.row, refused.column
+        if isinstance(item, Item) and item.matrix.transpose:
+            row, column = column, row
+        if isinstance(item, Copy):
+            hint = "--dtype F32 holds any weight"
+        elif self.plan.scheme is None:
+            hint = "a wider type can hold it, such as --tensor-type with F32"
+        else:
+            hint = f"--keep '{item.matrix.module}' leaves its module as it is"
+        info = self.model.store.tensors[item.source]
+        return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
 
 
 def _cast(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -162,49 +222,82 @@ def _cast(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
     return cast
 
 
-def _write(job: FolderJob, folder: AtomicFolder, patch: Patch) -> None:
-    name, offset, declared = job.tensors[patch.tensor]
-    width = declared.shape[-1] if declared.shape else 1
-    size = patch.values.itemsize
-    at = offset + (patch.row * width + patch.column) * size
-    values = np.ascontiguousarray(patch.values)
-    data = values.reshape(values.shape[0], -1).view(np.uint8)
-    if values.shape[1] == width:
-        folder.write(name, at, data.data)
-        return
-    for row in data:
-        folder.write(name, at, row.data)
-        at += width * size
+def prepare_folder(
+    model: Model,
+    recipe: Recipe,
+    output: Path,
+    *,
+    importance: Importance | None = None,
+    plan: FolderPlan | None = None,
+    packing: Packing | None = None,
+    files: Mapping[str, bytes] | None = None,
+    force: bool = False,
+    check: bool = True,
+) -> ModelFolder:
+    """Decide everything about making ``output`` of ``model`` without reading a weight.
+
+    ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
+    was made already is taken as it is, and so is a ``packing``; ``files`` stand beside the weights
+    in place of those of the same name. Raises PlanError, OutputError or UsageError before any
+    work is done.
+    """
+    shapes = None
+    if importance is not None:
+        shapes = {name: values.shape for name, values in importance.entries.items()}
+    plan = plan or make_folder_plan(model, recipe, importance=shapes)
+    files = files or {}
+    packing = packing or _choose_packing(model, plan)
+    declared = _declare(plan, packing, model)
+    limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
+    header = {"format": find_layout(recipe.to).header}
+    weights = lay_out_shards(header, declared, limit)
+    folder = ModelFolder(
+        model, plan, importance, packing, output, weights,
+        {**make_settings(model, plan, packing, weights, UNFINISHED), **files}, force, files,
+    )  # fmt: skip
+    if check:
+        _refuse_source(model, output)
+        refuse_folder(output, force=force)
+        check_disk(folder.nbytes, output.absolute().parent)
+    return folder
 
 
-def _locate(job: FolderJob, slab: _Slab, refused: native.UnencodableError) -> WeightError:
-    name, first, start = slab.place
-    row, column = first + start + refused.row, refused.column
-    if isinstance(slab.item, Item) and slab.item.matrix.transpose:
-        row, column = column, row
-    if not np.isfinite(refused.value):
-        hint = "the checkpoint is damaged, or its training had diverged; get it again"
-    elif isinstance(slab.item, Copy):
-        hint = "--dtype F32 holds any weight"
-    elif job.plan.scheme is None:
-        hint = "a wider type can hold it, such as --tensor-type with F32"
+def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
+    scheme = plan.scheme
+    if scheme is None:
+        return None
+    packing = scheme.grids.packing
+    for item in plan.items:
+        reason = packing.refuse(item.matrix, scheme.grid)
+        if reason is not None:
+            matrix, info = item.matrix, model.store.tensors[item.matrix.source]
+            raise PlanError(
+                f"{info.file}: {info.name} ({matrix.rows} x {matrix.columns}) does not fit "
+                f"--to {scheme.layout.name}: {reason}",
+                hint=f"--keep '{matrix.module}' leaves it as it is",
+            )
+    return packing
+
+
+def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
+    declared = [
+        Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies if copy.row == 0
+    ]
+    if packing is not None and plan.scheme is not None:
+        for item in plan.items:
+            if item.matrix.slot == 0:
+                declared += packing.declare(item.matrix, plan.scheme.grid)
     else:
-        hint = f"--keep '{slab.item.matrix.module}' leaves its module as it is"
-    return WeightError(
-        f"{job.model.store.tensors[name].file}: tensor {name}: the weight {refused.value!r} at "
-        f"row {row}, column {column} {refused.reason}",
-        hint=hint,
-    )
+        sources = {item.matrix.source: item.dtype for item in plan.items}
+        declared += [
+            Declared(name, dtype, model.store.tensors[name].shape)
+            for name, dtype in sources.items()
+        ]
+    return sorted(declared, key=lambda tensor: natural(tensor.name))
 
 
-def _digest(job: FolderJob, leaves: Mapping[tuple[str, int, int], bytes]) -> str:
-    """SHA-256 over every stored tensor's name, dtype and shape and its slabs' own SHA-256."""
-    whole = hashlib.sha256()
-    seen = ""
-    for place in sorted(leaves, key=lambda place: (natural(place[0]), place[1:])):
-        info = job.model.store.tensors[place[0]]
-        if info.name != seen:
-            whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
-            seen = info.name
-        whole.update(leaves[place])
-    return f"sha256:{whole.hexdigest()}"
+def _refuse_source(model: Model, output: Path) -> None:
+    """The output replaces nothing that it is made from."""
+    source, target = model.path.resolve(), output.resolve()
+    if target == source or target in source.parents:
+        raise PlanError(f"{output} holds the model itself", hint="choose another name with -o")

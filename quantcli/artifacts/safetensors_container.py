@@ -8,33 +8,14 @@ layout says. Source: the format's README.
 from __future__ import annotations
 
 import json
-import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from quantcli.artifacts.gguf_container import Layout
-
-_BYTES = {
-    "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
-}  # fmt: skip
+from quantcli.artifacts.gguf_container import FileLayout
+from quantcli.types import Declared
 
 
-@dataclass(frozen=True, slots=True)
-class Declared:
-    """A tensor as the header names it: dtype in safetensors' spelling and row-major shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Size of its values."""
-        return _BYTES[self.dtype] * math.prod(self.shape)
-
-
-def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> Layout:
+def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> FileLayout:
     """Fix every byte offset of a file that holds ``tensors`` in that order."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     starts: dict[str, int] = {}
@@ -51,4 +32,4 @@ def lay_out(metadata: Mapping[str, str], tensors: Sequence[Declared]) -> Layout:
     text += b" " * (-len(text) % 8)
     head = struct.pack("<Q", len(text)) + text
     offsets = {name: len(head) + start for name, start in starts.items()}
-    return Layout(head, offsets, len(head) + end)
+    return FileLayout(head, offsets, len(head) + end)

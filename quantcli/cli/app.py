@@ -22,7 +22,7 @@ from typer.main import get_command
 import quantcli
 from quantcli.cli import streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
-from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, flag
+from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
 
 COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
@@ -91,7 +91,7 @@ def _versions() -> dict[str, Any]:
 def _top(
     context: typer.Context,
     show_version: Annotated[
-        bool, flag("--version", help="Print the version and exit; with --json, in detail.")
+        bool, option("--version", help="Print the version and exit; with --json, in detail.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,

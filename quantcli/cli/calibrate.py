@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    flag,
-    open_output,
-    thread_count,
-)
-from quantcli.cli.running import consume, default_memory, run_job, warn_of_few
-from quantcli.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from quantcli.calibration import Calibrated
-    from quantcli.cli.output import Output
-    from quantcli.statistics.importance_file import Calibration
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 _TEXT = "The text"
 _RUN = "How the model is run"
 _OUTPUT = "The files that are written"
+_option = partial(option, panel=_TEXT)
 
 
-def _option(*names: str, help: str, metavar: str = "", panel: str = _TEXT, **more: Any) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **more
-    )
-
-
+@command
 def calibrate(
-    context: typer.Context,
+    out: Output,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -83,8 +63,8 @@ def calibrate(
             "--collect",
             metavar="WHAT",
             panel=_RUN,
-            help="Beside the importance matrix: abs_max, mean_abs (each channel's largest and "
-            "mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
+            help="Collect this too: abs_max, mean_abs (each channel's "
+            "largest and mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
     dtype: Annotated[
@@ -93,7 +73,7 @@ def calibrate(
             "--dtype",
             metavar="NAME",
             panel=_RUN,
-            help="What products are computed in: float32 or bfloat16. Default: bfloat16 where "
+            help="Precision of the matrix products: float32 or bfloat16. Default: bfloat16 where "
             "the weights are stored so and the processor has it, else float32.",
         ),
     ] = None,
@@ -109,7 +89,7 @@ def calibrate(
             "--max-memory",
             metavar="SIZE",
             panel=_RUN,
-            help="Memory for hidden states, such as 4G; when they are larger, a file takes them. "
+            help="Memory for hidden states, such as 4G; larger ones are kept in a file. "
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
@@ -124,7 +104,7 @@ def calibrate(
     ] = None,
     resume: Annotated[
         bool,
-        flag("--resume", help="Continue an interrupted run of the same command.", panel=_RUN),
+        _option("--resume", help="Continue an interrupted run of the same command.", panel=_RUN),
     ] = False,
     output: Annotated[
         Path | None,
@@ -138,10 +118,10 @@ def calibrate(
     ] = None,
     force: Annotated[
         bool,
-        flag("--force", "-f", help="Replace an existing file or checkpoint.", panel=_OUTPUT),
+        _option("--force", "-f", help="Replace an existing file or checkpoint.", panel=_OUTPUT),
     ] = False,
     legacy: Annotated[
-        bool, flag("--legacy", help="Write llama.cpp's older .dat form.", panel=_OUTPUT)
+        bool, _option("--legacy", help="Write llama.cpp's older .dat form.", panel=_OUTPUT)
     ] = False,
     merge: Annotated[
         list[Path] | None,
@@ -154,13 +134,9 @@ def calibrate(
     ] = None,
     stats: Annotated[
         bool,
-        flag("--stats", help="Print figures of every tensor's input.", panel=_OUTPUT),
+        _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
 
@@ -174,77 +150,35 @@ def calibrate(
 
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    from quantcli.layerwise.require_torch import require_torch
+    from quantcli.api.calibrate import calibrate as run
+    from quantcli.report.calibrations import coverage_table, stats_table
 
-    suffix = "dat" if legacy else "gguf"
-    if merge:
-        if model is not None or data:
-            raise UsageError(
-                "--merge adds up finished calibrations and runs no model",
-                hint="calibrate first, then merge the files",
-            )
-        require_torch()
-        from quantcli.calibration import merge as merge_files
-
-        path = output or Path(f"merged.calib.{suffix}")
-        _show(out, consume(out, merge_files(merge, path, legacy=legacy, force=force)), stats)
-        return
-    if model is None:
-        raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
-    require_torch()
-    if stats and Path(model).is_file():
-        from quantcli.calibration import load
-
-        _report(out, load(Path(model)), (), stats=True)
-        return
-    from quantcli.calibration import prepare
-    from quantcli.layerwise.texts import read_texts
-    from quantcli.model import open_model
-    from quantcli.plan.budget import parse_size
-
-    texts = read_texts(data or [], field=field)
-    with open_model(model, pre=pre, on_progress=out.event) as opened:
-        job = prepare(
-            opened,
-            texts,
-            output or default_path(model, suffix),
-            ctx=ctx,
-            chunks=chunks,
-            seed=seed,
-            collect=[name for part in collect or [] for name in part.split(",")],
-            dtype=dtype,
-            device=device,
-            max_memory=parse_size(max_memory) if max_memory else default_memory(),
-            threads=thread_count(threads),
-            legacy=legacy,
-            resume=resume,
-            force=force,
-        )
-        finished = run_job(out, job)
-    _show(out, finished, stats)
-
-
-def default_path(model: str, suffix: str) -> Path:
-    """``NAME.calib.gguf`` in the current folder, NAME being the repository's or folder's."""
-    name = Path(model.rstrip("/").partition("@")[0]).resolve().name
-    return Path(f"{name}.calib.{suffix}")
-
-
-def _show(out: Output, finished: Calibrated, stats: bool) -> None:
-    warn_of_few(out, finished)
-    _report(out, finished.calibration, finished.paths, stats=stats)
-
-
-def _report(out: Output, calibration: Calibration, paths: Iterable[Path], *, stats: bool) -> None:
-    from quantcli.report.calibrations import calibration_document, coverage_table, stats_table
-
+    done = run(
+        model,
+        data or (),
+        field=field,
+        ctx=ctx,
+        chunks=chunks,
+        seed=seed,
+        collect=collect or (),
+        dtype=dtype,
+        device=device,
+        max_memory=max_memory,
+        pre=pre,
+        resume=resume,
+        output=output,
+        force=force,
+        legacy=legacy,
+        merge=merge or (),
+        stats=stats,
+        threads=threads,
+        on_event=out.event,
+    )
     if out.json:
-        fields = calibration_document(calibration, list(map(str, paths)), stats=stats)
-        out.document("calibration", 1, fields)
+        out.document("calibration", 1, done.document)
         return
     if stats and not out.quiet:
-        out.table(coverage_table(calibration))
-        out.table(stats_table(calibration))
-    for path in paths:
+        out.table(coverage_table(done.calibration))
+        out.table(stats_table(done.calibration))
+    for path in done.paths:
         out.result(path)

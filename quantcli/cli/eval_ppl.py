@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import (
-    Debug,
-    Json,
-    Quiet,
-    Threads,
-    Verbose,
-    flag,
-    open_output,
-    thread_count,
-)
-from quantcli.errors import UsageError
+from quantcli.cli.options import Threads, command, option
+from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from quantcli.cli.output import Output
-    from quantcli.evals.gates import Gates
-    from quantcli.evals.run import Job, Measured
+    pass
 
 _TEXT = "The text, and how it is cut"
 _BASE = "The base to compare with"
-_GATES = "Limits; exit code 3 when one is not held"
+_GATES = "Limits (exit code 3 if one is exceeded)"
 
 
-def _option(*names: str, help: str, metavar: str = "", panel: str | None = None) -> Any:
-    return typer.Option(
-        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel
-    )
-
-
+@command
 def eval_ppl(
-    context: typer.Context,
+    out: Output,
     artifacts: Annotated[
         list[str],
         typer.Argument(
@@ -50,7 +31,7 @@ def eval_ppl(
     ],
     data: Annotated[
         list[str] | None,
-        _option(
+        option(
             "--data",
             metavar="FILE",
             panel=_TEXT,
@@ -59,11 +40,11 @@ def eval_ppl(
     ] = None,
     ctx: Annotated[
         int | None,
-        _option("--ctx", metavar="N", panel=_TEXT, help="Tokens of a window. Default: 512."),
+        option("--ctx", metavar="N", panel=_TEXT, help="Tokens of a window. Default: 512."),
     ] = None,
     stride: Annotated[
         int | None,
-        _option(
+        option(
             "--stride",
             metavar="N",
             panel=_TEXT,
@@ -84,7 +65,7 @@ def eval_ppl(
     ] = None,
     field: Annotated[
         str | None,
-        _option(
+        option(
             "--field",
             metavar="KEY",
             panel=_TEXT,
@@ -93,7 +74,7 @@ def eval_ppl(
     ] = None,
     engine: Annotated[
         str | None,
-        _option(
+        option(
             "--engine",
             metavar="NAME",
             help="auto, llama.cpp or torch. auto takes llama.cpp for a GGUF, if it is installed.",
@@ -101,7 +82,7 @@ def eval_ppl(
     ] = None,
     config: Annotated[
         Path | None,
-        _option(
+        option(
             "--config",
             metavar="FOLDER",
             help="Where torch finds a GGUF's config.json and tokenizer.json. Default: what the "
@@ -110,16 +91,16 @@ def eval_ppl(
     ] = None,
     reference: Annotated[
         str | None,
-        _option(
+        option(
             "--reference",
             metavar="MODEL",
             panel=_BASE,
-            help="The model before quantization: run beside, window by window.",
+            help="The model before quantization, run alongside window by window.",
         ),
     ] = None,
     base: Annotated[
         Path | None,
-        _option(
+        option(
             "--base",
             metavar="FILE",
             panel=_BASE,
@@ -128,7 +109,7 @@ def eval_ppl(
     ] = None,
     save_base: Annotated[
         Path | None,
-        _option(
+        option(
             "--save-base",
             metavar="FILE",
             panel=_BASE,
@@ -137,28 +118,28 @@ def eval_ppl(
     ] = None,
     top_k: Annotated[
         int | None,
-        _option(
+        option(
             "--top-k",
             metavar="K",
             panel=_BASE,
-            help="Save the K likeliest tokens of each position only: a small file, by which the "
-            "divergence is known from below.",
+            help="Save only the K likeliest tokens of each position: a much smaller file, which "
+            "gives a lower bound of the divergence.",
         ),
     ] = None,
     force: Annotated[
-        bool, flag("--force", "-f", help="Replace an existing file.", panel=_BASE)
+        bool, option("--force", "-f", help="Replace an existing file.", panel=_BASE)
     ] = False,
     max_ppl: Annotated[
         float | None,
-        _option("--max-ppl", metavar="X", panel=_GATES, help="Perplexity, at most."),
+        option("--max-ppl", metavar="X", panel=_GATES, help="Perplexity, at most."),
     ] = None,
     max_kld: Annotated[
         float | None,
-        _option("--max-kld", metavar="X", panel=_GATES, help="Mean KL divergence, at most."),
+        option("--max-kld", metavar="X", panel=_GATES, help="Mean KL divergence, at most."),
     ] = None,
     min_top1: Annotated[
         float | None,
-        _option(
+        option(
             "--min-top1",
             metavar="X",
             panel=_GATES,
@@ -167,13 +148,9 @@ def eval_ppl(
     ] = None,
     plot: Annotated[
         Path | None,
-        _option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
+        option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
     ] = None,
     threads: Threads = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    debug: Debug = False,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
 
@@ -186,87 +163,24 @@ def eval_ppl(
 
     A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
     """
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
+    from quantcli.api.evaluate import EvaluateResult, evaluate
+    from quantcli.errors import GateError
 
-    from quantcli.artifacts.atomic import refuse_existing
-    from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
-    from quantcli.evals.bases.file import BaseFile
-    from quantcli.evals.gates import Gates, check_gates
-    from quantcli.evals.run import Job, check_job
-    from quantcli.layerwise.texts import read_texts
+    def show(done: object) -> None:
+        if isinstance(done, EvaluateResult) and out.json:
+            out.document("eval-ppl", 1, done.document)
+        elif isinstance(done, EvaluateResult):
+            for table in done.tables:
+                out.table(table)
 
-    check_folder(config)
-    texts = read_texts(data, field=field) if data else []
-    stored = BaseFile(base) if base else None
-    wanted = engine or AUTO
-    gates = Gates(max_ppl, max_kld, min_top1)
-    with ExitStack() as stack:
-        origin = None
-        if reference is not None:
-            origin = open_artifact(reference, engine=wanted, folder=config, on_progress=out.event)
-            stack.enter_context(origin.model)
-        found = []
-        for target in artifacts:
-            artifact = open_artifact(
-                target,
-                engine=wanted,
-                folder=config,
-                tokenizer=origin.checkpoint if origin else None,
-                on_progress=out.event,
-            )
-            stack.enter_context(artifact.model)
-            found.append(artifact)
-        job = Job(
-            found, texts,
-            context=ctx, stride=stride, chunks=chunks, reference=origin, base=stored,
-            save=save_base, kept=top_k, force=force, threads=thread_count(threads),
+    try:
+        done = evaluate(
+            artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
+            engine=engine, config=config, reference=reference, base=base, save_base=save_base,
+            top_k=top_k, force=force, max_ppl=max_ppl, max_kld=max_kld, min_top1=min_top1,
+            plot=plot, threads=threads, on_event=out.event,
         )  # fmt: skip
-        check_job(job)
-        check_gates(gates, job)
-        if plot is not None:
-            if not job.compares:
-                raise UsageError("--plot draws the divergence from a base", hint="add --reference")
-            refuse_existing([plot], force=force)
-        _run(out, job, gates, plot)
-
-
-def _run(out: Output, job: Job, gates: Gates, plot: Path | None) -> None:
-    from quantcli.evals.gates import judge, refuse_failures
-    from quantcli.evals.run import Measured, evaluate
-    from quantcli.report.evaluations import evaluation_document, evaluation_tables
-
-    results: list[Measured] = []
-    with out.phase("evaluating"):
-        for event in evaluate(job):
-            if isinstance(event, Measured):
-                results.append(event)
-            else:
-                out.event(event)
-    verdicts = judge(gates, results)
-    if out.json:
-        out.document("eval-ppl", 1, evaluation_document(job, results, verdicts))
-    for table in evaluation_tables(job, results):
-        out.table(table)
-    if plot is not None:
-        _draw(plot, results, force=job.force)
-    refuse_failures(verdicts)
-
-
-def _draw(path: Path, results: Sequence[Measured], *, force: bool) -> None:
-    from quantcli.artifacts.atomic import AtomicFiles
-    from quantcli.report.plot import Point, draw_plot
-
-    points = [
-        Point(
-            found.text,
-            Path(found.artifact.label).name,
-            found.artifact.bits_per_weight,
-            found.summary.against.mean.value,
-        )
-        for found in results
-        if found.summary.against is not None
-    ]
-    content = draw_plot(points).encode()
-    with AtomicFiles({path: len(content)}, force=force) as files:
-        files.write(path, 0, content)
-        files.publish()
+    except GateError as error:
+        show(error.result)
+        raise
+    show(done)

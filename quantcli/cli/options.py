@@ -1,12 +1,16 @@
 """Arguments and options that several commands share, so that a flag means one thing everywhere.
 
-The switches below may stand before or after the command: the top level and every command take
-them, and `open_output` joins the two.
+The switches below may stand before or after the command: the top level and every `command` take
+them.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature
 from typing import Annotated, Any
 
 import typer
@@ -25,22 +29,24 @@ ModelArgument = Annotated[
 ]
 
 
-def flag(*names: str, help: str, panel: str | None = None) -> Any:
-    """An on/off switch, shown in the help without typer's "<bool>"."""
-    return typer.Option(*names, help=help, metavar="", show_default=False, rich_help_panel=panel)
+def option(*names: str, help: str, metavar: str = "", panel: str | None = None, **more: Any) -> Any:
+    """An option whose help says what the default is; of a switch, without typer's "<bool>"."""
+    return typer.Option(
+        *names, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **more
+    )
 
 
 Quiet = Annotated[
     bool,
-    flag("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
+    option("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
 ]
-Verbose = Annotated[bool, flag("--verbose", "-v", help="Tell more about what is being done.")]
+Verbose = Annotated[bool, option("--verbose", "-v", help="Print more detail.")]
 Debug = Annotated[
-    bool, flag("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
+    bool, option("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
 ]
 Json = Annotated[
     bool,
-    flag("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
+    option("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
 ]
 Threads = Annotated[
     int | None,
@@ -56,28 +62,50 @@ Threads = Annotated[
 ]
 
 
-def open_output(
-    context: typer.Context, *, quiet: bool, verbose: bool, debug: bool, json: bool
-) -> Output:
-    """The command's output: its own switches together with those that stood before its name."""
-    outer = context.find_root().obj
-    output = outer if isinstance(outer, Output) else Output()
-    output.quiet |= quiet
-    output.verbose |= verbose
-    output.debug |= debug
-    output.json |= json
-    if output.quiet and output.verbose:
-        raise UsageError("--quiet and --verbose exclude each other", hint="leave one of them out")
-    return output
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function that takes its `Output` first: the switches are added here.
+
+    They are joined with those that stood before the command's name.
+    """
+
+    @wraps(function)
+    def run(
+        context: typer.Context, *, json: bool, quiet: bool, verbose: bool, debug: bool, **given: Any
+    ) -> None:
+        outer = context.find_root().obj
+        output = outer if isinstance(outer, Output) else Output()
+        output.quiet |= quiet
+        output.verbose |= verbose
+        output.debug |= debug
+        output.json |= json
+        if output.quiet and output.verbose:
+            raise UsageError(
+                "--quiet and --verbose exclude each other", hint="leave one of them out"
+            )
+        function(output, **given)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())
+    switches = {"json": Json, "quiet": Quiet, "verbose": Verbose, "debug": Debug}
+    replace_parameters(
+        run,
+        [
+            own[0].replace(name="context", annotation=typer.Context),
+            *own[1:],
+            *(
+                own[0].replace(name=name, annotation=kind, default=False)
+                for name, kind in switches.items()
+            ),
+        ],
+    )
+    return run
+
+
+def replace_parameters(function: Callable[..., None], parameters: list[Parameter]) -> None:
+    """Have typer see these parameters of a function, annotations evaluated."""
+    function.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    function.__annotations__ = {each.name: each.annotation for each in parameters}
 
 
 def debug_wanted(output: Output) -> bool:
     """Whether tracebacks are to be shown."""
     return output.debug or os.environ.get("QUANTCLI_DEBUG", "") not in ("", "0")
-
-
-def thread_count(threads: int | None) -> int:
-    """The number asked for, or that of the processors this process may run on."""
-    from quantcli.artifacts.gguf_file import default_threads
-
-    return default_threads() if threads is None else threads

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from os import environ
@@ -124,28 +122,28 @@ class Output:
     # -- events -----------------------------------------------------------------------------
 
     def event(self, event: Event) -> None:
-        """Show what the core reports: a `Note` as a sentence, a `Progress` as a bar or lines."""
+        """Show what the core reports: a `Note` as a sentence, a `Progress` as a bar or lines.
+
+        Phases name the progress; of other events the details are shown with ``-v``.
+        """
+        from quantcli.events import PhaseBegun, PhaseDone
         from quantcli.types import Note, Progress
 
         if isinstance(event, Note):
             (self.warn if event.level == "warning" else self.say)(event.message)
+        elif isinstance(event, PhaseBegun):
+            self.close()
+            self._label = event.name
+        elif isinstance(event, PhaseDone):
+            self.close()
+            self.detail(f"{event.name}: {event.seconds:.2f} s")
         elif isinstance(event, Progress) and not self.quiet:
             if self._display is None:
                 self._display = self._new_display()
             self._display.update(replace(event, what=printable(event.what)))
-
-    @contextmanager
-    def phase(self, label: str) -> Iterator[None]:
-        """Name the work that the progress inside belongs to: "quantizing"."""
-        before, start = self._label, time.monotonic()
-        self.close()
-        self._label = label
-        try:
-            yield
-        finally:
-            self.close()
-            self._label = before
-        self.detail(f"{label}: {time.monotonic() - start:.2f} s")
+        else:
+            for sentence in event.details:
+                self.detail(sentence)
 
     def close(self) -> None:
         """Take the progress display away."""

@@ -1,21 +1,23 @@
-"""Blocks of 32 weights that are an integer grid: their codes, as other formats pack them.
+"""Blocks of 32 weights on a grid that other formats have: their codes, as those pack them.
 
 Q4_0, Q5_0 and Q8_0 are symmetric groups of 32 (a scale times code less half the range), Q4_1 and
 Q5_1 affine ones (a scale times code plus the value of code 0). Another format holds the very same
 weights where it has that many bits and can say the zero point: a whole number in AWQ, GPTQ and
-compressed-tensors, any float in MLX.
+compressed-tensors, any float in MLX. MXFP4's codes and scales are what they are everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError
-from quantcli.exports.checkpoint_view import StoredView
+from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
 from quantcli.formats.legacy import split_fifth_bits, split_nibbles
@@ -23,6 +25,7 @@ from quantcli.formats.search import from_halves
 from quantcli.types import Matrix
 
 GROUP = 32
+MXFP4 = "MXFP4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,15 @@ class BlockCodes:
     for bit.
     """
 
-    def __init__(self, view: StoredView, grid: IntegerGrid) -> None:
+    def __init__(self, view: CheckpointView, grid: IntegerGrid) -> None:
         self._view = view
         self._grid = grid
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> IntegerCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
-        raw = self._view.read_stored(matrix.source, first, first + len(rows))
-        kind = self._view.homes[matrix.source].tensor.dtype
+        raw = self._view.read_held(matrix.source, first, first + len(rows))
+        kind = self._view.holder(matrix.source).dtype
         coded = convert(kind, raw, self._grid)
         apart = dequantize(coded, self._grid) != rows
         if apart.any():
@@ -72,6 +75,30 @@ class BlockCodes:
                 f"does not fit {self._grid.scale_dtype}"
             )
         return coded
+
+
+class StoredRows:
+    """Gives a GGUF's packed rows as they are: a `CodeSource` for a layout's ``blocks``."""
+
+    def __init__(self, view: CheckpointView) -> None:
+        self._view = view
+
+    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
+        """The packed rows behind the decoded ``rows`` of ``matrix`` from ``start`` on."""
+        first = matrix.first + start
+        packed = self._view.read_held(matrix.source, first, first + len(rows))
+        return IntegerCodes(packed, np.empty((0, 0), np.float32))
+
+
+def encode_mxfp4(rows: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Rows that lie on an MXFP4 grid as GGUF's blocks; None when they do not.
+
+    The encoder takes the exponent from the largest weight, which may be lower than the stored
+    one, but then every weight is on that finer grid as well.
+    """
+    fmt = get_format(MXFP4)
+    packed = native.encode(fmt, rows)
+    return packed if np.array_equal(native.decode(fmt, packed), rows) else None
 
 
 def split_blocks(kind: str, packed: Bytes) -> tuple[NDArray[np.uint8], Floats, Floats | None]:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import UsageError
-from quantcli.exports.checkpoint_view import StoredView
 from quantcli.formats import get_format, native
 from quantcli.model import Model
 
@@ -47,7 +47,7 @@ def parse_dtype(name: str) -> str:
     return found
 
 
-def choose_floats(model: Model, view: StoredView, wanted: str | None) -> FloatChoice:
+def choose_floats(model: Model, view: CheckpointView, wanted: str | None) -> FloatChoice:
     """The dtypes of a checkpoint made of ``model``; reads its F32 tensors where it is 16-bit."""
     if wanted is not None:
         return FloatChoice(wanted, dict.fromkeys(view.tensors, wanted))
@@ -60,7 +60,7 @@ def choose_floats(model: Model, view: StoredView, wanted: str | None) -> FloatCh
     (kind,) = kinds
     inexact = [
         name for name in view.tensors
-        if view.homes[name].tensor.dtype in ("F32", "F64") and not fits(view, name, kind)
+        if view.holder(name).dtype in ("F32", "F64") and not fits(view, name, kind)
     ]  # fmt: skip
     stored = dict.fromkeys(view.tensors, kind) | dict.fromkeys(inexact, "F32")
     if not inexact:
@@ -73,7 +73,7 @@ def choose_floats(model: Model, view: StoredView, wanted: str | None) -> FloatCh
     return FloatChoice("F32", stored, note)
 
 
-def _choose_for_blocks(model: Model, view: StoredView, quantized: list[str]) -> FloatChoice:
+def _choose_for_blocks(model: Model, view: CheckpointView, quantized: list[str]) -> FloatChoice:
     if model.arch in _WIDE:
         dtype, why = "BF16", f"activations of {model.arch} models overflow float16"
     else:
@@ -85,7 +85,7 @@ def _choose_for_blocks(model: Model, view: StoredView, quantized: list[str]) -> 
     return FloatChoice(dtype, dict.fromkeys(view.tensors, dtype), note)
 
 
-def fits(view: StoredView, name: str, dtype: str) -> bool:
+def fits(view: CheckpointView, name: str, dtype: str) -> bool:
     """Whether every value of a tensor is a number of ``dtype``; reads it until one is not."""
     shape = view.tensors[name].shape
     rows = int(np.prod(shape[:-1], dtype=np.int64))

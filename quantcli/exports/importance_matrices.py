@@ -14,8 +14,8 @@ import numpy as np
 
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
+from quantcli.artifacts.write import Finished
 from quantcli.errors import SourceError, UsageError
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.sources.gguf import is_gguf
 from quantcli.sources.imatrix import Sums, read_legacy_sums, read_sums
@@ -29,7 +29,7 @@ LEGACY_WINDOW = 512
 def export_matrix(
     source: Path, output: Path, *, legacy: bool, force: bool = False
 ) -> Iterator[Event]:
-    """Write the importance matrix ``source`` to ``output``; yields `Exported` at last.
+    """Write the importance matrix ``source`` to ``output``; yields `Finished` at last.
 
     SourceError when it is broken, OutputError when ``output`` exists and not ``force``.
     """
@@ -39,7 +39,7 @@ def export_matrix(
     with AtomicFiles({output: len(body)}, force=force) as files:
         files.write(output, 0, body)
         files.publish()
-    yield Exported((output,), len(body))
+    yield Finished((output,), len(body))
 
 
 def _load(source: Path) -> Calibration:

@@ -1,33 +1,35 @@
-"""An export from an artifact's name to files: what `quantcli export` and `quantcli.export` do."""
+"""An export from an artifact's name to a decided job."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from quantcli.artifacts.gguf_file import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
-from quantcli.exports.outcome import Exported
 from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
-from quantcli.plan.budget import parse_size
-from quantcli.report.card import read_evaluation
+from quantcli.layouts import LAYOUTS, code_layouts
+from quantcli.layouts.base import Layout
+from quantcli.plan.size_text import parse_size
+from quantcli.report.measured_quality import read_evaluation
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved, resolve
 
-_FOLDERS = ("hf", "compressed-tensors", "gptq", "gptq-v2", "awq", "mlx")
+_FOLDER, _CODES = "folder", "codes"
 _TAKEN_BY = {
-    "dtype": ("gguf", *_FOLDERS),
-    "split_max_size": ("gguf", *_FOLDERS),
-    "config": _FOLDERS,
-    "tokenizer": _FOLDERS,
+    "dtype": ("gguf", _FOLDER),
+    "split_max_size": ("gguf", _FOLDER),
+    "config": (_FOLDER,),
+    "tokenizer": (_FOLDER,),
     "card": ("gguf",),
-    "requantize": ("gguf", *_FOLDERS[1:]),
-    "evaluation": ("gguf", "card", *_FOLDERS),
+    "requantize": ("gguf", _CODES),
+    "evaluation": ("gguf", "card", _FOLDER),
 }
-"""The formats that each option means something for."""
+"""The formats that each option means something for: any model folder, or one of codes, or by name.
+"""
 _SPELLING = {"evaluation": "eval"}
 """Options that are not spelled as the fields of `Wish`."""
 
@@ -44,8 +46,8 @@ def make_wish(to: str, **options: Any) -> Wish:
         if value is not None and (value is not False or name == "check")
     }
     for name in given:
-        takers = _TAKEN_BY.get(name)
-        if takers is not None and to.casefold() not in takers:
+        takers = _takers(name) if name in _TAKEN_BY else [to]
+        if to.casefold() not in takers:
             raise UsageError(
                 f"--{_SPELLING.get(name, name.replace('_', '-'))} does nothing for --to {to}",
                 hint=f"it is for --to {' and --to '.join(takers)}",
@@ -73,37 +75,28 @@ def open_export(
 
     ``artifacts`` is one, or all shards of one GGUF. Raises a QuantcliError in one sentence.
     """
-    prepare = cast(Prepare, TARGETS.get(to))
+    prepare = _find_target(to)
     found = resolve(str(artifacts[0]), on_progress=on_progress)
     _check_shards(found, artifacts)
     with ExitStack() as stack:
         yield prepare(found, str(artifacts[0]), wish, stack)
 
 
-def export(
-    artifact: str | Path,
-    output: str | Path | None = None,
-    *,
-    to: str,
-    threads: int | None = None,
-    force: bool = False,
-    **options: Any,
-) -> Exported:
-    """Convert an artifact in one call; ``options`` are those of the command line.
+def _find_target(to: str) -> Prepare:
+    found = TARGETS.get(to)
+    if isinstance(found, Layout):
+        from quantcli.exports.to_packed import prepare
 
-    Such as ``dtype="bf16"``, ``split_max_size="4G"``, ``tokenizer=Path(...)``. Raises a
-    QuantcliError in one sentence for whatever is wrong, and then leaves nothing behind.
-    """
-    wish = make_wish(
-        to,
-        output=None if output is None else Path(output),
-        threads=threads or default_threads(),
-        force=force,
-        **options,
-    )
-    with open_export([artifact], to, wish) as prepared:
-        *_, done = prepared.run()
-    return cast(Exported, done)
+        return partial(prepare, found)
+    return cast(Prepare, found)
+
+
+def _takers(option: str) -> list[str]:
+    takers = []
+    for name in _TAKEN_BY[option]:
+        folders = {_FOLDER: list(LAYOUTS), _CODES: code_layouts()}
+        takers += folders.get(name, [name])
+    return takers
 
 
 def _check_shards(found: Resolved, artifacts: Sequence[str | Path]) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from quantcli import __version__
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.write import Finished
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
-from quantcli.exports.outcome import Exported
 from quantcli.exports.settings import ending_ids, sampling, special_ids, token_texts
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.model import Model, open_model
@@ -45,7 +45,7 @@ def default_modelfile(gguf: Path) -> Path:
 
 
 def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iterator[Event]:
-    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `Exported`.
+    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `Finished`.
 
     SourceError for a checkpoint and for shards, which Ollama does not read.
     """
@@ -68,7 +68,7 @@ def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iter
     with AtomicFiles({output: len(content)}, force=force) as files:
         files.write(output, 0, content)
         files.publish()
-    yield Exported((output,), len(content))
+    yield Finished((output,), len(content))
 
 
 def check_single(model: Model) -> None:

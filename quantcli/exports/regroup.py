@@ -9,38 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
 from quantcli.artifacts.gguf_container import (
-    Layout,
+    FileLayout,
     TensorEntry,
     lay_out,
     shard_metadata,
     shard_paths,
 )
+from quantcli.artifacts.shards import split_shards
+from quantcli.artifacts.slabs import SLAB_BYTES, cut_slabs
+from quantcli.artifacts.write import Artifact, Chunk, Part
 from quantcli.errors import UsageError
-from quantcli.exports.outcome import Exported
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.budget import check_disk
 from quantcli.sources.ggml_types import GGML_TYPES
 from quantcli.sources.gguf import GgufCheckpoint
-from quantcli.types import Event, MetaValue, Progress, TensorInfo, row_count
+from quantcli.types import MetaValue, Note, TensorInfo, row_count
 
-_SLAB_BYTES = 16 << 20
 _TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}
 
 
 @dataclass(frozen=True)
-class Regrouping:
+class GgufSet(Artifact):
     """Decided files: which tensors each holds, and where."""
 
     store: GgufCheckpoint
     groups: Mapping[Path, Sequence[TensorInfo]]
-    layouts: Mapping[Path, Layout]
+    layouts: Mapping[Path, FileLayout]
     force: bool
+
+    notes: ClassVar[Sequence[Note]] = ()
+
+    @property
+    def label(self) -> str:
+        """The file that is read, or the first of them."""
+        return str(self.store.files[0])
+
+    @property
+    def source(self) -> object:
+        """The files that are read."""
+        return self.store
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -52,6 +68,37 @@ class Regrouping:
         """Exact size of all files together."""
         return sum(layout.size for layout in self.layouts.values())
 
+    @property
+    def thread_bytes(self) -> int:
+        """A slab, or the longest row."""
+        infos = self.store.tensors.values()
+        return max(SLAB_BYTES, *(info.nbytes // max(1, row_count(info.shape)) for info in infos))
+
+    def open(self) -> AtomicFiles:
+        """The files, to be written."""
+        sizes = {path: layout.size for path, layout in self.layouts.items()}
+        return AtomicFiles(sizes, force=self.force)
+
+    def heads(self) -> Iterator[Chunk]:
+        """The header of each file."""
+        for path, layout in self.layouts.items():
+            yield path, 0, layout.header
+
+    def parts(self) -> Iterator[Part]:
+        """The slabs of each tensor."""
+        for path, infos in self.groups.items():
+            for info in infos:
+                rows = row_count(info.shape)
+                for slab in cut_slabs(info.name, range(rows), info.nbytes):
+                    offset = self.layouts[path].offsets[info.name]
+                    offset += slab.start * (info.nbytes // max(1, rows))
+                    read = partial(self.store.read_rows, info.name, slab.start, slab.stop)
+                    yield Part(slab, read, partial(_copy, path, offset))
+
+
+def _copy(path: Path, offset: int, rows: NDArray[Any]) -> Iterator[Chunk]:
+    yield path, offset, np.ascontiguousarray(rows).view(np.uint8).data
+
 
 def prepare(
     store: GgufCheckpoint,
@@ -60,67 +107,29 @@ def prepare(
     max_bytes: int | None = None,
     force: bool = False,
     check: bool = True,
-) -> Regrouping:
+) -> GgufSet:
     """Decide how the tensors of ``store`` go into files of at most ``max_bytes`` of tensors each.
 
     Without a limit there is one file. OutputError when a file exists, is one of the source's own
     or does not fit on the disk.
     """
     metadata = {k: v for k, v in store.metadata.items() if not k.startswith("split.")}
-    groups = _divide(list(store.tensors.values()), _alignment(metadata), max_bytes)
+    alignment = _alignment(metadata)
+    groups = split_shards(
+        store.tensors.values(), lambda info: padded(info.nbytes, alignment), max_bytes
+    )
     paths = shard_paths(output, len(groups))
     layouts = {}
     for index, (path, group) in enumerate(zip(paths, groups, strict=True)):
         entries = [TensorEntry(t.name, t.shape, _TYPE_IDS[t.dtype], t.nbytes) for t in group]
         keys = shard_metadata(metadata, index, len(groups), len(store.tensors))
         layouts[path] = lay_out(keys, entries)
-    job = Regrouping(store, dict(zip(paths, groups, strict=True)), layouts, force)
+    job = GgufSet(store, dict(zip(paths, groups, strict=True)), layouts, force)
     if check:
         _refuse_own(store, paths)
         refuse_existing(paths, force=force)
         check_disk(job.nbytes, output.parent)
     return job
-
-
-def execute(job: Regrouping) -> Iterator[Event]:
-    """Copy the tensors, yielding progress, at last `Exported`."""
-    total = sum(info.nbytes for group in job.groups.values() for info in group)
-    done = 0
-    sizes = {path: layout.size for path, layout in job.layouts.items()}
-    with AtomicFiles(sizes, force=job.force) as files:
-        for path, group in job.groups.items():
-            layout = job.layouts[path]
-            files.write(path, 0, layout.header)
-            for info in group:
-                place = layout.offsets[info.name]
-                rows = row_count(info.shape)
-                step = max(1, _SLAB_BYTES // max(1, info.nbytes // max(1, rows)))
-                for start in range(0, rows, step):
-                    part = job.store.read_rows(info.name, start, min(start + step, rows))
-                    data = np.ascontiguousarray(part).view(np.uint8)
-                    files.write(path, place, data.data)
-                    place += data.nbytes
-                    done += data.nbytes
-                    yield Progress(done, total, info.name)
-        files.publish()
-    yield Exported(job.paths, job.nbytes)
-
-
-def _divide(
-    tensors: list[TensorInfo], alignment: int, max_bytes: int | None
-) -> list[list[TensorInfo]]:
-    if max_bytes is None:
-        return [tensors]
-    groups: list[list[TensorInfo]] = []
-    filled = 0
-    for info in tensors:
-        size = padded(info.nbytes, alignment)
-        if not groups or filled + size > max_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(info)
-        filled += size
-    return groups
 
 
 def _alignment(metadata: Mapping[str, MetaValue]) -> int:

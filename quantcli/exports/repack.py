@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.gguf_file import Job, prepare
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
-from quantcli.exports import microscale
-from quantcli.exports.blocks import GROUP
+from quantcli.exports.blocks import GROUP, MXFP4, encode_mxfp4
 from quantcli.exports.exact import fit_rows
 from quantcli.formats import get_format
 from quantcli.model import Model
@@ -49,8 +48,8 @@ class _Exactly:
 
     def __call__(self, item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
         """Packed rows of the plan's block format; PlanError for the first that it cannot hold."""
-        if item.format == microscale.KIND:
-            packed = microscale.encode(rows)
+        if item.format == MXFP4:
+            packed = encode_mxfp4(rows)
             if packed is None:
                 raise PlanError(f"{item.tensor.name}: the weights are not MXFP4's", hint=self.hint)
             return packed
@@ -81,7 +80,7 @@ def prepare_repacking(
     requantize: bool,
     force: bool,
     check: bool,
-) -> Job:
+) -> GgufFile:
     """Decide the GGUF; floats become ``plain`` ("F16" ...). Reads the first rows of each matrix.
 
     With ``requantize`` what the blocks do not hold is rounded to the nearest that they do.
@@ -111,11 +110,11 @@ def prepare_repacking(
             encoders[item.tensor.name] = _Exactly(model, group, hint)
     types = {item.format for item in items if item.tensor.name in encoders}
     name = "Q4_1" if "Q4_1" in types else min(types, default="Q4_0")
-    name = "MXFP4_MOE" if name == microscale.KIND else name
+    name = "MXFP4_MOE" if name == MXFP4 else name
     plan = replace(
         plan, items=tuple(items), file_type=find_file_type(name).id, recipe=Recipe(type=name)
     )
-    job = prepare(model, recipe, output, plan=plan, force=force, check=check)
+    job = prepare_gguf(model, recipe, output, plan=plan, force=force, check=check)
     return replace(job, encoders=encoders)
 
 
@@ -123,8 +122,8 @@ def _choose(
     model: Model, tensor: OutputTensor, requantize: bool, hint: str
 ) -> tuple[str, int, bool]:
     """The block format, the columns that share a scale, and whether the codes are kept."""
-    if str(tensor.dtype).endswith(microscale.KIND):
-        return microscale.KIND, microscale.GROUP, True
+    if str(tensor.dtype).endswith(MXFP4):
+        return MXFP4, GROUP, True
     found = _NAME.fullmatch(str(tensor.dtype))
     candidates = _CANDIDATES.get(int(found["bits"]), ()) if found else ()
     group = int(found["group"] or tensor.columns) if found else 0

@@ -1,7 +1,8 @@
 """What an artifact can be exported to, and what an export is before it runs.
 
 A target is a function that decides everything from headers, or refuses in one sentence; the work
-is what its `Prepared.run` yields. A new target is a module and a line in `TARGETS`.
+is what its `Prepared.run` yields. A new target is a module and a line in `TARGETS`; every layout of
+`quantcli.layouts` is a target, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantcli.registry import Registry
+from quantcli.layouts import LAYOUTS
+from quantcli.registry import Registry, not_callable
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event
 
@@ -22,18 +24,15 @@ TARGETS = Registry(
     {
         "gguf": "quantcli.exports.to_gguf:prepare",
         "hf": "quantcli.exports.to_hf:prepare",
-        "compressed-tensors": "quantcli.exports.to_packed:COMPRESSED_TENSORS",
-        "gptq": "quantcli.exports.to_packed:GPTQ",
-        "gptq-v2": "quantcli.exports.to_packed:GPTQ_V2",
-        "awq": "quantcli.exports.to_packed:AWQ",
-        "mlx": "quantcli.exports.to_packed:MLX",
         "imatrix": "quantcli.exports.importance_matrices:prepare_gguf",
         "dat": "quantcli.exports.importance_matrices:prepare_legacy",
         "ollama": "quantcli.exports.ollama:prepare",
         "card": "quantcli.exports.cards:prepare",
     },
+    not_callable,
+    base=LAYOUTS,
 )
-"""By the name that ``--to`` takes."""
+"""By the name that ``--to`` takes: a `Prepare`, or the `Layout` of a folder of a GGUF's codes."""
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from quantcli.artifacts import gguf_file
 from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
+from quantcli.artifacts.write import Finished, write_artifact
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports import regroup
 from quantcli.exports.cards import card_beside, write_card
-from quantcli.exports.outcome import Exported
 from quantcli.exports.repack import is_packed, prepare_repacking
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.model import Model, open_model
@@ -62,7 +63,7 @@ def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStac
             job.paths,
             job.nbytes,
             f"{how}, the tensors as they are",
-            lambda: regroup.execute(job),
+            lambda: write_artifact(job, threads=wish.threads),
         ),
         wish,
     )
@@ -80,7 +81,7 @@ def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -
         split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
     )
     output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
-    job = gguf_file.prepare(model, recipe, output, force=wish.force, check=wish.check)
+    job = prepare_gguf(model, recipe, output, force=wish.force, check=wish.check)
     why = "which keeps the stored precision"
     if wish.dtype is not None:
         why = "as asked for"
@@ -110,15 +111,13 @@ def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Pre
     return _of_job(job, words, wish)
 
 
-def _of_job(job: gguf_file.Job, sentence: str, wish: Wish) -> Prepared:
-    def run() -> Iterator[Event]:
-        for event in gguf_file.execute(job, threads=wish.threads):
-            if isinstance(event, gguf_file.Finished):
-                yield Exported(event.paths, event.nbytes)
-            else:
-                yield event
-
-    return _with_card(Prepared(job.paths, job.nbytes, sentence, run), wish)
+def _of_job(job: GgufFile, sentence: str, wish: Wish) -> Prepared:
+    return _with_card(
+        Prepared(
+            job.paths, job.nbytes, sentence, lambda: write_artifact(job, threads=wish.threads)
+        ),
+        wish,
+    )
 
 
 def _plain_type(model: Model) -> str:
@@ -140,9 +139,9 @@ def _with_card(prepared: Prepared, wish: Wish) -> Prepared:
 
     def run() -> Iterator[Event]:
         for event in prepared.run():
-            if isinstance(event, Exported):
+            if isinstance(event, Finished):
                 size = write_card(prepared.paths[0], card, wish)
-                yield Exported((*event.paths, card), event.nbytes + size)
+                yield replace(event, paths=(*event.paths, card), nbytes=event.nbytes + size)
             else:
                 yield event
 

@@ -8,8 +8,6 @@ is known before. A computed tensor (scaled rotations) goes back into the configu
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,59 +15,118 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
-from quantcli.artifacts.folder_settings import (
-    CONFIG,
-    INDEX,
-    read_settings,
-    shard_names,
-    write_index,
-)
-from quantcli.artifacts.gguf_container import Layout
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.folder_files import CONFIG, index_files, read_settings, to_json
+from quantcli.artifacts.model_card import render_card
+from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
+from quantcli.artifacts.slabs import SLAB_BYTES, Slab, cut_slabs, refuse_weight
+from quantcli.artifacts.write import Artifact, Chunk, Part, write_artifact
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
-from quantcli.exports.cards import make_card, plain, types_text, usage_text
-from quantcli.exports.checkpoint_view import StoredView, find_config
+from quantcli.exports.cards import make_card, plain, types_text
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
-from quantcli.exports.outcome import Exported
+from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.settings import complete_config, generation_config
 from quantcli.exports.targets import Prepared, Wish, stem
-from quantcli.exports.threads import in_order
 from quantcli.exports.verify import stored_keys
 from quantcli.formats import native
+from quantcli.layouts.base import DTYPES, Layout
+from quantcli.layouts.hf import HF
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk
-from quantcli.report.card import render_card
 from quantcli.report.units import size_text
+from quantcli.sources.card import CARD
 from quantcli.sources.resolve import Resolved
-from quantcli.types import Event, Note, Progress, row_count
+from quantcli.types import Declared, Note, row_count
 from quantcli.vocab.rebuild import rebuild_tokenizer
-
-SHARD_BYTES = 5 * 10**9
-"""Largest file without ``--split-max-size``."""
-_SLAB_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A decided folder: small files by name, and the layout of each file of weights."""
+class CheckpointFolder(Artifact):
+    """A decided folder: the files of weights, and the small ones by name."""
 
     model: Model
-    view: StoredView
+    view: CheckpointView
     floats: FloatChoice
     path: Path
     files: Mapping[str, bytes]
-    shards: Mapping[str, tuple[Declared, ...]]
-    layouts: Mapping[str, Layout]
-    notes: tuple[Note, ...]
+    weights: SafetensorsShards
     force: bool
+    notes: Sequence[Note] = ()
+
+    @property
+    def label(self) -> str:
+        """What the user calls the GGUF."""
+        return self.model.label
+
+    @property
+    def source(self) -> object:
+        """The GGUF as a checkpoint."""
+        return self.view
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.path,)
 
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of every file."""
-        small = {name: len(body) for name, body in self.files.items()}
-        return small | {name: layout.size for name, layout in self.layouts.items()}
+        return self.weights.sizes | {name: len(body) for name, body in self.files.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of all files together."""
+        return sum(self.sizes.values())
+
+    @property
+    def thread_bytes(self) -> int:
+        """Rows as stored, decoded and cast; a row at least, however long it is."""
+        rows = [4 * info.shape[-1] for info in self.view.tensors.values() if info.shape]
+        return 4 * max(SLAB_BYTES, *rows)
+
+    def open(self) -> AtomicFolder:
+        """The folder, to be written."""
+        return AtomicFolder(self.path, self.sizes, force=self.force)
+
+    def heads(self) -> Iterator[Chunk]:
+        """The small files, and the header of each file of weights."""
+        yield from ((name, 0, body) for name, body in self.files.items())
+        yield from self.weights.headers()
+
+    def parts(self) -> Iterator[Part]:
+        """The slabs of each stored tensor."""
+        for name, (_, _, declared) in self.weights.places.items():
+            rows = row_count(declared.shape)
+            nbytes = self.view.tensors[name].nbytes
+            row_bytes = declared.nbytes // max(1, rows)
+            for slab in cut_slabs(name, range(rows), nbytes, row_bytes=row_bytes):
+                yield Part(
+                    slab,
+                    partial(self.view.read_rows, name, slab.start, slab.stop),
+                    partial(self._encode, slab),
+                    partial(self._refuse, slab),
+                )
+
+    def _encode(self, slab: Slab, rows: NDArray[Any]) -> Iterator[Chunk]:
+        dtype = self.floats.stored[slab.tensor]
+        values = cast(rows, dtype).view(DTYPES[dtype])
+        return self.weights.place(slab.tensor, values, slab.start)
+
+    def _refuse(self, slab: Slab, refused: native.UnencodableError) -> WeightError:
+        path, row = self.model.path, slab.start + refused.row
+        return refuse_weight(
+            refused,
+            path,
+            f"{self.view.holder(slab.tensor).name} ({slab.tensor})",
+            row,
+            refused.column,
+            wider="--dtype bf16 or --dtype f32 holds it",
+            damaged=f"the file is damaged; quantcli export {path} --verify names all such tensors",
+        )
 
 
 def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
@@ -85,37 +142,37 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
     if wish.check:
         refuse_folder(path, force=wish.force)
     folder = plan_folder(model, path, wish)
-    nbytes = sum(folder.sizes.values())
     if wish.check:
-        check_disk(nbytes, path.parent)
+        check_disk(folder.nbytes, path.parent)
     dtypes = " and ".join(dict.fromkeys(folder.floats.stored.values()))
     return Prepared(
-        (path,), nbytes, f"{len(folder.view.tensors)} tensors in {dtypes}",
-        lambda: write_folder(folder, wish.threads),
+        (path,), folder.nbytes, f"{len(folder.view.tensors)} tensors in {dtypes}",
+        lambda: write_artifact(folder, threads=wish.threads),
     )  # fmt: skip
 
 
-def plan_folder(model: Model, path: Path, wish: Wish) -> Folder:
+def plan_folder(model: Model, path: Path, wish: Wish) -> CheckpointFolder:
     """Every file of the folder with its size; reads headers and small tensors."""
     config = find_config(model, wish.config)
-    view = StoredView(model, config)
+    view = view_checkpoint(model, config)
     floats = choose_floats(model, view, wish.dtype)
-    shards = _shard(view, floats, wish.split_max_size or SHARD_BYTES)
-    layouts = {name: lay_out({"format": "pt"}, group) for name, group in shards.items()}
-    places = {tensor.name: name for name, group in shards.items() for tensor in group}
-    total = sum(tensor.nbytes for group in shards.values() for tensor in group)
-    facts = [("weights", _weights_text(floats, total)), ("from", types_text(model))]
-    files, notes = folder_files(model, path, wish, to="hf", dtype=floats.loaded, facts=facts)
+    declared = [
+        Declared(name, floats.stored[name], info.shape) for name, info in view.tensors.items()
+    ]
+    weights = lay_out_shards({"format": "pt"}, declared, wish.split_max_size or LARGEST)
+    facts = [
+        ("weights", _weights_text(floats, weights.tensor_bytes)),
+        ("from", types_text(model)),
+    ]
+    files, notes = folder_files(model, path, wish, layout=HF, dtype=floats.loaded, facts=facts)
     if floats.note:
         notes.append(Note(floats.note))
-    if len(shards) > 1:
-        files[INDEX] = write_index(places, total)
+    files |= index_files(weights)
     settings = complete_config(config, model.metadata, floats.loaded, wish.config)
     files[CONFIG] = to_json(settings)
-    return Folder(
-        model, view, floats, path, dict(sorted(files.items())), shards, layouts, tuple(notes),
-        wish.force,
-    )  # fmt: skip
+    return CheckpointFolder(
+        model, view, floats, path, dict(sorted(files.items())), weights, wish.force, notes
+    )
 
 
 def folder_files(
@@ -123,95 +180,21 @@ def folder_files(
     path: Path,
     wish: Wish,
     *,
-    to: str,
+    layout: Layout,
     dtype: str,
     facts: Sequence[tuple[str, str]],
-    library: str = "transformers",
 ) -> tuple[dict[str, bytes], list[Note]]:
     """Every file of a folder but config.json and the weights, by name, and remarks.
 
-    ``facts`` go into the model card, ``dtype`` and ``to`` into the manifest.
+    ``facts`` go into the model card, ``dtype`` and the layout's name into the manifest.
     """
     files, notes = _tokenizer(model, wish)
     files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
-    card = make_card(model, path.name, library, facts, usage_text(to, path.name), wish.evaluation)
-    files["README.md"] = render_card(card).encode()
-    files[MANIFEST] = to_json(_manifest(model, to, dtype))
+    usage = layout.usage(path.name)
+    card = make_card(model, path.name, layout.library, facts, usage, wish.evaluation)
+    files[CARD] = render_card(card)
+    files[MANIFEST] = to_json(_manifest(model, layout.name, dtype))
     return files, [Note(note) for note in notes]
-
-
-def write_folder(folder: Folder, threads: int) -> Iterator[Event]:
-    """Write it, yielding notes and progress, at last `Exported`."""
-    yield from folder.notes
-    places = {
-        tensor.name: (name, folder.layouts[name].offsets[tensor.name], tensor)
-        for name, group in folder.shards.items()
-        for tensor in group
-    }
-    total = sum(info.nbytes for info in folder.view.tensors.values())
-    done = 0
-    with AtomicFolder(folder.path, folder.sizes, force=folder.force) as files:
-        for name, body in folder.files.items():
-            files.write(name, 0, body)
-        for name, layout in folder.layouts.items():
-            files.write(name, 0, layout.header)
-        slabs = [
-            (tensor, start, stop)
-            for _, _, tensor in places.values()
-            for start, stop in _cut(tensor)
-        ]
-
-        def convert(tensor: Declared, start: int, stop: int) -> None:
-            data = _convert(folder, tensor, start, stop)
-            name, offset, _ = places[tensor.name]
-            row_bytes = tensor.nbytes // max(1, row_count(tensor.shape))
-            files.write(name, offset + start * row_bytes, data)
-
-        tasks = (partial(convert, *slab) for slab in slabs)
-        for slab, _ in zip(slabs, in_order(tasks, threads), strict=True):
-            tensor, start, stop = slab
-            share = folder.view.tensors[tensor.name].nbytes * (stop - start)
-            done += share // max(1, row_count(tensor.shape))
-            yield Progress(min(done, total), total, tensor.name)
-        files.publish()
-    yield Exported((folder.path,), sum(folder.sizes.values()))
-
-
-def _convert(folder: Folder, tensor: Declared, start: int, stop: int) -> memoryview:
-    rows = folder.view.read_rows(tensor.name, start, stop)
-    try:
-        return cast(rows, tensor.dtype).data
-    except native.UnencodableError as refused:
-        home = folder.view.homes[tensor.name].tensor.name
-        raise WeightError(
-            f"{folder.model.path}: {home}: the weight {refused.value!r}, row {start + refused.row} "
-            f"and column {refused.column} of {tensor.name}, {refused.reason}",
-            hint="--dtype bf16 or --dtype f32 holds it"
-            if math.isfinite(refused.value)
-            else f"the file is damaged; quantcli export {folder.model.path} --verify names all "
-            "such tensors",
-        ) from refused
-
-
-def _cut(tensor: Declared) -> Iterator[tuple[int, int]]:
-    rows = row_count(tensor.shape)
-    step = max(1, _SLAB_BYTES // max(1, tensor.nbytes // max(1, rows)))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def _shard(view: StoredView, floats: FloatChoice, most: int) -> dict[str, tuple[Declared, ...]]:
-    groups: list[list[Declared]] = []
-    filled = 0
-    for name, info in view.tensors.items():
-        tensor = Declared(name, floats.stored[name], info.shape)
-        if not groups or filled + tensor.nbytes > most:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += tensor.nbytes
-    names = shard_names(len(groups))
-    return {name: tuple(group) for name, group in zip(names, groups, strict=True)}
 
 
 def _tokenizer(model: Model, wish: Wish) -> tuple[dict[str, bytes], list[str]]:
@@ -247,8 +230,3 @@ def _manifest(model: Model, to: str, dtype: str) -> dict[str, Any]:
         "recipe": plain(keys, "quantcli.recipe"),
         "source": {key: value for key, value in source.items() if value is not None},
     }
-
-
-def to_json(value: Mapping[str, Any]) -> bytes:
-    """A JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,4 +1,4 @@
-"""``--to compressed-tensors | gptq | gptq-v2 | awq | mlx``: a GGUF's own codes in another layout.
+"""``--to`` a layout of `quantcli.layouts`: a GGUF's own codes in a folder of that layout.
 
 Nothing is rounded: every linear layer must be in one of the grids of `quantcli.exports.blocks`,
 all with as many bits, and the weights that a runtime computes from the result are those of the
@@ -10,43 +10,41 @@ that is asked for: to the format's usual grid.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from quantcli.artifacts.atomic_folder import refuse_folder
-from quantcli.artifacts.folder_job import FolderJob, prepare_folder
-from quantcli.artifacts.gguf_file import Finished
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import prepare_folder
+from quantcli.artifacts.nearest_codes import CodeSource
+from quantcli.artifacts.write import write_artifact
+from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
-from quantcli.exports import microscale
-from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes
-from quantcli.exports.checkpoint_view import StoredView, as_checkpoint, find_config
+from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, StoredRows
 from quantcli.exports.floats import fits
-from quantcli.exports.microscale import MicroCodes
-from quantcli.exports.outcome import Exported
+from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.settings import complete_config
-from quantcli.exports.targets import Prepare, Prepared, Wish, stem
+from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.exports.to_hf import folder_files
+from quantcli.layouts.base import Grids, Layout
 from quantcli.model import Model, open_model
 from quantcli.plan.folders import FolderPlan, make_folder_plan
 from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.schemes import find_target
+from quantcli.plan.schemes import Scheme
 from quantcli.report.units import size_text
-from quantcli.rounding.nearest import CodeSource
 from quantcli.sources.resolve import Resolved
-from quantcli.types import Event, Matrix, row_count
+from quantcli.types import Matrix, row_count
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
 _ROWS = 1024
 
 
-def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+    """Decide a folder of the codes of a GGUF; SourceError or PlanError where it cannot be."""
+    to, grids = layout.name, layout.grids
+    if grids is None:
+        raise PlanError(f"--to {to} has no integer grid")
     if found.kind != "gguf":
         raise SourceError(
             f"{label} is no GGUF, and --to {to} repacks the codes of one",
@@ -57,67 +55,57 @@ def _prepare(to: str, found: Resolved, label: str, wish: Wish, stack: ExitStack)
         refuse_folder(path, force=wish.force)
     model = stack.enter_context(open_model(label))
     config = find_config(model, wish.config)
-    view = StoredView(model, config)
+    view = view_checkpoint(model, config)
     checkpoint = as_checkpoint(model, config, view)
     if wish.requantize:
         recipe = Recipe(to=to)
     else:
-        recipe = _recipe(checkpoint, view, to, label)
+        recipe = _recipe(checkpoint, view, layout, grids, label)
     if wish.split_max_size is not None:
-        recipe = msgspec.structs.replace(recipe, split_max_size=str(wish.split_max_size))
-    plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, wish.dtype)
-    if plan.scheme is None:
-        raise PlanError(f"--to {to} has no integer grid")
-    micro = not wish.requantize and _is_micro(view, plan)
+        recipe = replace(recipe, split_max_size=str(wish.split_max_size))
+    plan = make_folder_plan(checkpoint, recipe, importance=None)
+    scheme, plan = _exact(plan, grids, view, wish.dtype)
+    kind = _kind(view, plan.items[0].matrix) if plan.items else ""
+    block = None if wish.requantize else layout.blocks.get(kind)
     codes: CodeSource | None = None
-    if micro:
-        codes = MicroCodes(view)
+    if block is not None:
+        codes = StoredRows(view)
     elif not wish.requantize:
-        codes = BlockCodes(view, plan.scheme.grid)
-        if plan.scheme.grid.zero == "integer":
+        codes = BlockCodes(view, scheme.grid)
+        if scheme.grid.zero == "integer":
             _try_all(plan, view, codes, to, label)
-    grid = "MXFP4" if micro else plan.label
+    grid = plan.label if block is None else kind
     checkpoint = replace(
         checkpoint, config=complete_config(config, model.metadata, plan.dtype, wish.config)
     )
     origin = "rounded again from" if wish.requantize else "the codes of"
     facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
-    files, notes = folder_files(
-        model, path, wish, to=to, dtype=plan.dtype, facts=facts, library=_library(to)
-    )
+    files, notes = folder_files(model, path, wish, layout=layout, dtype=plan.dtype, facts=facts)
     job = prepare_folder(
         checkpoint,
         recipe,
         path,
         plan=plan,
-        packing=microscale.PACKED if micro else None,
+        packing=block,
         files=files,
         force=wish.force,
         check=wish.check,
     )
     plan = replace(plan, notes=(*plan.notes, *notes))
-    job = replace(job, plan=plan)
+    job = replace(job, plan=plan, codes=codes)
     return Prepared(
         (path,),
         job.nbytes,
         f"{len(plan.items)} matrices in {grid}, "
         + ("rounded a second time" if wish.requantize else "bit for bit"),
-        lambda: _run(job, codes, wish.threads),
+        lambda: write_artifact(job, threads=wish.threads),
     )
 
 
-def _run(job: FolderJob, codes: CodeSource | None, threads: int) -> Iterator[Event]:
-    for event in execute_folder(job, threads=threads, source=codes):
-        if isinstance(event, Finished):
-            yield Exported(event.paths, event.nbytes)
-        else:
-            yield event
-
-
-def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
-    """What describes the grid that the GGUF has; PlanError where it has none of ``to``."""
-    target = find_target(to)
-    matrices = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
+def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, label: str) -> Recipe:
+    """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
+    to = layout.name
+    matrices = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
         f"quantcli export {label} --to hf makes a checkpoint, which quantcli quantize --to {to} "
@@ -126,28 +114,30 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        if _takes(to, kind) and not matrix.transpose:
+        if _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)
         elif kind in _FLOATS or matrix.source not in inner:
             kept.append(matrix)
         else:
             turned = "lies transposed there" if matrix.transpose else f"--to {to} does not have"
             raise PlanError(
-                f"{view.homes[matrix.source].tensor.name} is {kind}, which {turned}, so it cannot "
+                f"{view.holder(matrix.source).name} is {kind}, which {turned}, so it cannot "
                 "be repacked without loss",
                 hint=hint,
             )
-    micro = {_kind(view, matrix) == microscale.KIND for matrix in taken}
+    whole = {kind for matrix in taken if (kind := _kind(view, matrix)) in layout.blocks}
     bits = {_bits(view, matrix) for matrix in taken if matrix.source in inner}
-    if len(micro) > 1:
-        raise PlanError(f"{label} has linear layers in MXFP4 and in others", hint=hint)
+    if whole and len({_kind(view, matrix) for matrix in taken}) > 1:
+        raise PlanError(
+            f"{label} has linear layers in {' and '.join(sorted(whole))} and in others", hint=hint
+        )
     if len(bits) != 1:
         what = "no quantized linear layer" if not bits else f"linear layers of {sorted(bits)} bits"
         raise PlanError(f"{label} has {what}, and --to {to} takes one grid for all", hint=hint)
     kept += [matrix for matrix in taken if _bits(view, matrix) not in bits]
     taken = [matrix for matrix in taken if _bits(view, matrix) in bits]
     affine = any(GRIDS[kind].affine for m in taken if (kind := _kind(view, m)) in GRIDS)
-    symmetric = None if target.symmetric is None else not affine
+    symmetric = None if grids.symmetric is None else not affine
     return Recipe(
         to=to,
         bits=bits.pop(),
@@ -157,30 +147,27 @@ def _recipe(model: Model, view: StoredView, to: str, label: str) -> Recipe:
     )
 
 
-def _kind(view: StoredView, matrix: Matrix) -> str:
-    return view.homes[matrix.source].tensor.dtype
+def _kind(view: CheckpointView, matrix: Matrix) -> str:
+    return view.holder(matrix.source).dtype
 
 
-def _bits(view: StoredView, matrix: Matrix) -> int:
+def _bits(view: CheckpointView, matrix: Matrix) -> int:
     kind = _kind(view, matrix)
     return GRIDS[kind].bits if kind in GRIDS else 4
 
 
-def _takes(to: str, kind: str) -> bool:
-    """Whether the format has the grid of a block format."""
-    if kind == microscale.KIND:
-        return to == "compressed-tensors"
-    return kind in GRIDS and GRIDS[kind].bits in find_target(to).bits
+def _holds(layout: Layout, grids: Grids, kind: str) -> bool:
+    """Whether the layout has the grid of a block format."""
+    fits = kind in GRIDS and GRIDS[kind].bits in grids.bits
+    return kind in layout.blocks or (fits and grids.has_group(GROUP))
 
 
-def _is_micro(view: StoredView, plan: FolderPlan) -> bool:
-    return bool(plan.items) and _kind(view, plan.items[0].matrix) == microscale.KIND
-
-
-def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
+def _exact(
+    plan: FolderPlan, grids: Grids, view: CheckpointView, dtype: str | None
+) -> tuple[Scheme, FolderPlan]:
     """The plan with float16 scales, as blocks have, and floats that lose nothing.
 
-    compressed-tensors computes in the dtype of its scales, so a model in float32 has them so too.
+    What computes in the dtype of its scales has them in float32, too, where the model is in it.
     """
     copies = [
         replace(copy, dtype=dtype or ("F16" if fits(view, copy.source, "F16") else "F32"))
@@ -188,17 +175,20 @@ def _exact(plan: FolderPlan, view: StoredView, dtype: str | None) -> FolderPlan:
     ]
     loaded = dtype or ("F32" if any(copy.dtype == "F32" for copy in copies) else "F16")
     scheme = plan.scheme
-    if scheme is not None:
-        wide = loaded == "F32" and plan.recipe.to == "compressed-tensors"
-        grid = replace(scheme.grid, scale_dtype="F32" if wide else "F16", lowest_zero=0)
-        scheme = replace(scheme, grid=grid)
-    return replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
+    if scheme is None:
+        raise PlanError(f"--to {plan.recipe.to} has no integer grid")
+    is_wide = loaded == "F32" and grids.computes_in_scales
+    grid = replace(scheme.grid, scale_dtype="F32" if is_wide else "F16", lowest_zero=0)
+    scheme = replace(scheme, grid=grid)
+    return scheme, replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
 
 
-def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, label: str) -> None:
+def _try_all(
+    plan: FolderPlan, view: CheckpointView, codes: BlockCodes, to: str, label: str
+) -> None:
     """PlanError when a group's code 0 is not a whole number of scales; reads the affine ones."""
     for item in plan.items:
-        if not GRIDS[view.homes[item.source].tensor.dtype].affine:
+        if not GRIDS[view.holder(item.source).dtype].affine:
             continue
         for start in range(0, item.rows, _ROWS):
             first = item.first + start
@@ -213,21 +203,10 @@ def _try_all(plan: FolderPlan, view: StoredView, codes: BlockCodes, to: str, lab
                 ) from None
 
 
-def _types(plan: FolderPlan, view: StoredView) -> str:
-    kinds = sorted({view.homes[item.source].tensor.dtype for item in plan.items})
+def _types(plan: FolderPlan, view: CheckpointView) -> str:
+    kinds = sorted({view.holder(item.source).dtype for item in plan.items})
     nbytes = sum(
         view.tensors[item.source].nbytes * item.rows // row_count(view.tensors[item.source].shape)
         for item in plan.items
     )
     return f"{' and '.join(kinds)} ({size_text(nbytes)})"
-
-
-def _library(to: str) -> str:
-    return "mlx" if to == "mlx" else "transformers"
-
-
-COMPRESSED_TENSORS: Prepare = partial(_prepare, "compressed-tensors")
-GPTQ: Prepare = partial(_prepare, "gptq")
-GPTQ_V2: Prepare = partial(_prepare, "gptq-v2")
-AWQ: Prepare = partial(_prepare, "awq")
-MLX: Prepare = partial(_prepare, "mlx")

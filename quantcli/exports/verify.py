@@ -8,7 +8,6 @@ the source's bytes, which tells whether the artifact was made from it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,20 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic_folder import MANIFEST
-from quantcli.artifacts.gguf_file import combine_digest, cut_rows
+from quantcli.artifacts.slabs import (
+    UNFINISHED,
+    Slab,
+    cut_tensor,
+    digest_model,
+    hash_rows,
+    work_slabs,
+)
 from quantcli.errors import ArchitectureError
-from quantcli.exports.checkpoint_view import StoredView, find_config
+from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.settings import token_texts
-from quantcli.exports.threads import in_order
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf import GgufCheckpoint
-from quantcli.types import Event, MetaValue, Note, OutputTensor, Progress
+from quantcli.types import Event, MetaValue, Note, OutputTensor
 
 DIGEST = "quantcli.source.digest"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
-_UNFINISHED = "sha256:" + "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,6 @@ class _Part:
     sums: _Sums
     leaf: bytes
     fault: str | None
-    nbytes: int
 
 
 def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> Iterator[Event]:
@@ -109,30 +112,28 @@ def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> I
         problems += _check_names(model, against)
         pairs = [(a, b if b is None or b.shape == a.shape else None) for a, b in pairs]
     sums = {tensor.name: _Sums() for tensor, _ in pairs}
-    leaves: dict[tuple[str, int], bytes] = {}
-    total = sum(model.stored_bytes(tensor) for tensor in model.tensors)
-    done, faulty = 0, set()
-    tasks = [
-        (tensor, other, start, stop)
+    # The source's slabs where it has the tensor, since its digest is made of them.
+    cuts = [
+        (tensor, other, slab)
         for tensor, other in pairs
-        for start, stop in (
-            cut_rows(model, tensor)
+        for slab in (
+            cut_tensor(model, tensor)
             if against is None or other is None
-            else cut_rows(against, other)
+            else cut_tensor(against, other)
         )
     ]
-    parts = in_order((partial(_measure, model, against, *task) for task in tasks), threads)
-    for (tensor, _, start, _), part in zip(tasks, parts, strict=True):
-        into = sums[tensor.name]
+    tasks = [(cut[2], partial(_measure, model, against, *cut)) for cut in cuts]
+    parts = yield from work_slabs(tasks, threads)
+    faulty = set()
+    for slab, part in zip((slab for slab, _ in tasks), parts, strict=True):
+        into = sums[slab.tensor]
         into.squares += part.sums.squares
         into.reference += part.sums.reference
         into.largest = max(into.largest, part.sums.largest)
-        leaves[tensor.name, start] = part.leaf
-        if part.fault is not None and tensor.name not in faulty:
-            faulty.add(tensor.name)
+        if part.fault is not None and slab.tensor not in faulty:
+            faulty.add(slab.tensor)
             problems.append(part.fault)
-        done += part.nbytes
-        yield Progress(min(done, total), total, tensor.name)
+    leaves = {slab: part.leaf for (slab, _), part in zip(tasks, parts, strict=True)}
     lines = tuple(
         Line(
             tensor.name, tensor.shape, tensor.dtype, model.stored_bytes(tensor),
@@ -145,13 +146,6 @@ def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> I
     )
 
 
-def _cut(
-    model: Model, tensor: OutputTensor, against: Model | None, other: OutputTensor | None
-) -> Iterator[tuple[int, int]]:
-    """Slabs of rows: the source's where it has the tensor, since its digest is made of them."""
-    return cut_rows(model, tensor) if against is None or other is None else cut_rows(against, other)
-
-
 def stored_keys(model: Model) -> Mapping[str, MetaValue]:
     """All key-values of a GGUF, those of its quantization included; none for a checkpoint."""
     return model.store.metadata if isinstance(model.store, GgufCheckpoint) else {}
@@ -162,30 +156,28 @@ def _measure(
     against: Model | None,
     tensor: OutputTensor,
     other: OutputTensor | None,
-    start: int,
-    stop: int,
+    slab: Slab,
 ) -> _Part:
-    rows = model.read_rows(tensor, start, stop)
-    nbytes = rows.nbytes
+    rows = model.read_rows(tensor, slab.start, slab.stop)
     values = _decode(tensor, rows)
     leaf = b""
     if values is None:
-        return _Part(_Sums(), leaf, None, nbytes)
-    fault = _find_fault(model, tensor, values, start)
+        return _Part(_Sums(), leaf, None)
+    fault = _find_fault(model, tensor, values, slab.start)
     if against is None or other is None:
-        return _Part(_Sums(), leaf, fault, nbytes)
-    stored = against.read_rows(other, start, stop)
-    leaf = hashlib.sha256(stored.view(np.uint8).data).digest()
+        return _Part(_Sums(), leaf, fault)
+    stored = against.read_rows(other, slab.start, slab.stop)
+    leaf = hash_rows(stored)
     wanted = _decode(other, stored)
     if wanted is None or fault is not None:
-        return _Part(_Sums(), leaf, fault, nbytes)
+        return _Part(_Sums(), leaf, fault)
     wide = wanted.astype(np.float64)
     apart = values.astype(np.float64) - wide
     sums = _Sums(
         float(np.square(apart).sum()), float(np.square(wide).sum()),
         float(np.abs(apart).max(initial=0.0)),
     )  # fmt: skip
-    return _Part(sums, leaf, None, nbytes)
+    return _Part(sums, leaf, None)
 
 
 def _decode(tensor: OutputTensor, rows: NDArray[Any]) -> NDArray[Any] | None:
@@ -220,7 +212,7 @@ def _recorded(model: Model) -> tuple[str, object]:
 def _check_digest(where: str, digest: object) -> list[str]:
     if digest is None:
         return []
-    if digest == _UNFINISHED:
+    if digest == UNFINISHED:
         return [f"{where} is empty, as of an artifact that was not finished"]
     if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
         return [f"{where} is {digest!r}, which is no SHA-256"]
@@ -242,7 +234,7 @@ def _check_table(model: Model) -> Iterator[Note]:
     if not model.from_gguf:
         return
     try:
-        StoredView(model, find_config(model))
+        view_checkpoint(model, find_config(model))
     except ArchitectureError as unknown:
         yield Note(f"names and shapes were not held against a table: {unknown.message}")
 
@@ -276,16 +268,12 @@ def _overall(sums: Mapping[str, _Sums], lines: tuple[Line, ...]) -> TensorError 
     return whole.error() if compared else None
 
 
-def _made_from(
-    model: Model, against: Model | None, leaves: Mapping[tuple[str, int], bytes]
-) -> bool | None:
+def _made_from(model: Model, against: Model | None, leaves: Mapping[Slab, bytes]) -> bool | None:
     found = stored_keys(model).get(DIGEST)
     if against is None or found is None:
         return None
     if any(
-        not leaves.get((tensor.name, start))
-        for tensor in against.tensors
-        for start, _ in cut_rows(against, tensor)
+        not leaves.get(slab) for tensor in against.tensors for slab in cut_tensor(against, tensor)
     ):
         return False
-    return combine_digest(against, leaves) == str(found.value)
+    return digest_model(against, leaves) == str(found.value)

@@ -11,7 +11,7 @@ squared error among shrunken ones, followed by least squares on the codes ("mse"
 weights the columns' errors. Everything is computed in float32, row by row, so that the codes do
 not depend on how many rows are given at once.
 
-Sources: the layouts in `quantcli.layouts.packing`; the rule of ``mlx.core.quantize`` for edges,
+Sources: the layouts in `quantcli.layouts`; the rule of ``mlx.core.quantize`` for edges,
 which lets one code be exactly zero.
 """
 

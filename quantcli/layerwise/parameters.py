@@ -9,7 +9,7 @@ the weights that llama.cpp would see, decoded by our kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.checkpoint_view import Use, find_uses, read_back
 from quantcli.errors import ArchitectureError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
-from quantcli.types import OutputTensor, Piece, TensorInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """A piece of a parameter inside a GGUF tensor: its rows from ``first`` on."""
-
-    tensor: OutputTensor
-    piece: Piece
-    first: int
+from quantcli.types import OutputTensor, TensorInfo, row_count
 
 
 class Parameters:
@@ -45,12 +37,9 @@ class Parameters:
             for name, shape in shapes.items()
         }
         self._present = {tensor.name: tensor for tensor in model.tensors}
-        self._uses: dict[str, list[Use]] = {}
-        for tensor in find_architecture(config).tensors(config, layout):
-            first = 0
-            for piece in tensor.pieces:
-                self._uses.setdefault(piece.source, []).append(Use(tensor, piece, first))
-                first += piece.rows
+        architecture = find_architecture(config)
+        self._uses = find_uses(architecture.tensors(config, layout))
+        self._keys = architecture.key_places(config, layout)
 
     def uses(self, name: str) -> list[Use]:
         """Where the parameter's rows lie among GGUF's tensors; empty when the table ignores it."""
@@ -58,19 +47,13 @@ class Parameters:
 
     def read(self, name: str) -> NDArray[Any]:
         """The parameter's values, float32, or bfloat16/float16 where nothing is lost by it."""
-        shape = self._shapes[name]
-        whole: NDArray[Any] | None = None
-        for use in self.uses(name):
-            rows = self._rows(use, name)
-            if whole is None:
-                if _covers(use, rows, shape):
-                    return rows.reshape(shape)
-                # Pieces of several types meet in float32, which holds any of them.
-                whole = np.empty(shape, np.float32 if self._mixed(name) else rows.dtype)
-            _place(whole.reshape(-1, shape[-1]), use, rows)
-        if whole is None:
+        if name in self._keys:
+            key, layer = self._keys[name]
+            return np.full(self._shapes[name], self._model.metadata[key].value[layer], np.float32)
+        if not self.uses(name):
             raise ArchitectureError(f"nothing in {self._model.path} makes the parameter {name}")
-        return whole
+        shape, read = self._shapes[name], partial(self._floats, name)
+        return read_back(self.uses(name), 0, row_count(shape), read).reshape(shape)
 
     def lookup(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Rows of a matrix whose rows are stored in order (an embedding), as `read` gives them.
@@ -78,9 +61,9 @@ class Parameters:
         Only these rows are read, so a vocabulary of any size costs what a text uses of it.
         """
         (use,) = self._uses[name]
-        tensor = self._checked(use, name)
-        found = [self._model.read_rows(tensor, int(row), int(row) + 1) for row in rows]
-        return self._floats(np.concatenate(found), use)
+        found = [self._floats(name, use.tensor, int(row), int(row) + 1) for row in rows]
+        values: NDArray[Any] = use.piece.undo(np.concatenate(found))
+        return values
 
     def targets(self, name: str, matrix: int) -> list[tuple[OutputTensor, int]]:
         """GGUF's tensors that hold ``matrix`` of the parameter, and its number in each.
@@ -94,60 +77,28 @@ class Parameters:
         for use in self.uses(name):
             height = use.tensor.shape[-2]
             offset = matrix - use.piece.start // shape[-2]
-            if 0 <= offset < -(-use.piece.rows // shape[-2]):
+            if 0 <= offset < -(-use.piece.stored_rows // shape[-2]):
                 found.append((use.tensor, use.first // height + offset))
         return found
 
-    def _mixed(self, name: str) -> bool:
-        tensors = [self._present.get(use.tensor.name) for use in self._uses[name]]
-        return len({tensor.dtype for tensor in tensors if tensor}) > 1
-
-    def _checked(self, use: Use, name: str) -> OutputTensor:
-        tensor = self._present.get(use.tensor.name)
+    def _floats(self, name: str, wanted: OutputTensor, start: int, stop: int) -> NDArray[Any]:
+        """Rows of the model's tensor that ``wanted`` describes, decoded."""
+        tensor = self._present.get(wanted.name)
         if tensor is None:
             raise ArchitectureError(
-                f"{self._model.path} has no tensor {use.tensor.name}, which makes {name}"
+                f"{self._model.path} has no tensor {wanted.name}, which makes {name}"
             )
-        if tensor.shape != use.tensor.shape:
+        if tensor.shape != wanted.shape:
             raise ArchitectureError(
                 f"{self._model.path}: {tensor.name} has shape {tensor.shape}, "
-                f"expected {use.tensor.shape}"
+                f"expected {wanted.shape}"
             )
-        return tensor
-
-    def _rows(self, use: Use, name: str) -> NDArray[Any]:
-        tensor = self._checked(use, name)
-        rows = self._model.read_rows(tensor, use.first, use.first + use.piece.rows)
-        return self._floats(rows, use)
-
-    def _floats(self, rows: NDArray[Any], use: Use) -> NDArray[Any]:
+        rows = self._model.read_rows(tensor, start, stop)
         if rows.dtype == np.uint8:
-            kind = self._present[use.tensor.name].dtype
-            if kind not in FORMATS:
+            if tensor.dtype not in FORMATS:
                 raise ArchitectureError(
-                    f"{self._model.path}: {use.tensor.name} has type {kind}, "
+                    f"{self._model.path}: {tensor.name} has type {tensor.dtype}, "
                     "which quantcli cannot decode"
                 )
-            rows = native.decode(get_format(kind), rows)
-        elif rows.dtype == np.float64:
-            rows = rows.astype(np.float32)
-        if use.piece.add:
-            rows = rows.astype(np.float32) - np.float32(use.piece.add)
-        return rows
-
-
-def _covers(use: Use, rows: NDArray[Any], shape: tuple[int, ...]) -> bool:
-    """Whether these rows are the whole parameter as they stand."""
-    piece = use.piece
-    return piece.view is None and not piece.transpose and rows.size == int(np.prod(shape))
-
-
-def _place(target: NDArray[Any], use: Use, rows: NDArray[Any]) -> None:
-    """Undo a piece: put its rows where transformers has them."""
-    piece = use.piece
-    if len(use.tensor.shape) < 2:
-        target[0, piece.element_order(target.shape[1])] = rows[0]
-    elif piece.transpose:
-        target[:, piece.start : piece.start + piece.rows] = rows.T
-    else:
-        target[piece.source_rows(0, piece.rows)] = rows
+            return native.decode(get_format(tensor.dtype), rows)
+        return rows.astype(np.float32) if rows.dtype == np.float64 else rows

@@ -17,8 +17,6 @@ import numpy as np
 from quantcli.layerwise.windows import Ids, Tokenizer, Windows
 from quantcli.model import Model
 
-SHARE = 0.3
-"""Of all windows."""
 _SEED = 20260101
 _NORMAL = 1
 """llama.cpp's type of tokens that are neither special nor unused."""

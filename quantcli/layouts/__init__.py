@@ -1,1 +1,64 @@
-"""Model-folder layouts: how integer codes, scales and zero points are stored."""
+"""Model-folder layouts: how codes, scales and zero points are stored, written and read back.
+
+A layout that is written is a `quantcli.layouts.base.Layout` and a line in `LAYOUTS`, or an entry
+point of a plug-in; storages are read only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from quantcli.layouts.settings import MLX
+from quantcli.registry import Registry, not_callable
+
+if TYPE_CHECKING:
+    from quantcli.layouts.base import Layout
+
+_HERE = "quantcli.layouts"
+FLOATS = "hf"
+"""The layout without codes."""
+
+
+def _check_layout(found: object) -> str | None:
+    from quantcli.layouts.base import Layout
+
+    if isinstance(found, Layout):
+        return None
+    return f"it is of type {type(found).__name__}, not a quantcli.layouts.base.Layout"
+
+
+LAYOUTS = Registry(
+    "output format",
+    "layouts",
+    {
+        FLOATS: f"{_HERE}.hf:HF",
+        "compressed-tensors": f"{_HERE}.compressed_tensors:COMPRESSED_TENSORS",
+        "gptq": f"{_HERE}.gptq:GPTQ",
+        "gptq-v2": f"{_HERE}.gptq:GPTQ_V2",
+        "awq": f"{_HERE}.awq:AWQ",
+        MLX: f"{_HERE}.mlx:MLX",
+    },
+    _check_layout,
+)
+"""By the name that ``--to`` takes, which is also the ``quant_method`` of what it reads."""
+
+STORAGES = Registry(
+    "quantized storage",
+    "storages",
+    {
+        "bitsandbytes": f"{_HERE}.bitsandbytes:find_bitsandbytes",
+        "modelopt": f"{_HERE}.modelopt:find_modelopt",
+    },
+    not_callable,
+)
+"""``quant_method`` -> what reads it: a function like `Layout.read`."""
+
+
+def code_layouts() -> list[str]:
+    """The names of the layouts that store codes."""
+    return [name for name in LAYOUTS if name != FLOATS]
+
+
+def find_layout(name: str) -> Layout:
+    """The layout of that name; UsageError with near names when there is none."""
+    return cast("Layout", LAYOUTS.get(name))

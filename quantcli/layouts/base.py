@@ -1,22 +1,27 @@
-"""What a packed format is to the loop that fills a model folder: tables of plain functions.
+"""A model-folder layout: the grids it holds, how codes are packed, its settings, how it is run.
 
-Codes come some rows at a time; `Patch` says where in which tensor a piece of the result belongs,
+One `Layout` in one file says everything about a format, for quantizing, exporting, reading a folder
+back, model cards and the command line; a line in `quantcli.layouts.LAYOUTS`, or an entry point in
+the group ``quantcli.layouts``, adds it.
+
+Codes come some rows at a time; a `Patch` says where in which tensor a piece of the result belongs,
 so that no more than these rows need be in memory, whichever way the format turns the matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.safetensors_container import Declared
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.types import Matrix
+from quantcli.formats.integer import IntegerCodes, IntegerGrid, Strategy, Zero
+from quantcli.layouts.settings import Settings
+from quantcli.layouts.stored import PackedWeight, StoredTensors
+from quantcli.types import Declared, Matrix, Note
 
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
@@ -35,7 +40,7 @@ class Patch:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class FolderFacts:
     """What a configuration describes: the source's config.json, the grid, and linear modules.
 
     ``quantized`` and ``kept`` are names of those that are quantized and those that are not.
@@ -47,25 +52,116 @@ class Subject:
     kept: Sequence[str]
 
 
+def fits_always(matrix: Matrix, grid: IntegerGrid) -> str | None:
+    """For a packing that takes any shape."""
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """A packed format.
+    """How one kind of codes is written.
 
-    ``declare`` gives the tensors of one matrix, or of the stack that it is in. ``place`` takes the
-    first row of the codes and gives what they become. ``describe`` gives what the output's
+    ``declare`` gives the tensors of one matrix, or of the stack that it is in; ``place`` takes the
+    first row of some codes and gives what they become. ``describe`` gives what the output's
     config.json sets besides the source's. ``refuse`` says why a matrix cannot be packed, or gives
     None.
     """
 
     declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
-    place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterator[Patch]]
-    describe: Callable[[Subject], dict[str, Any]]
-    refuse: Callable[[Matrix, IntegerGrid], str | None]
+    place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterable[Patch]]
+    describe: Callable[[FolderFacts], dict[str, Any]]
+    refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 
-def refuse_never(matrix: Matrix, grid: IntegerGrid) -> str | None:
-    """For a format that takes any shape."""
-    return None
+@dataclass(frozen=True, slots=True)
+class Grids:
+    """Integer grids that a layout holds, and the packing of their codes.
+
+    ``symmetric`` and ``asymmetric`` are the grids' zero points, None where there is no such grid;
+    the first that is there is the default. ``groups`` are the sizes of groups, () for any multiple
+    of 8 and None for none; ``strategies`` are the wider spans of a scale, and ``group`` is the
+    default among all of them.
+    """
+
+    bits: tuple[int, ...]
+    packing: Packing
+    symmetric: Zero | None = None
+    asymmetric: Zero | None = None
+    group: int | Strategy = 128
+    groups: tuple[int, ...] | None = ()
+    strategies: tuple[Strategy, ...] = ()
+    scale_dtype: str | None = None
+    """Of scales; None: the model's own."""
+    computes_in_scales: bool = False
+    """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
+    lowest_zero: int = 0
+
+    @property
+    def usual_bits(self) -> int:
+        """The default: 4 where there are such grids."""
+        return 4 if 4 in self.bits else self.bits[0]
+
+    def has_group(self, size: int) -> bool:
+        """Whether so many weights of a row may share a scale."""
+        return self.groups is not None and (
+            size in self.groups or (not self.groups and size >= 8 and size % 8 == 0)
+        )
+
+
+GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
+"""The sections and fields of a recipe that a layout of integer grids takes."""
+
+
+def serve(name: str) -> str:
+    """The command that serves a folder of transformers' names in vLLM."""
+    return f"vllm serve {name}"
+
+
+def remark_nothing(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    """For a layout that every runtime of its kind loads."""
+    yield from ()
+
+
+def remark_experts(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    """A warning where experts are quantized, for a layout of which transformers 5 loads none."""
+    if any(matrix.of > 1 for matrix in matrices):
+        yield Note(
+            "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset "
+            "without an error; --to compressed-tensors is what it loads",
+            "warning",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """A model-folder format.
+
+    ``takes`` names the sections of a recipe, and single fields, that mean something for it.
+    ``grids`` are those of weights for float activations, ``activations`` those for activations that
+    a runtime quantizes, by their name in a recipe. ``blocks`` packs the rows of a block format
+    (uint8, in place of codes) as the same weights, by its name. ``read`` finds a folder's quantized
+    weights by name, when the layout's name is the ``quant_method`` of its settings; SourceError for
+    what is not understood. ``remark`` gives notes about what runtimes do with a plan.
+    """
+
+    name: str
+    help: str
+    takes: frozenset[str] = GRID_FIELDS
+    grids: Grids | None = None
+    activations: Mapping[str, Grids] = field(default_factory=dict)
+    blocks: Mapping[str, Packing] = field(default_factory=dict)
+    read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
+    embeddings: bool = False
+    """Whether the embedding and the head are quantized too."""
+    stacked: bool = False
+    """Whether a layer's experts are one tensor."""
+    remark: Callable[[IntegerGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
+    usage: Callable[[str], str] = serve
+    """The command that runs the folder of a name."""
+    library: str = "transformers"
+    """What a model card names, and whose folders are told by their headers."""
+    header: str = "pt"
+    """The ``format`` that safetensors headers give."""
 
 
 def as_stored(values: NDArray[Any], grid: IntegerGrid) -> NDArray[Any]:

@@ -1,25 +1,93 @@
 """GPTQ's layout, as GPTQModel, vLLM, SGLang and transformers read it, in both versions.
 
-Columns stay in their order (``desc_act`` false), so ``g_idx`` counts up. Modules that are not
-quantized are excluded by GPTQModel's ``dynamic`` patterns, and for transformers, which does not
-read these, by the list of those that are.
+A matrix is ``X.qweight``, ``X.qzeros``, ``X.scales`` and ``X.g_idx``, stored transposed with dense
+words along the inputs, so that rows are columns of the file; zero points are packed along the
+outputs. ``checkpoint_format`` "gptq" (version 1) stores each zero point less one, so that it can
+say 1 to 2^bits; "gptq_v2" stores it as it is, 0 to 2^bits - 1.
+
+Columns are written in their order (``desc_act`` false), so ``g_idx`` counts up; where others have
+ordered them by activation, ``g_idx`` names the group of every input, and groups are no runs of
+them. Modules that are not quantized are excluded by GPTQModel's ``dynamic`` patterns, and for
+transformers, which does not read these, by the list of those that are; of other folders the
+overrides of single modules there are followed. AutoGPTQ wrote a bias of zeros beside every matrix,
+which belongs to no model and does not show.
+
+Sources: AutoGPTQ's and GPTQModel's ``pack`` for their torch linear layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantcli.artifacts.safetensors_container import Declared
+from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Packing, Patch, Subject, as_stored
-from quantcli.layouts.packing import gptq as packing
-from quantcli.layouts.packing.bits import WORD, word_count
-from quantcli.types import Matrix
+from quantcli.layouts.base import (
+    FolderFacts,
+    Grids,
+    Layout,
+    Packing,
+    Patch,
+    as_stored,
+    remark_experts,
+)
+from quantcli.layouts.settings import Settings, count
+from quantcli.layouts.stored import (
+    FLOATS,
+    Floats,
+    RowWeight,
+    StoredTensors,
+    check_group,
+    describe,
+    expect_shape,
+    scale_groups,
+    show,
+    take_part,
+)
+from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
+from quantcli.types import Declared, Matrix, TensorInfo
+
+Ints = NDArray[np.int32]
+
+BITS = (2, 3, 4, 8)
+"""What the layout is defined for."""
+STORED_LESS = {"gptq": 1, "gptq_v2": 0}
+"""``checkpoint_format`` -> how much less than the zero point is stored."""
+
+_SUFFIX = ".qweight"
+
+
+def pack_codes(codes: Codes, bits: int) -> Ints:
+    """``qweight``: int32 (in * bits / 32, out) of codes (out, in)."""
+    return np.ascontiguousarray(pack_bits(codes, bits).T).view(np.int32)
+
+
+def unpack_codes(qweight: Ints, bits: int) -> Codes:
+    """Codes (out, in) of ``qweight`` (in * bits / 32, out)."""
+    return unpack_bits(qweight.T, bits, qweight.shape[0] * WORD // bits)
+
+
+def pack_zeros(zeros: NDArray[Any], bits: int, layout: str) -> Ints:
+    """``qzeros``: int32 (groups, out * bits / 32) of zero points (out, groups).
+
+    ``layout`` is a key of `STORED_LESS`; ValueError for a zero point that it cannot say.
+    """
+    stored = zeros.T.astype(np.int32) - STORED_LESS[layout]
+    if stored.size and (stored.min() < 0 or stored.max() >> bits):
+        raise ValueError(f"{layout} does not hold zero points {zeros.min()} to {zeros.max()}")
+    return pack_bits(stored, bits).view(np.int32)
+
+
+def unpack_zeros(qzeros: Ints, bits: int, layout: str) -> NDArray[np.int32]:
+    """Zero points (out, groups) of ``qzeros`` (groups, out * bits / 32)."""
+    stored = unpack_bits(qzeros, bits, qzeros.shape[1] * WORD // bits)
+    return np.ascontiguousarray(stored.T.astype(np.int32) + STORED_LESS[layout])
 
 
 def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
@@ -39,10 +107,10 @@ def _place(
     zeros = coded.zeros
     if zeros is None:
         zeros = np.full(coded.scales.shape, grid.middle, np.int32)
-    yield Patch(f"{name}.qweight", packing.pack_codes(coded.codes, grid.bits), column=start)
+    yield Patch(f"{name}.qweight", pack_codes(coded.codes, grid.bits), column=start)
     yield Patch(
         f"{name}.qzeros",
-        packing.pack_zeros(zeros, grid.bits, layout),
+        pack_zeros(zeros, grid.bits, layout),
         column=word_count(start, grid.bits),
     )
     yield Patch(f"{name}.scales", as_stored(coded.scales.T, grid), column=start)
@@ -52,7 +120,7 @@ def _place(
         yield Patch(f"{name}.g_idx", groups[None])
 
 
-def _describe(layout: str, subject: Subject) -> dict[str, Any]:
+def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
     settings: dict[str, Any] = {
@@ -87,5 +155,172 @@ def _refuse(matrix: Matrix, grid: IntegerGrid) -> str | None:
     return None
 
 
-VERSION_1 = Packing(_declare, partial(_place, "gptq"), partial(_describe, "gptq"), _refuse)
-VERSION_2 = Packing(_declare, partial(_place, "gptq_v2"), partial(_describe, "gptq_v2"), _refuse)
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    module: str
+    bits: int
+    group: int
+    columns: int
+    version: str
+    has_order: bool
+
+
+def find_gptq(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
+    """Every GPTQ matrix under ``X.weight``; SourceError names the first part that is wrong."""
+    values = settings.values
+    version = str(values.get("checkpoint_format") or values.get("format") or "gptq")
+    if values.get("is_marlin_format"):
+        version = "marlin"
+    if version not in STORED_LESS:
+        raise settings.refuse(version)
+    found = {}
+    for name, info in source.tensors.items():
+        if not name.endswith(_SUFFIX):
+            continue
+        module = name.removesuffix(_SUFFIX)
+        found[f"{module}.weight"] = _build(source, info, module, settings, version)
+    return found
+
+
+def _build(
+    source: StoredTensors, words: TensorInfo, module: str, settings: Settings, version: str
+) -> RowWeight:
+    tensors = source.tensors
+    values = _override(module, settings)
+    bits = count(values, "bits", settings.where)
+    if bits not in BITS:
+        raise SourceError(
+            f"{settings.where}: {module} has {bits} bits; {', '.join(map(str, BITS))} are read"
+        )
+    take_part(tensors, words.name, words.name, ("I32",))
+    if len(words.shape) != 2 or words.shape[0] * 32 % bits or words.shape[1] * bits % 32:
+        raise SourceError(
+            f"{words.file}: tensor {words.name!r} has shape {list(words.shape)}, which is no "
+            f"matrix of {bits}-bit codes"
+        )
+    columns, rows = words.shape[0] * 32 // bits, words.shape[1]
+    size = count(values, "group_size", settings.where, -1, least=-1)
+    group = columns if size == -1 else size
+    check_group(words, columns, group)
+    groups = columns // group
+    where = f"for groups of {group} in {words.name!r} of {bits} bits"
+    zeros = take_part(tensors, f"{module}.qzeros", words.name, ("I32",))
+    expect_shape(zeros, (groups, rows * bits // 32), where)
+    scales = take_part(tensors, f"{module}.scales", words.name, FLOATS)
+    expect_shape(scales, (groups, rows), where)
+    parts = [words.name, zeros.name, scales.name]
+    order = f"{module}.g_idx"
+    if order in tensors:
+        expect_shape(take_part(tensors, order, words.name, ("I32",)), (columns,), where)
+        parts.append(order)
+    bias = f"{module}.bias"
+    if bias in tensors and _is_nothing(source, bias):
+        parts.append(bias)
+    matrix = _Matrix(module, bits, group, columns, version, _is_ordered(source, order, group))
+    kind = describe("GPTQ", bits, columns, group)
+    info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
+    return RowWeight(info, tuple(parts), partial(_decode, matrix))
+
+
+def _override(module: str, settings: Settings) -> Mapping[str, Any]:
+    """The settings of one module: GPTQModel's ``dynamic`` maps patterns to what differs."""
+    dynamic = settings.values.get("dynamic") or {}
+    if not isinstance(dynamic, Mapping):
+        raise SourceError(f"{settings.where}: dynamic is not an object")
+    for pattern, changes in dynamic.items():
+        try:
+            fits = re.match(pattern.removeprefix("+:"), module) is not None
+        except re.error as error:
+            raise SourceError(
+                f"{settings.where}: dynamic has the pattern {pattern!r}: {error}"
+            ) from error
+        if fits and not pattern.startswith("-:") and isinstance(changes, Mapping):
+            return {**settings.values, **changes}
+    return settings.values
+
+
+def _is_ordered(source: StoredTensors, name: str, group: int) -> bool:
+    """Whether the groups are other than runs of inputs; SourceError when one does not exist."""
+    if name not in source.tensors or source.is_remote(name):
+        # Of a remote file nothing but headers is looked at.
+        return False
+    groups = source.load(name)[0]
+    runs = np.arange(len(groups)) // group
+    if len(groups) and not 0 <= groups.min() <= groups.max() <= runs[-1]:
+        raise SourceError(
+            f"{source.tensors[name].file}: tensor {name!r} names groups {groups.min()} to "
+            f"{groups.max()}, but there are {runs[-1] + 1}"
+        )
+    return not np.array_equal(groups, runs)
+
+
+def _is_nothing(source: StoredTensors, bias: str) -> bool:
+    """Whether a bias is all zeros, as far as that can be told without a request."""
+    if source.is_remote(bias) or source.tensors[bias].dtype not in FLOATS:
+        return False
+    return not source.load(bias).any()
+
+
+def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+    """Rows ``start:stop``, which are columns of every stored tensor."""
+    module = matrix.module
+    words = source.load(f"{module}.qweight", columns=(start, stop))
+    codes = unpack_codes(words, matrix.bits)
+    scales = source.load(f"{module}.scales", columns=(start, stop)).astype(np.float32).T
+    zeros = _zeros(matrix, source, start, stop)
+    weights = codes.astype(np.float32)
+    if not matrix.has_order:
+        return scale_groups(weights, scales, zeros)
+    order = source.load(f"{module}.g_idx")[0]
+    weights -= zeros[:, order]
+    weights *= scales[:, order]
+    return weights
+
+
+def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+    """Zero points (rows, groups); words are read from a row whose zero point begins one."""
+    bits = matrix.bits
+    first = start - start % WORD
+    width = source.tensors[f"{matrix.module}.qzeros"].shape[1]
+    last = min(width, -(-stop // WORD) * bits)
+    words = source.load(f"{matrix.module}.qzeros", columns=(first * bits // 32, last))
+    found = _unpack_zeros(words, bits, matrix.version)
+    return found[start - first : stop - first].astype(np.float32)
+
+
+def _unpack_zeros(words: NDArray[np.int32], bits: int, version: str) -> NDArray[np.int32]:
+    if not STORED_LESS[version]:
+        return unpack_zeros(words, bits, version)
+    if 32 % bits:
+        return unpack_zeros(words, bits, version) & ((1 << bits) - 1)
+    # GPTQModel takes the one from the whole word, borrows and all, where a zero point is 0.
+    ones = np.uint32(sum(1 << shift for shift in range(0, 32, bits)))
+    return unpack_zeros((words.view(np.uint32) + ones).view(np.int32), bits, "gptq_v2")
+
+
+def _grids(version: str, lowest_zero: int) -> Grids:
+    packing = Packing(_declare, partial(_place, version), partial(_describe, version), _refuse)
+    return Grids(
+        BITS,
+        packing,
+        "middle",
+        "integer",
+        strategies=("channel",),
+        scale_dtype="F16",
+        lowest_zero=lowest_zero,
+    )
+
+
+GPTQ = Layout(
+    name="gptq",
+    help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
+    grids=_grids("gptq", 1),
+    read=find_gptq,
+    remark=remark_experts,
+)
+GPTQ_V2 = Layout(
+    name="gptq-v2",
+    help="as gptq, with zero points stored as they are",
+    grids=_grids("gptq_v2", 0),
+    remark=remark_experts,
+)

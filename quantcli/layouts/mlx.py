@@ -1,20 +1,56 @@
 """MLX's affine mode, as ``mlx_lm`` writes and reads it; embeddings and the head are quantized too.
 
-mlx_lm sees by its scales whether a module is quantized, so nothing lists those that are not. The
-experts of a layer are one tensor for each projection.
+A matrix, or a stack of them, is ``X.weight`` of dense 32-bit words along each row, ``X.scales`` and
+``X.biases``; a weight is ``scale * code + bias``. config.json gives bits and group size under
+``quantization``, for single modules under their names. mlx_lm sees by its scales whether a module
+is quantized, so nothing lists those that are not. The experts of a layer are one tensor for each
+projection. Modes other than "affine" are refused.
+
+Source: ``mlx.core.quantize``; its three bytes for eight 3-bit or four 6-bit codes, and five for
+eight 5-bit codes, are the same stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from quantcli.artifacts.safetensors_container import Declared
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli.errors import SourceError
 from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import Packing, Patch, Subject, as_stored, refuse_never
-from quantcli.layouts.packing import mlx as packing
-from quantcli.layouts.packing.bits import word_count
-from quantcli.types import Matrix
+from quantcli.layouts.base import FolderFacts, Grids, Layout, Packing, Patch, as_stored
+from quantcli.layouts.settings import MLX as NAME
+from quantcli.layouts.settings import Settings, count
+from quantcli.layouts.stored import (
+    FLOATS,
+    Floats,
+    RowWeight,
+    StoredTensors,
+    check_group,
+    describe,
+    expect_shape,
+    show,
+    take_part,
+)
+from quantcli.layouts.words import WORD, Codes, Words, pack_bits, unpack_bits, word_count
+from quantcli.types import Declared, Matrix, TensorInfo
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+_SUFFIX = ".weight"
+
+
+def pack_codes(codes: Codes, bits: int) -> Words:
+    """``weight``: uint32 (..., out, in * bits / 32) of codes (..., out, in)."""
+    return pack_bits(codes, bits)
+
+
+def unpack_codes(words: NDArray[np.uint32], bits: int) -> Codes:
+    """Codes (..., out, in) of ``weight`` (..., out, in * bits / 32)."""
+    return unpack_bits(words, bits, words.shape[-1] * WORD // bits)
 
 
 def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
@@ -32,12 +68,12 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
     if coded.zeros is None:
         raise ValueError("MLX's layout has biases")
     name, row = matrix.module, matrix.slot * matrix.rows + start
-    yield Patch(f"{name}.weight", packing.pack_codes(coded.codes, grid.bits), row)
+    yield Patch(f"{name}.weight", pack_codes(coded.codes, grid.bits), row)
     yield Patch(f"{name}.scales", as_stored(coded.scales, grid), row)
     yield Patch(f"{name}.biases", as_stored(coded.zeros, grid), row)
 
 
-def _describe(subject: Subject) -> dict[str, Any]:
+def _describe(subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
     return {
@@ -68,4 +104,76 @@ def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key not in config}
 
 
-AFFINE = Packing(_declare, _place, _describe, refuse_never)
+def find_mlx(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
+    """Every packed matrix; SourceError names the first part that is wrong."""
+    return {
+        name: _build(source, info, settings)
+        for name, info in source.tensors.items()
+        if info.dtype == "U32" and name.endswith(_SUFFIX)
+    }
+
+
+def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowWeight:
+    tensors, module = source.tensors, words.name.removesuffix(_SUFFIX)
+    own = settings.values.get(module)
+    values = {**settings.values, **own} if isinstance(own, Mapping) else settings.values
+    if own is False:
+        raise SourceError(
+            f"{words.file}: tensor {words.name!r} is packed, but {settings.where} says it is not"
+        )
+    mode = values.get("mode", "affine")
+    if mode != "affine":
+        raise settings.refuse(f"mode {mode}")
+    bits = count(values, "bits", settings.where)
+    group = count(values, "group_size", settings.where)
+    if bits not in BITS:
+        raise SourceError(
+            f"{settings.where}: {module} has {bits} bits; {', '.join(map(str, BITS))} are read"
+        )
+    if len(words.shape) < 2 or words.shape[-1] * 32 % bits:
+        raise SourceError(
+            f"{words.file}: tensor {words.name!r} has shape {list(words.shape)}, which is no "
+            f"matrix of {bits}-bit codes"
+        )
+    shape = (*words.shape[:-1], words.shape[-1] * 32 // bits)
+    check_group(words, shape[-1], group)
+    parts = [words.name, f"{module}.scales", f"{module}.biases"]
+    for part in parts[1:]:
+        expect_shape(
+            take_part(tensors, part, words.name, FLOATS),
+            (*shape[:-1], shape[-1] // group),
+            f"for groups of {group} in {words.name!r} of {bits} bits",
+        )
+    kind = describe("MLX", bits, shape[-1], group)
+    info = show(words.name, shape, kind, parts, tensors)
+    return RowWeight(info, tuple(parts), partial(_decode, module, bits))
+
+
+def _decode(module: str, bits: int, source: StoredTensors, start: int, stop: int) -> Floats:
+    codes = unpack_codes(source.load(f"{module}.weight", (start, stop)), bits)
+    scales = source.load(f"{module}.scales", (start, stop)).astype(np.float32)
+    biases = source.load(f"{module}.biases", (start, stop)).astype(np.float32)
+    weights = codes.astype(np.float32)
+    grouped = weights.reshape(*scales.shape, -1)
+    grouped *= scales[:, :, None]
+    grouped += biases[:, :, None]
+    return weights
+
+
+def _usage(name: str) -> str:
+    return f"mlx_lm.generate --model {name} --prompt 'Once upon a time'"
+
+
+MLX = Layout(
+    name=NAME,
+    help="2 to 8 bits with biases, embeddings and head included, for mlx_lm",
+    grids=Grids(
+        BITS, Packing(_declare, _place, _describe), asymmetric="edge", group=64, groups=GROUPS
+    ),
+    read=find_mlx,
+    embeddings=True,
+    stacked=True,
+    usage=_usage,
+    library="mlx",
+    header="mlx",
+)

@@ -1,14 +1,14 @@
-"""What a plan costs before it runs: memory, disk, and how it divides into shards."""
+"""What a plan costs before it runs: memory and disk."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.errors import OutputError, UsageError
+from quantcli.errors import OutputError
 from quantcli.formats import FORMATS, get_format
+from quantcli.pieces import GATHER_SPREAD
 
 if TYPE_CHECKING:
     from quantcli.plan.planner import Plan, TensorPlan
@@ -16,33 +16,17 @@ if TYPE_CHECKING:
 BASE_BYTES = 160 << 20
 """The interpreter with its libraries, a vocabulary of 256 thousand tokens and the file's header."""
 
-_GATHER_SPREAD = 4
-"""Rows that are permuted on the way are read as a span of up to this many times their number."""
-
 _BYTES_OF = {"F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
-def parse_size(size: str) -> int:
-    """Bytes in "2G", "500M", "1.5G" or "300000"; units are decimal. UsageError otherwise."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", size.strip().upper())
-    nbytes = round(float(found[1]) * _UNITS[found[2]]) if found else 0
-    if nbytes <= 0:
-        raise UsageError(
-            f"{size!r} is not a size", hint="a number and K, M, G or T, such as 2G or 500M"
-        )
-    return nbytes
+def thread_memory(plan: Plan, slab_bytes: int) -> int:
+    """Bytes that a thread holds at most while it encodes a plan's tensors, as an estimate.
 
-
-def peak_memory(plan: Plan, threads: int, slab_bytes: int) -> int:
-    """Bytes of resident memory that the streamed run needs at most, as an estimate.
-
-    Each thread holds one slab of ``slab_bytes`` as stored (at least one row), the span that it was
-    gathered from, a float32 copy where the stored dtype is not a float that the kernels read, one
-    float32 row, and the encoded slab.
+    One slab of ``slab_bytes`` as stored (at least one row), the span that it was gathered from (a
+    whole matrix where it is transposed), a float32 copy where the stored dtype is not a float that
+    the kernels read, one float32 row, and the encoded slab.
     """
-    worst = max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
-    return BASE_BYTES + threads * worst
+    return max((_slab_cost(item, slab_bytes) for item in plan.items), default=0)
 
 
 def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
@@ -54,10 +38,12 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
     else:
         row = _BYTES_OF.get(dtype, 4) * columns
     rows = min(max(1, slab_bytes // row), max(1, tensor.rows))
-    moved = any(piece.view is not None for piece in tensor.pieces)
-    shifted = any(piece.add for piece in tensor.pieces)
+    apart = [p.group[0] for p in tensor.pieces if not p.keeps_rows and not p.transposes]
+    rows = max(rows, *apart, 0)
+    moved = bool(apart) or any(p.order and p.keeps_rows for p in tensor.pieces)
+    shifted = any(piece.pointwise for piece in tensor.pieces)
     plain = dtype in ("F64", "F32", "F16", "BF16") and not shifted
-    stored = rows * row * (_GATHER_SPREAD + 1 if moved else 1)
+    stored = rows * row * (GATHER_SPREAD + 1 if moved else 1)
     floats = 4 * columns * (1 if plain else rows + 1)
     encoded = rows * get_format(item.format).row_bytes(columns)
     return stored + floats + encoded
@@ -79,20 +65,3 @@ def check_disk(needed: int, path: str | Path) -> None:
             f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
             hint="free some space, choose another folder with -o or a smaller type",
         )
-
-
-def plan_split(plan: Plan, max_bytes: int) -> list[list[TensorPlan]]:
-    """The plan's tensors, in order, in shards of at most ``max_bytes`` of aligned tensor data.
-
-    As gguf-split counts: headers do not, and a tensor that is larger gets a shard of its own.
-    """
-    shards: list[list[TensorPlan]] = []
-    filled = 0
-    for item in plan.items:
-        size = plan.aligned(item.nbytes)
-        if not shards or filled + size > max_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(item)
-        filled += size
-    return shards

@@ -18,21 +18,13 @@ from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import find_matrices, kept_modules, natural, router_names
 from quantcli.plan.planner import Plan, make_plan
-from quantcli.plan.recipe import Recipe, check_recipe
-from quantcli.plan.schemes import DTYPES, Scheme, find_target, has_types, make_scheme
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_check import check_recipe
+from quantcli.plan.schemes import DTYPES, Scheme, has_types, make_scheme
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 """Stored floats, and what they are written as; quantized weights take the model's dtype."""
-
-_ASYMMETRIC = (
-    "transformers loads asymmetric compressed-tensors weights with "
-    "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
-)
-_EXPERTS = (
-    "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset without "
-    "an error; --to compressed-tensors is what it loads"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +136,9 @@ def model_dtype(model: Model) -> str:
 
 
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
-    target = find_target(recipe.to)
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
-    found = find_matrices(model, embeddings=target.embeddings, stacked=target.stacked)
+    layout = scheme.layout
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
     matrices, dropped = _keep(found, recipe.keep)
     names = router_names(model)
     for matrix in matrices:
@@ -163,18 +155,14 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         for dtype, count in again.items()
         if dtype not in _FLOATS
     ]
-    grid = scheme.grid
-    if recipe.to == "compressed-tensors" and not grid.symmetric and grid.strategy != "tensor":
-        notes.append(Note(_ASYMMETRIC))
-    if recipe.to in ("gptq", "gptq-v2", "awq") and any(matrix.of > 1 for matrix in matrices):
-        notes.append(Note(_EXPERTS, "warning"))
+    notes += layout.remark(scheme.grid, matrices)
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
     copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
-    kept = kept_modules(model, matrices, dropped, names, head=not target.embeddings)
+    kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
     return FolderPlan(
         recipe, scheme, dtype, items, copies,
         kept, (*notes, *dropped_notes),
@@ -223,7 +211,8 @@ def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
     info = model.store.tensors[matrix.source]
     if matrix.transpose:
         raise PlanError(
-            f"{info.file}: {info.name} is stored transposed, which --to {scheme.to} does not do",
+            f"{info.file}: {info.name} is stored transposed, which --to {scheme.layout.name} does "
+            "not do",
             hint="--to hf or a GGUF",
         )
     size = scheme.grid.group_size

@@ -44,14 +44,15 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
 def _matrices(
     model: Model, tensor: OutputTensor, patterns: Mapping[str, str], stacked: bool
 ) -> Iterator[Matrix]:
-    if len(tensor.shape) < 3:
+    stored = model.store.tensors[tensor.pieces[0].source]
+    if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
         for piece in tensor.pieces:
             rows, columns = model.store.tensors[piece.source].shape
-            if piece.transpose:
+            if piece.transposes:
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                transpose=piece.transpose,
+                transpose=piece.transposes,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape
@@ -74,23 +75,16 @@ def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
     patterns = find_architecture(model.config).sources(model.config)
     return {
-        tensor.pieces[0].source: _source(tensor, patterns)
+        tensor.pieces[0].source: patterns[tensor.name]
         for tensor in model.tensors
         if tensor.name.endswith("ffn_gate_inp.weight")
     }
 
 
-def _source(tensor: OutputTensor, patterns: Mapping[str, str]) -> str:
-    """The stored name that a rule of the table spells for a tensor of a layer."""
-    layer = re.search(r"\d+", tensor.name)
-    number = layer[0] if layer else ""
-    return patterns[re.sub(r"\d+", "{i}", tensor.name, count=1)].replace("{i}", number)
-
-
 def _expert_name(
     tensor: OutputTensor, patterns: Mapping[str, str], index: int, stacked: bool
 ) -> str:
-    source = _source(tensor, patterns)
+    source = patterns[tensor.name]
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
     kind = tensor.name.removesuffix(_SUFFIX).rpartition(".")[2]

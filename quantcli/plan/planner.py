@@ -32,7 +32,8 @@ from quantcli.plan.notes import (
 )
 from quantcli.plan.override import resolve_overrides
 from quantcli.plan.patterns import parse_format, parse_tensor_type
-from quantcli.plan.recipe import Recipe, check_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.type_requests import Decision, Wish, decide
 from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 

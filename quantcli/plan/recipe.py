@@ -1,139 +1,298 @@
 """A recipe: everything that decides a quantized file besides the model, as data.
 
-The fields are llama.cpp's options under their own names. A strict TOML or YAML file holds any of
-them, flags win over the file. What `dump_recipe` writes, `load_recipe` reads back as an equal
-recipe; equal recipes give the same text, which is what an output file records. Unknown fields,
-duplicate keys and values of the wrong type are refused with the file and the field named. Paths are
-relative to the current folder, as on the command line, so a printed recipe means the same wherever
-it is saved.
+Each field is declared once, with its default, its check, its help and who takes it; the options
+of ``quantcli quantize``, the refusals and the reference page come from here. Paths are relative to
+the current folder, as on the command line, so a recipe means the same wherever it is saved.
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Hashable, Iterable
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
 
-import msgspec
-import yaml
+from quantcli.errors import UsageError
+from quantcli.layouts import code_layouts
+from quantcli.plan.recipe_field import (
+    ACTIVATIONS,
+    ALLOCATION,
+    BITS,
+    GGUF,
+    GRID,
+    IMPORTANCE,
+    METHOD,
+    OUTPUT,
+    TRAINING,
+    TYPES,
+    Field,
+    declare,
+    read_fields,
+)
 
-from quantcli.errors import QuantcliError, UsageError
-from quantcli.plan.budget import parse_size
-from quantcli.plan.filetypes import find_file_type
-from quantcli.plan.override import split_override
-from quantcli.plan.patterns import parse_format, parse_tensor_type
-from quantcli.plan.schemes import check_scheme, has_types
-from quantcli.registry import near
-
-
-class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What to make; all but the type default to what llama-quantize does."""
-
-    type: str = "Q4_K_M"
-    """File type."""
-    tensor_types: tuple[str, ...] = ()
-    """REGEX=TYPE, block formats by tensor name; the first that is found in a name wins."""
-    output_tensor_type: str | None = None
-    token_embedding_type: str | None = None
-    leave_output_tensor: bool = False
-    pure: bool = False
-    imatrix: str | None = None
-    """Path of an importance matrix."""
-    include_weights: tuple[str, ...] = ()
-    """Parts of names: only matching entries of the importance matrix are used."""
-    exclude_weights: tuple[str, ...] = ()
-    """Parts of names: matching entries of the importance matrix are not used."""
-    allow_requantize: bool = False
-    override_kv: tuple[str, ...] = ()
-    """KEY=TYPE:VALUE."""
-    on_fallback: Literal["warn", "error"] = "warn"
-    """What to do when a format's blocks do not divide a tensor's rows."""
-    split_max_size: str | None = None
-    """Largest shard, such as 2G; decimal units."""
-    pre: str | None = None
-    """Name of the pre-tokenizer, instead of recognising it."""
-    to: str = "gguf"
-    """Output format: a GGUF, or a model folder for another runtime."""
-    bits: int | None = None
-    """Of the integer grid of a model folder; 4, or 8 with int8 activations."""
-    group_size: int | str | None = None
-    """Weights that share a scale, or "channel" for a row, "tensor" for all."""
-    symmetric: bool | None = None
-    activations: str | None = None
-    """int8: activations are quantized too, token by token, when the model runs."""
-    range: str | None = None
-    """How each group's range is found: minmax, mse or imatrix."""
-    keep: tuple[str, ...] = ()
-    """In a GGUF PLACES=TYPE, places being first, last, head, embeddings; in a model folder parts
-    (REGEX) of names of linear modules that are not quantized."""
-    dtype: str | None = None
-    """BF16, F16 or F32 for what a model folder does not quantize; the stored one otherwise."""
-    method: str | None = None
-    """Calibrated methods, such as gptq; several with commas between them."""
-    damping: float | None = None
-    """Of a Hessian's diagonal, as a share of its mean."""
-    column_order: Literal["natural", "activation"] | None = None
-    """In which order error feedback takes the columns."""
-    sweeps: int | None = None
-    """Of coordinate descent after error feedback."""
-    fisher_windows: int | None = None
-    """How many windows tell, going backwards, what outputs matter."""
-    random_share: float | None = None
-    """Of the windows that a method is fitted to, how many are of random tokens."""
-    propagate: bool = False
-    """Whether a layer's inputs come from the quantized layers before it."""
-    tune_steps: int | None = None
-    allocate: bool = False
-    """Whether types are chosen by what they cost, within the size that ``type`` gives."""
-    target_size: str | None = None
-    """Another size to choose them within."""
-    """Of training each layer."""
-    tune: Literal["e2e"] | None = None
-    """Training of the whole model, after all tensors were rounded."""
-    e2e_steps: int | None = None
-    """Of that training."""
+_FORMAT = "quantcli.plan.patterns:parse_format"
+_SIZE = "quantcli.plan.size_text:parse_size"
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a .toml, .yaml or .yml file; UsageError that names the file and the field."""
-    path = Path(path)
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"recipe {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"recipe {path}: not UTF-8 at byte {error.start}") from None
-    try:
-        fields = _parse(content, path.suffix.lower())
-        _refuse_unknown(fields)
-        recipe = _convert(fields)
-        check_recipe(recipe)
-    except QuantcliError as error:
-        raise UsageError(f"recipe {path}: {error.message}", hint=error.hint) from None
-    return recipe
+def _group_size(text: Any) -> Any:
+    return int(text) if isinstance(text, str) and text.isdigit() else text
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as TOML: its type, then what differs from the defaults, in the fields' order.
+@dataclass(frozen=True)
+class Recipe:
+    """What to make; all but the type default to what llama-quantize does.
 
-    A model folder with an integer grid has no type, but its format first.
+    The order of the fields is the order in which a written recipe, and so every output file, has
+    them: new ones go to the end.
     """
-    fields = {"type": recipe.type} if has_types(recipe.to) else {"to": recipe.to}
-    fields |= msgspec.to_builtins(recipe)
-    return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
+
+    type: str = declare(
+        TYPES,
+        "The exact type, such as Q4_K_S or Q5_K_M. Default: Q4_K_M.",
+        "NAME",
+        default="Q4_K_M",
+        check="quantcli.plan.filetypes:find_file_type",
+    )
+    tensor_types: tuple[str, ...] = declare(
+        TYPES,
+        "The type of tensors whose name matches; the first match wins. Repeatable.",
+        "REGEX=TYPE",
+        default=(),
+        flags=("--tensor-type",),
+        check="quantcli.plan.patterns:parse_tensor_type",
+    )
+    output_tensor_type: str | None = declare(
+        TYPES, "Type of output.weight, the output head.", "TYPE", check=_FORMAT
+    )
+    token_embedding_type: str | None = declare(
+        TYPES, "Type of the token embeddings.", "TYPE", check=_FORMAT
+    )
+    leave_output_tensor: bool = declare(TYPES, "Do not quantize output.weight.", default=False)
+    pure: bool = declare(TYPES, "The same type for every tensor, no mixture.", default=False)
+    imatrix: str | None = declare(
+        IMPORTANCE, "Importance matrix (GGUF or .dat): how much each input column matters.", "FILE"
+    )
+    include_weights: tuple[str, ...] = declare(
+        IMPORTANCE,
+        "Use the importance matrix only for tensors whose name contains TEXT. Repeatable.",
+        "TEXT",
+        default=(),
+    )
+    exclude_weights: tuple[str, ...] = declare(
+        IMPORTANCE,
+        "Do not use the importance matrix for tensors whose name contains TEXT. Repeatable.",
+        "TEXT",
+        default=(),
+    )
+    allow_requantize: bool = declare(
+        OUTPUT, "Accept a source that is already quantized; this costs quality.", default=False
+    )
+    override_kv: tuple[str, ...] = declare(
+        GGUF,
+        "Set a key-value of the file; TYPE is int, float, bool or str. Repeatable.",
+        "KEY=TYPE:VALUE",
+        default=(),
+        check="quantcli.plan.override:split_override",
+    )
+    on_fallback: Literal["warn", "error"] = declare(
+        TYPES,
+        "When a type's blocks do not divide a row: use the next larger type and warn, or stop "
+        "with an error. Default: warn.",
+        "warn|error",
+        default="warn",
+    )
+    split_max_size: str | None = declare(
+        OUTPUT,
+        "Split into files of at most SIZE, such as 4G or 500M. Model folders: 5G.",
+        "SIZE",
+        flags=("--split-max-size", "--max-shard-size"),
+        check=_SIZE,
+    )
+    pre: str | None = declare(GGUF, "Name the pre-tokenizer, where it is not recognised.", "NAME")
+    to: str = declare(
+        OUTPUT,
+        f"gguf (the default), or a model folder: {', '.join(code_layouts())}, or "
+        "hf (any --type, dequantized again, to try a type in any runtime).",
+        "FORMAT",
+        default="gguf",
+        normalize=str.lower,
+    )
+    bits: int | None = declare(
+        BITS,
+        "2, 3, 4, 5, 6, 8 or 16: short for the types Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0 and "
+        "BF16; in a model folder the bits of an integer weight. Default: 4, with int8 activations "
+        "8.",
+        "N",
+        flags=("--bits", "-b"),
+    )
+    group_size: int | str | None = declare(
+        GRID,
+        "How many weights of a row share a scale, 'channel' for the whole row, or 'tensor'. "
+        "Default: 128, 64 for mlx, channel with int8 activations.",
+        "N",
+        normalize=_group_size,
+    )
+    symmetric: bool | None = declare(
+        GRID,
+        "Weights without zero points, or with one per group. Default: symmetric where the format "
+        "can be.",
+        flags=("--symmetric/--asymmetric",),
+    )
+    activations: str | None = declare(
+        ACTIVATIONS,
+        "Quantize activations too, with a dynamic scale per token (W8A8; compressed-tensors).",
+        "int8",
+    )
+    range: str | None = declare(
+        GRID,
+        "How each group's range is chosen: its extremes, the least squared error, or the least "
+        "error weighted by --imatrix. Default: imatrix if one is given, else mse.",
+        "minmax|mse|imatrix",
+    )
+    keep: tuple[str, ...] = declare(
+        GRID,
+        "In a GGUF: another type for some of first, last (block), head, embeddings, such as "
+        "first,last=Q8_0. In a model folder: linear modules whose name matches are not quantized. "
+        "Repeatable.",
+        "PLACES=TYPE|REGEX",
+        default=(),
+    )
+    dtype: str | None = declare(
+        GRID,
+        "Float type of the tensors that are not quantized. Default: as stored.",
+        "BF16|F16|F32",
+        normalize=str.upper,
+    )
+    method: str | None = declare(
+        METHOD,
+        "Calibrated methods, applied in order, with commas between them: awq, smoothquant and "
+        "rotate transform the weights, gptq rounds with error feedback, tune then trains each "
+        "layer's codes and scales. 'best' is what --quality high uses.",
+        "NAME",
+    )
+    damping: float | None = declare(
+        METHOD,
+        "Dampening of the Hessian, as a fraction of its mean diagonal (percdamp, dampening_frac).",
+        "FRACTION",
+        usual=0.05,
+        within="(0, 1]",
+    )
+    column_order: Literal["natural", "activation"] | None = declare(
+        METHOD,
+        "Order in which error feedback rounds columns: natural is left to right, activation the "
+        "largest Hessian diagonal first (act-order, desc_act).",
+        "natural|activation",
+        usual="natural",
+    )
+    sweeps: int | None = declare(
+        METHOD,
+        "Sweeps of coordinate descent over codes and scales after error feedback.",
+        "N",
+        usual=1,
+        within="[0, inf)",
+    )
+    fisher_windows: int | None = declare(
+        METHOD,
+        "Windows of the text that are also run backward, to weight each output by its Fisher "
+        "information; 0 weights all outputs alike.",
+        "N",
+        usual=40,
+        within="[0, inf)",
+    )
+    random_share: float | None = declare(
+        METHOD,
+        "Fraction of the calibration windows that are random tokens, so that the result also "
+        "holds on other kinds of text.",
+        "FRACTION",
+        usual=0.3,
+        within="[0, 1)",
+    )
+    propagate: bool = declare(
+        METHOD,
+        "Calibrate each layer on the outputs of the quantized layers before it, not of the "
+        "original ones.",
+        default=False,
+    )
+    tune_steps: int | None = declare(
+        METHOD,
+        "Training steps per layer, with --method tune.",
+        "N",
+        usual=150,
+        within="[1, inf)",
+        of_method="tune",
+    )
+    allocate: bool = declare(
+        ALLOCATION,
+        "Mixed precision: choose each tensor's type by its measured cost, within the size that "
+        "--type or --bits gives.",
+        default=False,
+        of_method="gptq",
+    )
+    target_size: str | None = declare(
+        ALLOCATION,
+        "Like --allocate, for a file of at most SIZE, such as 4G or 500M.",
+        "SIZE",
+        of_method="gptq",
+        check=_SIZE,
+    )
+    tune: Literal["e2e"] | None = declare(
+        TRAINING,
+        "After the method, train the block scales, norms and biases of the whole model to "
+        "minimise the KL divergence from the original. Codes and file size stay the same.",
+        "e2e",
+    )
+    e2e_steps: int | None = declare(
+        TRAINING,
+        "Steps of that end-to-end training.",
+        "N",
+        usual=120,
+        within="[1, inf)",
+        of_field="tune",
+    )
 
 
-def merge_recipe(base: Recipe, **flags: Any) -> Recipe:
+FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))
+"""What each field declares, in the recipe's order."""
+
+
+def given_fields(recipe: Recipe) -> Iterator[tuple[Field, Any]]:
+    """The fields that were given, with their values, in order.
+
+    Of a text this is so even if it equals the default, as long as it is another object: what was
+    spelled out stays spelled out in the recipe that an output file records.
+    """
+    for name, field in FIELDS.items():
+        value = getattr(recipe, name)
+        if value is not field.default:
+            yield field, value
+
+
+def usual(name: str) -> Any:
+    """What a field stands for when a recipe leaves it out."""
+    field = FIELDS[name]
+    return field.default if field.usual is None else field.usual
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """The field's value, or what it stands for when it is left out."""
+    value = getattr(recipe, name)
+    return usual(name) if value is None else value
+
+
+def merge_recipe(base: Recipe, **fields: Any) -> Recipe:
     """``base`` with the given fields replaced; None or an empty list means: not given.
 
     Of the lists, tensor_types are put before the recipe's, so that they win; an override_kv
     replaces the recipe's for the same key; include_weights or exclude_weights replace both lists of
     the recipe. Raises UsageError for a name that is no field.
     """
-    _refuse_unknown(flags)
-    given = {name: value for name, value in flags.items() if value not in (None, (), [])}
+    from quantcli.plan.override import split_override
+
+    refuse_unknown(fields)
+    given = {
+        name: convert(value) if (convert := FIELDS[name].normalize) else value
+        for name, value in fields.items()
+        if value not in (None, (), [])
+    }
     if "tensor_types" in given:
         given["tensor_types"] = (*given["tensor_types"], *base.tensor_types)
     if "override_kv" in given:
@@ -142,88 +301,27 @@ def merge_recipe(base: Recipe, **flags: Any) -> Recipe:
         given["override_kv"] = (*kept, *given["override_kv"])
     if "include_weights" in given or "exclude_weights" in given:
         given = {"include_weights": (), "exclude_weights": ()} | given
-    return _convert(msgspec.structs.asdict(base) | given)
+    return make_recipe(vars(base) | given)
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse whatever is wrong whatever the model; UsageError."""
-    check_scheme(recipe, msgspec.to_builtins(recipe))
-    find_file_type(recipe.type)
-    for entry in recipe.tensor_types:
-        parse_tensor_type(entry)
-    for name in (recipe.output_tensor_type, recipe.token_embedding_type):
-        if name is not None:
-            parse_format(name)
-    for entry in recipe.override_kv:
-        split_override(entry)
-    if recipe.include_weights and recipe.exclude_weights:
-        raise UsageError("include_weights and exclude_weights cannot be used together")
-    if recipe.split_max_size is not None:
-        parse_size(recipe.split_max_size)
-    if recipe.target_size is not None:
-        parse_size(recipe.target_size)
-
-
-def _refuse_unknown(names: Iterable[Any]) -> None:
+def refuse_unknown(names: Iterable[Any]) -> None:
     """UsageError, with the nearest field, for the first name that is no field of a recipe."""
-    fields = [field.name for field in msgspec.structs.fields(Recipe)]
+    from quantcli.registry import near
+
     for name in names:
-        if name not in fields:
-            guess = near(str(name).replace("-", "_"), fields, most=1)
-            hint = f"did you mean {guess[0]}?" if guess else "known: " + ", ".join(fields)
+        if name not in FIELDS:
+            guess = near(str(name).replace("-", "_"), FIELDS, most=1)
+            hint = f"did you mean {guess[0]}?" if guess else "known: " + ", ".join(FIELDS)
             raise UsageError(f"a recipe has no field {name}", hint=hint)
 
 
-def _convert(fields: Any) -> Recipe:
-    """A recipe from plain data; UsageError that names the field when a type does not fit."""
+def make_recipe(fields: Mapping[str, Any]) -> Recipe:
+    """A recipe of plain data; UsageError that names the field when a type does not fit."""
+    import msgspec
+
     try:
         return msgspec.convert(fields, Recipe)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`.") or "recipe"
         raise UsageError(f"{field}: {what[:1].lower()}{what[1:]}") from None
-
-
-def _parse(content: str, suffix: str) -> dict[str, Any]:
-    if suffix == ".toml":
-        try:
-            return tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
-            raise UsageError(f"not TOML: {error}") from None
-    if suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"expected a .toml, .yaml or .yml file, found {suffix or 'no suffix'}"
-        ) from None
-    try:
-        fields = yaml.load(content, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from None
-    if fields is None:
-        return {}
-    if not isinstance(fields, dict):
-        raise UsageError(f"expected a table of fields, found {type(fields).__name__}")
-    return fields
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would take the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise UsageError(f"field {twice} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but TOML also wants DEL escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if len(value) == 1:
-        return f"[{_toml(value[0])}]"
-    return "[\n" + "".join(f"    {_toml(item)},\n" for item in value) + "]"

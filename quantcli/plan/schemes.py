@@ -1,145 +1,101 @@
-"""What a recipe means for a model folder: which grid, within what the target's layout can hold.
+"""What a recipe means for a model folder: which grid, within what its layout can hold.
 
-One line of `TARGETS` for each ``--to``: its bits, group sizes and zero points, and which of a
-recipe's fields it takes. Whatever is wrong by itself is refused here, before a model is opened;
-what does not fit a model's shapes is refused by `quantcli.plan.folders`.
+Whatever is wrong by itself is refused here, before a model is opened; what does not fit a model's
+shapes is refused by `quantcli.plan.folders`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from quantcli.errors import UsageError
-from quantcli.formats.integer import IntegerGrid, Search, Zero
-from quantcli.layouts.packing import awq, gptq, mlx
+from quantcli.formats.integer import IntegerGrid, Search, Strategy
+from quantcli.layouts import LAYOUTS, find_layout
+from quantcli.layouts.base import Grids, Layout
 from quantcli.plan.layer_overrides import parse_keep
+from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe_field import Field
 from quantcli.registry import near
 
-if TYPE_CHECKING:
-    from quantcli.plan.recipe import Recipe
-
-CHANNEL, TENSOR = "channel", "tensor"
+GGUF = "gguf"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_TYPES = frozenset({
-    "type", "tensor_types", "output_tensor_type", "token_embedding_type", "leave_output_tensor",
-    "pure", "on_fallback",
-})  # fmt: skip
-_METHOD = frozenset({
-    "method", "damping", "column_order", "sweeps", "fisher_windows", "random_share", "propagate",
-    "tune_steps",
-})  # fmt: skip
-_FAKE = _TYPES | _METHOD | {"dtype"}
-_GRID = _METHOD | {"bits", "group_size", "symmetric", "range", "keep", "dtype"}
-_ALWAYS = frozenset({
-    "to", "imatrix", "include_weights", "exclude_weights", "allow_requantize", "split_max_size",
-})  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """An output format: the fields of a recipe that it takes, and the grids that it holds.
-
-    ``symmetric`` and ``asymmetric`` are the grids' zero points, None where there is no such grid;
-    the first that is there is the default. ``groups`` empty means any size.
-    """
-
-    takes: frozenset[str]
-    bits: tuple[int, ...] = ()
-    symmetric: Zero | None = None
-    asymmetric: Zero | None = None
-    group: int = 128
-    groups: tuple[int, ...] = ()
-    strategies: tuple[str, ...] = ()
-    scale_dtype: str | None = None
-    """Of scales; None: the model's own."""
-    lowest_zero: int = 0
-    embeddings: bool = False
-    """Whether the embedding and the head are quantized too."""
-    stacked: bool = False
-    """Whether a layer's experts are one tensor."""
-
-
-_GPTQ = Target(
-    _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16", lowest_zero=1
-)
-TARGETS: Mapping[str, Target] = {
-    "gguf": Target(
-        _TYPES
-        | _METHOD
-        | {"override_kv", "pre", "keep", "tune", "e2e_steps", "allocate", "target_size"}
-    ),
-    "hf": Target(_FAKE),
-    "compressed-tensors": Target(
-        _GRID | {"activations"}, tuple(range(2, 9)), "middle", "integer",
-        strategies=(CHANNEL, TENSOR),
-    ),
-    "gptq": _GPTQ,
-    "gptq-v2": Target(
-        _GRID, gptq.BITS, "middle", "integer", strategies=(CHANNEL,), scale_dtype="F16"
-    ),
-    "awq": Target(
-        _GRID, (awq.BITS,), None, "integer", strategies=(CHANNEL,), scale_dtype="F16"
-    ),
-    "mlx": Target(
-        _GRID, mlx.BITS, None, "edge", group=64, groups=mlx.GROUPS, embeddings=True, stacked=True
-    ),
-}  # fmt: skip
-
+_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep"})
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
-_FLAGS = {"tensor_types": "tensor-type", "symmetric": "symmetric or --asymmetric"}
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a model folder is made: its target, the grid, how ranges are found, and W8A8."""
+    """How a model folder is made: its layout, a grid among ``grids``, and how ranges are found.
 
-    to: str
+    ``activations`` names what they are quantized to when the model runs, None for floats.
+    """
+
+    layout: Layout
+    grids: Grids
     grid: IntegerGrid
     search: Search
     weighted: bool
-    activations: bool
+    activations: str | None
 
     @property
     def label(self) -> str:
         """What a table calls the quantized tensors, such as "int4 g128"."""
         grid = self.grid
         spread = f"g{grid.group_size}" if grid.strategy == "group" else grid.strategy
-        kind = "" if grid.symmetric or self.to in ("awq", "mlx") else " asymmetric"
+        kind = "" if grid.symmetric or self.grids.symmetric is None else " asymmetric"
         return f"int{grid.bits} {spread}{kind}" + (
-            " + int8 activations" if self.activations else ""
+            f" + {self.activations} activations" if self.activations else ""
         )
 
 
-def find_target(name: str) -> Target:
-    """The output format of that name; UsageError with near names when there is none."""
-    if name not in TARGETS:
-        guesses = near(name, TARGETS, most=1)
-        hint = f"did you mean {guesses[0]}?" if guesses else "known: " + ", ".join(TARGETS)
-        raise UsageError(f"there is no output format named {name!r}", hint=hint)
-    return TARGETS[name]
+def output_formats() -> list[str]:
+    """What a recipe's ``to`` may be."""
+    return [GGUF, *LAYOUTS]
+
+
+def find_output_layout(to: str) -> Layout | None:
+    """The layout of a recipe's ``to``, None for a GGUF; UsageError when there is no such format."""
+    if to == GGUF:
+        return None
+    names = output_formats()
+    if to not in names:
+        guesses = near(to, names, most=1)
+        hint = f"did you mean {guesses[0]}?" if guesses else "known: " + ", ".join(names)
+        raise UsageError(f"there is no output format named {to!r}", hint=hint)
+    return find_layout(to)
 
 
 def has_types(to: str) -> bool:
     """Whether the format is made of GGUF's block types rather than of an integer grid."""
-    return "type" in find_target(to).takes
+    layout = find_output_layout(to)
+    return layout is None or layout.grids is None
 
 
-def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """Refuse fields of ``given`` that the target does not take, and grids it cannot hold."""
-    target = find_target(recipe.to)
-    for field in given:
-        if field not in target.takes | _ALWAYS:
-            flag = _FLAGS.get(field, field.replace("_", "-"))
-            what = f"--{flag} is" if field != "bits" else "a recipe's bits are"
-            homes = [name for name, other in TARGETS.items() if field in other.takes]
-            raise UsageError(f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(homes)}")
+def is_taken(field: Field, layout: Layout | None) -> bool:
+    """Whether a layout, or with None a GGUF, takes the field of a recipe."""
+    return field.is_taken(_GGUF_TAKES if layout is None else layout.takes)
+
+
+def targets_of(field: Field) -> list[str]:
+    """The output formats that take the field of a recipe."""
+    found = [GGUF] if is_taken(field, None) else []
+    return found + [layout.name for layout in LAYOUTS.usable() if is_taken(field, layout)]
+
+
+def check_scheme(recipe: Recipe) -> None:
+    """UsageError for fields that the target does not take, and for a grid that it cannot hold."""
+    layout = find_output_layout(recipe.to)
+    for field, _ in given_fields(recipe):
+        if not is_taken(field, layout):
+            what = f"{field.flag} is" if field.name != "bits" else "a recipe's bits are"
+            raise UsageError(
+                f"{what} not for --to {recipe.to}", hint=f"for: {', '.join(targets_of(field))}"
+            )
     for entry in recipe.keep:
-        if recipe.to == "gguf":
+        if recipe.to == GGUF:
             parse_keep(entry)
             continue
         try:
@@ -148,7 +104,7 @@ def check_scheme(recipe: Recipe, given: Mapping[str, Any]) -> None:
             raise UsageError(f"--keep {entry} is not a regular expression: {error}") from None
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
-    if not has_types(recipe.to):
+    if layout is not None and layout.grids is not None:
         make_scheme(recipe, "BF16", has_importance=knows_importance(recipe))
 
 
@@ -158,63 +114,59 @@ def knows_importance(recipe: Recipe) -> bool:
     return recipe.imatrix is not None or measured
 
 
-def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
-    """The grid of an integer target for a model of that dtype ("BF16", "F16", "F32")."""
-    target = find_target(recipe.to)
-    activations = _activations(recipe)
-    bits = recipe.bits or (8 if activations else 4)
-    if bits not in target.bits or (activations and bits != 8):
-        known = "8" if activations else ", ".join(map(str, target.bits))
-        suffix = " with int8 activations" if activations else ""
+def find_grids(recipe: Recipe) -> tuple[Layout, Grids]:
+    """The layout of a recipe and its grids; UsageError when there are none."""
+    layout = find_output_layout(recipe.to)
+    if layout is None or layout.grids is None:
+        raise UsageError(f"--to {recipe.to} has no integer grid")
+    if recipe.activations is None:
+        return layout, layout.grids
+    if recipe.activations not in layout.activations:
         raise UsageError(
-            f"--to {recipe.to} has no {bits}-bit weights{suffix}", hint=f"it has {known}"
+            f"--activations {recipe.activations} is not known",
+            hint=f"{', '.join(layout.activations)} is",
         )
-    zero = _zero(recipe, target, activations)
-    strategy, size = _group(recipe, target, activations)
+    return layout, layout.activations[recipe.activations]
+
+
+def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
+    """The grid of an integer layout for a model of that dtype ("BF16", "F16", "F32")."""
+    layout, grids = find_grids(recipe)
+    what = f" with {recipe.activations} activations" if recipe.activations else ""
+    bits = recipe.bits or grids.usual_bits
+    if bits not in grids.bits:
+        raise UsageError(
+            f"--to {recipe.to} has no {bits}-bit weights{what}",
+            hint=f"it has {', '.join(map(str, grids.bits))}",
+        )
+    zero = grids.symmetric or grids.asymmetric
+    if recipe.symmetric is not None:
+        zero = grids.symmetric if recipe.symmetric else grids.asymmetric
+    if zero is None:
+        word = "symmetric" if recipe.symmetric else "asymmetric"
+        raise UsageError(f"--to {recipe.to}{what} has no {word} weights", hint="leave it out")
+    strategy, size = _group(recipe, grids)
     search, weighted = _search(recipe, has_importance)
     grid = IntegerGrid(
-        bits, zero, strategy, size, target.scale_dtype or dtype,
-        lowest_zero=target.lowest_zero if zero == "integer" else 0,
+        bits, zero, strategy, size, grids.scale_dtype or dtype,
+        lowest_zero=grids.lowest_zero if zero == "integer" else 0,
     )  # fmt: skip
-    return Scheme(recipe.to, grid, search, weighted, activations)
+    return Scheme(layout, grids, grid, search, weighted, recipe.activations)
 
 
-def _activations(recipe: Recipe) -> bool:
-    if recipe.activations not in (None, "int8"):
-        raise UsageError(f"--activations {recipe.activations} is not known", hint="int8 is")
-    return recipe.activations is not None
-
-
-def _zero(recipe: Recipe, target: Target, activations: bool) -> Zero:
-    asymmetric = None if activations else target.asymmetric
-    if recipe.symmetric is None:
-        chosen = target.symmetric or asymmetric
-    else:
-        chosen = target.symmetric if recipe.symmetric else asymmetric
-    if chosen is None:
-        word = "symmetric" if recipe.symmetric else "asymmetric"
-        with_ = " with int8 activations" if activations else ""
-        raise UsageError(f"--to {recipe.to}{with_} has no {word} weights", hint="leave it out")
-    return chosen
-
-
-def _group(recipe: Recipe, target: Target, activations: bool) -> tuple[Any, int | None]:
-    wanted = recipe.group_size
-    if wanted is None:
-        wanted = CHANNEL if activations else target.group
+def _group(recipe: Recipe, grids: Grids) -> tuple[Strategy, int | None]:
+    wanted = grids.group if recipe.group_size is None else recipe.group_size
     if isinstance(wanted, str) and wanted.isdigit():
         wanted = int(wanted)
-    if isinstance(wanted, int) and not activations:
-        if wanted in target.groups or (not target.groups and wanted >= 8 and wanted % 8 == 0):
-            return "group", wanted
-        sizes = ", ".join(map(str, target.groups)) or "a multiple of 8"
-    elif wanted in target.strategies:
-        return wanted, None
-    else:
-        sizes = "" if activations else ", ".join(map(str, target.groups)) or "a multiple of 8"
-    allowed = ", ".join(filter(None, (sizes, *target.strategies)))
+    if isinstance(wanted, int) and grids.has_group(wanted):
+        return "group", wanted
+    for strategy in grids.strategies:
+        if wanted == strategy:
+            return strategy, None
+    sizes = [] if grids.groups is None else [*map(str, grids.groups)] or ["a multiple of 8"]
     raise UsageError(
-        f"--group-size {wanted} is not for --to {recipe.to}", hint=f"one of: {allowed}"
+        f"--group-size {wanted} is not for --to {recipe.to}",
+        hint=f"one of: {', '.join([*sizes, *grids.strategies])}",
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.artifacts.folder_job import FolderJob, folder_memory
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.write import peak_memory
 from quantcli.plan.budget import free_disk
 from quantcli.plan.folders import Copy, Item
 from quantcli.plan.linear_layers import natural
@@ -12,7 +13,7 @@ from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text
 
 
-def folder_tables(job: FolderJob, threads: int) -> list[Table]:
+def folder_tables(job: ModelFolder, threads: int) -> list[Table]:
     """The stored tensors in order, and the totals."""
     rows = tuple(
         (
@@ -31,20 +32,20 @@ def folder_tables(job: FolderJob, threads: int) -> list[Table]:
         Column("to"),
         Column("size", "right"),
     )
-    count = len(job.layouts)
+    count = len(job.weights.layouts)
     totals = [
         ("output", str(job.path)),
         ("files", f"{len(job.sizes)}, of them {count} with weights"),
         ("size", f"{size_text(job.nbytes)} ({job.nbytes:,} bytes)"),
         ("bits per weight", f"{job.bits_per_weight:.2f}"),
         ("quantized", f"{len(job.plan.items)} matrices to {job.plan.label}"),
-        ("peak memory", f"about {size_text(folder_memory(job, threads))}"),
+        ("peak memory", f"about {size_text(peak_memory(job, threads))}"),
         ("free disk", size_text(free_disk(job.path.absolute().parent))),
     ]
     return [Table(columns, rows), facts(totals)]
 
 
-def folder_document(job: FolderJob, threads: int) -> dict[str, Any]:
+def folder_document(job: ModelFolder, threads: int) -> dict[str, Any]:
     """The same with exact numbers, for ``--json``."""
     return {
         "to": job.plan.recipe.to,
@@ -55,7 +56,7 @@ def folder_document(job: FolderJob, threads: int) -> dict[str, Any]:
         "bits_per_weight": job.bits_per_weight,
         "elements": job.plan.elements,
         "threads": threads,
-        "peak_memory_bytes": folder_memory(job, threads),
+        "peak_memory_bytes": peak_memory(job, threads),
         "free_disk_bytes": free_disk(job.path.absolute().parent),
         "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
         "kept_modules": list(job.plan.kept),
@@ -74,7 +75,7 @@ def folder_document(job: FolderJob, threads: int) -> dict[str, Any]:
     }
 
 
-def _parts(job: FolderJob) -> list[Item | Copy]:
+def _parts(job: ModelFolder) -> list[Item | Copy]:
     parts: list[Item | Copy] = [*job.plan.items, *job.plan.copies]
     return sorted(parts, key=lambda part: (natural(part.source), part.first))
 
@@ -83,7 +84,7 @@ def _name(part: Item | Copy) -> str:
     return part.source if isinstance(part, Copy) or part.format else part.matrix.module
 
 
-def _label(job: FolderJob, part: Item | Copy) -> str:
+def _label(job: ModelFolder, part: Item | Copy) -> str:
     if isinstance(part, Copy):
         return part.dtype
     return f"{part.format} as {part.dtype}" if part.format else job.plan.label

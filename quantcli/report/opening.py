@@ -14,6 +14,7 @@ from typing import Any
 
 from quantcli.archs import find_architecture
 from quantcli.errors import QuantcliError, SourceError
+from quantcli.layouts.scaled import E4M3
 from quantcli.model import Model
 from quantcli.plan.filetypes import file_type_by_id
 from quantcli.plan.sizes import TypeSize, size_table
@@ -24,7 +25,6 @@ from quantcli.report.weights import WeightSource
 from quantcli.sources.files import WEIGHT_DTYPES
 from quantcli.sources.gguf import GgufCheckpoint, open_gguf
 from quantcli.sources.hf import HfCheckpoint, read_config
-from quantcli.sources.packed.scaled import E4M3
 from quantcli.sources.remote import open_remote_gguf, open_remote_shards
 from quantcli.sources.resolve import Resolved
 from quantcli.sources.shards import Shards, open_shards
@@ -95,7 +95,7 @@ def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> 
         architecture = find_architecture(store.config)
         outputs = tuple(architecture.tensors(store.config, store.tensors))
         keys = {"general.architecture": text(architecture.name)}
-        keys |= architecture.metadata(store.config)
+        keys |= architecture.metadata(store.config, None if is_remote else store)
     except QuantcliError as error:
         notes.append(_unknown(error))
         outputs, keys = (), {}

@@ -1,81 +1,31 @@
-"""Round to nearest on the integer grid, with ranges that may be weighted by importance."""
+"""Round to nearest, ranges weighted by the inputs' importance: what other rounders have to beat."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from threading import Lock
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-from quantcli.formats import native
-from quantcli.formats.base import Floats
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, Search, encode, fit_tensor, quantize
-from quantcli.plan.folders import FolderPlan
-from quantcli.sources.imatrix import Importance
-from quantcli.types import Matrix, TensorStore
-
-CodeSource = Callable[[Matrix, int, NDArray[Any]], IntegerCodes]
-"""Gives the codes of a matrix's rows from a row on: takes the matrix, that row, and the stored
-rows, in their stored dtype. Called from several threads, the rows of a matrix in any order."""
+from quantcli.formats.base import Bytes, Floats
+from quantcli.rounding.codecs import WeightCodec
+from quantcli.rounding.options import Options
+from quantcli.statistics.matrix_statistics import MatrixStatistics
+from quantcli.workers import Workers
 
 
-def column_weights(
-    importance: Importance | None, matrix: Matrix, used: bool
-) -> NDArray[np.float32] | None:
-    """The importance of a matrix's columns, or None when none is ``used``."""
-    if importance is None or not used:
-        return None
-    weights = importance.weights(matrix.tensor, matrix.of, matrix.columns)
-    return None if weights is None else weights[matrix.index]
+class _Nearest:
+    """Rounding to nearest as a `Rounder`."""
+
+    name = "nearest"
+    options = ()
+    needs = ("importance",)
+
+    def fits(self, codec: WeightCodec) -> bool:
+        """All codecs encode."""
+        return True
+
+    def round(
+        self, codec: WeightCodec, rows: Floats, statistics: MatrixStatistics, options: Options,
+        pool: Workers,
+    ) -> Bytes:  # fmt: skip
+        """The rows as the codec's encoder packs them."""
+        return codec.encode(rows, statistics.importance, pool)
 
 
-class RoundToNearest:
-    """A `CodeSource`; the ranges of strategy "tensor" are found when its first rows are asked."""
-
-    def __init__(
-        self, plan: FolderPlan, store: TensorStore, importance: Importance | None, slab: int
-    ) -> None:
-        scheme = plan.scheme
-        if scheme is None:
-            raise ValueError("the plan has no integer grid")
-        self._grid: IntegerGrid = scheme.grid
-        self._search: Search = scheme.search
-        self._store = store
-        self._importance = importance
-        self._used = {item.matrix.module for item in plan.items if item.importance}
-        self._slab = slab
-        self._ranges: dict[tuple[str, int], tuple[Floats, NDArray[Any] | None]] = {}
-        self._locks: defaultdict[tuple[str, int], Lock] = defaultdict(Lock)
-        self._lock = Lock()
-
-    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
-        """The codes of these rows."""
-        floats = native.to_float32(rows)
-        if self._grid.strategy != "tensor":
-            return encode(floats, self._grid, self._weights(matrix), self._search)
-        scales, zeros = self._tensor_range(matrix)
-        return IntegerCodes(quantize(floats, scales, zeros, self._grid), scales, zeros)
-
-    def _weights(self, matrix: Matrix) -> NDArray[np.float32] | None:
-        return column_weights(self._importance, matrix, matrix.module in self._used)
-
-    def _tensor_range(self, matrix: Matrix) -> tuple[Floats, NDArray[Any] | None]:
-        key = matrix.source, matrix.first
-        with self._lock:
-            own = self._locks[key]
-        with own:
-            if key not in self._ranges:
-                self._ranges[key] = fit_tensor(
-                    lambda: self._slabs(matrix), self._grid, self._weights(matrix), self._search
-                )
-            return self._ranges[key]
-
-    def _slabs(self, matrix: Matrix) -> Iterator[Floats]:
-        last = matrix.first + matrix.rows
-        step = max(1, self._slab // (4 * matrix.columns))
-        for start in range(matrix.first, last, step):
-            rows = self._store.read_rows(matrix.source, start, min(start + step, last))
-            yield native.to_float32(rows)
+NEAREST = _Nearest()

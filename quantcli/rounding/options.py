@@ -1,50 +1,46 @@
-"""What a calibrated method may be told, and what comes of its run."""
+"""Options of calibrated methods, and the outcome for each tensor."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from quantcli.errors import UsageError
-from quantcli.statistics.hessian import DAMPING, ORDERS, Hessian
+from quantcli.plan.recipe import FIELDS, usual
+from quantcli.statistics.hessian import Hessian
 from quantcli.types import Event
 
-HELD_OUT = 8
-"""Every so many windows one is kept from the fit, to judge it."""
-FISHER_WINDOWS = 40
-"""Windows whose gradients tell what outputs matter."""
-FEWEST_FISHER = 16
-"""What the embedding needs in any case."""
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
-TUNE_STEPS = 150
-"""Of training a layer."""
-E2E_STEPS = 120
-"""Of training the whole model."""
+
+
+USUAL_ROUNDER = "gptq"
+"""The rounder where no method is named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How GPTQ works: damping, column order, sweeps of descent, and whose inputs it sees.
+    """How a method works; a field that a recipe has too means the same here and is declared there.
+
+    For GPTQ: damping, column order, sweeps of descent, and whose inputs it sees.
 
     ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
-    for what they lost. Without ``feedback`` the encoder rounds, by importance weights; ``tune``
-    trains each layer after it was rounded, for ``tune_steps`` steps; ``e2e`` trains the factors
+    for what they lost. ``rounder`` names what chooses the codes; ``trainer`` what trains each layer
+    after it was rounded, for ``tune_steps`` steps, if anything does; ``e2e`` trains the factors
     and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
-    go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
+    go backwards to estimate the outputs' Fisher information; with 0 of them rows are independent.
     ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
     """
 
-    damping: float = DAMPING
-    order: str = "natural"
-    sweeps: int = 1
+    damping: float = usual("damping")
+    column_order: str = usual("column_order")
+    sweeps: int = usual("sweeps")
     block_sweeps: int = BLOCK_SWEEPS
     propagate: bool = False
-    feedback: bool = True
-    tune: bool = False
-    tune_steps: int = TUNE_STEPS
-    fisher_windows: int = FISHER_WINDOWS
+    rounder: str = USUAL_ROUNDER
+    trainer: str | None = None
+    tune_steps: int = usual("tune_steps")
+    fisher_windows: int = usual("fisher_windows")
     e2e: bool = False
-    e2e_steps: int = E2E_STEPS
+    e2e_steps: int = usual("e2e_steps")
 
     def sweeps_after(self, hessian: Hessian) -> int:
         """Sweeps over all columns; out of order there were none on the way, so they follow now."""
@@ -52,36 +48,26 @@ class Options:
 
     def check(self) -> None:
         """UsageError for a value that makes no sense."""
-        if not 0 < self.damping <= 1:
-            raise UsageError(f"a damping of {self.damping:g} is not above 0 and at most 1")
-        if self.order not in ORDERS:
-            raise UsageError(
-                f"there is no column order {self.order!r}", hint=f"there are {', '.join(ORDERS)}"
-            )
-        if self.sweeps < 0:
-            raise UsageError(f"{self.sweeps} sweeps are not possible", hint="0 or more")
-        if self.fisher_windows < 0:
-            raise UsageError(
-                f"{self.fisher_windows} windows of gradients are not possible", hint="0 or more"
-            )
-        if self.tune_steps < 1:
-            raise UsageError(
-                f"{self.tune_steps} steps of tuning are not possible", hint="1 or more"
-            )
-        if self.e2e_steps < 1:
-            raise UsageError(
-                f"{self.e2e_steps} steps of training end to end are not possible", hint="1 or more"
-            )
+        for name in DECLARED:
+            FIELDS[name].refuse_wrong(getattr(self, name))
+
+
+DECLARED = tuple(
+    field.name
+    for field in fields(Options)
+    if field.name in FIELDS and FIELDS[field.name].usual is not None
+)
+"""The options that a recipe declares under the same name, with a default and limits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Event):
-    """What became of one tensor.
+    """The outcome for one tensor.
 
-    Losses are the outputs' squared error on held-out inputs, weighed by what predictions make of
-    it where that is known, as a share of the outputs' own squares: ``before`` of the encoder
-    alone with importance weights, ``after`` of what was taken. ``kept`` counts matrices in which
-    the encoder's own result was better and stayed.
+    Losses are the outputs' squared error on held-out inputs, weighed by the outputs' Fisher
+    information where that is known, as a fraction of the outputs' squares: ``before`` of rounding
+    to nearest with importance weights, ``after`` of the result taken. ``kept`` counts matrices in
+    which rounding to nearest was better and stayed.
     """
 
     tensor: str
@@ -91,3 +77,25 @@ class Outcome(Event):
     after: float
     matrices: int = 1
     kept: int = 0
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The losses in a sentence."""
+        kept = f", {self.kept} kept" if self.kept else ""
+        return (
+            f"{self.tensor} {self.format}: held-out loss {self.before:.3g} -> "
+            f"{self.after:.3g}{kept}",
+        )
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """The same as plain data."""
+        return {
+            "tensor": self.tensor,
+            "type": self.format,
+            "method": self.method,
+            "loss_before": self.before,
+            "loss_after": self.after,
+            "matrices": self.matrices,
+            "kept": self.kept,
+        }

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from quantcli.artifacts.atomic import AtomicFiles
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.formats import get_format
 from quantcli.formats.base import Bytes
 from quantcli.rounding.block_scales import write_factors
@@ -23,6 +23,7 @@ from quantcli.rounding.options import Outcome
 from quantcli.rounding.trained_scales import ScaleChanges, TrainedScales, trained_path
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
+from quantcli.types import Declared
 
 
 class EncodedStore:

@@ -1,78 +1,24 @@
-"""One tensor through a method: rounded with feedback, compared, and the better one taken.
+"""One tensor through a rounder: rounded, compared with rounding to nearest, the better one taken.
 
-The comparison is with the encoder alone, importance weights and all, on inputs that the fit has not
-seen: no method can make a tensor worse there.
+The comparison is on inputs that the fit has not seen: no rounder can make a tensor worse there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quantcli.errors import UsageError
 from quantcli.formats.base import Bytes, Floats
+from quantcli.rounding.base import Rounder
 from quantcli.rounding.codecs import WeightCodec
+from quantcli.rounding.nearest import NEAREST
 from quantcli.rounding.options import Options, Outcome
-from quantcli.rounding.row_feedback import round_by_rows
-from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import OutputFisher
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.workers import Workers
-
-Mean = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How a quantized prefix's inputs x^ differ from the original x.
-
-    ``correction`` is C H^-1 with C the fitted mean of (x - x^) x^T^, and ``held_out`` that mean on
-    inputs held out from the fit.
-    """
-
-    correction: Mean
-    held_out: Mean
-
-    def correct(self, rows: Floats, inputs: Mean) -> Floats:
-        """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
-
-        The error of the original outputs is quadratic in s; a correction that only fits the
-        calibration's own windows gets a small one.
-        """
-        change = rows @ self.correction
-        slope = float(np.einsum("ij,ij->", rows @ self.held_out, change, dtype=np.float64))
-        curvature = output_error(change, inputs)
-        share = min(1.0, max(0.0, slope / curvature)) if curvature > 0 else 0.0
-        return np.asarray(rows + np.float32(share) * change, np.float32)
-
-
-@dataclass(frozen=True)
-class MatrixStatistics:
-    """What is known of one matrix's inputs: the factored fit, and means of x x^T.
-
-    ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
-    """
-
-    hessian: Hessian
-    fit: Mean
-    held_out: Mean
-    drift: Drift | None = None
-    """Where a quantized prefix changes what the weights should be."""
-    outputs: OutputFisher | None = None
-    """What predictions make of the outputs; None where all count alike."""
-
-    @property
-    def importance(self) -> Floats:
-        """Mean squares of the inputs, one per column."""
-        return np.ascontiguousarray(self.fit.diagonal(), np.float32)
-
-    def cost(self, errors: Floats, outputs: OutputFisher | None) -> float:
-        """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
-        if outputs is None:
-            return output_error(errors, self.held_out)
-        weighed = outputs.weigh(errors)
-        return float(np.einsum("ij,ij->", weighed @ self.held_out, errors, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -86,14 +32,20 @@ class Rounded:
 
 
 def round_matrix(
-    codec: WeightCodec, rows: Floats, statistics: MatrixStatistics, options: Options, pool: Workers
-) -> Rounded:
-    """Round ``rows`` (n, columns), float32, towards what gives the original outputs."""
+    rounder: Rounder, codec: WeightCodec, rows: Floats, statistics: MatrixStatistics,
+    options: Options, pool: Workers,
+) -> Rounded:  # fmt: skip
+    """Round ``rows`` (n, columns), float32, towards what gives the original outputs.
+
+    UsageError for a rounder that does not return packed rows.
+    """
     aim = rows
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
-    plain = codec.encode(rows, statistics.importance, pool)
-    outputs = statistics.outputs if codec.by_rows else None
+    plain = NEAREST.round(codec, rows, statistics, options, pool)
+    if not codec.by_rows:
+        statistics = replace(statistics, outputs=None)
+    outputs = statistics.outputs
     scale = statistics.cost(rows, outputs)
 
     def loss(packed: Bytes) -> float:
@@ -101,40 +53,50 @@ def round_matrix(
         return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
 
     before = loss(plain)
-    if not options.feedback:
+    if rounder is NEAREST:
         return Rounded(plain, before, before, kept=False)
-    if not codec.has_codes:
+    if not rounder.fits(codec):
         return Rounded(plain, before, before, kept=True)
-    hessian, importance = statistics.hessian, statistics.importance
-    if outputs is None:
-        packed = codec.descend(aim, hessian, importance, options, pool)
-    else:
-        packed = round_by_rows(codec, aim, hessian, importance, outputs, options, pool)
+    packed = rounder.round(codec, aim, statistics, options, pool)
+    _refuse_unpacked(rounder, codec, packed, plain)
     after = loss(packed)
     if after <= before:
         return Rounded(packed, before, after, kept=False)
     return Rounded(plain, before, before, kept=True)
 
 
+def _refuse_unpacked(rounder: Rounder, codec: WeightCodec, packed: Any, plain: Bytes) -> None:
+    given = f"{getattr(packed, 'dtype', type(packed).__name__)} {getattr(packed, 'shape', '')}"
+    wanted = f"{plain.dtype} {plain.shape}"
+    if given != wanted:
+        raise UsageError(
+            f"the rounder {rounder.name!r} returned {given}, and packed rows of {codec.name} are "
+            f"{wanted}"
+        )
+
+
 def round_tensor(
-    name: str, codec: WeightCodec, matrices: int, read: Callable[[int], Floats],
+    name: str, rounder: Rounder, codec: WeightCodec, matrices: int, read: Callable[[int], Floats],
     statistics: Callable[[int], MatrixStatistics | None], options: Options, pool: Workers,
 ) -> tuple[Bytes, Outcome]:  # fmt: skip
-    """All matrices of a tensor; ``read`` gives a matrix's rows, ``statistics`` what is known."""
+    """Round every matrix of a tensor (one, or one per expert).
+
+    ``read`` gives a matrix's rows, ``statistics`` None where the text never reached it.
+    """
     parts, before, after, kept = [], 0.0, 0.0, 0
     for matrix in range(matrices):
         rows = read(matrix)
-        known = statistics(matrix)
-        if known is None:
+        measured = statistics(matrix)
+        if measured is None:
             parts.append(codec.encode(rows, np.ones(rows.shape[1], np.float32), pool))
             kept += 1
             continue
-        found = round_matrix(codec, rows, known, options, pool)
-        parts.append(found.packed)
-        before += found.before
-        after += found.after
-        kept += found.kept
-    method = "gptq" if options.feedback and codec.has_codes else "importance"
+        rounded = round_matrix(rounder, codec, rows, measured, options, pool)
+        parts.append(rounded.packed)
+        before += rounded.before
+        after += rounded.after
+        kept += rounded.kept
+    method = "importance" if rounder is NEAREST or not rounder.fits(codec) else rounder.name
     outcome = Outcome(
         name, codec.name, method, before / matrices, after / matrices, matrices, kept
     )  # fmt: skip

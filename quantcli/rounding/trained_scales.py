@@ -16,12 +16,12 @@ from typing import Protocol
 import numpy as np
 
 from quantcli.artifacts.atomic import AtomicFiles
-from quantcli.artifacts.safetensors_container import Declared, lay_out
+from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.formats.base import Floats
 from quantcli.rounding.block_scales import Halves
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.types import MetaValue, f32, u32
+from quantcli.types import Declared, MetaValue, f32, u32
 
 _FILE = "end-to-end.safetensors"
 
@@ -30,8 +30,8 @@ _FILE = "end-to-end.safetensors"
 class TrainingGain:
     """Mean KL divergence on the held-out windows, before and after ``steps`` steps.
 
-    ``after`` is that of what is stored: ``before``, where nothing better was found. ``stopped`` is
-    the step at which the loss was no longer finite, or 0.
+    ``after`` is that of the stored model: ``before``, where nothing better was found. ``stopped``
+    is the step at which the loss was no longer finite, or 0.
     """
 
     steps: int

@@ -7,60 +7,43 @@ the GGUF tensor's pieces say that it went. What no method rounded is rounded to 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.folder_job import FolderJob
-from quantcli.artifacts.gguf_file import SLAB_BYTES
-from quantcli.formats.base import Bytes
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest
+from quantcli.artifacts.slabs import SLAB_BYTES
+from quantcli.checkpoint_view import find_uses, read_back
 from quantcli.formats.integer import IntegerCodes
 from quantcli.rounding.codecs import GridCodec
-from quantcli.rounding.nearest import CodeSource, RoundToNearest
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.transforms.checkpoint_view import piece_rows
-from quantcli.types import Matrix, Piece
+from quantcli.types import Matrix
 
 
-def stored_codes(job: FolderJob, encoded: EncodedStore) -> CodeSource:
+def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
     """A `CodeSource` of ``encoded``, the tensors that a method rounded for ``job``."""
     scheme = job.plan.scheme
     if scheme is None:
         raise ValueError("the plan has no integer grid")
     codec = GridCodec(scheme.grid, scheme.label)
     nearest = RoundToNearest(job.plan, job.model.store, None, SLAB_BYTES)
-    places: defaultdict[str, list[tuple[str, int, Piece]]] = defaultdict(list)
-    for tensor in job.model.tensors:
-        first = 0
-        for piece in tensor.pieces:
-            if tensor.name in encoded:
-                places[piece.source].append((tensor.name, first, piece))
-            first += piece.rows
+    uses = find_uses(tensor for tensor in job.model.tensors if tensor.name in encoded)
 
     def codes(matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
-        if not any(tensor == matrix.tensor for tensor, _, _ in places[matrix.source]):
+        found = uses.get(matrix.source, [])
+        if not any(use.tensor.name == matrix.tensor for use in found):
             return nearest(matrix, start, rows)
         first = matrix.first + start
-        last = first + len(rows)
-        packed: Bytes | None = None
-        for tensor, offset, piece in places[matrix.source]:
-            low, high = max(first, piece.start), min(last, piece.start + piece.rows)
-            if low >= high:
-                continue
-            own = offset + piece_rows(piece)[low - piece.start : high - piece.start]
-            # Rows change places within a head, so this is little more than what is wanted.
-            span = encoded.read_rows(tensor, int(own.min()), int(own.max()) + 1)
-            if packed is None:
-                packed = np.empty((len(rows), span.shape[1]), np.uint8)
-            packed[low - first : high - first] = span[own - own.min()]
-        if packed is None:
-            raise ValueError(f"{matrix.source} has rows that are in no GGUF tensor")
-        found = codec.unpack(packed)
+        coded = codec.unpack(
+            read_back(
+                found, first, first + len(rows),
+                lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
+            )
+        )  # fmt: skip
         if scheme.grid.strategy != "tensor":
-            return found
-        zeros = None if found.zeros is None else found.zeros[:1]
-        return IntegerCodes(found.codes, found.scales[:1], zeros)
+            return coded
+        zeros = None if coded.zeros is None else coded.zeros[:1]
+        return IntegerCodes(coded.codes, coded.scales[:1], zeros)
 
     return codes

@@ -1,43 +1,54 @@
-"""What a recipe says about methods: its options, and what it asks for that does not go together."""
+"""What a recipe asks of methods: the options, and what does not go together."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from quantcli.errors import UsageError
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.schemes import has_types
-from quantcli.rounding.options import Options
-from quantcli.run.methods import ROUNDER, TUNER, parse_methods
+from quantcli.rounding.nearest import NEAREST
+from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, USUAL_ROUNDER, Options
+from quantcli.run.methods import Chain, parse_methods, with_method
 
 
-def check_methods(recipe: Recipe) -> None:
-    """UsageError for methods that do not fit the output or the recipe's other fields.
+def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
+    """UsageError for methods that do not fit the output or the other fields, or that are missing.
 
-    The recipe names a method.
+    ``resume`` is whether an interrupted run of them is to be continued.
     """
-    named = recipe.method or ROUNDER
-    chain = parse_methods(named)
-    if recipe.tune_steps is not None and not chain.tune:
+    if recipe.method is None:
+        wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
+        for flag in [*wanted, *(["--resume"] if resume else [])]:
+            raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
+        return
+    chain = parse_methods(recipe.method)
+    if resume and not chain.rounds:
         raise UsageError(
-            "--tune-steps belongs to the method tune", hint=f"--method {named},{TUNER}"
+            f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
         )
-    if (recipe.allocate or recipe.target_size) and not chain.feedback:
-        raise UsageError(
-            "types are chosen for gptq, which is not among the methods",
-            hint=f"--method {ROUNDER}",
-        )
+    for field, _ in given_fields(recipe):
+        if field.of_method is not None and field.of_method not in chain.names:
+            names = with_method(chain, field.of_method).names
+            raise UsageError(
+                f"{field.flag} belongs to the method {field.of_method}",
+                hint=f"--method {','.join(names)}",
+            )
+        if field.of_field is not None and getattr(recipe, field.of_field) is None:
+            needed = f"{FIELDS[field.of_field].flag} {FIELDS[field.of_field].metavar}"
+            raise UsageError(f"{field.flag} belongs to {needed}", hint=f"add {needed}")
+    _check_chain(recipe, chain)
+    read_options(recipe).check()
+
+
+def _check_chain(recipe: Recipe, chain: Chain) -> None:
     if recipe.tune is not None and not chain.rounds:
         raise UsageError(
-            f"--tune {recipe.tune} trains what a method has rounded, and --method {named} "
+            f"--tune {recipe.tune} trains what a method has rounded, and --method {recipe.method} "
             "only transforms",
-            hint=f"--method {named},{ROUNDER}",
+            hint=f"--method {recipe.method},{USUAL_ROUNDER}",
         )
-    if recipe.e2e_steps is not None and recipe.tune is None:
-        raise UsageError("--e2e-steps belongs to --tune e2e", hint="add --tune e2e")
     if recipe.range is not None and chain.rounds:
         raise UsageError(
-            f"--range is not for --method {named}, which finds ranges by itself",
+            f"--range is not for --method {recipe.method}, which finds ranges by itself",
             hint="leave one out",
         )
     if recipe.imatrix:
@@ -45,30 +56,24 @@ def check_methods(recipe: Recipe) -> None:
             "--method runs the model itself and takes no importance matrix",
             hint="give it the text with --calibrate instead of --imatrix",
         )
-    if recipe.to != "gguf" and (chain.tune or (chain.rounds and has_types(recipe.to))):
-        rounds = chain.feedback and not has_types(recipe.to)
-        fits = ",".join([*chain.transforms, *([ROUNDER] if rounds else [])])
+    if recipe.to != "gguf" and (chain.trainer or (chain.rounds and has_types(recipe.to))):
+        rounder = None if has_types(recipe.to) else chain.rounder
+        fits = ",".join(Chain(chain.transforms, rounder).names)
         raise UsageError(
-            f"--method {named} is not for --to {recipe.to}",
+            f"--method {recipe.method} is not for --to {recipe.to}",
             hint=f"--method {fits}" if fits else "for: gguf",
         )
-    read_options(recipe).check()
 
 
 def read_options(recipe: Recipe) -> Options:
     """The recipe's options of methods, defaults filled in."""
-    chain = parse_methods(recipe.method or ROUNDER)
-    named: dict[str, Any] = {
-        "feedback": chain.feedback,
-        "tune": chain.tune,
-        "tune_steps": recipe.tune_steps,
-        "damping": recipe.damping,
-        "order": recipe.column_order,
-        "sweeps": recipe.sweeps,
-        "block_sweeps": 0 if recipe.sweeps == 0 else None,
-        "fisher_windows": recipe.fisher_windows,
-        "propagate": recipe.propagate or None,
-        "e2e": recipe.tune is not None,
-        "e2e_steps": recipe.e2e_steps,
-    }
-    return Options(**{name: value for name, value in named.items() if value is not None})
+    chain = parse_methods(recipe.method or USUAL_ROUNDER)
+    given = {name: getattr(recipe, name) for name in DECLARED}
+    return Options(
+        block_sweeps=0 if recipe.sweeps == 0 else BLOCK_SWEEPS,
+        propagate=recipe.propagate,
+        rounder=chain.rounder or NEAREST.name,
+        trainer=chain.trainer,
+        e2e=recipe.tune is not None,
+        **{name: value for name, value in given.items() if value is not None},
+    )

@@ -12,6 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.sources.files import StoredFile, read_json
@@ -20,6 +25,13 @@ from quantcli.types import TensorInfo
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": np.uint8, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "I8": np.int8, "U8": np.uint8, "I32": np.int32, "U32": np.uint32, "I64": np.int64,
+}  # fmt: skip
+"""NumPy's types for what codes and scales are stored in; E4M3 codes are looked up as bytes."""
 
 _INSTEAD: tuple[tuple[str, str, str], ...] = (
     (
@@ -65,6 +77,34 @@ class Shards:
     files: tuple[StoredFile, ...]
     tensors: dict[str, TensorInfo]
     places: dict[str, Place]
+
+    def load(
+        self,
+        name: str,
+        rows: tuple[int, int] | None = None,
+        columns: tuple[int, int] | None = None,
+        *,
+        width: int | None = None,
+    ) -> NDArray[Any]:
+        """Part of a tensor as a matrix of its own dtype, leading axes flattened.
+
+        ``width`` is a row's length where that is not the last axis. E4M3 comes as bytes.
+        """
+        info, place = self.tensors[name], self.places[name]
+        width = width or (info.shape[-1] if info.shape else 1)
+        span = rows or (0, info.elements // max(1, width))
+        dtype = np.dtype(_DTYPES[info.dtype])
+        return place.file.read_block(place.offset, dtype, width, span, columns)
+
+    def load_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes ``start:stop`` of a tensor, whatever its dtype."""
+        place, data = self.places[name], np.empty(stop - start, np.uint8)
+        place.file.fill(data, place.offset + start)
+        return data
+
+    def is_remote(self, name: str) -> bool:
+        """Whether a read costs a request."""
+        return self.places[name].file.is_remote
 
     def close(self) -> None:
         """Release the files."""

@@ -1,4 +1,4 @@
-"""What a layer's weights see, summed up for a method: means of x x^T, and what the prefix lost.
+"""Accumulates x x^T over the inputs of one layer's weights, and a quantized prefix's drift.
 
 Every eighth window is summed apart: it judges what the others were fitted to. With a quantized
 prefix, x^ being its inputs and x the original ones, the mean of x^ x^T^ takes the Hessian's place,
@@ -17,15 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Product
-from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.rounding.tensor import Drift, MatrixStatistics
+from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
 from quantcli.types import Note
 
 Lost = dict[tuple[str, int], NDArray[np.float64]]
 
+HELD_OUT = 8
+"""Every so many windows one is kept from the fit, to judge it."""
 FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
 
@@ -33,8 +34,10 @@ FEW = 4
 class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
-    def __init__(self, targets: Targets, folder: Path, place: str, options: Options) -> None:
-        self._options = options
+    def __init__(
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str
+    ) -> None:
+        self._damping, self._order = damping, order
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -65,16 +68,16 @@ class HessianAccumulator:
         self._now.next_window()
         self._originals.clear()
 
-    def observe(self, product: Product) -> None:
+    def observe(self, product: MatmulInput) -> None:
         """Add an input."""
         self._now.observe(product)
 
-    def remember(self, product: Product) -> None:
+    def remember(self, product: MatmulInput) -> None:
         """Keep an original input, to compare the prefix's own with."""
         if product.shared == (product.name, product.matrix):
             self._originals[product.shared] = product.rows
 
-    def compare(self, product: Product) -> None:
+    def compare(self, product: MatmulInput) -> None:
         """Add an input that the quantized prefix gave, and what it differs by."""
         self._now.observe(product)
         original = self._originals.get((product.name, product.matrix))
@@ -90,13 +93,16 @@ class HessianAccumulator:
             held = lost.get(home)
             lost[home] = part.astype(np.float64) if held is None else held + part
 
-    def close(self) -> None:
+    def __enter__(self) -> HessianAccumulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Remove the sums' files."""
         for part in self._parts:
             part.close()
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
-        """What is known of matrix ``matrix``; None when the text never reached it."""
+        """Statistics of matrix ``matrix``; None when the text never reached it."""
         key = (self._fit.hessian_of[name], matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
@@ -119,12 +125,12 @@ class HessianAccumulator:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._options.damping, self._options.order)
-        if hessian.damping > self._options.damping:
+        hessian = prepare_hessian(mean, self._damping, self._order)
+        if hessian.damping > self._damping:
             self.notes.append(
                 Note(
                     f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
-                    f"{self._options.damping:g} to be positive definite",
+                    f"{self._damping:g} to be positive definite",
                     level="warning",
                 )
             )

@@ -1,10 +1,10 @@
 """Quantization-aware training on the real grid, a layer at a time, after its weights were rounded.
 
 A layer as it was rounded runs on the windows' inputs, the error of its output goes back to every
-code and scale, and all of them move against it by steps that shrink to nothing: what one matrix
-lost another one makes good. The state that is best on held-out windows is
-taken, and only if it is clearly better there than the layer was before; a layer whose loss is no
-longer finite keeps the best state until then.
+code and scale, and all of them move against it by steps that shrink to nothing: one matrix can
+compensate the error of another. The state that is best on held-out windows is taken, and only if it
+is clearly better there than the layer was before; a layer whose loss is no longer finite keeps the
+best state until then.
 
 Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT's Block-AP
 (arXiv:2407.11062) for training scales and weights of a block together.
@@ -12,18 +12,17 @@ Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from quantcli.checkpoint_view import Use
 from quantcli.formats import get_format, native
-from quantcli.formats.base import Bytes, Floats
-from quantcli.layerwise.layered_model import Call, Skeleton
-from quantcli.layerwise.parameters import Use
-from quantcli.rounding.options import HELD_OUT, Outcome
-from quantcli.statistics.layer_gradients import own_call
+from quantcli.rounding.options import Options, Outcome
+from quantcli.statistics.layer_hessians import HELD_OUT
+from quantcli.training.base import RoundedLayer
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note, Progress
 
@@ -35,71 +34,62 @@ _TURNS = 15
 """How often a training looks at the held-out windows."""
 _SEED = 20260102
 
-Windows = Callable[[int], torch.Tensor]
-"""The hidden states (1, tokens, size) of a window."""
+
+class _Tune:
+    """Training of codes and scales as a `Trainer`."""
+
+    name = "tune"
+    options = ("tune_steps",)
+
+    def train(
+        self, layer: RoundedLayer, options: Options, outcomes: list[Outcome]
+    ) -> Iterator[Event]:
+        """Train ``layer``; its tensors and outcomes are replaced where it is accepted."""
+        device = str(layer.model.device)
+        tensors = {
+            name: Trainable(layer.formats(name), packed, layer.read(name), device)
+            for name, packed in layer.packed.items()
+            if is_trainable(layer.formats(name))
+        }
+        place = f"layer {layer.index}"
+        if not tensors or layer.windows < 2:
+            yield Note(f"{place}: nothing to tune")
+            return
+        names = layer.model.layer_parameters(layer.index)
+        with layer.model.filled(names):
+            training = _LayerTraining(layer, tensors, names)
+            yield from training.run(options.tune_steps, place)
+        before, after = training.first, training.least
+        if not after < (1 - MARGIN) * before:
+            yield Note(
+                f"{place}: tuning found nothing clearly better than {before:.4g}, left as it is"
+            )
+            return
+        for name, tensor in tensors.items():
+            layer.packed[name] = tensor.pack()
+        for i, outcome in enumerate(outcomes):
+            if outcome.tensor in tensors:
+                outcomes[i] = replace(outcome, method=f"{outcome.method},tune")
+        yield Note(f"{place}: tuned, held-out error of its output {before:.4g} -> {after:.4g}")
 
 
-@dataclass
-class Layer:
-    """A layer's rounded tensors, ``packed`` by GGUF name, and how the layer is run.
-
-    ``formats`` and ``read`` give a tensor's block format and its original rows, float32; ``inputs``
-    and ``outputs`` give what the layer gets and what it ought to give.
-    """
-
-    skeleton: Skeleton
-    index: int
-    call: Call
-    formats: Callable[[str], str]
-    read: Callable[[str], Floats]
-    packed: dict[str, Bytes]
-    inputs: Windows
-    outputs: Windows
-    windows: int
+TUNE = _Tune()
 
 
-def tune_layer(layer: Layer, steps: int, outcomes: list[Outcome]) -> Iterator[Event]:
-    """Train ``layer`` for ``steps``; its tensors and outcomes are replaced where it is accepted."""
-    device = str(layer.skeleton.device)
-    tensors = {
-        name: Trainable(layer.formats(name), packed, layer.read(name), device)
-        for name, packed in layer.packed.items()
-        if is_trainable(layer.formats(name))
-    }
-    place = f"layer {layer.index}"
-    if not tensors or layer.windows < 2:
-        yield Note(f"{place}: nothing to tune")
-        return
-    names = layer.skeleton.layer_parameters(layer.index)
-    with layer.skeleton.filled(names):
-        training = _Training(layer, tensors, names)
-        yield from training.run(steps, place)
-    before, after = training.first, training.least
-    if not after < (1 - MARGIN) * before:
-        yield Note(f"{place}: tuning found nothing clearly better than {before:.4g}, left as it is")
-        return
-    for name, tensor in tensors.items():
-        layer.packed[name] = tensor.pack()
-    for i, outcome in enumerate(outcomes):
-        if outcome.tensor in tensors:
-            outcomes[i] = replace(outcome, method=f"{outcome.method},tune")
-    yield Note(f"{place}: tuned, held-out error of its output {before:.4g} -> {after:.4g}")
-
-
-class _Training:
+class _LayerTraining:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
-    def __init__(self, layer: Layer, tensors: dict[str, Trainable], names: Sequence[str]) -> None:
+    def __init__(
+        self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str]
+    ) -> None:
         self._layer, self._tensors = layer, tensors
-        self._call: Call = own_call(layer.call)
-        self._module = layer.skeleton.layers[layer.index]
+        self._call = layer.call
+        self._module = layer.model.layers[layer.index]
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
         for name in names:
-            uses = [
-                u for u in layer.skeleton.parameters.uses(name) if u.tensor.name in layer.packed
-            ]
+            uses = [u for u in layer.model.parameters.uses(name) if u.tensor.name in layer.packed]
             if uses:
-                parameter = layer.skeleton.module.get_parameter(name)
+                parameter = layer.model.module.get_parameter(name)
                 # Its memory may be the file's own.
                 parameter.data = parameter.data.clone()
                 parameter.requires_grad_(any(use.tensor.name in tensors for use in uses))
@@ -178,16 +168,9 @@ class _Training:
     def _place(self, name: str, values: torch.Tensor) -> None:
         """Put a tensor's rows where transformers has them."""
         for parameter, use in self._uses:
-            if use.tensor.name != name:
-                continue
-            piece = use.piece
-            rows = values[use.first : use.first + piece.rows] - piece.add
-            rows = rows.to(parameter.device, parameter.dtype)
-            flat = parameter.data.view(-1, parameter.shape[-1])
-            if piece.transpose:
-                flat[:, piece.start : piece.start + piece.rows] = rows.T
-            else:
-                flat[_rows(use)] = rows
+            if use.tensor.name == name:
+                rows = values[use.first : use.first + use.piece.rows]
+                use.piece.scatter(parameter.data, rows)
 
     def _gradient(self, name: str) -> torch.Tensor:
         """The gradient of a tensor's rows, gathered from the parameters."""
@@ -195,13 +178,5 @@ class _Training:
         for parameter, use in self._uses:
             if use.tensor.name != name or parameter.grad is None:
                 continue
-            piece, flat = use.piece, parameter.grad.view(-1, parameter.shape[-1])
-            if piece.transpose:
-                parts[use.first] = flat[:, piece.start : piece.start + piece.rows].T
-            else:
-                parts[use.first] = flat[_rows(use)]
+            parts[use.first] = use.piece.gather_gradient(parameter.grad)
         return torch.cat([parts[first].float() for first in sorted(parts)])
-
-
-def _rows(use: Use) -> torch.Tensor:
-    return torch.from_numpy(use.piece.source_rows(0, use.piece.rows))

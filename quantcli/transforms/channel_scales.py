@@ -1,6 +1,6 @@
 """From one scale for each channel of a fold group to operations on the group's tensors.
 
-Readers' columns are multiplied by the scale and makers' rows divided by it, so each channel
+Consumers' columns are multiplied by the scale and producers' rows divided by it, so each channel
 arrives as it was. Query heads that share a key-value head share its scales; each expert has its
 own where the channels are inside the experts, and all experts one where a norm feeds them.
 """
@@ -19,8 +19,6 @@ from quantcli.model import Model
 from quantcli.transforms.spec import Operation
 from quantcli.types import OutputTensor
 
-Floats = NDArray[np.float32]
-
 
 def model_groups(model: Model) -> list[FoldGroup]:
     """The fold groups of ``model``; ArchitectureError when its family declares none."""
@@ -28,7 +26,7 @@ def model_groups(model: Model) -> list[FoldGroup]:
 
 
 def spread(group: FoldGroup, scales: NDArray[Any]) -> NDArray[Any]:
-    """A value for each column of the readers, (matrices, columns), from one for each channel.
+    """A value for each column of the consumers, (matrices, columns), from one for each channel.
 
     ``scales`` has shape (matrices, channels).
     """
@@ -37,7 +35,7 @@ def spread(group: FoldGroup, scales: NDArray[Any]) -> NDArray[Any]:
 
 
 def collect(group: FoldGroup, columns: NDArray[Any], how: Any) -> NDArray[Any]:
-    """A value for each channel, (matrices, channels), from one for each of the readers' columns.
+    """A value for each channel, (matrices, channels), from one for each of the consumers' columns.
 
     ``columns`` has shape (matrices, columns); ``how`` is a NumPy reduction such as np.max over
     the query heads that share a channel.
@@ -49,24 +47,24 @@ def collect(group: FoldGroup, columns: NDArray[Any], how: Any) -> NDArray[Any]:
 def scale_group(
     group: FoldGroup, scales: NDArray[Any], tensors: Mapping[str, OutputTensor]
 ) -> dict[str, Operation]:
-    """What gives the group's readers ``scales`` times their columns, and its makers the inverse.
+    """Operations that scale the consumers' columns by ``scales`` and the producers inversely.
 
     ``scales`` has shape (matrices, channels) and is positive; ``tensors`` are the model's.
     """
     found = np.asarray(scales, np.float32)
     inverse = np.float32(1) / found
     operations = {}
-    for maker in group.makers:
-        tensor = tensors[maker.tensor]
+    for producer in group.producers:
+        tensor = tensors[producer.tensor]
         if len(tensor.shape) == 1:
             factors = np.ones(tensor.columns, np.float32)
-            factors[maker.first : maker.last] = inverse[0]
-            operations[maker.tensor] = Operation(columns=factors)
+            factors[producer.first : producer.last] = inverse[0]
+            operations[producer.tensor] = Operation(columns=factors)
         else:
             factors = np.ones((group.matrices, tensor.rows // group.matrices), np.float32)
-            factors[:, maker.first : maker.last] = inverse
-            operations[maker.tensor] = Operation(rows=factors.reshape(-1))
+            factors[:, producer.first : producer.last] = inverse
+            operations[producer.tensor] = Operation(rows=factors.reshape(-1))
     columns = spread(group, found)
-    for name in group.readers:
+    for name in group.consumers:
         operations[name] = Operation(columns=columns if group.matrices > 1 else columns[0])
     return operations

@@ -1,13 +1,13 @@
 """The error that a grid makes in a matrix's output, as a function of its columns' scales.
 
-With W the weights, s the scales, Q the grid and H the mean of x x^T, the error of the outputs
-is tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
+With W the weights, s the scales, Q the grid and H the mean of x x^T, the error of the outputs is
+tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
 compared on the same inputs. The grid is the one that the tensor will be written in, block scales
 and importance weights included.
 
-Where error feedback comes next, most of that error will be made good by the columns that follow.
-What is left is tr(E D E^T) with D the pivots of H (`quantcli.statistics.hessian`), if E is what
-rounding the fed-back weights leaves; that of the weights themselves stands for it.
+Where error feedback comes next, later columns compensate most of that error. What is left is tr(E D
+E^T) with D the pivots of H (`quantcli.statistics.hessian`), if E is what rounding the fed-back
+weights leaves; that of the weights themselves approximates it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from numpy.typing import NDArray
 from quantcli.archs.fold import FoldGroup
 from quantcli.errors import PlanError
 from quantcli.formats import get_format, integer, native
+from quantcli.formats.base import Floats
 from quantcli.formats.integer import IntegerGrid, Search
 from quantcli.model import Model
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
-from quantcli.transforms.spec import Floats
-from quantcli.transforms.transformed_model import read_floats
 from quantcli.types import OutputTensor
 
-Grid = Callable[[Floats, Floats | None], Floats]
+RoundRows = Callable[[Floats, Floats | None], Floats]
 """Rounds float32 rows (n, columns), with an importance per column or None, to their nearest."""
 
 SAMPLE = 512
@@ -42,7 +41,7 @@ _RUN = 16
 """Sampled rows come in runs, which cost one read each."""
 
 
-def block_grid(name: str) -> Grid:
+def block_grid(name: str) -> RoundRows:
     """The block format ``name`` as a grid: encoded and decoded again by our kernels."""
     fmt = get_format(name)
 
@@ -52,10 +51,10 @@ def block_grid(name: str) -> Grid:
     return round_rows
 
 
-def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
+def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
     """An integer grid with ranges found by ``search``; not for strategy "tensor".
 
-    A scale of a whole tensor knows no rows of its own, so PlanError refuses that.
+    PlanError for a scale of a whole tensor, which cannot be found on a few rows.
     """
     if grid.strategy == "tensor":
         raise PlanError(
@@ -69,14 +68,14 @@ def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> Grid:
     return round_rows
 
 
-def block_grids(formats: Mapping[str, str]) -> dict[str, Grid]:
+def block_grids(formats: Mapping[str, str]) -> dict[str, RoundRows]:
     """Grids by tensor, from a plan's format of each."""
-    known = {name: block_grid(name) for name in set(formats.values())}
-    return {tensor: known[name] for tensor, name in formats.items()}
+    by_format = {name: block_grid(name) for name in set(formats.values())}
+    return {tensor: by_format[name] for tensor, name in formats.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
+class ConsumerMatrix:
     """One matrix that reads a group's channels: its rows, its inputs, the grid it will be in.
 
     ``share`` is the part of all tokens that it sees.
@@ -87,10 +86,10 @@ class Reader:
     matrix: int
     load: Callable[[str, int], Floats]
     """The Hessian of a tensor's matrix: of many experts never all are held."""
-    grid: Grid
+    grid: RoundRows
     share: float = 1.0
     weighted: bool = True
-    """Whether the grid is told the columns' importance, the diagonal of H."""
+    """Whether rounding knows the columns' importance, the diagonal of H."""
     pivots: Callable[[str, int], Floats] | None = None
     """Likewise the pivots of H, where feedback comes next."""
 
@@ -101,7 +100,7 @@ class Reader:
 
     @property
     def squares(self) -> Floats:
-        """What a column's error weighs by itself: the diagonal of H, or its pivots."""
+        """The weight of each column's error: the diagonal of H, or its pivots."""
         if self.pivots is not None:
             return self.pivots(self.tensor.name, self.matrix)
         return self.hessian.diagonal()
@@ -122,7 +121,7 @@ class Reader:
             length = _RUN
         for first in runs:
             last = min(first + length, self.height)
-            yield read_floats(self.model, self.tensor, start + first, start + last)
+            yield self.model.read_floats(self.tensor, start + first, start + last)
 
     def sample(self) -> Floats:
         """The rows that scales are compared on."""
@@ -143,29 +142,29 @@ class Reader:
         return float(np.square(difference).sum(axis=0, dtype=np.float64) @ self.squares)
 
     def output(self, rows: Floats) -> float:
-        """tr(W H W^T) of all of the matrix's rows, told by ``rows``: its output's square."""
+        """Output energy tr(W H W^T) of the matrix, estimated from a sample of rows."""
         return output_error(rows, self.hessian) * self.height / len(rows)
 
 
-def open_readers(
+def open_consumers(
     model: Model,
     group: FoldGroup,
     matrix: int,
     measured: InputStatistics,
-    grids: Mapping[str, Grid],
+    grids: Mapping[str, RoundRows],
     *,
     weighted: bool,
     feedback: bool = False,
-) -> list[Reader]:
+) -> list[ConsumerMatrix]:
     """The matrices that read the group's channels, will be rounded and saw an input.
 
     Where the group's matrices have channels of their own (inside experts), those of ``matrix``.
-    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` tells that
-    rounding will make good what it can.
+    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` says that
+    rounding will feed errors back.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     counts = {}
-    for name in group.readers:
+    for name in group.consumers:
         if name in grids:
             tensor = tensors[name]
             stack = tensor.shape[-3] if len(tensor.shape) > 2 else 1
@@ -177,7 +176,9 @@ def open_readers(
     if feedback:
         pivots = lru_cache(maxsize=None)(lambda name, number: _pivots(load(name, number)))
     return [
-        Reader(model, tensors[name], number, load, grids[name], count / most, weighted, pivots)
+        ConsumerMatrix(
+            model, tensors[name], number, load, grids[name], count / most, weighted, pivots
+        )
         for (name, number), count in counts.items()
         if count
     ]

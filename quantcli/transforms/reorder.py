@@ -2,16 +2,16 @@
 
 The channels between an MLP's first matrices and its last may come in any order: rows of gate and
 up change places, columns of down follow them, and the model's function stays what it was. Where a
-grid has one scale for each group of columns, the groups then hold columns of one size. The order
-is taken where it lowers the loss that the search for scales has. Channels inside experts stay
-where they are.
+grid has one scale for each group of columns, the groups then hold columns of one size. The order is
+taken where it lowers the loss that the search for scales has. Channels inside experts stay where
+they are.
 
 Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does it for activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -19,82 +19,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Permutation
-from quantcli.transforms.output_error import Grid, Reader, open_readers
-from quantcli.transforms.scale_search import Transformed
-from quantcli.transforms.spec import Floats, Operation, Transform, Turn
+from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
+from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 
-def reorder(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, *,
-    weighted: bool = True, feedback: bool = False, threads: int = 1,
-) -> Iterator[Event]:  # fmt: skip
-    """Find every MLP's order, yielding progress and a note, at last `Transformed`.
+class _Reorder:
+    """Reordering as a `Transform`."""
 
-    The arguments are those of `quantcli.transforms.awq.awq`.
-    """
-    tensors = {tensor.name: tensor for tensor in model.tensors}
-    groups = [
-        group
-        for group in model_groups(model)
-        if turn_channels(group, tensors) and group.readers[0] in grids
-    ]
+    name = "reorder"
+    options = ("weighted", "feedback", "threads")
+    needs = ("hessian",)
 
-    def search(group: FoldGroup) -> _Order | None:
-        readers = open_readers(
-            model, group, 0, measured, grids, weighted=weighted, feedback=feedback
-        )
-        return _search(readers[0]) if readers else None
+    def check(self, model: Model, earlier: Sequence[str]) -> None:
+        """It fits all models with fold groups."""
 
-    operations: dict[str, Operation] = {}
-    orders: dict[str, Permutation] = {}
-    before = after = 0.0
-    with ThreadPoolExecutor(threads, thread_name_prefix="reorder") as pool:
-        for number, one in enumerate(pool.map(search, groups)):
-            group = groups[number]
-            if one is not None:
-                before += one.before
-                after += min(one.before, one.after)
-            if one is not None and one.after < one.before:
-                orders[group.name] = Permutation(one.order)
-                operations |= turn_channels(group, tensors)
-            yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
-    if groups:
-        ratio = after / before if before > 0 else 1.0
-        yield Note(
-            f"the channels of {len(orders)} of {len(groups)} MLPs are put in the order of their "
-            f"size; the error that they lead to is {ratio:.2f} times what it was"
-        )
-    settings = {"weighted": weighted, "feedback": feedback}
-    yield Transformed(Transform("reorder", operations, orders, settings))
+    def find(
+        self, model: Model, grids: Mapping[str, RoundRows], statistics: InputStatistics,
+        options: TransformOptions,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Find every MLP's order, yielding progress and a note, at last `TransformFound`."""
+        tensors = {tensor.name: tensor for tensor in model.tensors}
+        groups = [
+            group
+            for group in model_groups(model)
+            if turn_channels(group, tensors) and group.consumers[0] in grids
+        ]
+
+        def search(group: FoldGroup) -> _Order | None:
+            consumers = open_consumers(
+                model,
+                group,
+                0,
+                statistics,
+                grids,
+                weighted=options.weighted,
+                feedback=options.feedback,
+            )
+            return _search(consumers[0]) if consumers else None
+
+        operations: dict[str, Operation] = {}
+        orders: dict[str, Permutation] = {}
+        before = after = 0.0
+        with ThreadPoolExecutor(options.threads, thread_name_prefix="reorder") as pool:
+            for number, one in enumerate(pool.map(search, groups)):
+                group = groups[number]
+                if one is not None:
+                    before += one.before
+                    after += min(one.before, one.after)
+                if one is not None and one.after < one.before:
+                    orders[group.name] = Permutation(one.order)
+                    operations |= turn_channels(group, tensors)
+                yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
+        if groups:
+            ratio = after / before if before > 0 else 1.0
+            yield Note(
+                f"the channels of {len(orders)} of {len(groups)} MLPs are put in the order of "
+                f"their size; the error that they lead to is {ratio:.2f} times what it was"
+            )
+        settings = {"weighted": options.weighted, "feedback": options.feedback}
+        yield TransformFound(TransformSpec("reorder", operations, orders, settings))
+
+
+REORDER = _Reorder()
 
 
 @dataclass(frozen=True)
 class _Order:
-    """An order of channels, and the losses of the reader without and with it."""
+    """An order of channels, and the losses of the consumer without and with it."""
 
     order: NDArray[np.int64]
     before: float
     after: float
 
 
-def _search(reader: Reader) -> _Order:
-    rows = reader.sample()
+def _search(consumer: ConsumerMatrix) -> _Order:
+    rows = consumer.sample()
     order = np.argsort(-np.square(rows).sum(axis=0, dtype=np.float64), kind="stable")
-    hessian = np.ascontiguousarray(reader.hessian[np.ix_(order, order)])
-    turned = replace(reader, load=_always(hessian))
-    if reader.pivots is not None:
+    hessian = np.ascontiguousarray(consumer.hessian[np.ix_(order, order)])
+    turned = replace(consumer, load=_always(hessian))
+    if consumer.pivots is not None:
         turned = replace(turned, pivots=_always(prepare_hessian(hessian).pivots))
     ones = np.ones(len(order))
-    share = 1 / max(reader.output(rows), 1e-30)
+    share = 1 / max(consumer.output(rows), 1e-30)
     before = after = 0.0
-    for slab in reader.slabs():
-        before += share * reader.error(slab, ones)
+    for slab in consumer.slabs():
+        before += share * consumer.error(slab, ones)
         after += share * turned.error(np.ascontiguousarray(slab[:, order]), ones)
     return _Order(order, before, after)
 
@@ -110,21 +127,25 @@ def turn_channels(group: FoldGroup, tensors: Mapping[str, OutputTensor]) -> dict
     """
     if group.kind != "gated" or group.matrices > 1:
         return {}
-    channels = Turn(group.name, 0, group.channels)
+    channels = RotationRef(group.name, 0, group.channels)
     turns = {}
-    for maker in group.makers:
+    for producer in group.producers:
         # Where gate lies above up in one matrix, the turn goes on from one to the other.
-        fused = maker.first == group.channels
-        turns[maker.tensor] = Turn(group.name, 0 if fused else maker.first, maker.last)
+        fused = producer.first == group.channels
+        turns[producer.tensor] = RotationRef(
+            group.name, 0 if fused else producer.first, producer.last
+        )
         if fused:
             continue
         gate = group.name.replace("ffn_up", "ffn_gate")
         if gate == group.name or f"{gate}.weight" not in tensors:
             return {}
         turns |= {f"{gate}.{kind}": channels for kind in ("weight", "bias")}
-    found = {name: Operation(across=channels) for name in group.readers}
+    found = {name: Operation(columns_rotation=channels) for name in group.consumers}
     for name, turn in turns.items():
         if name in tensors:
             vector = len(tensors[name].shape) == 1
-            found[name] = Operation(across=turn) if vector else Operation(down=turn)
+            found[name] = (
+                Operation(columns_rotation=turn) if vector else Operation(rows_rotation=turn)
+            )
     return found

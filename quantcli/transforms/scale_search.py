@@ -1,7 +1,7 @@
 """The search over scales that AWQ and SmoothQuant share: candidates, losses, a clear winner.
 
 Candidates are compared on a sample of each matrix's rows, the likeliest on a larger one: each is
-rounded anew, so few rows tell little of a few per cent. The best one is folded if, on all rows, it
+rounded anew, so few rows do not resolve a few per cent. The best one is folded if, on all rows, it
 lowers the loss by a margin, so no group is ever worse off than without the transform.
 """
 
@@ -16,121 +16,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.formats.base import Floats
 from quantcli.model import Model
+from quantcli.transforms.base import GroupOutcome, TransformFound
 from quantcli.transforms.channel_scales import scale_group, spread
-from quantcli.transforms.output_error import Reader
-from quantcli.transforms.spec import Floats, Transform, merge_scales
+from quantcli.transforms.output_error import ConsumerMatrix
+from quantcli.transforms.spec import TransformSpec, merge_scales
 from quantcli.types import Event, Progress
 
 Scales = NDArray[np.float64]
-Loss = Callable[[Reader, Floats, Scales], float]
-"""The error of some rows of a reader with scales on its columns."""
+Loss = Callable[[ConsumerMatrix, Floats, Scales], float]
+"""The error of some rows of a consumer with scales on its columns."""
 
 _SCREEN = 4
 """All candidates are compared on every so many of the sampled rows, a few on all of them."""
 _LIKELY = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Searched:
-    """What a search did to one group, or to one expert's part of it.
-
-    Losses are squared errors of the readers' outputs as parts of these outputs' squares, on the
-    mean over the readers. ``choice`` names the scales that were folded, or is empty where none
-    were clearly better.
-    """
-
-    group: str
-    matrix: int
-    before: float
-    after: float
-    choice: str
-
-
-@dataclass(frozen=True, slots=True)
-class Transformed(Event):
-    """A transform is found; ``outcomes`` tell of each group that was searched."""
-
-    transform: Transform
-    outcomes: tuple[Searched, ...] = ()
-
-
 @dataclass(frozen=True)
-class Part:
-    """A group's readers, or those of one expert."""
+class GroupPart:
+    """A group's consumers, or those of one expert."""
 
     group: FoldGroup
     matrix: int
-    readers: Sequence[Reader]
+    consumers: Sequence[ConsumerMatrix]
 
     def columns(self, scales: Scales) -> Scales:
-        """A scale for each of the readers' columns, from one for each channel."""
+        """A scale for each of the consumers' columns, from one for each channel."""
         return np.asarray(spread(self.group, scales[None])[0], np.float64)
 
 
 def choose(
-    part: Part, candidates: Mapping[str, Scales], loss: Loss, margin: float
-) -> tuple[Scales, Searched]:
+    part: GroupPart, candidates: Mapping[str, Scales], loss: Loss, margin: float
+) -> tuple[Scales, GroupOutcome]:
     """The best of ``candidates`` (or ones, when it does not win by ``margin``), and its story.
 
-    Readers' errors are added up as parts of their own outputs.
+    Consumers' errors are added up as parts of their own outputs.
     """
     # Of q and k only the product counts, whose scale may lie in either; so for gate and up.
-    total = sum(reader.share for reader in part.readers)
+    total = sum(consumer.share for consumer in part.consumers)
     weights = [
-        reader.share / total / max(reader.output(reader.sample()), 1e-30) for reader in part.readers
+        consumer.share / total / max(consumer.output(consumer.sample()), 1e-30)
+        for consumer in part.consumers
     ]
 
     def rank(names: Sequence[str], step: int) -> list[str]:
         losses = dict.fromkeys(names, 0.0)
-        for reader, weight in zip(part.readers, weights, strict=True):
-            rows = reader.sample()[::step]
+        for consumer, weight in zip(part.consumers, weights, strict=True):
+            rows = consumer.sample()[::step]
             for name in names:
-                losses[name] += weight * loss(reader, rows, part.columns(candidates[name]))
+                losses[name] += weight * loss(consumer, rows, part.columns(candidates[name]))
         return sorted(losses, key=losses.__getitem__)
 
     best = rank(rank(list(candidates), _SCREEN)[:_LIKELY], 1)[0]
     ones, chosen = np.ones(part.group.channels), candidates[best]
     before = after = 0.0
-    for reader, weight in zip(part.readers, weights, strict=True):
-        for rows in reader.slabs():
-            before += weight * loss(reader, rows, part.columns(ones))
-            after += weight * loss(reader, rows, part.columns(chosen))
+    for consumer, weight in zip(part.consumers, weights, strict=True):
+        for rows in consumer.slabs():
+            before += weight * loss(consumer, rows, part.columns(ones))
+            after += weight * loss(consumer, rows, part.columns(chosen))
     if not after < (1 - margin) * before:
         best, after, chosen = "", before, ones
-    return chosen, Searched(part.group.name, part.matrix, before, after, best)
+    return chosen, GroupOutcome(part.group.name, part.matrix, before, after, best)
 
 
 def search_groups(
     method: str,
     model: Model,
     groups: Sequence[FoldGroup],
-    search: Callable[[FoldGroup, int], tuple[Scales, Searched] | None],
+    search: Callable[[FoldGroup, int], tuple[Scales, GroupOutcome] | None],
     settings: Mapping[str, Any],
     threads: int,
 ) -> Iterator[Event]:
-    """Search every group and every expert's part, yielding progress, at last `Transformed`.
+    """Search every group and every expert's part, yielding progress, at last `TransformFound`.
 
     ``search`` gets a group and a matrix, and returns None where nothing is to be decided.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     parts, outcomes = [], []
 
-    def search_all(group: FoldGroup) -> list[tuple[Scales, Searched] | None]:
+    def search_all(group: FoldGroup) -> list[tuple[Scales, GroupOutcome] | None]:
         return [search(group, matrix) for matrix in range(group.matrices)]
 
     with ThreadPoolExecutor(threads, thread_name_prefix=method) as pool:
         for number, found in enumerate(pool.map(search_all, groups)):
             group = groups[number]
             scales = np.ones((group.matrices, group.channels))
-            told = []
+            searched = []
             for matrix, one in enumerate(found):
                 if one is not None:
                     scales[matrix] = one[0]
-                    told.append(one[1])
-            outcomes += told
-            if any(outcome.choice for outcome in told):
+                    searched.append(one[1])
+            outcomes += searched
+            if any(outcome.choice for outcome in searched):
                 parts.append(scale_group(group, scales, tensors))
             yield Progress(number + 1, len(groups), group.name, "groups")
-    transform = Transform(method, merge_scales(parts), settings=settings)
-    yield Transformed(transform, tuple(outcomes))
+    transform = TransformSpec(method, merge_scales(parts), settings=settings)
+    yield TransformFound(transform, tuple(outcomes))

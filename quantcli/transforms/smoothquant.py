@@ -17,19 +17,20 @@ and by the largest values seen. Source: SmoothQuant (arXiv:2211.10438).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
-from quantcli.errors import UsageError
+from quantcli.errors import PlanError, UsageError
+from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.base import GroupOutcome, TransformOptions
 from quantcli.transforms.channel_scales import collect, model_groups
-from quantcli.transforms.output_error import Grid, Reader, open_readers
-from quantcli.transforms.scale_search import Part, Scales, Searched, choose, search_groups
-from quantcli.transforms.spec import Floats
+from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
+from quantcli.transforms.scale_search import GroupPart, Scales, choose, search_groups
 from quantcli.types import Event
 
 _ALPHAS = tuple(step / 20 for step in range(21))
@@ -40,59 +41,72 @@ _SMALLEST = 1e-5
 """Of a maximum, so that dead channels neither vanish nor explode."""
 
 
-def smoothquant(
-    model: Model,
-    grids: Mapping[str, Grid],
-    measured: InputStatistics,
-    *,
-    alpha: float | None = None,
-    margin: float | None = None,
-    threads: int = 1,
-) -> Iterator[Event]:
-    """Smooth the inputs of the tensors in ``grids``, yielding progress, at last `Transformed`.
+class _SmoothQuant:
+    """SmoothQuant as a `Transform`."""
 
-    With ``alpha`` (0 to 1) every group behind a norm is smoothed by it, as in the paper. Without,
-    alpha is searched for each of them, and a group is smoothed if that lowers its loss by
-    ``margin``. ``measured`` needs abs_max and hessian.
-    """
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise UsageError(f"alpha is {alpha:g}", hint="from 0 to 1; often 0.5 to 0.9")
-    groups = [
-        group
-        for group in model_groups(model)
-        if group.kind == "norm" and any(name in grids for name in group.readers)
-    ]
-    alphas = _ALPHAS if alpha is None else (alpha,)
-    margin = _MARGIN if margin is None else margin
-    least = margin if alpha is None else -math.inf
+    name = "smoothquant"
+    options = ("alpha", "margin", "threads")
+    needs = ("hessian", "abs_max")
 
-    def search(group: FoldGroup, matrix: int) -> tuple[Scales, Searched] | None:
-        readers = open_readers(model, group, matrix, measured, grids, weighted=False)
-        if not readers:
-            return None
-        part = Part(group, matrix, readers)
-        largest = _largest_inputs(group, readers, measured)
-        weights = collect(group, _largest_weights(readers)[None], np.max)[0]
-        candidates = {
-            f"alpha {a:g}": np.maximum(largest**a / weights ** (1 - a), _SMALLEST) for a in alphas
-        }
-        seen = {reader: measured.abs_max(reader.tensor.name, reader.matrix) for reader in readers}
+    def check(self, model: Model, earlier: Sequence[str]) -> None:
+        """PlanError after a rotation, which leaves no outlier channels."""
+        if "rotate" in earlier:
+            raise PlanError(
+                "smoothquant after rotate finds no outlier channels, and cannot know the largest "
+                "inputs, which a rotation mixes",
+                hint="one of the two, or smoothquant first",
+            )
 
-        def loss(reader: Reader, rows: Floats, columns: Scales) -> float:
-            step = token_step(reader.hessian.diagonal(), seen[reader], columns)
-            scaled = np.square(rows * columns).sum(dtype=np.float64)
-            return reader.error(rows, columns) + step**2 / 12 * float(scaled)
+    def find(
+        self, model: Model, grids: Mapping[str, RoundRows], statistics: InputStatistics,
+        options: TransformOptions,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Smooth the inputs of the tensors in ``grids``, yielding progress and `TransformFound`.
 
-        return choose(part, candidates, loss, least)
+        With an alpha (0 to 1) every group behind a norm is smoothed by it, as in the paper.
+        Without, alpha is searched for each of them, and a group is smoothed if that lowers its
+        loss by the margin.
+        """
+        alpha = options.alpha
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise UsageError(f"alpha is {alpha:g}", hint="from 0 to 1; often 0.5 to 0.9")
+        groups = [
+            group
+            for group in model_groups(model)
+            if group.kind == "norm" and any(name in grids for name in group.consumers)
+        ]
+        alphas = _ALPHAS if alpha is None else (alpha,)
+        margin = _MARGIN if options.margin is None else options.margin
+        least = margin if alpha is None else -math.inf
 
-    settings = {"alpha": alpha, "margin": margin}
-    return search_groups("smoothquant", model, groups, search, settings, threads)
+        def search(group: FoldGroup, matrix: int) -> tuple[Scales, GroupOutcome] | None:
+            consumers = open_consumers(model, group, matrix, statistics, grids, weighted=False)
+            if not consumers:
+                return None
+            part = GroupPart(group, matrix, consumers)
+            largest = _largest_inputs(group, consumers, statistics)
+            weights = collect(group, _largest_weights(consumers)[None], np.max)[0]
+            candidates = {
+                f"alpha {a:g}": np.maximum(largest**a / weights ** (1 - a), _SMALLEST)
+                for a in alphas
+            }
+            seen = {
+                consumer: statistics.abs_max(consumer.tensor.name, consumer.matrix)
+                for consumer in consumers
+            }
+
+            def loss(consumer: ConsumerMatrix, rows: Floats, columns: Scales) -> float:
+                step = token_step(consumer.hessian.diagonal(), seen[consumer], columns)
+                scaled = np.square(rows * columns).sum(dtype=np.float64)
+                return consumer.error(rows, columns) + step**2 / 12 * float(scaled)
+
+            return choose(part, candidates, loss, least)
+
+        settings = {"alpha": alpha, "margin": margin}
+        return search_groups("smoothquant", model, groups, search, settings, options.threads)
 
 
-def int8_rows(rows: Floats, importance: Floats | None = None) -> Floats:
-    """Rows on a symmetric 8-bit grid of their own, the weights of W8A8."""
-    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / np.float32(_LEVELS)
-    return np.asarray(np.rint(rows / scale) * scale, np.float32)
+SMOOTHQUANT = _SmoothQuant()
 
 
 def token_step(
@@ -113,17 +127,19 @@ def token_step(
     return math.sqrt(min(*bounds, seen)) / _LEVELS
 
 
-def _largest_inputs(group: FoldGroup, readers: list[Reader], measured: InputStatistics) -> Scales:
-    """The largest |x| of each channel over all readers; experts see different tokens."""
-    found = [measured.abs_max(reader.tensor.name, reader.matrix) for reader in readers]
+def _largest_inputs(
+    group: FoldGroup, consumers: list[ConsumerMatrix], statistics: InputStatistics
+) -> Scales:
+    """The largest |x| of each channel over all consumers; experts see different tokens."""
+    found = [statistics.abs_max(consumer.tensor.name, consumer.matrix) for consumer in consumers]
     top = np.maximum.reduce(found).astype(np.float64)
     return np.asarray(np.maximum(collect(group, top[None], np.max)[0], _SMALLEST))
 
 
-def _largest_weights(readers: list[Reader]) -> Scales:
-    """The largest |w| of each column over all readers."""
-    top: Scales = np.full(readers[0].tensor.columns, _SMALLEST)
-    for reader in readers:
-        for rows in reader.slabs():
+def _largest_weights(consumers: list[ConsumerMatrix]) -> Scales:
+    """The largest |w| of each column over all consumers."""
+    top: Scales = np.full(consumers[0].tensor.columns, _SMALLEST)
+    for consumer in consumers:
+        for rows in consumer.slabs():
             np.maximum(top, np.abs(rows).max(axis=0), out=top)
     return top

@@ -1,4 +1,4 @@
-"""What a transform is: for each tensor it touches an operation, small enough to keep in a file.
+"""What a transform found: an operation for each tensor that it touches.
 
 Operations are linear maps of one tensor's rows and columns, so they apply to slabs of rows as
 these are read. What a transform changes about a model beyond its weights (a head that is no
@@ -14,20 +14,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from quantcli.errors import SourceError
+from quantcli.formats.base import Floats
 from quantcli.transforms.orthogonal import Permutation, Rotation
 
-Floats = NDArray[np.float32]
-
 TRANSFORM_FORMAT = "quantcli.transform/1"
+_ROTATIONS = {"across": "columns_rotation", "down": "rows_rotation"}
+"""Keys of the file, whose hash a transformed model records."""
 _FACTORS, _ORDER = ("signs", "left", "right"), ("order",)
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RotationRef:
     """The rotation or permutation of that name, over rows or columns ``first:last`` in consecutive
     groups."""
 
@@ -42,21 +41,21 @@ class Operation:
     or permutations.
 
     ``columns`` has shape (columns,), or (matrices, columns) for a stack whose matrices differ;
-    ``rows`` has one factor for each row, leading axes flattened. ``across`` is Q, ``down`` is P.
-    A tensor with one axis is one row. ``source`` is another tensor to take W from. ``values``,
-    float32, replaces the whole: nothing else may be given then.
+    ``rows`` has one factor for each row, leading axes flattened. ``columns_rotation`` is Q,
+    ``rows_rotation`` is P. A tensor with one axis is one row. ``source`` is another tensor to take
+    W from. ``values``, float32, replaces the whole: nothing else may be given then.
     """
 
     columns: Floats | None = None
     rows: Floats | None = None
-    across: Turn | None = None
-    down: Turn | None = None
+    columns_rotation: RotationRef | None = None
+    rows_rotation: RotationRef | None = None
     source: str | None = None
     values: Floats | None = None
 
 
 @dataclass(frozen=True)
-class Transform:
+class TransformSpec:
     """A method's result: what to do to which tensor; ``settings`` say how it was found."""
 
     method: str
@@ -79,8 +78,8 @@ def merge_scales(parts: Iterable[Mapping[str, Operation]]) -> dict[str, Operatio
     return merged
 
 
-def dump_transform(transform: Transform) -> bytes:
-    """The transform as one safetensors file; equal transforms give equal bytes."""
+def dump_transform(transform: TransformSpec) -> bytes:
+    """The transform as bytes, whose hash a model records; equal transforms give equal bytes."""
     arrays: dict[str, NDArray[Any]] = {}
     plain: dict[str, dict[str, Any]] = {}
     for name in sorted(transform.operations):
@@ -89,8 +88,8 @@ def dump_transform(transform: Transform) -> bytes:
         for key in ("columns", "rows", "values"):
             if (array := getattr(operation, key)) is not None:
                 arrays[f"{name}/{key}"] = np.ascontiguousarray(array, np.float32)
-        for key in ("across", "down"):
-            if (turn := getattr(operation, key)) is not None:
+        for key, field_name in _ROTATIONS.items():
+            if (turn := getattr(operation, field_name)) is not None:
                 entry[key] = [turn.rotation, turn.first, turn.last]
         if operation.source is not None:
             entry["source"] = operation.source
@@ -107,37 +106,6 @@ def dump_transform(transform: Transform) -> bytes:
     }
     # The library writes metadata in a random order; one string has one order.
     return bytes(save(arrays, {"quantcli": json.dumps(facts, sort_keys=True)}))
-
-
-def load_transform(data: bytes, label: str) -> Transform:
-    """What `dump_transform` wrote; ``label`` names the file in the SourceError for other bytes."""
-    try:
-        arrays = load(data)
-        length = int.from_bytes(data[:8], "little")
-        facts = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["quantcli"])
-        if facts["format"] != TRANSFORM_FORMAT:
-            raise KeyError(facts["format"])
-        operations = {}
-        for name, entry in json.loads(facts["operations"]).items():
-            turns = {key: Turn(*entry[key]) for key in ("across", "down") if key in entry}
-            operations[name] = Operation(
-                columns=arrays.get(f"{name}/columns"),
-                rows=arrays.get(f"{name}/rows"),
-                across=turns.get("across"),
-                down=turns.get("down"),
-                source=entry.get("source"),
-                values=arrays.get(f"{name}/values"),
-            )
-        rotations = {name: _load_rotation(name, arrays) for name in json.loads(facts["rotations"])}
-    except (SafetensorError, KeyError, TypeError, ValueError) as broken:
-        raise SourceError(f"{label} is no transform of quantcli ({broken})") from broken
-    return Transform(facts["method"], operations, rotations, json.loads(facts["settings"]))
-
-
-def _load_rotation(name: str, arrays: Mapping[str, NDArray[Any]]) -> Rotation | Permutation:
-    if f"rotations/{name}/order" in arrays:
-        return Permutation(arrays[f"rotations/{name}/order"])
-    return Rotation(*(arrays[f"rotations/{name}/{key}"] for key in _FACTORS))
 
 
 def _product(first: Floats | None, second: Floats | None) -> Floats | None:

@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import ArchitectureError, SourceError
-from quantcli.formats import FORMATS, get_format, native
+from quantcli.formats import FORMATS, get_format
+from quantcli.formats.base import Floats
 from quantcli.model import TRANSFORMS_KEY, Model
-from quantcli.transforms.spec import Operation, Transform, Turn, dump_transform
+from quantcli.transforms.spec import Operation, RotationRef, TransformSpec, dump_transform
 from quantcli.types import OutputTensor, text
-
-Floats = NDArray[np.float32]
 
 _KEPT = 3
 """Groups of turned rows that are kept; threads work on slabs of at most two or three tensors."""
@@ -38,7 +37,7 @@ class TransformedModel(Model):
     """``base`` with ``transform`` applied; closing it closes the base's files."""
 
     base: Model = field(kw_only=True)
-    transform: Transform = field(kw_only=True)
+    transform: TransformSpec = field(kw_only=True)
     _sources: Mapping[str, OutputTensor] = field(kw_only=True, repr=False, compare=False)
     _groups: _Groups = field(kw_only=True, repr=False, compare=False)
 
@@ -49,36 +48,36 @@ class TransformedModel(Model):
             return self.base.read_rows(tensor, start, stop)
         if operation.values is not None:
             return super().read_rows(tensor, start, stop)
-        turn = operation.down
+        turn = operation.rows_rotation
         if turn is None:
-            return self._unturned(tensor, operation, start, stop)
+            return self._unrotated(tensor, operation, start, stop)
         parts = []
         size = self.transform.rotations[turn.rotation].size
         for first, last in _spans(turn, size, start, stop, tensor.rows):
             low, high = max(start, first), min(stop, last)
             if turn.first <= first < turn.last:
-                parts.append(self._turned(tensor, turn, first, last)[low - first : high - first])
+                parts.append(self._rotated(tensor, turn, first, last)[low - first : high - first])
             else:
-                parts.append(self._unturned(tensor, operation, low, high))
+                parts.append(self._unrotated(tensor, operation, low, high))
         # What is kept is never handed out: rows are the caller's to change.
         return np.concatenate(parts)
 
-    def _turned(self, tensor: OutputTensor, turn: Turn, first: int, last: int) -> Floats:
+    def _rotated(self, tensor: OutputTensor, turn: RotationRef, first: int, last: int) -> Floats:
         """Rows ``first:last``, which are one whole group, after the rotation of rows."""
 
         def make() -> Floats:
             operation = self.transform.operations[tensor.name]
-            rows = self._unturned(tensor, operation, first, last)
+            rows = self._unrotated(tensor, operation, first, last)
             turned = self.transform.rotations[turn.rotation].apply(rows.T)
             return np.ascontiguousarray(turned.T, np.float32)
 
         return self._groups.get((tensor.name, first), make)
 
-    def _unturned(
+    def _unrotated(
         self, tensor: OutputTensor, operation: Operation, start: int, stop: int
     ) -> Floats:
         """Rows with everything done to them but the rotation of rows."""
-        rows = read_floats(self.base, self._sources[tensor.name], start, stop)
+        rows = self.base.read_floats(self._sources[tensor.name], start, stop)
         if operation.columns is not None:
             factors = operation.columns
             if factors.ndim > 1:
@@ -87,17 +86,17 @@ class TransformedModel(Model):
             rows = rows * factors
         if operation.rows is not None:
             rows = rows * operation.rows[start:stop, None]
-        across = operation.across
-        if across is not None:
-            within = slice(across.first, across.last)
-            rows[:, within] = self.transform.rotations[across.rotation].apply(rows[:, within])
+        turn = operation.columns_rotation
+        if turn is not None:
+            within = slice(turn.first, turn.last)
+            rows[:, within] = self.transform.rotations[turn.rotation].apply(rows[:, within])
         return np.ascontiguousarray(rows, np.float32)
 
 
-def apply_transform(model: Model, transform: Transform) -> TransformedModel:
+def apply_transform(model: Model, transform: TransformSpec) -> TransformedModel:
     """``model`` with its weights transformed; nothing is read.
 
-    A head that the transform makes out of the embeddings becomes a tensor of its own, and the
+    A head that the transform makes out of the embeddings becomes a separate tensor, and the
     configuration then says that the two are not tied. ArchitectureError when the transform is of
     another model, SourceError when weights that it changes are quantized already.
     """
@@ -134,14 +133,6 @@ def apply_transform(model: Model, transform: Transform) -> TransformedModel:
     )  # fmt: skip
 
 
-def read_floats(model: Model, tensor: OutputTensor, start: int, stop: int) -> Floats:
-    """Rows ``start:stop`` of a tensor as float32, decoded where they are stored in blocks."""
-    rows = model.read_rows(tensor, start, stop)
-    if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
-        return native.decode(get_format(tensor.dtype), rows)
-    return native.to_float32(rows)
-
-
 class _Groups:
     """The last few groups of turned rows; each is made once, whatever the number of threads."""
 
@@ -161,7 +152,9 @@ class _Groups:
             return made[0]
 
 
-def _spans(turn: Turn, size: int, start: int, stop: int, rows: int) -> Iterator[tuple[int, int]]:
+def _spans(
+    turn: RotationRef, size: int, start: int, stop: int, rows: int
+) -> Iterator[tuple[int, int]]:
     """Rows ``start:stop`` cut at the edges of the turn and of its groups."""
     if start < turn.first:
         yield 0, turn.first

@@ -36,7 +36,7 @@ def byte_bpe_key_values(
     files: TokenizerFiles, tokenizer: TokenizerJson, size: int, pre: str | None
 ) -> dict[str, MetaValue]:
     """The key-values of a byte-level BPE; ``size`` is the number of rows of the embedding."""
-    name = files.path("tokenizer.json")
+    name = files.path(tokenizer.file)
     model = tokenizer.model
     vocab = bpe_vocab(model, name)
     merges = read_merges(model, name)
@@ -44,6 +44,12 @@ def byte_bpe_key_values(
         raise VocabularyError(f"{name}: the BPE model has no merges")
     added = added_tokens(files)
     named = named_special_tokens(files)
+    pre = pre or tokenizer.pre
+    if pre is None and tokenizer.file not in ("tokenizer.json", "tekken.json"):
+        raise VocabularyError(
+            f"{name}: a tiktoken file does not say how words are split",
+            hint="--pre NAME says it, in llama.cpp's names; 'llama-bpe' for Llama 3",
+        )
     if pre is None:
         _check_model(model, name)
         _check_normalizer(tokenizer, name)

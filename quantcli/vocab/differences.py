@@ -28,6 +28,7 @@ def find_differences(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> It
     yield from _prefix(files, keys)
     yield from _normalization(files, keys)
     yield from _ends(files, keys)
+    yield from _words(keys)
 
 
 def _added_flags(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
@@ -80,8 +81,8 @@ def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iter
     pre = keys.get("tokenizer.ggml.pre")
     if pre is not None and pre.value in _MARKS:
         yield (
-            f"llama.cpp's pre-tokenizer {pre.value!r} splits words at combining marks, so Thai, "
-            "Devanagari and the like get other ids"
+            f"llama.cpp's pre-tokenizer {pre.value!r} reads marks and capitals otherwise where no "
+            "English has them, so Thai, Devanagari and words such as 'неБольшая' get other ids"
         )
 
 
@@ -93,6 +94,21 @@ def _ends(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]
             f"generation also ends at {_list(left)}, for which a GGUF has no key left; give "
             "the runtime such a text as a stop string"
         )
+
+
+def _words(keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    prefix = "tokenizer.ggml.normalizer."
+    strips = keys.get(f"{prefix}strip_accents")
+    lowers = keys.get(f"{prefix}lowercase")
+    if keys["tokenizer.ggml.model"].value != "bert":
+        return
+    if strips is not None and strips.value:
+        yield (
+            "llama.cpp strips accents by a table of its own (strip_accents), so Korean and scripts "
+            "with vowel signs such as Hindi get other ids"
+        )
+    elif lowers is not None and lowers.value:
+        yield "llama.cpp lower-cases one character to one, so Turkish dotted capitals differ"
 
 
 def _list(texts: list[str]) -> str:

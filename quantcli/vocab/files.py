@@ -52,6 +52,10 @@ class TokenizerJson(msgspec.Struct, frozen=True):
     normalizer: dict[str, Any] | None = None
     pre_tokenizer: dict[str, Any] | None = None
     post_processor: dict[str, Any] | None = None
+    file: str = "tokenizer.json"
+    """The file that it was read from."""
+    pre: str | None = None
+    """llama.cpp's name for how words are split, where no structure here tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +79,6 @@ class TokenizerFiles:
         return str(self.folder / name)
 
 
-def read_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
-    """Read what ``folder`` has; VocabularyError where there is no tokenizer or a broken file."""
-    tokenizer = folder / "tokenizer.json"
-    model = next(
-        (path for name in ("tokenizer.model", "spiece.model") if (path := folder / name).is_file()),
-        None,
-    )
-    if not tokenizer.is_file() and model is None:
-        raise _missing(folder)
-    return TokenizerFiles(
-        folder=folder,
-        config=config,
-        tokenizer=read_json(tokenizer, TokenizerJson) if tokenizer.is_file() else None,
-        model=model,
-        tokenizer_config=_read_mapping(folder / "tokenizer_config.json"),
-        special_tokens_map=_read_mapping(folder / "special_tokens_map.json"),
-        generation_config=_read_mapping(folder / "generation_config.json"),
-        added_tokens=read_json(path, dict[str, int])
-        if (path := folder / "added_tokens.json").is_file()
-        else {},
-    )
-
-
 def read_json(path: Path, shape: type[T]) -> T:
     """The JSON file ``path`` as ``shape``; VocabularyError naming the file and the place."""
     try:
@@ -110,21 +91,6 @@ def read_json(path: Path, shape: type[T]) -> T:
         raise VocabularyError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_mapping(path: Path) -> Mapping[str, Any]:
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """A JSON object, empty where there is no such file."""
     return read_json(path, dict[str, Any]) if path.is_file() else {}
-
-
-def _missing(folder: Path) -> VocabularyError:
-    looked = "tokenizer.json, tokenizer.model or spiece.model"
-    others = [name for name in ("vocab.json", "merges.txt", "vocab.txt", "tekken.json",
-                                "tiktoken.model") if (folder / name).is_file()]  # fmt: skip
-    if not others:
-        return VocabularyError(
-            f"{folder} has no tokenizer: looked for {looked}",
-            hint="copy the tokenizer's files next to the weights",
-        )
-    return VocabularyError(
-        f"{folder} has {', '.join(others)} but none of {looked}",
-        hint="write a tokenizer.json with transformers: "
-        "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-    )

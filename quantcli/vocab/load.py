@@ -11,10 +11,12 @@ from quantcli.types import MetaValue, text
 from quantcli.vocab.added import added_tokens, name_by_stripping
 from quantcli.vocab.byte_bpe import byte_bpe_key_values, is_byte_level
 from quantcli.vocab.differences import find_differences
-from quantcli.vocab.files import TokenizerFiles, TokenizerJson, read_files
+from quantcli.vocab.files import TokenizerFiles, TokenizerJson
+from quantcli.vocab.find_files import find_files
 from quantcli.vocab.sentencepiece import sentencepiece_key_values
 from quantcli.vocab.template import template_key_values
 from quantcli.vocab.whitespace import read_spaces
+from quantcli.vocab.wordpiece import wordpiece_key_values
 
 
 def load_vocabulary(
@@ -36,9 +38,12 @@ def load_vocabulary(
     a sentence for each setting that a GGUF has no place for. VocabularyError
     says what is missing, broken or not supported; UsageError that there is no such ``pre``.
     """
-    files = read_files(folder, config)
-    if files.tokenizer is not None and _kind(files, files.tokenizer, pre) == "byte-level":
+    files = find_files(folder, config)
+    kind = None if files.tokenizer is None else _kind(files, files.tokenizer, pre)
+    if files.tokenizer is not None and kind == "byte-level":
         keys = byte_bpe_key_values(files, files.tokenizer, vocab_size, pre)
+    elif files.tokenizer is not None and kind == "WordPiece":
+        keys = wordpiece_key_values(files, files.tokenizer, vocab_size, pre)
     else:
         keys = sentencepiece_key_values(files, vocab_size, pre)
     keys |= template_key_values(files)
@@ -51,11 +56,13 @@ def load_vocabulary(
 
 
 def _kind(files: TokenizerFiles, tokenizer: TokenizerJson, pre: str | None) -> str:
-    name = files.path("tokenizer.json")
+    name = files.path(tokenizer.file)
     kind = tokenizer.model.type or _untyped(tokenizer)
+    if kind == "WordPiece":
+        return kind
     if kind not in ("BPE", "Unigram"):
         raise VocabularyError(
-            f"{name}: the model is {kind}; llama.cpp runs language models with BPE and Unigram"
+            f"{name}: the model is {kind}; llama.cpp has BPE, Unigram and WordPiece"
         )
     if kind == "BPE" and is_byte_level(tokenizer):
         return "byte-level"
@@ -73,4 +80,4 @@ def _untyped(tokenizer: TokenizerJson) -> str:
     """The model's type in files from before it was written."""
     if isinstance(tokenizer.model.vocab, list):
         return "Unigram"
-    return "BPE" if tokenizer.model.merges else "WordPiece or WordLevel"
+    return "BPE" if tokenizer.model.merges else "WordPiece"

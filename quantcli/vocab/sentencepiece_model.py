@@ -78,9 +78,7 @@ def read_model(path: Path) -> PieceModel:
             special=_special_ids(trainer, len(pieces)),
         )
     except ValueError as error:  # UnicodeDecodeError is one
-        raise VocabularyError(
-            f"{path} is not a SentencePiece model: {error}", hint=_tiktoken_hint(data)
-        ) from error
+        raise VocabularyError(f"{path} is not a SentencePiece model: {error}") from error
     if algorithm not in (_UNIGRAM, _BPE):
         raise VocabularyError(
             f"{path} is a SentencePiece model of type {_ALGORITHMS.get(algorithm, algorithm)}; "
@@ -107,10 +105,3 @@ def _special_ids(trainer: Mapping[int, Field], count: int) -> dict[str, int]:
     ids = {role: as_int(trainer.get(number, default))
            for role, (number, default) in fields.items()}  # fmt: skip
     return {role: number for role, number in ids.items() if 0 <= number < count}
-
-
-def _tiktoken_hint(data: bytes) -> str | None:
-    word, _, rank = data.split(b"\n", 1)[0].partition(b" ")
-    if word and rank.strip().isdigit():
-        return "it is a tiktoken file; a tokenizer.json is needed beside it"
-    return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantcli.archs import ARCHITECTURES, find_folds
-from quantcli.archs.fold import FoldGroup, Maker, fold_groups
+from quantcli.archs.fold import FoldGroup, Producer, fold_groups
 from quantcli.errors import ArchitectureError
 from quantcli.model import Model, open_model
 from quantcli.types import OutputTensor
@@ -32,24 +32,24 @@ def test_values_belong_to_key_value_heads(checkpoint: Callable[..., Path]) -> No
     with open_model(checkpoint("llama-biases"), vocabulary=False) as model:
         found = groups(model)["blk.1.attn_v"]
     assert (found.channels, found.heads, found.sharers) == (64, 2, 2)
-    assert found.makers == (
-        Maker("blk.1.attn_v.weight", 0, 64),
-        Maker("blk.1.attn_v.bias", 0, 64),
+    assert found.producers == (
+        Producer("blk.1.attn_v.weight", 0, 64),
+        Producer("blk.1.attn_v.bias", 0, 64),
     )
-    assert found.readers == ("blk.1.attn_output.weight",)
+    assert found.consumers == ("blk.1.attn_output.weight",)
 
 
 def test_fused_matrices_are_made_by_their_last_rows(checkpoint: Callable[..., Path]) -> None:
     with open_model(checkpoint("phi3"), vocabulary=False) as model:
         found = groups(model)
-    assert found["blk.0.attn_qkv"].makers == (Maker("blk.0.attn_qkv.weight", 96, 128),)
-    assert found["blk.0.ffn_up"].makers == (Maker("blk.0.ffn_up.weight", 96, 192),)
+    assert found["blk.0.attn_qkv"].producers == (Producer("blk.0.attn_qkv.weight", 96, 128),)
+    assert found["blk.0.ffn_up"].producers == (Producer("blk.0.ffn_up.weight", 96, 192),)
 
 
 def test_a_norm_feeds_the_router_and_every_expert(checkpoint: Callable[..., Path]) -> None:
     with open_model(checkpoint("mixtral"), vocabulary=False) as model:
         found = groups(model)
-    assert {name.split(".")[2] for name in found["blk.0.ffn_norm"].readers} == {
+    assert {name.split(".")[2] for name in found["blk.0.ffn_norm"].consumers} == {
         "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps",
     }  # fmt: skip
     assert found["blk.0.ffn_up_exps"].matrices == 4

@@ -48,6 +48,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "Gemma2ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
     "Gemma3ForCausalLM": {"head_dim": 16, "query_pre_attn_scalar": 16},
+    "Lfm2ForCausalLM": {"block_multiple_of": 32},
     "GPT2LMHeadModel": {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 256},
 }
 
@@ -296,6 +297,12 @@ def test_llama3_rotations(rope: dict[str, Any], sentence: str) -> None:
         ("GPT2LMHeadModel", {"activation_function": "gelu"}, "'gelu_new' or 'gelu_pytorch_tanh'"),
         ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True}, "with False only"),
         ("GPT2LMHeadModel", {"n_positions": None}, "config.json has no n_positions or n_ctx"),
+        ("Lfm2ForCausalLM", {"conv_bias": True}, "sets conv_bias to True"),
+        (
+            "Lfm2ForCausalLM",
+            {"layer_types": ["conv", "conv"]},
+            "expected one of full_attention and conv for each of 1 layers",
+        ),
     ],
 )
 def test_what_llama_cpp_computes_otherwise(name: str, patch: dict[str, Any], sentence: str) -> None:

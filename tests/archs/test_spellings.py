@@ -190,3 +190,40 @@ def test_notes_on_windows_that_llama_cpp_does_not_apply(
     notes = find_architecture(config).notes(config)
     assert len(notes) == expected
     assert all("sliding window of 128 tokens" in note for note in notes)
+
+
+LFM2: dict[str, Any] = {
+    **LLAMA,
+    "architectures": ["Lfm2ForCausalLM"],
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "block_multiple_of": 32,
+}
+
+
+def test_layers_with_attention_of_lfm2() -> None:
+    older = keys({**LFM2, "full_attn_idxs": [1]})
+    newer = keys({**LFM2, "layer_types": ["conv", "full_attention", "conv"]})
+    assert older == newer
+    assert older["attention.head_count_kv"] == [0, 2, 0]
+    assert keys(LFM2)["attention.head_count_kv"] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("spelling", "size"),
+    [
+        ({}, 64),
+        ({"block_ff_dim": 120}, 96),
+        ({"block_ffn_dim_multiplier": 1.5}, 96),
+        ({"block_auto_adjust_ff_dim": False}, 96),
+    ],
+)
+def test_feed_forward_lengths_of_lfm2(spelling: dict[str, Any], size: int) -> None:
+    assert keys({**LFM2, **spelling})["feed_forward_length"] == size
+
+
+@pytest.mark.parametrize("spelling", ["tie_word_embeddings", "tie_embedding"])
+def test_an_untied_head_of_lfm2(spelling: str) -> None:
+    names = find_architecture(LFM2).stored({**LFM2, spelling: False}, ())
+    assert "lm_head.weight" in names
+    assert "lm_head.weight" not in find_architecture(LFM2).stored({**LFM2, spelling: True}, ())

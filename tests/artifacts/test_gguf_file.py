@@ -16,11 +16,11 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
 from quantcli import quantize
-from quantcli.artifacts.gguf_file import SLAB_BYTES, execute, prepare, threads_within
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import peak_memory, threads_within, write_artifact
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.container import padded
 from quantcli.model import open_model
-from quantcli.plan.budget import peak_memory
 from quantcli.plan.recipe import Recipe
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -136,8 +136,8 @@ def test_key_values_say_where_the_file_came_from(tmp_path: Path) -> None:
 
 def test_memory_limit_takes_threads_away_and_then_refuses() -> None:
     with open_model(MINI) as model:
-        job = prepare(model, Recipe(type="Q4_K_M"), Path("x.gguf"), check=False)
-        free = peak_memory(job.plan, 8, SLAB_BYTES)
+        job = prepare_gguf(model, Recipe(type="Q4_K_M"), Path("x.gguf"), check=False)
+        free = peak_memory(job, 8)
         assert threads_within(job, 8, None) == 8
         assert threads_within(job, 8, free) == 8
         assert threads_within(job, 8, free - 1) == 7
@@ -198,16 +198,16 @@ def test_existing_output_survives_a_failure(tmp_path: Path) -> None:
     old.write_bytes(b"precious")
     with open_model(folder) as model:
         with pytest.raises(OutputError, match="exists already"):
-            prepare(model, Recipe(type="Q4_K_M"), old)
-        job = prepare(model, Recipe(type="Q4_K_M"), old, force=True)
+            prepare_gguf(model, Recipe(type="Q4_K_M"), old)
+        job = prepare_gguf(model, Recipe(type="Q4_K_M"), old, force=True)
         with pytest.raises(WeightError):
-            list(execute(job))
+            list(write_artifact(job))
     assert old.read_bytes() == b"precious"
 
 
 def test_closing_the_iteration_early_leaves_nothing(tmp_path: Path) -> None:
     with open_model(MINI) as model:
-        events = execute(prepare(model, Recipe(type="Q4_K_M"), tmp_path / "o.gguf"))
+        events = write_artifact(prepare_gguf(model, Recipe(type="Q4_K_M"), tmp_path / "o.gguf"))
         next(events)
         events.close()
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,8 @@ from support.llama_logits import llama_logits
 from support.model_folders import CHECKPOINT, make_folder
 from support.tiny_models import build
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.model import open_model
 from quantcli.plan.recipe import Recipe
 
@@ -30,7 +31,7 @@ def logits(folder) -> np.ndarray:
 
 def quantize(source, output, **recipe):
     with open_model(source) as model:
-        list(execute(prepare(model, Recipe(**recipe), output), threads=2))
+        list(write_artifact(prepare_gguf(model, Recipe(**recipe), output), threads=2))
     return output
 
 

@@ -21,7 +21,7 @@ from support.tiny_models import build
 
 import quantcli
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder
-from quantcli.artifacts.gguf_file import Finished
+from quantcli.artifacts.write import Finished
 from quantcli.errors import OutputError, WeightError
 from quantcli.sources.shards import read_index
 from quantcli.types import Note
@@ -39,7 +39,7 @@ def test_bytes_do_not_depend_on_threads_or_slabs(folder, tmp_path, monkeypatch, 
     make_folder(CHECKPOINT, tmp_path / "one", to=to, threads=1)
     assert contents(tmp_path / "one") == contents(expected)
     # The digest is over slabs, so only the weights stay the same.
-    monkeypatch.setattr("quantcli.artifacts.model_folder.SLAB_BYTES", 40_000)
+    monkeypatch.setattr("quantcli.artifacts.slabs.SLAB_BYTES", 40_000)
     make_folder(CHECKPOINT, tmp_path / "many", to=to, threads=5)
     weights = "model.safetensors"
     assert (tmp_path / "many" / weights).read_bytes() == (expected / weights).read_bytes()

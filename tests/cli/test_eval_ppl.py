@@ -22,7 +22,8 @@ SHORT = ("--ctx", "64", "--chunks", "2", "-t", "1")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, Path]:
-    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.write import write_artifact
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
 
@@ -31,7 +32,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     for kind in ("BF16", "Q8_0", "Q2_K"):
         made[kind] = folder / f"mini-{kind}.gguf"
         with open_model(MINI) as model:
-            for _ in execute(prepare(model, Recipe(type=kind), made[kind]), threads=1):
+            for _ in write_artifact(prepare_gguf(model, Recipe(type=kind), made[kind]), threads=1):
                 pass
     return made
 

@@ -13,6 +13,7 @@ from support.process import command, environment, run
 
 from quantcli.cli.output import Output, printable
 from quantcli.cli.progress import Lines, Meter
+from quantcli.events import PhaseBegun, PhaseDone
 from quantcli.report.tables import Column, Table, facts
 from quantcli.types import Note, Progress
 
@@ -243,10 +244,9 @@ def test_an_unknown_total_is_no_mishap():
 def test_a_phase_that_begins_anew_measures_anew(capsys, monkeypatch):
     monkeypatch.setattr("quantcli.cli.progress.FIRST_LINE_S", -1.0)
     out = Output()
-    with out.phase("first"):
-        out.event(Progress(50, 100, "a"))
-    with out.phase("second"):
-        out.event(Progress(1, 100, "b"))
+    for name, progress in (("first", Progress(50, 100, "a")), ("second", Progress(1, 100, "b"))):
+        for event in (PhaseBegun(name), progress, PhaseDone(name, 0.1)):
+            out.event(event)
     out.event(Note("done"))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("first: 50.0 %")

@@ -18,7 +18,8 @@ MakeGguf = Callable[[str], Path]
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
     """``gguf(type)``: the checkpoint as quantcli quantizes it."""
-    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.write import write_artifact
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
 
@@ -28,7 +29,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> MakeGguf:
     def file(kind: str) -> Path:
         path = folder / f"mini-{kind}.gguf"
         with open_model(CHECKPOINT) as model:
-            for _ in execute(prepare(model, Recipe(type=kind), path), threads=2):
+            for _ in write_artifact(prepare_gguf(model, Recipe(type=kind), path), threads=2):
                 pass
         return path
 

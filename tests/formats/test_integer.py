@@ -14,6 +14,7 @@ from quantcli.formats.integer import (
     quantize,
 )
 from quantcli.formats.native import UnencodableError
+from quantcli.layouts.mlx import pack_codes
 
 ZEROS = ("middle", "integer", "edge")
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -144,9 +145,8 @@ def test_a_weight_too_large_for_its_scale_is_named(rows):
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_edges_are_mlx_own(rows, bits, group):
     mlx = pytest.importorskip("mlx.core")
-    packing = pytest.importorskip("quantcli.layouts.packing.mlx")
     coded = encode(rows, IntegerGrid(bits, "edge", "group", group, "F32"))
     words, scales, biases = mlx.quantize(mlx.array(rows), group_size=group, bits=bits)
     assert np.array_equal(np.array(scales), coded.scales)
     assert np.array_equal(np.array(biases), coded.zeros)
-    assert np.array_equal(np.array(words), packing.pack_codes(coded.codes, bits))
+    assert np.array_equal(np.array(words), pack_codes(coded.codes, bits))

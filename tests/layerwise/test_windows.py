@@ -28,12 +28,13 @@ def tokenizer() -> Tokenizer:
 
 def test_ids_are_those_of_llama_cpp(tokenizer: Tokenizer, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp")
-    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.write import write_artifact
     from quantcli.plan.recipe import Recipe
 
     path = tmp_path / "mini.gguf"
     with open_model(MINI) as model:
-        for _ in execute(prepare(model, Recipe(type="Q8_0"), path)):
+        for _ in write_artifact(prepare_gguf(model, Recipe(type="Q8_0"), path)):
             pass
     llama = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     text = PROSE * 3 + "\n\n<|end_of_text|> naïve — 東京\r\n"

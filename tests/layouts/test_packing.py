@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from quantcli.layouts.packing import awq, bits, compressed_tensors, gptq, mlx
+from quantcli.layouts import awq, gptq, mlx, words
+from quantcli.layouts.compressed_tensors import packed as compressed_tensors
 
 RNG = np.random.default_rng(5)
 
@@ -25,12 +26,12 @@ def element(number: int, index: int, width: int) -> int:
 @pytest.mark.parametrize("count", [32, 64, 7, 33])
 def test_element_i_lies_at_bit_i_times_width(width, count):
     codes = codes_of(3, count, width)
-    words = bits.pack_bits(codes, width)
-    assert words.shape == (3, -(-count * width // 32))
-    for row, packed in zip(codes, words, strict=True):
+    found = words.pack_bits(codes, width)
+    assert found.shape == (3, -(-count * width // 32))
+    for row, packed in zip(codes, found, strict=True):
         assert [element(stream(packed), i, width) for i in range(count)] == row.tolist()
         assert stream(packed) >> (count * width) == 0
-    assert np.array_equal(bits.unpack_bits(words, width, count), codes)
+    assert np.array_equal(words.unpack_bits(found, width, count), codes)
 
 
 @pytest.mark.parametrize("width", range(2, 9))

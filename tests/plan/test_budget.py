@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 from support.model_shapes import MODELS, decoder
 
+from quantcli.artifacts.shards import split_shards
 from quantcli.errors import OutputError, UsageError
-from quantcli.plan.budget import check_disk, free_disk, parse_size, peak_memory, plan_split
+from quantcli.pieces import Add, Order, Piece
+from quantcli.plan.budget import check_disk, free_disk, thread_memory
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe
-from quantcli.types import OutputTensor, Piece
+from quantcli.plan.size_text import parse_size
+from quantcli.types import OutputTensor
 
 SLAB = 4 << 20
 
@@ -23,6 +26,10 @@ def plan_of(model_name: str = "llama-12", **recipe: object) -> Plan:
 
 def plan_for(*tensors: OutputTensor) -> Plan:
     return make_plan(tensors, decoder("llama", 2).metadata(), Recipe())
+
+
+def split(plan: Plan, limit: int) -> list[list[TensorPlan]]:
+    return split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
 
 
 @pytest.mark.parametrize(
@@ -50,13 +57,13 @@ def test_shards_are_those_of_ggufs_own_writer(limit: str, type_name: str, tmp_pa
             item.tensor.name, item.tensor.shape, np.dtype(np.float16), plan.aligned(item.nbytes)
         )
     expected = [list(shard) for shard in writer.tensors]
-    shards = plan_split(plan, parse_size(limit))
+    shards = split(plan, parse_size(limit))
     assert [[item.tensor.name for item in shard] for shard in shards] == expected
 
 
 def test_a_tensor_that_is_too_large_gets_its_own_shard() -> None:
     plan = plan_of()
-    shards = plan_split(plan, 1)
+    shards = split(plan, 1)
     assert [len(shard) for shard in shards] == [1] * len(plan.items)
 
 
@@ -71,28 +78,26 @@ def test_disk(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_model() -> None:
     small = plan_for(OutputTensor("output.weight", (1 << 14, 4096), "BF16"))
     large = plan_for(OutputTensor("output.weight", (1 << 18, 4096), "BF16"))
-    assert peak_memory(small, 2, SLAB) == peak_memory(large, 2, SLAB) < 500 << 20
+    assert thread_memory(small, SLAB) == thread_memory(large, SLAB) < 200 << 20
 
 
-def test_memory_grows_with_threads_and_slabs() -> None:
+def test_memory_grows_with_slabs() -> None:
     plan = plan_for(OutputTensor("output.weight", (1 << 16, 4096), "BF16"))
-    one, two, four = (peak_memory(plan, threads, SLAB) for threads in (1, 2, 4))
-    assert four - two == 2 * (two - one) > 2 * SLAB
-    assert peak_memory(plan, 1, 2 * SLAB) > one
+    assert thread_memory(plan, 2 * SLAB) > thread_memory(plan, SLAB) > SLAB
 
 
 def test_memory_counts_what_is_held_at_once() -> None:
     def held(tensor: OutputTensor) -> int:
-        plan = plan_for(tensor)
-        return peak_memory(plan, 2, SLAB) - peak_memory(plan, 1, SLAB)
+        return thread_memory(plan_for(tensor), SLAB)
 
     name, shape, rows = "output.weight", (1 << 16, 4096), 1 << 16
     plain = held(OutputTensor(name, shape, "BF16", (Piece("a", rows),)))
     stored, encoded = SLAB, SLAB // 2 * 210 // 256
     assert plain == stored + 4 * 4096 + encoded
-    permuted = Piece("a", rows, view=(2, rows // 2), axes=(1, 0))
+    permuted = Piece("a", rows, order=Order((2, rows // 2, 4096), (1, 0, 2), 4096))
     assert held(OutputTensor(name, shape, "BF16", (permuted,))) == plain + 4 * SLAB
-    assert held(OutputTensor(name, shape, "BF16", (Piece("a", rows, add=1.0),))) > plain + SLAB
+    shifted = Piece("a", rows, pointwise=Add(1.0))
+    assert held(OutputTensor(name, shape, "BF16", (shifted,))) > plain + SLAB
     assert held(OutputTensor(name, shape, "F8_E4M3", (Piece("a", rows),))) > plain + SLAB
     wide = held(OutputTensor(name, (4, 1 << 24), "BF16", (Piece("a", 4),)))
     assert wide > 2 << 24, "a row is held whole"
@@ -100,7 +105,7 @@ def test_memory_counts_what_is_held_at_once() -> None:
 
 def test_an_empty_plan_needs_only_the_interpreter() -> None:
     empty = Plan(Recipe(), 15, ())
-    assert peak_memory(empty, 8, SLAB) == peak_memory(empty, 1, SLAB)
+    assert thread_memory(empty, SLAB) == 0
     assert empty.bits_per_weight == 0
 
 

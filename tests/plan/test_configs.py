@@ -7,7 +7,8 @@ from support.model_shapes import MODELS
 
 from quantcli.errors import PlanError
 from quantcli.plan.planner import Plan, make_plan
-from quantcli.plan.recipe import Recipe, dump_recipe, load_recipe
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_file import dump_recipe, load_recipe
 
 FOLDER = Path(__file__).parents[2] / "configs"
 EXPECTED = {

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantcli.errors import UsageError
-from quantcli.plan.recipe import Recipe, dump_recipe, load_recipe, merge_recipe
+from quantcli.plan.recipe import Recipe, merge_recipe
+from quantcli.plan.recipe_file import dump_recipe, load_recipe
 
 FULL = Recipe(
     type="Q5_K_S",

@@ -13,11 +13,13 @@ from quantcli.formats import get_format, native
 from quantcli.formats.integer import IntegerGrid
 from quantcli.rounding import row_feedback as rows_module
 from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec
+from quantcli.rounding.gptq import GPTQ
 from quantcli.rounding.options import Options
 from quantcli.rounding.row_feedback import round_by_rows
-from quantcli.rounding.tensor import MatrixStatistics, round_matrix
+from quantcli.rounding.tensor import round_matrix
 from quantcli.statistics import output_fisher as outputs_module
 from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 
@@ -107,7 +109,7 @@ def test_it_costs_predictions_less(name: str, strip: int, monkeypatch: pytest.Mo
     found = OutputFisher(rows, means)
     known = MatrixStatistics(prepare_hessian(mean), mean, mean, outputs=found)
     codec = CODECS[name]
-    both = round_matrix(codec, weights, known, Options(), POOL)
+    both = round_matrix(GPTQ, codec, weights, known, Options(), POOL)
     alone = codec.descend(weights, known.hessian, known.importance, Options(sweeps=3), POOL)
     share = known.cost(weights - codec.decode(alone), found) / known.cost(weights, found)
     assert both.after < (0.95 if strip > rows else 1.0) * share
@@ -143,5 +145,5 @@ def test_a_grid_with_one_scale_is_rounded_as_a_whole() -> None:
     known = MatrixStatistics(
         prepare_hessian(mean), mean, mean, outputs=OutputFisher(32, (_mean(32, 7),))
     )
-    found = round_matrix(codec, weights, known, Options(), POOL)
+    found = round_matrix(GPTQ, codec, weights, known, Options(), POOL)
     assert len(np.unique(codec.unpack(found.packed).scales)) == 1

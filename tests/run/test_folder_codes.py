@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ import torch
 import transformers
 
 from quantcli.api import quantize
-from quantcli.artifacts.folder_job import FolderJob, prepare_folder
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
+from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import OutputError, SourceError, UsageError
 from quantcli.formats.integer import dequantize
@@ -32,7 +32,7 @@ from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.folder_codes import stored_codes
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -53,19 +53,21 @@ def _run(
     model: Model, path: Path, *, to: str = "compressed-tensors", options: Options | None = None,
     chunks: int = 16, stop: int | None = None, resume: bool = False, **recipe: object,
 ) -> Run:  # fmt: skip
-    """Make a folder; ``stop`` ends the run after so many events, as an interrupt does."""
-    planned = prepare(model, [Text("a text", KNOWN)], ctx=128, chunks=chunks)
+    """Make a folder; ``stop`` ends the run after so many outcomes, as an interrupt does."""
+    planned = prepare_run(model, [Text("a text", KNOWN)], ctx=128, chunks=chunks)
     wanted = Recipe(to=to, method="gptq", **recipe)
     job = prepare_folder(model, wanted, path, importance=planned.importance)
-    encoding = begin(planned, job.plan, path, options or Options(), dtype="float32", resume=resume)
-    events, outcomes, weights = rounded(encoding), [], {}
-    for number, event in enumerate(events):
+    encoding = begin_rounding(
+        planned, job.plan, path, options or Options(), dtype="float32", resume=resume
+    )
+    events, outcomes, weights = round_tensors(encoding), [], {}
+    for event in events:
         if isinstance(event, Outcome):
             outcomes.append(event)
-        if number == stop:
+        if len(outcomes) == stop:
             break
     else:
-        for _ in execute_folder(job, threads=2, source=stored_codes(job, encoding.store)):
+        for _ in write_artifact(replace(job, codes=stored_codes(job, encoding.store)), threads=2):
             pass
         weights = _weights(job, encoding.store)
         encoding.checkpoint.remove()
@@ -74,7 +76,7 @@ def _run(
     return Run(path, outcomes, weights)
 
 
-def _weights(job: FolderJob, store: EncodedStore) -> dict[str, np.ndarray]:
+def _weights(job: ModelFolder, store: EncodedStore) -> dict[str, np.ndarray]:
     codes, found = stored_codes(job, store), {}
     for item in job.plan.items:
         rows = np.zeros((item.rows, item.columns), np.float32)
@@ -148,7 +150,7 @@ def test_an_interrupted_run_goes_on(mini: Model, tmp_path: Path, propagate: bool
     options = Options(propagate=propagate)
     once = _run(mini, tmp_path / "once", options=options)
     path = tmp_path / "twice"
-    _run(mini, path, options=options, stop=60)
+    _run(mini, path, options=options, stop=16)
     assert not path.exists()
     with pytest.raises(OutputError, match="interrupted"):
         _run(mini, path, options=options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -23,21 +24,22 @@ pytest.importorskip("compressed_tensors")
 import torch
 import transformers
 
-from quantcli.artifacts.folder_job import prepare_folder
-from quantcli.artifacts.model_folder import execute_folder
+from quantcli.artifacts.model_folder import prepare_folder
+from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import ArchitectureError, SourceError
+from quantcli.events import drain
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import Options
-from quantcli.run.find_transforms import Moved, find_transforms
+from quantcli.rounding.options import Options, Outcome
+from quantcli.run.find_transforms import find_transforms
 from quantcli.run.folder_codes import stored_codes
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import parse_methods
-from quantcli.transforms.checkpoint_view import as_checkpoint
 from quantcli.transforms.norm_limits import fit_norms
 from quantcli.transforms.rotate import rotate
+from quantcli.transforms.transformed_checkpoint import as_checkpoint
 from quantcli.transforms.transformed_model import apply_transform
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -74,7 +76,7 @@ def _logits(folder: Path) -> NDArray[np.float64]:
 
 
 def _write(model: Model, output: Path, **recipe: object) -> None:
-    for _ in execute_folder(prepare_folder(model, Recipe(**recipe), output), threads=2):
+    for _ in write_artifact(prepare_folder(model, Recipe(**recipe), output), threads=2):
         pass
 
 
@@ -224,22 +226,24 @@ def test_smoothquant_takes_outliers_from_eight_bit_activations(
 def _run(
     model: Model, path: Path, method: str, *, stop: int | None = None, resume: bool = False
 ) -> None:
-    """What the command does; ``stop`` ends the rounding after so many events."""
-    planned = prepare(model, [Text("a text", KNOWN)], ctx=64, chunks=8)
+    """What the command does; ``stop`` ends the rounding after so many outcomes."""
+    planned = prepare_run(model, [Text("a text", KNOWN)], ctx=64, chunks=8)
     recipe = Recipe(to="gptq", method=method, group_size=32)
     job = prepare_folder(model, recipe, path, importance=planned.importance)
     chain = parse_methods(method)
-    *_, moved = find_transforms(planned, chain, job.plan, path, max_memory=1 << 30, threads=2)
-    assert isinstance(moved, Moved)
-    planned = planned.of(as_checkpoint(moved.model))
+    found = find_transforms(planned, chain, job.plan, path, max_memory=1 << 30, threads=2)
+    moved, _ = drain(found, lambda event: None)
+    planned = planned.with_model(as_checkpoint(moved))
     job = prepare_folder(planned.model, recipe, path, importance=planned.importance)
-    encoding = begin(planned, job.plan, path, Options(), threads=2, resume=resume)
-    events = rounded(encoding)
-    for number, _ in enumerate(events):
-        if number == stop:
+    encoding = begin_rounding(planned, job.plan, path, Options(), threads=2, resume=resume)
+    events = round_tensors(encoding)
+    outcomes = 0
+    for event in events:
+        outcomes += isinstance(event, Outcome)
+        if outcomes == stop:
             break
     else:
-        for _ in execute_folder(job, threads=2, source=stored_codes(job, encoding.store)):
+        for _ in write_artifact(replace(job, codes=stored_codes(job, encoding.store)), threads=2):
             pass
         encoding.checkpoint.remove()
     events.close()
@@ -253,7 +257,7 @@ def test_an_interrupted_run_searches_again_and_goes_on(
     with open_model(checkpoint("llama-tied", "bfloat16"), vocabulary=False) as model:
         _run(model, tmp_path / "once", method)
         path = tmp_path / "twice"
-        _run(model, path, method, stop=26)
+        _run(model, path, method, stop=9)
         assert not path.exists()
         with pytest.raises(SourceError, match="model"):
             _run(model, path, "rotate,gptq", resume=True)
@@ -295,7 +299,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str)
 def test_an_architecture_that_cannot_be_rotated_is_refused(tmp_path: Path) -> None:
     source = tiny_models.build("gemma2", tmp_path / "model")
     with open_model(source, vocabulary=False) as model:
-        planned = prepare(model, [Text("a text", KNOWN)], ctx=128, chunks=2)
+        planned = prepare_run(model, [Text("a text", KNOWN)], ctx=128, chunks=2)
         recipe = Recipe(to="gptq", method="rotate", group_size=32)
         plan = prepare_folder(model, recipe, tmp_path / "made", importance=planned.importance).plan
         with pytest.raises(ArchitectureError, match="cannot be rotated, because"):

@@ -14,14 +14,14 @@ from support import tiny_models
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import OutputError, PlanError, SourceError, UsageError
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.types import Event, Note
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -49,23 +49,23 @@ def _run(
     options: Options | None = None, threads: int = 1, resume: bool = False, stop: int | None = None,
     random_share: float = 0.0,
 ) -> Run:  # fmt: skip
-    """Quantize; ``stop`` ends the run after so many events, as an interrupt does."""
-    planned = prepare(
+    """Quantize; ``stop`` ends the run after so many outcomes, as an interrupt does."""
+    planned = prepare_run(
         model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
     )
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
-    encoding = begin(
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
+    encoding = begin_rounding(
         planned, job.plan, path, options or Options(), dtype="float32", threads=threads,
         resume=resume,
     )  # fmt: skip
-    events = rounded(encoding)
+    events = round_tensors(encoding)
     seen = []
     for event in events:
         seen.append(event)
-        if stop is not None and len(seen) == stop:
+        if stop is not None and sum(isinstance(event, Outcome) for event in seen) == stop:
             break
     else:
-        for _ in execute(job, threads=threads, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store), threads=threads):
             pass
         encoding.checkpoint.remove()
     if isinstance(events, Iterator) and hasattr(events, "close"):
@@ -117,7 +117,7 @@ def test_the_same_run_gives_the_same_bytes(whole: Run, mini: Model, tmp_path: Pa
 
 def test_an_interrupted_run_goes_on(whole: Run, mini: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    _run(mini, path, stop=60)
+    _run(mini, path, stop=16)
     assert not path.exists()
     with pytest.raises(OutputError, match="interrupted"):
         _run(mini, path)
@@ -129,7 +129,7 @@ def test_an_interrupted_run_goes_on(whole: Run, mini: Model, tmp_path: Path) -> 
 
 def test_a_run_with_other_options_is_not_continued(mini: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    _run(mini, path, stop=60)
+    _run(mini, path, stop=16)
     with pytest.raises(SourceError, match="method options"):
         _run(mini, path, resume=True, options=Options(sweeps=3))
     with pytest.raises(SourceError, match="choice of types"):
@@ -143,7 +143,7 @@ def test_propagation_fits_to_the_quantized_prefix(whole: Run, mini: Model, tmp_p
     # The first layer's inputs differ by the embedding's error alone.
     assert run.outcomes[first].after == pytest.approx(whole.outcomes[first].after, rel=0.2)
     stopped = tmp_path / "resumed.gguf"
-    _run(mini, stopped, options=Options(propagate=True), stop=60)
+    _run(mini, stopped, options=Options(propagate=True), stop=16)
     _run(mini, stopped, options=Options(propagate=True), resume=True)
     assert stopped.read_bytes() == run.path.read_bytes()
 
@@ -167,13 +167,13 @@ def test_few_tokens_are_said_and_count_for_less(mini: Model, tmp_path: Path) -> 
 
 def test_refusals(mini: Model, tmp_path: Path, whole: Run) -> None:
     with open_model(whole.path) as model, pytest.raises(SourceError, match="is a GGUF"):
-        prepare(model, [Text("a text", TEXT)])
+        prepare_run(model, [Text("a text", TEXT)])
     with pytest.raises(PlanError, match="quantizes nothing"):
         _run(mini, tmp_path / "m.gguf", file_type="F16")
     for options, message in (
-        (Options(damping=0), "damping"),
-        (Options(order="random"), "column order"),
-        (Options(sweeps=-1), "sweeps"),
+        (Options(damping=0), "--damping 0 is out of range"),
+        (Options(column_order="random"), "--column-order random is not one of"),
+        (Options(sweeps=-1), "--sweeps -1 is out of range"),
     ):
         with pytest.raises(UsageError, match=message):
             _run(mini, tmp_path / "m.gguf", options=options)
@@ -185,11 +185,11 @@ def test_random_tokens_join_the_text(mini: Model, tmp_path: Path, whole: Run) ->
     assert "12 windows of 64 tokens from a text" in run.notes
     assert "and 4 of random tokens" in run.notes
     assert run.path.read_bytes() != whole.path.read_bytes()
-    planned = prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=0.25)
+    planned = prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=0.25)
     drawn = planned.windows.ids[12:]
     special = [i for i, kind in enumerate(mini.metadata["tokenizer.ggml.token_type"].value)
                if kind != 1]  # fmt: skip
     assert not np.isin(drawn[:, 1:], special).any()
     assert len(np.unique(drawn)) > 200
     with pytest.raises(UsageError, match="random windows"):
-        prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=1.0)
+        prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=12, random_share=1.0)

@@ -16,14 +16,14 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import prepare_gguf
 from quantcli.formats import get_format
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.allocate import TYPES, find_candidates
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
-from quantcli.run.job import MethodJob, plan_passes, prepare
+from quantcli.run.method_run import MethodRun, plan_passes, prepare_run
 from quantcli.run.type_costs import Surveyed, survey
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -38,13 +38,13 @@ def mini() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def job(mini: Model) -> MethodJob:
-    return prepare(mini, [Text("a text", TEXT)], ctx=64, chunks=24, random_share=0)
+def job(mini: Model) -> MethodRun:
+    return prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=24, random_share=0)
 
 
 @pytest.fixture(scope="module")
-def costs(mini: Model, job: MethodJob, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    plan = prepare_output(
+def costs(mini: Model, job: MethodRun, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    plan = prepare_gguf(
         mini, Recipe(type="Q4_K_S"), Path("m.gguf"), importance=job.importance, check=False
     ).plan
     run = plan_passes(job, tmp_path_factory.mktemp("survey"), "float32", "cpu", 1 << 40, 1)
@@ -69,7 +69,7 @@ def test_every_matrix_has_its_costs_and_more_bits_cost_less(costs: dict) -> None
     assert set(costs["token_embd.weight"]) <= set(TYPES)
 
 
-def test_they_foretell_the_divergence(costs: dict, job: MethodJob) -> None:
+def test_they_foretell_the_divergence(costs: dict, job: MethodRun) -> None:
     """Plain rounding of one matrix at a time costs more than what is said of feedback's rounding,
     and matrices for which more is said do cost more.
     """

@@ -102,7 +102,7 @@ def test_every_expert_has_its_own(checkpoint: Callable[..., Path], tmp_path: Pat
 
 def test_an_unknown_statistic_is_refused() -> None:
     from quantcli.errors import UsageError
-    from quantcli.statistics.collector import check_needs
+    from quantcli.statistics.input_statistics import check_needs
 
     with pytest.raises(UsageError, match="no statistic 'hesian'") as refused:
         check_needs(["hesian"])

@@ -48,7 +48,8 @@ def test_llama_cpp_quantizes_with_the_file_to_the_same_bytes(
     oracle = pytest.importorskip("support.llama_quantize")
     from gguf import GGUFReader
 
-    from quantcli.artifacts.gguf_file import execute, prepare
+    from quantcli.artifacts.gguf_file import prepare_gguf
+    from quantcli.artifacts.write import write_artifact
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
     from quantcli.sources.imatrix import read_importance
@@ -59,7 +60,9 @@ def test_llama_cpp_quantizes_with_the_file_to_the_same_bytes(
     entries = {tensor: means.reshape(-1) for tensor, means in importance.entries.items()}
     oracle.llama_quantize(gguf(name, "F32"), theirs, kind, imatrix=entries)
     with open_model(gguf(name, "F32")) as model:
-        for _ in execute(prepare(model, Recipe(type=kind), ours, importance=importance)):
+        for _ in write_artifact(
+            prepare_gguf(model, Recipe(type=kind), ours, importance=importance)
+        ):
             pass
     wanted = {t.name: t for t in GGUFReader(theirs).tensors}
     for tensor in GGUFReader(ours).tensors:

@@ -23,7 +23,7 @@ ROWS = (1, 17, 50)
 """None is a multiple of any number of lanes."""
 SPREADS = (0, 3)
 _INTEGERS = replace(LATTICES["Q4_1"], block=48, sub=16, half=False)
-"""What `quantcli.rounding.integer` makes of four bits in blocks of 48 columns."""
+"""What `quantcli.rounding.grid_feedback` makes of four bits in blocks of 48 columns."""
 
 SCALARS: tuple[tuple[str, Lattice, int], ...] = (
     *((name, LATTICES[name], 256) for name in ("Q2_K", "Q4_K", "Q6_K", "IQ4_XS", "TQ2_0")),

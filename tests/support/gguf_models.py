@@ -18,12 +18,14 @@ from quantcli.archs import find_architecture
 from quantcli.types import OutputTensor, TensorInfo
 
 _KINDS = {
+    "array": gguf.GGUFValueType.ARRAY,
     "u32": gguf.GGUFValueType.UINT32,
+    "i32": gguf.GGUFValueType.INT32,
     "f32": gguf.GGUFValueType.FLOAT32,
     "bool": gguf.GGUFValueType.BOOL,
     "str": gguf.GGUFValueType.STRING,
 }
-_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "_norm.weight")
+_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "_norm.weight", "conv.weight")
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -53,16 +55,7 @@ def materialise(
     """The values of an output tensor, as its pieces describe them."""
     if tensor.values is not None:
         return tensor.values
-    parts = []
-    for piece in tensor.pieces:
-        stored = arrays[piece.source]
-        if len(tensor.shape) == 1:
-            part = stored[piece.element_order(stored.size)]
-        else:
-            matrix = stored.reshape(-1, stored.shape[-1])
-            matrix = matrix.T if piece.transpose else matrix
-            part = matrix[piece.source_rows(0, piece.rows)]
-        parts.append(part + np.float32(piece.add))
+    parts = [piece.gather(arrays[piece.source]) for piece in tensor.pieces]
     return np.ascontiguousarray(np.concatenate(parts).reshape(tensor.shape))
 
 
@@ -73,7 +66,10 @@ def write_model(folder: Path, path: Path, *, dtype: str) -> Path:
     infos, arrays = read_stored(folder)
     writer = gguf.GGUFWriter(path, architecture.name)
     for key, value in architecture.metadata(config).items():
-        writer.add_key_value(key, value.value, _KINDS[value.kind])
+        kind, sub = value.kind, None
+        if kind.startswith("["):
+            kind, sub = "array", _KINDS[kind[1:-1]]
+        writer.add_key_value(key, value.value, _KINDS[kind], sub)
     _add_vocabulary(writer, folder)
     for tensor in architecture.tensors(config, infos):
         values = materialise(tensor, arrays)

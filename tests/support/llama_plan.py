@@ -19,7 +19,8 @@ import numpy as np
 from llama_cpp._logger import llama_log_callback as usual_callback
 from support.llama_quantize import FILE_TYPES
 
-from quantcli.types import MetaValue, OutputTensor, Piece
+from quantcli.pieces import Piece
+from quantcli.types import MetaValue, OutputTensor
 
 GGML = {name: int(member) for name, member in gguf.GGMLQuantizationType.__members__.items()}
 _LINE = re.compile(

@@ -13,8 +13,8 @@ TEXT = DATA / "pride-and-prejudice.txt"
 
 def make_folder(source: Path, output: Path, *, threads: int = 2, **recipe: Any) -> list[Any]:
     """Make ``output`` of ``source``; the events."""
-    from quantcli.artifacts.folder_job import prepare_folder
-    from quantcli.artifacts.model_folder import execute_folder
+    from quantcli.artifacts.model_folder import prepare_folder
+    from quantcli.artifacts.write import write_artifact
     from quantcli.model import open_model
     from quantcli.plan.recipe import Recipe
     from quantcli.sources.imatrix import read_importance
@@ -22,7 +22,7 @@ def make_folder(source: Path, output: Path, *, threads: int = 2, **recipe: Any) 
     importance = read_importance(Path(recipe["imatrix"])) if "imatrix" in recipe else None
     with open_model(source, vocabulary=False) as model:
         job = prepare_folder(model, Recipe(**recipe), output, importance=importance)
-        return list(execute_folder(job, threads=threads))
+        return list(write_artifact(job, threads=threads))
 
 
 def linear_names(weights: dict[str, Any]) -> list[str]:

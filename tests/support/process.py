@@ -13,8 +13,10 @@ import sys, time
 from pathlib import Path
 import typer
 from quantcli.cli import app as cli
-from quantcli.cli.options import Debug, Json, Quiet, Verbose, open_output
+from quantcli.cli.options import command
+from quantcli.cli.output import Output
 from quantcli.errors import GateError, SourceError, UsageError
+from quantcli.events import PhaseBegun, PhaseDone
 from quantcli.types import Note, Progress
 
 def fail(kind: str) -> None:
@@ -34,8 +36,8 @@ def fail(kind: str) -> None:
         raise BrokenPipeError(32, "Broken pipe")
     raise KeyError("nobody expects me")
 
-def lines(count: int, context: typer.Context) -> None:
-    out = open_output(context, quiet=False, verbose=False, debug=False, json=False)
+@command
+def lines(out: Output, count: int) -> None:
     for number in range(count):
         out.line(f"line {number} " + "x" * 80)
 
@@ -49,15 +51,13 @@ def wait(folder: Path, seconds: float) -> None:
         temporary.unlink()
         (folder / "cleaned").write_text("yes")
 
-def work(
-    context: typer.Context, quiet: Quiet = False, verbose: Verbose = False,
-    debug: Debug = False, json: Json = False,
-) -> None:
-    out = open_output(context, quiet=quiet, verbose=verbose, debug=debug, json=json)
-    with out.phase("working"):
-        for step in range(1, 6):
-            out.event(Progress(step * 1000, 5000, f"blk.{step}.weight"))
-            time.sleep(0.1)
+@command
+def work(out: Output) -> None:
+    out.event(PhaseBegun("working"))
+    for step in range(1, 6):
+        out.event(Progress(step * 1000, 5000, f"blk.{step}.weight"))
+        time.sleep(0.1)
+    out.event(PhaseDone("working", 0.5))
     out.event(Note("a remark"))
     out.event(Note("a warning", level="warning"))
     out.detail("a detail")

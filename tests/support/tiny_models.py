@@ -8,10 +8,10 @@ so that a default taken in their place shows too.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _BASE: dict[str, Any] = {
     "rms_norm_eps": 0.01,
     "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
 }
+_LAYER_NORM = {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
+_HALF_ROPE = {"rope_type": "default", "rope_theta": 3000.0, "partial_rotary_factor": 0.5}
 _GEMMA = {
     **_BASE,
     "head_dim": 32,
@@ -180,6 +182,105 @@ MODELS: dict[str, Tiny] = {
         | {"original_max_position_embeddings": 256, "rope_parameters": _LONG_ROPE}
         | {"max_position_embeddings": 1024},
     ),
+    "granite": Tiny(
+        "GraniteForCausalLM",
+        _BASE
+        | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+        | {"attention_multiplier": 0.125, "logits_scaling": 0.5},
+    ),
+    "smollm3": Tiny(
+        "SmolLM3ForCausalLM",
+        _BASE | {"num_hidden_layers": 4, "tie_word_embeddings": True, "pad_token_id": 0},
+    ),
+    "seed-oss": Tiny("SeedOssForCausalLM", _BASE | {"head_dim": 32, "attention_out_bias": False}),
+    "arcee": Tiny("ArceeForCausalLM", dict(_BASE)),
+    "olmo2": Tiny("Olmo2ForCausalLM", _BASE | {"pad_token_id": 0}),
+    "olmo3": Tiny(
+        "Olmo3ForCausalLM",
+        _BASE | {"pad_token_id": 0, "num_hidden_layers": 4, "sliding_window": 16},
+    ),
+    "olmo3-yarn": Tiny(
+        "Olmo3ForCausalLM",
+        _BASE
+        | {"pad_token_id": 0, "num_hidden_layers": 4, "sliding_window": 16}
+        | {
+            "rope_parameters": {
+                "full_attention": _YARN_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+            },
+        },
+    ),
+    "gemma": Tiny("GemmaForCausalLM", _BASE | {"head_dim": 32, "tie_word_embeddings": True}),
+    "cohere": Tiny(
+        "CohereForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True},
+    ),
+    "cohere2": Tiny(
+        "Cohere2ForCausalLM",
+        _LAYER_NORM
+        | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True}
+        | {"num_hidden_layers": 4, "sliding_window": 16},
+    ),
+    "nemotron": Tiny(
+        "NemotronForCausalLM",
+        _LAYER_NORM | {"norm_eps": 0.01, "rope_parameters": _HALF_ROPE},
+    ),
+    "nemotron-biases": Tiny(
+        "NemotronForCausalLM",
+        _LAYER_NORM
+        | {"norm_eps": 0.01, "rope_parameters": _HALF_ROPE}
+        | {"attention_bias": True, "mlp_bias": True},
+    ),
+    "starcoder2": Tiny(
+        "Starcoder2ForCausalLM",
+        _LAYER_NORM | {"norm_epsilon": 0.01, "sliding_window": None, "tie_word_embeddings": True},
+    ),
+    "stablelm": Tiny(
+        "StableLmForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "use_qkv_bias": True, "rope_parameters": _HALF_ROPE},
+    ),
+    "phi2": Tiny(
+        "PhiForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "rope_parameters": _HALF_ROPE},
+        config_class="PhiConfig",
+    ),
+    "glm4": Tiny(
+        "Glm4ForCausalLM",
+        _BASE | {"head_dim": 16, "attention_bias": True, "rope_parameters": _HALF_ROPE},
+    ),
+    "glm": Tiny(
+        "GlmForCausalLM",
+        _BASE
+        | {"head_dim": 16, "attention_bias": True, "pad_token_id": 0}
+        | {"rope_parameters": _HALF_ROPE},
+    ),
+    "ernie4_5": Tiny(
+        "Ernie4_5ForCausalLM",
+        _BASE | {"head_dim": 32, "pad_token_id": 0, "tie_word_embeddings": True},
+    ),
+    "exaone4": Tiny(
+        "Exaone4ForCausalLM",
+        _BASE
+        | {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+        | {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _LLAMA3_ROPE},
+    ),
+    "olmoe": Tiny(
+        "OlmoeForCausalLM",
+        _BASE | _EXPERTS | {"num_experts": 4, "num_key_value_heads": 4, "norm_topk_prob": False},
+    ),
+    "qwen2-moe": Tiny(
+        "Qwen2MoeForCausalLM",
+        _BASE
+        | _EXPERTS
+        | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
+    ),
+    "lfm2": Tiny(
+        "Lfm2ForCausalLM",
+        {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
+        | {"num_hidden_layers": 4, "norm_eps": 0.01, "block_multiple_of": 32}
+        | {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}
+        | {"tie_word_embeddings": True},
+    ),
     "gpt2": Tiny(
         "GPT2LMHeadModel",
         {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
@@ -205,8 +306,8 @@ def build(
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
-    # A configuration adds settings to the dictionaries that it is given, which models share.
-    settings = deepcopy(tiny.config | dict(changes or {}))
+    # Some classes change the dictionaries that they are given.
+    settings = copy.deepcopy(tiny.config | dict(changes or {}))
     config = getattr(transformers, config_class)(**settings)
     model = getattr(transformers, tiny.model)(config)
     generator = torch.Generator().manual_seed(seed)

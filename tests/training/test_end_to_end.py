@@ -19,8 +19,8 @@ import torch
 import transformers
 from support.llama_logits import llama_logits
 
-from quantcli.artifacts.gguf_file import add_metadata, execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
+from quantcli.artifacts.gguf_file import add_metadata, prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -31,11 +31,12 @@ from quantcli.rounding.block_scales import (
     read_factors,
     write_factors,
 )
-from quantcli.rounding.options import HELD_OUT, Options, Outcome
+from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.trained_scales import TrainingGain
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
-from quantcli.training.layerwise_backprop import Streamed
+from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.types import Event, Note, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -70,11 +71,11 @@ def _run(
     ctx: int = 64, **options: Any,
 ) -> Run:  # fmt: skip
     """Quantize; with ``stop`` the run ends at that step of training, as by an interrupt."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
-    told = Options(**{"feedback": False, "e2e": True, "e2e_steps": 8, **options})
-    encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = rounded(encoding)
+    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
+    told = Options(**{"rounder": "nearest", "e2e": True, "e2e_steps": 8, **options})
+    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
+    events = round_tensors(encoding)
     seen, steps = [], 0
     assert isinstance(events, Iterator)
     for event in events:
@@ -86,7 +87,7 @@ def _run(
         trained = encoding.store.trained
         if trained is not None:
             job = add_metadata(job, trained.gain.keys)
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     del events
@@ -241,14 +242,14 @@ def test_harm_is_not_stored(small: Model, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_loss_that_is_not_finite_stops_it(
     small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn, count = Streamed.learn, 0
+    learn, count = LayerwiseBackprop.learn, 0
 
     def broken(self: Any, numbers: Any) -> float:
         nonlocal count
         count += 1
         return float("nan") if count == 6 else learn(self, numbers)
 
-    monkeypatch.setattr(Streamed, "learn", broken)
+    monkeypatch.setattr(LayerwiseBackprop, "learn", broken)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", e2e_steps=12)
     assert count == 6
     warnings = [note.message for note in run.notes if note.level == "warning"]
@@ -308,7 +309,7 @@ def test_gradients_are_those_of_the_divergence(
         yield Progress(0, 1, "")
         end_to_end.save_trained(self._run.folder, None, TrainingGain(steps, 1.0, 1.0))
 
-    monkeypatch.setattr(end_to_end._Training, "run", check)
+    monkeypatch.setattr(end_to_end._ModelTraining, "run", check)
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:
         _run(model, tmp_path / "m.gguf", file_type="Q4_0")
     assert shares[0] == pytest.approx(1, abs=0.15)

@@ -19,19 +19,19 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.artifacts.gguf_file import execute
-from quantcli.artifacts.gguf_file import prepare as prepare_output
-from quantcli.cli.methods import Calibrating, check_options
+from quantcli.artifacts.gguf_file import prepare_gguf, take_encoded
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.formats.lattice import LATTICES
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import HELD_OUT, Options
-from quantcli.run.job import begin, prepare, rounded
+from quantcli.rounding.options import Options
+from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import Chain, parse_methods
-from quantcli.run.recipe_options import read_options
+from quantcli.run.recipe_options import check_methods, read_options
+from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
@@ -66,18 +66,18 @@ def _run(
     stop: str = "", ctx: int = 64, **options: Any,
 ) -> Run:  # fmt: skip
     """Quantize; the run ends after a note that starts with ``stop``, as by an interrupt."""
-    planned = prepare(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
-    job = prepare_output(model, Recipe(type=file_type), path, importance=planned.importance)
-    told = Options(**{"tune": True, "tune_steps": 24, **options})
-    encoding = begin(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = rounded(encoding)
+    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=24)
+    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
+    told = Options(**{"trainer": "tune", "tune_steps": 24, **options})
+    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
+    events = round_tensors(encoding)
     seen = []
     for event in events:
         seen.append(event)
         if stop and isinstance(event, Note) and event.message.startswith(stop):
             break
     else:
-        for _ in execute(job, encoded=encoding.store):
+        for _ in write_artifact(take_encoded(job, encoding.store)):
             pass
         encoding.checkpoint.remove()
     assert isinstance(events, Iterator)
@@ -159,7 +159,7 @@ def test_transformers_finds_the_same_held_out_error(
     whole: Run, mini: Model, tmp_path: Path
 ) -> None:
     """Layer 0 of transformers' own model with the file's weights, as gguf decodes them."""
-    plain = _run(mini, tmp_path / "m.gguf", ctx=160, tune=False)
+    plain = _run(mini, tmp_path / "m.gguf", ctx=160, trainer=None)
     model = transformers.AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32)
     ids = torch.from_numpy(whole.ids[HELD_OUT - 1 :: HELD_OUT].astype(np.int64))
     aim = _layer_output(model, ids)
@@ -196,11 +196,11 @@ def _fill_first_layer(model: Any, path: Path) -> None:
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path) -> None:
-    whole = _run(small, tmp_path / "whole.gguf", file_type="Q4_0", feedback=False)
+    whole = _run(small, tmp_path / "whole.gguf", file_type="Q4_0", rounder="nearest")
     path = tmp_path / "m.gguf"
-    _run(small, path, file_type="Q4_0", feedback=False, stop="layer 1: ")
+    _run(small, path, file_type="Q4_0", rounder="nearest", stop="layer 1: ")
     assert not path.exists()
-    resumed = _run(small, path, file_type="Q4_0", feedback=False, resume=True)
+    resumed = _run(small, path, file_type="Q4_0", rounder="nearest", resume=True)
     assert sorted(whole.tuned) == [0, 1]
     assert 0 not in resumed.tuned
     assert path.read_bytes() == whole.path.read_bytes()
@@ -209,7 +209,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path)
 def test_a_loss_that_is_not_finite_stops_the_layer(
     small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = tune._Training._loss
+    loss = tune._LayerTraining._loss
     count = 0
 
     def broken(self: Any, number: int) -> Any:
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_layer(
         count += torch.is_grad_enabled()
         return loss(self, number) * (float("nan") if count > 4 * tune.BATCH else 1)
 
-    monkeypatch.setattr(tune._Training, "_loss", broken)
+    monkeypatch.setattr(tune._LayerTraining, "_loss", broken)
     monkeypatch.setattr(tune, "MARGIN", 0.0)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0")
     warnings = [note.message for note in run.notes if note.level == "warning"]
@@ -233,7 +233,7 @@ def test_a_layer_that_does_not_clearly_improve_keeps_its_bytes(
 ) -> None:
     monkeypatch.setattr(tune, "MARGIN", 0.9)
     run = _run(small, tmp_path / "tuned.gguf", file_type="Q4_0", tune_steps=2)
-    plain = _run(small, tmp_path / "plain.gguf", file_type="Q4_0", tune=False)
+    plain = _run(small, tmp_path / "plain.gguf", file_type="Q4_0", trainer=None)
     assert not run.tuned
     assert sum("left as it is" in note.message for note in run.notes) == 2
     mine, other = (gguf.GGUFReader(r.path).tensors for r in (run, plain))
@@ -245,7 +245,7 @@ def test_a_layer_that_does_not_clearly_improve_keeps_its_bytes(
 def test_other_architectures(name: str, tmp_path: Path) -> None:
     """Experts in a stack, fused and transposed parameters; rounded by the encoder alone."""
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:
-        run = _run(model, tmp_path / "m.gguf", file_type="Q4_0", feedback=False)
+        run = _run(model, tmp_path / "m.gguf", file_type="Q4_0", rounder="nearest")
     assert run.tuned
     for before, after in run.tuned.values():
         # Experts that are chosen otherwise cost the most.
@@ -254,16 +254,16 @@ def test_other_architectures(name: str, tmp_path: Path) -> None:
 
 
 def test_it_fits_to_the_quantized_prefix(small: Model, tmp_path: Path) -> None:
-    run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", feedback=False, propagate=True)
-    other = _run(small, tmp_path / "n.gguf", file_type="Q4_0", feedback=False)
+    run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", rounder="nearest", propagate=True)
+    other = _run(small, tmp_path / "n.gguf", file_type="Q4_0", rounder="nearest")
     # The later layer is given more error, and makes some of it good.
     assert run.tuned[1][0] > 1.1 * other.tuned[1][0]
     assert run.tuned[1][1] < run.tuned[1][0]
 
 
 def test_its_place_among_the_methods() -> None:
-    assert parse_methods("gptq,tune") == Chain((), feedback=True, tune=True)
-    assert parse_methods("awq,tune") == Chain(("awq",), feedback=False, tune=True)
+    assert parse_methods("gptq,tune") == Chain((), "gptq", "tune")
+    assert parse_methods("awq,tune") == Chain(("awq",), None, "tune")
     assert parse_methods("tune").rounds
     assert not parse_methods("awq").rounds
     for text, hint in (("tune,gptq", "gptq,tune"), ("tune,awq,gptq", "awq,gptq,tune")):
@@ -271,8 +271,8 @@ def test_its_place_among_the_methods() -> None:
             parse_methods(text)
         assert caught.value.hint == f"--method {hint}"
     told = read_options(Recipe(type="Q2_K", method="gptq,tune", tune_steps=7))
-    assert (told.feedback, told.tune, told.tune_steps) == (True, True, 7)
+    assert (told.rounder, told.trainer, told.tune_steps) == ("gptq", "tune", 7)
     with pytest.raises(UsageError, match="belongs to the method tune"):
-        check_options(Recipe(type="Q2_K", method="gptq", tune_steps=7), Calibrating(["a"]))
-    with pytest.raises(UsageError, match="0 steps"):
-        check_options(Recipe(type="Q2_K", method="tune", tune_steps=0), Calibrating(["a"]))
+        check_methods(Recipe(type="Q2_K", method="gptq", tune_steps=7))
+    with pytest.raises(UsageError, match="--tune-steps 0 is out of range"):
+        check_methods(Recipe(type="Q2_K", method="tune", tune_steps=0))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,25 +21,32 @@ from quantcli.formats import get_format
 from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model, open_model
 from quantcli.statistics.hessian import prepare_hessian
-from quantcli.statistics.input_statistics import InputStatistics, TransformedStatistics
-from quantcli.transforms.awq import awq
-from quantcli.transforms.chain import Chained, Settings, transform_model
+from quantcli.statistics.input_statistics import InputStatistics
+from quantcli.transforms.awq import AWQ
+from quantcli.transforms.base import TransformFound, TransformOptions
+from quantcli.transforms.chain import TransformsApplied, transform_model
 from quantcli.transforms.channel_scales import model_groups
-from quantcli.transforms.output_error import Grid, Reader, block_grid, block_grids, integer_grid
-from quantcli.transforms.reorder import reorder
-from quantcli.transforms.scale_search import Transformed
+from quantcli.transforms.output_error import (
+    ConsumerMatrix,
+    RoundRows,
+    block_grid,
+    block_grids,
+    integer_grid,
+)
+from quantcli.transforms.reorder import REORDER
 from quantcli.transforms.spec import Operation, dump_transform
-from quantcli.transforms.transformed_model import apply_transform, read_floats
+from quantcli.transforms.transformed_model import apply_transform
+from quantcli.transforms.transformed_statistics import TransformedStatistics
 from quantcli.types import Note
 
 pytest.importorskip("torch")
 
 
 def search(
-    model: Model, grids: Mapping[str, Grid], measured: InputStatistics, **options: object
-) -> Transformed:
-    *_, found = awq(model, grids, measured, **options)  # type: ignore[arg-type]
-    assert isinstance(found, Transformed)
+    model: Model, grids: Mapping[str, RoundRows], measured: InputStatistics, **options: Any
+) -> TransformFound:
+    *_, found = AWQ.find(model, grids, measured, TransformOptions(**options))
+    assert isinstance(found, TransformFound)
     return found
 
 
@@ -64,20 +72,20 @@ def group_loss(
     rounded: Callable[..., NDArray[np.float32]],
     operations: Mapping[str, Operation] = MappingProxyType({}),
 ) -> float:
-    """The output error of a group's readers, each as a part of its output, over what they see.
+    """The output error of a group's consumers, each as a part of its output, over what they see.
 
     An output that ``operations`` scale, being channels of the next group, is taken as it was.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     total, seen = 0.0, 0
-    for name in group.readers:
+    for name in group.consumers:
         tensor = tensors[name]
         if tensor.name.endswith("gate_inp.weight"):
             continue
         stack = tensor.shape[0] if len(tensor.shape) > 2 else 1
         each = tensor.rows // stack
         for matrix in range(stack):
-            rows = read_floats(model, tensor, matrix * each, (matrix + 1) * each)
+            rows = model.read_floats(tensor, matrix * each, (matrix + 1) * each)
             hessian = measured.hessian(name, matrix).astype(np.float64)
             importance = np.ascontiguousarray(hessian.diagonal(), np.float32)
             error = rounded(rows, importance).astype(np.float64) - rows
@@ -172,11 +180,12 @@ def test_channels_of_one_size_come_to_share_a_scale(
         model = apply_transform(even, random_folds(even))
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
         gated = [group for group in model_groups(model) if group.kind == "gated"]
-        down = [group.readers[0] for group in gated]
+        down = [group.consumers[0] for group in gated]
         grids = dict.fromkeys(down, four_bits)
-        *_, note, found = reorder(model, grids, measured, weighted=False, feedback=feedback)
+        options = TransformOptions(weighted=False, feedback=feedback)
+        *_, note, found = REORDER.find(model, grids, measured, options)
         assert isinstance(note, Note)
-        assert isinstance(found, Transformed)
+        assert isinstance(found, TransformFound)
         assert found.transform.rotations.keys() == {group.name for group in gated}
         changed = apply_transform(model, found.transform)
         after = TransformedStatistics(measured, found.transform)
@@ -201,9 +210,9 @@ def test_with_groups_under_one_scale_an_order_comes_before_scales(
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
         grids = dict.fromkeys(matrices(model), four_bits)
         for groups, wanted in ((False, ["awq"]), (True, ["reorder", "awq"])):
-            settings = Settings(weighted=False, groups=groups)
+            settings = TransformOptions(weighted=False, groups=groups)
             *_, chained = transform_model(model, ["awq"], grids, measured, settings)
-            assert isinstance(chained, Chained)
+            assert isinstance(chained, TransformsApplied)
             assert [transform.method for transform in chained.transforms] == wanted
 
 
@@ -229,12 +238,13 @@ def test_an_order_that_does_not_help_is_not_taken(checkpoint: Callable[..., Path
 
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
-        down = [group.readers[0] for group in model_groups(model) if group.kind == "gated"]
+        down = [group.consumers[0] for group in model_groups(model) if group.kind == "gated"]
         tensors = {tensor.name: tensor for tensor in model.tensors}
-        exact += [read_floats(model, tensors[name], 0, tensors[name].rows) for name in down]
+        exact += [model.read_floats(tensors[name], 0, tensors[name].rows) for name in down]
         grids = dict.fromkeys(down, spoilt_by_order)
-        *_, note, found = reorder(model, grids, measured, weighted=False)
-    assert isinstance(found, Transformed)
+        options = TransformOptions(weighted=False)
+        *_, note, found = REORDER.find(model, grids, measured, options)
+    assert isinstance(found, TransformFound)
     assert not found.transform.operations
     assert not found.transform.rotations
     assert f" 0 of {len(down)} MLPs" in note.message
@@ -262,6 +272,6 @@ def test_scales_that_a_type_cannot_hold_lose(checkpoint: Callable[..., Path]) ->
     """A weight that is no number is the pipeline's to report, with its place."""
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         eye = np.eye(64, dtype=np.float32)
-        reader = Reader(model, model.tensors[-1], 0, lambda *_: eye, block_grid("Q4_0"))
+        consumer = ConsumerMatrix(model, model.tensors[-1], 0, lambda *_: eye, block_grid("Q4_0"))
         rows = np.full((2, 64), 3e38, np.float32)
-        assert reader.error(rows, np.ones(64)) == np.inf
+        assert consumer.error(rows, np.ones(64)) == np.inf

@@ -13,16 +13,14 @@ from support.transformed_logits import transformers_logits
 
 from quantcli.errors import ArchitectureError, PlanError
 from quantcli.model import Model, open_model
+from quantcli.transforms.base import TRANSFORMS, TransformOptions
 from quantcli.transforms.chain import (
-    TRANSFORMS,
-    Chained,
-    Settings,
+    TransformsApplied,
     check_transforms,
     needed_statistics,
     transform_model,
 )
 from quantcli.transforms.output_error import block_grids
-from quantcli.transforms.spec import dump_transform, load_transform
 from quantcli.transforms.transformed_model import apply_transform
 from quantcli.types import Note
 
@@ -31,12 +29,12 @@ pytest.importorskip("torch")
 IDS = list(range(300, 340))
 
 
-def chain(model: Model, *names: str) -> tuple[Chained, list[Note]]:
+def chain(model: Model, *names: str) -> tuple[TransformsApplied, list[Note]]:
     inside = [t.name for t in model.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
     measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
     grids = block_grids(dict.fromkeys(inside, "Q4_0"))
-    *events, found = transform_model(model, names, grids, measured, Settings(seed=1))
-    assert isinstance(found, Chained)
+    *events, found = transform_model(model, names, grids, measured, TransformOptions(seed=1))
+    assert isinstance(found, TransformsApplied)
     return found, [event for event in events if isinstance(event, Note)]
 
 
@@ -47,7 +45,7 @@ def test_a_chain_keeps_the_function_and_is_told_in_the_model(
         found, notes = chain(model, "smoothquant", "rotate", "awq")
         again = model
         for transform in found.transforms:
-            again = apply_transform(again, load_transform(dump_transform(transform), "file"))
+            again = apply_transform(again, transform)
         expected, logits = (transformers_logits(one, IDS) for one in (model, found.model))
         assert np.abs(logits - expected).max() / expected.std() < 2e-5
         told = json.loads(str(found.model.metadata["quantcli.transforms"].value))
@@ -64,11 +62,11 @@ def test_a_transform_changes_what_a_calibration_continues(
     checkpoint: Callable[..., Path],
 ) -> None:
     """A run that was begun on the original is no beginning for the transformed model."""
-    from quantcli.layerwise.runner import _fingerprint
+    from quantcli.layerwise.model_run import fingerprint
 
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         models = [model, chain(model, "rotate")[0].model, chain(model, "awq")[0].model]
-        assert len({_fingerprint(one) for one in models}) == 3
+        assert len({fingerprint(one) for one in models}) == 3
 
 
 def test_what_cannot_work_is_refused_first(checkpoint: Callable[..., Path]) -> None:
@@ -76,7 +74,7 @@ def test_what_cannot_work_is_refused_first(checkpoint: Callable[..., Path]) -> N
         with pytest.raises(PlanError, match="smoothquant after rotate"):
             check_transforms(model, ["rotate", "smoothquant"])
         with pytest.raises(PlanError, match="awq needs a calibration"):
-            list(transform_model(model, ["awq"], {}, None, Settings()))
+            list(transform_model(model, ["awq"], {}, None, TransformOptions()))
     with open_model(checkpoint("gemma2"), vocabulary=False) as model:
         with pytest.raises(ArchitectureError, match=r"\(gemma2\) cannot be rotated, because"):
             check_transforms(model, ["awq", "rotate"])

@@ -17,13 +17,13 @@ from support.folds import random_folds, random_orders
 from support.tiny_models import MODELS
 from support.transformed_logits import transformers_logits
 
-from quantcli.artifacts.gguf_file import execute, prepare
+from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.artifacts.write import write_artifact
 from quantcli.errors import ArchitectureError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.transforms.rotate import rotate
-from quantcli.transforms.spec import dump_transform, load_transform
-from quantcli.transforms.transformed_model import apply_transform, read_floats
+from quantcli.transforms.transformed_model import apply_transform
 
 pytest.importorskip("torch")
 
@@ -33,7 +33,7 @@ NOISE = 2e-5
 
 STRUCTURES = [
     "llama", "llama-tied", "llama-biases", "mistral", "mixtral-stacked", "qwen2", "qwen3",
-    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2",
+    "qwen3-moe", "gemma2", "gemma3-full", "phi3", "gpt2", "granite", "lfm2",
 ]  # fmt: skip
 """Models that differ in more than their rotation."""
 
@@ -43,7 +43,7 @@ LLAMA_NOISE = 1e-3
 
 def read_whole(model: Model, name: str) -> NDArray[np.float32]:
     tensor = next(tensor for tensor in model.tensors if tensor.name == name)
-    return read_floats(model, tensor, 0, tensor.rows)
+    return model.read_floats(tensor, 0, tensor.rows)
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
@@ -65,8 +65,7 @@ def test_reordering_mlps_keeps_the_logits_of_transformers(
     with open_model(checkpoint(name), vocabulary=False) as model:
         transform = random_orders(model)
         assert bool(transform.rotations) == (name not in ("mixtral-stacked", "qwen3-moe", "gpt2"))
-        # As it comes back from a file.
-        changed = apply_transform(model, load_transform(dump_transform(transform), "t"))
+        changed = apply_transform(model, transform)
         expected, found = (transformers_logits(one, IDS) for one in (model, changed))
     assert np.abs(found - expected).max() / expected.std() < NOISE
 
@@ -105,7 +104,7 @@ def test_rotated_and_folded_files_give_llama_cpp_the_same_logits(
         changed = apply_transform(changed, random_orders(changed))
         for number, one in enumerate((model, changed)):
             path = tmp_path / f"{number}.gguf"
-            for _ in execute(prepare(one, Recipe(type="F32"), path), threads=2):
+            for _ in write_artifact(prepare_gguf(one, Recipe(type="F32"), path), threads=2):
                 pass
             logits.append(llama_logits(path, IDS))
     assert np.abs(logits[1] - logits[0]).max() / logits[0].std() < LLAMA_NOISE

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.measured import calibrated
 
 from quantcli.errors import UsageError
 from quantcli.model import Model, open_model
+from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups, scale_group
-from quantcli.transforms.scale_search import Transformed
-from quantcli.transforms.smoothquant import int8_rows, smoothquant, token_step
-from quantcli.transforms.spec import Transform, merge_scales
+from quantcli.transforms.smoothquant import SMOOTHQUANT, token_step
+from quantcli.transforms.spec import TransformSpec, merge_scales
 from quantcli.transforms.transformed_model import TransformedModel, apply_transform
 
 torch = pytest.importorskip("torch")
@@ -24,6 +25,14 @@ torch = pytest.importorskip("torch")
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 OUTLIERS = 4
 FACTOR = 100.0
+
+
+def int8_rows(
+    rows: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Rows on a symmetric 8-bit grid of their own, the weights of W8A8."""
+    scale = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-30) / np.float32(127)
+    return np.asarray(np.rint(rows / scale) * scale, np.float32)
 
 
 def with_outliers(model: Model) -> TransformedModel:
@@ -36,7 +45,7 @@ def with_outliers(model: Model) -> TransformedModel:
             scales = np.ones((1, group.channels))
             scales[0, draws.choice(group.channels, OUTLIERS, replace=False)] = 1 / FACTOR
             parts.append(scale_group(group, scales, tensors))
-    return apply_transform(model, Transform("outliers", merge_scales(parts)))
+    return apply_transform(model, TransformSpec("outliers", merge_scales(parts)))
 
 
 def linear_layers(model: Model) -> dict[str, Any]:
@@ -46,22 +55,20 @@ def linear_layers(model: Model) -> dict[str, Any]:
 @contextmanager
 def running(model: Model) -> Iterator[Any]:
     """transformers' module with all its weights."""
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
-    skeleton = Skeleton(model, model.config)
-    inside = (skeleton.layer_parameters(i) for i in range(len(skeleton.layers)))
-    names = [*skeleton.outside_layers(), *(n for layer in inside for n in layer)]
-    with skeleton.filled(
-        list(dict.fromkeys([*names, skeleton.embedding_name, skeleton.head_name]))
-    ):
-        yield skeleton
+    layers = LayerwiseModel(model, model.config)
+    inside = (layers.layer_parameters(i) for i in range(len(layers.layers)))
+    names = [*layers.outside_layers(), *(n for layer in inside for n in layer)]
+    with layers.filled(list(dict.fromkeys([*names, layers.embedding_name, layers.head_name]))):
+        yield layers
 
 
 def predictions(model: Model, windows: Sequence[Sequence[int]], *, eight_bits: bool) -> Any:
     """Log-probabilities; with ``eight_bits`` the layers' products are W8A8's."""
-    with running(model) as skeleton, torch.inference_mode():
+    with running(model) as layers, torch.inference_mode():
         undo = []
-        for module in skeleton.layers.modules():
+        for module in layers.layers.modules():
             if eight_bits and isinstance(module, torch.nn.Linear):
                 weight = module.weight
                 step = weight.abs().amax(1, keepdim=True) / 127
@@ -70,7 +77,7 @@ def predictions(model: Model, windows: Sequence[Sequence[int]], *, eight_bits: b
                 )
                 undo.append((module, weight))
                 undo.append((module.register_forward_pre_hook(_round_tokens), None))
-        logits = skeleton.module(input_ids=torch.tensor(windows)).logits.double()
+        logits = layers.module(input_ids=torch.tensor(windows)).logits.double()
         for item, weight in undo:
             if weight is None:
                 item.remove()
@@ -98,9 +105,9 @@ def windows() -> list[list[int]]:
     return [ids[start : start + 128] for start in range(0, 8 * 128, 128)]
 
 
-def smooth(model: Model, measured: Any, **options: Any) -> Transformed:
-    *_, found = smoothquant(model, linear_layers(model), measured, **options)
-    assert isinstance(found, Transformed)
+def smooth(model: Model, measured: Any, **options: Any) -> TransformFound:
+    *_, found = SMOOTHQUANT.find(model, linear_layers(model), measured, TransformOptions(**options))
+    assert isinstance(found, TransformFound)
     return found
 
 
@@ -135,12 +142,6 @@ def test_a_tokens_step_is_bounded_closely(spread: float) -> None:
     real = np.sqrt(np.square(np.abs(tokens / columns).max(axis=1) / 127).mean())
     found = token_step(np.square(tokens).mean(axis=0), largest, columns)
     assert real <= found <= 1.3 * real
-
-
-def test_a_row_has_a_grid_of_its_own() -> None:
-    rows = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
-    half_steps = np.abs(rows).max(axis=1, keepdims=True) / 254
-    assert (np.abs(int8_rows(rows) - rows) <= half_steps * (1 + 1e-6)).all()
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])

@@ -225,10 +225,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
         r"1 of the 256 bytes have no token \(the first is 'ÿ'\)",
     ),
     "normalizer": (tokenizer(normalizer={"type": "NFKC"}), "text is normalized with NFKC"),
-    "WordPiece": (with_model(type="WordPiece"), "the model is WordPiece; llama.cpp runs"),
+    "WordPiece": (
+        with_model(type="WordPiece"),
+        "a WordPiece model with .* in place of BertNormalizer",
+    ),
     "untyped WordPiece": (
         tokenizer(model={"vocab": {"[UNK]": 0}}),
-        "the model is WordPiece or WordLevel",
+        "a WordPiece model with .* in place of BertNormalizer",
     ),
     "no bytes, no spaces": (
         tokenizer(pre_tokenizer={"type": "Whitespace"}),

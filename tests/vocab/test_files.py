@@ -27,16 +27,16 @@ def load(folder: Path) -> None:
 def test_no_tokenizer_says_what_is_looked_for(tmp_path: Path):
     with pytest.raises(
         VocabularyError,
-        match=r"has no tokenizer: looked for tokenizer\.json, tokenizer\.model or spiece\.model",
+        match=r"has no tokenizer: looked for tokenizer\.json, tokenizer\.model",
     ):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tekken__json", "vocab__txt", "merges__txt"])
+@pytest.mark.parametrize("name", ["vocab__json", "merges__txt"])
 def test_other_files_alone_say_how_to_make_a_tokenizer_json(name: str, tmp_path: Path):
     write_folder(tmp_path, **{name: "x"})
     with pytest.raises(
-        VocabularyError, match=f"has {name.replace('__', '.')} but none of"
+        VocabularyError, match=f"has {name.replace('__', '.')}.* but none of"
     ) as error:
         load(tmp_path)
     assert error.value.hint is not None
@@ -169,13 +169,6 @@ def test_each_broken_model_has_its_sentence(name: str, tmp_path: Path):
     with pytest.raises(VocabularyError, match=sentence) as error:
         load(tmp_path)
     assert str(tmp_path / "tokenizer.model") in error.value.message
-
-
-def test_a_tiktoken_file_is_called_one(tmp_path: Path):
-    write_folder(tmp_path, tokenizer__model=b"IQ== 0\nIg== 1\n")
-    with pytest.raises(VocabularyError, match="is not a SentencePiece model") as error:
-        load(tmp_path)
-    assert error.value.hint == "it is a tiktoken file; a tokenizer.json is needed beside it"
 
 
 WHOLE = train("bpe", size=800)

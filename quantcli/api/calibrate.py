@@ -1,0 +1,101 @@
+"""``quantcli.calibrate``: importance matrices from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantcli.api.calls import Watch, parse_bytes, takes_keywords
+from quantcli.errors import UsageError
+from quantcli.events import Show, drain
+from quantcli.layerwise.require_torch import require_torch
+from quantcli.report.calibrations import calibration_document
+from quantcli.types import Note
+
+if TYPE_CHECKING:
+    from quantcli.statistics.importance_file import Calibration
+
+
+@dataclass(frozen=True)
+class CalibrateResult:
+    """What `calibrate` wrote or read: its sums, and as ``document`` what ``--json`` prints."""
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    calibration: Calibration
+    document: Mapping[str, Any]
+    notes: tuple[Note, ...]
+
+
+@takes_keywords
+def calibrate(
+    source: str | Path | None = None,
+    data: Sequence[str | Path] = (),
+    *,
+    output: str | Path | None = None,
+    field: str | None = None,
+    ctx: int = 512,
+    chunks: int | None = None,
+    seed: int | None = None,
+    collect: Sequence[str] = (),
+    dtype: str | None = None,
+    device: str | None = None,
+    max_memory: int | str | None = None,
+    pre: str | None = None,
+    resume: bool = False,
+    force: bool = False,
+    legacy: bool = False,
+    merge: Sequence[str | Path] = (),
+    stats: bool = False,
+    threads: int | None = None,
+    on_event: Show | None = None,
+) -> CalibrateResult:
+    """Run a model on the texts ``data`` and write the importance matrix of its weights.
+
+    Without texts the built-in one is taken; ``field`` is the key of a text in JSON lines. Windows
+    have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
+    ``collect`` names more statistics: abs_max, mean_abs, hessian. ``max_memory`` is that of hidden
+    states, in bytes or as "4G". ``merge`` adds up finished calibrations instead, ``stats`` of a
+    finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current folder,
+    ``legacy`` writes llama.cpp's older form.
+    """
+    if merge and (source is not None or data):
+        raise UsageError(
+            "--merge adds up finished calibrations and runs no model",
+            hint="calibrate first, then merge the files",
+        )
+    if source is None and not merge:
+        raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
+    require_torch()
+    from quantcli.calibration import load
+    from quantcli.run import calibrate as calibrating
+
+    watch = Watch(on_event)
+    needs = [name for part in collect for name in part.split(",")]
+    path = None if output is None else Path(output)
+    if source is not None and stats and Path(source).is_file():
+        paths: tuple[Path, ...] = ()
+        found = load(Path(source))
+    else:
+        if source is None:
+            run = calibrating.merge_calibrations(
+                [Path(file) for file in merge], path, legacy=legacy, force=force
+            )
+        else:
+            run = calibrating.calibrate(
+                str(source), path, [str(text) for text in data], field=field, ctx=ctx,
+                chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
+                max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
+                legacy=legacy, threads=threads, on_fetch=watch,
+            )  # fmt: skip
+        done = drain(run, watch)
+        paths, found = done.paths, done.calibration
+    return CalibrateResult(
+        paths,
+        sum(each.stat().st_size for each in paths),
+        found,
+        calibration_document(found, list(map(str, paths)), stats=stats),
+        tuple(watch.notes),
+    )

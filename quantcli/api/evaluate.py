@@ -1,0 +1,144 @@
+"""``quantcli.evaluate``: perplexity and KL divergence from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcli.api.calls import Watch, takes_keywords
+from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.write import default_threads
+from quantcli.errors import GateError, UsageError
+from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
+from quantcli.evals.bases.file import BaseFile
+from quantcli.evals.gates import Gates, Verdict, check_gates, judge, refuse_failures
+from quantcli.evals.run import Job, Measured, check_job
+from quantcli.evals.run import evaluate as measure
+from quantcli.events import Show, drain, in_phase, take_all
+from quantcli.layerwise.texts import read_texts
+from quantcli.report.evaluations import evaluation_document, evaluation_tables
+from quantcli.report.plot import Point, draw_plot
+from quantcli.report.tables import Table
+from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What `evaluate` measured: ``document`` holds the figures that ``--json`` prints.
+
+    ``measured`` are the figures of each model on each text, ``verdicts`` those of the limits that
+    were given, ``tables`` the same for people, ``paths`` the files that were written.
+    """
+
+    paths: tuple[Path, ...]
+    measured: tuple[Measured, ...]
+    verdicts: tuple[Verdict, ...]
+    tables: tuple[Table, ...]
+    document: Mapping[str, Any]
+    notes: tuple[Note, ...]
+
+
+@takes_keywords
+def evaluate(
+    models: str | Path | Sequence[str | Path],
+    data: str | Path | Sequence[str | Path] = (),
+    *,
+    ctx: int | None = None,
+    stride: int | None = None,
+    chunks: int | None = None,
+    field: str | None = None,
+    engine: str | None = None,
+    config: str | Path | None = None,
+    reference: str | Path | None = None,
+    base: str | Path | None = None,
+    save_base: str | Path | None = None,
+    top_k: int | None = None,
+    force: bool = False,
+    max_ppl: float | None = None,
+    max_kld: float | None = None,
+    min_top1: float | None = None,
+    plot: str | Path | None = None,
+    threads: int | None = None,
+    on_event: Show | None = None,
+) -> EvaluateResult:
+    """Measure the perplexity of models on texts, and what sets them apart from a base.
+
+    Windows have ``ctx`` tokens and begin every ``stride`` ones, ``chunks`` of them at most. The
+    base is the model ``reference`` or the predictions in the file ``base``; ``save_base`` writes
+    such a file, of the ``top_k`` likeliest tokens alone if given. ``engine`` is auto, llama.cpp or
+    torch, ``config`` a folder with a GGUF's settings for the latter. Where ``max_ppl``, ``max_kld``
+    or ``min_top1`` is not held, a `GateError` carries the result as ``result``.
+    """
+    watch = Watch(on_event)
+    check_folder(_path(config))
+    texts = read_texts(_names(data), field=field) if data else []
+    options: dict[str, Any] = {"engine": engine or AUTO, "folder": _path(config)}
+    gates = Gates(max_ppl, max_kld, min_top1)
+    stored = BaseFile(Path(base)) if base is not None else None
+    with ExitStack() as stack:
+        origin = None
+        if reference is not None:
+            origin = open_artifact(str(reference), on_progress=watch, **options)
+            stack.enter_context(origin.model)
+            options["tokenizer"] = origin.checkpoint
+        artifacts = []
+        for name in _names(models):
+            artifacts.append(open_artifact(name, on_progress=watch, **options))
+            stack.enter_context(artifacts[-1].model)
+        job = Job(
+            artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
+            base=stored, save=_path(save_base), kept=top_k, force=force,
+            threads=threads or default_threads(),
+        )  # fmt: skip
+        check_job(job)
+        check_gates(gates, job)
+        if plot is not None:
+            if not job.compares:
+                raise UsageError("--plot draws the divergence from a base", hint="add --reference")
+            refuse_existing([Path(plot)], force=force)
+        measured = drain(in_phase("evaluating", take_all(measure(job), Measured)), watch)
+        verdicts = judge(gates, measured)
+        if plot is not None:
+            _draw(Path(plot), measured, force=force)
+        result = EvaluateResult(
+            tuple(Path(path) for path in (save_base, plot) if path is not None),
+            tuple(measured),
+            tuple(verdicts),
+            tuple(evaluation_tables(job, measured)),
+            evaluation_document(job, measured, verdicts),
+            tuple(watch.notes),
+        )
+    try:
+        refuse_failures(verdicts)
+    except GateError as error:
+        error.result = result
+        raise
+    return result
+
+
+def _names(given: str | Path | Sequence[str | Path]) -> list[str]:
+    return [str(name) for name in ([given] if isinstance(given, str | Path) else given)]
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _draw(path: Path, measured: Sequence[Measured], *, force: bool) -> None:
+    points = [
+        Point(
+            found.text,
+            Path(found.artifact.label).name,
+            found.artifact.bits_per_weight,
+            found.summary.against.mean.value,
+        )
+        for found in measured
+        if found.summary.against is not None
+    ]
+    content = draw_plot(points).encode()
+    with AtomicFiles({path: len(content)}, force=force) as files:
+        files.write(path, 0, content)
+        files.publish()

@@ -1,0 +1,150 @@
+"""``quantcli.export``: an artifact in another format, or checked, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcli.api.calls import Watch, takes_keywords
+from quantcli.artifacts.write import Finished, default_threads
+from quantcli.errors import SourceError, UsageError
+from quantcli.events import Show, drain, in_phase, take
+from quantcli.exports.job import make_wish, open_export
+from quantcli.exports.targets import TARGETS
+from quantcli.exports.verdicts import verdict_document, verdict_tables
+from quantcli.exports.verify import Verified
+from quantcli.exports.verify import verify as run_verify
+from quantcli.model import open_model
+from quantcli.plan.budget import free_disk
+from quantcli.report.tables import Table, facts
+from quantcli.report.units import size_text
+from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote, would write or checked; ``document`` is what ``--json`` prints.
+
+    ``summary`` says what was done in a phrase. ``tables`` are for people; what was written has
+    none.
+    """
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    summary: str
+    tables: tuple[Table, ...]
+    document: Mapping[str, Any]
+    notes: tuple[Note, ...]
+
+
+@takes_keywords
+def export(
+    artifact: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    to: str | None = None,
+    dtype: str | None = None,
+    split_max_size: str | None = None,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    requantize: bool = False,
+    card: bool = False,
+    evaluation: str | Path | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    against: str | Path | None = None,
+    threads: int | None = None,
+    on_event: Show | None = None,
+) -> ExportResult:
+    """Convert an artifact (or all shards of a GGUF) to the format ``to``.
+
+    ``output`` defaults to a name made of the artifact's, in the current folder. ``config`` and
+    ``tokenizer`` are folders to take settings and tokenizer files from, ``evaluation`` what
+    ``quantcli eval-ppl --json`` printed, for the model ``card``. ``requantize`` rounds a second
+    time what the other format does not hold. ``verify`` writes nothing but decodes and checks
+    every weight, and measures the error ``against`` another model; what it finds wrong is a
+    `SourceError` that carries the result as ``result``.
+    """
+    names = [str(n) for n in ([artifact] if isinstance(artifact, str | Path) else artifact)]
+    watch = Watch(on_event)
+    if verify:
+        if to is not None:
+            raise UsageError("--verify writes nothing, and --to does", hint="give one of them")
+        other = None if against is None else str(against)
+        return _verify(names, other, threads or default_threads(), watch)
+    if against is not None:
+        raise UsageError("--against measures a difference", hint="add --verify")
+    if to is None:
+        raise UsageError(
+            "--to FORMAT is missing",
+            hint=f"one of {', '.join(TARGETS)}; or --verify",
+        )
+    wish = make_wish(
+        to,
+        output=_path(output),
+        dtype=dtype,
+        split_max_size=split_max_size,
+        config=_path(config),
+        tokenizer=_path(tokenizer),
+        card=card,
+        requantize=requantize,
+        evaluation=_path(evaluation),
+        force=force,
+        check=not dry_run,
+        threads=threads or default_threads(),
+    )
+    with open_export(names, to, wish, on_progress=watch) as prepared:
+        paths, nbytes = prepared.paths, prepared.nbytes
+        if not dry_run:
+            done = drain(in_phase("exporting", take(prepared.run(), Finished)), watch)
+            paths, nbytes = done.paths, done.nbytes
+        summary = prepared.sentence
+    document: dict[str, Any] = {"to": to, "paths": list(map(str, paths)), "bytes": nbytes}
+    tables: tuple[Table, ...] = ()
+    if dry_run:
+        document["free_disk_bytes"] = free_disk(paths[0].parent)
+        tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
+    return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _plan_table(paths: Sequence[Path], nbytes: int, summary: str, free: int) -> Table:
+    rows = [*(("output", str(path)) for path in paths), ("what", summary)]
+    if nbytes:
+        rows.append(("size", f"{size_text(nbytes)} ({nbytes:,} bytes)"))
+    return facts([*rows, ("free disk", size_text(free))])
+
+
+def _verify(names: list[str], against: str | None, threads: int, watch: Watch) -> ExportResult:
+    if len(names) > 1:
+        raise UsageError("--verify takes one artifact", hint="of a split GGUF, any of its shards")
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(names[0], on_progress=watch))
+        source = None
+        if against is not None:
+            source = open_model(against, vocabulary=False, on_progress=watch)
+            stack.enter_context(source)
+        checking = take(run_verify(model, source, threads=threads), Verified)
+        verdict = drain(in_phase("verifying", checking), watch)
+        nbytes = sum(line.nbytes for line in verdict.lines)
+    result = ExportResult(
+        (),
+        nbytes,
+        "verified",
+        tuple(verdict_tables(names[0], against, verdict)),
+        verdict_document(names[0], against, verdict),
+        tuple(watch.notes),
+    )
+    if verdict.problems:
+        first, *more = verdict.problems
+        error = SourceError(first + (f" (and {len(more)} more)" if more else ""))
+        error.result = result
+        raise error
+    return result

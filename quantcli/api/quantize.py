@@ -1,0 +1,96 @@
+"""``quantcli.quantize``: a quantization from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from quantcli.api.calls import Watch, parse_bytes, takes_keywords
+from quantcli.api.recipe_options import RecipeOptions
+from quantcli.events import Show, drain
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_defaults import resolve_recipe
+from quantcli.plan.recipe_file import load_recipe
+from quantcli.report.quantized import planned_document, quantized_document
+from quantcli.run import quantize as quantizing
+from quantcli.run.request import Request, Wanted
+from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What `quantize` made, or with ``dry_run`` would make.
+
+    ``nbytes`` is the exact size of all files together. ``document`` holds the facts that
+    ``quantcli quantize --json`` prints: with ``dry_run`` what each tensor would become and why,
+    else, under "tensors", what became of each one that a method rounded. ``source_digest`` is None
+    for a dry run.
+    """
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    bits_per_weight: float
+    source_digest: str | None
+    document: Mapping[str, Any]
+    notes: tuple[Note, ...]
+
+
+@takes_keywords
+def quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    quality: Literal["fast", "high"] | None = None,
+    calibrate: Sequence[str | Path] = (),
+    chunks: int | None = None,
+    recipe: str | Path | Recipe | None = None,
+    resume: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    threads: int | None = None,
+    max_memory: int | str | None = None,
+    on_event: Show | None = None,
+    **options: Unpack[RecipeOptions],
+) -> QuantizeResult:
+    """Quantize a model to a GGUF, or with ``to`` to a model folder.
+
+    ``options`` win over those of ``recipe``, a file or a `Recipe`. ``output`` defaults to a name
+    made of the model's and the recipe's, in the current folder. The texts ``calibrate`` are what a
+    ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows of them
+    at most; without a method they make an importance matrix, which is kept next to the output.
+    ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
+    limits the memory while weights are written, in bytes or as "300M".
+    """
+    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
+    fields: dict[str, Any] = {**options}
+    if fields.get("imatrix") is not None:
+        fields["imatrix"] = str(fields["imatrix"])
+    request = Request(
+        str(source),
+        [
+            Wanted(
+                resolve_recipe(base, quality=quality, **fields),
+                None if output is None else Path(output),
+            )
+        ],
+        [str(text) for text in calibrate],
+        chunks=chunks,
+        resume=resume,
+        force=force,
+        dry_run=dry_run,
+        threads=threads,
+        max_memory=parse_bytes(max_memory),
+    )
+    watch = Watch(on_event)
+    (done,) = drain(quantizing.quantize(request, on_fetch=watch), watch)
+    document = planned_document(done) if dry_run else quantized_document(done)
+    return QuantizeResult(
+        done.artifact.paths,
+        done.artifact.nbytes,
+        done.bits_per_weight,
+        done.digest,
+        document,
+        tuple(watch.notes),
+    )

@@ -1,0 +1,129 @@
+"""The small files of a model folder: configuration, tokenizer, index, manifest and card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from quantcli import __version__
+from quantcli.artifacts.atomic_folder import MANIFEST
+from quantcli.artifacts.model_card import describe_folder, render_card
+from quantcli.artifacts.safetensors_shards import SafetensorsShards
+from quantcli.errors import SourceError
+from quantcli.layouts.base import FolderFacts, Packing
+from quantcli.model import TRANSFORMS_KEY, Model
+from quantcli.plan.folders import FolderPlan
+from quantcli.plan.recipe_file import dump_recipe
+from quantcli.plan.schemes import DTYPES
+from quantcli.sources.card import CARD
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+
+_COPIED = (
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "merges.txt",
+    "vocab.txt",
+    "*.py",
+    "LICENSE*",
+)
+_OWN = (
+    CONFIG,
+    MANIFEST,
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+)
+"""What describes the source's weights, not the output's."""
+
+
+def read_settings(folder: Path) -> dict[str, bytes]:
+    """What a folder's tokenizer, template, generation and processing need, by file name."""
+    paths = {path for pattern in _COPIED for path in folder.glob(pattern)}
+    files = {}
+    for path in sorted(paths):
+        if path.name in _OWN or path.name.endswith(".index.json") or not path.is_file():
+            continue
+        try:
+            files[path.name] = path.read_bytes()
+        except OSError as error:
+            raise SourceError(f"{path}: {error.strerror or error}") from error
+    return files
+
+
+def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
+    """The index of tensors over files, by its name; nothing where there is one file."""
+    if len(weights.layouts) < 2:
+        return {}
+    places = {name: file for name, (file, _, _) in sorted(weights.places.items())}
+    return {
+        INDEX: to_json({"metadata": {"total_size": weights.tensor_bytes}, "weight_map": places})
+    }
+
+
+def to_json(value: Mapping[str, Any]) -> bytes:
+    """A JSON file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def make_settings(
+    model: Model,
+    plan: FolderPlan,
+    packing: Packing | None,
+    weights: SafetensorsShards,
+    digest: str,
+) -> dict[str, bytes]:
+    """Every file but the weights, by name; their sizes do not depend on the digest."""
+    files = read_settings(model.path)
+    recipe = plan.recipe
+    if recipe.imatrix:
+        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
+    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    if plan.recipe.dtype is not None or plan.scheme is None:
+        config = _with_dtype(config, DTYPES[plan.dtype])
+    if packing is not None and plan.scheme is not None:
+        quantized = [item.matrix.module for item in plan.items]
+        config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
+    files[CONFIG] = to_json(config)
+    files |= index_files(weights)
+    source = {"repo": model.repo, "revision": model.revision, "digest": digest}
+    text = dump_recipe(recipe)
+    manifest: dict[str, Any] = {
+        "schema": "quantcli.manifest/1",
+        "quantcli": __version__,
+        "to": recipe.to,
+        "recipe": text,
+        "source": {key: value for key, value in source.items() if value is not None},
+    }
+    if TRANSFORMS_KEY in model.metadata:
+        manifest["transforms"] = json.loads(str(model.metadata[TRANSFORMS_KEY].value))
+    files[MANIFEST] = to_json(manifest)
+    stored = weights.tensor_bytes
+    card = describe_folder(
+        model.path,
+        name=model.repo or model.path.resolve().name,
+        repo=model.repo,
+        to=recipe.to,
+        weights=plan.label,
+        recipe=text,
+        nbytes=stored,
+        bits=8 * stored / max(1, plan.elements),
+    )
+    files[CARD] = render_card(card)
+    return dict(sorted(files.items()))
+
+
+def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """The configuration, and those inside of it, for weights of another dtype."""
+    changed = dict(config)
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            changed[key] = dtype
+        elif key.endswith("_config") and isinstance(value, Mapping):
+            changed[key] = _with_dtype(value, dtype)
+    return changed

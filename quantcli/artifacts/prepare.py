@@ -1,0 +1,48 @@
+"""What a recipe makes: a GGUF file or a model folder, and what it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
+from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
+from quantcli.model import Model
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.schemes import GGUF, find_grids, has_types, knows_importance
+from quantcli.sources.imatrix import Importance
+
+
+def default_output(model: Model, recipe: Recipe) -> Path:
+    """``NAME-TYPE.gguf`` or ``NAME-TO-...`` in the current folder.
+
+    NAME is that of the repository, the folder or the file.
+    """
+    name = model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
+    if recipe.to == GGUF:
+        return Path(f"{name.removesuffix('.gguf')}-{recipe.type}.gguf")
+    if has_types(recipe.to):
+        return Path(f"{name}-hf-{recipe.type}")
+    if recipe.activations:
+        return Path(f"{name}-{recipe.to}-w8a8")
+    return Path(f"{name}-{recipe.to}-{recipe.bits or find_grids(recipe)[1].usual_bits}bit")
+
+
+def prepare_artifact(
+    model: Model,
+    recipe: Recipe,
+    output: Path,
+    *,
+    importance: Importance | None = None,
+    force: bool = False,
+    check: bool = True,
+) -> GgufFile | ModelFolder:
+    """Decide everything about making ``output`` of ``model`` without reading a weight.
+
+    ``importance`` is left out where the recipe says that ranges are found without it.
+    ``check=False`` leaves out the checks on the output's place (for a dry run). Raises PlanError,
+    OutputError or UsageError before any work is done.
+    """
+    if recipe.to != GGUF and not knows_importance(recipe):
+        importance = None
+    prepare = prepare_gguf if recipe.to == GGUF else prepare_folder
+    return prepare(model, recipe, output, importance=importance, force=force, check=check)

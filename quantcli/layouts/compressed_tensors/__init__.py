@@ -1,0 +1,90 @@
+"""compressed-tensors, the format of llm-compressor, vLLM and transformers.
+
+A folder may have packed and plain integers, FP8, MXFP4 and NVFP4 side by side: "pack-quantized"
+(`packed`), a byte for each weight (`single_bytes`), and E2M1 codes with one
+``X.weight_global_scale`` for NVFP4 (`quantcli.layouts.float4`). Names and shapes are those of
+compressed-tensors 0.20's compressors. What was written of activations is of no use to a reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from quantcli.formats.integer import IntegerGrid
+from quantcli.layouts.base import GRID_FIELDS, Grids, Layout
+from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
+from quantcli.layouts.compressed_tensors.mxfp4 import MXFP4
+from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
+from quantcli.layouts.compressed_tensors.single_bytes import INT8_TOKENS, build_bytes
+from quantcli.layouts.float4 import build_float4
+from quantcli.layouts.scaled import E4M3, INT8
+from quantcli.layouts.settings import Settings
+from quantcli.layouts.stored import PackedWeight, StoredTensors
+from quantcli.types import Matrix, Note
+
+_PACKED = "_packed"
+_BESIDE = ("_scale", "_zero_point")
+"""Endings of what lies beside codes and may have their dtypes."""
+_ASYMMETRIC = (
+    "transformers loads asymmetric compressed-tensors weights with "
+    "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
+)
+
+
+def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[str, PackedWeight]:
+    """Every quantized weight; SourceError names the first part that is wrong."""
+    schemes = read_schemes(settings)
+    found: dict[str, PackedWeight] = {}
+    for name, info in source.tensors.items():
+        weight = name.removesuffix(_PACKED)
+        is_codes = info.dtype in (E4M3, INT8) and not name.endswith(_BESIDE)
+        if weight == name and not is_codes:
+            continue
+        module = weight.removesuffix(".weight")
+        scheme = schemes.find(module, info.file)
+        if weight == name:
+            found[weight] = build_bytes(source, info, scheme)
+        elif scheme.kind == "float":
+            if scheme.bits != 4:
+                raise settings.refuse(f"packed floats of {scheme.bits} bits")
+            found[weight] = build_float4(
+                source, info, weight, METHOD, scheme.group, whole=f"{weight}_global_scale",
+                divides=True,
+            )  # fmt: skip
+        else:
+            found[weight] = build_words(source, info, weight, scheme)
+    return found
+
+
+def _remark(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if not grid.symmetric and grid.strategy != "tensor":
+        yield Note(_ASYMMETRIC)
+
+
+COMPRESSED_TENSORS = Layout(
+    name=METHOD,
+    help="2 to 8 bits as llm-compressor stores them, for vLLM and transformers; also W8A8",
+    takes=GRID_FIELDS | {"activations"},
+    grids=Grids(
+        tuple(range(2, 9)),
+        PACKED,
+        "middle",
+        "integer",
+        strategies=("channel", "tensor"),
+        computes_in_scales=True,
+    ),
+    activations={
+        "int8": Grids(
+            (8,),
+            INT8_TOKENS,
+            "middle",
+            group="channel",
+            groups=None,
+            strategies=("channel", "tensor"),
+            computes_in_scales=True,
+        )
+    },
+    blocks={"MXFP4": MXFP4},
+    read=find_compressed_tensors,
+    remark=_remark,
+)

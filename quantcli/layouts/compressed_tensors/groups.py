@@ -1,0 +1,192 @@
+"""compressed-tensors' settings: ``config_groups`` say which module was quantized how.
+
+What is written is one group for all linear layers. In other folders a group names its modules by
+their full names, by regular expressions (``re:``) or by classes; the most specific wins. Classes
+cannot be told from a checkpoint's names, so "Embedding" means the token embedding and any other
+class everything else. What changes the meaning of the weights beyond that (sparsity, rotations
+applied at run time) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantcli.errors import SourceError
+from quantcli.formats.integer import IntegerGrid
+from quantcli.layouts.base import FolderFacts
+from quantcli.layouts.fp8 import block_size
+from quantcli.layouts.settings import Settings, count
+from quantcli.types import Matrix
+
+METHOD = "compressed-tensors"
+
+_FORMATS = (
+    "dense", "pack-quantized", "int-quantized", "float-quantized", "naive-quantized",
+    "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized",
+)  # fmt: skip
+_STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
+_REGEX = "re:"
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embeddings)$")
+
+
+def scale_shape(matrix: Matrix, grid: IntegerGrid) -> tuple[int, ...]:
+    """Of ``weight_scale`` for an integer grid."""
+    return (1,) if grid.strategy == "tensor" else (matrix.rows, grid.groups(matrix.columns))
+
+
+def integer_scheme(
+    grid: IntegerGrid, activations: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a group says of integer weights, and of ``activations`` that are quantized."""
+    weights = {
+        "num_bits": grid.bits,
+        "type": "int",
+        "symmetric": grid.symmetric,
+        "strategy": grid.strategy,
+        "group_size": grid.group_size,
+        "dynamic": False,
+        "actorder": None,
+    }
+    return {"weights": weights, "input_activations": activations, "output_activations": None}
+
+
+def describe_config(subject: FolderFacts, form: str, scheme: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``quantization_config`` of a folder whose linear layers all have the format ``form``."""
+    return {
+        "quantization_config": {
+            "quant_method": METHOD,
+            "format": form,
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {"targets": ["Linear"], **scheme, "format": form}},
+            "ignore": list(subject.kept),
+            "kv_cache_scheme": None,
+        }
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScheme:
+    """How the weights of one group are stored; ``group`` is 0 where rows have one scale."""
+
+    targets: tuple[str, ...]
+    kind: str
+    bits: int
+    symmetric: bool
+    group: int
+    block: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSchemes:
+    """All groups, and the modules that none of them means."""
+
+    groups: tuple[StoredScheme, ...]
+    ignored: tuple[str, ...]
+    where: str
+
+    def find(self, module: str, file: object) -> StoredScheme:
+        """The scheme of a quantized module; SourceError when no group means it."""
+        if any(_is_named(module, entry) for entry in self.ignored):
+            raise SourceError(
+                f"{file}: {module} holds codes, but {self.where} lists it under 'ignore'"
+            )
+        for fits in (str.__eq__, _fits_regex, _fits_class):
+            for scheme in self.groups:
+                if any(fits(module, target) for target in scheme.targets):
+                    return scheme
+        raise SourceError(f"{file}: {module} holds codes, but no group of {self.where} targets it")
+
+
+def read_schemes(settings: Settings) -> StoredSchemes:
+    """The groups of a ``quantization_config``; SourceError for what is not understood."""
+    values, where = settings.values, f"{settings.where}.config_groups"
+    _refuse_more(settings)
+    groups = values.get("config_groups") or {}
+    if not isinstance(groups, Mapping):
+        raise SourceError(f"{where} is not an object")
+    schemes = tuple(
+        _read_scheme(name, group, settings)
+        for name, group in groups.items()
+        if not isinstance(group, Mapping) or group.get("weights") is not None
+    )
+    seen: set[str] = set()
+    for scheme in schemes:
+        for target in scheme.targets:
+            if target in seen:
+                raise SourceError(f"{where}: two groups target {target!r}")
+            seen.add(target)
+    ignored = _strings(values, "ignore", settings.where)
+    for pattern in (*seen, *ignored):
+        _check_pattern(pattern, settings.where)
+    return StoredSchemes(schemes, ignored, settings.where)
+
+
+def _refuse_more(settings: Settings) -> None:
+    values = settings.values
+    sparsity = values.get("sparsity_config")
+    kind = sparsity.get("format") if isinstance(sparsity, Mapping) else None
+    if kind not in (None, "dense"):
+        raise settings.refuse(f"sparsity {kind}")
+    transforms = values.get("transform_config")
+    if isinstance(transforms, Mapping) and transforms.get("config_groups"):
+        raise settings.refuse("transforms at run time")
+
+
+def _read_scheme(name: str, group: Any, settings: Settings) -> StoredScheme:
+    where = f"{settings.where}.config_groups.{name}"
+    weights = group.get("weights") if isinstance(group, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise SourceError(f"{where} does not say how weights are stored")
+    layout = group.get("format") or settings.values.get("format")
+    if layout is not None and layout not in _FORMATS:
+        raise settings.refuse(str(layout))
+    kind, bits = str(weights.get("type", "int")), count(weights, "num_bits", where, 8)
+    if (kind, bits) not in (("float", 4), ("float", 8)) and not (kind == "int" and bits <= 8):
+        raise settings.refuse(f"{kind} of {bits} bits")
+    size = count(weights, "group_size", where, -1, least=-1)
+    strategy = weights.get("strategy")
+    if strategy is not None and strategy not in _STRATEGIES:
+        raise settings.refuse(f"strategy {strategy}")
+    if strategy in ("group", "tensor_group") and size <= 0:
+        raise SourceError(f"{where}: strategy {strategy} has group_size {size}")
+    return StoredScheme(
+        targets=_strings(group, "targets", where) or ("Linear",),
+        kind=kind,
+        bits=bits,
+        symmetric=weights.get("symmetric", True) is not False,
+        group=max(size, 0),
+        block=block_size(weights.get("block_structure"), settings),
+    )
+
+
+def _strings(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    found = values.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
+        raise SourceError(f"{where}: {key} is not a list of names")
+    return tuple(found)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    if pattern.startswith(_REGEX):
+        try:
+            re.compile(pattern.removeprefix(_REGEX))
+        except re.error as error:
+            raise SourceError(f"{where}: {pattern!r} is no regular expression: {error}") from error
+
+
+def _is_named(module: str, entry: str) -> bool:
+    return module == entry or _fits_regex(module, entry)
+
+
+def _fits_regex(module: str, target: str) -> bool:
+    found = target.startswith(_REGEX) and re.match(target.removeprefix(_REGEX), module)
+    return bool(found)
+
+
+def _fits_class(module: str, target: str) -> bool:
+    if not target[:1].isupper():
+        return False
+    return (target == "Embedding") == bool(_EMBEDDING.search(module))

@@ -1,0 +1,100 @@
+"""What config.json says of how the weights were quantized, and what it cannot be taken for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantcli.errors import SourceError
+
+MLX = "mlx"
+"""The method of folders that name none but say how MLX packed them."""
+
+_KEYS = ("quantization_config", "compression_config", "quantization")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The quantization's settings as they stand in ``path`` under ``key``."""
+
+    method: str
+    values: Mapping[str, Any]
+    path: Path
+    key: str
+
+    def count(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number; SourceError for anything else, and for none without a default."""
+        return count(self.values, key, self.where, default, least=least)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value; SourceError for anything else."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise SourceError(f"{self.where}: {key} is {value!r}; true or false belongs there")
+        return value
+
+    @property
+    def where(self) -> str:
+        """File and key, as messages begin."""
+        return f"{self.path}: {self.key}"
+
+    @property
+    def may_be_plain(self) -> bool:
+        """Whether they may speak of activations or caches alone, as compressed-tensors' do."""
+        if self.method != "compressed-tensors":
+            return False
+        of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")
+        return self.values.get("format") == "dense" or of_cache
+
+    def refuse(self, detail: str | None = None) -> SourceError:
+        """The sentence on a method, or a kind of it, that is not read."""
+        said = detail or self.values.get("quant_algo") or self.values.get("format")
+        named = f"{self.method} ({said})" if said else self.method
+        return SourceError(
+            f"{self.path}: the checkpoint is already quantized with {named}, which is not read",
+            hint="take the original weights in BF16, F16 or F32",
+        )
+
+
+def read_settings(config: Mapping[str, Any], path: Path) -> Settings | None:
+    """The settings in config.json at ``path`` or in its text model's part; None without any."""
+    text_config = config.get("text_config")
+    for owner in (config, text_config if isinstance(text_config, Mapping) else {}):
+        for key in _KEYS:
+            values = owner.get(key)
+            if values is None:
+                continue
+            if not isinstance(values, Mapping):
+                raise SourceError(f"{path}: {key} is not an object")
+            return Settings(_method(values), values, path, key)
+    return None
+
+
+def _method(values: Mapping[str, Any]) -> str:
+    method = values.get("quant_method")
+    if method is None and {"bits", "group_size"} <= values.keys():
+        return MLX
+    return str(method or "unknown")
+
+
+def count(
+    values: Mapping[str, Any],
+    key: str,
+    where: str,
+    default: int | None = None,
+    *,
+    least: int = 1,
+) -> int:
+    """The whole number ``values[key]``, at least ``least``; SourceError begins with ``where``."""
+    value = values.get(key)
+    if value is None:
+        value = default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SourceError(
+            f"{where}: {key} is {value!r}; a whole number of at least {least} belongs there"
+        )
+    return value

@@ -1,0 +1,16 @@
+"""Refuse whatever is wrong with a recipe whatever the model, before one is opened."""
+
+from __future__ import annotations
+
+from quantcli.errors import UsageError
+from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.schemes import check_scheme
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """UsageError for a field that the output does not take, a wrong value, or two that clash."""
+    check_scheme(recipe)
+    for field, value in given_fields(recipe):
+        field.refuse_wrong(value)
+    if recipe.include_weights and recipe.exclude_weights:
+        raise UsageError("include_weights and exclude_weights cannot be used together")

@@ -1,0 +1,55 @@
+"""What a quantization made, or a dry run planned, for people and for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantcli.artifacts.gguf_file import GgufFile
+from quantcli.plan.schemes import GGUF
+from quantcli.report.folders import folder_document, folder_tables
+from quantcli.report.plans import plan_document, plan_tables
+from quantcli.report.tables import Table
+from quantcli.report.units import duration_text, size_text
+from quantcli.run.quantize import Quantized
+
+
+def quantized_sentence(done: Quantized) -> str:
+    """Sizes before and after, and how long it took."""
+    return (
+        f"{size_text(done.source_bytes)} became {size_text(done.artifact.nbytes)} at "
+        f"{done.bits_per_weight:.2f} bits per weight ({done.artifact.plan.label}) "
+        f"in {duration_text(done.seconds)}"
+    )
+
+
+def quantized_document(done: Quantized) -> dict[str, Any]:
+    """The same with exact numbers, and what became of each tensor that a method rounded."""
+    recipe = done.artifact.plan.recipe
+    fields: dict[str, Any] = {
+        "paths": [str(path) for path in done.artifact.paths],
+        **({} if recipe.to == GGUF else {"to": recipe.to}),
+        "type": done.artifact.plan.label,
+        "bytes": done.artifact.nbytes,
+        "bits_per_weight": done.bits_per_weight,
+        "source_bytes": done.source_bytes,
+        "source_digest": done.digest,
+    }
+    if done.outcomes:
+        fields["tensors"] = [outcome.fields for outcome in done.outcomes]
+    if done.training is not None:
+        fields["end_to_end"] = done.training
+    return fields
+
+
+def planned_document(planned: Quantized) -> dict[str, Any]:
+    """What each tensor would become, and what it would cost."""
+    if isinstance(planned.artifact, GgufFile):
+        return plan_document(planned.artifact, planned.threads)
+    return folder_document(planned.artifact, planned.threads)
+
+
+def planned_tables(planned: Quantized) -> list[Table]:
+    """The same as tables."""
+    if isinstance(planned.artifact, GgufFile):
+        return plan_tables(planned.artifact, planned.threads)
+    return folder_tables(planned.artifact, planned.threads)

@@ -1,0 +1,120 @@
+"""GPTQ in a block format: round column by column, and compensate each error in later columns.
+
+At the start of each 256 columns the scales are those that the format's encoder finds, importance
+and all, in the weights as the feedback so far has changed them; under these the columns are rounded
+in order, each error passed on to the columns after it; a group that is one point of a codebook is
+rounded at once. Then the 256 columns are swept: every code and scale goes to its best given the
+others, under the Schur-complement metric (the error that later columns cannot compensate). A
+Hessian in another order (largest mean square first, when most columns are left to make up for the
+error) has the scales taken from the untouched weights, and no such sweeps.
+
+Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the shape of the feedback; the choice
+of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-gguf-toolkit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantcli.formats import native
+from quantcli.formats.base import BlockFormat, Bytes, Floats
+from quantcli.formats.lattice import Parts
+from quantcli.rounding.packed_matrix import PackedMatrix
+from quantcli.statistics.hessian import ColumnOrder, Hessian
+from quantcli.workers import Workers
+
+_CHUNK = 256
+"""Columns that are rounded at once where they are taken out of order."""
+
+
+def round_with_feedback(
+    fmt: BlockFormat, rows: Floats, hessian: Hessian, importance: Floats | None, pool: Workers,
+    block_sweeps: int = 0,
+) -> PackedMatrix:  # fmt: skip
+    """Round ``rows`` (n, columns), float32, in the order of ``hessian``.
+
+    ``importance`` has a weight for each column, for the encoder's search for scales;
+    ``block_sweeps`` sweeps go over each 256 columns, and with none this is GPTQ as published.
+    """
+    matrix = PackedMatrix(fmt, rows)
+    ordered = hessian.keep_together(matrix.grid.width)
+    if ordered.order is None:
+        _round_in_order(matrix, ordered, importance, pool, block_sweeps)
+    else:
+        _round_sorted(matrix, ordered, ordered.order, importance, pool)
+    return matrix
+
+
+def encode_columns(
+    fmt: BlockFormat, target: Floats, importance: Floats | None, pool: Workers
+) -> Bytes:
+    """The encoder's own packed blocks of ``target`` (n, columns)."""
+    packed = np.empty((len(target), fmt.row_bytes(target.shape[1])), np.uint8)
+
+    def share(start: int, stop: int) -> None:
+        native.encode(fmt, target[start:stop], importance, out=packed[start:stop])
+
+    pool.run(len(target), share)
+    return packed
+
+
+def _find_parts(
+    matrix: PackedMatrix, target: Floats, columns: slice, importance: Floats | None, pool: Workers
+) -> Parts:
+    important = None if importance is None else importance[columns]
+    return matrix.split(encode_columns(matrix.format, target, important, pool))
+
+
+def _round_in_order(
+    matrix: PackedMatrix,
+    hessian: Hessian,
+    importance: Floats | None,
+    pool: Workers,
+    block_sweeps: int,
+) -> None:
+    factor = hessian.factor
+    for index, columns in enumerate(matrix.columns):
+        first = columns.start
+        weights = np.ascontiguousarray(matrix.rows[:, columns])
+        target = weights + matrix.errors[:, :first] @ factor[:first, columns]
+        parts = _find_parts(matrix, target, columns, importance, pool)
+        part = hessian.part(columns)
+        parts, codes = matrix.grid.round_columns(parts, target, weights, part, pool)
+        matrix.set_codes(index, parts, codes)
+        if block_sweeps == 0:
+            continue
+        metric, pull = part.metric(columns.stop - first), target - weights
+        for _ in range(block_sweeps):
+            missed = pull + matrix.errors[:, columns] @ part.factor
+            gradient = (missed * part.pivots) @ part.factor.T
+            matrix.set_parts(index, matrix.grid.sweep(matrix.parts(index), metric, gradient, pool))
+
+
+def _round_sorted(
+    matrix: PackedMatrix,
+    hessian: Hessian,
+    order: ColumnOrder,
+    importance: Floats | None,
+    pool: Workers,
+) -> None:
+    rows, sub, grid = matrix.rows, matrix.lattice.sub, matrix.grid
+    found = [
+        _find_parts(matrix, np.ascontiguousarray(rows[:, columns]), columns, importance, pool)
+        for columns in matrix.columns
+    ]
+    both = [matrix.steps(parts) for parts in found]
+    steps, lows = (np.concatenate(part, axis=1) for part in zip(*both, strict=True))
+    codes = np.empty((len(rows), rows.shape[1] // grid.group), np.int32)
+    errors = np.zeros_like(rows)
+    for start in range(0, rows.shape[1], _CHUNK):
+        chunk = slice(start, min(start + _CHUNK, rows.shape[1]))
+        chosen = order[chunk]
+        weights = rows[:, chosen]
+        target = weights + errors[:, :start] @ hessian.factor[:start, chunk]
+        runs = chosen[:: grid.width] // sub
+        codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = grid.feed_back(
+            grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], pool
+        )
+    for index, columns in enumerate(matrix.columns):
+        groups = slice(columns.start // grid.group, columns.stop // grid.group)
+        matrix.set_codes(index, found[index], codes[:, groups])

@@ -1,0 +1,326 @@
+"""GPTQ on a flat integer grid: error feedback, then descent on the codes and the scales.
+
+Where at least one whole group fits into 256 columns, each group's range is found in the weights as
+the feedback so far has changed them, and codes and scales are swept before the next columns are
+rounded, under the Schur-complement metric (the error that these cannot compensate). A longer group,
+a whole row or a whole matrix has its scale from the untouched weights, and so has every group whose
+columns are taken out of order. Sweeps of coordinate descent follow: every code to its best given
+all others, then every scale (and edge) to its least squares under the Hessian, rounded to the dtype
+that is stored and taken only where the loss falls. Zero points that are whole numbers stay as they
+were found.
+
+Source: as in `quantcli.rounding.block_feedback`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantcli import _native
+from quantcli.formats.base import Floats
+from quantcli.formats.integer import (
+    Codes,
+    IntegerCodes,
+    IntegerGrid,
+    dequantize,
+    fit_ranges,
+    fit_tensor,
+    store_scales,
+)
+from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
+from quantcli.rounding.options import Options
+from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
+from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
+from quantcli.workers import Workers
+
+Zeros = NDArray[Any]
+
+
+def find_ranges(
+    rows: Floats, grid: IntegerGrid, importance: Floats | None, pool: Workers
+) -> tuple[Floats, Zeros | None]:
+    """Scales and zeros of least squared error, each (rows, groups); all equal for "tensor"."""
+    count = len(rows)
+    if grid.strategy == "tensor":
+        scale, zero = fit_tensor(lambda: [rows], grid, importance, "mse")
+        return np.repeat(scale, count, 0), None if zero is None else np.repeat(zero, count, 0)
+    scales = np.empty((count, grid.groups(rows.shape[1])), np.float32)
+    zeros: Zeros | None = None
+    if not grid.symmetric:
+        zeros = np.empty(scales.shape, np.float32 if grid.zero == "edge" else np.int32)
+
+    def share(start: int, stop: int) -> None:
+        found = fit_ranges(rows[start:stop], grid, importance, "mse")
+        scales[start:stop] = found[0]
+        if zeros is not None and found[1] is not None:
+            zeros[start:stop] = found[1]
+
+    pool.run(count, share)
+    return scales, zeros
+
+
+def round_on_grid(
+    rows: Floats, grid: IntegerGrid, hessian: Hessian, importance: Floats | None, pool: Workers,
+    options: Options,
+) -> IntegerCodes:  # fmt: skip
+    """Codes of ``rows`` (n, columns), float32, in the order of ``hessian``, after the sweeps.
+
+    ``importance`` has a weight for each column, for the search for ranges. Scales and zeros have
+    a row for each row of the matrix; for strategy "tensor" all are equal.
+    """
+    work = _Work.of(rows, grid, hessian, pool)
+    if hessian.order is not None:
+        _round_sorted(work, hessian.order, importance)
+    else:
+        _round_in_order(work, importance, options.block_sweeps)
+    for _ in range(options.sweeps_after(hessian)):
+        _sweep(work)
+    return IntegerCodes(work.codes, work.scales, work.zeros)
+
+
+def refine_on_grid(
+    coded: IntegerCodes, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers
+) -> IntegerCodes:
+    """A sweep over codes, then scales and edges, from ``coded`` towards ``rows`` (n, columns)."""
+    work = _Work.of(rows, grid, hessian, pool)
+    work.codes[:], work.scales[:] = coded.codes, coded.scales
+    if work.zeros is not None and coded.zeros is not None:
+        work.zeros[:] = coded.zeros
+    for block in work.blocks:
+        work.update_errors(block.columns)
+    _sweep(work)
+    return IntegerCodes(work.codes, work.scales, work.zeros)
+
+
+@dataclass
+class _Work:
+    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values."""
+
+    rows: Floats
+    grid: IntegerGrid
+    hessian: Hessian
+    pool: Workers
+    levels: Floats
+    group: int
+    blocks: list[ColumnBlock]
+    codes: Codes
+    scales: Floats
+    zeros: Zeros | None
+    errors: Floats
+
+    @classmethod
+    def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers) -> _Work:
+        count, columns = rows.shape
+        groups = grid.groups(columns)
+        levels = np.arange(grid.top + 1, dtype=np.float32)
+        zeros: Zeros | None = None
+        if not grid.symmetric:
+            kind = np.float32 if grid.zero == "edge" else np.int32
+            zeros = np.zeros((count, groups), kind)
+        group = columns // groups
+        return cls(
+            rows, grid, hessian, pool, levels, group, cut_column_blocks(columns, group),
+            np.zeros(rows.shape, np.uint8), np.ones((count, groups), np.float32), zeros,
+            np.zeros_like(rows),
+        )  # fmt: skip
+
+    @property
+    def lows(self) -> Floats:
+        """A value is scale * code - low; (n, groups)."""
+        if self.zeros is None:
+            return self.scales * np.float32(self.grid.middle)
+        if self.grid.zero == "edge":
+            return np.negative(self.zeros, dtype=np.float32)
+        return self.scales * self.zeros.astype(np.float32)
+
+    def update_errors(self, columns: slice) -> None:
+        """Set the errors of ``columns``, part of one group or whole groups, from their codes."""
+        first = columns.start // self.group
+        last = -(-columns.stop // self.group)
+        zeros = None if self.zeros is None else self.zeros[:, first:last]
+        found = IntegerCodes(self.codes[:, columns], self.scales[:, first:last], zeros)
+        np.subtract(
+            self.rows[:, columns], dequantize(found, self.grid), out=self.errors[:, columns]
+        )
+
+
+class _Measure(Protocol):
+    """A quadratic loss of the errors of some columns."""
+
+    def curvature(self, columns: slice) -> Floats:
+        """Its matrix, for some of them."""
+
+    def slope(self, columns: slice) -> Floats:
+        """Half of what the loss falls by with each of their errors (n, columns)."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The Hessian, with all other columns as they are."""
+
+    work: _Work
+
+    def curvature(self, columns: slice) -> Floats:
+        return self.work.hessian.matrix[columns, columns]
+
+    def slope(self, columns: slice) -> Floats:
+        return self.work.errors @ self.work.hessian.matrix[:, columns]
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The error that columns after those of ``part``, which begin at ``first``, cannot compensate.
+
+    ``pull`` is what the columns before them ask of each of them.
+    """
+
+    work: _Work
+    part: HessianBlock
+    first: int
+    pull: Floats
+
+    def _own(self, columns: slice) -> slice:
+        return slice(columns.start - self.first, columns.stop - self.first)
+
+    def curvature(self, columns: slice) -> Floats:
+        own = self._own(columns)
+        return self.part.metric(len(self.part.pivots))[own, own]
+
+    def slope(self, columns: slice) -> Floats:
+        every = slice(self.first, self.first + len(self.part.pivots))
+        missed = self.pull + self.work.errors[:, every] @ self.part.factor
+        return (missed * self.part.pivots) @ self.part.factor[self._own(columns)].T
+
+
+def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -> None:
+    factor = work.hessian.factor
+    moving = work.grid.strategy == "group" and work.group <= KERNEL_COLUMNS
+    if not moving:
+        work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
+    for block in work.blocks:
+        columns, first = block.columns, block.columns.start
+        weights = work.rows[:, columns]
+        target = weights + work.errors[:, :first] @ factor[:first, columns]
+        if moving:
+            important = None if importance is None else importance[columns]
+            scales, zeros = find_ranges(target, work.grid, important, work.pool)
+            work.scales[:, block.groups] = scales
+            if work.zeros is not None:
+                work.zeros[:, block.groups] = zeros
+        part = work.hessian.part(columns)
+        codes, _ = _feed_back(
+            work, RUN, block.widen(target), block.widen(weights), block.widen_square(part.factor),
+            block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0),
+        )  # fmt: skip
+        work.codes[:, columns] = codes[:, block.places]
+        work.update_errors(columns)
+        ahead = _Ahead(work, part, first, target - weights)
+        for _ in range(block_sweeps):
+            _sweep_codes(work, block, ahead)
+            if moving:
+                _refit(work, block.groups, ahead)
+
+
+def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) -> None:
+    work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
+    lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
+    errors = np.zeros_like(work.rows)
+    for start in range(0, columns, KERNEL_COLUMNS):
+        chunk = slice(start, min(start + KERNEL_COLUMNS, columns))
+        chosen = order[chunk]
+        block = cut_column_blocks(len(chosen), len(chosen))[0]
+        weights = work.rows[:, chosen]
+        target = weights + errors[:, :start] @ factor[:start, chunk]
+        codes, missed = _feed_back(
+            work, 1, block.widen(target), block.widen(weights),
+            block.widen_square(factor[chunk, chunk]),
+            block.widen(work.scales[:, chosen // work.group], 1),
+            block.widen(lows[:, chosen // work.group]),
+        )  # fmt: skip
+        work.codes[:, chosen] = codes[:, block.places]
+        errors[:, chunk] = missed[:, block.places]
+    for block in work.blocks:
+        work.update_errors(block.columns)
+
+
+def _feed_back(
+    work: _Work, run: int, target: Floats, weights: Floats, factor: Floats, steps: Floats,
+    lows: Floats,
+) -> tuple[Codes, Floats]:  # fmt: skip
+    """Codes and errors of a block; steps and lows hold for runs of ``run`` columns."""
+    codes, errors = np.empty(target.shape, np.uint8), np.empty(target.shape, np.float32)
+
+    def share(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        _native.feedback(
+            work.levels, True, run, target[part], weights[part], factor, steps[part], lows[part],
+            codes[part], errors[part],
+        )  # fmt: skip
+
+    work.pool.run(len(target), share)
+    return codes, errors
+
+
+def _sweep(work: _Work) -> None:
+    """Every code, then every scale and edge, to the best given all others."""
+    measure = _Whole(work)
+    for block in work.blocks:
+        _sweep_codes(work, block, measure)
+    _refit(work, slice(0, work.scales.shape[1]), measure)
+
+
+def _sweep_codes(work: _Work, block: ColumnBlock, measure: _Measure) -> None:
+    """Every code of the block to the best given all others, from left to right."""
+    columns, count = block.columns, len(work.rows)
+    own = block.widen_square(measure.curvature(columns))
+    sums = own.reshape(-1, RUN, block.width).sum(axis=1)
+    gradient = block.widen(measure.slope(columns))
+    codes = block.widen(work.codes[:, columns])
+    steps, lows = block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0)
+    ones = np.ones((count, 1), np.float32)
+
+    def share(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        _native.sweep(
+            work.levels, True, RUN, block.width, False, (1, 1), (1, 1), own, sums,
+            gradient[part], False, codes[part], ones[part], steps[part], ones[part], lows[part],
+        )  # fmt: skip
+
+    work.pool.run(count, share)
+    work.codes[:, columns] = codes[:, block.places]
+    work.update_errors(columns)
+
+
+def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
+    """Every scale, then every edge, to its optimum, group after group."""
+    for number in range(groups.start, groups.stop):
+        columns = slice(number * work.group, (number + 1) * work.group)
+        along = work.codes[:, columns].astype(np.float32)
+        if work.zeros is None:
+            along -= np.float32(work.grid.middle)
+        elif work.grid.zero == "integer":
+            along -= work.zeros[:, number, None].astype(np.float32)
+        work.scales[:, number] = _improve(work, columns, along, work.scales[:, number], measure)
+        work.update_errors(columns)
+        if work.zeros is not None and work.grid.zero == "edge":
+            ones = np.ones_like(along)
+            work.zeros[:, number] = _improve(work, columns, ones, work.zeros[:, number], measure)
+            work.update_errors(columns)
+
+
+def _improve(work: _Work, columns: slice, along: Floats, now: Floats, measure: _Measure) -> Floats:
+    """``now`` (n,), moved to the least loss for values that change by ``along`` with it."""
+    slope = np.einsum("ij,ij->i", along, measure.slope(columns), dtype=np.float64)
+    curvature = np.einsum("ij,ij->i", along, along @ measure.curvature(columns), dtype=np.float64)
+    if work.grid.strategy == "tensor":
+        slope, curvature = (np.broadcast_to(part.sum(), part.shape) for part in (slope, curvature))
+    wanted = now + np.divide(slope, curvature, out=np.zeros(len(now)), where=curvature > 0)
+    stored = store_scales(wanted.astype(np.float32), work.grid)
+    moved = stored.astype(np.float64) - now
+    with np.errstate(invalid="ignore"):
+        better = (2 * moved * slope - moved * moved * curvature > 0) & (stored * now > 0)
+    return np.where(better, stored, now)

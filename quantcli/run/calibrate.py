@@ -1,0 +1,118 @@
+"""A calibration from a model's name to files, and the one that a quantization makes first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from quantcli.artifacts.prepare import prepare_artifact
+from quantcli.artifacts.write import default_threads
+from quantcli.calibration import Calibrated, CalibrationJob, execute, merge, prepare
+from quantcli.events import Events, in_phase, take
+from quantcli.layerwise.texts import read_texts
+from quantcli.model import Model, open_model
+from quantcli.plan.recipe import Recipe, merge_recipe
+from quantcli.run.method_run import expected_importance
+from quantcli.run.request import Request
+from quantcli.sources.imatrix import Importance, read_importance
+from quantcli.statistics.token_counts import count_tokens
+from quantcli.types import Note
+
+
+def states_memory() -> int:
+    """Bytes of hidden states that may stay in memory: a quarter of what the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def calibrate(
+    source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
+    pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
+    legacy: bool = False, on_fetch: Callable[..., None] | None = None, **settings: Any,
+) -> Events[Calibrated]:  # fmt: skip
+    """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
+
+    ``on_fetch`` takes the progress of a download.
+    """
+    read = read_texts(texts, field=field)
+    with open_model(source, pre=pre, on_progress=on_fetch) as model:
+        job = prepare(
+            model, read, output or default_path(source, legacy=legacy),
+            max_memory=max_memory or states_memory(), threads=threads or default_threads(),
+            legacy=legacy, **settings,
+        )  # fmt: skip
+        return (yield from _run(job))
+
+
+def merge_calibrations(
+    paths: Sequence[Path], output: Path | None, *, legacy: bool = False, force: bool = False
+) -> Events[Calibrated]:
+    """Add up finished calibrations of one model."""
+    path = output or Path(f"merged.calib.{_suffix(legacy)}")
+    done = yield from take(merge(paths, path, legacy=legacy, force=force), Calibrated)
+    yield from _note_few(done)
+    return done
+
+
+def calibrate_for(
+    request: Request, model: Model, recipe: Recipe, output: Path
+) -> Events[tuple[Recipe, Importance]]:
+    """Make the importance matrix of what will be ``output``, and keep it next to it.
+
+    Returns the recipe that names it, and what it holds. What would stop the quantization stops it
+    before the long run.
+    """
+    path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
+    recipe = merge_recipe(recipe, imatrix=str(path))
+    prepare_artifact(
+        model, recipe, output, importance=expected_importance(model), force=request.force
+    )
+    texts = read_texts(list(request.texts))
+    yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
+    job = prepare(
+        model, texts, path, chunks=request.chunks, max_memory=states_memory(),
+        threads=request.threads or default_threads(), force=request.force,
+    )  # fmt: skip
+    done = yield from _run(job)
+    return recipe, read_importance(done.paths[0])
+
+
+def default_path(source: str, *, legacy: bool) -> Path:
+    """``NAME.calib.gguf`` in the current folder, NAME being the repository's or folder's."""
+    name = Path(source.rstrip("/").partition("@")[0]).resolve().name
+    return Path(f"{name}.calib.{_suffix(legacy)}")
+
+
+def _suffix(legacy: bool) -> str:
+    return "dat" if legacy else "gguf"
+
+
+def _run(job: CalibrationJob) -> Events[Calibrated]:
+    """Run it; stopped early, the last note says what is kept and how to go on."""
+    try:
+        done = yield from in_phase("calibrating", take(execute(job), Calibrated))
+    except BaseException as stopped:
+        if not job.checkpoint.done:
+            job.checkpoint.remove()
+        elif not isinstance(stopped, GeneratorExit):
+            yield Note(
+                f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; "
+                "'quantcli calibrate' with the same options and --resume continues",
+                "warning",
+            )
+        raise
+    yield from _note_few(done)
+    return done
+
+
+def _note_few(done: Calibrated) -> Events[None]:
+    """Say how many experts the text left without enough tokens."""
+    few = [line for line in count_tokens(done.calibration) if line.few]
+    if few:
+        experts, unseen = sum(line.few for line in few), sum(line.unseen for line in few)
+        yield Note(
+            f"{experts} experts in {len(few)} tensors saw few tokens, {unseen} of them none; "
+            "their weights are drawn to their layer's mean, and more text would help",
+            "warning",
+        )

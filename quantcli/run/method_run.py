@@ -1,0 +1,208 @@
+"""A calibrated quantization from a plan and texts to encoded tensors: what ``--method`` does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from quantcli.errors import PlanError, SourceError, UsageError
+from quantcli.events import Events
+from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
+from quantcli.layerwise.random_windows import add_random
+from quantcli.layerwise.texts import Text
+from quantcli.layerwise.windows import Windows, cut_windows
+from quantcli.model import Model
+from quantcli.plan.folders import FolderPlan
+from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
+from quantcli.plan.planner import Plan
+from quantcli.plan.recipe import usual
+from quantcli.rounding.codecs import find_codecs
+from quantcli.rounding.options import Options, Outcome
+from quantcli.rounding.run_store import EncodedStore
+from quantcli.run.layers import Work, round_model
+from quantcli.sources.imatrix import Importance
+from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """The texts, and how windows are cut from them."""
+
+    texts: Sequence[Text]
+    ctx: int
+    chunks: int | None
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
+
+    model: Model
+    windows: Windows
+    importance: Importance
+    cut: TextWindows
+    random_windows: int = 0
+
+    def with_model(self, model: Model) -> MethodRun:
+        """The same run of a transformed model."""
+        return replace(self, model=model, importance=expected_importance(model, self.windows))
+
+
+def prepare_run(
+    model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
+    seed: int | None = None, random_share: float = usual("random_share"),
+) -> MethodRun:  # fmt: skip
+    """Cut the texts, and add windows of random tokens; no weight is read.
+
+    SourceError for a GGUF, which transformers cannot run.
+    """
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
+            hint="give the checkpoint that it was made from",
+        )
+    if not 0 <= random_share < 1:
+        raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
+    text = cut_windows(model, texts, ctx, chunks, seed)
+    windows = add_random(text, model, random_share)
+    return MethodRun(
+        model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
+        len(windows.ids) - len(text.ids),
+    )  # fmt: skip
+
+
+def expected_importance(model: Model, windows: Windows | None = None) -> Importance:
+    """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
+    entries = {}
+    for tensor in model.tensors:
+        inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
+        if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
+            matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+            ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
+            entries[tensor.name] = ones
+    labels, count = (windows.labels, len(windows.ids)) if windows else ((), 0)
+    return Importance(Path(), entries, labels, count)
+
+
+def survey_folder(output: Path) -> Path:
+    """Where the choice of types keeps its work until the file is whole."""
+    folder = checkpoint_folder(output)
+    return folder.with_name(folder.name + "-survey")
+
+
+def remove_survey(output: Path) -> None:
+    """The choice of types is not needed again."""
+    shutil.rmtree(survey_folder(output), ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A run that may begin; `round_tensors` yields its events, then ``store`` holds the tensors.
+
+    It ends with `finish` or `abandon`.
+    """
+
+    work: Work
+    checkpoint: Checkpoint
+    store: EncodedStore
+    output: Path
+    random_windows: int = 0
+
+    def finish(self) -> None:
+        """The output is whole: the run's folders go."""
+        self.store.close()
+        self.checkpoint.remove()
+        remove_survey(self.output)
+
+    def abandon(self) -> list[Note]:
+        """Keep the layers that are done, and say where; without any the folders go."""
+        self.store.close()
+        if not self.checkpoint.done:
+            self.checkpoint.remove()
+            remove_survey(self.output)
+            return []
+        sentence = (
+            f"{self.checkpoint.done} layers are done and kept in {self.checkpoint.folder}; "
+            "the same command with --resume continues"
+        )
+        return [Note(sentence, "warning")]
+
+
+def begin_rounding(
+    job: MethodRun, plan: Plan | FolderPlan, output: Path, options: Options, *,
+    dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
+    threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
+) -> Rounding:  # fmt: skip
+    """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
+    options.check()
+    codecs, every = find_codecs(plan)
+    if not codecs:
+        raise PlanError(
+            f"{plan.label} quantizes nothing that a method could round",
+            hint="leave --method out, or choose another type",
+        )
+    folder = checkpoint_folder(output)
+    if dtype is None and (options.propagate or options.trainer or options.e2e):
+        # What a quantized prefix or a code changes would drown in bfloat16's rounding.
+        dtype = "float32"
+    run = plan_passes(job, folder, dtype, device, max_memory, threads)
+    work = Work(run, codecs, options, every, gradients or folder)
+    checkpoint = Checkpoint(folder, work.identity)
+    checkpoint.begin(resume=resume, force=force)
+    return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)
+
+
+def plan_passes(
+    job: MethodRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
+    threads: int,
+) -> ModelRun:  # fmt: skip
+    """How the model will be run; ``folder`` takes what is too large for memory."""
+    device = choose_device(device)
+    return ModelRun(
+        job.model, job.windows, folder,
+        choose_dtype(dtype, device, job.model), device, max_memory, threads,
+    )  # fmt: skip
+
+
+def round_tensors(rounding: Rounding) -> Events[None]:
+    """Run the model and round its tensors, yielding notes, progress and an `Outcome` for each.
+
+    An interrupt leaves the folder, so that ``resume`` can go on from the last whole layer.
+    """
+    run = rounding.work.run
+    drawn = rounding.random_windows
+    count, available = len(run.windows.ids) - drawn, run.windows.available
+    yield Note(
+        f"{count} windows of {run.windows.ids.shape[1]} tokens from "
+        f"{' and '.join(run.windows.labels)}"
+        + (f" ({available} were there)" if available > count else "")
+        + (f" and {drawn} of random tokens" if drawn else "")
+        + f", products in {run.dtype} on {run.device}"
+    )
+    if rounding.checkpoint.done:
+        yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")
+    yield from round_model(rounding.work, rounding.checkpoint, rounding.store)
+    missing = [name for name in rounding.work.codecs if name not in rounding.store]
+    if missing:
+        raise SourceError(
+            f"the model never multiplied with {missing[0]}, so no method can round it",
+            hint="leave --method out",
+        )
+    yield _summary(rounding.store.outcomes)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> Note:
+    kept = sum(outcome.kept for outcome in outcomes)
+    matrices = sum(outcome.matrices for outcome in outcomes)
+    ratios = [o.after / o.before for o in outcomes if o.before > 0]
+    ratio = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-9))))) if ratios else 1.0
+    return Note(
+        f"{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} times "
+        f"that of importance weights alone; {kept} kept the latter, being no worse"
+    )

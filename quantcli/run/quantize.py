@@ -1,0 +1,173 @@
+"""The one sequence of a quantization: open, plan, calibrate, choose types, transform, round, write.
+
+`quantize` yields what happens and returns what was made; the command line and the Python API both
+drain it. The model is opened once for all outputs, and weights are written at the end, when
+everything else is known of every output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantcli.artifacts.gguf_file import GgufFile, take_encoded
+from quantcli.artifacts.model_folder import ModelFolder
+from quantcli.artifacts.prepare import default_output, prepare_artifact
+from quantcli.artifacts.write import Finished, threads_within, write_artifacts
+from quantcli.events import Events, in_phase, take_all
+from quantcli.layerwise.require_torch import require_torch
+from quantcli.model import Model, open_model
+from quantcli.plan.schemes import GGUF
+from quantcli.rounding.options import Outcome
+from quantcli.run.request import Request, Wanted, check_request
+from quantcli.sources.imatrix import Importance, read_importance
+from quantcli.types import Note
+
+if TYPE_CHECKING:
+    from quantcli.run.method_run import Rounding
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One output: written, or planned where ``digest`` is None.
+
+    ``threads`` write it, in ``seconds``. ``outcomes`` are those of the tensors that a method
+    rounded, ``training`` says what training end to end changed.
+    """
+
+    artifact: GgufFile | ModelFolder
+    threads: int
+    digest: str | None = None
+    seconds: float = 0.0
+    outcomes: tuple[Outcome, ...] = ()
+    training: dict[str, object] | None = None
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors."""
+        artifact = self.artifact
+        return (artifact.plan if isinstance(artifact, GgufFile) else artifact).bits_per_weight
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source that are read for it."""
+        artifact = self.artifact
+        if isinstance(artifact, GgufFile):
+            return sum(artifact.model.stored_bytes(item.tensor) for item in artifact.plan.items)
+        return sum(info.nbytes for info in artifact.model.store.tensors.values())
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An output before its weights are written; ``rounding`` holds tensors that a method chose."""
+
+    artifact: GgufFile | ModelFolder
+    threads: int
+    rounding: Rounding | None = None
+
+
+def quantize(
+    request: Request, *, on_fetch: Callable[..., None] | None = None
+) -> Events[list[Quantized]]:
+    """Do what is asked; returns each output in turn.
+
+    ``on_fetch`` takes the progress of a download. Raises a QuantcliError in one sentence for
+    whatever is wrong. What ends it early leaves no output, and an existing one untouched; layers
+    that were rounded are kept for ``resume``, and the last note says where.
+    """
+    check_request(request)
+    recipes = [wanted.recipe for wanted in request.outputs]
+    if request.texts or any(recipe.method for recipe in recipes):
+        require_torch()
+    files = {recipe.imatrix for recipe in recipes if recipe.imatrix}
+    known = {file: read_importance(Path(file)) for file in files}
+    begun: list[Rounding] = []
+    try:
+        with open_model(
+            request.source,
+            pre=recipes[0].pre,
+            vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+            on_progress=on_fetch,
+        ) as model:
+            ready = []
+            for wanted in request.outputs:
+                ready.append((yield from _make_ready(request, model, wanted, known, begun)))
+            done = yield from (_show_plans(ready) if request.dry_run else _write_all(ready))
+    except BaseException as stopped:
+        kept = [note for rounding in begun for note in rounding.abandon()]
+        if not isinstance(stopped, GeneratorExit):
+            yield from kept
+        raise
+    for rounding in begun:
+        rounding.finish()
+    return done
+
+
+def _make_ready(
+    request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance],
+    begun: list[Rounding],
+) -> Events[Ready]:  # fmt: skip
+    """Everything that comes before the weights of one output are written."""
+    recipe = wanted.recipe
+    path = wanted.path or default_output(model, recipe)
+    if recipe.method is not None:
+        from quantcli.run.apply_methods import apply_methods
+
+        return (yield from apply_methods(request, model, recipe, path, begun))
+    importance = known.get(recipe.imatrix or "")
+    if request.texts:
+        from quantcli.run.calibrate import calibrate_for
+
+        recipe, importance = yield from calibrate_for(request, model, recipe, path)
+    artifact = prepare_artifact(
+        model, recipe, path, importance=importance, force=request.force, check=not request.dry_run
+    )
+    return Ready(artifact, threads_within(artifact, request.threads, request.max_memory))
+
+
+def _show_plans(ready: Sequence[Ready]) -> Events[list[Quantized]]:
+    for each in ready:
+        yield from each.artifact.plan.notes
+        recipe = each.artifact.plan.recipe
+        if recipe.allocate or recipe.target_size:
+            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+    return [Quantized(each.artifact, each.threads) for each in ready]
+
+
+def _write_all(ready: Sequence[Ready]) -> Events[list[Quantized]]:
+    """Write the outputs; rows that several are made of are read once."""
+    artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
+    begun = time.monotonic()
+    events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
+    finished = yield from in_phase("quantizing", take_all(events, Finished))
+    seconds = time.monotonic() - begun
+    return [
+        _describe(each, artifact, written.source_digest, seconds)
+        for each, artifact, written in zip(ready, artifacts, finished, strict=True)
+    ]
+
+
+def _describe(
+    ready: Ready, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
+) -> Quantized:
+    if ready.rounding is None:
+        return Quantized(artifact, ready.threads, digest, seconds)
+    store = ready.rounding.store
+    gain = None if store.trained is None else store.trained.gain.fields
+    return Quantized(artifact, ready.threads, digest, seconds, tuple(store.outcomes), gain)
+
+
+def _with_codes(
+    artifact: GgufFile | ModelFolder, rounding: Rounding | None
+) -> GgufFile | ModelFolder:
+    """The artifact with the tensors that a method rounded."""
+    if rounding is None:
+        return artifact
+    if isinstance(artifact, GgufFile):
+        return take_encoded(artifact, rounding.store)
+    from quantcli.run.folder_codes import stored_codes
+
+    return replace(artifact, codes=stored_codes(artifact, rounding.store))

@@ -1,0 +1,65 @@
+"""What is asked of a quantization: a model, what to make of it, and the texts to run it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantcli.errors import UsageError
+from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe_check import check_recipe
+from quantcli.run.recipe_options import check_methods
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One output: how it is made, and its path if it is not to be named after model and recipe."""
+
+    recipe: Recipe
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One or several outputs of one model.
+
+    ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
+    limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
+    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
+    written, in bytes.
+    """
+
+    source: str
+    outputs: Sequence[Wanted]
+    texts: Sequence[str] = ()
+    chunks: int | None = None
+    resume: bool = False
+    force: bool = False
+    dry_run: bool = False
+    threads: int | None = None
+    max_memory: int | None = None
+
+
+def check_request(request: Request) -> None:
+    """UsageError for whatever is wrong whatever the model."""
+    for wanted in request.outputs:
+        recipe = wanted.recipe
+        if request.chunks is not None and recipe.method is None and not request.texts:
+            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
+        check_methods(recipe, resume=request.resume)
+        if recipe.method is None and request.texts:
+            _check_calibration(recipe, request)
+        check_recipe(recipe)
+    if len({wanted.recipe.pre for wanted in request.outputs}) > 1:
+        raise UsageError("the outputs of one run have different --pre", hint="give them the same")
+
+
+def _check_calibration(recipe: Recipe, request: Request) -> None:
+    if recipe.imatrix:
+        raise UsageError("--calibrate and --imatrix exclude each other", hint="give one of them")
+    if request.dry_run:
+        raise UsageError(
+            "--dry-run does not run the model, as --calibrate would",
+            hint="'quantcli calibrate' first, then --imatrix FILE --dry-run",
+        )

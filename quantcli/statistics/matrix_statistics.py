@@ -1,0 +1,63 @@
+"""The statistics of one matrix: the Hessian of its inputs, the Fisher factor of its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantcli.formats.base import Floats
+from quantcli.statistics.hessian import Hessian, output_error
+from quantcli.statistics.output_fisher import OutputFisher
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How a quantized prefix's inputs x^ differ from the original x.
+
+    ``correction`` is C H^-1 with C the fitted mean of (x - x^) x^T^, and ``held_out`` that mean on
+    inputs held out from the fit.
+    """
+
+    correction: Floats
+    held_out: Floats
+
+    def correct(self, rows: Floats, inputs: Floats) -> Floats:
+        """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
+
+        The error of the original outputs is quadratic in s; a correction that only fits the
+        calibration's own windows gets a small one.
+        """
+        change = rows @ self.correction
+        slope = float(np.einsum("ij,ij->", rows @ self.held_out, change, dtype=np.float64))
+        curvature = output_error(change, inputs)
+        share = min(1.0, max(0.0, slope / curvature)) if curvature > 0 else 0.0
+        return np.asarray(rows + np.float32(share) * change, np.float32)
+
+
+@dataclass(frozen=True)
+class MatrixStatistics:
+    """Statistics of one matrix: the factored fit, and means of x x^T over its inputs.
+
+    ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
+    """
+
+    hessian: Hessian
+    fit: Floats
+    held_out: Floats
+    drift: Drift | None = None
+    """Where a quantized prefix changes what the weights should be."""
+    outputs: OutputFisher | None = None
+    """The Fisher information of the outputs; None where all count alike."""
+
+    @property
+    def importance(self) -> Floats:
+        """Mean squares of the inputs, one per column."""
+        return np.ascontiguousarray(self.fit.diagonal(), np.float32)
+
+    def cost(self, errors: Floats, outputs: OutputFisher | None) -> float:
+        """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
+        if outputs is None:
+            return output_error(errors, self.held_out)
+        weighed = outputs.weigh(errors)
+        return float(np.einsum("ij,ij->", weighed @ self.held_out, errors, dtype=np.float64))
