@@ -68,7 +68,7 @@ def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
     """
     store = task.store
     if not store.open_trained():
-        training = _Training(task)
+        training = _ModelTraining(task)
         try:
             yield from training.run(steps)
         finally:
@@ -91,7 +91,7 @@ def describe(gain: TrainingGain) -> Note:
     )
 
 
-class _Training:
+class _ModelTraining:
     def __init__(self, task: Task) -> None:
         self._run, self._store = task.run, task.store
         run = task.run

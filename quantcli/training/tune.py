@@ -57,7 +57,7 @@ class _Tune:
             return
         names = layer.model.layer_parameters(layer.index)
         with layer.model.filled(names):
-            training = _Training(layer, tensors, names)
+            training = _LayerTraining(layer, tensors, names)
             yield from training.run(options.tune_steps, place)
         before, after = training.first, training.least
         if not after < (1 - MARGIN) * before:
@@ -76,7 +76,7 @@ class _Tune:
 TUNE = _Tune()
 
 
-class _Training:
+class _LayerTraining:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
     def __init__(
