@@ -2,11 +2,12 @@
 
 Where at least one whole group fits into 256 columns, each group's range is found in the weights as
 the feedback so far has changed them, and codes and scales are swept before the next columns are
-rounded, in the measure of what these cannot make good. A longer group, a whole row or a whole
-matrix has its scale from the untouched weights, and so has every group whose columns are taken out
-of order. Sweeps of coordinate descent follow: every code to its best given all others, then every
-scale (and edge) to its least squares under the Hessian, rounded to the dtype that is stored and
-taken only where the loss falls. Zero points that are whole numbers stay as they were found.
+rounded, under the Schur-complement metric (the error that these cannot compensate). A longer group,
+a whole row or a whole matrix has its scale from the untouched weights, and so has every group whose
+columns are taken out of order. Sweeps of coordinate descent follow: every code to its best given
+all others, then every scale (and edge) to its least squares under the Hessian, rounded to the dtype
+that is stored and taken only where the loss falls. Zero points that are whole numbers stay as they
+were found.
 
 Source: as in `quantcli.rounding.block_feedback`.
 """
@@ -97,7 +98,7 @@ def refine_on_grid(
 
 @dataclass
 class _Work:
-    """A matrix on its way: what is chosen so far, and ``errors``, weights less values."""
+    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values."""
 
     rows: Floats
     grid: IntegerGrid
@@ -137,7 +138,7 @@ class _Work:
         return self.scales * self.zeros.astype(np.float32)
 
     def update_errors(self, columns: slice) -> None:
-        """Set the errors of ``columns``, part of one group or whole groups, from what is chosen."""
+        """Set the errors of ``columns``, part of one group or whole groups, from their codes."""
         first = columns.start // self.group
         last = -(-columns.stop // self.group)
         zeros = None if self.zeros is None else self.zeros[:, first:last]
@@ -172,7 +173,7 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What the columns after those of ``part``, which begin at ``first``, cannot make good.
+    """The error that columns after those of ``part``, which begin at ``first``, cannot compensate.
 
     ``pull`` is what the columns before them ask of each of them.
     """

@@ -1,6 +1,6 @@
 """Groups of weights that are points of a codebook grid, before the kernels that choose them.
 
-A unit is what is chosen at once: a group, or eight weights where the number of minus signs among
+A unit is chosen at once: a group, or eight weights where the number of minus signs among
 them has to be even.
 """
 

@@ -1,4 +1,4 @@
-"""What a layer's weights see, summed up for a method: means of x x^T, and what the prefix lost.
+"""Accumulates x x^T over the inputs of one layer's weights, and a quantized prefix's drift.
 
 Every eighth window is summed apart: it judges what the others were fitted to. With a quantized
 prefix, x^ being its inputs and x the original ones, the mean of x^ x^T^ takes the Hessian's place,
@@ -102,7 +102,7 @@ class HessianAccumulator:
             part.close()
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
-        """What is known of matrix ``matrix``; None when the text never reached it."""
+        """Statistics of matrix ``matrix``; None when the text never reached it."""
         key = (self._fit.hessian_of[name], matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))

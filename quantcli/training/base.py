@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
 
-HiddenStates = Callable[[int], "torch.Tensor"]
+WindowStates = Callable[[int], "torch.Tensor"]
 """The hidden states (1, tokens, size) of a window."""
 
 
@@ -39,8 +39,8 @@ class RoundedLayer:
     formats: Callable[[str], str]
     read: Callable[[str], Floats]
     packed: dict[str, Bytes]
-    inputs: HiddenStates
-    outputs: HiddenStates
+    inputs: WindowStates
+    outputs: WindowStates
     windows: int
 
 

@@ -1,10 +1,10 @@
 """Quantization-aware training on the real grid, a layer at a time, after its weights were rounded.
 
 A layer as it was rounded runs on the windows' inputs, the error of its output goes back to every
-code and scale, and all of them move against it by steps that shrink to nothing: what one matrix
-lost another one makes good. The state that is best on held-out windows is
-taken, and only if it is clearly better there than the layer was before; a layer whose loss is no
-longer finite keeps the best state until then.
+code and scale, and all of them move against it by steps that shrink to nothing: one matrix can
+compensate the error of another. The state that is best on held-out windows is taken, and only if it
+is clearly better there than the layer was before; a layer whose loss is no longer finite keeps the
+best state until then.
 
 Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT's Block-AP
 (arXiv:2407.11062) for training scales and weights of a block together.
@@ -57,7 +57,7 @@ class _Tune:
             return
         names = layer.model.layer_parameters(layer.index)
         with layer.model.filled(names):
-            training = _Training(layer, tensors, names)
+            training = _LayerTraining(layer, tensors, names)
             yield from training.run(options.tune_steps, place)
         before, after = training.first, training.least
         if not after < (1 - MARGIN) * before:
@@ -76,7 +76,7 @@ class _Tune:
 TUNE = _Tune()
 
 
-class _Training:
+class _LayerTraining:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
     def __init__(

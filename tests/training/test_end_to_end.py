@@ -309,7 +309,7 @@ def test_gradients_are_those_of_the_divergence(
         yield Progress(0, 1, "")
         end_to_end.save_trained(self._run.folder, None, TrainingGain(steps, 1.0, 1.0))
 
-    monkeypatch.setattr(end_to_end._Training, "run", check)
+    monkeypatch.setattr(end_to_end._ModelTraining, "run", check)
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:
         _run(model, tmp_path / "m.gguf", file_type="Q4_0")
     assert shares[0] == pytest.approx(1, abs=0.15)
