@@ -273,6 +273,6 @@ def build_model(run: ModelRun, model: Model) -> LayerwiseModel:
     return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
 
 
-def drain(events: Iterator[Event]) -> None:
-    """Go through with it and report nothing."""
+def run_silently(events: Iterator[Event]) -> None:
+    """Run to the end without reporting anything."""
     deque(events, maxlen=0)
