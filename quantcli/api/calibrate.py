@@ -11,7 +11,6 @@ from quantcli.api.calls import Watch, parse_bytes, takes_keywords
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.report.calibrations import calibration_document
 from quantcli.types import Note
 
 if TYPE_CHECKING:
@@ -70,9 +69,11 @@ def calibrate(
         raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
     require_torch()
     from quantcli.calibration import load
+    from quantcli.report.calibrations import calibration_document
     from quantcli.run import calibrate as calibrating
 
     watch = Watch(on_event)
+    needs = [name for part in collect for name in part.split(",")]
     path = None if output is None else Path(output)
     if source is not None and stats and Path(source).is_file():
         paths: tuple[Path, ...] = ()
@@ -85,7 +86,7 @@ def calibrate(
         else:
             run = calibrating.calibrate(
                 str(source), path, [str(text) for text in data], field=field, ctx=ctx,
-                chunks=chunks, seed=seed, collect=collect, dtype=dtype, device=device,
+                chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
                 max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
                 legacy=legacy, threads=threads, on_fetch=watch,
             )  # fmt: skip

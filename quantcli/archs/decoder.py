@@ -6,12 +6,13 @@ right transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.config import Config, class_name, flag, integer, number
 from quantcli.archs.header import Header
-from quantcli.archs.rope import rope_config
+from quantcli.archs.rope import Rope, rope_config
 from quantcli.archs.rules import Dims, Rule, Share
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
@@ -120,8 +121,18 @@ def attention_dims(config: Config) -> dict[str, int]:
     }
 
 
-def decoder_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    """The key-values that every family with grouped-query attention and RMSNorm has."""
+RMS_EPSILON = "attention.layer_norm_rms_epsilon"
+EPSILON = "attention.layer_norm_epsilon"
+"""Keys of an RMSNorm's and a LayerNorm's epsilon."""
+
+
+def decoder_keys(
+    config: Config, dims: Dims, *, epsilon: str = "rms_norm_eps", key: str = RMS_EPSILON
+) -> dict[str, MetaValue]:
+    """The key-values that every family with grouped-query attention has.
+
+    ``epsilon`` is config.json's name of the norms' epsilon, ``key`` GGUF's.
+    """
     return {
         "vocab_size": u32(dims["vocab"]),
         "context_length": u32(integer(config, "max_position_embeddings")),
@@ -132,11 +143,18 @@ def decoder_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "attention.head_count_kv": u32(dims["kv_heads"]),
         "attention.key_length": u32(dims["head_dim"]),
         "attention.value_length": u32(dims["head_dim"]),
-        "attention.layer_norm_rms_epsilon": f32(number(config, "rms_norm_eps")),
+        key: f32(number(config, epsilon)),
     }
 
 
-def decoder_config(header: Header, model: str, model_type: str) -> dict[str, Any]:
+def decoder_config(
+    header: Header,
+    model: str,
+    model_type: str,
+    *,
+    epsilon: str = "rms_norm_eps",
+    key: str = RMS_EPSILON,
+) -> dict[str, Any]:
     """`decoder_keys` and the one rotation's keys read backwards, for the class ``model``."""
     return {
         "architectures": [model],
@@ -149,10 +167,54 @@ def decoder_config(header: Header, model: str, model_type: str) -> dict[str, Any
             num_attention_heads="attention.head_count",
             num_key_value_heads="attention.head_count_kv",
             head_dim="attention.key_length",
-            rms_norm_eps="attention.layer_norm_rms_epsilon",
+            **{epsilon: key},
         ),
         "rope_parameters": rope_config(header),
     }
+
+
+def partial_rotation(rope: Rope, dims: Dims) -> int:
+    """How many values of each head are rotated, by ``partial_rotary_factor``."""
+    share = number(rope, "partial_rotary_factor", default=1.0)
+    rotated = int(dims["head_dim"] * share)
+    if not 0 < rotated <= dims["head_dim"] or rotated % 2:
+        raise ArchitectureError(
+            f"config.json sets partial_rotary_factor to {share:g}, which rotates {rotated} of the "
+            f"{dims['head_dim']} values of a head of {class_name(rope)}"
+        )
+    return rotated
+
+
+def partial_config(config: Mapping[str, Any], header: Header) -> dict[str, Any]:
+    """The rotation's parameters with the share of a head that is rotated."""
+    rope = dict(config["rope_parameters"])
+    if "rope.dimension_count" in header.keys and config.get("head_dim"):
+        rope["partial_rotary_factor"] = header.keys["rope.dimension_count"] / config["head_dim"]
+    return rope
+
+
+def biased(*rules: Rule) -> tuple[Rule, ...]:
+    """The rules, each followed by one for the bias beside its weight."""
+    biases = (
+        replace(
+            rule,
+            name=rule.name.removesuffix("weight") + "bias",
+            source=rule.source.removesuffix("weight") + "bias",
+            shape=rule.shape[:1],
+            pointwise=None,
+        )
+        for rule in rules
+    )
+    return tuple(rule for pair in zip(rules, biases, strict=True) for rule in pair)
+
+
+def check_square(config: Config, dims: Dims) -> None:
+    """Refuse heads that do not fill the hidden size, where llama.cpp takes it for granted."""
+    if dims["q"] != dims["hidden"]:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {dims['heads']} heads of "
+            f"{dims['head_dim']}, but llama.cpp needs them to fill hidden_size {dims['hidden']}"
+        )
 
 
 def unwindowed_note(config: Config) -> tuple[str, ...]:

@@ -151,6 +151,19 @@ CENTRED = Folds(
 )
 """LayerNorm and an MLP without a linear half (GPT-2)."""
 
+LAYER_NORMED = Folds(
+    rules=(_NORMED_ATTENTION, NORMED_MLP, VALUES, _NORMED_HEAD),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+    apart=("blk.{i}.ffn_down",),
+)
+"""The same with q, k and v apart (StarCoder2, Nemotron)."""
+
+GATED_LAYER_NORMED = Folds(
+    rules=(_NORMED_ATTENTION, NORMED_MLP, VALUES, GATED, _NORMED_HEAD),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+)
+"""LayerNorm and a gated MLP (StableLM)."""
+
 
 def fold_groups(
     folds: Folds, arch: str, metadata: Mapping[str, MetaValue], tensors: Sequence[OutputTensor]

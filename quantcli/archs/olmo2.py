@@ -40,7 +40,7 @@ _NORMS = (
     layer("post_attention_norm.weight", "post_attention_layernorm.weight", "hidden"),
     layer("post_ffw_norm.weight", "post_feedforward_layernorm.weight", "hidden"),
 )
-_FOLDS = Folds(
+FOLDS = Folds(
     rules=tuple(
         rule for rule in DECODER.rules if rule.kind != "norm" or rule.consumers == ("output",)
     ),
@@ -103,7 +103,7 @@ OLMO2 = Architecture(
     defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-5},
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
     ignored=(r".*\.rotary_emb\.inv_freq",),
-    folds=_FOLDS,
+    folds=FOLDS,
 )
 
 OLMO3 = replace(OLMO2, to_keys=_windowed_keys, defaults={**OLMO2.defaults, "sliding_window": 4096})

@@ -27,6 +27,8 @@ from quantcli.archs.decoder import (
     decoder_keys,
     layer,
     output,
+    partial_config,
+    partial_rotation,
     unwindowed_note,
 )
 from quantcli.archs.fold import FUSED
@@ -56,18 +58,6 @@ def _rope(config: Config) -> Rope:
     return read_rope(config, ("default", *_LONG), partial=True)
 
 
-def _rotated(config: Config, dims: Dims) -> int:
-    """How many values of each head are rotated."""
-    share = number(_rope(config), "partial_rotary_factor", default=1.0)
-    rotated = int(dims["head_dim"] * share)
-    if not 0 < rotated <= dims["head_dim"] or rotated % 2:
-        raise ArchitectureError(
-            f"config.json sets partial_rotary_factor to {share:g}, which rotates {rotated} of the "
-            f"{dims['head_dim']} values of a head of {class_name(config)}"
-        )
-    return rotated
-
-
 def _rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *_ATTENTION, *_MLP)
 
@@ -78,7 +68,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     window = config.get("sliding_window")
     keys = {
         **decoder_keys(config, dims),
-        "rope.dimension_count": u32(_rotated(config, dims)),
+        "rope.dimension_count": u32(partial_rotation(_rope(config), dims)),
         "rope.freq_base": f32(positive(rope, "rope_theta")),
         "rope.scaling.original_context_length": u32(original),
         # llama.cpp tells Phi-4 (no window) from Phi-3 by a zero here.
@@ -100,7 +90,7 @@ def _values(config: Config, dims: Dims) -> Values:
     rope = _rope(config)
     if rope["rope_type"] not in _LONG:
         return {}
-    half = _rotated(config, dims) // 2
+    half = partial_rotation(_rope(config), dims) // 2
     return {
         "rope_factors_long.weight": _factors(rope, "long_factor", half),
         "rope_factors_short.weight": _factors(rope, "short_factor", half),
@@ -125,9 +115,7 @@ def _factors(rope: Rope, key: str, half: int) -> NDArray[np.float32]:
 def _config(header: Header) -> dict[str, Any]:
     config = decoder_config(header, "Phi3ForCausalLM", "phi3")
     keys = header.keys
-    rope = {"rope_type": "default", "rope_theta": config["rope_parameters"]["rope_theta"]}
-    if "rope.dimension_count" in keys and config.get("head_dim"):
-        rope["partial_rotary_factor"] = keys["rope.dimension_count"] / config["head_dim"]
+    rope = partial_config(config, header) | {"rope_type": "default"}
     original = keys.get("rope.scaling.original_context_length", keys.get("context_length"))
     if "rope_factors_long.weight" in header.shapes:
         rope |= {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag
+from quantcli.archs.config import Config, flag
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -18,6 +18,7 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    check_square,
     decoder_config,
     decoder_keys,
     layer,
@@ -28,7 +29,6 @@ from quantcli.archs.fold import DECODER
 from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
-from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue
 
 ROPE_TYPES = ("default", "linear", "yarn")
@@ -56,14 +56,6 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *ATTENTION, *BIASES, *MLP)
 
 
-def _check(config: Config, dims: Dims) -> None:
-    if dims["q"] != dims["hidden"]:
-        raise ArchitectureError(
-            f"config.json of {class_name(config)} has {dims['heads']} heads of "
-            f"{dims['head_dim']}, but llama.cpp needs them to fill hidden_size {dims['hidden']}"
-        )
-
-
 def _config(header: Header) -> dict[str, Any]:
     return decoder_config(header, "Qwen2ForCausalLM", "qwen2")
 
@@ -74,7 +66,7 @@ QWEN2 = Architecture(
     read_rules=_rules,
     to_keys=keys,
     to_config=_config,
-    check=_check,
+    check=check_square,
     read_notes=notes,
     defaults=DEFAULTS,
     fixed=FIXED,

@@ -266,7 +266,7 @@ def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
     scheme = plan.scheme
     if scheme is None:
         return None
-    packing = scheme.packing
+    packing = scheme.grids.packing
     for item in plan.items:
         reason = packing.refuse(item.matrix, scheme.grid)
         if reason is not None:

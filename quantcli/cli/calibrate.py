@@ -160,7 +160,7 @@ def calibrate(
         ctx=ctx,
         chunks=chunks,
         seed=seed,
-        collect=[name for part in collect or [] for name in part.split(",")],
+        collect=collect or (),
         dtype=dtype,
         device=device,
         max_memory=max_memory,

@@ -73,30 +73,43 @@ class Packing:
     refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 
-GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
-"""The sections and fields of a recipe that a layout of integer grids takes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Grids:
-    """The integer grids that a layout holds.
+    """Integer grids that a layout holds, and the packing of their codes.
 
     ``symmetric`` and ``asymmetric`` are the grids' zero points, None where there is no such grid;
-    the first that is there is the default. ``group`` is the default size, ``groups`` are all sizes,
-    empty for any multiple of 8; ``strategies`` are the wider spans of a scale.
+    the first that is there is the default. ``groups`` are the sizes of groups, () for any multiple
+    of 8 and None for none; ``strategies`` are the wider spans of a scale, and ``group`` is the
+    default among all of them.
     """
 
     bits: tuple[int, ...]
+    packing: Packing
     symmetric: Zero | None = None
     asymmetric: Zero | None = None
-    group: int = 128
-    groups: tuple[int, ...] = ()
+    group: int | Strategy = 128
+    groups: tuple[int, ...] | None = ()
     strategies: tuple[Strategy, ...] = ()
     scale_dtype: str | None = None
     """Of scales; None: the model's own."""
     computes_in_scales: bool = False
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
+
+    @property
+    def usual_bits(self) -> int:
+        """The default: 4 where there are such grids."""
+        return 4 if 4 in self.bits else self.bits[0]
+
+    def has_group(self, size: int) -> bool:
+        """Whether so many weights of a row may share a scale."""
+        return self.groups is not None and (
+            size in self.groups or (not self.groups and size >= 8 and size % 8 == 0)
+        )
+
+
+GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
+"""The sections and fields of a recipe that a layout of integer grids takes."""
 
 
 def serve(name: str) -> str:
@@ -124,20 +137,18 @@ class Layout:
     """A model-folder format.
 
     ``takes`` names the sections of a recipe, and single fields, that mean something for it.
-    ``weights`` packs codes of the integer ``grids`` for float activations, ``activations`` for
-    activations that a runtime quantizes, by their name in a recipe. ``blocks`` packs the rows of a
-    block format (uint8, in place of codes) as the same weights, by its name. ``read`` finds a
-    folder's quantized weights by name, when the layout's name is the ``quant_method`` of its
-    settings; SourceError for what is not understood. ``remark`` gives notes about what runtimes do
-    with a plan.
+    ``grids`` are those of weights for float activations, ``activations`` those for activations that
+    a runtime quantizes, by their name in a recipe. ``blocks`` packs the rows of a block format
+    (uint8, in place of codes) as the same weights, by its name. ``read`` finds a folder's quantized
+    weights by name, when the layout's name is the ``quant_method`` of its settings; SourceError for
+    what is not understood. ``remark`` gives notes about what runtimes do with a plan.
     """
 
     name: str
     help: str
     takes: frozenset[str] = GRID_FIELDS
     grids: Grids | None = None
-    weights: Packing | None = None
-    activations: Mapping[str, Packing] = field(default_factory=dict)
+    activations: Mapping[str, Grids] = field(default_factory=dict)
     blocks: Mapping[str, Packing] = field(default_factory=dict)
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False

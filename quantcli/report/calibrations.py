@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from quantcli.report.tables import Column, Table
-from quantcli.statistics.coverage import Coverage, TensorStats, coverage, tensor_stats
 from quantcli.statistics.importance_file import Calibration
+from quantcli.statistics.token_counts import TensorStats, TokenCounts, count_tokens, tensor_stats
 
 _COVERAGE = (
     Column("Tensor"), Column("Experts", "right"), Column("Unseen", "right"),
@@ -27,7 +27,7 @@ def coverage_table(calibration: Calibration) -> Table:
 
     What saw too little stands in the last column.
     """
-    lines = coverage(calibration)
+    lines = count_tokens(calibration)
     rows = [_coverage_row(line) for line in lines if line.matrices > 1]
     plain = [line for line in lines if line.matrices == 1]
     for tokens in sorted({line.least for line in plain}):
@@ -57,14 +57,14 @@ def calibration_document(
         "datasets": list(calibration.datasets),
         "chunks": calibration.chunks,
         "chunk_size": calibration.chunk_size,
-        "coverage": [asdict(line) | {"policy": line.policy} for line in coverage(calibration)],
+        "coverage": [asdict(line) | {"policy": line.policy} for line in count_tokens(calibration)],
     }
     if stats:
         body["stats"] = [asdict(line) for line in tensor_stats(calibration)]
     return body
 
 
-def _coverage_row(line: Coverage) -> tuple[str, ...]:
+def _coverage_row(line: TokenCounts) -> tuple[str, ...]:
     numbers = (line.matrices, line.unseen, line.least, line.median, line.most)
     return (line.tensor, *map(str, numbers), line.policy)
 

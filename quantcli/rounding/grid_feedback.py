@@ -2,11 +2,12 @@
 
 Where at least one whole group fits into 256 columns, each group's range is found in the weights as
 the feedback so far has changed them, and codes and scales are swept before the next columns are
-rounded, in the measure of what these cannot make good. A longer group, a whole row or a whole
-matrix has its scale from the untouched weights, and so has every group whose columns are taken out
-of order. Sweeps of coordinate descent follow: every code to its best given all others, then every
-scale (and edge) to its least squares under the Hessian, rounded to the dtype that is stored and
-taken only where the loss falls. Zero points that are whole numbers stay as they were found.
+rounded, under the Schur-complement metric (the error that these cannot compensate). A longer group,
+a whole row or a whole matrix has its scale from the untouched weights, and so has every group whose
+columns are taken out of order. Sweeps of coordinate descent follow: every code to its best given
+all others, then every scale (and edge) to its least squares under the Hessian, rounded to the dtype
+that is stored and taken only where the loss falls. Zero points that are whole numbers stay as they
+were found.
 
 Source: as in `quantcli.rounding.block_feedback`.
 """
@@ -33,7 +34,7 @@ from quantcli.formats.integer import (
 from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
-from quantcli.statistics.hessian import Hessian, Order, Slice
+from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
 from quantcli.workers import Workers
 
 Zeros = NDArray[Any]
@@ -97,7 +98,7 @@ def refine_on_grid(
 
 @dataclass
 class _Work:
-    """A matrix on its way: what is chosen so far, and ``errors``, weights less values."""
+    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values."""
 
     rows: Floats
     grid: IntegerGrid
@@ -137,7 +138,7 @@ class _Work:
         return self.scales * self.zeros.astype(np.float32)
 
     def update_errors(self, columns: slice) -> None:
-        """Set the errors of ``columns``, part of one group or whole groups, from what is chosen."""
+        """Set the errors of ``columns``, part of one group or whole groups, from their codes."""
         first = columns.start // self.group
         last = -(-columns.stop // self.group)
         zeros = None if self.zeros is None else self.zeros[:, first:last]
@@ -172,13 +173,13 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What the columns after those of ``part``, which begin at ``first``, cannot make good.
+    """The error that columns after those of ``part``, which begin at ``first``, cannot compensate.
 
     ``pull`` is what the columns before them ask of each of them.
     """
 
     work: _Work
-    part: Slice
+    part: HessianBlock
     first: int
     pull: Floats
 
@@ -224,7 +225,7 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
                 _refit(work, block.groups, ahead)
 
 
-def _round_sorted(work: _Work, order: Order, importance: Floats | None) -> None:
+def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) -> None:
     work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
     lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
     errors = np.zeros_like(work.rows)

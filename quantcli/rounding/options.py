@@ -1,4 +1,4 @@
-"""What a calibrated method may be told, and what comes of its run."""
+"""Options of calibrated methods, and the outcome for each tensor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Options:
     for what they lost. ``rounder`` names what chooses the codes; ``trainer`` what trains each layer
     after it was rounded, for ``tune_steps`` steps, if anything does; ``e2e`` trains the factors
     and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
-    go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
+    go backwards to estimate the outputs' Fisher information; with 0 of them rows are independent.
     ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
     """
 
@@ -62,12 +62,12 @@ DECLARED = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Event):
-    """What became of one tensor.
+    """The outcome for one tensor.
 
-    Losses are the outputs' squared error on held-out inputs, weighed by what predictions make of
-    it where that is known, as a share of the outputs' own squares: ``before`` of the encoder
-    alone with importance weights, ``after`` of what was taken. ``kept`` counts matrices in which
-    the encoder's own result was better and stayed.
+    Losses are the outputs' squared error on held-out inputs, weighed by the outputs' Fisher
+    information where that is known, as a fraction of the outputs' squares: ``before`` of rounding
+    to nearest with importance weights, ``after`` of the result taken. ``kept`` counts matrices in
+    which rounding to nearest was better and stayed.
     """
 
     tensor: str

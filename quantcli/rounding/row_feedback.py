@@ -1,4 +1,4 @@
-"""Rounding a matrix group of rows by group of rows, each making good what those before it lost.
+"""Error feedback across rows: each group of rows compensates the errors of those before it.
 
 With F = (I + U) D (I + U)^T the Fisher information at the outputs, rows in the order of their
 weight in it, ``tr(F E H E^T)`` is least when a row is rounded from its own weights plus the errors
@@ -16,7 +16,7 @@ import numpy as np
 from quantcli.formats.base import Bytes, Floats
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options
-from quantcli.statistics.hessian import Hessian, Order
+from quantcli.statistics.hessian import ColumnOrder, Hessian
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
 
@@ -49,7 +49,7 @@ def round_by_rows(
 
 def _round_strip(
     codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
-    order: Order, options: Options, pool: Workers,
+    order: ColumnOrder, options: Options, pool: Workers,
 ) -> Bytes:  # fmt: skip
     """Packed rows of a strip, in the order of ``fisher``."""
     size = max(_LEAST, len(rows) // _SHARE // _LEAST * _LEAST)
@@ -59,8 +59,8 @@ def _round_strip(
     first = replace(options, sweeps=max(0, options.sweeps - 1))
     for group in groups:
         before = slice(0, group.start)
-        lost = fisher.factor[before, group].T @ errors[before]
-        aim = np.ascontiguousarray(rows[group] + lost)
+        carried = fisher.factor[before, group].T @ errors[before]
+        aim = np.ascontiguousarray(rows[group] + carried)
         packed = codec.descend(aim, hessian, importance, first, pool)
         errors[group] = rows[group] - codec.decode(packed)
         parts.append(packed)

@@ -10,7 +10,7 @@ from quantcli import _native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.lattice import Lattice, Parts
 from quantcli.formats.search import Codes
-from quantcli.statistics.hessian import Slice
+from quantcli.statistics.hessian import HessianBlock
 from quantcli.workers import Workers
 
 
@@ -36,7 +36,7 @@ class ScalarCodebook:
         return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32), ranks)
 
     def round_columns(
-        self, parts: Parts, target: Floats, weights: Floats, part: Slice, pool: Workers
+        self, parts: Parts, target: Floats, weights: Floats, part: HessianBlock, pool: Workers
     ) -> tuple[Parts, Codes]:
         """Codes of a column block, rounded in order with error feedback, and their scales.
 
@@ -47,8 +47,8 @@ class ScalarCodebook:
         return parts, codes
 
     def feed_back(
-        self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
-        pool: Workers,
+        self, sub: int, target: Floats, weights: Floats, part: HessianBlock, steps: Floats,
+        lows: Floats, pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         """Codes and errors of a block of columns, rounded in order with feedback among them.
 

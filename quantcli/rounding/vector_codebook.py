@@ -1,6 +1,6 @@
 """Groups of weights that are points of a codebook grid, before the kernels that choose them.
 
-A unit is what is chosen at once: a group, or eight weights where the number of minus signs among
+A unit is chosen at once: a group, or eight weights where the number of minus signs among
 them has to be even.
 """
 
@@ -15,7 +15,7 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.codebook_lattice import CodebookLattice
 from quantcli.formats.lattice import Parts
 from quantcli.formats.search import Codes
-from quantcli.statistics.hessian import Slice
+from quantcli.statistics.hessian import HessianBlock
 from quantcli.workers import Workers
 
 SPREAD = 3
@@ -63,7 +63,7 @@ class VectorCodebook:
         return np.ascontiguousarray(diagonal.reshape(-1, self.group) @ self.squares.T)
 
     def round_columns(
-        self, parts: Parts, target: Floats, weights: Floats, part: Slice, pool: Workers
+        self, parts: Parts, target: Floats, weights: Floats, part: HessianBlock, pool: Workers
     ) -> tuple[Parts, Codes]:
         """Codes of a column block, rounded in order with error feedback, and their scales.
 
@@ -78,8 +78,8 @@ class VectorCodebook:
         return replace(parts, scales=found), codes
 
     def feed_back(
-        self, sub: int, target: Floats, weights: Floats, part: Slice, steps: Floats, lows: Floats,
-        pool: Workers,
+        self, sub: int, target: Floats, weights: Floats, part: HessianBlock, steps: Floats,
+        lows: Floats, pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         """Codes and errors of a block of columns, rounded in order with feedback among them.
 
@@ -90,7 +90,7 @@ class VectorCodebook:
         return self._feed_back(sub, 0, target, weights, part, ones, steps.copy(), pool)
 
     def _feed_back(
-        self, sub: int, spread: int, target: Floats, weights: Floats, part: Slice, d: Floats,
+        self, sub: int, spread: int, target: Floats, weights: Floats, part: HessianBlock, d: Floats,
         scales: Floats, pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
         codes = np.empty((len(target), target.shape[1] // self.group), np.int32)

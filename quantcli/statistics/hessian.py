@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats.base import Floats
 
-Matrix = NDArray[np.float32]
-Order = NDArray[np.int64]
+ColumnOrder = NDArray[np.int64]
 
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean. On text like the calibration's a fifth of it does
@@ -30,23 +30,23 @@ _MOST = 10.0
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
-    """What the feedback among some neighbouring columns takes: I + U and D of these alone."""
+class HessianBlock:
+    """The LDL factor of some neighbouring columns: I + U and D of these alone."""
 
-    factor: Matrix
-    pivots: Matrix
-    _metrics: dict[int, Matrix] = field(default_factory=dict)
+    factor: Floats
+    pivots: Floats
+    _metrics: dict[int, Floats] = field(default_factory=dict)
 
-    def metric(self, width: int) -> Matrix:
+    def metric(self, width: int) -> Floats:
         """For each unit of ``width`` columns its own (I + U) D (I + U)^T, shape (columns, width).
 
-        It weighs a unit's errors where all later columns will make them good as they can.
+        It weighs a unit's errors that later columns cannot compensate (the Schur complement).
         """
         if width not in self._metrics:
             self._metrics[width] = self._metric(width)
         return self._metrics[width]
 
-    def _metric(self, width: int) -> Matrix:
+    def _metric(self, width: int) -> Floats:
         units = len(self.pivots) // width
         tiled = self.factor.reshape(units, width, units, width)
         own = tiled[np.arange(units), :, np.arange(units), :]
@@ -62,20 +62,20 @@ class Hessian:
     as they are); ``damping`` is the share that was needed for the matrix to be positive definite.
     """
 
-    matrix: Matrix
-    factor: Matrix
-    pivots: Matrix
+    matrix: Floats
+    factor: Floats
+    pivots: Floats
     damping: float
-    order: Order | None = None
-    _parts: dict[tuple[int, int], Slice] = field(default_factory=dict)
+    order: ColumnOrder | None = None
+    _parts: dict[tuple[int, int], HessianBlock] = field(default_factory=dict)
     _together: dict[int, Hessian] = field(default_factory=dict)
 
-    def part(self, columns: slice) -> Slice:
+    def part(self, columns: slice) -> HessianBlock:
         """What concerns ``columns``, by their places in the order."""
         key = columns.start, columns.stop
         if key not in self._parts:
             factor = np.ascontiguousarray(self.factor[columns, columns])
-            self._parts[key] = Slice(factor, self.pivots[columns])
+            self._parts[key] = HessianBlock(factor, self.pivots[columns])
         return self._parts[key]
 
     def keep_together(self, width: int) -> Hessian:
@@ -97,7 +97,7 @@ class Hessian:
         return Hessian(self.matrix, factor, pivots, self.damping, order)
 
 
-def _factor(values: NDArray[Any], order: Order | None) -> tuple[Matrix, Matrix]:
+def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Floats]:
     """I + U and D of a positive definite matrix in an order; LinAlgError where it is not."""
     # Several times as fast as NumPy's; options are read before it is known whether it is there.
     import torch
@@ -147,7 +147,7 @@ def prepare_hessian(
     return Hessian(np.asarray(values, np.float32), factor, pivots, damping, sorting)
 
 
-def output_error(errors: Matrix, mean: NDArray[np.floating[Any]]) -> float:
+def output_error(errors: Floats, mean: NDArray[np.floating[Any]]) -> float:
     """``tr(E H E^T)``: the summed squared error of the outputs, per input."""
     total = 0.0
     # A share of the rows at a time, so that float64 is never held for all of them.

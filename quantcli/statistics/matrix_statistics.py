@@ -1,17 +1,17 @@
-"""What a rounder knows of one matrix: the Hessian of its inputs, and what its outputs matter."""
+"""The statistics of one matrix: the Hessian of its inputs, the Fisher factor of its outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
 from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import OutputFisher
 
-Mean = NDArray[np.float32]
+if TYPE_CHECKING:
+    from quantcli.statistics.output_fisher import OutputFisher
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Drift:
     inputs held out from the fit.
     """
 
-    correction: Mean
-    held_out: Mean
+    correction: Floats
+    held_out: Floats
 
-    def correct(self, rows: Floats, inputs: Mean) -> Floats:
+    def correct(self, rows: Floats, inputs: Floats) -> Floats:
         """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
 
         The error of the original outputs is quadratic in s; a correction that only fits the
@@ -40,18 +40,18 @@ class Drift:
 
 @dataclass(frozen=True)
 class MatrixStatistics:
-    """What is known of one matrix's inputs: the factored fit, and means of x x^T.
+    """Statistics of one matrix: the factored fit, and means of x x^T over its inputs.
 
     ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
     """
 
     hessian: Hessian
-    fit: Mean
-    held_out: Mean
+    fit: Floats
+    held_out: Floats
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
     outputs: OutputFisher | None = None
-    """What predictions make of the outputs; None where all count alike."""
+    """The Fisher information of the outputs; None where all count alike."""
 
     @property
     def importance(self) -> Floats:

@@ -1,10 +1,10 @@
-"""How much each direction of a matrix's output matters to the model's predictions.
+"""The Fisher information of a matrix's outputs: how much each direction matters to predictions.
 
 With F the mean of g g^T, g being the gradient of the log-likelihood by the output, and H the mean
 of x x^T over inputs, an error E of the weights costs about ``tr(F E H E^T) / 2`` of KL divergence:
 the Fisher information of the weights, taken as a Kronecker product (K-FAC, arXiv:1503.05671).
-Rounding under it is two-sided: what a row's error does to predictions is made good by the rows
-after it, as columns do within a row (YAQA, arXiv:2505.22988).
+Rounding under it is two-sided: the effect of a row's error is compensated by the rows after it, as
+columns do within a row (YAQA, arXiv:2505.22988).
 
 Rows in the tens of thousands are cut into strips that know nothing of one another.
 """
@@ -16,21 +16,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Gradient
+from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
 STRIP = 4096
-"""Rows whose errors are made good among each other."""
+"""Rows that compensate one another's errors."""
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean."""
 FEW = 4
 """Fewer gradients than this many times a strip's rows make correlations count for less."""
-
-Mean = NDArray[np.float32]
 
 
 def cut_strips(rows: int) -> list[slice]:
@@ -44,7 +41,7 @@ class OutputFisher:
     """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`."""
 
     rows: int
-    means: tuple[Mean, ...]
+    means: tuple[Floats, ...]
 
     def prepare(self) -> list[Hessian]:
         """The damped and factored mean of each strip, the rows that matter most first."""
@@ -60,17 +57,17 @@ class OutputFisher:
 class OutputGradientAccumulator:
     """Sums of g g^T for the tensors of one layer, while windows pass it backwards.
 
-    ``uses`` tells where a parameter's rows lie among the tensors, ``rows`` how many a matrix of a
+    ``uses`` locates a parameter's rows among the tensors, ``rows`` how many a matrix of a
     tensor has: those that are missing there are left out. The experts of a stack share one mean,
     for which all of their outputs must be the same channels.
     """
 
     uses: Callable[[str], list[Use]]
     rows: Mapping[str, int]
-    _sums: dict[str, list[Mean]] = field(default_factory=dict)
+    _sums: dict[str, list[Floats]] = field(default_factory=dict)
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def observe(self, gradient: Gradient) -> None:
+    def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         uses = self.uses(gradient.name)
         if gradient.stacked:
@@ -110,7 +107,7 @@ class OutputGradientAccumulator:
         return found
 
 
-def _shrink(mean: Mean, count: int) -> Mean:
+def _shrink(mean: Floats, count: int) -> Floats:
     """Correlations of few samples are mostly chance: the fewer, the less they count."""
     share = count / (FEW * len(mean))
     if share < 1:

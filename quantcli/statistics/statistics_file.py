@@ -22,12 +22,13 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
+from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 
-Slab = tuple[str, int, NDArray[Any]]
+StatisticsChunk = tuple[str, int, NDArray[Any]]
 """A tensor's name, an offset in bytes within it, and the values from there."""
 
 
@@ -42,7 +43,7 @@ class StatisticsSource(Protocol):
     def shares(self) -> dict[str, str]:
         """From a tensor to the one whose Hessian is also its own."""
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, once each, in any order."""
 
 
@@ -59,7 +60,8 @@ class CheckpointStatistics:
         self.shares: dict[str, str] = {}
         vectors = [need for need in ("abs_max", "mean_abs") if need in self.needs]
         for layer in range(self.layers):
-            with self.checkpoint.read(layer) as file:
+            with self.checkpoint.read(layer) as stored:
+                file = LayerStatistics(stored)
                 for name, entry in file.entries().items():
                     self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
                     for need in vectors:
@@ -70,10 +72,11 @@ class CheckpointStatistics:
                 self.shares |= file.hessian_of
         self.tensors.sort(key=lambda tensor: tensor.name)
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, layer by layer."""
         for layer in range(self.layers):
-            with self.checkpoint.read(layer) as file:
+            with self.checkpoint.read(layer) as stored:
+                file = LayerStatistics(stored)
                 for name, entry in file.entries().items():
                     counts = np.maximum(entry.counts, 1)[:, None]
                     yield f"{name}.counts", 0, np.ascontiguousarray(entry.counts)
@@ -169,7 +172,7 @@ class MergedStatistics:
         self.tensors = [first.tensors[name] for name in sorted(first.tensors)]
         self.shares = first.shares
 
-    def parts(self) -> Iterator[Slab]:
+    def parts(self) -> Iterator[StatisticsChunk]:
         """The values, matrix by matrix; sums and means are taken in float64."""
         for tensor in self.tensors:
             stem, _, kind = tensor.name.rpartition(".")

@@ -19,8 +19,6 @@ from quantcli.model import Model
 from quantcli.transforms.spec import Operation
 from quantcli.types import OutputTensor
 
-Floats = NDArray[np.float32]
-
 
 def model_groups(model: Model) -> list[FoldGroup]:
     """The fold groups of ``model``; ArchitectureError when its family declares none."""

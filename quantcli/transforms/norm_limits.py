@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.formats.base import Floats
 from quantcli.layouts.base import DTYPES
 from quantcli.model import Model
 from quantcli.transforms.channel_scales import model_groups
-from quantcli.transforms.spec import Floats, Operation, TransformSpec
+from quantcli.transforms.spec import Operation, TransformSpec
 from quantcli.types import OutputTensor
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
+from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
@@ -26,7 +27,7 @@ from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups
 from quantcli.transforms.orthogonal import Permutation
 from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
-from quantcli.transforms.spec import Floats, Operation, RotationRef, TransformSpec
+from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
 from quantcli.types import Event, Note, OutputTensor, Progress
 
 

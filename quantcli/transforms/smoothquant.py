@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
 from quantcli.errors import PlanError, UsageError
+from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.base import GroupOutcome, TransformOptions
 from quantcli.transforms.channel_scales import collect, model_groups
 from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
 from quantcli.transforms.scale_search import GroupPart, Scales, choose, search_groups
-from quantcli.transforms.spec import Floats
 from quantcli.types import Event
 
 _ALPHAS = tuple(step / 20 for step in range(21))

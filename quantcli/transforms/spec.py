@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from quantcli.formats.base import Floats
 from quantcli.transforms.orthogonal import Permutation, Rotation
-
-Floats = NDArray[np.float32]
 
 TRANSFORM_FORMAT = "quantcli.transform/1"
 _ROTATIONS = {"across": "columns_rotation", "down": "rows_rotation"}

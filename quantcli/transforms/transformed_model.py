@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from quantcli.errors import ArchitectureError, SourceError
 from quantcli.formats import FORMATS, get_format
+from quantcli.formats.base import Floats
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.transforms.spec import Operation, RotationRef, TransformSpec, dump_transform
 from quantcli.types import OutputTensor, text
-
-Floats = NDArray[np.float32]
 
 _KEPT = 3
 """Groups of turned rows that are kept; threads work on slabs of at most two or three tensors."""
@@ -97,7 +96,7 @@ class TransformedModel(Model):
 def apply_transform(model: Model, transform: TransformSpec) -> TransformedModel:
     """``model`` with its weights transformed; nothing is read.
 
-    A head that the transform makes out of the embeddings becomes a tensor of its own, and the
+    A head that the transform makes out of the embeddings becomes a separate tensor, and the
     configuration then says that the two are not tied. ArchitectureError when the transform is of
     another model, SourceError when weights that it changes are quantized already.
     """

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats.base import Floats
 from quantcli.sources.imatrix import ENOUGH_TOKENS, Importance, shrink
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.orthogonal import Permutation
-from quantcli.transforms.spec import Floats, Operation, TransformSpec
+from quantcli.transforms.spec import Operation, TransformSpec
 
 Vector = NDArray[np.float64]
 
@@ -24,7 +25,7 @@ Vector = NDArray[np.float64]
 class TransformedStatistics:
     """The statistics that ``base`` would hold of the model after ``transform``.
 
-    SourceError for what cannot be told: absolute values after a rotation, and channels that a
+    SourceError for what cannot be computed: absolute values after a rotation, and channels that a
     norm's weight of zero had hidden.
     """
 
@@ -63,7 +64,7 @@ class TransformedStatistics:
         return self._scaled(name, matrix, self._base.mean_abs(self._origin(name), matrix))
 
     def _origin(self, name: str) -> str:
-        """The tensor whose input was seen; a head that was tied is the embeddings to no tap."""
+        """The tensor whose input was measured; a tied head has no input hook as the embeddings."""
         operation = self._transform.operations.get(name)
         return name if operation is None or operation.source is None else operation.source
 

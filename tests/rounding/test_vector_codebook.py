@@ -13,7 +13,7 @@ from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLa
 from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
 from quantcli.rounding.descent import sweep
 from quantcli.rounding.vector_codebook import VectorCodebook
-from quantcli.statistics.hessian import Slice, output_error, prepare_hessian
+from quantcli.statistics.hessian import HessianBlock, output_error, prepare_hessian
 from quantcli.workers import Workers, workers
 
 POOL = Workers()
@@ -63,7 +63,7 @@ def test_without_correlations_every_group_is_the_nearest_point_with_signs(name: 
     weigh = draw.uniform(0.2, 3, 16).astype(np.float32)
     step = np.full((20, 1), 2 / lattice.points.max(), np.float32)
     codes, errors = VectorCodebook.of(lattice).feed_back(
-        16, weights, weights, Slice(np.eye(16, dtype=np.float32), weigh), step,
+        16, weights, weights, HessianBlock(np.eye(16, dtype=np.float32), weigh), step,
         np.zeros_like(step), POOL,
     )  # fmt: skip
     values = step[:, :, None] * lattice.levels(codes)

@@ -34,6 +34,8 @@ _BASE: dict[str, Any] = {
     "rms_norm_eps": 0.01,
     "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
 }
+_LAYER_NORM = {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
+_HALF_ROPE = {"rope_type": "default", "rope_theta": 3000.0, "partial_rotary_factor": 0.5}
 _GEMMA = {
     **_BASE,
     "head_dim": 32,
@@ -207,6 +209,70 @@ MODELS: dict[str, Tiny] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
             },
         },
+    ),
+    "gemma": Tiny("GemmaForCausalLM", _BASE | {"head_dim": 32, "tie_word_embeddings": True}),
+    "cohere": Tiny(
+        "CohereForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True},
+    ),
+    "cohere2": Tiny(
+        "Cohere2ForCausalLM",
+        _LAYER_NORM
+        | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True}
+        | {"num_hidden_layers": 4, "sliding_window": 16},
+    ),
+    "nemotron": Tiny(
+        "NemotronForCausalLM",
+        _LAYER_NORM | {"norm_eps": 0.01, "rope_parameters": _HALF_ROPE},
+    ),
+    "nemotron-biases": Tiny(
+        "NemotronForCausalLM",
+        _LAYER_NORM
+        | {"norm_eps": 0.01, "rope_parameters": _HALF_ROPE}
+        | {"attention_bias": True, "mlp_bias": True},
+    ),
+    "starcoder2": Tiny(
+        "Starcoder2ForCausalLM",
+        _LAYER_NORM | {"norm_epsilon": 0.01, "sliding_window": None, "tie_word_embeddings": True},
+    ),
+    "stablelm": Tiny(
+        "StableLmForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "use_qkv_bias": True, "rope_parameters": _HALF_ROPE},
+    ),
+    "phi2": Tiny(
+        "PhiForCausalLM",
+        _LAYER_NORM | {"layer_norm_eps": 0.01, "rope_parameters": _HALF_ROPE},
+        config_class="PhiConfig",
+    ),
+    "glm4": Tiny(
+        "Glm4ForCausalLM",
+        _BASE | {"head_dim": 16, "attention_bias": True, "rope_parameters": _HALF_ROPE},
+    ),
+    "glm": Tiny(
+        "GlmForCausalLM",
+        _BASE
+        | {"head_dim": 16, "attention_bias": True, "pad_token_id": 0}
+        | {"rope_parameters": _HALF_ROPE},
+    ),
+    "ernie4_5": Tiny(
+        "Ernie4_5ForCausalLM",
+        _BASE | {"head_dim": 32, "pad_token_id": 0, "tie_word_embeddings": True},
+    ),
+    "exaone4": Tiny(
+        "Exaone4ForCausalLM",
+        _BASE
+        | {"sliding_window": None, "layer_types": ["full_attention"] * 2}
+        | {"num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters": _LLAMA3_ROPE},
+    ),
+    "olmoe": Tiny(
+        "OlmoeForCausalLM",
+        _BASE | _EXPERTS | {"num_experts": 4, "num_key_value_heads": 4, "norm_topk_prob": False},
+    ),
+    "qwen2-moe": Tiny(
+        "Qwen2MoeForCausalLM",
+        _BASE
+        | _EXPERTS
+        | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
     ),
     "lfm2": Tiny(
         "Lfm2ForCausalLM",

@@ -67,13 +67,23 @@ COMPRESSED_TENSORS = Layout(
     takes=GRID_FIELDS | {"activations"},
     grids=Grids(
         tuple(range(2, 9)),
+        PACKED,
         "middle",
         "integer",
         strategies=("channel", "tensor"),
         computes_in_scales=True,
     ),
-    weights=PACKED,
-    activations={"int8": INT8_TOKENS},
+    activations={
+        "int8": Grids(
+            (8,),
+            INT8_TOKENS,
+            "middle",
+            group="channel",
+            groups=None,
+            strategies=("channel", "tensor"),
+            computes_in_scales=True,
+        )
+    },
     blocks={"MXFP4": MXFP4},
     read=find_compressed_tensors,
     remark=_remark,

@@ -1,8 +1,8 @@
-"""How many tokens each weight saw, what follows where they were few, and what stands out.
+"""How many tokens each weight saw, what follows where they were few, and outlier channels.
 
 An expert of which the text says little must not be judged by a handful of tokens. The file keeps
 its raw sums and its true count; where quantcli reads it, an expert below `ENOUGH_TOKENS` gets the
-mixture of its own mean and that of all experts of its layer, and an unseen one the latter alone.
+mixture of its mean and that of all experts of its layer, and an unseen one the latter alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OUTLIER = 36.0
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
+class TokenCounts:
     """Tokens that a tensor saw; for a stack, over its matrices."""
 
     tensor: str
@@ -64,14 +64,14 @@ class TensorStats:
     cosine: float | None
 
 
-def coverage(calibration: Calibration) -> list[Coverage]:
+def count_tokens(calibration: Calibration) -> list[TokenCounts]:
     """One line a tensor, in the file's order."""
     found = []
     for name, counts in sorted(calibration.counts.items()):
         few = int((counts < ENOUGH_TOKENS).sum()) if len(counts) > 1 else 0
         unseen = int((counts == 0).sum())
         found.append(
-            Coverage(
+            TokenCounts(
                 name, len(counts), unseen, few,
                 int(counts.min()), int(np.median(counts)), int(counts.max()),
             )
