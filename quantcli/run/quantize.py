@@ -31,34 +31,6 @@ if TYPE_CHECKING:
     from quantcli.run.method_run import Rounding
 
 
-<<<<<<< HEAD
-@dataclass(frozen=True)
-class Quantized:
-    """One output: written, or planned where ``digest`` is None.
-
-    ``threads`` write it, in ``seconds``. ``outcomes`` are those of the tensors that a method
-    rounded, ``training`` says what training end to end changed.
-    """
-
-    artifact: GgufFile | ModelFolder
-    threads: int
-    digest: str | None = None
-    seconds: float = 0.0
-    outcomes: tuple[Outcome, ...] = ()
-    training: dict[str, object] | None = None
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An output before its weights are written; ``rounding`` holds tensors that a method chose."""
-
-    artifact: GgufFile | ModelFolder
-    threads: int
-    rounding: Rounding | None = None
-
-
-=======
->>>>>>> main
 def quantize(
     request: Request, *, on_fetch: Callable[..., None] | None = None
 ) -> Events[list[Quantized]]:
