@@ -26,8 +26,7 @@ from quantcli.types import Declared, Matrix, Note
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 ROWS = 32
-"""`Packing.place` gets a multiple of so many rows, or a matrix's last: a zero point's word ends there.
-"""
+"""`Packing.place` gets multiples of so many rows, where words of zero points end, or the last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from quantcli.report.folders import folder_document, folder_tables
 from quantcli.report.plans import plan_document, plan_tables
 from quantcli.report.tables import Table
 from quantcli.report.units import duration_text, size_text
-from quantcli.run.quantize import Quantized
+from quantcli.run.outputs import Quantized
 
 
 def quantized_sentence(done: Quantized) -> str:
