@@ -129,15 +129,15 @@ def merge(
     Their further statistics are added up too when every one has them.
     """
     parts = [load(path) for path in paths]
-    beside = [stats_path(path) for path in paths]
+    files = [stats_path(path) for path in paths]
     with ExitStack() as stack:
         further: StatisticsSource | None = None
-        if all(path.exists() for path in beside):
+        if all(path.exists() for path in files):
             further = MergedStatistics(
-                [stack.enter_context(StatisticsFile(path)) for path in beside]
+                [stack.enter_context(StatisticsFile(path)) for path in files]
             )
-        elif any(path.exists() for path in beside):
-            lacking = next(path for path in beside if not path.exists())
+        elif any(path.exists() for path in files):
+            lacking = next(path for path in files if not path.exists())
             yield Note(f"only the importance is merged, since there is no {lacking}", "warning")
         calibration = _add(parts, paths)
         written = write(output, calibration, legacy=legacy, further=further, force=force)

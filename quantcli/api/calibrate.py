@@ -11,7 +11,6 @@ from quantcli.api.calls import Watch, parse_bytes, takes_keywords
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.report.calibrations import calibration_document
 from quantcli.types import Note
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ def calibrate(
         raise UsageError("no MODEL is given", hint="see 'quantcli calibrate --help'")
     require_torch()
     from quantcli.calibration import load
+    from quantcli.report.calibrations import calibration_document
     from quantcli.run import calibrate as calibrating
 
     watch = Watch(on_event)

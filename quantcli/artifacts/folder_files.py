@@ -10,7 +10,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
-from quantcli.artifacts.folder_card import write_card
+from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, Packing
@@ -18,6 +18,7 @@ from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES
+from quantcli.sources.card import CARD
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -103,7 +104,7 @@ def make_settings(
         manifest["transforms"] = json.loads(str(model.metadata[TRANSFORMS_KEY].value))
     files[MANIFEST] = to_json(manifest)
     stored = weights.tensor_bytes
-    files["README.md"] = write_card(
+    card = describe_folder(
         model.path,
         name=model.repo or model.path.resolve().name,
         repo=model.repo,
@@ -112,8 +113,8 @@ def make_settings(
         recipe=text,
         nbytes=stored,
         bits=8 * stored / max(1, plan.elements),
-        version=__version__,
     )
+    files[CARD] = render_card(card)
     return dict(sorted(files.items()))
 
 

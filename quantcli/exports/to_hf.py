@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
 from quantcli.artifacts.folder_files import CONFIG, index_files, read_settings, to_json
+from quantcli.artifacts.model_card import render_card
 from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
 from quantcli.artifacts.slabs import SLAB_BYTES, Slab, cut_slabs, refuse_weight
 from quantcli.artifacts.write import Artifact, Chunk, Part, write_artifact
@@ -36,8 +37,8 @@ from quantcli.layouts.base import DTYPES, Layout
 from quantcli.layouts.hf import HF
 from quantcli.model import Model, open_model
 from quantcli.plan.budget import check_disk
-from quantcli.report.card import render_card
 from quantcli.report.units import size_text
+from quantcli.sources.card import CARD
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Declared, Note, row_count
 from quantcli.vocab.rebuild import rebuild_tokenizer
@@ -191,7 +192,7 @@ def folder_files(
     files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
     usage = layout.usage(path.name)
     card = make_card(model, path.name, layout.library, facts, usage, wish.evaluation)
-    files["README.md"] = render_card(card).encode()
+    files[CARD] = render_card(card)
     files[MANIFEST] = to_json(_manifest(model, layout.name, dtype))
     return files, [Note(note) for note in notes]
 

@@ -35,7 +35,7 @@ class MatmulInput:
 class OutputGradient:
     """The gradient by the output of a product with a parameter, shape (tokens, rows).
 
-    ``stacked`` tells that the product was with one matrix of a stack.
+    ``stacked``: the product was with one matrix of a stack.
     """
 
     name: str

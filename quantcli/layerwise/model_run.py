@@ -81,9 +81,9 @@ def choose_dtype(name: str | None, device: str, model: Model) -> str:
 
 
 def fingerprint(model: Model) -> str:
-    """SHA-256 over the configuration and what the files' headers and dates tell of the weights.
+    """SHA-256 over the configuration and the files' headers and dates, which stand for the weights.
 
-    Weights that are transformed as they are read are told apart by their transforms.
+    Of weights that are transformed as they are read the transforms count too.
     """
     whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
     if TRANSFORMS_KEY in model.metadata:

@@ -38,6 +38,7 @@ class Visitor(Protocol):
 
     def embedding(self) -> Iterator[Event]:
         """The windows are embedded; no layer was run."""
+        yield from ()
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """A layer is filled; take all windows through it with `LayerPass.forward`."""
@@ -273,6 +274,6 @@ def build_model(run: ModelRun, model: Model) -> LayerwiseModel:
     return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
 
 
-def drain(events: Iterator[Event]) -> None:
-    """Go through with it and report nothing."""
+def run_silently(events: Iterator[Event]) -> None:
+    """Run to the end without reporting anything."""
     deque(events, maxlen=0)

@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.prepare import prepare_artifact
 from quantcli.artifacts.write import default_threads
 from quantcli.calibration import Calibrated, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
-from quantcli.plan.recipe import Recipe, merge_recipe
-from quantcli.run.method_run import expected_importance
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.token_counts import count_tokens
@@ -55,19 +52,14 @@ def merge_calibrations(
     return done
 
 
-def calibrate_for(
-    request: Request, model: Model, recipe: Recipe, output: Path
-) -> Events[tuple[Recipe, Importance]]:
-    """Make the importance matrix of what will be ``output``, and keep it next to it.
+def calibration_path(output: Path) -> Path:
+    """Where the importance matrix of a quantization to ``output`` is kept, next to it."""
+    return output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
 
-    Returns the recipe that names it, and what it holds. What would stop the quantization stops it
-    before the long run.
-    """
-    path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
-    recipe = merge_recipe(recipe, imatrix=str(path))
-    prepare_artifact(
-        model, recipe, output, importance=expected_importance(model), force=request.force
-    )
+
+def calibrate_for(request: Request, model: Model, output: Path) -> Events[Importance]:
+    """Make the importance matrix of what will be ``output``."""
+    path = calibration_path(output)
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
@@ -75,7 +67,7 @@ def calibrate_for(
         threads=request.threads or default_threads(), force=request.force,
     )  # fmt: skip
     done = yield from _run(job)
-    return recipe, read_importance(done.paths[0])
+    return read_importance(done.paths[0])
 
 
 def default_path(source: str, *, legacy: bool) -> Path:

@@ -24,7 +24,7 @@ from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.run.layers import Work, round_model
+from quantcli.run.layer_rounding import RoundingTask, round_model
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Note
 
@@ -108,7 +108,7 @@ class Rounding:
     It ends with `finish` or `abandon`.
     """
 
-    work: Work
+    work: RoundingTask
     checkpoint: Checkpoint
     store: EncodedStore
     output: Path
@@ -152,7 +152,7 @@ def begin_rounding(
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    work = Work(run, codecs, options, every, gradients or folder)
+    work = RoundingTask(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)

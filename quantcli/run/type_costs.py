@@ -3,7 +3,7 @@
 Under feedback among columns (H = (I + U) D (I + U)^T of the inputs) and rows (the same of the
 outputs' Fisher information F) what remains of an error is its own part alone: with the encoder's
 error e of weight (i, j) a matrix costs about ``sum_ij D'_i e_ij^2 D_j / 2``, D' being the pivots
-of F. So one pass over some windows, forwards and back, and one encoding for each type tell enough
+of F. So one pass over some windows, forwards and back, and one encoding for each type are enough
 to choose by. Where a matrix is met row by row (an embedding), F is the identity's share by how
 often a row is read; where it makes logits, by the variance of a token's being drawn.
 """
@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.events import Events
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
-from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk
+from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor, open_walk
 from quantcli.rounding.block_feedback import encode_columns
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import Hessian, prepare_hessian
@@ -43,18 +44,16 @@ from quantcli.workers import Workers, workers
 _ROWS = 8192
 """Rows that are encoded at once."""
 
+TypeCosts = Mapping[str, Mapping[str, float]]
 Candidates = Mapping[str, Sequence[str]]
 
 
-@dataclass(frozen=True)
-class Surveyed(Event):
-    """For each tensor what each of its types would cost."""
+def measure_type_costs(
+    run: ModelRun, candidates: Candidates, options: Options
+) -> Events[TypeCosts]:
+    """For each tensor the KL divergence that each of its types costs.
 
-    costs: Mapping[str, Mapping[str, float]]
-
-
-def survey(run: ModelRun, candidates: Candidates, options: Options) -> Iterator[Event]:
-    """Yields progress, at last `Surveyed`; ``run.folder`` keeps what was found, for a second call.
+    ``run.folder`` keeps the result for a second call.
 
     Tensors that no gradient reaches, such as experts, have no entry.
     """
@@ -65,8 +64,7 @@ def survey(run: ModelRun, candidates: Candidates, options: Options) -> Iterator[
     }  # fmt: skip
     known = _read(path, identity)
     if known is not None:
-        yield Surveyed(known)
-        return
+        return known
     numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
@@ -75,16 +73,16 @@ def survey(run: ModelRun, candidates: Candidates, options: Options) -> Iterator[
     ):
         gradients = LayerGradients(run.folder, numbers)
         yield from measure_gradients(walk.model, run.windows.ids, gradients)
-        visitor = _TypeCosts(run, candidates, options, walk, gradients, pool, {})
+        visitor = _CostVisitor(run, candidates, options, walk, gradients, pool, {})
         yield from walk.run(visitor)
         visitor.add_embedding()
     body = json.dumps({"identity": identity, "costs": visitor.costs}, default=str)
     path.write_text(body)
-    yield Surveyed(visitor.costs)
+    return visitor.costs
 
 
 @dataclass
-class _TypeCosts:
+class _CostVisitor(Visitor):
     """The visitor that adds up costs, on a walk of those windows that have gradients."""
 
     run: ModelRun
@@ -99,26 +97,17 @@ class _TypeCosts:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.run.model.tensors}
 
-    def embedding(self) -> Iterator[Event]:
-        """Its costs are added last."""
-        yield from ()
-
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """Windows pass back and forth; then each type's error is weighed."""
         rows = {name: self.tensors[name].shape[-2] for name in self.candidates}
         with self._accumulator(f"layer {layer.index}") as sums:
             gradients = enumerate(self.gradients.of(layer.index, self.model))
             outputs = measure_output_fisher(layer, gradients, rows)
-
-            def observe(number: int) -> ObserveInput:
-                sums.next_window(number)
-                return sums.observe
-
-            yield from layer.forward(observe)
+            yield from layer.forward(sums.watch)
             for name in sums.names:
-                known = sums.of(name, 0) if name in outputs else None
-                if known is not None:
-                    self._add(name, _row_pivots(outputs[name]), known.hessian, known.importance)
+                inputs = sums.of(name, 0) if name in outputs else None
+                if inputs is not None:
+                    self._add(name, _row_pivots(outputs[name]), inputs.hessian, inputs.importance)
 
     def head(self) -> Iterator[Event]:
         """The output head, whose outputs are the logits."""
@@ -126,12 +115,11 @@ class _TypeCosts:
         if name is not None:
             with self._accumulator("the output head") as sums:
                 for number in self.walk.windows:
-                    sums.next_window(number)
-                    sums.observe(self.model.head_input(self.walk.get(number)))
-                known = sums.of(name, 0)
-            if known is not None:
+                    sums.watch(number)(self.model.head_input(self.walk.get(number)))
+                inputs = sums.of(name, 0)
+            if inputs is not None:
                 variance = self.gradients.variance[: self.tensors[name].rows]
-                self._add(name, variance, known.hessian, known.importance)
+                self._add(name, variance, inputs.hessian, inputs.importance)
         whole = self.model.layer_starts[-1]
         yield Progress(whole, whole, "costs")
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.formats.base import Floats
 from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import OutputFisher
+
+if TYPE_CHECKING:
+    from quantcli.statistics.output_fisher import OutputFisher
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the KL divergence from the original's predictions goes back through all layers t
 without a byte more and without a code changed: the float16 factors of the blocks, norms and biases.
 Held-out windows are judged before, between and after; the best state is stored, and where nothing
 was better than the start, the start. Every state is one that a file can hold, so the divergence
-that is told is that of the file.
+that is reported is that of the file.
 
 Sources: the end-to-end stage of EfficientQAT (arXiv:2407.11062), which trains scales after its
 layers; norm tweaking (arXiv:2309.02784); KL to the original as in LLM-QAT (arXiv:2305.17888).

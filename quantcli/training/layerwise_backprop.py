@@ -1,10 +1,10 @@
-"""A quantized model beside its original, forward and backward, with one layer's weights in memory.
+"""Backpropagation through a quantized model with one layer's weights in memory.
 
-Windows pass a layer one after the other, what each was given waits in a file, and on the way back
-each layer is filled again, run once more with gradients, and its weights' gradients are handed to
-those who move the few numbers behind them. The original is never run: the states after its last
-layer are known from the rounding before, and its predictions are made from them anew for each
-window, since those of all windows would not fit anywhere.
+A walk takes some windows forward and keeps every layer's input in a file. On the way back each
+layer is filled again and run once more with gradients, and the gradients of its weights are added
+up for the block scales behind them. The original is never run: the states after its last layer are
+known from the rounding before, and its predictions are made from them again for each window, since
+those of all windows would not fit anywhere.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quantcli.artifacts.scratch import create_array
 from quantcli.checkpoint_view import Use
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
-from quantcli.layerwise.walk import LayerPass, LayerWalk, drain
+from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event
 
@@ -45,16 +45,16 @@ class LayerwiseBackprop:
     def judge(self, numbers: Sequence[int]) -> float:
         """Mean KL divergence of the original's predictions on these windows, in nats a token."""
         with self._walk(numbers, 1) as walk:
-            drain(walk.forward())
+            run_silently(walk.forward())
             return self._divergence(walk, numbers, gradients=False)
 
     def learn(self, numbers: Sequence[int]) -> float:
         """The same, and its gradient added to those that are moved."""
         with self._walk(numbers, len(self._quantized.layers) + 1) as walk:
-            drain(walk.forward())
+            run_silently(walk.forward())
             loss = self._divergence(walk, numbers, gradients=True)
             if np.isfinite(loss):
-                drain(walk.backward(self._layer))
+                run_silently(walk.backward(self._layer))
                 self._learn_embedding(numbers, walk.states.values[0])
         return loss
 

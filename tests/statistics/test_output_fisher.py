@@ -17,7 +17,7 @@ import transformers
 
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.layerwise_model import LayerwiseModel
-from quantcli.layerwise.walk import LayerPass, LayerWalk, drain
+from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.model import open_model
 from quantcli.statistics import layer_gradients as sensitivity
 from quantcli.statistics.layer_gradients import (
@@ -62,7 +62,7 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray
 
         walk.embed()
         for index in walk.layers:
-            drain(walk.layer(index, visit))
+            run_silently(walk.layer(index, visit))
         return found, gradients.embedding().fit
 
 

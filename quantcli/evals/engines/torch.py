@@ -153,7 +153,7 @@ class TorchEngine:
 
     def _run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         from quantcli.layerwise.hidden_states import HiddenStateCache
-        from quantcli.layerwise.walk import LayerWalk, drain
+        from quantcli.layerwise.walk import LayerWalk, run_silently
 
         # All windows are equally long, and nothing else enters.
         ids = np.stack([window.tokens for window in windows])
@@ -162,7 +162,7 @@ class TorchEngine:
         model = self._model
         states = HiddenStateCache((*ids.shape, model.hidden_size), model.dtype)
         walk = LayerWalk(model, ids, states, label=None)
-        drain(walk.forward())
+        run_silently(walk.forward())
         with walk.head(weights=True):
             for number, window in enumerate(windows):
                 rows = model.finish(walk.get(number))[:, window.first : window.last]

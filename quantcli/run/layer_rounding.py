@@ -25,7 +25,14 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
-from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, drain, open_walk
+from quantcli.layerwise.walk import (
+    LayerPass,
+    LayerWalk,
+    ObserveInput,
+    Visitor,
+    open_walk,
+    run_silently,
+)
 from quantcli.model import Model
 from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
@@ -53,7 +60,7 @@ from quantcli.workers import Workers, workers
 
 
 @dataclass(frozen=True)
-class Work:
+class RoundingTask:
     """What is to be rounded: the calibration run, codecs by tensor, the options."""
 
     run: ModelRun
@@ -89,7 +96,7 @@ class Work:
         }
 
 
-def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
+def round_model(work: RoundingTask, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
     """Round every tensor of ``work.codecs`` that a Hessian can be had for, into ``store``.
 
     Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
@@ -104,17 +111,17 @@ def round_model(work: Work, checkpoint: Checkpoint, store: EncodedStore) -> Iter
         walk = stack.enter_context(
             open_walk(run, run.model, run.folder, checkpoint, max_memory=memory)
         )
-        yield from walk.run(_Rounding(work, walk, checkpoint, store, pool, stack))
+        yield from walk.run(_RoundingVisitor(work, walk, checkpoint, store, pool, stack))
         if work.options.e2e:
             task = Task(run, work.every_codec, store, walk.model, walk.states.get)
             yield from train_end_to_end(task, work.options.e2e_steps)
 
 
 @dataclass
-class _Rounding:
+class _RoundingVisitor(Visitor):
     """The visitor that rounds; ``stack`` closes the walk of the quantized ``prefix``."""
 
-    work: Work
+    work: RoundingTask
     walk: LayerWalk[HiddenStateCache]
     checkpoint: Checkpoint
     store: EncodedStore
@@ -153,7 +160,7 @@ class _Rounding:
             outputs = yield from self._output_fisher(layer)
 
             def observe(number: int) -> ObserveInput:
-                sums.next_window(number)
+                sums.watch(number)
                 return sums.observe if prefix is None else sums.remember
 
             def compare(number: int) -> None:
@@ -162,12 +169,12 @@ class _Rounding:
 
             yield from layer.forward(observe, compare)
             layer.release()
-            known = partial(_with_outputs, sums.of, outputs)
+            statistics = partial(_with_outputs, sums.of, outputs)
             trained = layer if self.work.trainer is not None else None
-            yield from self._round(layer.index, sums.names, known, trained)
+            yield from self._round(layer.index, sums.names, statistics, trained)
             yield from sums.notes
         if prefix is not None:
-            drain(prefix.layer(layer.index))
+            run_silently(prefix.layer(layer.index))
 
     def head(self) -> Iterator[Event]:
         """The output head, whose input is the last layer's output through the final norm.
@@ -180,7 +187,7 @@ class _Rounding:
             return
         with self._accumulator("the output head") as sums:
             for number in self.walk.windows:
-                sums.next_window(number)
+                sums.watch(number)
                 given = self.model.head_input(self.walk.get(number))
                 if self.prefix is None:
                     sums.observe(given)
@@ -208,8 +215,8 @@ class _Rounding:
         fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
         hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
-        known = MatrixStatistics(hessian, fit, held_out)
-        yield from self._round(number, [name], lambda name, matrix: known)
+        statistics = MatrixStatistics(hessian, fit, held_out)
+        yield from self._round(number, [name], lambda name, matrix: statistics)
 
     def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, dict[str, OutputFisher]]:
         """How much a filled layer's outputs matter to predictions, by tensor."""
@@ -250,7 +257,7 @@ class _Rounding:
 
     def _round(
         self, layer: int, names: Sequence[str],
-        known: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
+        statistics: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         packed: dict[str, Bytes] = {}
         outcomes: list[Outcome] = []
@@ -260,7 +267,7 @@ class _Rounding:
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(
                 name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
-                _matrix_reader(self.work.run.model, tensor), partial(known, name),
+                _matrix_reader(self.work.run.model, tensor), partial(statistics, name),
                 self.work.options, self.pool,
             )  # fmt: skip
             outcomes.append(outcome)
@@ -299,8 +306,8 @@ def _shares_outputs(tensor: OutputTensor) -> bool:
 
 
 def _with_outputs(
-    known: Callable[[str, int], MatrixStatistics | None], outputs: Mapping[str, OutputFisher],
+    statistics: Callable[[str, int], MatrixStatistics | None], outputs: Mapping[str, OutputFisher],
     name: str, matrix: int,
 ) -> MatrixStatistics | None:  # fmt: skip
-    found = known(name, matrix)
+    found = statistics(name, matrix)
     return None if found is None else replace(found, outputs=outputs.get(name))
