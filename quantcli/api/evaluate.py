@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Watch, takes_keywords
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import GateError, UsageError
 from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
@@ -139,6 +139,4 @@ def _draw(path: Path, measured: Sequence[Measured], *, force: bool) -> None:
         if found.summary.against is not None
     ]
     content = draw_plot(points).encode()
-    with AtomicFiles({path: len(content)}, force=force) as files:
-        files.write(path, 0, content)
-        files.publish()
+    write_file(path, content, force=force)

@@ -89,7 +89,7 @@ def quantize(
     return QuantizeResult(
         done.artifact.paths,
         done.artifact.nbytes,
-        done.bits_per_weight,
+        done.artifact.bits_per_weight,
         done.digest,
         document,
         tuple(watch.notes),

@@ -175,6 +175,13 @@ class AtomicFiles:
         self._open = {}
 
 
+def write_file(path: Path, content: bytes, *, force: bool) -> None:
+    """Write a whole file; OutputError when it exists, unless ``force``."""
+    with AtomicFiles({path: len(content)}, force=force) as files:
+        files.write(path, 0, content)
+        files.publish()
+
+
 def _flush_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -108,6 +108,11 @@ class ModelFolder(Artifact):
         """Over all tensors, scales and zero points included."""
         return 8 * self.weights.tensor_bytes / max(1, self.plan.elements)
 
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source's tensors."""
+        return sum(info.nbytes for info in self.model.store.tensors.values())
+
     def nbytes_of(self, item: Item | Copy) -> int:
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):

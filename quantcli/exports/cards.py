@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import Card, fence, format_table, render_card
 from quantcli.artifacts.write import Finished
@@ -57,9 +57,7 @@ def write_card(artifact: Path, path: Path, wish: Wish) -> int:
         library = "gguf" if to == "gguf" else find_layout(to).library
         card = make_card(model, name, library, _size_facts(model), usage, wish.evaluation)
         content = render_card(card)
-    with AtomicFiles({path: len(content)}, force=wish.force) as files:
-        files.write(path, 0, content)
-        files.publish()
+    write_file(path, content, force=wish.force)
     return len(content)
 
 

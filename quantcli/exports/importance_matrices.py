@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
 from quantcli.artifacts.write import Finished
 from quantcli.errors import SourceError, UsageError
@@ -36,9 +36,7 @@ def export_matrix(
     refuse_existing([output], force=force)
     calibration = _load(source)
     body = pack_legacy(calibration) if legacy else pack_gguf(calibration)
-    with AtomicFiles({output: len(body)}, force=force) as files:
-        files.write(output, 0, body)
-        files.publish()
+    write_file(output, body, force=force)
     yield Finished((output,), len(body))
 
 

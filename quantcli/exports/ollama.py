@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import Finished
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
@@ -65,9 +65,7 @@ def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iter
             "of the user"
         )
     content = modelfile(model, explained, output.parent).encode()
-    with AtomicFiles({output: len(content)}, force=force) as files:
-        files.write(output, 0, content)
-        files.publish()
+    write_file(output, content, force=force)
     yield Finished((output,), len(content))
 
 

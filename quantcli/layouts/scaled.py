@@ -1,4 +1,4 @@
-"""Weights of a byte each, E4M3 or int8, and the scales that give the numbers back.
+"""Weights of one byte each, E4M3 or int8, with scales per tensor, row or block.
 
 A weight stands for ``(code - zero) * scale`` in float32. The scale holds one number for the
 tensor, for each matrix of a stack, for each row, or for each block of rows and columns; blocks at

@@ -1,4 +1,4 @@
-"""What every quantized storage of a checkpoint has in common: parts, groups, bounded reads.
+"""Quantized weights as stored: the parts that every storage has, their checks, bounded reads.
 
 A packed weight is shown under its own name (``X.weight``) with the shape it stands for, although
 the file holds codes and scales under other names. Rows come as float32, strip by strip, so that

@@ -29,20 +29,6 @@ class Quantized:
     outcomes: tuple[Outcome, ...] = ()
     training: dict[str, object] | None = None
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Over all tensors."""
-        artifact = self.artifact
-        return (artifact.plan if isinstance(artifact, GgufFile) else artifact).bits_per_weight
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the source that are read for it."""
-        artifact = self.artifact
-        if isinstance(artifact, GgufFile):
-            return sum(artifact.model.stored_bytes(item.tensor) for item in artifact.plan.items)
-        return sum(info.nbytes for info in artifact.model.store.tensors.values())
-
 
 @dataclass(frozen=True)
 class Planned:

@@ -112,8 +112,8 @@ def test_missing_and_misshapen_tensors_are_problems(mini: Path, tmp_path: Path) 
 
 
 def test_an_unfinished_digest_and_a_foreign_architecture(mini: Path, tmp_path: Path) -> None:
+    from quantcli.artifacts.gguf_set import prepare_gguf_set
     from quantcli.artifacts.write import write_artifact
-    from quantcli.exports import regroup
     from quantcli.sources.gguf import open_gguf
     from quantcli.types import array, text
 
@@ -122,7 +122,7 @@ def test_an_unfinished_digest_and_a_foreign_architecture(mini: Path, tmp_path: P
     store.metadata["quantcli.source.digest"] = text("sha256:" + "0" * 64)
     store.metadata["general.architecture"] = text("zebra")
     store.metadata["tokenizer.ggml.tokens"] = array("str", ["a", "b"])
-    list(write_artifact(regroup.prepare(store, tmp_path / "b.gguf")))
+    list(write_artifact(prepare_gguf_set(store, tmp_path / "b.gguf")))
     with quantcli.open_model(tmp_path / "b.gguf") as model:
         events = list(verify(model))
     verdict = events[-1]
