@@ -15,7 +15,7 @@ from quantcli.errors import GateError, UsageError
 from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
 from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.gates import Gates, Verdict, check_gates, judge, refuse_failures
-from quantcli.evals.run import Job, Measured, check_job
+from quantcli.evals.run import EvaluationDone, EvaluationJob, check_job
 from quantcli.evals.run import evaluate as measure
 from quantcli.events import Show, drain, in_phase, take_all
 from quantcli.layerwise.texts import read_texts
@@ -34,7 +34,7 @@ class EvaluateResult:
     """
 
     paths: tuple[Path, ...]
-    measured: tuple[Measured, ...]
+    measured: tuple[EvaluationDone, ...]
     verdicts: tuple[Verdict, ...]
     tables: tuple[Table, ...]
     document: Mapping[str, Any]
@@ -88,7 +88,7 @@ def evaluate(
         for name in _names(models):
             artifacts.append(open_artifact(name, on_progress=watch, **options))
             stack.enter_context(artifacts[-1].model)
-        job = Job(
+        job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=_path(save_base), kept=top_k, force=force,
             threads=threads or default_threads(),
@@ -99,7 +99,7 @@ def evaluate(
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
             refuse_existing([Path(plot)], force=force)
-        measured = drain(in_phase("evaluating", take_all(measure(job), Measured)), watch)
+        measured = drain(in_phase("evaluating", take_all(measure(job), EvaluationDone)), watch)
         verdicts = judge(gates, measured)
         if plot is not None:
             _draw(Path(plot), measured, force=force)
@@ -127,7 +127,7 @@ def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
 
 
-def _draw(path: Path, measured: Sequence[Measured], *, force: bool) -> None:
+def _draw(path: Path, measured: Sequence[EvaluationDone], *, force: bool) -> None:
     points = [
         Point(
             found.text,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Watch, takes_keywords
-from quantcli.artifacts.write import Finished, default_threads
+from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_wish, open_export
 from quantcli.exports.targets import TARGETS
 from quantcli.exports.verdicts import verdict_document, verdict_tables
-from quantcli.exports.verify import Verified
+from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
 from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
@@ -100,7 +100,7 @@ def export(
     with open_export(names, to, wish, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
-            done = drain(in_phase("exporting", take(prepared.run(), Finished)), watch)
+            done = drain(in_phase("exporting", take(prepared.run(), ArtifactDone)), watch)
             paths, nbytes = done.paths, done.nbytes
         summary = prepared.sentence
     document: dict[str, Any] = {"to": to, "paths": list(map(str, paths)), "bytes": nbytes}
@@ -131,7 +131,7 @@ def _verify(names: list[str], against: str | None, threads: int, watch: Watch) -
         if against is not None:
             source = open_model(against, vocabulary=False, on_progress=watch)
             stack.enter_context(source)
-        checking = take(run_verify(model, source, threads=threads), Verified)
+        checking = take(run_verify(model, source, threads=threads), VerificationDone)
         verdict = drain(in_phase("verifying", checking), watch)
         nbytes = sum(line.nbytes for line in verdict.lines)
     result = ExportResult(

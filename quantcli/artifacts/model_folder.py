@@ -27,7 +27,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
-from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
+from quantcli.artifacts.write import Artifact, ArtifactDone, Chunk, Part
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
 from quantcli.layouts import find_layout
@@ -165,9 +165,9 @@ class ModelFolder(Artifact):
         for name, body in {**settings, **self.files}.items():
             yield name, 0, body
 
-    def finished(self, digest: str | None) -> Finished:
+    def finished(self, digest: str | None) -> ArtifactDone:
         """Path, size and digest."""
-        return Finished(self.paths, self.nbytes, self.bits_per_weight, digest)
+        return ArtifactDone(self.paths, self.nbytes, self.bits_per_weight, digest)
 
     def _read(self, item: Item | Copy, slab: Slab) -> NDArray[Any]:
         if isinstance(item, Item) and item.matrix.transpose:

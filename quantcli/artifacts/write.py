@@ -36,7 +36,7 @@ _Key = tuple[int, Slab]
 
 
 @dataclass(frozen=True, slots=True)
-class Finished(Event):
+class ArtifactDone(Event):
     """The files are whole: their paths, and bytes and bits per weight of all together.
 
     ``bits_per_weight`` and ``source_digest`` are None for an artifact that quantizes nothing.
@@ -120,9 +120,9 @@ class Artifact(Protocol):
         """What is written last, when the digest is known."""
         return ()
 
-    def finished(self, digest: str | None) -> Finished:
+    def finished(self, digest: str | None) -> ArtifactDone:
         """The event for the whole artifact."""
-        return Finished(self.paths, self.nbytes)
+        return ArtifactDone(self.paths, self.nbytes)
 
 
 def write_artifact(
@@ -135,7 +135,7 @@ def write_artifact(
 def write_artifacts(
     artifacts: Sequence[Artifact], *, threads: int | None = None, max_memory: int | None = None
 ) -> Iterator[Event]:
-    """Write artifacts, yielding notes and progress, at last a `Finished` for each.
+    """Write artifacts, yielding notes and progress, at last an `ArtifactDone` for each.
 
     A slab that several make something of is read once. ``threads`` defaults to the processors, and
     to as many as fit into ``max_memory`` bytes. Whatever ends the iteration early (an error, an

@@ -38,6 +38,7 @@ class Visitor(Protocol):
 
     def embedding(self) -> Iterator[Event]:
         """The windows are embedded; no layer was run."""
+        yield from ()
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """A layer is filled; take all windows through it with `LayerPass.forward`."""

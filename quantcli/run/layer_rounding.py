@@ -25,7 +25,14 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
-from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk, run_silently
+from quantcli.layerwise.walk import (
+    LayerPass,
+    LayerWalk,
+    ObserveInput,
+    Visitor,
+    open_walk,
+    run_silently,
+)
 from quantcli.model import Model
 from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
@@ -111,7 +118,7 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint, store: EncodedStore)
 
 
 @dataclass
-class _RoundingVisitor:
+class _RoundingVisitor(Visitor):
     """The visitor that rounds; ``stack`` closes the walk of the quantized ``prefix``."""
 
     work: RoundingTask
@@ -153,7 +160,7 @@ class _RoundingVisitor:
             outputs = yield from self._output_fisher(layer)
 
             def observe(number: int) -> ObserveInput:
-                sums.next_window(number)
+                sums.watch(number)
                 return sums.observe if prefix is None else sums.remember
 
             def compare(number: int) -> None:
@@ -180,7 +187,7 @@ class _RoundingVisitor:
             return
         with self._accumulator("the output head") as sums:
             for number in self.walk.windows:
-                sums.next_window(number)
+                sums.watch(number)
                 given = self.model.head_input(self.walk.get(number))
                 if self.prefix is None:
                     sums.observe(given)

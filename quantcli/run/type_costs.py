@@ -23,7 +23,7 @@ from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
-from quantcli.layerwise.walk import LayerPass, LayerWalk, ObserveInput, open_walk
+from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor, open_walk
 from quantcli.rounding.block_feedback import encode_columns
 from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import Hessian, prepare_hessian
@@ -82,7 +82,7 @@ def measure_type_costs(
 
 
 @dataclass
-class _CostVisitor:
+class _CostVisitor(Visitor):
     """The visitor that adds up costs, on a walk of those windows that have gradients."""
 
     run: ModelRun
@@ -97,22 +97,13 @@ class _CostVisitor:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.run.model.tensors}
 
-    def embedding(self) -> Iterator[Event]:
-        """Its costs are added last."""
-        yield from ()
-
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """Windows pass back and forth; then each type's error is weighed."""
         rows = {name: self.tensors[name].shape[-2] for name in self.candidates}
         with self._accumulator(f"layer {layer.index}") as sums:
             gradients = enumerate(self.gradients.of(layer.index, self.model))
             outputs = measure_output_fisher(layer, gradients, rows)
-
-            def observe(number: int) -> ObserveInput:
-                sums.next_window(number)
-                return sums.observe
-
-            yield from layer.forward(observe)
+            yield from layer.forward(sums.watch)
             for name in sums.names:
                 inputs = sums.of(name, 0) if name in outputs else None
                 if inputs is not None:
@@ -124,8 +115,7 @@ class _CostVisitor:
         if name is not None:
             with self._accumulator("the output head") as sums:
                 for number in self.walk.windows:
-                    sums.next_window(number)
-                    sums.observe(self.model.head_input(self.walk.get(number)))
+                    sums.watch(number)(self.model.head_input(self.walk.get(number)))
                 inputs = sums.of(name, 0)
             if inputs is not None:
                 variance = self.gradients.variance[: self.tensors[name].rows]

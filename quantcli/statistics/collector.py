@@ -76,9 +76,10 @@ class Collector:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def next_window(self) -> None:
-        """Inputs of a new window follow: none of them was seen before."""
+    def watch(self, number: int) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow: none of them was seen before. Returns `observe`."""
         self._pass.clear()
+        return self.observe
 
     def observe(self, product: MatmulInput) -> None:
         """Add one product's input. SourceError when it holds a value that is not finite."""

@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
-from quantcli.layerwise.input_hooks import MatmulInput
-from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor
 from quantcli.statistics.collector import Collector
 from quantcli.statistics.layer_statistics import save_statistics
 from quantcli.types import Event, Progress
 
 
 @dataclass
-class InputVisitor:
+class InputVisitor(Visitor):
     """Collects ``needs`` of all weights' inputs; the head counts as one layer more."""
 
     walk: LayerWalk[HiddenStateCache]
     needs: tuple[str, ...]
     checkpoint: Checkpoint
 
-    def embedding(self) -> Iterator[Event]:
-        """Nothing is multiplied here."""
-        yield from ()
-
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """Observe what the layer's weights are multiplied with."""
         with self._collector(f"layer {layer.index}") as collector:
-
-            def observe(number: int) -> Callable[[MatmulInput], None]:
-                collector.next_window()
-                return collector.observe
-
-            yield from layer.forward(observe)
+            yield from layer.forward(collector.watch)
             save_statistics(self.checkpoint, layer.index, collector)
 
     def head(self) -> Iterator[Event]:
@@ -42,8 +32,7 @@ class InputVisitor:
         model = self.walk.model
         with self._collector("the output head") as collector:
             for number in self.walk.windows:
-                collector.next_window()
-                collector.observe(model.head_input(self.walk.get(number)))
+                collector.watch(number)(model.head_input(self.walk.get(number)))
             save_statistics(self.checkpoint, len(model.layers), collector)
         whole = model.layer_starts[-1]
         yield Progress(whole, whole, "output")

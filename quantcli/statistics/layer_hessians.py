@@ -9,6 +9,7 @@ that correction is taken, the held-out windows decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,12 @@ class HessianAccumulator:
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
 
-    def next_window(self, number: int) -> None:
-        """Inputs of window ``number`` follow."""
+    def watch(self, number: int) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow. Returns `observe`."""
         self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
-        self._now.next_window()
+        self._now.watch(number)
         self._originals.clear()
+        return self.observe
 
     def observe(self, product: MatmulInput) -> None:
         """Add an input."""

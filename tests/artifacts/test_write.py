@@ -11,7 +11,7 @@ import pytest
 from quantcli.artifacts.gguf_file import prepare_gguf
 from quantcli.artifacts.model_folder import prepare_folder
 from quantcli.artifacts.slabs import Slab, cut_slabs, work_slabs
-from quantcli.artifacts.write import Finished, write_artifact, write_artifacts
+from quantcli.artifacts.write import ArtifactDone, write_artifact, write_artifacts
 from quantcli.errors import WeightError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -48,7 +48,7 @@ def test_two_files_of_one_read_have_the_bytes_of_two_runs(tmp_path: Path) -> Non
         events = list(write_artifacts(both, threads=2))
     assert READ
     assert set(READ.values()) == {1}
-    done = [event for event in events if isinstance(event, Finished)]
+    done = [event for event in events if isinstance(event, ArtifactDone)]
     assert [event.paths for event in done] == [artifact.paths for artifact in both]
     assert done[0].source_digest == done[1].source_digest
     for kind in kinds:
