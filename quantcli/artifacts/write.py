@@ -31,6 +31,10 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
+_Key = tuple[int, Slab]
+"""Which source, by its identity, and which of its slabs."""
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactDone(Event):
     """The files are whole: their paths, and bytes and bits per weight of all together.
@@ -58,9 +62,9 @@ class Sink(Protocol):
 class Part:
     """What an artifact makes of one slab of its source.
 
-    ``read`` gives the slab's rows, ``encode`` what becomes of them; each of its chunks is written
-    before the next is asked for. ``refuse`` says where a weight is stored that cannot be encoded;
-    None where any can.
+    ``read`` gives the slab's rows, ``encode`` what becomes of them, without changing them; each of
+    its chunks is written before the next is asked for. ``refuse`` says where a weight is stored
+    that cannot be encoded; None where any can.
     """
 
     slab: Slab
@@ -142,18 +146,20 @@ def write_artifacts(
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
         sinks = [stack.enter_context(artifact.open()) for artifact in artifacts]
-        shared: dict[tuple[int, Slab], list[tuple[Part, Sink]]] = {}
+        shared: dict[_Key, list[tuple[Part, Sink]]] = {}
+        keys: list[list[_Key]] = []
         for artifact, sink in zip(artifacts, sinks, strict=True):
             _write(sink, artifact.heads())
+            keys.append([])
             for part in artifact.parts():
-                shared.setdefault((id(artifact.source), part.slab), []).append((part, sink))
+                keys[-1].append((id(artifact.source), part.slab))
+                shared.setdefault(keys[-1][-1], []).append((part, sink))
         hashed = any(artifact.hashed for artifact in artifacts)
         tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
         leaves = dict(zip(shared, (yield from work_slabs(tasks, workers)), strict=True))
         digests = []
-        for artifact, sink in zip(artifacts, sinks, strict=True):
-            own = {slab: leaf for (of, slab), leaf in leaves.items() if of == id(artifact.source)}
-            digests.append(artifact.digest(own))
+        for artifact, sink, own in zip(artifacts, sinks, keys, strict=True):
+            digests.append(artifact.digest({key[1]: leaves[key] for key in own}))
             _write(sink, artifact.tails(digests[-1]))
         for sink in sinks:
             sink.publish()

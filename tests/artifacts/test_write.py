@@ -25,7 +25,9 @@ class Counted(Model):
 
     def read_rows(self, tensor: OutputTensor, start: int, stop: int) -> np.ndarray:
         READ.update((tensor.name, row) for row in range(start, stop))
-        return super().read_rows(tensor, start, stop)
+        rows = super().read_rows(tensor, start, stop)
+        rows.flags.writeable = False
+        return rows
 
 
 READ: Counter[tuple[str, int]] = Counter()
@@ -64,6 +66,22 @@ def test_a_file_and_a_folder_are_written_together(tmp_path: Path) -> None:
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_folders_of_one_read_have_the_bytes_of_their_own_runs(tmp_path: Path) -> None:
+    recipes = {
+        "mlx": Recipe(to="mlx"),
+        "gptq": Recipe(to="gptq", keep=("k_proj",)),
+        "hf": Recipe(to="hf", type="Q4_0"),
+    }
+    with open_model(MINI) as model:
+        for name, recipe in recipes.items():
+            list(write_artifact(prepare_folder(model, recipe, tmp_path / name)))
+        together = [prepare_folder(model, r, tmp_path / f"{n}-too") for n, r in recipes.items()]
+        list(write_artifacts(together, threads=2))
+    for name in recipes:
+        for path in (tmp_path / name).iterdir():
+            assert (tmp_path / f"{name}-too" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_one_cannot_hold_leaves_neither(tmp_path: Path) -> None:
