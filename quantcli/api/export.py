@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantcli.api.calls import Watch, takes_keywords
+from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
 from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
@@ -42,7 +42,7 @@ class ExportResult:
 
 @takes_keywords
 def export(
-    artifact: str | Path | Sequence[str | Path],
+    artifact: Names,
     output: str | Path | None = None,
     *,
     to: str | None = None,
@@ -69,7 +69,8 @@ def export(
     every weight, and measures the error ``against`` another model; what it finds wrong is a
     `SourceError` that carries the result as ``result``.
     """
-    names = [str(n) for n in ([artifact] if isinstance(artifact, str | Path) else artifact)]
+    refuse_below_one(threads=threads)
+    names = as_names(artifact)
     watch = Watch(on_event)
     if verify:
         if to is not None:
@@ -85,14 +86,14 @@ def export(
         )
     wish = make_wish(
         to,
-        output=_path(output),
+        output=as_path(output),
         dtype=dtype,
         split_max_size=split_max_size,
-        config=_path(config),
-        tokenizer=_path(tokenizer),
+        config=as_path(config),
+        tokenizer=as_path(tokenizer),
         card=card,
         requantize=requantize,
-        evaluation=_path(evaluation),
+        evaluation=as_path(evaluation),
         force=force,
         check=not dry_run,
         threads=threads or default_threads(),
@@ -109,10 +110,6 @@ def export(
         document["free_disk_bytes"] = free_disk(paths[0].parent)
         tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
     return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
 
 
 def _plan_table(paths: Sequence[Path], nbytes: int, summary: str, free: int) -> Table:
