@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from quantcli.artifacts.atomic import refuse_existing
-from quantcli.errors import SourceError, UsageError
+from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.runner import Run, calibrate, choose_device, choose_dtype
+from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
 from quantcli.layerwise.texts import Text
-from quantcli.layerwise.windows import SHORTEST, Tokenizer, Windows, make_windows
+from quantcli.layerwise.walk import open_walk
+from quantcli.layerwise.windows import cut_windows
 from quantcli.model import Model
 from quantcli.sources.imatrix import read_sums
 from quantcli.statistics.importance_file import Calibration, output_paths, stats_path, write
 from quantcli.statistics.input_statistics import check_needs
+from quantcli.statistics.input_visitor import InputVisitor
+from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.statistics.statistics_file import (
     CheckpointStatistics,
     MergedStatistics,
@@ -29,7 +32,7 @@ from quantcli.types import Event, Note
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated(Event):
+class CalibrationDone(Event):
     """The files are whole."""
 
     paths: tuple[Path, ...]
@@ -37,10 +40,11 @@ class Calibrated(Event):
 
 
 @dataclass(frozen=True)
-class Job:
+class CalibrationJob:
     """A decided calibration: the texts are cut and the output's place is free."""
 
-    run: Run
+    run: ModelRun
+    needs: tuple[str, ...]
     checkpoint: Checkpoint
     output: Path
     legacy: bool
@@ -63,7 +67,7 @@ def prepare(
     legacy: bool = False,
     resume: bool = False,
     force: bool = False,
-) -> Job:
+) -> CalibrationJob:
     """Decide everything about calibrating ``model``; no weight is read.
 
     ``max_memory`` is in bytes, for hidden states. Raises UsageError, SourceError or OutputError.
@@ -78,15 +82,16 @@ def prepare(
     windows = cut_windows(model, texts, ctx, chunks, seed)
     device = choose_device(device)
     folder = checkpoint_folder(output)
-    run = Run(
-        model, windows, needs, folder, choose_dtype(dtype, device, model), device,
-        max_memory, threads,
-    )  # fmt: skip
-    return Job(run, _begin(run, resume=resume, force=force), output, legacy, force or resume)
+    run = ModelRun(
+        model, windows, folder, choose_dtype(dtype, device, model), device, max_memory, threads
+    )
+    checkpoint = Checkpoint(folder, {**run.identity, "choice of statistics": list(needs)})
+    checkpoint.begin(resume=resume, force=force)
+    return CalibrationJob(run, needs, checkpoint, output, legacy, force or resume)
 
 
-def execute(job: Job) -> Iterator[Event]:
-    """Run the model and write the files, yielding notes and progress, at last `Calibrated`.
+def execute(job: CalibrationJob) -> Iterator[Event]:
+    """Run the model and write the files, yielding notes and progress, at last `CalibrationDone`.
 
     An interrupt leaves the checkpoint, so that ``resume`` can go on from the last whole layer.
     """
@@ -99,13 +104,13 @@ def execute(job: Job) -> Iterator[Event]:
     )
     if checkpoint.done:
         yield Note(f"continuing after layer {checkpoint.done - 1}")
-    yield from calibrate(run, checkpoint)
+    yield from _collect(job)
     layers = checkpoint.done + 1
     calibration = _gather(run, checkpoint, layers)
-    further = CheckpointStatistics(checkpoint, layers, run.needs) if len(run.needs) > 1 else None
+    further = CheckpointStatistics(checkpoint, layers, job.needs) if len(job.needs) > 1 else None
     paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
     checkpoint.remove()
-    yield Calibrated(tuple(paths), calibration)
+    yield CalibrationDone(tuple(paths), calibration)
 
 
 def load(path: Path) -> Calibration:
@@ -124,47 +129,36 @@ def merge(
     Their further statistics are added up too when every one has them.
     """
     parts = [load(path) for path in paths]
-    beside = [stats_path(path) for path in paths]
+    files = [stats_path(path) for path in paths]
     with ExitStack() as stack:
         further: StatisticsSource | None = None
-        if all(path.exists() for path in beside):
+        if all(path.exists() for path in files):
             further = MergedStatistics(
-                [stack.enter_context(StatisticsFile(path)) for path in beside]
+                [stack.enter_context(StatisticsFile(path)) for path in files]
             )
-        elif any(path.exists() for path in beside):
-            lacking = next(path for path in beside if not path.exists())
+        elif any(path.exists() for path in files):
+            lacking = next(path for path in files if not path.exists())
             yield Note(f"only the importance is merged, since there is no {lacking}", "warning")
         calibration = _add(parts, paths)
         written = write(output, calibration, legacy=legacy, further=further, force=force)
-    yield Calibrated(tuple(written), calibration)
+    yield CalibrationDone(tuple(written), calibration)
 
 
-def cut_windows(
-    model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
-) -> Windows:
-    """Windows for a run of ``model``; UsageError for a length that it does not take."""
-    longest = int(model.value("context_length", 0))
-    if ctx < SHORTEST:
-        raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
-    if longest and ctx > longest:
-        raise UsageError(
-            f"--ctx {ctx} is more than the {longest} tokens that the model takes",
-            hint=f"--ctx {longest} or less",
-        )
-    return make_windows(Tokenizer(model), texts, ctx=ctx, chunks=chunks, seed=seed)
+def _collect(job: CalibrationJob) -> Iterator[Event]:
+    run = job.run
+    memory = run.max_memory
+    with open_walk(run, run.model, run.folder, job.checkpoint, max_memory=memory) as walk:
+        if not walk.states.in_memory:
+            size = walk.states.nbytes / 1e9
+            yield Note(f"hidden states ({size:.1f} GB) are kept in a file at {run.folder}")
+        yield from walk.run(InputVisitor(walk, job.needs, job.checkpoint))
 
 
-def _begin(run: Run, *, resume: bool, force: bool) -> Checkpoint:
-    checkpoint = Checkpoint(run.folder, run.identity)
-    checkpoint.begin(resume=resume, force=force)
-    return checkpoint
-
-
-def _gather(run: Run, checkpoint: Checkpoint, layers: int) -> Calibration:
+def _gather(run: ModelRun, checkpoint: Checkpoint, layers: int) -> Calibration:
     squares, counts = {}, {}
     for layer in range(layers):
         with checkpoint.read(layer) as file:
-            for name, entry in file.entries().items():
+            for name, entry in LayerStatistics(file).entries().items():
                 squares[name], counts[name] = entry.squares, entry.counts
     count, size = run.windows.ids.shape
     return Calibration(squares, counts, run.windows.labels, count, size)

@@ -28,10 +28,20 @@ def row_count(shape: tuple[int, ...]) -> int:
 class PackedType(str):
     """The name of a quantized storage of a checkpoint, such as "GPTQ int4, groups of 128".
 
-    Reading undoes it, so that everything else sees float32 rows.
+    Reading undoes it, so that everything else sees float32 rows. ``bits`` and ``group``, the
+    columns that share a scale, are of an integer grid whose scales are of rows; 0 of any other.
     """
 
-    __slots__ = ()
+    __slots__ = ("bits", "group")
+
+    bits: int
+    group: int
+
+    def __new__(cls, name: str, bits: int = 0, group: int = 0) -> PackedType:
+        """The type of that name."""
+        made = super().__new__(cls, name)
+        made.bits, made.group = bits, group
+        return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,34 @@ def refuse_existing(paths: Sequence[Path], *, force: bool) -> None:
             raise OutputError(f"{path} is a folder", hint="name a file with -o FILE.gguf")
         if path.exists() and not force:
             raise OutputError(f"{path} exists already", hint="--force replaces it")
-        if not path.parent.is_dir():
-            raise OutputError(f"the folder {path.parent} does not exist", hint="create it first")
-        if not os.access(path.parent, os.W_OK):
-            raise OutputError(f"the folder {path.parent} cannot be written to")
+        refuse_parent(path.parent)
+
+
+def refuse_parent(folder: Path) -> None:
+    """OutputError when ``folder`` cannot take a file."""
+    if not folder.is_dir():
+        raise OutputError(f"the folder {folder} does not exist", hint="create it first")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"the folder {folder} cannot be written to")
+
+
+def open_locked(partial: Path, flags: int, path: Path) -> int:
+    """A descriptor of ``partial``, which no other run holds; OutputError when one does.
+
+    ``path`` is what it will be called.
+    """
+    try:
+        descriptor = os.open(partial, flags | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise output_error(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise OutputError(
+            f"another run is writing {path} at this moment", hint="wait for it or use -o"
+        ) from error
+    return descriptor
 
 
 class AtomicFiles:
@@ -128,18 +152,7 @@ class AtomicFiles:
         self._close()
 
     def _create(self, path: Path, size: int) -> None:
-        partial = partial_path(path)
-        try:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise output_error(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise OutputError(
-                f"another run is writing {path} at this moment", hint="wait for it or use -o"
-            ) from error
+        descriptor = open_locked(partial_path(path), os.O_RDWR | os.O_CREAT, path)
         self._open[path] = descriptor
         try:
             os.ftruncate(descriptor, 0)
@@ -160,6 +173,13 @@ class AtomicFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open = {}
+
+
+def write_file(path: Path, content: bytes, *, force: bool) -> None:
+    """Write a whole file; OutputError when it exists, unless ``force``."""
+    with AtomicFiles({path: len(content)}, force=force) as files:
+        files.write(path, 0, content)
+        files.publish()
 
 
 def _flush_folder(folder: Path) -> None:

@@ -7,7 +7,6 @@ it, which its manifest tells; it is moved aside first and removed last.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from quantcli.artifacts.atomic import AtomicFiles, partial_path
+from quantcli.artifacts.atomic import (
+    AtomicFiles,
+    open_locked,
+    output_error,
+    partial_path,
+    refuse_parent,
+)
 from quantcli.errors import OutputError
 
 if TYPE_CHECKING:
@@ -34,11 +39,7 @@ def refuse_folder(path: Path, *, force: bool) -> None:
                 f"{path} is not a folder that quantcli wrote, so it is not replaced",
                 hint="remove it, or choose another name with -o",
             )
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise OutputError(f"the folder {parent} does not exist", hint="create it first")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"the folder {parent} cannot be written to")
+    refuse_parent(path.absolute().parent)
 
 
 class AtomicFolder:
@@ -55,16 +56,9 @@ class AtomicFolder:
         refuse_folder(self._path, force=self._force)
         try:
             self._partial.mkdir(exist_ok=True)
-            self._lock = os.open(self._partial, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise OutputError(f"{self._partial}: {error.strerror or error}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._unlock()
-            raise OutputError(
-                f"another run is writing {self._path} at this moment", hint="wait or use -o"
-            ) from error
+            raise output_error(self._partial, error) from error
+        self._lock = open_locked(self._partial, os.O_RDONLY, self._path)
         try:
             # What a killed run left.
             for entry in self._partial.iterdir():
@@ -105,7 +99,7 @@ class AtomicFolder:
                     aside.rename(self._path)
                 raise
         except OSError as error:
-            raise OutputError(f"{self._path}: {error.strerror or error}") from error
+            raise output_error(self._path, error) from error
         shutil.rmtree(aside, ignore_errors=True)
         self._unlock()
 

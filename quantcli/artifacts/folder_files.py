@@ -10,14 +10,16 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
-from quantcli.artifacts.folder_card import write_card
+from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
+from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.plan.schemes import DTYPES
+from quantcli.sources.card import CARD
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -75,9 +77,8 @@ def make_settings(
     plan: FolderPlan,
     packing: Packing | None,
     weights: SafetensorsShards,
-    digest: str,
 ) -> dict[str, bytes]:
-    """Every file but the weights, by name; their sizes do not depend on the digest."""
+    """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
     recipe = plan.recipe
     if recipe.imatrix:
@@ -90,7 +91,7 @@ def make_settings(
         config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = to_json(config)
     files |= index_files(weights)
-    source = {"repo": model.repo, "revision": model.revision, "digest": digest}
+    source = {"repo": model.repo, "revision": model.revision, "digest": UNFINISHED}
     text = dump_recipe(recipe)
     manifest: dict[str, Any] = {
         "schema": "quantcli.manifest/1",
@@ -103,7 +104,7 @@ def make_settings(
         manifest["transforms"] = json.loads(str(model.metadata[TRANSFORMS_KEY].value))
     files[MANIFEST] = to_json(manifest)
     stored = weights.tensor_bytes
-    files["README.md"] = write_card(
+    card = describe_folder(
         model.path,
         name=model.repo or model.path.resolve().name,
         repo=model.repo,
@@ -112,8 +113,8 @@ def make_settings(
         recipe=text,
         nbytes=stored,
         bits=8 * stored / max(1, plan.elements),
-        version=__version__,
     )
+    files[CARD] = render_card(card)
     return dict(sorted(files.items()))
 
 

@@ -76,6 +76,17 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
     return FileLayout(header, offsets, len(header) + end)
 
 
+def lay_out_shards(
+    metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorEntry]]
+) -> dict[Path, FileLayout]:
+    """The layout of each file of a set that holds ``metadata`` and the tensors of ``shards``."""
+    tensors = sum(map(len, shards.values()))
+    return {
+        path: lay_out(shard_metadata(metadata, index, len(shards), tensors), entries)
+        for index, (path, entries) in enumerate(shards.items())
+    }
+
+
 def shard_paths(path: Path, count: int) -> list[Path]:
     """The names of ``count`` shards; ``path`` itself when there is one."""
     if count == 1:

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
-    lay_out,
-    shard_metadata,
+    lay_out_shards,
     shard_paths,
 )
+from quantcli.artifacts.gguf_shards import GgufShards
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
@@ -33,7 +33,7 @@ from quantcli.artifacts.slabs import (
     digest_model,
     refuse_weight,
 )
-from quantcli.artifacts.write import Artifact, Chunk, Finished, Part
+from quantcli.artifacts.write import Chunk, Part
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -63,7 +63,7 @@ class Encoded(Protocol):
 
 
 @dataclass(frozen=True)
-class GgufFile(Artifact):
+class GgufFile(GgufShards):
     """A decided quantization: everything but the weights has been read and checked.
 
     ``encoders`` make the rows of a tensor, by its name, in place of its block format's own encoder.
@@ -90,16 +90,6 @@ class GgufFile(Artifact):
         return self.model
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that will be written."""
-        return tuple(self.shards)
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return sum(layout.size for layout in self.layouts.values())
-
-    @property
     def thread_bytes(self) -> int:
         """Memory that a thread needs at most, as an estimate."""
         return thread_memory(self.plan, SLAB_BYTES)
@@ -108,16 +98,6 @@ class GgufFile(Artifact):
     def notes(self) -> Sequence[Note]:
         """The model's, then the plan's."""
         return [*self.model.notes, *self.plan.notes]
-
-    def open(self) -> AtomicFiles:
-        """The files, to be written."""
-        sizes = {path: layout.size for path, layout in self.layouts.items()}
-        return AtomicFiles(sizes, force=self.force)
-
-    def heads(self) -> Iterator[Chunk]:
-        """The header of each file."""
-        for path, layout in self.layouts.items():
-            yield path, 0, layout.header
 
     def parts(self) -> Iterator[Part]:
         """The slabs of each tensor."""
@@ -134,6 +114,16 @@ class GgufFile(Artifact):
                         partial(self._refuse, item, slab),
                     )
 
+    @property
+    def bits_per_weight(self) -> float:
+        """Over all tensors."""
+        return self.plan.bits_per_weight
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source that are read."""
+        return sum(self.model.stored_bytes(item.tensor) for item in self.plan.items)
+
     def digest(self, leaves: Mapping[Slab, bytes]) -> str:
         """The digest of the model's weights."""
         return digest_model(self.model, leaves)
@@ -142,10 +132,6 @@ class GgufFile(Artifact):
         """The headers again, with the digest in its place."""
         if digest is not None:
             yield from add_metadata(self, {"quantcli.source.digest": text(digest)}).heads()
-
-    def finished(self, digest: str | None) -> Finished:
-        """Paths, size and digest."""
-        return Finished(self.paths, self.nbytes, self.plan.bits_per_weight, digest)
 
     def _encode(
         self, item: TensorPlan, slab: Slab, place: tuple[Path, int], rows: NDArray[Any]
@@ -249,15 +235,14 @@ def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
 def _lay_out(
     metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorPlan]]
 ) -> dict[Path, FileLayout]:
-    tensors = sum(map(len, shards.values()))
-    layouts = {}
-    for index, (path, items) in enumerate(shards.items()):
-        entries = [
+    entries = {
+        path: [
             TensorEntry(item.tensor.name, item.tensor.shape, item.type_id, item.nbytes)
             for item in items
         ]
-        layouts[path] = lay_out(shard_metadata(metadata, index, len(shards), tensors), entries)
-    return layouts
+        for path, items in shards.items()
+    }
+    return lay_out_shards(metadata, entries)
 
 
 def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[str, MetaValue]:

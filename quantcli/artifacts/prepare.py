@@ -8,7 +8,7 @@ from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.schemes import GGUF, has_types, knows_importance
+from quantcli.plan.schemes import GGUF, find_grids, has_types, knows_importance
 from quantcli.sources.imatrix import Importance
 
 
@@ -24,7 +24,7 @@ def default_output(model: Model, recipe: Recipe) -> Path:
         return Path(f"{name}-hf-{recipe.type}")
     if recipe.activations:
         return Path(f"{name}-{recipe.to}-w8a8")
-    return Path(f"{name}-{recipe.to}-{recipe.bits or 4}bit")
+    return Path(f"{name}-{recipe.to}-{recipe.bits or find_grids(recipe)[1].usual_bits}bit")
 
 
 def prepare_artifact(

@@ -1,9 +1,9 @@
-"""Blocks of 32 weights on a grid that other formats have: their codes, as those pack them.
+"""The codes of a GGUF's blocks of 32, for layouts that hold the same grids.
 
 Q4_0, Q5_0 and Q8_0 are symmetric groups of 32 (a scale times code less half the range), Q4_1 and
 Q5_1 affine ones (a scale times code plus the value of code 0). Another format holds the very same
 weights where it has that many bits and can say the zero point: a whole number in AWQ, GPTQ and
-compressed-tensors, any float in MLX. MXFP4's codes and scales are what they are everywhere.
+compressed-tensors, any float in MLX. MXFP4 has the same codes and scales everywhere.
 """
 
 from __future__ import annotations

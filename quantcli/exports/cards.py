@@ -8,19 +8,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.atomic_folder import MANIFEST
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.model_card import Card, fence, format_table, render_card
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.exports.verify import stored_keys
 from quantcli.layouts import find_layout
 from quantcli.model import Model, open_model
-from quantcli.report.card import Card, read_evaluation, render_card
+from quantcli.report.measured_quality import describe_evaluation, read_evaluation
 from quantcli.report.units import count_text, size_text
+from quantcli.sources.card import CARD
 from quantcli.sources.files import read_json
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, MetaValue, text
+
+_HUB = "https://huggingface.co/"
 
 
 def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
@@ -32,7 +36,7 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
         refuse_existing([path], force=wish.force)
 
     def run() -> Iterator[Event]:
-        yield Finished((path,), write_card(found.path, path, wish))
+        yield ArtifactDone((path,), write_card(found.path, path, wish))
 
     return Prepared((path,), 0, "a model card", run)
 
@@ -40,7 +44,7 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
 def card_beside(artifact: Path) -> Path:
     """``NAME.md`` beside a GGUF, README.md in a folder."""
     if artifact.is_dir():
-        return artifact / "README.md"
+        return artifact / CARD
     return artifact.with_name(f"{artifact.name.removesuffix('.gguf')}.md")
 
 
@@ -52,10 +56,8 @@ def write_card(artifact: Path, path: Path, wish: Wish) -> int:
         usage = usage_text(to, artifact.resolve().name)
         library = "gguf" if to == "gguf" else find_layout(to).library
         card = make_card(model, name, library, _size_facts(model), usage, wish.evaluation)
-        content = render_card(card).encode()
-    with AtomicFiles({path: len(content)}, force=wish.force) as files:
-        files.write(path, 0, content)
-        files.publish()
+        content = render_card(card)
+    write_file(path, content, force=wish.force)
     return len(content)
 
 
@@ -89,23 +91,36 @@ def make_card(
     keys = recorded_keys(model)
     elements = sum(tensor.elements for tensor in model.tensors)
     matrix = plain(keys, "quantize.imatrix.file")
-    return Card(
-        name=name,
-        library=library,
-        base_model=base_model(keys),
-        license=plain(keys, "general.license"),
-        languages=languages(keys),
-        tags=("gguf",) if library == "gguf" else (),
-        facts=[
-            ("architecture", model.arch),
-            ("parameters", count_text(elements)),
-            *facts,
-            *([("importance matrix", matrix)] if matrix else []),
-        ],
-        recipe=plain(keys, "quantcli.recipe"),
-        usage=usage,
-        evaluation=read_evaluation(evaluation) if evaluation else {},
-    )
+    facts = [
+        ("architecture", model.arch),
+        ("parameters", count_text(elements)),
+        *facts,
+        *([("importance matrix", matrix)] if matrix else []),
+    ]
+    base, license_id, spoken = base_model(keys), plain(keys, "general.license"), languages(keys)
+    is_repo = base is not None and "/" in base
+    tags = ["gguf"] if library == "gguf" else []
+    front: dict[str, Any] = {
+        "base_model": base if is_repo else None,
+        "base_model_relation": "quantized" if is_repo else None,
+        "language": spoken,
+        "library_name": library,
+        "license": license_id,
+        "tags": [*tags, "quantcli"],
+    }
+    # A blank line lies between the front matter and the title.
+    paragraphs = [f"\n# {name}"]
+    if base:
+        shown = f"[{base}]({_HUB}{base})" if is_repo else base
+        paragraphs.append(f"Made from {shown} with quantcli.")
+    paragraphs.append(format_table(("", ""), facts))
+    if evaluation:
+        paragraphs += ["## Measured", describe_evaluation(read_evaluation(evaluation))]
+    paragraphs += ["## Use", fence(usage)]
+    recipe = plain(keys, "quantcli.recipe")
+    if recipe:
+        paragraphs += ["## Recipe", fence(recipe.strip(), "toml")]
+    return Card({key: value for key, value in front.items() if value}, paragraphs)
 
 
 def recorded_keys(model: Model) -> Mapping[str, MetaValue]:
@@ -132,8 +147,8 @@ def base_model(keys: Mapping[str, MetaValue]) -> str | None:
     if named:
         return named
     link = plain(keys, "general.base_model.0.repo_url")
-    if link and link.startswith("https://huggingface.co/"):
-        return link.removeprefix("https://huggingface.co/")
+    if link and link.startswith(_HUB):
+        return link.removeprefix(_HUB)
     return plain(keys, "general.name")
 
 

@@ -14,7 +14,7 @@ from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
 from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
-from quantcli.report.card import read_evaluation
+from quantcli.report.measured_quality import read_evaluation
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.resolve import Resolved, resolve
 

@@ -15,8 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.atomic import refuse_existing, write_file
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.settings import ending_ids, sampling, special_ids, token_texts
@@ -45,7 +45,7 @@ def default_modelfile(gguf: Path) -> Path:
 
 
 def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iterator[Event]:
-    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `Finished`.
+    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `ArtifactDone`.
 
     SourceError for a checkpoint and for shards, which Ollama does not read.
     """
@@ -65,10 +65,8 @@ def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iter
             "of the user"
         )
     content = modelfile(model, explained, output.parent).encode()
-    with AtomicFiles({output: len(content)}, force=force) as files:
-        files.write(output, 0, content)
-        files.publish()
-    yield Finished((output,), len(content))
+    write_file(output, content, force=force)
+    yield ArtifactDone((output,), len(content))
 
 
 def check_single(model: Model) -> None:

@@ -9,7 +9,6 @@ hold, groups that 32 does not divide, or inputs that a checkpoint has reordered.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +33,6 @@ _CANDIDATES: Mapping[int, tuple[str, ...]] = {
     6: ("Q8_0",), 7: ("Q8_0",), 8: ("Q8_0",),
 }  # fmt: skip
 """Block formats with at least so many bits, the one without offsets first."""
-_NAME = re.compile(r".*\bint(?P<bits>\d), (?:per row|groups of (?P<group>\d+))")
 _TRIED = 64
 
 
@@ -98,14 +96,13 @@ def prepare_repacking(
     plan = make_plan(model.tensors, model.metadata, recipe)
     items, encoders = [], {}
     for item in plan.items:
-        if not isinstance(item.tensor.dtype, PackedType) or len(item.tensor.shape) < 2:
+        dtype = item.tensor.dtype
+        if not isinstance(dtype, PackedType) or len(item.tensor.shape) < 2:
             items.append(item)
             continue
-        kind, group, exact = _choose(model, item.tensor, requantize, hint)
+        kind, group, exact = _choose(model, item.tensor, dtype, requantize, hint)
         nbytes = item.tensor.rows * get_format(kind).row_bytes(item.tensor.columns)
-        items.append(
-            replace(item, format=kind, nbytes=nbytes, reason=f"the codes of {item.tensor.dtype}")
-        )
+        items.append(replace(item, format=kind, nbytes=nbytes, reason=f"the codes of {dtype}"))
         if exact:
             encoders[item.tensor.name] = _Exactly(model, group, hint)
     types = {item.format for item in items if item.tensor.name in encoders}
@@ -119,14 +116,13 @@ def prepare_repacking(
 
 
 def _choose(
-    model: Model, tensor: OutputTensor, requantize: bool, hint: str
+    model: Model, tensor: OutputTensor, dtype: PackedType, requantize: bool, hint: str
 ) -> tuple[str, int, bool]:
     """The block format, the columns that share a scale, and whether the codes are kept."""
-    if str(tensor.dtype).endswith(MXFP4):
+    if dtype.endswith(MXFP4):
         return MXFP4, GROUP, True
-    found = _NAME.fullmatch(str(tensor.dtype))
-    candidates = _CANDIDATES.get(int(found["bits"]), ()) if found else ()
-    group = int(found["group"] or tensor.columns) if found else 0
+    bits, group = dtype.bits, dtype.group
+    candidates = _CANDIDATES.get(bits, ())
     if candidates and group % GROUP == 0 and group:
         rows = model.read_rows(tensor, 0, min(_TRIED, tensor.rows))
         for kind in candidates:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from quantcli.artifacts.atomic import refuse_existing
 from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
-from quantcli.artifacts.write import Finished, write_artifact
+from quantcli.artifacts.gguf_set import prepare_gguf_set
+from quantcli.artifacts.write import ArtifactDone, write_artifact
 from quantcli.errors import SourceError, UsageError
-from quantcli.exports import regroup
 from quantcli.exports.cards import card_beside, write_card
 from quantcli.exports.repack import is_packed, prepare_repacking
 from quantcli.exports.targets import Prepared, Wish, stem
@@ -53,7 +53,7 @@ def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStac
             hint="--split-max-size 4G splits it, --dtype f16 decodes it, --to hf makes a folder",
         )
     output = wish.output or Path(f"{stem(found)}.gguf")
-    job = regroup.prepare(
+    job = prepare_gguf_set(
         store, output, max_bytes=wish.split_max_size, force=wish.force, check=wish.check
     )
     files = len(job.paths)
@@ -139,7 +139,7 @@ def _with_card(prepared: Prepared, wish: Wish) -> Prepared:
 
     def run() -> Iterator[Event]:
         for event in prepared.run():
-            if isinstance(event, Finished):
+            if isinstance(event, ArtifactDone):
                 size = write_card(prepared.paths[0], card, wish)
                 yield replace(event, paths=(*event.paths, card), nbytes=event.nbytes + size)
             else:

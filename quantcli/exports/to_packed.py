@@ -159,7 +159,7 @@ def _bits(view: CheckpointView, matrix: Matrix) -> int:
 def _holds(layout: Layout, grids: Grids, kind: str) -> bool:
     """Whether the layout has the grid of a block format."""
     fits = kind in GRIDS and GRIDS[kind].bits in grids.bits
-    return kind in layout.blocks or (fits and (not grids.groups or GROUP in grids.groups))
+    return kind in layout.blocks or (fits and grids.has_group(GROUP))
 
 
 def _exact(

@@ -52,6 +52,22 @@ def replaced_layers(layers: Any) -> Iterator[list[Recorder]]:
             layers[i] = layer
 
 
+def copy_call(value: Any, copies: dict[int, torch.Tensor]) -> Any:
+    """A copy that may take part in a backward pass, as tensors of an inference may not.
+
+    ``copies`` keeps a tensor that many layers are called with one tensor.
+    """
+    if isinstance(value, torch.Tensor):
+        if id(value) not in copies:
+            copies[id(value)] = value.clone()
+        return copies[id(value)]
+    if isinstance(value, tuple | list):
+        return type(value)(copy_call(item, copies) for item in value)
+    if isinstance(value, dict):
+        return {key: copy_call(item, copies) for key, item in value.items()}
+    return value
+
+
 class _Output:
     """What a decoder returns, to whoever wants its hidden states alone."""
 

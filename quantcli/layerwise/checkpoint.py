@@ -1,8 +1,9 @@
-"""What a calibration leaves behind after each layer, so that it can go on where it stopped.
+"""What a walk leaves behind after each layer, so that it can go on where it stopped.
 
-A folder beside the output holds the hidden states after the last finished layer, one file of
-statistics for each layer, and ``state.json``, which is replaced last: it says how far the rest is
-valid, and of which model, text and settings. A run with any of these changed is not continued.
+A folder next to the output holds the hidden states after the last finished layer, one file for
+each layer of what was found there, and ``state.json``, which is replaced last: it says how far the
+rest is valid, and of which model, text and settings. A run with any of these changed is not
+continued.
 """
 
 from __future__ import annotations
@@ -23,12 +24,9 @@ from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.errors import OutputError, SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.statistics.collector import Collector, Entry
 from quantcli.types import Declared
 
 _STATE = "state.json"
-_FIELDS = {"counts": "I64", "squares": "F64", "largest": "F64", "absolute": "F64"}
-_HESSIAN = "hessian"
 _TYPES = {"I64": np.int64, "F64": np.float64, "F32": np.float32}
 
 
@@ -74,27 +72,20 @@ class Checkpoint:
                     hint="--resume takes the same model, data and options; --force starts anew",
                 )
 
-    def save(self, layer: int, collector: Collector) -> None:
-        """Write the statistics of ``layer``."""
-        values: dict[str, NDArray[np.generic]] = {}
-        tensors: list[Declared] = []
-        for name, entry in collector.entries.items():
-            for field, dtype in _FIELDS.items():
-                value = getattr(entry, field)
-                values[f"{name}.{field}"] = value
-                tensors.append(Declared(f"{name}.{field}", dtype, value.shape))
-        for name, value in collector.hessians().items():
-            values[f"{name}.{_HESSIAN}"] = value
-            tensors.append(Declared(f"{name}.{_HESSIAN}", "F32", value.shape))
-        layout = lay_out({"shares": json.dumps(collector.hessian_of)}, tensors)
+    def save(
+        self, layer: int, arrays: Mapping[str, tuple[str, NDArray[Any]]], metadata: dict[str, str]
+    ) -> None:
+        """Write what was found of ``layer``: by name a dtype ("I64", "F64", "F32") and values."""
+        tensors = [Declared(name, kind, array.shape) for name, (kind, array) in arrays.items()]
+        layout = lay_out(metadata, tensors)
         path = self._layer(layer)
         with AtomicFiles({path: layout.size}, force=True) as file:
             file.write(path, 0, layout.header)
             for tensor in tensors:
                 start = layout.offsets[tensor.name]
-                # Matrix by matrix: the whole of a stack's Hessians may not fit into memory.
-                for matrix in values[tensor.name]:
-                    part = np.ascontiguousarray(matrix, dtype=_TYPES[tensor.dtype])
+                # Part by part: the whole of a stack's Hessians may not fit into memory.
+                for values in arrays[tensor.name][1]:
+                    part = np.ascontiguousarray(values, dtype=_TYPES[tensor.dtype])
                     file.write(path, start, part.data if part.ndim else part.tobytes())
                     start += part.nbytes
             file.publish()
@@ -111,7 +102,7 @@ class Checkpoint:
         fresh.replace(self.folder / _STATE)
 
     def read(self, layer: int) -> LayerFile:
-        """Open the statistics of a finished layer."""
+        """Open what was found of a finished layer."""
         return LayerFile(self._layer(layer))
 
     def remove(self) -> None:
@@ -123,17 +114,13 @@ class Checkpoint:
 
 
 class LayerFile:
-    """A finished layer's statistics; a context manager that closes the file."""
+    """What was found of a finished layer; a context manager that closes the file."""
 
     def __init__(self, path: Path) -> None:
         self._file = StoredFile(path)
         self._header = parse_header(self._file)
-        self.hessian_of: dict[str, str] = json.loads(self._header.metadata["shares"])
-        self.hessians = [
-            name.removesuffix(f".{_HESSIAN}")
-            for name in self._header.tensors
-            if name.endswith(f".{_HESSIAN}")
-        ]
+        self.metadata = self._header.metadata
+        self.shapes = {name: info.shape for name, info in self._header.tensors.items()}
 
     def __enter__(self) -> LayerFile:
         return self
@@ -141,26 +128,15 @@ class LayerFile:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def entries(self) -> dict[str, Entry]:
-        """All sums but the Hessians."""
-        suffix = ".counts"
-        names = [n.removesuffix(suffix) for n in self._header.tensors if n.endswith(suffix)]
-        return {
-            name: Entry(*(self._whole(f"{name}.{field}") for field in _FIELDS)) for name in names
-        }
-
-    def hessian(self, name: str, matrix: int) -> NDArray[np.float32]:
-        """Matrix ``matrix`` of a Hessian, shape (columns, columns), float32."""
-        info = self._header.tensors[f"{name}.{_HESSIAN}"]
-        size = 4 * info.shape[1] * info.shape[2]
-        raw = self._file.read(self._header.offsets[info.name] + matrix * size, size)
-        return np.frombuffer(raw, np.float32).reshape(info.shape[1:])
-
-    def hessian_shape(self, name: str) -> tuple[int, ...]:
-        """(matrices, columns, columns)."""
-        return self._header.tensors[f"{name}.{_HESSIAN}"].shape
-
-    def _whole(self, name: str) -> NDArray[Any]:
+    def read(self, name: str) -> NDArray[Any]:
+        """The whole array."""
         info = self._header.tensors[name]
         raw = self._file.read(self._header.offsets[name], info.nbytes)
         return np.frombuffer(raw, _TYPES[info.dtype]).reshape(info.shape)
+
+    def read_part(self, name: str, index: int) -> NDArray[Any]:
+        """Number ``index`` along the array's first axis."""
+        info = self._header.tensors[name]
+        size = info.nbytes // info.shape[0]
+        raw = self._file.read(self._header.offsets[name] + index * size, size)
+        return np.frombuffer(raw, _TYPES[info.dtype]).reshape(info.shape[1:])

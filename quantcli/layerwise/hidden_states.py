@@ -1,45 +1,66 @@
-"""Hidden states of all windows, between one layer and the next.
+"""Hidden states of all windows, between one layer and the next, or of every layer for a way back.
 
-They are held in memory or, where they are larger than what may be used, in a file from which one
-window is read at a time. Either way a finished layer's states are written to one of two files in
-turn, never over those of the layer before: whenever the process ends, one of them is whole.
+A `HiddenStateCache` has those of one layer, in memory or, where they are larger than what may be
+used, in a file from which one window is read at a time. Either way a finished layer's states are
+written to one of two files in turn, never over those of the layer before: whenever the process
+ends, one of them is whole.
+`LayerInputs` keeps the input of every layer, where gradients are to go backwards afterwards.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 
 
-class States:
-    """Hidden states of shape (windows, tokens, size) and one dtype; ``turn`` is 0 or 1."""
+class HiddenStates(Protocol):
+    """What a walk keeps between layers; a window's states have shape (1, tokens, size)."""
+
+    def get(self, index: int) -> torch.Tensor:
+        """Window ``index`` as the layer before left it."""
+
+    def get_next(self, index: int) -> torch.Tensor:
+        """Window ``index`` after this layer, once it was put in."""
+
+    def put(self, index: int, hidden: torch.Tensor) -> None:
+        """Window ``index`` after this layer."""
+
+    def turn_over(self) -> None:
+        """All windows were put in: `get` gives these from now on."""
+
+
+class HiddenStateCache:
+    """Hidden states of shape (windows, tokens, size) and one dtype; ``turn`` is 0 or 1.
+
+    They are in memory without a ``folder`` or where they take at most ``max_memory`` bytes, else in
+    files there.
+    """
 
     def __init__(
-        self,
-        folder: Path,
-        shape: tuple[int, int, int],
-        dtype: torch.dtype,
-        *,
-        in_memory: bool,
-        turn: int = 0,
-    ) -> None:
+        self, shape: tuple[int, int, int], dtype: torch.dtype, folder: Path | None = None, *,
+        max_memory: int = 0, turn: int = 0,
+    ) -> None:  # fmt: skip
         self._folder = folder
         self._shape = shape
         self._dtype = dtype
-        self._memory = torch.empty(shape, dtype=dtype) if in_memory else None
         self._window = shape[1] * shape[2] * dtype.itemsize
+        self.nbytes = shape[0] * self._window
+        self.in_memory = folder is None or self.nbytes <= max_memory
+        self._memory = torch.empty(shape, dtype=dtype) if self.in_memory else None
         self.turn = turn
-        self._next = None if in_memory else self._open_next()
+        self._next = None if self.in_memory else self._open_next()
 
     def load(self) -> None:
         """Continue with the states of an earlier run. SourceError when the file is not whole."""
         path = self._path(self.turn)
-        if not path.is_file() or path.stat().st_size != self._window * self._shape[0]:
+        if not path.is_file() or path.stat().st_size != self.nbytes:
             raise SourceError(f"{path} is missing or cut short", hint="--force starts anew")
         if self._memory is not None:
             for index in range(self._shape[0]):
@@ -103,7 +124,55 @@ class States:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
     def _path(self, turn: int) -> Path:
+        if self._folder is None:
+            raise ValueError("these hidden states are in memory alone")
         return self._folder / f"hidden-{turn}.bin"
+
+
+class LayerInputs:
+    """The input of each layer and the output of the last, in ``values``; later their gradients.
+
+    Values are float32 of shape (layers + 1, windows, tokens, size). On the way back gradients take
+    the place of states, from the last to the first. With (1, windows, ...) only the present
+    layer's are kept, and there is no way back.
+    """
+
+    def __init__(self, values: NDArray[np.float32], dtype: torch.dtype) -> None:
+        self.values = values
+        self._dtype = dtype
+        self._layer = -1
+
+    def get(self, index: int) -> torch.Tensor:
+        """Window ``index`` as the layer before left it, shape (1, tokens, size)."""
+        return self._load(self._layer, index)
+
+    def get_next(self, index: int) -> torch.Tensor:
+        """Window ``index`` after this layer, or the gradient by it, shape (1, tokens, size)."""
+        return self._load(self._layer + 1, index)
+
+    def put(self, index: int, hidden: torch.Tensor) -> None:
+        """Window ``index`` after this layer."""
+        self.values[self._slot(self._layer + 1), index] = hidden[0].float().cpu().numpy()
+
+    def replace(self, index: int, gradient: torch.Tensor) -> None:
+        """The gradient by what `get` gives takes its place."""
+        self.values[self._slot(self._layer), index] = gradient[0].float().cpu().numpy()
+
+    def turn_over(self) -> None:
+        """Go on to the next layer."""
+        self._layer += 1
+
+    def turn_back(self) -> None:
+        """Go back to the layer before."""
+        self._layer -= 1
+
+    def _load(self, layer: int, index: int) -> torch.Tensor:
+        # bfloat16 has no NumPy dtype; float32 holds it.
+        values = np.array(self.values[self._slot(layer), index])
+        return torch.from_numpy(values).unsqueeze(0).to(self._dtype)
+
+    def _slot(self, layer: int) -> int:
+        return min(layer, len(self.values) - 1)
 
 
 def _bytes(value: torch.Tensor) -> memoryview:

@@ -1,6 +1,6 @@
 """What every weight is multiplied with, seen where the product happens, and what comes back.
 
-A `Tap` watches torch's matrix products for the time of a ``with`` block and recognises a weight
+`InputHooks` watch torch's matrix products for the time of a ``with`` block and recognise a weight
 by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
 parameter are all covered without a line per architecture. Inputs that several weights share
 (q, k and v; gate and up) are recognised as the same memory.
@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """A weight met its input: parameter name, matrix within a stack, and the input's rows.
+class MatmulInput:
+    """A weight meets its input: parameter name, matrix within a stack, and the input's rows.
 
     ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter and
     matrix in this pass that had the very same input.
@@ -32,10 +32,10 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Gradient:
+class OutputGradient:
     """The gradient by the output of a product with a parameter, shape (tokens, rows).
 
-    ``stacked`` tells that the product was with one matrix of a stack.
+    ``stacked``: the product was with one matrix of a stack.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Gradient:
     stacked: bool = False
 
 
-class Tap(TorchFunctionMode):
-    """Calls ``observe`` for each product with one of ``weights`` while it is active."""
+class InputHooks(TorchFunctionMode):
+    """Calls ``observe`` for each product with one of ``weights``, in one pass of one window."""
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], observe: Callable[[Product], None]
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None]
     ) -> None:
         super().__init__()
         self._by_storage = {
@@ -59,25 +59,21 @@ class Tap(TorchFunctionMode):
         # Held so that an address cannot be reused by another tensor within the pass.
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
-    def forget(self) -> None:
-        """Start a new pass: inputs seen before are no longer compared with."""
-        self._inputs.clear()
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.linear:
-            self._meet(args[0], args[1])
+            self._see(args[0], args[1])
         elif func is torch.addmm:
-            self._meet(args[1], args[2])
+            self._see(args[1], args[2])
         return func(*args, **(kwargs or {}))
 
-    def _meet(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
+    def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
         found = self._by_storage.get(weight.untyped_storage().data_ptr())
         if found is None:
             return
         name, whole = found
         matrix = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
         flat = rows.reshape(-1, rows.shape[-1])
-        self._observe(Product(name, matrix, flat, self._first_with(flat, (name, matrix))))
+        self._observe(MatmulInput(name, matrix, flat, self._first_with(flat, (name, matrix))))
 
     def _first_with(self, rows: torch.Tensor, weight: tuple[str, int]) -> tuple[str, int]:
         for seen, first in self._inputs:
@@ -87,14 +83,14 @@ class Tap(TorchFunctionMode):
         return weight
 
 
-class GradientTap(TorchFunctionMode):
+class GradientHooks(TorchFunctionMode):
     """Calls ``observe`` with the gradient by each output of a product with one of ``weights``.
 
     Products are recognised while it is active; gradients come when one is taken backwards.
     """
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], observe: Callable[[Gradient], None]
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[OutputGradient], None]
     ) -> None:
         super().__init__()
         self._names = {
@@ -110,8 +106,8 @@ class GradientTap(TorchFunctionMode):
         if place is not None:
             found = self._names.get(args[place].untyped_storage().data_ptr())
             if found is not None and result.requires_grad:
-                result.register_hook(partial(self._meet, *found))
+                result.register_hook(partial(self._see, *found))
         return result
 
-    def _meet(self, name: str, stacked: bool, gradient: torch.Tensor) -> None:
-        self._observe(Gradient(name, gradient.reshape(-1, gradient.shape[-1]), stacked))
+    def _see(self, name: str, stacked: bool, gradient: torch.Tensor) -> None:
+        self._observe(OutputGradient(name, gradient.reshape(-1, gradient.shape[-1]), stacked))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.errors import MissingExtraError, SourceError, VocabularyError
+from quantcli.errors import MissingExtraError, SourceError, UsageError, VocabularyError
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model
 
@@ -70,6 +70,21 @@ def cut(ids: Ids, ctx: int, bos: int | None) -> Ids:
     if bos is not None:
         windows[:, 0] = bos
     return windows
+
+
+def cut_windows(
+    model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
+) -> Windows:
+    """Windows for a run of ``model``; UsageError for a length that it does not take."""
+    longest = int(model.value("context_length", 0))
+    if ctx < SHORTEST:
+        raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
+    if longest and ctx > longest:
+        raise UsageError(
+            f"--ctx {ctx} is more than the {longest} tokens that the model takes",
+            hint=f"--ctx {longest} or less",
+        )
+    return make_windows(Tokenizer(model), texts, ctx=ctx, chunks=chunks, seed=seed)
 
 
 def make_windows(

@@ -163,8 +163,13 @@ def _decode(module: str, source: StoredTensors, start: int, stop: int) -> Floats
 AWQ = Layout(
     name="awq",
     help="4 bits in AutoAWQ's GEMM order, for vLLM, SGLang and transformers",
-    grids=Grids((BITS,), asymmetric="integer", strategies=("channel",), scale_dtype="F16"),
-    weights=Packing(_declare, _place, _describe, _refuse),
+    grids=Grids(
+        (BITS,),
+        Packing(_declare, _place, _describe, _refuse),
+        asymmetric="integer",
+        strategies=("channel",),
+        scale_dtype="F16",
+    ),
     read=find_awq,
     remark=remark_experts,
 )

@@ -26,7 +26,7 @@ from quantcli.types import Declared, Matrix, Note
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 ROWS = 32
-"""Rows are given in multiples of this, but for a matrix's last: a zero point's word ends there."""
+"""`Packing.place` gets multiples of so many rows, where words of zero points end, or the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """What a configuration describes: the source's config.json, the grid, and linear modules.
+    """What a written config.json depends on: the source's, the grid, and the linear modules.
 
-    ``quantized`` and ``kept`` are names of those that are quantized and those that are not.
+    ``quantized`` and ``kept`` are the names of those that are quantized and those that are not.
     """
 
     config: Mapping[str, Any]
@@ -59,12 +59,12 @@ def fits_always(matrix: Matrix, grid: IntegerGrid) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How one kind of codes is written.
+    """How codes are stored.
 
-    ``declare`` gives the tensors of one matrix, or of the stack that it is in; ``place`` takes the
-    first row of some codes and gives what they become. ``describe`` gives what the output's
-    config.json sets besides the source's. ``refuse`` says why a matrix cannot be packed, or gives
-    None.
+    ``declare`` returns the tensors of a matrix, or of the stack that it is in. ``place`` takes a
+    row number and the codes of the rows from there on, and yields what to write where. ``describe``
+    returns the keys that it sets in config.json. ``refuse`` returns why a matrix cannot be packed,
+    or None.
     """
 
     declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
@@ -73,24 +73,22 @@ class Packing:
     refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
 
 
-GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
-"""The sections and fields of a recipe that a layout of integer grids takes."""
-
-
 @dataclass(frozen=True, slots=True)
 class Grids:
-    """The integer grids that a layout holds.
+    """Integer grids that a layout holds, and the packing of their codes.
 
     ``symmetric`` and ``asymmetric`` are the grids' zero points, None where there is no such grid;
-    the first that is there is the default. ``group`` is the default size, ``groups`` are all sizes,
-    empty for any multiple of 8; ``strategies`` are the wider spans of a scale.
+    the first that is there is the default. ``groups`` are the sizes of groups, () for any multiple
+    of 8 and None for none; ``strategies`` are the wider spans of a scale, and ``group`` is the
+    default among all of them.
     """
 
     bits: tuple[int, ...]
+    packing: Packing
     symmetric: Zero | None = None
     asymmetric: Zero | None = None
-    group: int = 128
-    groups: tuple[int, ...] = ()
+    group: int | Strategy = 128
+    groups: tuple[int, ...] | None = ()
     strategies: tuple[Strategy, ...] = ()
     scale_dtype: str | None = None
     """Of scales; None: the model's own."""
@@ -98,19 +96,34 @@ class Grids:
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
 
+    @property
+    def usual_bits(self) -> int:
+        """The default: 4 where there are such grids."""
+        return 4 if 4 in self.bits else self.bits[0]
+
+    def has_group(self, size: int) -> bool:
+        """Whether so many weights of a row may share a scale."""
+        return self.groups is not None and (
+            size in self.groups or (not self.groups and size >= 8 and size % 8 == 0)
+        )
+
+
+_GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
+_FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
+
 
 def serve(name: str) -> str:
-    """The command that serves a folder of transformers' names in vLLM."""
+    """The command that serves a folder with vLLM."""
     return f"vllm serve {name}"
 
 
 def remark_nothing(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
-    """For a layout that every runtime of its kind loads."""
+    """No notes."""
     yield from ()
 
 
 def remark_experts(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
-    """A warning where experts are quantized, for a layout of which transformers 5 loads none."""
+    """A warning for quantized experts, which transformers 5 does not load from some layouts."""
     if any(matrix.of > 1 for matrix in matrices):
         yield Note(
             "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset "
@@ -123,21 +136,18 @@ def remark_experts(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[No
 class Layout:
     """A model-folder format.
 
-    ``takes`` names the sections of a recipe, and single fields, that mean something for it.
-    ``weights`` packs codes of the integer ``grids`` for float activations, ``activations`` for
-    activations that a runtime quantizes, by their name in a recipe. ``blocks`` packs the rows of a
-    block format (uint8, in place of codes) as the same weights, by its name. ``read`` finds a
-    folder's quantized weights by name, when the layout's name is the ``quant_method`` of its
-    settings; SourceError for what is not understood. ``remark`` gives notes about what runtimes do
-    with a plan.
+    ``grids`` are for float activations, None where no codes are stored; ``activations`` are the
+    grids for activations that a runtime quantizes, by their name in a recipe. ``blocks`` packs the
+    rows of a block format (uint8, in place of codes) as the same weights, by its name. ``read``
+    returns a folder's quantized weights by name, if the ``quant_method`` of its settings is the
+    layout's name; SourceError where it does not understand them. ``remark`` yields notes on what
+    runtimes do with a grid and its matrices.
     """
 
     name: str
     help: str
-    takes: frozenset[str] = GRID_FIELDS
     grids: Grids | None = None
-    weights: Packing | None = None
-    activations: Mapping[str, Packing] = field(default_factory=dict)
+    activations: Mapping[str, Grids] = field(default_factory=dict)
     blocks: Mapping[str, Packing] = field(default_factory=dict)
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False
@@ -148,9 +158,16 @@ class Layout:
     usage: Callable[[str], str] = serve
     """The command that runs the folder of a name."""
     library: str = "transformers"
-    """What a model card names, and whose folders are told by their headers."""
+    """The library that a model card names."""
     header: str = "pt"
-    """The ``format`` that safetensors headers give."""
+    """The ``format`` in the headers of the safetensors files."""
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The sections and single fields of a recipe that it takes."""
+        if self.grids is None:
+            return _FLOAT_FIELDS
+        return _GRID_FIELDS | {"activations"} if self.activations else _GRID_FIELDS
 
 
 def as_stored(values: NDArray[Any], grid: IntegerGrid) -> NDArray[Any]:

@@ -27,12 +27,13 @@ from quantcli.layouts.stored import (
     PackedWeight,
     RowWeight,
     StoredTensors,
+    describe,
     expect_shape,
     look_up_pairs,
     show,
     take_part,
 )
-from quantcli.types import TensorInfo
+from quantcli.types import PackedType, TensorInfo
 
 _STATE = ".quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
@@ -96,7 +97,7 @@ def _build_rows(source: StoredTensors, codes: TensorInfo) -> ScaledWeight:
             )
     return build_scaled(
         source.tensors, codes, Scale(scale.name, 1, rows, 1, 1, columns),
-        kind="bitsandbytes int8, per row", factor=_ROW_SCALE, others=others,
+        kind=describe("bitsandbytes", 8, columns, columns), factor=_ROW_SCALE, others=others,
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def _build_blocks(
         expect_shape(levels, (256,), f"for the scales of {name!r}")
         parts += [outer.name, levels.name]
     said = f"bitsandbytes {kind}, blocks of {size}" + (", scales in 8 bits" if nested else "")
-    info = show(name, tuple(shape), said, parts, tensors)
+    info = show(name, tuple(shape), PackedType(said), parts, tensors)
     matrix = _Blocks(name, shape[-1], size, nested, offset)
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 

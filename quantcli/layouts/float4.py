@@ -30,7 +30,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
-from quantcli.types import TensorInfo
+from quantcli.types import PackedType, TensorInfo
 
 MXFP4, NVFP4 = "MXFP4", "NVFP4"
 GROUPS: Mapping[int, str] = {32: MXFP4, 16: NVFP4}
@@ -82,7 +82,7 @@ def build_float4(
         if single.elements != 1:
             expect_shape(single, (1,), f"for all of {codes.name!r}")
         parts.append(whole)
-    info = show(name, (rows, columns), f"{method} {kind}", parts, tensors)
+    info = show(name, (rows, columns), PackedType(f"{method} {kind}"), parts, tensors)
     matrix = _Matrix(codes.name, scales.name, whole, divides)
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -298,23 +298,29 @@ def _unpack_zeros(words: NDArray[np.int32], bits: int, version: str) -> NDArray[
     return unpack_zeros((words.view(np.uint32) + ones).view(np.int32), bits, "gptq_v2")
 
 
-def _packing(version: str) -> Packing:
-    return Packing(_declare, partial(_place, version), partial(_describe, version), _refuse)
+def _grids(version: str, lowest_zero: int) -> Grids:
+    packing = Packing(_declare, partial(_place, version), partial(_describe, version), _refuse)
+    return Grids(
+        BITS,
+        packing,
+        "middle",
+        "integer",
+        strategies=("channel",),
+        scale_dtype="F16",
+        lowest_zero=lowest_zero,
+    )
 
 
-_GRIDS = Grids(BITS, "middle", "integer", strategies=("channel",), scale_dtype="F16", lowest_zero=1)
 GPTQ = Layout(
     name="gptq",
     help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
-    grids=_GRIDS,
-    weights=_packing("gptq"),
+    grids=_grids("gptq", 1),
     read=find_gptq,
     remark=remark_experts,
 )
 GPTQ_V2 = Layout(
     name="gptq-v2",
     help="as gptq, with zero points stored as they are",
-    grids=replace(_GRIDS, lowest_zero=0),
-    weights=_packing("gptq_v2"),
+    grids=_grids("gptq_v2", 0),
     remark=remark_experts,
 )

@@ -13,6 +13,5 @@ def _usage(name: str) -> str:
 HF = Layout(
     name=FLOATS,
     help="any --type, decoded again, to try a type in any runtime",
-    takes=frozenset({"types", "method", "dtype"}),
     usage=_usage,
 )

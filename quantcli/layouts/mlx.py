@@ -167,8 +167,9 @@ def _usage(name: str) -> str:
 MLX = Layout(
     name=NAME,
     help="2 to 8 bits with biases, embeddings and head included, for mlx_lm",
-    grids=Grids(BITS, asymmetric="edge", group=64, groups=GROUPS),
-    weights=Packing(_declare, _place, _describe),
+    grids=Grids(
+        BITS, Packing(_declare, _place, _describe), asymmetric="edge", group=64, groups=GROUPS
+    ),
     read=find_mlx,
     embeddings=True,
     stacked=True,

@@ -1,4 +1,4 @@
-"""Weights of a byte each, E4M3 or int8, and the scales that give the numbers back.
+"""Weights of one byte each, E4M3 or int8, with scales per tensor, row or block.
 
 A weight stands for ``(code - zero) * scale`` in float32. The scale holds one number for the
 tensor, for each matrix of a stack, for each row, or for each block of rows and columns; blocks at
@@ -104,14 +104,14 @@ def build_scaled(
     codes: TensorInfo,
     scale: Scale,
     *,
-    kind: str | None = None,
+    kind: PackedType | None = None,
     zeros: str | None = None,
     factor: float = 1.0,
     others: tuple[str, ...] = (),
 ) -> ScaledWeight:
     """The weight of these parts of ``tensors``, shown as ``kind`` or, for E4M3, as its dtype."""
     shown = ScaledWeight(codes, scale, zeros, factor, others)
-    dtype = codes.dtype if kind is None else PackedType(kind)
+    dtype = codes.dtype if kind is None else kind
     nbytes = sum(tensors[part].nbytes for part in shown.parts)
     return replace(shown, info=replace(codes, dtype=dtype, nbytes=nbytes))
 

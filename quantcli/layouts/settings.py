@@ -1,4 +1,4 @@
-"""What config.json says of how the weights were quantized, and what it cannot be taken for."""
+"""The quantization settings in a checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Settings:
 
     @property
     def may_be_plain(self) -> bool:
-        """Whether they may speak of activations or caches alone, as compressed-tensors' do."""
+        """Whether they may be about activations or caches alone (compressed-tensors)."""
         if self.method != "compressed-tensors":
             return False
         of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")

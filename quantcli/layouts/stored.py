@@ -1,4 +1,4 @@
-"""What every quantized storage of a checkpoint has in common: parts, groups, bounded reads.
+"""Quantized weights as stored: the parts that every storage has, their checks, bounded reads.
 
 A packed weight is shown under its own name (``X.weight``) with the shape it stands for, although
 the file holds codes and scales under other names. Rows come as float32, strip by strip, so that
@@ -94,25 +94,25 @@ class RowWeight:
 
 
 def show(
-    name: str, shape: tuple[int, ...], kind: str, parts: Iterable[str], tensors: Any
+    name: str, shape: tuple[int, ...], kind: PackedType, parts: Iterable[str], tensors: Any
 ) -> TensorInfo:
     """The line under which a packed weight is listed; ``parts`` are names in ``tensors``."""
     stored = [tensors[part] for part in parts]
     nbytes = sum(info.nbytes for info in stored)
-    return TensorInfo(name, shape, PackedType(kind), nbytes, stored[0].file)
+    return TensorInfo(name, shape, kind, nbytes, stored[0].file)
 
 
 def describe(
     method: str, bits: int, columns: int, group: int, *, whole: TensorInfo | None = None
-) -> str:
-    """A packed type's name: "GPTQ int4, groups of 128".
+) -> PackedType:
+    """The type of integers: "GPTQ int4, groups of 128".
 
     ``whole`` are scales that may be one for the tensor.
     """
-    span = "per row" if group == columns else f"groups of {group}"
     if whole is not None and not whole.shape[1:] and whole.elements == 1:
-        span = "per tensor"
-    return f"{method} int{bits}, {span}"
+        return PackedType(f"{method} int{bits}, per tensor")
+    span = "per row" if group == columns else f"groups of {group}"
+    return PackedType(f"{method} int{bits}, {span}", bits, group)
 
 
 def look_up_pairs(stored: NDArray[np.uint8], table: Floats, *, high_first: bool) -> Floats:

@@ -122,4 +122,6 @@ def kept_modules(
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts numbers within names by value: layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)
+    ]

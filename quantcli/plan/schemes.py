@@ -10,9 +10,9 @@ import re
 from dataclasses import dataclass
 
 from quantcli.errors import UsageError
-from quantcli.formats.integer import IntegerGrid, Search, Strategy, Zero
+from quantcli.formats.integer import IntegerGrid, Search, Strategy
 from quantcli.layouts import LAYOUTS, find_layout
-from quantcli.layouts.base import Grids, Layout, Packing
+from quantcli.layouts.base import Grids, Layout
 from quantcli.plan.layer_overrides import parse_keep
 from quantcli.plan.recipe import Recipe, given_fields
 from quantcli.plan.recipe_field import Field
@@ -28,12 +28,13 @@ _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a model folder is made: its layout, the grid, how ranges are found, and activations.
+    """How a model folder is made: its layout, a grid among ``grids``, and how ranges are found.
 
     ``activations`` names what they are quantized to when the model runs, None for floats.
     """
 
     layout: Layout
+    grids: Grids
     grid: IntegerGrid
     search: Search
     weighted: bool
@@ -42,23 +43,12 @@ class Scheme:
     @property
     def label(self) -> str:
         """What a table calls the quantized tensors, such as "int4 g128"."""
-        grid, grids = self.grid, self.layout.grids
+        grid = self.grid
         spread = f"g{grid.group_size}" if grid.strategy == "group" else grid.strategy
-        is_usual = grid.symmetric or (grids is not None and grids.symmetric is None)
-        kind = "" if is_usual else " asymmetric"
+        kind = "" if grid.symmetric or self.grids.symmetric is None else " asymmetric"
         return f"int{grid.bits} {spread}{kind}" + (
             f" + {self.activations} activations" if self.activations else ""
         )
-
-    @property
-    def packing(self) -> Packing:
-        """How the layout stores the codes."""
-        found = self.layout.weights
-        if self.activations is not None:
-            found = self.layout.activations[self.activations]
-        if found is None:
-            raise UsageError(f"--to {self.layout.name} holds no integer codes")
-        return found
 
 
 def output_formats() -> list[str]:
@@ -124,75 +114,59 @@ def knows_importance(recipe: Recipe) -> bool:
     return recipe.imatrix is not None or measured
 
 
-def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
-    """The grid of an integer layout for a model of that dtype ("BF16", "F16", "F32")."""
+def find_grids(recipe: Recipe) -> tuple[Layout, Grids]:
+    """The layout of a recipe and its grids; UsageError when there are none."""
     layout = find_output_layout(recipe.to)
     if layout is None or layout.grids is None:
         raise UsageError(f"--to {recipe.to} has no integer grid")
-    grids, activations = layout.grids, _activations(recipe, layout)
-    bits = recipe.bits or (8 if activations else 4)
-    if bits not in grids.bits or (activations and bits != 8):
-        known = "8" if activations else ", ".join(map(str, grids.bits))
+    if recipe.activations is None:
+        return layout, layout.grids
+    if recipe.activations not in layout.activations:
         raise UsageError(
-            f"--to {recipe.to} has no {bits}-bit weights{_with(activations)}",
-            hint=f"it has {known}",
+            f"--activations {recipe.activations} is not known",
+            hint=f"{', '.join(layout.activations)} is",
         )
-    zero = _zero(recipe, grids, activations)
-    strategy, size = _group(recipe, grids, activations)
+    return layout, layout.activations[recipe.activations]
+
+
+def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
+    """The grid of an integer layout for a model of that dtype ("BF16", "F16", "F32")."""
+    layout, grids = find_grids(recipe)
+    what = f" with {recipe.activations} activations" if recipe.activations else ""
+    bits = recipe.bits or grids.usual_bits
+    if bits not in grids.bits:
+        raise UsageError(
+            f"--to {recipe.to} has no {bits}-bit weights{what}",
+            hint=f"it has {', '.join(map(str, grids.bits))}",
+        )
+    zero = grids.symmetric or grids.asymmetric
+    if recipe.symmetric is not None:
+        zero = grids.symmetric if recipe.symmetric else grids.asymmetric
+    if zero is None:
+        word = "symmetric" if recipe.symmetric else "asymmetric"
+        raise UsageError(f"--to {recipe.to}{what} has no {word} weights", hint="leave it out")
+    strategy, size = _group(recipe, grids)
     search, weighted = _search(recipe, has_importance)
     grid = IntegerGrid(
         bits, zero, strategy, size, grids.scale_dtype or dtype,
         lowest_zero=grids.lowest_zero if zero == "integer" else 0,
     )  # fmt: skip
-    return Scheme(layout, grid, search, weighted, activations)
+    return Scheme(layout, grids, grid, search, weighted, recipe.activations)
 
 
-def _with(activations: str | None) -> str:
-    return f" with {activations} activations" if activations else ""
-
-
-def _activations(recipe: Recipe, layout: Layout) -> str | None:
-    kinds = layout.activations
-    if recipe.activations is not None and recipe.activations not in kinds:
-        raise UsageError(
-            f"--activations {recipe.activations} is not known", hint=f"{', '.join(kinds)} is"
-        )
-    return recipe.activations
-
-
-def _zero(recipe: Recipe, grids: Grids, activations: str | None) -> Zero:
-    asymmetric = None if activations else grids.asymmetric
-    if recipe.symmetric is None:
-        chosen = grids.symmetric or asymmetric
-    else:
-        chosen = grids.symmetric if recipe.symmetric else asymmetric
-    if chosen is None:
-        word = "symmetric" if recipe.symmetric else "asymmetric"
-        raise UsageError(
-            f"--to {recipe.to}{_with(activations)} has no {word} weights", hint="leave it out"
-        )
-    return chosen
-
-
-def _group(recipe: Recipe, grids: Grids, activations: str | None) -> tuple[Strategy, int | None]:
-    wanted = recipe.group_size
-    if wanted is None:
-        wanted = "channel" if activations else grids.group
+def _group(recipe: Recipe, grids: Grids) -> tuple[Strategy, int | None]:
+    wanted = grids.group if recipe.group_size is None else recipe.group_size
     if isinstance(wanted, str) and wanted.isdigit():
         wanted = int(wanted)
-    if (
-        isinstance(wanted, int)
-        and not activations
-        and (wanted in grids.groups or (not grids.groups and wanted >= 8 and wanted % 8 == 0))
-    ):
+    if isinstance(wanted, int) and grids.has_group(wanted):
         return "group", wanted
     for strategy in grids.strategies:
         if wanted == strategy:
             return strategy, None
-    sizes = "" if activations else ", ".join(map(str, grids.groups)) or "a multiple of 8"
-    allowed = ", ".join(filter(None, (sizes, *grids.strategies)))
+    sizes = [] if grids.groups is None else [*map(str, grids.groups)] or ["a multiple of 8"]
     raise UsageError(
-        f"--group-size {wanted} is not for --to {recipe.to}", hint=f"one of: {allowed}"
+        f"--group-size {wanted} is not for --to {recipe.to}",
+        hint=f"one of: {', '.join([*sizes, *grids.strategies])}",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from quantcli.errors import UsageError
+from quantcli.plan.linear_layers import natural
 from quantcli.registry import near
 from quantcli.report.inspection import StoredTensor, Subject
 from quantcli.report.stats import WeightStats
@@ -36,12 +37,6 @@ _STATS_ORDERS: dict[str, Callable[[WeightStats], float]] = {
 }
 SORT_KEYS = (*_TENSOR_ORDERS, *_STATS_ORDERS)
 """What ``--sort`` takes; numbers go from the largest down."""
-
-
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """A sort key in which block 2 comes before block 10."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
 
 
 def check_order(key: str | None, *, stats: bool) -> None:

@@ -10,14 +10,14 @@ from quantcli.report.folders import folder_document, folder_tables
 from quantcli.report.plans import plan_document, plan_tables
 from quantcli.report.tables import Table
 from quantcli.report.units import duration_text, size_text
-from quantcli.run.quantize import Quantized
+from quantcli.run.outputs import Quantized
 
 
 def quantized_sentence(done: Quantized) -> str:
     """Sizes before and after, and how long it took."""
     return (
-        f"{size_text(done.source_bytes)} became {size_text(done.artifact.nbytes)} at "
-        f"{done.bits_per_weight:.2f} bits per weight ({done.artifact.plan.label}) "
+        f"{size_text(done.artifact.source_bytes)} became {size_text(done.artifact.nbytes)} at "
+        f"{done.artifact.bits_per_weight:.2f} bits per weight ({done.artifact.plan.label}) "
         f"in {duration_text(done.seconds)}"
     )
 
@@ -30,8 +30,8 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
         **({} if recipe.to == GGUF else {"to": recipe.to}),
         "type": done.artifact.plan.label,
         "bytes": done.artifact.nbytes,
-        "bits_per_weight": done.bits_per_weight,
-        "source_bytes": done.source_bytes,
+        "bits_per_weight": done.artifact.bits_per_weight,
+        "source_bytes": done.artifact.source_bytes,
         "source_digest": done.digest,
     }
     if done.outcomes:

@@ -1,12 +1,12 @@
-"""GPTQ on a block format's own grid: round column by column and let later columns make it good.
+"""GPTQ in a block format: round column by column, and compensate each error in later columns.
 
 At the start of each 256 columns the scales are those that the format's encoder finds, importance
 and all, in the weights as the feedback so far has changed them; under these the columns are rounded
 in order, each error passed on to the columns after it; a group that is one point of a codebook is
 rounded at once. Then the 256 columns are swept: every code and scale goes to its best given the
-others, in the measure of what the later columns cannot make good. A Hessian in another order
-(largest mean square first, when most columns are left to make up for the error) has the scales
-taken from the untouched weights, and no such sweeps.
+others, under the Schur-complement metric (the error that later columns cannot compensate). A
+Hessian in another order (largest mean square first, when most columns are left to make up for the
+error) has the scales taken from the untouched weights, and no such sweeps.
 
 Sources: GPTQ (arXiv:2210.17323); QuIP (arXiv:2307.13304) for the shape of the feedback; the choice
 of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-gguf-toolkit.

@@ -1,11 +1,11 @@
-"""The float16 factors of packed blocks, apart from everything else in them.
+"""The float16 scales and minimums of packed blocks.
 
 Of most block formats a weight is linear in one or two float16 numbers that its block holds: a
 scale, and a minimum. They can be moved while all codes stay, and no byte is added. A format whose
 scale is no float16 of its own (MXFP4, NVFP4, IQ1_M) has none.
 
-Blocks are decoded with a factor of one and the other of zero to tell what a weight is in it, so
-that no format needs code of its own here.
+A weight's derivative by a factor is found by decoding the block with that factor one and the other
+zero, so no format needs its own code here.
 """
 
 from __future__ import annotations

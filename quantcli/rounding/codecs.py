@@ -1,6 +1,6 @@
-"""What a matrix becomes: a block format of GGUF, or the integer grid of a model folder.
+"""Codecs of weight matrices: a block format of GGUF, or the integer grid of a model folder.
 
-To a method both are packed rows that it can encode, decode and choose the codes of. An integer
+Both have one interface: encode, decode and choice of codes, on packed rows. An integer
 grid's rows are packed for the run's own store alone: the codes, then the scales (float32), then
 the zero points (int32) or edges (float32).
 """
@@ -31,11 +31,11 @@ class WeightCodec(Protocol):
 
     @property
     def name(self) -> str:
-        """What a report calls it."""
+        """The name in reports."""
 
     @property
     def identity(self) -> str:
-        """Different for different codecs."""
+        """A string that differs between codecs of different results."""
 
     @property
     def rounds(self) -> bool:
@@ -49,11 +49,11 @@ class WeightCodec(Protocol):
         """Round to nearest, ranges weighted by the columns' importance."""
 
     def decode(self, packed: Bytes) -> Floats:
-        """The weights that packed rows stand for."""
+        """The weights in packed rows, float32."""
 
     @property
     def by_rows(self) -> bool:
-        """Whether a row's codes and scales are its own."""
+        """Whether rows can be rounded independently of each other."""
 
     def descend(
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
@@ -100,7 +100,7 @@ class BlockCodec:
         return encode_columns(self.format, rows, importance, pool)
 
     def decode(self, packed: Bytes) -> Floats:
-        """The weights that the blocks stand for."""
+        """The weights in the blocks."""
         return native.decode(self.format, packed)
 
     def descend(
@@ -168,7 +168,7 @@ class GridCodec:
         return self.pack(IntegerCodes(codes, scales, zeros))
 
     def decode(self, packed: Bytes) -> Floats:
-        """The weights that the codes stand for."""
+        """The weights of the codes."""
         return dequantize(self.unpack(packed), self.grid)
 
     def descend(

@@ -1,4 +1,4 @@
-"""Coordinate descent on codes and scales: what is left to gain once every code is chosen.
+"""Coordinate descent on codes and scales, after every code was chosen.
 
 Under the full Hessian H the loss ``tr(E H E^T)`` is quadratic in each code, each integer scale or
 minimum, and each pair (d, dmin), with all others held. A sweep goes through the blocks from left to

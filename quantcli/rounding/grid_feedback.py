@@ -2,11 +2,12 @@
 
 Where at least one whole group fits into 256 columns, each group's range is found in the weights as
 the feedback so far has changed them, and codes and scales are swept before the next columns are
-rounded, in the measure of what these cannot make good. A longer group, a whole row or a whole
-matrix has its scale from the untouched weights, and so has every group whose columns are taken out
-of order. Sweeps of coordinate descent follow: every code to its best given all others, then every
-scale (and edge) to its least squares under the Hessian, rounded to the dtype that is stored and
-taken only where the loss falls. Zero points that are whole numbers stay as they were found.
+rounded, under the Schur-complement metric (the error that these cannot compensate). A longer group,
+a whole row or a whole matrix has its scale from the untouched weights, and so has every group whose
+columns are taken out of order. Sweeps of coordinate descent follow: every code to its best given
+all others, then every scale (and edge) to its least squares under the Hessian, rounded to the dtype
+that is stored and taken only where the loss falls. Zero points that are whole numbers stay as they
+were found.
 
 Source: as in `quantcli.rounding.block_feedback`.
 """
@@ -19,7 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli import _native
 from quantcli.formats.base import Floats
 from quantcli.formats.integer import (
     Codes,
@@ -31,6 +31,7 @@ from quantcli.formats.integer import (
     store_scales,
 )
 from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
+from quantcli.rounding.kernels import ScalarKernels
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
 from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
@@ -97,13 +98,13 @@ def refine_on_grid(
 
 @dataclass
 class _Work:
-    """A matrix on its way: what is chosen so far, and ``errors``, weights less values."""
+    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values."""
 
     rows: Floats
     grid: IntegerGrid
     hessian: Hessian
     pool: Workers
-    levels: Floats
+    kernels: ScalarKernels
     group: int
     blocks: list[ColumnBlock]
     codes: Codes
@@ -115,14 +116,14 @@ class _Work:
     def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers) -> _Work:
         count, columns = rows.shape
         groups = grid.groups(columns)
-        levels = np.arange(grid.top + 1, dtype=np.float32)
+        kernels = ScalarKernels(np.arange(grid.top + 1, dtype=np.float32), True, RUN)
         zeros: Zeros | None = None
         if not grid.symmetric:
             kind = np.float32 if grid.zero == "edge" else np.int32
             zeros = np.zeros((count, groups), kind)
         group = columns // groups
         return cls(
-            rows, grid, hessian, pool, levels, group, cut_column_blocks(columns, group),
+            rows, grid, hessian, pool, kernels, group, cut_column_blocks(columns, group),
             np.zeros(rows.shape, np.uint8), np.ones((count, groups), np.float32), zeros,
             np.zeros_like(rows),
         )  # fmt: skip
@@ -137,7 +138,7 @@ class _Work:
         return self.scales * self.zeros.astype(np.float32)
 
     def update_errors(self, columns: slice) -> None:
-        """Set the errors of ``columns``, part of one group or whole groups, from what is chosen."""
+        """Set the errors of ``columns``, part of one group or whole groups, from their codes."""
         first = columns.start // self.group
         last = -(-columns.stop // self.group)
         zeros = None if self.zeros is None else self.zeros[:, first:last]
@@ -172,7 +173,7 @@ class _Whole:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """What the columns after those of ``part``, which begin at ``first``, cannot make good.
+    """The error that columns after those of ``part``, which begin at ``first``, cannot compensate.
 
     ``pull`` is what the columns before them ask of each of them.
     """
@@ -211,9 +212,9 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
             if work.zeros is not None:
                 work.zeros[:, block.groups] = zeros
         part = work.hessian.part(columns)
-        codes, _ = _feed_back(
-            work, RUN, block.widen(target), block.widen(weights), block.widen_square(part.factor),
-            block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0),
+        codes, _ = work.kernels.feedback(
+            RUN, block.widen(target), block.widen(weights), block.widen_square(part.factor),
+            block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0), work.pool,
         )  # fmt: skip
         work.codes[:, columns] = codes[:, block.places]
         work.update_errors(columns)
@@ -234,34 +235,16 @@ def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) ->
         block = cut_column_blocks(len(chosen), len(chosen))[0]
         weights = work.rows[:, chosen]
         target = weights + errors[:, :start] @ factor[:start, chunk]
-        codes, missed = _feed_back(
-            work, 1, block.widen(target), block.widen(weights),
+        codes, missed = work.kernels.feedback(
+            1, block.widen(target), block.widen(weights),
             block.widen_square(factor[chunk, chunk]),
             block.widen(work.scales[:, chosen // work.group], 1),
-            block.widen(lows[:, chosen // work.group]),
+            block.widen(lows[:, chosen // work.group]), work.pool,
         )  # fmt: skip
         work.codes[:, chosen] = codes[:, block.places]
         errors[:, chunk] = missed[:, block.places]
     for block in work.blocks:
         work.update_errors(block.columns)
-
-
-def _feed_back(
-    work: _Work, run: int, target: Floats, weights: Floats, factor: Floats, steps: Floats,
-    lows: Floats,
-) -> tuple[Codes, Floats]:  # fmt: skip
-    """Codes and errors of a block; steps and lows hold for runs of ``run`` columns."""
-    codes, errors = np.empty(target.shape, np.uint8), np.empty(target.shape, np.float32)
-
-    def share(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        _native.feedback(
-            work.levels, True, run, target[part], weights[part], factor, steps[part], lows[part],
-            codes[part], errors[part],
-        )  # fmt: skip
-
-    work.pool.run(len(target), share)
-    return codes, errors
 
 
 def _sweep(work: _Work) -> None:
@@ -276,20 +259,13 @@ def _sweep_codes(work: _Work, block: ColumnBlock, measure: _Measure) -> None:
     """Every code of the block to the best given all others, from left to right."""
     columns, count = block.columns, len(work.rows)
     own = block.widen_square(measure.curvature(columns))
-    sums = own.reshape(-1, RUN, block.width).sum(axis=1)
     gradient = block.widen(measure.slope(columns))
     codes = block.widen(work.codes[:, columns])
     steps, lows = block.widen_groups(work.scales, 1), block.widen_groups(work.lows, 0)
     ones = np.ones((count, 1), np.float32)
-
-    def share(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        _native.sweep(
-            work.levels, True, RUN, block.width, False, (1, 1), (1, 1), own, sums,
-            gradient[part], False, codes[part], ones[part], steps[part], ones[part], lows[part],
-        )  # fmt: skip
-
-    work.pool.run(count, share)
+    work.kernels.sweep(
+        own, gradient, codes, ones, steps, ones, lows, work.pool, change_scales=False
+    )
     work.codes[:, columns] = codes[:, block.places]
     work.update_errors(columns)
 

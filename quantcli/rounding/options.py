@@ -1,4 +1,4 @@
-"""What a calibrated method may be told, and what comes of its run."""
+"""Options of calibrated methods, and the outcome for each tensor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from quantcli.types import Event
 
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
-
-
 USUAL_ROUNDER = "gptq"
 """The rounder where no method is named."""
 
@@ -20,14 +18,13 @@ USUAL_ROUNDER = "gptq"
 class Options:
     """How a method works; a field that a recipe has too means the same here and is declared there.
 
-    For GPTQ: damping, column order, sweeps of descent, and whose inputs it sees.
-
-    ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
-    for what they lost. ``rounder`` names what chooses the codes; ``trainer`` what trains each layer
-    after it was rounded, for ``tune_steps`` steps, if anything does; ``e2e`` trains the factors
-    and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
-    go backwards to tell what outputs matter; with 0 of them rows are rounded each by itself.
-    ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
+    ``propagate`` calibrates each layer on the outputs of the quantized layers before it, and
+    corrects the target for their error. ``rounder`` names what chooses the codes, ``trainer`` what
+    trains each rounded layer for ``tune_steps`` steps, if anything does; ``e2e`` trains block
+    scales and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows``
+    windows are run backward to estimate the outputs' Fisher information; with 0 of them rows are
+    independent. ``block_sweeps`` sweeps go over some columns of a block format before the next are
+    rounded.
     """
 
     damping: float = usual("damping")
@@ -62,12 +59,12 @@ DECLARED = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Event):
-    """What became of one tensor.
+    """The outcome for one tensor.
 
-    Losses are the outputs' squared error on held-out inputs, weighed by what predictions make of
-    it where that is known, as a share of the outputs' own squares: ``before`` of the encoder
-    alone with importance weights, ``after`` of what was taken. ``kept`` counts matrices in which
-    the encoder's own result was better and stayed.
+    Losses are the outputs' squared error on held-out inputs, weighed by the outputs' Fisher
+    information where that is known, as a fraction of the outputs' squares: ``before`` of rounding
+    to nearest with importance weights, ``after`` of the result taken. ``kept`` counts matrices in
+    which rounding to nearest was better and stayed.
     """
 
     tensor: str

@@ -87,8 +87,8 @@ class PackedMatrix:
         Where a scale is zero the code says nothing, and the one of ``parts`` stays.
         """
         steps, _ = self.lattice.steps(parts)
-        lost = np.repeat(steps == 0, self.lattice.sub // self.grid.group, axis=1)
-        chosen = np.where(lost, parts.codes, codes.reshape(parts.codes.shape))
+        unscaled = np.repeat(steps == 0, self.lattice.sub // self.grid.group, axis=1)
+        chosen = np.where(unscaled, parts.codes, codes.reshape(parts.codes.shape))
         self.set_parts(index, replace(parts, codes=chosen))
 
     def pack(self) -> Bytes:

@@ -1,4 +1,4 @@
-"""Rounding a matrix group of rows by group of rows, each making good what those before it lost.
+"""Error feedback across rows: each group of rows compensates the errors of those before it.
 
 With F = (I + U) D (I + U)^T the Fisher information at the outputs, rows in the order of their
 weight in it, ``tr(F E H E^T)`` is least when a row is rounded from its own weights plus the errors
@@ -59,8 +59,8 @@ def _round_strip(
     first = replace(options, sweeps=max(0, options.sweeps - 1))
     for group in groups:
         before = slice(0, group.start)
-        lost = fisher.factor[before, group].T @ errors[before]
-        aim = np.ascontiguousarray(rows[group] + lost)
+        carried = fisher.factor[before, group].T @ errors[before]
+        aim = np.ascontiguousarray(rows[group] + carried)
         packed = codec.descend(aim, hessian, importance, first, pool)
         errors[group] = rows[group] - codec.decode(packed)
         parts.append(packed)

@@ -6,21 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantcli import _native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.lattice import Lattice, Parts
 from quantcli.formats.search import Codes
+from quantcli.rounding.kernels import ScalarKernels
 from quantcli.statistics.hessian import HessianBlock
 from quantcli.workers import Workers
 
 
 @dataclass(frozen=True)
 class ScalarCodebook:
-    """A scalar lattice, and its levels in rising order for the kernels."""
+    """A scalar lattice, and its kernels, which have the levels in rising order."""
 
     lattice: Lattice
-    levels: Floats
-    uniform: bool
+    kernels: ScalarKernels
     order: Codes
     """The lattice's own code of each level in rising order."""
     ranks: Bytes
@@ -33,7 +32,16 @@ class ScalarCodebook:
         levels, first = np.unique(lattice.levels, return_index=True)
         uniform = bool((np.diff(levels) == 1).all())
         ranks = np.searchsorted(levels, lattice.levels).astype(np.uint8)
-        return cls(lattice, levels.astype(np.float32), uniform, first.astype(np.int32), ranks)
+        kernels = ScalarKernels(
+            levels.astype(np.float32), uniform, lattice.sub, lattice.block, lattice.half,
+            lattice.scale_range, lattice.min_range or (0, 0),
+        )  # fmt: skip
+        return cls(lattice, kernels, first.astype(np.int32), ranks)
+
+    @property
+    def levels(self) -> Floats:
+        """In rising order."""
+        return self.kernels.levels
 
     def round_columns(
         self, parts: Parts, target: Floats, weights: Floats, part: HessianBlock, pool: Workers
@@ -54,19 +62,7 @@ class ScalarCodebook:
 
         Shapes: target, weights (n, columns); steps, lows (n, runs of ``sub`` columns).
         """
-        codes = np.empty(target.shape, np.uint8)
-        errors = np.empty(target.shape, np.float32)
-        target, weights, factor, steps, lows = map(
-            np.ascontiguousarray, (target, weights, part.factor, steps, lows)
-        )
-
-        def share(start: int, stop: int) -> None:
-            _native.feedback(
-                self.levels, self.uniform, sub, target[start:stop], weights[start:stop], factor,
-                steps[start:stop], lows[start:stop], codes[start:stop], errors[start:stop],
-            )  # fmt: skip
-
-        pool.run(len(target), share)
+        codes, errors = self.kernels.feedback(sub, target, weights, part.factor, steps, lows, pool)
         return self.order[codes], errors
 
     def sweep(
@@ -77,9 +73,7 @@ class ScalarCodebook:
         ``gradient`` (n, columns) is the errors times the whole Hessian, ``hessian``
         (columns, columns) the column block's own.
         """
-        lattice, rows = self.lattice, len(gradient)
-        runs = hessian.shape[0] // lattice.sub
-        sums = hessian.reshape(runs, lattice.sub, -1).sum(axis=1)
+        rows = len(gradient)
         codes = self.ranks[parts.codes].reshape(rows, -1)
 
         def shaped(values: Floats | Codes) -> Floats:
@@ -88,17 +82,9 @@ class ScalarCodebook:
         d, numbers = shaped(parts.d.copy()), shaped(parts.scales)
         low = None if parts.dmin is None else shaped(parts.dmin.copy())
         lows = None if parts.mins is None else shaped(parts.mins)
-
-        def share(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            _native.sweep(
-                self.levels, self.uniform, lattice.sub, lattice.block, lattice.half,
-                lattice.scale_range, lattice.min_range or (0, 0), hessian, sums, gradient[part],
-                scales, codes[part], d[part], numbers[part],
-                None if low is None else low[part], None if lows is None else lows[part],
-            )  # fmt: skip
-
-        pool.run(rows, share)
+        self.kernels.sweep(
+            hessian, gradient, codes, d, numbers, low, lows, pool, change_scales=scales
+        )
         return Parts(
             d.reshape(-1),
             numbers.reshape(parts.scales.shape).astype(np.int32),

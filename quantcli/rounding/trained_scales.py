@@ -30,8 +30,8 @@ _FILE = "end-to-end.safetensors"
 class TrainingGain:
     """Mean KL divergence on the held-out windows, before and after ``steps`` steps.
 
-    ``after`` is that of what is stored: ``before``, where nothing better was found. ``stopped`` is
-    the step at which the loss was no longer finite, or 0.
+    ``after`` is that of the stored model: ``before``, where nothing better was found. ``stopped``
+    is the step at which the loss was no longer finite, or 0.
     """
 
     steps: int

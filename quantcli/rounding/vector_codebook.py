@@ -1,6 +1,6 @@
 """Groups of weights that are points of a codebook grid, before the kernels that choose them.
 
-A unit is what is chosen at once: a group, or eight weights where the number of minus signs among
+A unit is chosen at once: a group, or eight weights where the number of minus signs among
 them has to be even.
 """
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantcli import _native
-from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.base import Floats
 from quantcli.formats.codebook_lattice import CodebookLattice
 from quantcli.formats.lattice import Parts
 from quantcli.formats.search import Codes
+from quantcli.rounding.kernels import VectorKernels
 from quantcli.statistics.hessian import HessianBlock
 from quantcli.workers import Workers
 
@@ -24,13 +24,10 @@ SPREAD = 3
 
 @dataclass(frozen=True)
 class VectorCodebook:
-    """A codebook's lattice, and its grid as the kernels take it: patterns of half groups."""
+    """A codebook's lattice, and its kernels."""
 
     lattice: CodebookLattice
-    first: Floats
-    second: Floats
-    patterns: Bytes
-    """Of each point its first and its second half."""
+    kernels: VectorKernels
     squares: Floats
     """The points' squared levels, shape (points, group)."""
 
@@ -41,7 +38,12 @@ class VectorCodebook:
         first, one = np.unique(points[:, : lattice.group // 2], axis=0, return_inverse=True)
         second, two = np.unique(points[:, lattice.group // 2 :], axis=0, return_inverse=True)
         patterns = np.stack([one, two], axis=1).astype(np.uint8)
-        return cls(lattice, first, second, patterns, points * points)
+        signs = "even" if lattice.even_signs else "free"
+        kernels = VectorKernels(
+            first, second, patterns, signs, lattice.group, lattice.sub, lattice.block,
+            lattice.scale_range,
+        )  # fmt: skip
+        return cls(lattice, kernels, points * points)
 
     @property
     def group(self) -> int:
@@ -52,11 +54,6 @@ class VectorCodebook:
     def width(self) -> int:
         """Weights of a unit."""
         return 8 if self.lattice.even_signs else self.lattice.group
-
-    @property
-    def _grid(self) -> tuple[Floats, Floats, Bytes, str]:
-        signs = "even" if self.lattice.even_signs else "free"
-        return self.first, self.second, self.patterns, signs
 
     def _norms(self, diagonal: Floats) -> Floats:
         """Squared lengths of the points under a diagonal metric, shape (groups, points)."""
@@ -93,22 +90,12 @@ class VectorCodebook:
         self, sub: int, spread: int, target: Floats, weights: Floats, part: HessianBlock, d: Floats,
         scales: Floats, pool: Workers,
     ) -> tuple[Codes, Floats]:  # fmt: skip
-        codes = np.empty((len(target), target.shape[1] // self.group), np.int32)
-        errors = np.empty(target.shape, np.float32)
-        target, weights, factor = map(np.ascontiguousarray, (target, weights, part.factor))
         metric = part.metric(self.width)
         diagonal = metric.reshape(-1, self.width, self.width).diagonal(axis1=1, axis2=2)
-        norms = self._norms(diagonal)
-
-        def share(start: int, stop: int) -> None:
-            _native.feedback_points(
-                *self._grid, sub, spread, self.lattice.scale_range[1],
-                target[start:stop], weights[start:stop], factor, metric, norms,
-                d[start:stop], scales[start:stop], codes[start:stop], errors[start:stop],
-            )  # fmt: skip
-
-        pool.run(len(target), share)
-        return codes, errors
+        return self.kernels.feedback(
+            sub, spread, target, weights, part.factor, metric, self._norms(diagonal), d, scales,
+            pool,
+        )  # fmt: skip
 
     def sweep(
         self, parts: Parts, hessian: Floats, gradient: Floats, pool: Workers, *, scales: bool = True
@@ -118,20 +105,12 @@ class VectorCodebook:
         ``gradient`` (n, columns) is the errors times the whole Hessian, ``hessian``
         (columns, columns) the column block's own.
         """
-        lattice, rows = self.lattice, len(gradient)
+        rows = len(gradient)
         codes = np.array(parts.codes, np.int32).reshape(rows, -1)
         d = np.array(parts.d, np.float32).reshape(rows, -1)
         numbers = np.array(parts.scales, np.float32).reshape(rows, -1)
         norms = self._norms(hessian.diagonal())
-
-        def share(start: int, stop: int) -> None:
-            part = slice(start, stop)
-            _native.sweep_points(
-                *self._grid, lattice.sub, lattice.block, lattice.scale_range, hessian, norms,
-                gradient[part], scales, codes[part], d[part], numbers[part],
-            )  # fmt: skip
-
-        pool.run(rows, share)
+        self.kernels.sweep(hessian, norms, gradient, codes, d, numbers, pool, change_scales=scales)
         return Parts(
             d.reshape(-1),
             numbers.reshape(parts.scales.shape).astype(np.int32),

@@ -7,14 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.prepare import prepare_artifact
 from quantcli.artifacts.write import default_threads
-from quantcli.calibration import Calibrated, Job, execute, merge, prepare
+from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
-from quantcli.plan.recipe import Recipe, merge_recipe
-from quantcli.run.method_run import expected_importance
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.token_counts import count_tokens
@@ -30,7 +27,7 @@ def calibrate(
     source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
     pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
     legacy: bool = False, on_fetch: Callable[..., None] | None = None, **settings: Any,
-) -> Events[Calibrated]:  # fmt: skip
+) -> Events[CalibrationDone]:  # fmt: skip
     """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
 
     ``on_fetch`` takes the progress of a download.
@@ -47,27 +44,22 @@ def calibrate(
 
 def merge_calibrations(
     paths: Sequence[Path], output: Path | None, *, legacy: bool = False, force: bool = False
-) -> Events[Calibrated]:
+) -> Events[CalibrationDone]:
     """Add up finished calibrations of one model."""
     path = output or Path(f"merged.calib.{_suffix(legacy)}")
-    done = yield from take(merge(paths, path, legacy=legacy, force=force), Calibrated)
+    done = yield from take(merge(paths, path, legacy=legacy, force=force), CalibrationDone)
     yield from _note_few(done)
     return done
 
 
-def calibrate_for(
-    request: Request, model: Model, recipe: Recipe, output: Path
-) -> Events[tuple[Recipe, Importance]]:
-    """Make the importance matrix of what will be ``output``, and keep it next to it.
+def calibration_path(output: Path) -> Path:
+    """Where the importance matrix of a quantization to ``output`` is kept, next to it."""
+    return output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
 
-    Returns the recipe that names it, and what it holds. What would stop the quantization stops it
-    before the long run.
-    """
-    path = output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
-    recipe = merge_recipe(recipe, imatrix=str(path))
-    prepare_artifact(
-        model, recipe, output, importance=expected_importance(model), force=request.force
-    )
+
+def calibrate_for(request: Request, model: Model, output: Path) -> Events[Importance]:
+    """Make the importance matrix of what will be ``output``."""
+    path = calibration_path(output)
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
@@ -75,7 +67,7 @@ def calibrate_for(
         threads=request.threads or default_threads(), force=request.force,
     )  # fmt: skip
     done = yield from _run(job)
-    return recipe, read_importance(done.paths[0])
+    return read_importance(done.paths[0])
 
 
 def default_path(source: str, *, legacy: bool) -> Path:
@@ -88,10 +80,10 @@ def _suffix(legacy: bool) -> str:
     return "dat" if legacy else "gguf"
 
 
-def _run(job: Job) -> Events[Calibrated]:
+def _run(job: CalibrationJob) -> Events[CalibrationDone]:
     """Run it; stopped early, the last note says what is kept and how to go on."""
     try:
-        done = yield from in_phase("calibrating", take(execute(job), Calibrated))
+        done = yield from in_phase("calibrating", take(execute(job), CalibrationDone))
     except BaseException as stopped:
         if not job.checkpoint.done:
             job.checkpoint.remove()
@@ -106,7 +98,7 @@ def _run(job: Job) -> Events[Calibrated]:
     return done
 
 
-def _note_few(done: Calibrated) -> Events[None]:
+def _note_few(done: CalibrationDone) -> Events[None]:
     """Say how many experts the text left without enough tokens."""
     few = [line for line in count_tokens(done.calibration) if line.few]
     if few:

@@ -1,4 +1,4 @@
-"""Types by what they cost: survey a model, then choose within a size."""
+"""Types by what they cost: measure them, then choose within a size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
-from quantcli.events import Events, take
+from quantcli.events import Events
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
 from quantcli.plan.recipe import merge_recipe
 from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
 from quantcli.run.method_run import MethodRun, plan_passes, remove_survey, survey_folder
-from quantcli.run.type_costs import Surveyed, survey
+from quantcli.run.type_costs import measure_type_costs
 from quantcli.types import Note
 
 
@@ -47,7 +47,7 @@ def choose_types(
     folder.mkdir(exist_ok=True)
     run = plan_passes(planned, folder, None, None, max_memory, threads)
     try:
-        costs = (yield from take(survey(run, candidates, options), Surveyed)).costs
+        costs = yield from measure_type_costs(run, candidates, options)
     except BaseException:
         remove_survey(output)
         raise

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quantcli.calibration import cut_windows
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
 from quantcli.layerwise.random_windows import add_random
-from quantcli.layerwise.runner import Run, choose_device, choose_dtype
 from quantcli.layerwise.texts import Text
-from quantcli.layerwise.windows import Windows
+from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
@@ -25,7 +24,7 @@ from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.run.layers import Work, round_model
+from quantcli.run.layer_rounding import RoundingTask, round_model
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Note
 
@@ -109,7 +108,7 @@ class Rounding:
     It ends with `finish` or `abandon`.
     """
 
-    work: Work
+    work: RoundingTask
     checkpoint: Checkpoint
     store: EncodedStore
     output: Path
@@ -153,7 +152,7 @@ def begin_rounding(
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    work = Work(run, codecs, options, every, gradients or folder)
+    work = RoundingTask(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
     return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)
@@ -162,11 +161,11 @@ def begin_rounding(
 def plan_passes(
     job: MethodRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
     threads: int,
-) -> Run:  # fmt: skip
+) -> ModelRun:  # fmt: skip
     """How the model will be run; ``folder`` takes what is too large for memory."""
     device = choose_device(device)
-    return Run(
-        job.model, job.windows, ("mean_sq", "hessian"), folder,
+    return ModelRun(
+        job.model, job.windows, folder,
         choose_dtype(dtype, device, job.model), device, max_memory, threads,
     )  # fmt: skip
 

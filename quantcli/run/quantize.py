@@ -9,64 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import default_output, prepare_artifact
-from quantcli.artifacts.write import Finished, threads_within, write_artifacts
+from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
 from quantcli.events import Events, in_phase, take_all
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model
+from quantcli.plan.recipe import merge_recipe
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import Outcome
+from quantcli.run.outputs import Planned, Quantized
 from quantcli.run.request import Request, Wanted, check_request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
 
 if TYPE_CHECKING:
     from quantcli.run.method_run import Rounding
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """One output: written, or planned where ``digest`` is None.
-
-    ``threads`` write it, in ``seconds``. ``outcomes`` are those of the tensors that a method
-    rounded, ``training`` says what training end to end changed.
-    """
-
-    artifact: GgufFile | ModelFolder
-    threads: int
-    digest: str | None = None
-    seconds: float = 0.0
-    outcomes: tuple[Outcome, ...] = ()
-    training: dict[str, object] | None = None
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Over all tensors."""
-        artifact = self.artifact
-        return (artifact.plan if isinstance(artifact, GgufFile) else artifact).bits_per_weight
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of the source that are read for it."""
-        artifact = self.artifact
-        if isinstance(artifact, GgufFile):
-            return sum(artifact.model.stored_bytes(item.tensor) for item in artifact.plan.items)
-        return sum(info.nbytes for info in artifact.model.store.tensors.values())
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An output before its weights are written; ``rounding`` holds tensors that a method chose."""
-
-    artifact: GgufFile | ModelFolder
-    threads: int
-    rounding: Rounding | None = None
 
 
 def quantize(
@@ -80,7 +42,7 @@ def quantize(
     """
     check_request(request)
     recipes = [wanted.recipe for wanted in request.outputs]
-    if request.texts or any(recipe.method for recipe in recipes):
+    if request.texts:
         require_torch()
     files = {recipe.imatrix for recipe in recipes if recipe.imatrix}
     known = {file: read_importance(Path(file)) for file in files}
@@ -92,10 +54,14 @@ def quantize(
             vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
             on_progress=on_fetch,
         ) as model:
+            # All that would be refused is refused before any long work begins.
+            planned = [_plan(request, model, wanted, known) for wanted in request.outputs]
+            if request.dry_run:
+                return (yield from _show_plans(planned))
             ready = []
-            for wanted in request.outputs:
-                ready.append((yield from _make_ready(request, model, wanted, known, begun)))
-            done = yield from (_show_plans(ready) if request.dry_run else _write_all(ready))
+            for each in planned:
+                ready.append((yield from _make_ready(request, model, each, begun)))
+            done = yield from _write_all(ready)
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
         if not isinstance(stopped, GeneratorExit):
@@ -106,43 +72,66 @@ def quantize(
     return done
 
 
-def _make_ready(
-    request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance],
-    begun: list[Rounding],
-) -> Events[Ready]:  # fmt: skip
-    """Everything that comes before the weights of one output are written."""
+def _plan(
+    request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance]
+) -> Planned:
+    """Decide everything about an output without reading a weight."""
     recipe = wanted.recipe
     path = wanted.path or default_output(model, recipe)
+    run, importance = None, known.get(recipe.imatrix or "")
     if recipe.method is not None:
-        from quantcli.run.apply_methods import apply_methods
+        from quantcli.run.apply_methods import plan_methods
 
-        return (yield from apply_methods(request, model, recipe, path, begun))
-    importance = known.get(recipe.imatrix or "")
-    if request.texts:
-        from quantcli.run.calibrate import calibrate_for
+        run = plan_methods(request, model, recipe)
+        importance = run.importance
+    elif request.texts:
+        from quantcli.run.calibrate import calibration_path
+        from quantcli.run.method_run import expected_importance
 
-        recipe, importance = yield from calibrate_for(request, model, recipe, path)
+        recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
+        importance = expected_importance(model)
     artifact = prepare_artifact(
         model, recipe, path, importance=importance, force=request.force, check=not request.dry_run
     )
-    return Ready(artifact, threads_within(artifact, request.threads, request.max_memory))
+    threads = threads_within(artifact, request.threads, request.max_memory)
+    return Planned(artifact, path, threads, run)
 
 
-def _show_plans(ready: Sequence[Ready]) -> Events[list[Quantized]]:
-    for each in ready:
+def _make_ready(
+    request: Request, model: Model, planned: Planned, begun: list[Rounding]
+) -> Events[Planned]:
+    """Everything that comes before the weights of one output are written."""
+    if planned.run is not None:
+        from quantcli.run.apply_methods import apply_methods
+
+        return (yield from apply_methods(request, planned, planned.run, begun))
+    if not request.texts:
+        return planned
+    from quantcli.run.calibrate import calibrate_for
+
+    importance = yield from calibrate_for(request, model, planned.path)
+    recipe = planned.artifact.plan.recipe
+    artifact = prepare_artifact(
+        model, recipe, planned.path, importance=importance, force=request.force
+    )
+    return replace(planned, artifact=artifact)
+
+
+def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
+    for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
         if recipe.allocate or recipe.target_size:
             yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
-    return [Quantized(each.artifact, each.threads) for each in ready]
+    return [Quantized(each.artifact, each.threads) for each in planned]
 
 
-def _write_all(ready: Sequence[Ready]) -> Events[list[Quantized]]:
+def _write_all(ready: Sequence[Planned]) -> Events[list[Quantized]]:
     """Write the outputs; rows that several are made of are read once."""
     artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
     begun = time.monotonic()
     events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
-    finished = yield from in_phase("quantizing", take_all(events, Finished))
+    finished = yield from in_phase("quantizing", take_all(events, ArtifactDone))
     seconds = time.monotonic() - begun
     return [
         _describe(each, artifact, written.source_digest, seconds)
@@ -151,7 +140,7 @@ def _write_all(ready: Sequence[Ready]) -> Events[list[Quantized]]:
 
 
 def _describe(
-    ready: Ready, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
+    ready: Planned, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
 ) -> Quantized:
     if ready.rounding is None:
         return Quantized(artifact, ready.threads, digest, seconds)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
-from quantcli.layerwise.input_hooks import Product
+from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -33,7 +33,7 @@ Totals = NDArray[np.float64]
 
 
 @dataclass
-class Entry:
+class InputTotals:
     """Totals over the inputs of one tensor: (matrices, columns) each, ``counts`` (matrices,)."""
 
     counts: NDArray[np.int64]
@@ -59,7 +59,7 @@ class Collector:
     """
 
     def __init__(self, targets: Targets, needs: tuple[str, ...], folder: Path, place: str) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, InputTotals] = {}
         self.hessian_of: dict[str, str] = {}
         """For each tensor the one under whose name their common Hessian is held."""
         self._targets = targets
@@ -70,11 +70,18 @@ class Collector:
         self._hessians: dict[str, NDArray[np.float64]] = {}
         self._pass: dict[tuple[str, int], _Row] = {}
 
-    def next_window(self) -> None:
-        """Inputs of a new window follow: none of them was seen before."""
-        self._pass.clear()
+    def __enter__(self) -> Collector:
+        return self
 
-    def observe(self, product: Product) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def watch(self, number: int) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow: none of them was seen before. Returns `observe`."""
+        self._pass.clear()
+        return self.observe
+
+    def observe(self, product: MatmulInput) -> None:
         """Add one product's input. SourceError when it holds a value that is not finite."""
         targets = self._targets(product.name, product.matrix)
         if not targets or not len(product.rows):
@@ -126,7 +133,7 @@ class Collector:
         entry = self.entries.get(tensor.name)
         if entry is None:
             shape = (_matrices(tensor), tensor.columns)
-            entry = Entry(
+            entry = InputTotals(
                 np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape)
             )
             self.entries[tensor.name] = entry
@@ -137,7 +144,7 @@ class Collector:
         if row.absolute is not None:
             entry.absolute[matrix] += row.absolute
 
-    def _add_hessian(self, product: Product, targets: list[tuple[OutputTensor, int]]) -> None:
+    def _add_hessian(self, product: MatmulInput, targets: list[tuple[OutputTensor, int]]) -> None:
         tensor, matrix = targets[0]
         first, first_matrix = product.shared
         home = self._homes.get(product.name)

@@ -1,8 +1,8 @@
-"""Calibrations as files: llama.cpp's importance matrix, and the further statistics beside it.
+"""Calibrations as files: llama.cpp's importance matrix, and further statistics in a second file.
 
 The importance matrix is the GGUF form that llama-imatrix writes (raw sums and true counts) or the
-legacy form (.dat, means times calls). Further statistics go to ``NAME.stats.safetensors``. All of
-a calibration's files appear together, or none does. Source of both forms: save_imatrix and
+legacy form (.dat, means times calls). Further statistics go to ``NAME.stats.safetensors``. All of a
+calibration's files appear together, or none does. Source of both forms: save_imatrix and
 save_imatrix_legacy in llama.cpp's imatrix tool.
 """
 
@@ -38,10 +38,10 @@ def write(
     further: StatisticsSource | None = None,
     force: bool = False,
 ) -> list[Path]:
-    """Write the importance matrix and, beside it, ``further`` statistics; returns the paths."""
+    """Write the importance matrix and ``further`` statistics; returns the paths."""
     body = pack_legacy(calibration) if legacy else pack_gguf(calibration)
     sizes = {output: len(body)}
-    beside = stats_path(output)
+    second = stats_path(output)
     layout = None
     if further is not None and further.tensors:
         facts = {
@@ -51,12 +51,12 @@ def write(
             "chunk_size": str(calibration.chunk_size),
         }
         layout = lay_out_safetensors(facts, further.tensors)
-        sizes[beside] = layout.size
+        sizes[second] = layout.size
     with AtomicFiles(sizes, force=force) as files:
         files.write(output, 0, body)
         if further is not None and layout is not None:
-            files.write(beside, 0, layout.header)
+            files.write(second, 0, layout.header)
             for name, offset, values in further.parts():
-                files.write(beside, layout.offsets[name] + offset, values.data)
+                files.write(second, layout.offsets[name] + offset, values.data)
         files.publish()
     return list(sizes)

@@ -11,23 +11,27 @@ time and stay in a file, from which each layer's own outputs get theirs when its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
-from quantcli.layerwise.layered_model import Call, Skeleton
-from quantcli.types import Event, Progress
+from quantcli.layerwise.hidden_states import LayerInputs
+from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
+from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
+from quantcli.types import Event
 
 _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+EMBEDDING_DAMPING = 0.1
+"""Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
 
 
@@ -75,12 +79,13 @@ class LayerGradients:
             values.flush()
             self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
 
-    def of(self, layer: int, skeleton: Skeleton) -> Iterator[tuple[int, torch.Tensor]]:
-        """Each window's number with the gradient (1, tokens, size) by the output of ``layer``."""
+    def of(self, layer: int, model: LayerwiseModel) -> Iterator[torch.Tensor]:
+        """Each window's gradient (1, tokens, size) by the output of ``layer``."""
         if self._values is None:
             raise ValueError("there are no gradients")
-        for number, values in zip(self.numbers, self._values[layer + 1], strict=True):
-            yield number, _load(skeleton, values)
+        for values in self._values[layer + 1]:
+            gradient = torch.from_numpy(np.array(values)).unsqueeze(0)
+            yield gradient.to(model.device, model.dtype)
 
     def embedding(self) -> EmbeddingFisher:
         """Means at the embedding's output."""
@@ -116,106 +121,62 @@ def choose_windows(count: int, most: int) -> tuple[int, ...]:
 
 
 def measure_gradients(
-    skeleton: Skeleton, ids: NDArray[np.int32], found: LayerGradients
+    model: LayerwiseModel, ids: NDArray[np.int32], found: LayerGradients
 ) -> Iterator[Event]:
     """Fill ``found`` from its windows among ``ids`` (n, tokens)."""
-    layers = len(skeleton.layers)
-    count, tokens = len(found.numbers), ids.shape[1]
-    shape = (layers + 1, count, tokens, skeleton.hidden_size)
+    count = len(found.numbers)
+    shape = (len(model.layers) + 1, count, ids.shape[1], model.hidden_size)
     if found.open(shape):
         return
-    # bfloat16 has no NumPy dtype; float32 holds it. Inputs give way to gradients as they come.
-    values = found.create(shape)
-    steps = 2 * layers + 1
-    with skeleton.start() as start:
-        calls = [own_call(call) for call in start.calls(ids[0].tolist())]
-        for place, number in enumerate(found.numbers):
-            values[0, place] = start.embed(ids[number].tolist())[0].float().cpu().numpy()
-    for index in range(layers):
-        with skeleton.filled(skeleton.layer_parameters(index)):
-            for place in range(count):
-                hidden = _load(skeleton, values[index, place])
-                hidden = skeleton.run(index, hidden, calls[index])
-                values[index + 1, place] = hidden[0].float().cpu().numpy()
-        yield Progress(index + 1, steps, f"sensitivity, layer {index}", "layers")
+    states = LayerInputs(found.create(shape), model.dtype)
+    walk = LayerWalk(
+        model, ids[list(found.numbers)], states, label=None, task="sensitivity, ", passes=2
+    )
+    yield from walk.forward()
     draw = torch.Generator().manual_seed(_SEED)
-    variance: NDArray[np.float64] = np.zeros(skeleton.vocabulary)
-    with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
-        for place in range(count):
-            hidden = _load(skeleton, values[layers, place])
-            values[layers, place], varied = _output_gradient(skeleton, hidden, draw)
+    variance: NDArray[np.float64] = np.zeros(model.vocabulary)
+    with walk.head(weights=True):
+        for window in walk.windows:
+            gradient, varied = _output_gradient(model, walk.get(window), draw)
+            states.replace(window, gradient)
             variance += varied / count
-    for index in reversed(range(layers)):
-        with skeleton.filled(skeleton.layer_parameters(index)):
-            for place in range(count):
-                hidden = _load(skeleton, values[index, place])
-                gradient = _load(skeleton, values[index + 1, place])
-                values[index, place] = run_backwards(
-                    skeleton, index, hidden, gradient, calls[index]
-                )
-        yield Progress(steps - index, steps, f"sensitivity, layer {index}", "layers")
+    yield from walk.backward()
     found.finish(variance)
 
 
-def embedding_scale(skeleton: Skeleton, window: NDArray[np.int32]) -> float:
-    """What the model multiplies embedding rows by (Gemma does), by least squares on a window."""
-    with skeleton.start() as start:
-        hidden = start.embed(window.tolist())[0].float().cpu().numpy()
-    rows = skeleton.parameters.lookup(skeleton.embedding_name, window.astype(np.int64))
-    rows = rows.astype(np.float32)
-    return float((hidden * rows).sum() / max(float((rows * rows).sum()), 1e-30))
+def embedding_fisher(
+    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients
+) -> EmbeddingFisher:
+    """How much directions of the embedding matter, in units of its rows."""
+    fisher = gradients.embedding()
+    scale = model.embedding_scale(window) ** 2
+    return EmbeddingFisher(fisher.fit * scale, fisher.held_out * scale)
 
 
-def own_call(value: Any) -> Any:
-    """A copy that may take part in a backward pass, as tensors of an inference may not."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, tuple | list):
-        return type(value)(own_call(item) for item in value)
-    if isinstance(value, dict):
-        return {key: own_call(item) for key, item in value.items()}
-    return value
+def measure_output_fisher(
+    layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]], rows: Mapping[str, int]
+) -> dict[str, OutputFisher]:
+    """Of the tensors in ``rows``, from gradients by the layer's output in some windows.
 
-
-def _load(skeleton: Skeleton, values: NDArray[np.float32]) -> torch.Tensor:
-    found = torch.from_numpy(np.array(values)).unsqueeze(0)
-    return found.to(skeleton.device, skeleton.dtype)
+    ``rows`` says how many a matrix of a tensor has.
+    """
+    found = OutputGradientAccumulator(layer.walk.model.parameters.uses, rows)
+    layer.observe_gradients(gradients, found.observe)
+    return found.means()
 
 
 def _output_gradient(
-    skeleton: Skeleton, hidden: torch.Tensor, draw: torch.Generator
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    model: LayerwiseModel, hidden: torch.Tensor, draw: torch.Generator
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Of the log-likelihood of tokens drawn from the model, by the last layer's output.
 
     With it, for each token of the vocabulary, the mean variance of its being drawn.
     """
     with torch.enable_grad():
         leaf = hidden.detach().clone().requires_grad_(True)
-        scores = torch.log_softmax(skeleton.scores(leaf).float(), dim=-1)[0]
+        scores = torch.log_softmax(model.scores(leaf).float(), dim=-1)[0]
         chances = scores.detach().exp()
         drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
         scores.gather(1, drawn.to(scores.device)).sum().backward()
     varied: NDArray[np.float64] = (chances * (1 - chances)).mean(0).double().cpu().numpy()
-    return _array(leaf.grad), varied
-
-
-def run_backwards(
-    skeleton: Skeleton, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call
-) -> NDArray[np.float32]:
-    """The gradient by a layer's input ``hidden`` (tokens, size), given the one by its output.
-
-    The layer's parameters must be filled, and ``call`` must be an `own_call`.
-    """
-    with torch.enable_grad():
-        leaf = hidden.detach().clone().requires_grad_(True)
-        result = skeleton.layers[index](leaf, *call[0], **call[1])
-        result = result[0] if isinstance(result, tuple) else result
-        result.backward(gradient)
-    return _array(leaf.grad)
-
-
-def _array(gradient: torch.Tensor | None) -> NDArray[np.float32]:
-    if gradient is None:
-        raise RuntimeError("a layer gave no gradient")
-    found: NDArray[np.float32] = gradient[0].float().cpu().numpy()
-    return found
+    return gradient_of(leaf), varied

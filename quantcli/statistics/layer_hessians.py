@@ -1,4 +1,4 @@
-"""What a layer's weights see, summed up for a method: means of x x^T, and what the prefix lost.
+"""Accumulates x x^T over the inputs of one layer's weights, and a quantized prefix's drift.
 
 Every eighth window is summed apart: it judges what the others were fitted to. With a quantized
 prefix, x^ being its inputs and x the original ones, the mean of x^ x^T^ takes the Hessian's place,
@@ -9,6 +9,7 @@ that correction is taken, the held-out windows decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Product
+from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
@@ -62,22 +63,23 @@ class HessianAccumulator:
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
 
-    def next_window(self, number: int) -> None:
-        """Inputs of window ``number`` follow."""
+    def watch(self, number: int) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow. Returns `observe`."""
         self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
-        self._now.next_window()
+        self._now.watch(number)
         self._originals.clear()
+        return self.observe
 
-    def observe(self, product: Product) -> None:
+    def observe(self, product: MatmulInput) -> None:
         """Add an input."""
         self._now.observe(product)
 
-    def remember(self, product: Product) -> None:
+    def remember(self, product: MatmulInput) -> None:
         """Keep an original input, to compare the prefix's own with."""
         if product.shared == (product.name, product.matrix):
             self._originals[product.shared] = product.rows
 
-    def compare(self, product: Product) -> None:
+    def compare(self, product: MatmulInput) -> None:
         """Add an input that the quantized prefix gave, and what it differs by."""
         self._now.observe(product)
         original = self._originals.get((product.name, product.matrix))
@@ -93,13 +95,16 @@ class HessianAccumulator:
             held = lost.get(home)
             lost[home] = part.astype(np.float64) if held is None else held + part
 
-    def close(self) -> None:
+    def __enter__(self) -> HessianAccumulator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Remove the sums' files."""
         for part in self._parts:
             part.close()
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
-        """What is known of matrix ``matrix``; None when the text never reached it."""
+        """Statistics of matrix ``matrix``; None when the text never reached it."""
         key = (self._fit.hessian_of[name], matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))

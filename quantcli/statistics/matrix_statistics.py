@@ -1,14 +1,17 @@
-"""What a rounder knows of one matrix: the Hessian of its inputs, and what its outputs matter."""
+"""The statistics of one matrix: the Hessian of its inputs, the Fisher factor of its outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.formats.base import Floats
 from quantcli.statistics.hessian import Hessian, output_error
-from quantcli.statistics.output_fisher import OutputFisher
+
+if TYPE_CHECKING:
+    from quantcli.statistics.output_fisher import OutputFisher
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class MatrixStatistics:
-    """What is known of one matrix's inputs: the factored fit, and means of x x^T.
+    """Statistics of one matrix: the factored fit, and means of x x^T over its inputs.
 
     ``held_out`` judges; it is ``fit`` where no input was held out. ``outputs`` is fitted alone.
     """
@@ -48,7 +51,7 @@ class MatrixStatistics:
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
     outputs: OutputFisher | None = None
-    """What predictions make of the outputs; None where all count alike."""
+    """The Fisher information of the outputs; None where all count alike."""
 
     @property
     def importance(self) -> Floats:

@@ -1,10 +1,10 @@
-"""How much each direction of a matrix's output matters to the model's predictions.
+"""The Fisher information of a matrix's outputs: how much each direction matters to predictions.
 
 With F the mean of g g^T, g being the gradient of the log-likelihood by the output, and H the mean
 of x x^T over inputs, an error E of the weights costs about ``tr(F E H E^T) / 2`` of KL divergence:
 the Fisher information of the weights, taken as a Kronecker product (K-FAC, arXiv:1503.05671).
-Rounding under it is two-sided: what a row's error does to predictions is made good by the rows
-after it, as columns do within a row (YAQA, arXiv:2505.22988).
+Rounding under it is two-sided: the effect of a row's error is compensated by the rows after it, as
+columns do within a row (YAQA, arXiv:2505.22988).
 
 Rows in the tens of thousands are cut into strips that know nothing of one another.
 """
@@ -19,11 +19,11 @@ import torch
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
-from quantcli.layerwise.input_hooks import Gradient
+from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
 STRIP = 4096
-"""Rows whose errors are made good among each other."""
+"""Rows that compensate one another's errors."""
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean."""
 FEW = 4
@@ -57,7 +57,7 @@ class OutputFisher:
 class OutputGradientAccumulator:
     """Sums of g g^T for the tensors of one layer, while windows pass it backwards.
 
-    ``uses`` tells where a parameter's rows lie among the tensors, ``rows`` how many a matrix of a
+    ``uses`` locates a parameter's rows among the tensors, ``rows`` how many a matrix of a
     tensor has: those that are missing there are left out. The experts of a stack share one mean,
     for which all of their outputs must be the same channels.
     """
@@ -67,7 +67,7 @@ class OutputGradientAccumulator:
     _sums: dict[str, list[Floats]] = field(default_factory=dict)
     _counts: dict[tuple[str, int], int] = field(default_factory=dict)
 
-    def observe(self, gradient: Gradient) -> None:
+    def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         uses = self.uses(gradient.name)
         if gradient.stacked:

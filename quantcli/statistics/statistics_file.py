@@ -22,6 +22,7 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
+from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
@@ -59,7 +60,8 @@ class CheckpointStatistics:
         self.shares: dict[str, str] = {}
         vectors = [need for need in ("abs_max", "mean_abs") if need in self.needs]
         for layer in range(self.layers):
-            with self.checkpoint.read(layer) as file:
+            with self.checkpoint.read(layer) as stored:
+                file = LayerStatistics(stored)
                 for name, entry in file.entries().items():
                     self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
                     for need in vectors:
@@ -73,7 +75,8 @@ class CheckpointStatistics:
     def parts(self) -> Iterator[StatisticsChunk]:
         """The values, layer by layer."""
         for layer in range(self.layers):
-            with self.checkpoint.read(layer) as file:
+            with self.checkpoint.read(layer) as stored:
+                file = LayerStatistics(stored)
                 for name, entry in file.entries().items():
                     counts = np.maximum(entry.counts, 1)[:, None]
                     yield f"{name}.counts", 0, np.ascontiguousarray(entry.counts)

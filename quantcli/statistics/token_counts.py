@@ -1,8 +1,8 @@
-"""How many tokens each weight saw, what follows where they were few, and what stands out.
+"""How many tokens each weight saw, what follows where they were few, and outlier channels.
 
 An expert of which the text says little must not be judged by a handful of tokens. The file keeps
 its raw sums and its true count; where quantcli reads it, an expert below `ENOUGH_TOKENS` gets the
-mixture of its own mean and that of all experts of its layer, and an unseen one the latter alone.
+mixture of its mean and that of all experts of its layer, and an unseen one the latter alone.
 """
 
 from __future__ import annotations

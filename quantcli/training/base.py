@@ -19,9 +19,9 @@ from quantcli.types import Event
 if TYPE_CHECKING:
     import torch
 
-    from quantcli.layerwise.layered_model import Call, Skeleton
+    from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
 
-HiddenStates = Callable[[int], "torch.Tensor"]
+WindowStates = Callable[[int], "torch.Tensor"]
 """The hidden states (1, tokens, size) of a window."""
 
 
@@ -33,14 +33,14 @@ class RoundedLayer:
     and ``outputs`` give what the layer gets and what it ought to give.
     """
 
-    skeleton: Skeleton
+    model: LayerwiseModel
     index: int
     call: Call
     formats: Callable[[str], str]
     read: Callable[[str], Floats]
     packed: dict[str, Bytes]
-    inputs: HiddenStates
-    outputs: HiddenStates
+    inputs: WindowStates
+    outputs: WindowStates
     windows: int
 
 

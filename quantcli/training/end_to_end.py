@@ -5,7 +5,7 @@ the KL divergence from the original's predictions goes back through all layers t
 without a byte more and without a code changed: the float16 factors of the blocks, norms and biases.
 Held-out windows are judged before, between and after; the best state is stored, and where nothing
 was better than the start, the start. Every state is one that a file can hold, so the divergence
-that is told is that of the file.
+that is reported is that of the file.
 
 Sources: the end-to-end stage of EfficientQAT (arXiv:2407.11062), which trains scales after its
 layers; norm tweaking (arXiv:2309.02784); KL to the original as in LLM-QAT (arXiv:2305.17888).
@@ -22,15 +22,16 @@ import torch
 
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
-from quantcli.layerwise.layered_model import Skeleton
-from quantcli.layerwise.runner import DTYPES, Run
+from quantcli.layerwise.layerwise_model import LayerwiseModel
+from quantcli.layerwise.model_run import ModelRun
+from quantcli.layerwise.walk import build_model
 from quantcli.rounding.block_scales import count_factors
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.trained_scales import TrainingGain, save_trained
 from quantcli.statistics.layer_hessians import HELD_OUT
-from quantcli.training.layerwise_backprop import Streamed
+from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event, Note, Progress
 
@@ -49,14 +50,14 @@ _SEED = 20260103
 class Task:
     """A model that was rounded: its run, all its tensors' codecs, and their packed rows.
 
-    ``original`` is the unquantized model's skeleton, ``final`` gives the states after its last
+    ``original`` is the unquantized model, ``final`` gives the states after its last
     layer, (1, tokens, size) of a window.
     """
 
-    run: Run
+    run: ModelRun
     codecs: Mapping[str, WeightCodec]
     store: EncodedStore
-    original: Skeleton
+    original: LayerwiseModel
     final: Callable[[int], torch.Tensor]
 
 
@@ -67,7 +68,7 @@ def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
     """
     store = task.store
     if not store.open_trained():
-        training = _Training(task)
+        training = _ModelTraining(task)
         try:
             yield from training.run(steps)
         finally:
@@ -90,7 +91,7 @@ def describe(gain: TrainingGain) -> Note:
     )
 
 
-class _Training:
+class _ModelTraining:
     def __init__(self, task: Task) -> None:
         self._run, self._store = task.run, task.store
         run = task.run
@@ -99,9 +100,13 @@ class _Training:
         )
         task.store.changes = self._scales
         model = quantized_model(run.model, task.codecs, task.store)
-        skeleton = Skeleton(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
-        self._streamed = Streamed(
-            task.original, skeleton, self._scales, task.final, run.windows.ids, run.folder
+        self._backprop = LayerwiseBackprop(
+            task.original,
+            build_model(run, model),
+            self._scales,
+            task.final,
+            run.windows.ids,
+            run.folder,
         )
         count = len(run.windows.ids)
         self._held_out = list(range(HELD_OUT - 1, count, HELD_OUT)) or [count - 1]
@@ -114,7 +119,7 @@ class _Training:
     def run(self, steps: int) -> Iterator[Event]:
         """Train, and save the best state that was met."""
         draw = torch.Generator().manual_seed(_SEED)
-        before = least = self._streamed.judge(self._held_out)
+        before = least = self._backprop.judge(self._held_out)
         yield Progress(0, steps, "training end to end", "steps")
         order: list[int] = []
         stopped = 0
@@ -124,10 +129,10 @@ class _Training:
                 order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
             batch, order = order[:BATCH], order[BATCH:]
             self._scales.forget()
-            finite = math.isfinite(self._streamed.learn(batch))
+            finite = math.isfinite(self._backprop.learn(batch))
             finite = finite and self._scales.descend(learning_rate(step, steps))
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
-                loss = self._streamed.judge(self._held_out)
+                loss = self._backprop.judge(self._held_out)
                 finite = math.isfinite(loss)
                 if loss < least:
                     least = loss

@@ -1,10 +1,10 @@
-"""A quantized model beside its original, forward and backward, with one layer's weights in memory.
+"""Backpropagation through a quantized model with one layer's weights in memory.
 
-Windows pass a layer one after the other, what each was given waits in a file, and on the way back
-each layer is filled again, run once more with gradients, and its weights' gradients are handed to
-those who move the few numbers behind them. The original is never run: the states after its last
-layer are known from the rounding before, and its predictions are made from them anew for each
-window, since those of all windows would not fit anywhere.
+A walk takes some windows forward and keeps every layer's input in a file. On the way back each
+layer is filled again and run once more with gradients, and the gradients of its weights are added
+up for the block scales behind them. The original is never run: the states after its last layer are
+known from the rounding before, and its predictions are made from them again for each window, since
+those of all windows would not fit anywhere.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
 from quantcli.checkpoint_view import Use
-from quantcli.layerwise.layered_model import Call, Skeleton
-from quantcli.statistics.layer_gradients import embedding_scale, own_call
+from quantcli.layerwise.hidden_states import LayerInputs
+from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
+from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.training.scale_parameters import ScaleParameters
+from quantcli.types import Event
 
 
-class Streamed:
+class LayerwiseBackprop:
     """``quantized`` reads its weights through ``scales``; ``final`` gives the original's states.
 
     ``ids`` are the windows, int32 (n, tokens); ``final`` takes a window's number and returns what
@@ -33,102 +35,72 @@ class Streamed:
     """
 
     def __init__(
-        self, original: Skeleton, quantized: Skeleton, scales: ScaleParameters,
+        self, original: LayerwiseModel, quantized: LayerwiseModel, scales: ScaleParameters,
         final: Callable[[int], torch.Tensor], ids: NDArray[np.int32], folder: Path,
     ) -> None:  # fmt: skip
         self._original, self._quantized, self._scales = original, quantized, scales
         self._final, self._ids, self._folder = final, ids, folder
-        with quantized.start() as start:
-            self._calls: list[Call] = [own_call(call) for call in start.calls(ids[0].tolist())]
-        self._scale = embedding_scale(original, ids[0])
+        self._scale = original.embedding_scale(ids[0])
 
     def judge(self, numbers: Sequence[int]) -> float:
         """Mean KL divergence of the original's predictions on these windows, in nats a token."""
-        with self._inputs(1, len(numbers)) as inputs:
-            self._embed(numbers, inputs[0])
-            for index in range(len(self._calls)):
-                self._forward(index, inputs[0], inputs[0])
-            return self._divergence(numbers, inputs[0], gradients=False)
+        with self._walk(numbers, 1) as walk:
+            run_silently(walk.forward())
+            return self._divergence(walk, numbers, gradients=False)
 
     def learn(self, numbers: Sequence[int]) -> float:
         """The same, and its gradient added to those that are moved."""
-        layers = len(self._calls)
-        with self._inputs(layers + 1, len(numbers)) as inputs:
-            self._embed(numbers, inputs[0])
-            for index in range(layers):
-                self._forward(index, inputs[index], inputs[index + 1])
-            loss = self._divergence(numbers, inputs[layers], gradients=True)
+        with self._walk(numbers, len(self._quantized.layers) + 1) as walk:
+            run_silently(walk.forward())
+            loss = self._divergence(walk, numbers, gradients=True)
             if np.isfinite(loss):
-                for index in reversed(range(layers)):
-                    self._backward(index, inputs[index], inputs[layers])
-                self._learn_embedding(numbers, inputs[layers])
+                run_silently(walk.backward(self._layer))
+                self._learn_embedding(numbers, walk.states.values[0])
         return loss
 
     @contextmanager
-    def _inputs(self, depth: int, count: int) -> Iterator[NDArray[np.float32]]:
+    def _walk(self, numbers: Sequence[int], depth: int) -> Iterator[LayerWalk[LayerInputs]]:
+        model, ids = self._quantized, self._ids[list(numbers)]
         path = self._folder / "inputs.bin"
-        shape = (depth, count, self._ids.shape[1], self._quantized.hidden_size)
-        inputs = create_array(path, np.float32, shape)
+        inputs = create_array(path, np.float32, (depth, *ids.shape, model.hidden_size))
         try:
-            yield inputs
+            yield LayerWalk(model, ids, LayerInputs(inputs, model.dtype), label=None)
         finally:
-            del inputs
             path.unlink(missing_ok=True)
 
-    def _embed(self, numbers: Sequence[int], into: NDArray[np.float32]) -> None:
-        with self._quantized.start() as start:
-            for place, number in enumerate(numbers):
-                hidden = start.embed(self._ids[number].tolist())
-                into[place] = hidden[0].float().cpu().numpy()
-
-    def _forward(self, index: int, given: NDArray[np.float32], into: NDArray[np.float32]) -> None:
-        skeleton = self._quantized
-        with skeleton.filled(skeleton.layer_parameters(index)):
-            for place in range(len(given)):
-                hidden = skeleton.run(index, self._load(given[place]), self._calls[index])
-                into[place] = hidden[0].float().cpu().numpy()
-
     def _divergence(
-        self, numbers: Sequence[int], states: NDArray[np.float32], *, gradients: bool
+        self, walk: LayerWalk[LayerInputs], numbers: Sequence[int], *, gradients: bool
     ) -> float:
-        """The mean over the windows; with ``gradients`` these replace the states."""
-        skeleton, original = self._quantized, self._original
-        ours = [*skeleton.outside_layers(), skeleton.head_name]
+        """The mean over the windows; with ``gradients`` these replace the last layer's outputs."""
+        original = self._original
         theirs = [*original.outside_layers(), original.head_name]
         total = 0.0
-        with self._filled(ours, gradients=gradients), original.filled(theirs):
-            for place, number in enumerate(numbers):
+        with walk.head(weights=True) as ours, original.filled(theirs):
+            if gradients:
+                self._require_gradients(ours)
+            for window, number in enumerate(numbers):
                 with torch.no_grad():
                     final = self._final(number).to(original.device, original.dtype).clone()
                     aim = torch.log_softmax(original.scores(final).float(), dim=-1)
                 with torch.set_grad_enabled(gradients):
-                    leaf = self._load(states[place]).requires_grad_(gradients)
-                    found = torch.log_softmax(skeleton.scores(leaf).float(), dim=-1)
+                    leaf = walk.get(window).requires_grad_(gradients)
+                    found = torch.log_softmax(walk.model.scores(leaf).float(), dim=-1)
                     loss = (aim.exp() * (aim - found)).sum(dim=-1).mean() / len(numbers)
                     total += float(loss.detach())
                     if not np.isfinite(total):
                         return total
                     if gradients:
                         loss.backward()
-                        states[place] = _array(leaf.grad)
+                        walk.states.replace(window, gradient_of(leaf))
             if gradients:
                 self._hand_over(ours)
         return total
 
-    def _backward(
-        self, index: int, given: NDArray[np.float32], gradients: NDArray[np.float32]
-    ) -> None:
-        """Replace gradients by the layer's outputs with those by its inputs."""
-        skeleton, call = self._quantized, self._calls[index]
-        names = skeleton.layer_parameters(index)
-        with self._filled(names, gradients=True), torch.enable_grad():
-            for place in range(len(given)):
-                leaf = self._load(given[place]).requires_grad_(True)
-                result = skeleton.layers[index](leaf, *call[0], **call[1])
-                result = result[0] if isinstance(result, tuple) else result
-                result.backward(self._load(gradients[place]))
-                gradients[place] = _array(leaf.grad)
-            self._hand_over(names)
+    def _layer(self, layer: LayerPass) -> Iterator[Event]:
+        """Gradients by a layer's outputs give way to those by its inputs."""
+        self._require_gradients(layer.names)
+        yield from layer.backward()
+        self._hand_over(layer.names)
 
     def _learn_embedding(self, numbers: Sequence[int], gradients: NDArray[np.float32]) -> None:
         uses = self._uses(self._quantized.embedding_name)
@@ -142,15 +114,10 @@ class Streamed:
         for row, gradient in zip(rows.tolist(), found, strict=True):
             self._scales.add_rows(uses[0].tensor.name, row, gradient[None])
 
-    @contextmanager
-    def _filled(self, names: Sequence[str], *, gradients: bool) -> Iterator[None]:
-        """These parameters, of which those that are moved take gradients."""
-        skeleton = self._quantized
-        with skeleton.filled(names):
-            if gradients:
-                for name in names:
-                    self._parameter(name).requires_grad_(bool(self._uses(name)))
-            yield
+    def _require_gradients(self, names: Sequence[str]) -> None:
+        """Of the parameters that are moved."""
+        for name in names:
+            self._parameter(name).requires_grad_(bool(self._uses(name)))
 
     def _parameter(self, name: str) -> Any:
         """A filled parameter; where the head is the embedding as well, it is the head's."""
@@ -176,14 +143,3 @@ class Streamed:
                     self._scales.add_vector(use.tensor.name, rows[0])
                 else:
                     self._scales.add_rows(use.tensor.name, use.first, rows)
-
-    def _load(self, values: NDArray[np.float32]) -> torch.Tensor:
-        found = torch.from_numpy(np.array(values)).unsqueeze(0)
-        return found.to(self._quantized.device, self._quantized.dtype)
-
-
-def _array(gradient: Any) -> NDArray[np.float32]:
-    if gradient is None:
-        raise RuntimeError("a layer gave no gradient")
-    found: NDArray[np.float32] = gradient[0].float().cpu().numpy()
-    return found

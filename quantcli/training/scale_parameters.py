@@ -1,4 +1,4 @@
-"""The few numbers that training end to end moves, beside a model of fixed codes.
+"""Block scales, norms and biases as parameters of end-to-end training; codes stay fixed.
 
 These are the float16 factors of blocks, and norms and biases, which stay in float32. Each stands
 as ``start + size * offset``, with its own magnitude as its size, so that one rate fits all of them;

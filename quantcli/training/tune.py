@@ -1,10 +1,10 @@
 """Quantization-aware training on the real grid, a layer at a time, after its weights were rounded.
 
 A layer as it was rounded runs on the windows' inputs, the error of its output goes back to every
-code and scale, and all of them move against it by steps that shrink to nothing: what one matrix
-lost another one makes good. The state that is best on held-out windows is
-taken, and only if it is clearly better there than the layer was before; a layer whose loss is no
-longer finite keeps the best state until then.
+code and scale, and all of them move against it by steps that shrink to nothing: one matrix can
+compensate the error of another. The state that is best on held-out windows is taken, and only if it
+is clearly better there than the layer was before; a layer whose loss is no longer finite keeps the
+best state until then.
 
 Sources: SignRound (arXiv:2309.05516) for offsets of the rounding, EfficientQAT's Block-AP
 (arXiv:2407.11062) for training scales and weights of a block together.
@@ -20,9 +20,7 @@ import torch
 
 from quantcli.checkpoint_view import Use
 from quantcli.formats import get_format, native
-from quantcli.layerwise.layered_model import Call
 from quantcli.rounding.options import Options, Outcome
-from quantcli.statistics.layer_gradients import own_call
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.base import RoundedLayer
 from quantcli.training.trainable_codes import Trainable, is_trainable
@@ -47,7 +45,7 @@ class _Tune:
         self, layer: RoundedLayer, options: Options, outcomes: list[Outcome]
     ) -> Iterator[Event]:
         """Train ``layer``; its tensors and outcomes are replaced where it is accepted."""
-        device = str(layer.skeleton.device)
+        device = str(layer.model.device)
         tensors = {
             name: Trainable(layer.formats(name), packed, layer.read(name), device)
             for name, packed in layer.packed.items()
@@ -57,9 +55,9 @@ class _Tune:
         if not tensors or layer.windows < 2:
             yield Note(f"{place}: nothing to tune")
             return
-        names = layer.skeleton.layer_parameters(layer.index)
-        with layer.skeleton.filled(names):
-            training = _Training(layer, tensors, names)
+        names = layer.model.layer_parameters(layer.index)
+        with layer.model.filled(names):
+            training = _LayerTraining(layer, tensors, names)
             yield from training.run(options.tune_steps, place)
         before, after = training.first, training.least
         if not after < (1 - MARGIN) * before:
@@ -78,22 +76,20 @@ class _Tune:
 TUNE = _Tune()
 
 
-class _Training:
+class _LayerTraining:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
     def __init__(
         self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str]
     ) -> None:
         self._layer, self._tensors = layer, tensors
-        self._call: Call = own_call(layer.call)
-        self._module = layer.skeleton.layers[layer.index]
+        self._call = layer.call
+        self._module = layer.model.layers[layer.index]
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
         for name in names:
-            uses = [
-                u for u in layer.skeleton.parameters.uses(name) if u.tensor.name in layer.packed
-            ]
+            uses = [u for u in layer.model.parameters.uses(name) if u.tensor.name in layer.packed]
             if uses:
-                parameter = layer.skeleton.module.get_parameter(name)
+                parameter = layer.model.module.get_parameter(name)
                 # Its memory may be the file's own.
                 parameter.data = parameter.data.clone()
                 parameter.requires_grad_(any(use.tensor.name in tensors for use in uses))

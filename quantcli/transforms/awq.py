@@ -1,9 +1,9 @@
 """AWQ: scale up the channels whose inputs are large, so that rounding costs them less.
 
-For each fold group the scales are powers of the inputs' size, and the same divided by powers of
-the weights' relative size ("duo"), a grid of exponents for each; the best by the output error on
-the *grid that the weights will be written in* is folded into the group, if it beats no scaling
-by a margin on all rows. So no group's loss rises, and the checkpoint stays a standard one.
+For each fold group the scales are powers of the inputs' size, and the same divided by powers of the
+weights' relative size ("duo"), a grid of exponents for each; the best by the output error on the
+*grid that the weights will be written in* is folded into the group, if it beats no scaling by a
+margin on all rows. So no group's loss rises, and the checkpoint stays a standard one.
 
 The inputs' size is their root mean square, where the paper takes the mean absolute value: the
 choice is among the same powers, and it is known after a rotation as well.
@@ -11,8 +11,8 @@ choice is among the same powers, and it is known after a rotation as well.
 Before error feedback another loss decides (`transforms.output_error`), and inputs hardly matter in
 it: feedback already puts errors where they forgive them. What is left to gain is little, that
 columns of one size share a scale better, so powers of the inputs' pivots and of the columns' root
-mean square are tried, each with exponents of its own.
-Sources: AWQ (arXiv:2306.00978); the second form is AutoAWQ's.
+mean square are tried, each with its own exponents. Sources: AWQ (arXiv:2306.00978); the second form
+is AutoAWQ's.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MARGIN, _MARGIN_BEFORE_FEEDBACK = 0.01, 0.02
 _INPUTS, _COLUMNS = (0.0, 0.1, 0.2, 0.3), (0.0, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Exponents before feedback; larger ones of the inputs were never best where measured."""
 _SMALLEST = 1e-4
-"""Of a channel's inputs beside the group's largest; what is smaller is as good as dead."""
+"""Of a channel's inputs relative to the group's largest; smaller ones count as dead."""
 _WINDOW = 32
 """Columns within which a weight's size is relative, about a block of most formats."""
 
@@ -134,7 +134,7 @@ def _even(scales: Scales) -> Scales:
 
 
 def _relative_size(consumers: list[ConsumerMatrix]) -> Scales:
-    """Each column's mean |w| beside the largest in its row's window of columns."""
+    """Each column's mean |w| relative to the largest in its row's window of columns."""
     columns = consumers[0].tensor.columns
     total: Scales = np.zeros(columns)
     for consumer in consumers:

@@ -25,7 +25,7 @@ from quantcli.types import Event, Note
 
 @dataclass(frozen=True, slots=True)
 class TransformsApplied(Event):
-    """All transforms are found: the model with them, its statistics, and each one by itself."""
+    """All transforms are applied: the model, its statistics, and each spec."""
 
     model: Model
     measured: InputStatistics | None

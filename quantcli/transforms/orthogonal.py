@@ -3,7 +3,7 @@
 A Hadamard matrix spreads every channel evenly over all others. Of size 2^k * m it is the
 Kronecker product of Sylvester's 2^k and, for m, Paley's first construction (m - 1 a prime that
 leaves 3 modulo 4) or his second (m / 2 - 1 a prime that leaves 1). Where no such m divides the
-size, a small random orthogonal matrix stands for the odd part. Two factors of about equal size
+size, a small random orthogonal matrix is the odd part. Two factors of about equal size
 make a product cost columns * 2 * sqrt(columns). Sources: Paley 1933; QuIP# (arXiv:2402.04396).
 """
 

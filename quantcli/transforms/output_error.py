@@ -1,13 +1,13 @@
 """The error that a grid makes in a matrix's output, as a function of its columns' scales.
 
-With W the weights, s the scales, Q the grid and H the mean of x x^T, the error of the outputs
-is tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
+With W the weights, s the scales, Q the grid and H the mean of x x^T, the error of the outputs is
+tr(E H E^T), E = Q(W diag(s)) diag(1/s) - W: no sample of inputs is needed, and all scales are
 compared on the same inputs. The grid is the one that the tensor will be written in, block scales
 and importance weights included.
 
-Where error feedback comes next, most of that error will be made good by the columns that follow.
-What is left is tr(E D E^T) with D the pivots of H (`quantcli.statistics.hessian`), if E is what
-rounding the fed-back weights leaves; that of the weights themselves stands for it.
+Where error feedback comes next, later columns compensate most of that error. What is left is tr(E D
+E^T) with D the pivots of H (`quantcli.statistics.hessian`), if E is what rounding the fed-back
+weights leaves; that of the weights themselves approximates it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def block_grid(name: str) -> RoundRows:
 def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
     """An integer grid with ranges found by ``search``; not for strategy "tensor".
 
-    A scale of a whole tensor knows no rows of its own, so PlanError refuses that.
+    PlanError for a scale of a whole tensor, which cannot be found on a few rows.
     """
     if grid.strategy == "tensor":
         raise PlanError(
@@ -70,8 +70,8 @@ def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
 
 def block_grids(formats: Mapping[str, str]) -> dict[str, RoundRows]:
     """Grids by tensor, from a plan's format of each."""
-    known = {name: block_grid(name) for name in set(formats.values())}
-    return {tensor: known[name] for tensor, name in formats.items()}
+    by_format = {name: block_grid(name) for name in set(formats.values())}
+    return {tensor: by_format[name] for tensor, name in formats.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ class ConsumerMatrix:
     grid: RoundRows
     share: float = 1.0
     weighted: bool = True
-    """Whether the grid is told the columns' importance, the diagonal of H."""
+    """Whether rounding knows the columns' importance, the diagonal of H."""
     pivots: Callable[[str, int], Floats] | None = None
     """Likewise the pivots of H, where feedback comes next."""
 
@@ -100,7 +100,7 @@ class ConsumerMatrix:
 
     @property
     def squares(self) -> Floats:
-        """What a column's error weighs by itself: the diagonal of H, or its pivots."""
+        """The weight of each column's error: the diagonal of H, or its pivots."""
         if self.pivots is not None:
             return self.pivots(self.tensor.name, self.matrix)
         return self.hessian.diagonal()
@@ -142,7 +142,7 @@ class ConsumerMatrix:
         return float(np.square(difference).sum(axis=0, dtype=np.float64) @ self.squares)
 
     def output(self, rows: Floats) -> float:
-        """tr(W H W^T) of all of the matrix's rows, told by ``rows``: its output's square."""
+        """Output energy tr(W H W^T) of the matrix, estimated from a sample of rows."""
         return output_error(rows, self.hessian) * self.height / len(rows)
 
 
@@ -159,8 +159,8 @@ def open_consumers(
     """The matrices that read the group's channels, will be rounded and saw an input.
 
     Where the group's matrices have channels of their own (inside experts), those of ``matrix``.
-    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` tells that
-    rounding will make good what it can.
+    Matrices without a grid stay as they are, so their error is nothing. ``feedback`` says that
+    rounding will feed errors back.
     """
     tensors = {tensor.name: tensor for tensor in model.tensors}
     counts = {}

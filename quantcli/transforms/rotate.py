@@ -1,14 +1,14 @@
 """Rotation: spread outlier channels over all others, offline, in the weights alone.
 
-RMSNorm commutes with any rotation of the residual stream once its weights are ones. So each
-norm's weights go into the matrices that read it, everything that reads the stream is rotated
-along its columns, and everything that writes to it along its rows, the embeddings included; a
-tied head becomes a tensor of its own, since the final norm's weights are in it. Attention's
-values are rotated within each head, and undone in the columns of the output matrix.
+RMSNorm commutes with any rotation of the residual stream once its weights are ones. So each norm's
+weights go into the matrices that read it, everything that reads the stream is rotated along its
+columns, and everything that writes to it along its rows, the embeddings included; a tied head
+becomes a separate tensor, since the final norm's weights are in it. Attention's values are rotated
+within each head, and undone in the columns of the output matrix.
 
 Refused where the function would change: LayerNorm, norms after attention or MLP. Rotations that
-must be computed at inference (before the MLP's last product, within the KV cache) are not done:
-the file stays a standard one. Sources: QuaRot (arXiv:2404.00456), SpinQuant (arXiv:2405.16406).
+must be computed at inference (before the MLP's last product, within the KV cache) are not done: the
+file stays a standard one. Sources: QuaRot (arXiv:2404.00456), SpinQuant (arXiv:2405.16406).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
 
 
 def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
-    """The transform that rotates the residual stream, and each head's values unless told not to.
+    """The transform that rotates the residual stream, and each head's values if ``heads``.
 
     Only norms are read. ArchitectureError where the model's function would not be preserved.
     """
@@ -105,7 +105,7 @@ def _read_stream(
 def _untie(
     model: Model, tensors: Mapping[str, OutputTensor], final: str, turn: RotationRef
 ) -> dict[str, Operation]:
-    """A head of its own for a model whose head is the embeddings."""
+    """A separate head for a model whose head is the embeddings."""
     if _OUTPUT in tensors:
         return {}
     norm = model.read_floats(tensors[final], 0, 1)[0]

@@ -1,7 +1,7 @@
 """The search over scales that AWQ and SmoothQuant share: candidates, losses, a clear winner.
 
 Candidates are compared on a sample of each matrix's rows, the likeliest on a larger one: each is
-rounded anew, so few rows tell little of a few per cent. The best one is folded if, on all rows, it
+rounded anew, so few rows do not resolve a few per cent. The best one is folded if, on all rows, it
 lowers the loss by a margin, so no group is ever worse off than without the transform.
 """
 
@@ -102,13 +102,13 @@ def search_groups(
         for number, found in enumerate(pool.map(search_all, groups)):
             group = groups[number]
             scales = np.ones((group.matrices, group.channels))
-            told = []
+            searched = []
             for matrix, one in enumerate(found):
                 if one is not None:
                     scales[matrix] = one[0]
-                    told.append(one[1])
-            outcomes += told
-            if any(outcome.choice for outcome in told):
+                    searched.append(one[1])
+            outcomes += searched
+            if any(outcome.choice for outcome in searched):
                 parts.append(scale_group(group, scales, tensors))
             yield Progress(number + 1, len(groups), group.name, "groups")
     transform = TransformSpec(method, merge_scales(parts), settings=settings)

@@ -96,7 +96,7 @@ class TransformedModel(Model):
 def apply_transform(model: Model, transform: TransformSpec) -> TransformedModel:
     """``model`` with its weights transformed; nothing is read.
 
-    A head that the transform makes out of the embeddings becomes a tensor of its own, and the
+    A head that the transform makes out of the embeddings becomes a separate tensor, and the
     configuration then says that the two are not tied. ArchitectureError when the transform is of
     another model, SourceError when weights that it changes are quantized already.
     """

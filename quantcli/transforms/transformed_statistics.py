@@ -25,7 +25,7 @@ Vector = NDArray[np.float64]
 class TransformedStatistics:
     """The statistics that ``base`` would hold of the model after ``transform``.
 
-    SourceError for what cannot be told: absolute values after a rotation, and channels that a
+    SourceError for what cannot be computed: absolute values after a rotation, and channels that a
     norm's weight of zero had hidden.
     """
 
@@ -64,7 +64,7 @@ class TransformedStatistics:
         return self._scaled(name, matrix, self._base.mean_abs(self._origin(name), matrix))
 
     def _origin(self, name: str) -> str:
-        """The tensor whose input was seen; a head that was tied is the embeddings to no tap."""
+        """The tensor whose input was measured; a tied head has no input hook as the embeddings."""
         operation = self._transform.operations.get(name)
         return name if operation is None or operation.source is None else operation.source
 

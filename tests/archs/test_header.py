@@ -58,7 +58,7 @@ def test_the_rebuilt_configuration_gives_the_same_logits(
     name: str, checkpoint: Callable[..., Path]
 ) -> None:
     torch = pytest.importorskip("torch")
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     config, _, rebuilt = _rebuild(checkpoint(name))
@@ -66,14 +66,14 @@ def test_the_rebuilt_configuration_gives_the_same_logits(
     def logits(settings: Mapping[str, Any]) -> Any:
         with open_model(checkpoint(name), vocabulary=False) as model:
             # The image-and-text class has its text model's weights under another name.
-            skeleton = Skeleton(model, settings)
-            with skeleton.start() as start:
+            layers = LayerwiseModel(model, settings)
+            with layers.start() as start:
                 hidden, calls = start.embed(IDS), start.calls(IDS)
             for index, call in enumerate(calls):
-                with skeleton.filled(skeleton.layer_parameters(index)):
-                    hidden = skeleton.run(index, hidden, call)
-            with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
-                return skeleton.logits(skeleton.finish(hidden))
+                with layers.filled(layers.layer_parameters(index)):
+                    hidden = layers.run(index, hidden, call)
+            with layers.filled([*layers.outside_layers(), layers.head_name]):
+                return layers.logits(layers.finish(hidden))
 
     wanted, found = logits(config), logits(rebuilt)
     # Divisors of Llama 3's scaling are found again to a few units of float32.

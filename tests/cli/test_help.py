@@ -13,7 +13,10 @@ from quantcli.cli.app import COMMANDS, app
 
 ROOT = get_command(app)
 NAMES = sorted(ROOT.commands)
-HEAVY = ("numpy", "gguf", "torch", "transformers", "tokenizers", "huggingface_hub", "ml_dtypes")
+HEAVY = (
+    "numpy", "gguf", "torch", "transformers", "tokenizers", "huggingface_hub", "ml_dtypes",
+    "msgspec", "yaml",
+)  # fmt: skip
 LIBRARY_OPTIONS = {"help", "install_completion", "show_completion"}
 
 

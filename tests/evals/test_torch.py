@@ -12,7 +12,7 @@ import pytest
 
 from quantcli.errors import VocabularyError, WeightError
 from quantcli.evals.artifacts import open_artifact
-from quantcli.evals.run import Job, Measured, evaluate
+from quantcli.evals.run import EvaluationDone, EvaluationJob, evaluate
 from quantcli.evals.windows import Window
 from quantcli.layerwise.texts import read_texts
 
@@ -25,10 +25,12 @@ TEXT = DATA / "pride-and-prejudice.txt"
 CONTEXT, WINDOWS = 128, 3
 
 
-def _measure(target: Path, engine: str, **options: Any) -> Measured:
+def _measure(target: Path, engine: str, **options: Any) -> EvaluationDone:
     with (artifact := open_artifact(str(target), engine=engine, **options)).model:
-        job = Job([artifact], read_texts([str(TEXT)]), context=CONTEXT, chunks=WINDOWS, threads=1)
-        return next(e for e in evaluate(job) if isinstance(e, Measured))
+        job = EvaluationJob(
+            [artifact], read_texts([str(TEXT)]), context=CONTEXT, chunks=WINDOWS, threads=1
+        )
+        return next(e for e in evaluate(job) if isinstance(e, EvaluationDone))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,7 @@ def test_without_memory_it_goes_layer_by_layer_to_the_same_logits() -> None:
     assert not layered.resident
     assert resident.resident
     found = [logits.copy() for logits in layered.run(windows)]
-    assert all(p.is_meta for p in layered._skeleton.module.parameters())
+    assert all(p.is_meta for p in layered._model.module.parameters())
     for a, b in zip(found, resident.run(windows), strict=True):
         assert a.shape == (15, 4096)
         np.testing.assert_array_equal(a, b)
@@ -105,7 +107,7 @@ def test_without_memory_it_goes_layer_by_layer_to_the_same_logits() -> None:
 def test_logits_that_are_no_numbers_are_refused() -> None:
     engine = _engine()
     with torch.no_grad():
-        engine._skeleton.module.get_output_embeddings().weight[5, 0] = float("nan")
+        engine._model.module.get_output_embeddings().weight[5, 0] = float("nan")
     window = Window(np.arange(32, dtype=np.int32), 16, np.arange(17, 32, dtype=np.int64))
     with pytest.raises(WeightError, match="not finite numbers, first for scored position 1 of"):
         list(engine.run([window]))

@@ -211,14 +211,14 @@ def test_what_is_refused_before_the_work(
 ) -> None:
     file = gguf("llama", "F32")
     bare = tmp_path / "bare.gguf"
+    from quantcli.artifacts.gguf_set import prepare_gguf_set
     from quantcli.artifacts.write import write_artifact
-    from quantcli.exports import regroup
     from quantcli.sources.gguf import open_gguf
 
     store = open_gguf(file)
     for key in [key for key in store.metadata if key.startswith("tokenizer.")]:
         del store.metadata[key]
-    list(write_artifact(regroup.prepare(store, bare)))
+    list(write_artifact(prepare_gguf_set(store, bare)))
     cases = [
         (bare, {}, VocabularyError, r"bare\.gguf has no tokenizer"),
         (checkpoint("llama"), {}, SourceError, "is a checkpoint already"),
@@ -263,14 +263,14 @@ def test_files_of_the_original_are_taken(
 
 
 def test_an_unknown_architecture_is_refused(gguf: Callable[..., Path], tmp_path: Path) -> None:
+    from quantcli.artifacts.gguf_set import prepare_gguf_set
     from quantcli.artifacts.write import write_artifact
-    from quantcli.exports import regroup
     from quantcli.sources.gguf import open_gguf
     from quantcli.types import text
 
     store = open_gguf(gguf("llama", "F32"))
     store.metadata["general.architecture"] = text("zebra")
-    list(write_artifact(regroup.prepare(store, tmp_path / "zebra.gguf")))
+    list(write_artifact(prepare_gguf_set(store, tmp_path / "zebra.gguf")))
     with pytest.raises(SourceError, match="configuration of a zebra model cannot be told"):
         quantcli.export(tmp_path / "zebra.gguf", tmp_path / "hf", to="hf")
     assert not (tmp_path / "hf").exists()

@@ -32,7 +32,7 @@ from quantcli.events import drain
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.rounding.options import Options
+from quantcli.rounding.options import Options, Outcome
 from quantcli.run.find_transforms import find_transforms
 from quantcli.run.folder_codes import stored_codes
 from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
@@ -226,7 +226,7 @@ def test_smoothquant_takes_outliers_from_eight_bit_activations(
 def _run(
     model: Model, path: Path, method: str, *, stop: int | None = None, resume: bool = False
 ) -> None:
-    """What the command does; ``stop`` ends the rounding after so many events."""
+    """What the command does; ``stop`` ends the rounding after so many outcomes."""
     planned = prepare_run(model, [Text("a text", KNOWN)], ctx=64, chunks=8)
     recipe = Recipe(to="gptq", method=method, group_size=32)
     job = prepare_folder(model, recipe, path, importance=planned.importance)
@@ -237,8 +237,10 @@ def _run(
     job = prepare_folder(planned.model, recipe, path, importance=planned.importance)
     encoding = begin_rounding(planned, job.plan, path, Options(), threads=2, resume=resume)
     events = round_tensors(encoding)
-    for number, _ in enumerate(events):
-        if number == stop:
+    outcomes = 0
+    for event in events:
+        outcomes += isinstance(event, Outcome)
+        if outcomes == stop:
             break
     else:
         for _ in write_artifact(replace(job, codes=stored_codes(job, encoding.store)), threads=2):
@@ -255,7 +257,7 @@ def test_an_interrupted_run_searches_again_and_goes_on(
     with open_model(checkpoint("llama-tied", "bfloat16"), vocabulary=False) as model:
         _run(model, tmp_path / "once", method)
         path = tmp_path / "twice"
-        _run(model, path, method, stop=26)
+        _run(model, path, method, stop=9)
         assert not path.exists()
         with pytest.raises(SourceError, match="model"):
             _run(model, path, "rotate,gptq", resume=True)

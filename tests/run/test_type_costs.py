@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from quantcli.artifacts.gguf_file import prepare_gguf
+from quantcli.events import drain
 from quantcli.formats import get_format
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
@@ -24,7 +25,8 @@ from quantcli.plan.allocate import TYPES, find_candidates
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
 from quantcli.run.method_run import MethodRun, plan_passes, prepare_run
-from quantcli.run.type_costs import Surveyed, survey
+from quantcli.run.type_costs import measure_type_costs
+from quantcli.types import Event, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 TEXT = (Path(__file__).parents[1] / "golden" / "calibration.txt").read_text()
@@ -49,16 +51,17 @@ def costs(mini: Model, job: MethodRun, tmp_path_factory: pytest.TempPathFactory)
     ).plan
     run = plan_passes(job, tmp_path_factory.mktemp("survey"), "float32", "cpu", 1 << 40, 1)
     kinds = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q6_K")
-    *_, found = survey(run, find_candidates(plan, kinds), OPTIONS)
-    assert isinstance(found, Surveyed)
-    # A second survey of the same question answers from what was kept.
-    (again,) = survey(run, find_candidates(plan, kinds), OPTIONS)
-    assert isinstance(again, Surveyed)
-    assert again.costs == found.costs
-    other = survey(run, find_candidates(plan, kinds), replace(OPTIONS, damping=0.1))
-    assert not isinstance(next(other), Surveyed)
-    other.close()
-    return dict(found.costs)
+    events: list[Event] = []
+    found = drain(measure_type_costs(run, find_candidates(plan, kinds), OPTIONS), events.append)
+    assert events
+    # A second call for the same answers from what was kept.
+    again = measure_type_costs(run, find_candidates(plan, kinds), OPTIONS)
+    assert drain(again, pytest.fail) == found
+    other = replace(OPTIONS, damping=0.1)
+    asked = measure_type_costs(run, find_candidates(plan, kinds), other)
+    assert isinstance(next(asked), Progress)
+    asked.close()
+    return dict(found)
 
 
 def test_every_matrix_has_its_costs_and_more_bits_cost_less(costs: dict) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,18 +15,19 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 
-from quantcli.layerwise.input_hooks import GradientTap
-from quantcli.layerwise.layered_model import Skeleton
+from quantcli.layerwise.hidden_states import HiddenStateCache
+from quantcli.layerwise.layerwise_model import LayerwiseModel
+from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.model import open_model
 from quantcli.statistics import layer_gradients as sensitivity
 from quantcli.statistics.layer_gradients import (
     LayerGradients,
     choose_windows,
     measure_gradients,
-    own_call,
-    run_backwards,
+    measure_output_fisher,
 )
-from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator, cut_strips
+from quantcli.statistics.output_fisher import OutputFisher, cut_strips
+from quantcli.types import Event
 
 Checkpoint = Callable[..., Path]
 TOKENS = 24
@@ -40,28 +41,28 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray
     """Means by GGUF tensor, and the fitted mean at the embedding's output."""
     found: dict[str, OutputFisher] = {}
     with open_model(folder) as model:
-        skeleton = Skeleton(model, model.config, dtype=torch.float32, device="cpu")
+        layers = LayerwiseModel(model, model.config, dtype=torch.float32, device="cpu")
         ids = _ids(int(model.config["vocab_size"]))
         gradients = LayerGradients(work, choose_windows(len(ids), 4))
-        assert list(measure_gradients(skeleton, ids, gradients))
+        assert list(measure_gradients(layers, ids, gradients))
         # A second run takes the file.
-        assert not list(measure_gradients(skeleton, ids, LayerGradients(work, gradients.numbers)))
+        assert not list(measure_gradients(layers, ids, LayerGradients(work, gradients.numbers)))
         rows = {
             t.name: t.shape[-2]
             for t in model.tensors
             if len(t.shape) == 2 or "ffn_down_exps" in t.name
         }
-        with skeleton.start() as start:
-            calls = [own_call(call) for call in start.calls(ids[0].tolist())]
-            states = {n: start.embed(ids[n].tolist()).clone() for n in gradients.numbers}
-        for index in range(len(skeleton.layers)):
-            sums = OutputGradientAccumulator(skeleton.parameters.uses, rows)
-            with skeleton.filled(skeleton.layer_parameters(index)) as weights:
-                for number, gradient in gradients.of(index, skeleton):
-                    with GradientTap(weights, sums.observe):
-                        run_backwards(skeleton, index, states[number], gradient, calls[index])
-                    states[number] = skeleton.run(index, states[number], calls[index]).clone()
-            found.update(sums.means())
+        states = HiddenStateCache((4, TOKENS, layers.hidden_size), torch.float32)
+        walk = LayerWalk(layers, ids[list(gradients.numbers)], states)
+
+        def visit(layer: LayerPass) -> Iterator[Event]:
+            back = enumerate(gradients.of(layer.index, layers))
+            found.update(measure_output_fisher(layer, back, rows))
+            yield from layer.forward()
+
+        walk.embed()
+        for index in walk.layers:
+            run_silently(walk.layer(index, visit))
         return found, gradients.embedding().fit
 
 

@@ -25,14 +25,14 @@ def transformers_logits(model: Model, ids: Sequence[int]) -> NDArray[np.float32]
     """
     import torch
 
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
-    skeleton = Skeleton(model, model.config, dtype=torch.float64)
-    with skeleton.start() as start:
+    layers = LayerwiseModel(model, model.config, dtype=torch.float64)
+    with layers.start() as start:
         hidden, calls = start.embed(ids), start.calls(ids)
     for index, call in enumerate(calls):
-        with skeleton.filled(skeleton.layer_parameters(index)):
-            hidden = skeleton.run(index, hidden, call)
-    with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
-        logits: NDArray[np.float32] = skeleton.logits(skeleton.finish(hidden))[0].numpy()
+        with layers.filled(layers.layer_parameters(index)):
+            hidden = layers.run(index, hidden, call)
+    with layers.filled([*layers.outside_layers(), layers.head_name]):
+        logits: NDArray[np.float32] = layers.logits(layers.finish(hidden))[0].numpy()
     return logits

@@ -36,7 +36,7 @@ from quantcli.rounding.trained_scales import TrainingGain
 from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
-from quantcli.training.layerwise_backprop import Streamed
+from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.types import Event, Note, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -242,14 +242,14 @@ def test_harm_is_not_stored(small: Model, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_loss_that_is_not_finite_stops_it(
     small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learn, count = Streamed.learn, 0
+    learn, count = LayerwiseBackprop.learn, 0
 
     def broken(self: Any, numbers: Any) -> float:
         nonlocal count
         count += 1
         return float("nan") if count == 6 else learn(self, numbers)
 
-    monkeypatch.setattr(Streamed, "learn", broken)
+    monkeypatch.setattr(LayerwiseBackprop, "learn", broken)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", e2e_steps=12)
     assert count == 6
     warnings = [note.message for note in run.notes if note.level == "warning"]
@@ -309,7 +309,7 @@ def test_gradients_are_those_of_the_divergence(
         yield Progress(0, 1, "")
         end_to_end.save_trained(self._run.folder, None, TrainingGain(steps, 1.0, 1.0))
 
-    monkeypatch.setattr(end_to_end._Training, "run", check)
+    monkeypatch.setattr(end_to_end._ModelTraining, "run", check)
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:
         _run(model, tmp_path / "m.gguf", file_type="Q4_0")
     assert shares[0] == pytest.approx(1, abs=0.15)

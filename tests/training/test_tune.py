@@ -209,7 +209,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path)
 def test_a_loss_that_is_not_finite_stops_the_layer(
     small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loss = tune._Training._loss
+    loss = tune._LayerTraining._loss
     count = 0
 
     def broken(self: Any, number: int) -> Any:
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_stops_the_layer(
         count += torch.is_grad_enabled()
         return loss(self, number) * (float("nan") if count > 4 * tune.BATCH else 1)
 
-    monkeypatch.setattr(tune._Training, "_loss", broken)
+    monkeypatch.setattr(tune._LayerTraining, "_loss", broken)
     monkeypatch.setattr(tune, "MARGIN", 0.0)
     run = _run(small, tmp_path / "m.gguf", file_type="Q4_0")
     warnings = [note.message for note in run.notes if note.level == "warning"]

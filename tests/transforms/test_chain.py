@@ -62,11 +62,11 @@ def test_a_transform_changes_what_a_calibration_continues(
     checkpoint: Callable[..., Path],
 ) -> None:
     """A run that was begun on the original is no beginning for the transformed model."""
-    from quantcli.layerwise.runner import _fingerprint
+    from quantcli.layerwise.model_run import fingerprint
 
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         models = [model, chain(model, "rotate")[0].model, chain(model, "awq")[0].model]
-        assert len({_fingerprint(one) for one in models}) == 3
+        assert len({fingerprint(one) for one in models}) == 3
 
 
 def test_what_cannot_work_is_refused_first(checkpoint: Callable[..., Path]) -> None:

@@ -55,22 +55,20 @@ def linear_layers(model: Model) -> dict[str, Any]:
 @contextmanager
 def running(model: Model) -> Iterator[Any]:
     """transformers' module with all its weights."""
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
-    skeleton = Skeleton(model, model.config)
-    inside = (skeleton.layer_parameters(i) for i in range(len(skeleton.layers)))
-    names = [*skeleton.outside_layers(), *(n for layer in inside for n in layer)]
-    with skeleton.filled(
-        list(dict.fromkeys([*names, skeleton.embedding_name, skeleton.head_name]))
-    ):
-        yield skeleton
+    layers = LayerwiseModel(model, model.config)
+    inside = (layers.layer_parameters(i) for i in range(len(layers.layers)))
+    names = [*layers.outside_layers(), *(n for layer in inside for n in layer)]
+    with layers.filled(list(dict.fromkeys([*names, layers.embedding_name, layers.head_name]))):
+        yield layers
 
 
 def predictions(model: Model, windows: Sequence[Sequence[int]], *, eight_bits: bool) -> Any:
     """Log-probabilities; with ``eight_bits`` the layers' products are W8A8's."""
-    with running(model) as skeleton, torch.inference_mode():
+    with running(model) as layers, torch.inference_mode():
         undo = []
-        for module in skeleton.layers.modules():
+        for module in layers.layers.modules():
             if eight_bits and isinstance(module, torch.nn.Linear):
                 weight = module.weight
                 step = weight.abs().amax(1, keepdim=True) / 127
@@ -79,7 +77,7 @@ def predictions(model: Model, windows: Sequence[Sequence[int]], *, eight_bits: b
                 )
                 undo.append((module, weight))
                 undo.append((module.register_forward_pre_hook(_round_tokens), None))
-        logits = skeleton.module(input_ids=torch.tensor(windows)).logits.double()
+        logits = layers.module(input_ids=torch.tensor(windows)).logits.double()
         for item, weight in undo:
             if weight is None:
                 item.remove()

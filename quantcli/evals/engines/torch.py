@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from quantcli.formats import get_format, native
 from quantcli.layerwise.windows import Tokenizer
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
-
-if TYPE_CHECKING:
-    from quantcli.layerwise.layered_model import Call
 
 INSTALL = "pip install 'quantcli[torch]'"
 
@@ -108,26 +105,25 @@ class TorchEngine:
         label: str,
         memory: int | None = None,
     ) -> None:
-        from quantcli.layerwise.layered_model import Skeleton
+        from quantcli.layerwise.layerwise_model import LayerwiseModel
 
         self._label = label
         self._words = words
-        self._skeleton = skeleton = Skeleton(model, config)
-        if getattr(skeleton.module.config, _CAPPED, None):
-            skeleton.module.set_attn_implementation("eager")
-        self.vocabulary = skeleton.vocabulary
+        self._model = layers = LayerwiseModel(model, config)
+        if getattr(layers.module.config, _CAPPED, None):
+            layers.module.set_attn_implementation("eager")
+        self.vocabulary = layers.vocabulary
         self.begin: int | None = words.begin
         self._memory = available() // 2 if memory is None else memory
         self._held = ExitStack()
         everything = [
-            *skeleton.outside_layers(),
-            *(name for i in range(len(skeleton.layers)) for name in skeleton.layer_parameters(i)),
-            skeleton.head_name,
+            name for i in range(len(layers.layers)) for name in layers.layer_parameters(i)
         ]
-        sizes = dict(skeleton.module.named_parameters())
+        everything += [*layers.outside_layers(), layers.head_name]
+        sizes = dict(layers.module.named_parameters())
         self.resident = 4 * sum(sizes[name].numel() for name in everything) <= self._memory
         if self.resident:
-            self._held.enter_context(skeleton.filled(everything))
+            self._held.enter_context(layers.filled(everything))
 
     def tokenize(self, text: str) -> Tokens:
         """Token ids of a text, the beginning token included where the vocabulary asks for it."""
@@ -152,32 +148,26 @@ class TorchEngine:
 
     def _batch(self, windows: Sequence[Window]) -> int:
         """Windows whose hidden states fit into a quarter of the memory."""
-        each = 4 * self._skeleton.hidden_size * max(len(window.tokens) for window in windows)
+        each = 4 * self._model.hidden_size * max(len(window.tokens) for window in windows)
         return max(1, self._memory // 4 // each)
 
     def _run(self, windows: Sequence[Window]) -> Iterator[Floats]:
-        skeleton = self._skeleton
-        calls: list[Call] = []
-        with skeleton.start() as start:
-            hidden = []
-            for window in windows:
-                ids = window.tokens.tolist()
-                if ids and max(ids) >= self.vocabulary:
-                    raise SourceError(f"{self._label} has no token {max(ids)}")
-                hidden.append(start.embed(ids))
-                # All windows are equally long, and nothing else enters.
-                calls = calls or start.calls(ids)
-        for index, call in enumerate(calls):
-            with self._filled(skeleton.layer_parameters(index)):
-                hidden = [skeleton.run(index, states, call) for states in hidden]
-        with self._filled([*skeleton.outside_layers(), skeleton.head_name]):
-            for window, states in zip(windows, hidden, strict=True):
-                rows = skeleton.finish(states)[:, window.first : window.last]
-                logits: Floats = skeleton.logits(rows)[0].float().numpy()
-                yield logits
+        from quantcli.layerwise.hidden_states import HiddenStateCache
+        from quantcli.layerwise.walk import LayerWalk, run_silently
 
-    def _filled(self, names: list[str]) -> Any:
-        return ExitStack() if self.resident else self._skeleton.filled(names)
+        # All windows are equally long, and nothing else enters.
+        ids = np.stack([window.tokens for window in windows])
+        if ids.size and int(ids.max()) >= self.vocabulary:
+            raise SourceError(f"{self._label} has no token {int(ids.max())}")
+        model = self._model
+        states = HiddenStateCache((*ids.shape, model.hidden_size), model.dtype)
+        walk = LayerWalk(model, ids, states, label=None)
+        run_silently(walk.forward())
+        with walk.head(weights=True):
+            for number, window in enumerate(windows):
+                rows = model.finish(walk.get(number))[:, window.first : window.last]
+                logits: Floats = model.logits(rows)[0].float().numpy()
+                yield logits
 
     def close(self) -> None:
         """Let the weights go."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from quantcli.formats.integer import IntegerGrid
-from quantcli.layouts.base import GRID_FIELDS, Grids, Layout
+from quantcli.layouts.base import Grids, Layout
 from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
 from quantcli.layouts.compressed_tensors.mxfp4 import MXFP4
 from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
@@ -64,16 +64,25 @@ def _remark(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
 COMPRESSED_TENSORS = Layout(
     name=METHOD,
     help="2 to 8 bits as llm-compressor stores them, for vLLM and transformers; also W8A8",
-    takes=GRID_FIELDS | {"activations"},
     grids=Grids(
         tuple(range(2, 9)),
+        PACKED,
         "middle",
         "integer",
         strategies=("channel", "tensor"),
         computes_in_scales=True,
     ),
-    weights=PACKED,
-    activations={"int8": INT8_TOKENS},
+    activations={
+        "int8": Grids(
+            (8,),
+            INT8_TOKENS,
+            "middle",
+            group="channel",
+            groups=None,
+            strategies=("channel", "tensor"),
+            computes_in_scales=True,
+        )
+    },
     blocks={"MXFP4": MXFP4},
     read=find_compressed_tensors,
     remark=_remark,

@@ -49,7 +49,7 @@ def _run(
     options: Options | None = None, threads: int = 1, resume: bool = False, stop: int | None = None,
     random_share: float = 0.0,
 ) -> Run:  # fmt: skip
-    """Quantize; ``stop`` ends the run after so many events, as an interrupt does."""
+    """Quantize; ``stop`` ends the run after so many outcomes, as an interrupt does."""
     planned = prepare_run(
         model, [Text("a text", TEXT)], ctx=ctx, chunks=chunks, random_share=random_share
     )
@@ -62,7 +62,7 @@ def _run(
     seen = []
     for event in events:
         seen.append(event)
-        if stop is not None and len(seen) == stop:
+        if stop is not None and sum(isinstance(event, Outcome) for event in seen) == stop:
             break
     else:
         for _ in write_artifact(take_encoded(job, encoding.store), threads=threads):
@@ -117,7 +117,7 @@ def test_the_same_run_gives_the_same_bytes(whole: Run, mini: Model, tmp_path: Pa
 
 def test_an_interrupted_run_goes_on(whole: Run, mini: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    _run(mini, path, stop=60)
+    _run(mini, path, stop=16)
     assert not path.exists()
     with pytest.raises(OutputError, match="interrupted"):
         _run(mini, path)
@@ -129,7 +129,7 @@ def test_an_interrupted_run_goes_on(whole: Run, mini: Model, tmp_path: Path) -> 
 
 def test_a_run_with_other_options_is_not_continued(mini: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
-    _run(mini, path, stop=60)
+    _run(mini, path, stop=16)
     with pytest.raises(SourceError, match="method options"):
         _run(mini, path, resume=True, options=Options(sweeps=3))
     with pytest.raises(SourceError, match="choice of types"):
@@ -143,7 +143,7 @@ def test_propagation_fits_to_the_quantized_prefix(whole: Run, mini: Model, tmp_p
     # The first layer's inputs differ by the embedding's error alone.
     assert run.outcomes[first].after == pytest.approx(whole.outcomes[first].after, rel=0.2)
     stopped = tmp_path / "resumed.gguf"
-    _run(mini, stopped, options=Options(propagate=True), stop=60)
+    _run(mini, stopped, options=Options(propagate=True), stop=16)
     _run(mini, stopped, options=Options(propagate=True), resume=True)
     assert stopped.read_bytes() == run.path.read_bytes()
 

@@ -1,10 +1,10 @@
-"""transformers' own code for a model, without its weights: a skeleton filled layer by layer.
+"""transformers' own code for a model, without its weights, which are filled in layer by layer.
 
-Every parameter starts on the meta device; `Skeleton.filled` puts one module's parameters there
-for the time of a ``with`` block. What a layer is called with besides the hidden states (masks,
-rotary embeddings) comes from running the model once with its layers replaced by recorders, and
-what follows the head (soft-capping) from running it with its decoder replaced, so no architecture
-needs code of its own here. Rows of the embedding are looked up as a text needs them.
+Every parameter starts on the meta device; `LayerwiseModel.filled` puts some parameters' values
+there for the time of a ``with`` block. What a layer is called with besides the hidden states
+(masks, rotary embeddings) comes from running the model once with its layers replaced by recorders,
+and what follows the head (soft-capping) from running it with its decoder replaced, so no
+architecture needs code of its own here. Rows of the embedding are looked up as a text needs them.
 
 Of a model that also sees images, the text model is taken.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 
 from quantcli.errors import ArchitectureError
 from quantcli.layerwise import call_recorder as recorders
+from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
 from quantcli.model import Model
@@ -30,8 +32,8 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is called with after the hidden states."""
 
 
-class Skeleton:
-    """The modules of one model: `Start.embed`, then `run` for each layer, `finish`, `logits`.
+class LayerwiseModel:
+    """The modules of one model: `Embedder.embed`, then `run` for each layer, `finish`, `logits`.
 
     ``dtype`` is what products are computed in; norms' sums are float32 inside transformers.
     ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied.
@@ -54,11 +56,13 @@ class Skeleton:
         prefix = _path(self.module, self.decoder)
         self._prefixes = [f"{prefix}{blocks}.{i}." for i in range(len(self.layers))]
         named = dict(self.module.named_parameters())
+        self._model = model
         self.parameters = Parameters(model, config, {n: tuple(p.shape) for n, p in named.items()})
         names = {id(parameter): name for name, parameter in named.items()}
         self._names = list(named)
         self.embedding_name = names[id(self.module.get_input_embeddings().weight)]
         self.head_name = names[id(self.module.get_output_embeddings().weight)]
+        self._filled: dict[str, torch.Tensor] = {}
         self._slots: dict[str, list[tuple[Any, str]]] = {}
         for owner in self.module.modules():
             for key, parameter in owner.named_parameters(recurse=False):
@@ -86,34 +90,93 @@ class Skeleton:
         inside = tuple(self._prefixes)
         return [n for n in self._names if not n.startswith(inside) and n not in apart]
 
+    def tensor_of(self, parameter: str) -> str | None:
+        """GGUF's tensor that holds a parameter, the first one where there are several."""
+        targets = self.parameters.targets(parameter, 0)
+        return targets[0][0].name if targets else None
+
+    def embedding_scale(self, window: NDArray[np.int32]) -> float:
+        """What it multiplies embedding rows by (Gemma does), by least squares on a window."""
+        with self.start() as start:
+            hidden = start.embed(window.tolist())[0].float().cpu().numpy()
+        rows = self.parameters.lookup(self.embedding_name, window.astype(np.int64))
+        rows = rows.astype(np.float32)
+        return float((hidden * rows).sum() / max(float((rows * rows).sum()), 1e-30))
+
+    @cached_property
+    def layer_starts(self) -> list[int]:
+        """Stored bytes before each layer, and of all layers, to measure progress by."""
+        stored = {tensor.name: tensor for tensor in self._model.tensors}
+        starts = [0]
+        for index in range(len(self.layers)):
+            size = 0
+            for name in self.layer_parameters(index):
+                for use in self.parameters.uses(name):
+                    tensor = stored.get(use.tensor.name)
+                    if tensor is not None:
+                        whole = self._model.stored_bytes(tensor) * use.piece.rows
+                        size += whole // max(1, tensor.rows)
+            starts.append(starts[-1] + size)
+        return starts
+
     @contextmanager
     def filled(self, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-        """Give these parameters their values for the time of the block; yields them by name."""
+        """Give these parameters their values for the time of the block; yields them by name.
+
+        Those that are filled already stay as they are.
+        """
         values: dict[str, torch.Tensor] = {}
+        fresh = [name for name in names if name not in self._filled]
         empty: list[tuple[Any, str, Any]] = []
         try:
-            for name in names:
-                values[name] = to_torch(self.parameters.read(name)).to(self.device, self.dtype)
+            for name in fresh:
+                value = to_torch(self.parameters.read(name)).to(self.device, self.dtype)
+                self._filled[name] = value
                 for module, key in self._slots[name]:
                     empty.append((module, key, getattr(module, key)))
-                    setattr(module, key, nn.Parameter(values[name], requires_grad=False))
+                    setattr(module, key, nn.Parameter(value, requires_grad=False))
+            values |= {name: self._filled[name] for name in names}
             yield values
         finally:
             values.clear()
+            for name in fresh:
+                self._filled.pop(name, None)
             for module, key, parameter in empty:
                 setattr(module, key, parameter)
 
     @contextmanager
-    def start(self) -> Iterator[Start]:
+    def start(self) -> Iterator[Embedder]:
         """Open the way from token ids to the first layer's input."""
         with self.filled(self.outside_layers()):
-            yield Start(self)
+            yield Embedder(self)
 
     @torch.inference_mode()
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Layer ``index`` (its parameters filled) on a window's hidden states (1, tokens, size)."""
         result = self.layers[index](hidden, *call[0], **call[1])
         return result[0] if isinstance(result, tuple) else result
+
+    def run_backwards(
+        self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call
+    ) -> torch.Tensor:
+        """The gradient by a layer's input (1, tokens, size), given the one by its output.
+
+        Parameters that require gradients have theirs added up.
+        """
+        with torch.enable_grad():
+            leaf = hidden.detach().clone().requires_grad_(True)
+            result = self.layers[index](leaf, *call[0], **call[1])
+            result = result[0] if isinstance(result, tuple) else result
+            result.backward(gradient)
+        return gradient_of(leaf)
+
+    def head_input(self, hidden: torch.Tensor) -> MatmulInput:
+        """The head's product with a window's states after the last layer (1, tokens, size).
+
+        `outside_layers` must be filled; the head's own weights are not needed.
+        """
+        rows = self.finish(hidden).flatten(0, 1)
+        return MatmulInput(self.head_name, 0, rows, (self.head_name, 0))
 
     @torch.inference_mode()
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -148,37 +211,47 @@ class Skeleton:
         return result
 
 
-class Start:
-    """Embeds windows of tokens, and tells how the layers are called for their length."""
+class Embedder:
+    """Embeds windows of tokens, and records how the layers are called for their length."""
 
-    def __init__(self, skeleton: Skeleton) -> None:
-        self._skeleton = skeleton
+    def __init__(self, model: LayerwiseModel) -> None:
+        self._model = model
 
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """The first layer's input, shape (1, tokens, hidden size)."""
         return self._record(ids)[0]
 
     def calls(self, ids: Sequence[int]) -> list[Call]:
-        """What each layer is called with beside the hidden states, for windows of this length."""
-        calls: list[Call] = self._record(ids)[1]
+        """What each layer is called with after the hidden states, for windows of this length.
+
+        They may take part in a backward pass.
+        """
+        calls: list[Call] = recorders.copy_call(self._record(ids)[1], {})
         return calls
 
     @torch.inference_mode()
     def _record(self, ids: Sequence[int]) -> tuple[torch.Tensor, list[Call]]:
-        skeleton = self._skeleton
-        embedding = skeleton.module.get_input_embeddings().weight
-        tokens = torch.tensor([list(ids)], device=skeleton.device)
+        model = self._model
+        embedding = model.module.get_input_embeddings().weight
+        tokens = torch.tensor([list(ids)], device=model.device)
         with (
-            recorders.replaced_layers(skeleton.layers) as seen,
+            recorders.replaced_layers(model.layers) as seen,
             recorders.Lookup(embedding, lambda rows: self._rows(rows)),
         ):
-            skeleton.decoder(input_ids=tokens, use_cache=False)
+            model.decoder(input_ids=tokens, use_cache=False)
         return seen[0].hidden, [(one.args, one.kwargs) for one in seen]
 
     def _rows(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        skeleton = self._skeleton
-        values = skeleton.parameters.lookup(skeleton.embedding_name, rows)
-        return to_torch(values).to(skeleton.device, skeleton.dtype)
+        model = self._model
+        values = model.parameters.lookup(model.embedding_name, rows)
+        return to_torch(values).to(model.device, model.dtype)
+
+
+def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
+    """The gradient by a leaf that a backward pass reached."""
+    if leaf.grad is None:
+        raise RuntimeError("a backward pass gave no gradient")
+    return leaf.grad
 
 
 def to_torch(values: NDArray[Any]) -> torch.Tensor:

@@ -16,17 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import AtomicFiles, refuse_existing
+from quantcli.artifacts.atomic import refuse_existing
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
-    lay_out,
-    shard_metadata,
+    lay_out_shards,
     shard_paths,
 )
+from quantcli.artifacts.gguf_shards import GgufShards
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import SLAB_BYTES, cut_slabs
-from quantcli.artifacts.write import Artifact, Chunk, Part
+from quantcli.artifacts.write import Chunk, Part
 from quantcli.errors import UsageError
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.budget import check_disk
@@ -38,7 +38,7 @@ _TYPE_IDS = {kind.name: number for number, kind in GGML_TYPES.items()}
 
 
 @dataclass(frozen=True)
-class GgufSet(Artifact):
+class GgufSet(GgufShards):
     """Decided files: which tensors each holds, and where."""
 
     store: GgufCheckpoint
@@ -59,30 +59,10 @@ class GgufSet(Artifact):
         return self.store
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The files that will be written."""
-        return tuple(self.groups)
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return sum(layout.size for layout in self.layouts.values())
-
-    @property
     def thread_bytes(self) -> int:
         """A slab, or the longest row."""
         infos = self.store.tensors.values()
         return max(SLAB_BYTES, *(info.nbytes // max(1, row_count(info.shape)) for info in infos))
-
-    def open(self) -> AtomicFiles:
-        """The files, to be written."""
-        sizes = {path: layout.size for path, layout in self.layouts.items()}
-        return AtomicFiles(sizes, force=self.force)
-
-    def heads(self) -> Iterator[Chunk]:
-        """The header of each file."""
-        for path, layout in self.layouts.items():
-            yield path, 0, layout.header
 
     def parts(self) -> Iterator[Part]:
         """The slabs of each tensor."""
@@ -100,7 +80,7 @@ def _copy(path: Path, offset: int, rows: NDArray[Any]) -> Iterator[Chunk]:
     yield path, offset, np.ascontiguousarray(rows).view(np.uint8).data
 
 
-def prepare(
+def prepare_gguf_set(
     store: GgufCheckpoint,
     output: Path,
     *,
@@ -119,11 +99,11 @@ def prepare(
         store.tensors.values(), lambda info: padded(info.nbytes, alignment), max_bytes
     )
     paths = shard_paths(output, len(groups))
-    layouts = {}
-    for index, (path, group) in enumerate(zip(paths, groups, strict=True)):
-        entries = [TensorEntry(t.name, t.shape, _TYPE_IDS[t.dtype], t.nbytes) for t in group]
-        keys = shard_metadata(metadata, index, len(groups), len(store.tensors))
-        layouts[path] = lay_out(keys, entries)
+    entries = {
+        path: [TensorEntry(t.name, t.shape, _TYPE_IDS[t.dtype], t.nbytes) for t in group]
+        for path, group in zip(paths, groups, strict=True)
+    }
+    layouts = lay_out_shards(metadata, entries)
     job = GgufSet(store, dict(zip(paths, groups, strict=True)), layouts, force)
     if check:
         _refuse_own(store, paths)

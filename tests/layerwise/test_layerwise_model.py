@@ -18,19 +18,19 @@ ROUNDING = 1e-5
 
 
 def _logits(path: Path, config: dict[str, Any]) -> Any:
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     with open_model(path, vocabulary=False) as model:
-        skeleton = Skeleton(model, config)
-        with skeleton.start() as start:
+        layers = LayerwiseModel(model, config)
+        with layers.start() as start:
             hidden, calls = start.embed(IDS), start.calls(IDS)
         for index, call in enumerate(calls):
-            with skeleton.filled(skeleton.layer_parameters(index)):
-                hidden = skeleton.run(index, hidden, call)
-        assert all(p.is_meta for p in skeleton.module.parameters())
-        with skeleton.filled([*skeleton.outside_layers(), skeleton.head_name]):
-            return skeleton.logits(skeleton.finish(hidden))
+            with layers.filled(layers.layer_parameters(index)):
+                hidden = layers.run(index, hidden, call)
+        assert all(p.is_meta for p in layers.module.parameters())
+        with layers.filled([*layers.outside_layers(), layers.head_name]):
+            return layers.logits(layers.finish(hidden))
 
 
 def _reference(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_a_gguf_gives_the_weights_that_llama_cpp_sees(
 ) -> None:
     from gguf import GGUFReader, dequantize
 
-    from quantcli.layerwise.layered_model import Skeleton
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
     from quantcli.model import open_model
 
     path = gguf("llama", "Q4_0")
@@ -82,11 +82,11 @@ def test_a_gguf_gives_the_weights_that_llama_cpp_sees(
         "lm_head.weight": "output.weight",
     }
     with open_model(path, vocabulary=False) as model:
-        skeleton = Skeleton(model, _config(checkpoint("llama")))
+        layers = LayerwiseModel(model, _config(checkpoint("llama")))
         for name, source in wanted.items():
             tensor = stored[source]
             assert (
-                skeleton.parameters.read(name) == dequantize(tensor.data, tensor.tensor_type)
+                layers.parameters.read(name) == dequantize(tensor.data, tensor.tensor_type)
             ).all()
 
 

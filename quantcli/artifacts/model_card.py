@@ -1,0 +1,94 @@
+"""Model cards: front matter that the Hub reads, and Markdown for people.
+
+Whoever makes an artifact gives the facts; every card is rendered here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from quantcli import __version__
+from quantcli.layouts import find_layout
+from quantcli.sources.card import CARD
+
+_KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+"""Of the source's front matter."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says: its front matter in order, and its paragraphs, the title first."""
+
+    front: Mapping[str, Any]
+    paragraphs: Sequence[str]
+
+
+def render_card(card: Card) -> bytes:
+    """The card as Markdown with its front matter."""
+    head = yaml.safe_dump(dict(card.front), sort_keys=False, allow_unicode=True)
+    return (f"---\n{head}---\n" + "\n\n".join(card.paragraphs) + "\n").encode()
+
+
+def fence(text: str, language: str = "") -> str:
+    """A block of code."""
+    return f"```{language}\n{text}\n```"
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def describe_folder(
+    source: Path,
+    *,
+    name: str,
+    repo: str | None,
+    to: str,
+    weights: str,
+    recipe: str,
+    nbytes: int,
+    bits: float,
+) -> Card:
+    """The card of a folder made of the checkpoint in ``source``, whose license it keeps."""
+    layout = find_layout(to)
+    front = {key: value for key, value in _front_matter(source).items() if key in _KEPT}
+    if repo is not None:
+        front["base_model"] = repo
+    front |= {"library_name": layout.library, "tags": ["quantcli", to]}
+    paragraphs = [
+        f"# {name.rpartition('/')[2]}, {weights}",
+        f"Made from {name} with quantcli {__version__} for {to}: {nbytes / 1e6:,.1f} MB of "
+        f"weights,\n{bits:.2f} bits per weight.",
+        "The recipe, of which quantcli makes the same bytes again:",
+        fence(recipe.rstrip(), "toml"),
+        "To run it:",
+        fence(layout.usage("FOLDER")),
+    ]
+    return Card(front, paragraphs)
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return {}
+    if not text.startswith("---\n"):
+        return {}
+    try:
+        found = yaml.safe_load(text[4:].partition("\n---")[0])
+        json.dumps(found)
+    except (yaml.YAMLError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,96 @@
+"""How a model is run: on which windows, in which precision, with which memory and threads.
+
+Products are computed in float32, or in bfloat16 where the weights are stored so and the processor
+multiplies it natively. A run that continues from a checkpoint gives the same bytes, on the same
+machine and with the same number of threads, as one that was never interrupted, so all of this
+belongs to its identity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import quantcli
+from quantcli.errors import UsageError
+from quantcli.layerwise.windows import Windows
+from quantcli.model import TRANSFORMS_KEY, Model
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """A model and its windows; ``folder`` takes what is larger than ``max_memory`` bytes."""
+
+    model: Model
+    windows: Windows
+    folder: Path
+    dtype: str
+    device: str
+    max_memory: int
+    threads: int
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What must be the same for a run to be continued, by what to call it."""
+        return {
+            "model": fingerprint(self.model),
+            "text or cut of it": hashlib.sha256(self.windows.ids.tobytes()).hexdigest(),
+            "window length": self.windows.ids.shape[1],
+            "dtype": self.dtype,
+            "device": self.device,
+            "number of threads": self.threads,
+            "version of quantcli": quantcli.__version__,
+            "version of torch": version("torch"),
+            "version of transformers": version("transformers"),
+        }
+
+
+def choose_device(name: str | None) -> str:
+    """CUDA where there is one, else the CPU; UsageError when the one asked for is not there."""
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"there is no device {name!r}", hint="cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("torch finds no CUDA device here", hint="--device cpu")
+    return name
+
+
+def choose_dtype(name: str | None, device: str, model: Model) -> str:
+    """The fast "bfloat16" where no weight loses by it and the processor has it, else "float32"."""
+    if name is not None:
+        if name not in DTYPES:
+            raise UsageError(f"products are not computed in {name!r}", hint=" or ".join(DTYPES))
+        return name
+    matrices = {tensor.dtype for tensor in model.tensors if len(tensor.shape) > 1}
+    if matrices != {"BF16"}:
+        return "float32"
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able = torch.cpu.get_capabilities()
+        native = bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
+    return "bfloat16" if native else "float32"
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over the configuration and the files' headers and dates, which stand for the weights.
+
+    Of weights that are transformed as they are read the transforms count too.
+    """
+    whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
+    if TRANSFORMS_KEY in model.metadata:
+        whole.update(str(model.metadata[TRANSFORMS_KEY].value).encode())
+    for info in sorted(model.store.tensors.values(), key=lambda info: info.name):
+        whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
+    for file in sorted({info.file for info in model.store.tensors.values()}):
+        found = file.stat()
+        whole.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return whole.hexdigest()

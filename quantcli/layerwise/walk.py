@@ -1,0 +1,279 @@
+"""A walk: all windows go through one layer before the next one's weights are read.
+
+The walk embeds the windows, fills and releases weights, keeps hidden states between the layers,
+refuses values that are not finite, and commits each layer, so that an interrupted run continues
+with the first layer that is not done. What is done with a layer, once it is filled, is for a
+visitor to say: observe its inputs, send gradients back, round its weights.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from quantcli.errors import SourceError
+from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
+from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
+from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
+from quantcli.layerwise.model_run import DTYPES, ModelRun
+from quantcli.model import Model
+from quantcli.types import Event, Progress
+
+ObserveInput = Callable[[MatmulInput], None]
+ObserveGradient = Callable[[OutputGradient], None]
+States = TypeVar("States", bound=HiddenStates)
+
+
+class Visitor(Protocol):
+    """Work along a walk; each method yields notes and progress."""
+
+    def embedding(self) -> Iterator[Event]:
+        """The windows are embedded; no layer was run."""
+        yield from ()
+
+    def layer(self, layer: LayerPass) -> Iterator[Event]:
+        """A layer is filled; take all windows through it with `LayerPass.forward`."""
+
+    def head(self) -> Iterator[Event]:
+        """All layers are done, and everything outside them but the head's weights is filled."""
+
+
+class LayerWalk(Generic[States]):
+    """Windows ``ids``, int32 (windows, tokens), on their way through ``model``.
+
+    ``states`` holds them between layers. ``done`` layers were finished in an earlier run, whose
+    states are there already; ``commit`` is called in place of ``states.turn_over`` with the number
+    of layers that are done. ``label`` is what a layer is called in errors, or None where values
+    that are not finite are no error; ``task`` stands before it in progress, whose whole is
+    ``passes`` times the model's bytes.
+    """
+
+    def __init__(
+        self, model: LayerwiseModel, ids: NDArray[np.int32], states: States, *, done: int = 0,
+        commit: Callable[[int], None] | None = None, label: str | None = "layer", task: str = "",
+        passes: int = 1,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.ids = ids
+        self.states = states
+        self.calls: list[Call] = []
+        self._done = done
+        self._commit = commit or (lambda done: states.turn_over())
+        self.label = label
+        self._task = task
+        self._passes = passes
+
+    @property
+    def windows(self) -> range:
+        """The windows' numbers."""
+        return range(len(self.ids))
+
+    @property
+    def layers(self) -> range:
+        """The layers' numbers."""
+        return range(len(self.model.layers))
+
+    def get(self, window: int) -> torch.Tensor:
+        """A window's input of the layer that is next, shape (1, tokens, size)."""
+        return self.states.get(window).to(self.model.device)
+
+    def get_next(self, window: int) -> torch.Tensor:
+        """A window's output of that layer, once it is through."""
+        return self.states.get_next(window).to(self.model.device)
+
+    def embed(self) -> None:
+        """Embed the windows, unless an earlier run took them further."""
+        with self.model.start() as start:
+            self.calls = start.calls(self.ids[0].tolist())
+            if self._done:
+                return
+            for number, window in enumerate(self.ids):
+                hidden = start.embed(window.tolist())
+                self.check(hidden, "the embedding", number)
+                self.states.put(number, hidden)
+        self.states.turn_over()
+
+    def run(self, visitor: Visitor) -> Iterator[Event]:
+        """The whole way: embedding, layers, head."""
+        self.embed()
+        yield from visitor.embedding()
+        for index in self.layers[self._done :]:
+            yield from self.layer(index, visitor.layer)
+        with self.head():
+            yield from visitor.head()
+
+    def forward(self) -> Iterator[Event]:
+        """All windows through all layers, with nobody watching."""
+        self.embed()
+        for index in self.layers:
+            yield from self.layer(index)
+
+    def layer(
+        self, index: int, visit: Callable[[LayerPass], Iterator[Event]] | None = None
+    ) -> Iterator[Event]:
+        """One layer: its weights come, all windows pass, its weights go, its states are kept."""
+        with self._filled(index) as layer:
+            yield from visit(layer) if visit else layer.forward()
+        self._commit(index + 1)
+
+    def backward(
+        self: LayerWalk[LayerInputs], visit: Callable[[LayerPass], Iterator[Event]] | None = None
+    ) -> Iterator[Event]:
+        """From the last layer, whose outputs gave way to gradients by them, to the first."""
+        for index in reversed(self.layers):
+            self.states.turn_back()
+            with self._filled(index) as layer:
+                yield from visit(layer) if visit else layer.backward()
+
+    @contextmanager
+    def head(self, *, weights: bool = False) -> Iterator[list[str]]:
+        """Fill what is outside the layers, with ``weights`` also the head's; yields their names."""
+        names = [*self.model.outside_layers(), *([self.model.head_name] if weights else [])]
+        with self.model.filled(names):
+            yield names
+
+    def progress(self, index: int, windows: int, *, back: bool = False) -> Progress:
+        """So many windows are through layer ``index``, or ``back`` through it."""
+        starts = self.model.layer_starts
+        whole = starts[-1]
+        part = (starts[index + 1] - starts[index]) * windows // max(1, len(self.ids))
+        done = whole + whole - starts[index + 1] + part if back else starts[index] + part
+        return Progress(done, self._passes * whole, f"{self._task}layer {index}")
+
+    @contextmanager
+    def _filled(self, index: int) -> Iterator[LayerPass]:
+        with ExitStack() as stack:
+            names = self.model.layer_parameters(index)
+            weights = stack.enter_context(self.model.filled(names))
+            yield LayerPass(self, index, names, weights, stack.close)
+
+    def check(self, hidden: torch.Tensor, what: str, window: int) -> None:
+        """SourceError when a value is not finite, naming what it is and the window."""
+        if self.label is not None and not torch.isfinite(hidden).all():
+            raise SourceError(
+                f"{what} holds a value that is not finite (window {window})",
+                hint="the weights may be damaged: 'quantcli inspect --stats' tells",
+            )
+
+
+@dataclass
+class LayerPass:
+    """A layer whose ``weights`` are in memory, with the windows before it; ``release`` frees it."""
+
+    walk: LayerWalk[Any]
+    index: int
+    names: Sequence[str]
+    weights: Mapping[str, torch.Tensor]
+    release: Callable[[], None]
+
+    @property
+    def call(self) -> Call:
+        """What the layer is called with after the hidden states."""
+        return self.walk.calls[self.index]
+
+    def forward(
+        self, observe: Callable[[int], ObserveInput] | None = None,
+        after: Callable[[int], None] | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """Take all windows through the layer, yielding progress.
+
+        ``observe`` is called with a window's number, and what it returns with each input of a
+        weight in that window; ``after`` with the number once the window is through.
+        """
+        walk = self.walk
+        for number in walk.windows:
+            hidden = self.run(walk.get(number), observe and observe(number))
+            walk.check(hidden, f"the output of {walk.label} {self.index}", number)
+            walk.states.put(number, hidden)
+            if after is not None:
+                after(number)
+            yield walk.progress(self.index, number + 1)
+
+    def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
+        """The layer's output for a window's states (1, tokens, size), its inputs observed."""
+        with InputHooks(self.weights, observe) if observe else nullcontext():
+            return self.walk.model.run(self.index, hidden, self.call)
+
+    def backward(self) -> Iterator[Event]:
+        """Take all windows' gradients back through the layer, yielding progress."""
+        walk = self.walk
+        for number in walk.windows:
+            gradient = walk.get_next(number)
+            walk.states.replace(number, self._run_backwards(number, gradient))
+            yield walk.progress(self.index, number + 1, back=True)
+
+    def observe_gradients(
+        self, gradients: Iterable[tuple[int, torch.Tensor]], observe: ObserveGradient
+    ) -> None:
+        """Send gradients by some windows' outputs back, and observe those by weights' outputs.
+
+        Not after `forward`, which lets the windows' inputs go.
+        """
+        for number, gradient in gradients:
+            with GradientHooks(self.weights, observe):
+                self._run_backwards(number, gradient)
+
+    def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:
+        walk = self.walk
+        return walk.model.run_backwards(self.index, walk.get(window), gradient, self.call)
+
+
+@contextmanager
+def open_walk(
+    run: ModelRun, model: Model, folder: Path, checkpoint: Checkpoint | None = None, *,
+    max_memory: int, follows: bool = False, label: str = "layer", task: str = "",
+) -> Iterator[LayerWalk[HiddenStateCache]]:  # fmt: skip
+    """A walk of ``run``'s windows through ``model`` from the first layer not in ``checkpoint``.
+
+    States that take more than ``max_memory`` bytes are kept in files of ``folder``. A walk that
+    ``follows`` another is committed by it. SourceError when the windows have tokens that the model
+    has not, or an earlier run's states are not whole.
+    """
+    torch.set_num_threads(run.threads)
+    layers = build_model(run, model)
+    ids = run.windows.ids
+    if int(ids.max()) >= layers.vocabulary:
+        raise SourceError(
+            f"{run.model.path}: the text has token {int(ids.max())}, but the model embeds "
+            f"{layers.vocabulary}",
+            hint="the tokenizer belongs to another model",
+        )
+    states = HiddenStateCache(
+        (*ids.shape, layers.hidden_size), layers.dtype, folder, max_memory=max_memory,
+        turn=checkpoint.turn if checkpoint else 0,
+    )  # fmt: skip
+
+    def commit(done: int) -> None:
+        turn = states.commit()
+        if checkpoint is not None and not follows:
+            checkpoint.commit(done, turn)
+
+    done = checkpoint.done if checkpoint else 0
+    try:
+        if done:
+            states.load()
+        yield LayerWalk(
+            layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
+            task=task,
+        )  # fmt: skip
+    finally:
+        states.close()
+
+
+def build_model(run: ModelRun, model: Model) -> LayerwiseModel:
+    """``run``'s model, or another one in its place, in the run's precision and on its device."""
+    return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+
+
+def run_silently(events: Iterator[Event]) -> None:
+    """Run to the end without reporting anything."""
+    deque(events, maxlen=0)

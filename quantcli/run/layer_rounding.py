@@ -1,0 +1,313 @@
+"""A calibrated quantization, layer by layer: run the layer, round its weights, go on.
+
+All windows pass a layer with its original weights while the inputs of its weights are summed, one
+Hessian for each distinct input; then each of its tensors is rounded and stored. One layer's
+weights and Hessians are in memory (the sums in files), whatever the model's size, and a run that
+was interrupted continues with the first layer that is not yet stored.
+
+With ``propagate`` a second stream of hidden states goes through the layers as they were quantized,
+and each layer is fitted to give the original outputs from that stream's inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from quantcli.formats.base import Bytes, Floats
+from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.layerwise.hidden_states import HiddenStateCache
+from quantcli.layerwise.model_run import ModelRun
+from quantcli.layerwise.walk import (
+    LayerPass,
+    LayerWalk,
+    ObserveInput,
+    Visitor,
+    open_walk,
+    run_silently,
+)
+from quantcli.model import Model
+from quantcli.rounding.base import ROUNDERS, Rounder
+from quantcli.rounding.codecs import WeightCodec
+from quantcli.rounding.options import Options, Outcome
+from quantcli.rounding.quantized_model import quantized_model
+from quantcli.rounding.run_store import EncodedStore
+from quantcli.rounding.tensor import round_tensor
+from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.layer_gradients import (
+    EMBEDDING_DAMPING,
+    FEWEST,
+    LayerGradients,
+    choose_windows,
+    embedding_fisher,
+    measure_gradients,
+    measure_output_fisher,
+)
+from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.matrix_statistics import MatrixStatistics
+from quantcli.statistics.output_fisher import OutputFisher
+from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
+from quantcli.training.end_to_end import Task, train_end_to_end
+from quantcli.types import Event, OutputTensor
+from quantcli.workers import Workers, workers
+
+
+@dataclass(frozen=True)
+class RoundingTask:
+    """What is to be rounded: the calibration run, codecs by tensor, the options."""
+
+    run: ModelRun
+    codecs: Mapping[str, WeightCodec]
+    options: Options
+    every_codec: Mapping[str, WeightCodec]
+    """Also of tensors that no product meets, such as embeddings."""
+    gradients: Path
+    """The folder that gradients are in, or will be."""
+
+    @property
+    def rounder(self) -> Rounder:
+        """What chooses the codes."""
+        found: Rounder = ROUNDERS.get(self.options.rounder)
+        return found
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """What trains each layer that was rounded."""
+        name = self.options.trainer
+        return None if name is None else TRAINERS.get(name)
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What must be the same for a run to be continued, by what to call it."""
+        plan = json.dumps(
+            {name: codec.identity for name, codec in self.every_codec.items()}, sort_keys=True
+        )
+        return {
+            **self.run.identity,
+            "choice of types": hashlib.sha256(plan.encode()).hexdigest(),
+            "method options": asdict(self.options),
+        }
+
+
+def round_model(work: RoundingTask, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
+    """Round every tensor of ``work.codecs`` that a Hessian can be had for, into ``store``.
+
+    Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
+    """
+    run = work.run
+    for layer in range(checkpoint.done):
+        store.load(layer)
+    # A layer that is tuned needs its windows' inputs after they went through it.
+    memory = 0 if work.options.trainer else run.max_memory
+    with ExitStack() as stack:
+        pool = stack.enter_context(workers(run.threads))
+        walk = stack.enter_context(
+            open_walk(run, run.model, run.folder, checkpoint, max_memory=memory)
+        )
+        yield from walk.run(_RoundingVisitor(work, walk, checkpoint, store, pool, stack))
+        if work.options.e2e:
+            task = Task(run, work.every_codec, store, walk.model, walk.states.get)
+            yield from train_end_to_end(task, work.options.e2e_steps)
+
+
+@dataclass
+class _RoundingVisitor(Visitor):
+    """The visitor that rounds; ``stack`` closes the walk of the quantized ``prefix``."""
+
+    work: RoundingTask
+    walk: LayerWalk[HiddenStateCache]
+    checkpoint: Checkpoint
+    store: EncodedStore
+    pool: Workers
+    stack: ExitStack
+    prefix: LayerWalk[HiddenStateCache] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.model = self.walk.model
+        self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
+        windows = max(self.work.options.fisher_windows, FEWEST)
+        numbers = choose_windows(len(self.walk.ids), windows)
+        self.gradients = LayerGradients(self.work.gradients, numbers)
+        self._measured = False
+
+    def embedding(self) -> Iterator[Event]:
+        """Round the embedding first, so that a quantized prefix begins with what it will hold."""
+        yield from self._round_embedding()
+        if self.work.options.propagate:
+            run = self.work.run
+            folder = run.folder / "quantized"
+            folder.mkdir(exist_ok=True)
+            model = quantized_model(run.model, self.work.every_codec, self.store)
+            prefix = open_walk(
+                run, model, folder, self.checkpoint, max_memory=run.max_memory, follows=True,
+                label="the quantized layer",
+            )  # fmt: skip
+            self.prefix = self.stack.enter_context(prefix)
+            self.prefix.embed()
+
+    def layer(self, layer: LayerPass) -> Iterator[Event]:
+        """All windows pass, the layer's tensors are rounded, the prefix passes what came of it."""
+        prefix = self.prefix
+        with self._accumulator(f"layer {layer.index}") as sums:
+            # Before the windows' hidden states give way to the next layer's.
+            outputs = yield from self._output_fisher(layer)
+
+            def observe(number: int) -> ObserveInput:
+                sums.watch(number)
+                return sums.observe if prefix is None else sums.remember
+
+            def compare(number: int) -> None:
+                if prefix is not None:
+                    layer.run(prefix.get(number), sums.compare)
+
+            yield from layer.forward(observe, compare)
+            layer.release()
+            statistics = partial(_with_outputs, sums.of, outputs)
+            trained = layer if self.work.trainer is not None else None
+            yield from self._round(layer.index, sums.names, statistics, trained)
+            yield from sums.notes
+        if prefix is not None:
+            run_silently(prefix.layer(layer.index))
+
+    def head(self) -> Iterator[Event]:
+        """The output head, whose input is the last layer's output through the final norm.
+
+        Where it is also the embedding, a row is as often looked up as it is predicted, so its two
+        losses add up.
+        """
+        count = len(self.model.layers)
+        if self.checkpoint.done > count:
+            return
+        with self._accumulator("the output head") as sums:
+            for number in self.walk.windows:
+                sums.watch(number)
+                given = self.model.head_input(self.walk.get(number))
+                if self.prefix is None:
+                    sums.observe(given)
+                    continue
+                sums.remember(given)
+                sums.compare(self.model.head_input(self.prefix.get(number)))
+            if self._tied and self._target(self.model.head_name) is not None:
+                yield from self._measure()
+                fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+                sums.add(fisher.fit, fisher.held_out)
+            yield from self._round(count, sums.names, sums.of)
+            yield from sums.notes
+        self.checkpoint.commit(count + 1, self.walk.states.turn)
+
+    def _round_embedding(self) -> Iterator[Event]:
+        """If it is not the head as well."""
+        name = self._target(self.model.embedding_name)
+        number = len(self.model.layers) + 1
+        if name is None or self._tied:
+            return
+        if self.store.has(number):
+            self.store.load(number)
+            return
+        yield from self._measure()
+        fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+        hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
+        fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
+        statistics = MatrixStatistics(hessian, fit, held_out)
+        yield from self._round(number, [name], lambda name, matrix: statistics)
+
+    def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, dict[str, OutputFisher]]:
+        """How much a filled layer's outputs matter to predictions, by tensor."""
+        options = self.work.options
+        if not ("fisher" in self.work.rounder.needs and options.fisher_windows):
+            return {}
+        yield from self._measure()
+        rows = {
+            name: self.tensors[name].shape[-2]
+            for name, codec in self.work.codecs.items()
+            if codec.by_rows and _shares_outputs(self.tensors[name])
+        }
+        gradients = self.gradients.of(layer.index, self.model)
+        numbers = self.gradients.numbers
+        return measure_output_fisher(layer, zip(numbers, gradients, strict=True), rows)
+
+    def _measure(self) -> Iterator[Event]:
+        """Gradients of all layers, once for the run."""
+        if not self._measured:
+            yield from measure_gradients(self.model, self.walk.ids, self.gradients)
+            self._measured = True
+
+    @property
+    def _tied(self) -> bool:
+        return bool(self.model.embedding_name == self.model.head_name)
+
+    def _target(self, parameter: str) -> str | None:
+        """The tensor that holds a parameter, if it is to be rounded."""
+        name = self.model.tensor_of(parameter)
+        return name if name in self.work.codecs else None
+
+    def _accumulator(self, place: str) -> HessianAccumulator:
+        targets = self.model.parameters.targets
+        options = self.work.options
+        return HessianAccumulator(
+            targets, self.work.run.folder, place, options.damping, options.column_order
+        )
+
+    def _round(
+        self, layer: int, names: Sequence[str],
+        statistics: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        packed: dict[str, Bytes] = {}
+        outcomes: list[Outcome] = []
+        for name in names:
+            if name not in self.work.codecs:
+                continue
+            tensor = self.tensors[name]
+            packed[name], outcome = round_tensor(
+                name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
+                _matrix_reader(self.work.run.model, tensor), partial(statistics, name),
+                self.work.options, self.pool,
+            )  # fmt: skip
+            outcomes.append(outcome)
+            yield outcome
+        if trained is not None and self.work.trainer is not None:
+            rounded = self._rounded(trained, packed)
+            yield from self.work.trainer.train(rounded, self.work.options, outcomes)
+        self.store.save(layer, packed, outcomes)
+
+    def _rounded(self, layer: LayerPass, packed: dict[str, Bytes]) -> RoundedLayer:
+        """The layer as it was rounded, with the inputs that it is to be fitted to."""
+
+        def read(name: str) -> Floats:
+            tensor = self.tensors[name]
+            return self.work.run.model.read_floats(tensor, 0, tensor.rows)
+
+        return RoundedLayer(
+            self.model, layer.index, layer.call, lambda name: self.work.every_codec[name].name,
+            read, packed, (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
+        )  # fmt: skip
+
+
+def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:
+    """What reads matrix i of a tensor, a stack of them or the one, as float32."""
+    height = tensor.shape[-2]
+    return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
+
+
+def _matrices(tensor: OutputTensor) -> int:
+    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
+
+
+def _shares_outputs(tensor: OutputTensor) -> bool:
+    """Whether its matrices, if it has many, put out the same channels: the residual stream's."""
+    return _matrices(tensor) == 1 or tensor.name.endswith("ffn_down_exps.weight")
+
+
+def _with_outputs(
+    statistics: Callable[[str, int], MatrixStatistics | None], outputs: Mapping[str, OutputFisher],
+    name: str, matrix: int,
+) -> MatrixStatistics | None:  # fmt: skip
+    found = statistics(name, matrix)
+    return None if found is None else replace(found, outputs=outputs.get(name))

@@ -1,0 +1,42 @@
+"""Calibration as a walk over layers: statistics of every weight's inputs, one file a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.layerwise.hidden_states import HiddenStateCache
+from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor
+from quantcli.statistics.collector import Collector
+from quantcli.statistics.layer_statistics import save_statistics
+from quantcli.types import Event, Progress
+
+
+@dataclass
+class InputVisitor(Visitor):
+    """Collects ``needs`` of all weights' inputs; the head counts as one layer more."""
+
+    walk: LayerWalk[HiddenStateCache]
+    needs: tuple[str, ...]
+    checkpoint: Checkpoint
+
+    def layer(self, layer: LayerPass) -> Iterator[Event]:
+        """Observe what the layer's weights are multiplied with."""
+        with self._collector(f"layer {layer.index}") as collector:
+            yield from layer.forward(collector.watch)
+            save_statistics(self.checkpoint, layer.index, collector)
+
+    def head(self) -> Iterator[Event]:
+        """The output head's input; its weights are not needed for it."""
+        model = self.walk.model
+        with self._collector("the output head") as collector:
+            for number in self.walk.windows:
+                collector.watch(number)(model.head_input(self.walk.get(number)))
+            save_statistics(self.checkpoint, len(model.layers), collector)
+        whole = model.layer_starts[-1]
+        yield Progress(whole, whole, "output")
+
+    def _collector(self, place: str) -> Collector:
+        targets = self.walk.model.parameters.targets
+        return Collector(targets, self.needs, self.checkpoint.folder, place)
