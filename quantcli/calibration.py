@@ -32,7 +32,7 @@ from quantcli.types import Event, Note
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrated(Event):
+class CalibrationDone(Event):
     """The files are whole."""
 
     paths: tuple[Path, ...]
@@ -91,7 +91,7 @@ def prepare(
 
 
 def execute(job: CalibrationJob) -> Iterator[Event]:
-    """Run the model and write the files, yielding notes and progress, at last `Calibrated`.
+    """Run the model and write the files, yielding notes and progress, at last `CalibrationDone`.
 
     An interrupt leaves the checkpoint, so that ``resume`` can go on from the last whole layer.
     """
@@ -110,7 +110,7 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
     further = CheckpointStatistics(checkpoint, layers, job.needs) if len(job.needs) > 1 else None
     paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
     checkpoint.remove()
-    yield Calibrated(tuple(paths), calibration)
+    yield CalibrationDone(tuple(paths), calibration)
 
 
 def load(path: Path) -> Calibration:
@@ -141,7 +141,7 @@ def merge(
             yield Note(f"only the importance is merged, since there is no {lacking}", "warning")
         calibration = _add(parts, paths)
         written = write(output, calibration, legacy=legacy, further=further, force=force)
-    yield Calibrated(tuple(written), calibration)
+    yield CalibrationDone(tuple(written), calibration)
 
 
 def _collect(job: CalibrationJob) -> Iterator[Event]:

@@ -263,3 +263,15 @@ def test_a_misspelt_keyword_is_refused(call: Callable[..., Any]) -> None:
     with pytest.raises(UsageError, match="takes no thread") as caught:
         call("model", thread=2)
     assert caught.value.hint == "did you mean threads?"
+
+
+def test_one_entry_may_stand_for_a_list(mini: Path) -> None:
+    one = quantcli.quantize(mini, dry_run=True, tensor_types="attn_v=Q8_0", force=True)
+    many = quantcli.quantize(mini, dry_run=True, tensor_types=["attn_v=Q8_0"])
+    assert one.document["tensors"] == many.document["tensors"]
+
+
+@pytest.mark.parametrize("call", [*CALLS.values(), quantcli.inspect])
+def test_no_threads_are_refused(call: Callable[..., Any], mini: Path) -> None:
+    with pytest.raises(UsageError, match="--threads 0"):
+        call(mini, threads=0)

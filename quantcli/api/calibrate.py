@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantcli.api.calls import Watch, parse_bytes, takes_keywords
+from quantcli.api.calls import (
+    Names,
+    Watch,
+    as_names,
+    as_path,
+    parse_bytes,
+    refuse_below_one,
+    takes_keywords,
+)
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
@@ -31,14 +39,14 @@ class CalibrateResult:
 @takes_keywords
 def calibrate(
     source: str | Path | None = None,
-    data: Sequence[str | Path] = (),
+    data: Names = (),
     *,
     output: str | Path | None = None,
     field: str | None = None,
     ctx: int = 512,
     chunks: int | None = None,
     seed: int | None = None,
-    collect: Sequence[str] = (),
+    collect: str | Sequence[str] = (),
     dtype: str | None = None,
     device: str | None = None,
     max_memory: int | str | None = None,
@@ -46,7 +54,7 @@ def calibrate(
     resume: bool = False,
     force: bool = False,
     legacy: bool = False,
-    merge: Sequence[str | Path] = (),
+    merge: Names = (),
     stats: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
@@ -60,6 +68,7 @@ def calibrate(
     finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current folder,
     ``legacy`` writes llama.cpp's older form.
     """
+    refuse_below_one(threads=threads, chunks=chunks)
     if merge and (source is not None or data):
         raise UsageError(
             "--merge adds up finished calibrations and runs no model",
@@ -73,19 +82,19 @@ def calibrate(
     from quantcli.run import calibrate as calibrating
 
     watch = Watch(on_event)
-    needs = [name for part in collect for name in part.split(",")]
-    path = None if output is None else Path(output)
+    needs = [name for part in as_names(collect) for name in part.split(",")]
+    path = as_path(output)
     if source is not None and stats and Path(source).is_file():
         paths: tuple[Path, ...] = ()
         found = load(Path(source))
     else:
         if source is None:
             run = calibrating.merge_calibrations(
-                [Path(file) for file in merge], path, legacy=legacy, force=force
+                [Path(file) for file in as_names(merge)], path, legacy=legacy, force=force
             )
         else:
             run = calibrating.calibrate(
-                str(source), path, [str(text) for text in data], field=field, ctx=ctx,
+                str(source), path, as_names(data), field=field, ctx=ctx,
                 chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
                 max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
                 legacy=legacy, threads=threads, on_fetch=watch,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from inspect import Parameter, signature
+from pathlib import Path
 from typing import ParamSpec, TypeVar, get_type_hints
 
 from quantcli.api.recipe_options import RecipeOptions
@@ -58,6 +59,27 @@ class Watch:
             self.notes.append(event)
         if self._on_event is not None:
             self._on_event(event)
+
+
+Names = str | Path | Sequence[str | Path]
+"""One name, or several."""
+
+
+def as_names(given: Names) -> list[str]:
+    """The names as text."""
+    return [str(name) for name in ([given] if isinstance(given, str | Path) else given)]
+
+
+def as_path(given: str | Path | None) -> Path | None:
+    """The path, if there is one."""
+    return None if given is None else Path(given)
+
+
+def refuse_below_one(**counts: int | None) -> None:
+    """UsageError for the first count that is less than 1."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UsageError(f"--{name} {count} is less than 1")
 
 
 def parse_bytes(size: int | str | None) -> int | None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantcli.api.calls import Watch, takes_keywords
+from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import GateError, UsageError
 from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
 from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.gates import Gates, Verdict, check_gates, judge, refuse_failures
-from quantcli.evals.run import Job, Measured, check_job
+from quantcli.evals.run import EvaluationDone, EvaluationJob, check_job
 from quantcli.evals.run import evaluate as measure
 from quantcli.events import Show, drain, in_phase, take_all
 from quantcli.layerwise.texts import read_texts
@@ -34,7 +34,7 @@ class EvaluateResult:
     """
 
     paths: tuple[Path, ...]
-    measured: tuple[Measured, ...]
+    measured: tuple[EvaluationDone, ...]
     verdicts: tuple[Verdict, ...]
     tables: tuple[Table, ...]
     document: Mapping[str, Any]
@@ -43,8 +43,8 @@ class EvaluateResult:
 
 @takes_keywords
 def evaluate(
-    models: str | Path | Sequence[str | Path],
-    data: str | Path | Sequence[str | Path] = (),
+    models: Names,
+    data: Names = (),
     *,
     ctx: int | None = None,
     stride: int | None = None,
@@ -72,10 +72,11 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where ``max_ppl``, ``max_kld``
     or ``min_top1`` is not held, a `GateError` carries the result as ``result``.
     """
+    refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
-    check_folder(_path(config))
-    texts = read_texts(_names(data), field=field) if data else []
-    options: dict[str, Any] = {"engine": engine or AUTO, "folder": _path(config)}
+    check_folder(as_path(config))
+    texts = read_texts(as_names(data), field=field) if data else []
+    options: dict[str, Any] = {"engine": engine or AUTO, "folder": as_path(config)}
     gates = Gates(max_ppl, max_kld, min_top1)
     stored = BaseFile(Path(base)) if base is not None else None
     with ExitStack() as stack:
@@ -85,12 +86,12 @@ def evaluate(
             stack.enter_context(origin.model)
             options["tokenizer"] = origin.checkpoint
         artifacts = []
-        for name in _names(models):
+        for name in as_names(models):
             artifacts.append(open_artifact(name, on_progress=watch, **options))
             stack.enter_context(artifacts[-1].model)
-        job = Job(
+        job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
-            base=stored, save=_path(save_base), kept=top_k, force=force,
+            base=stored, save=as_path(save_base), kept=top_k, force=force,
             threads=threads or default_threads(),
         )  # fmt: skip
         check_job(job)
@@ -99,7 +100,7 @@ def evaluate(
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
             refuse_existing([Path(plot)], force=force)
-        measured = drain(in_phase("evaluating", take_all(measure(job), Measured)), watch)
+        measured = drain(in_phase("evaluating", take_all(measure(job), EvaluationDone)), watch)
         verdicts = judge(gates, measured)
         if plot is not None:
             _draw(Path(plot), measured, force=force)
@@ -119,15 +120,7 @@ def evaluate(
     return result
 
 
-def _names(given: str | Path | Sequence[str | Path]) -> list[str]:
-    return [str(name) for name in ([given] if isinstance(given, str | Path) else given)]
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
-
-
-def _draw(path: Path, measured: Sequence[Measured], *, force: bool) -> None:
+def _draw(path: Path, measured: Sequence[EvaluationDone], *, force: bool) -> None:
     points = [
         Point(
             found.text,

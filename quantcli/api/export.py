@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantcli.api.calls import Watch, takes_keywords
-from quantcli.artifacts.write import Finished, default_threads
+from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_wish, open_export
 from quantcli.exports.targets import TARGETS
 from quantcli.exports.verdicts import verdict_document, verdict_tables
-from quantcli.exports.verify import Verified
+from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
 from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
@@ -42,7 +42,7 @@ class ExportResult:
 
 @takes_keywords
 def export(
-    artifact: str | Path | Sequence[str | Path],
+    artifact: Names,
     output: str | Path | None = None,
     *,
     to: str | None = None,
@@ -69,7 +69,8 @@ def export(
     every weight, and measures the error ``against`` another model; what it finds wrong is a
     `SourceError` that carries the result as ``result``.
     """
-    names = [str(n) for n in ([artifact] if isinstance(artifact, str | Path) else artifact)]
+    refuse_below_one(threads=threads)
+    names = as_names(artifact)
     watch = Watch(on_event)
     if verify:
         if to is not None:
@@ -85,14 +86,14 @@ def export(
         )
     wish = make_wish(
         to,
-        output=_path(output),
+        output=as_path(output),
         dtype=dtype,
         split_max_size=split_max_size,
-        config=_path(config),
-        tokenizer=_path(tokenizer),
+        config=as_path(config),
+        tokenizer=as_path(tokenizer),
         card=card,
         requantize=requantize,
-        evaluation=_path(evaluation),
+        evaluation=as_path(evaluation),
         force=force,
         check=not dry_run,
         threads=threads or default_threads(),
@@ -100,7 +101,7 @@ def export(
     with open_export(names, to, wish, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
-            done = drain(in_phase("exporting", take(prepared.run(), Finished)), watch)
+            done = drain(in_phase("exporting", take(prepared.run(), ArtifactDone)), watch)
             paths, nbytes = done.paths, done.nbytes
         summary = prepared.sentence
     document: dict[str, Any] = {"to": to, "paths": list(map(str, paths)), "bytes": nbytes}
@@ -109,10 +110,6 @@ def export(
         document["free_disk_bytes"] = free_disk(paths[0].parent)
         tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
     return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
 
 
 def _plan_table(paths: Sequence[Path], nbytes: int, summary: str, free: int) -> Table:
@@ -131,7 +128,7 @@ def _verify(names: list[str], against: str | None, threads: int, watch: Watch) -
         if against is not None:
             source = open_model(against, vocabulary=False, on_progress=watch)
             stack.enter_context(source)
-        checking = take(run_verify(model, source, threads=threads), Verified)
+        checking = take(run_verify(model, source, threads=threads), VerificationDone)
         verdict = drain(in_phase("verifying", checking), watch)
         nbytes = sum(line.nbytes for line in verdict.lines)
     result = ExportResult(

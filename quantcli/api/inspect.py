@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantcli.api.calls import Watch, takes_keywords
+from quantcli.api.calls import Watch, refuse_below_one, takes_keywords
 from quantcli.events import Show, drain
 from quantcli.report.inspect import Inspected
 from quantcli.report.inspect import inspect as look
@@ -42,6 +42,7 @@ def inspect(
     key-values whole, ``stats`` reads all weights once for their spread and the ``top`` channels
     that stand out. ``tensors`` is for the command line's tables; the document always has them.
     """
+    refuse_below_one(threads=threads, top=top)
     watch = Watch(on_event)
     run = look(
         str(target), tensors=tensors, kv=kv, stats=stats, pattern=filter, order=sort, top=top,

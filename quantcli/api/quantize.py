@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_origin
 
-from quantcli.api.calls import Watch, parse_bytes, takes_keywords
+from quantcli.api.calls import (
+    Names,
+    Watch,
+    as_names,
+    as_path,
+    parse_bytes,
+    refuse_below_one,
+    takes_keywords,
+)
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import resolve_recipe
 from quantcli.plan.recipe_file import load_recipe
 from quantcli.report.quantized import planned_document, quantized_document
@@ -43,7 +51,7 @@ def quantize(
     output: str | Path | None = None,
     *,
     quality: Literal["fast", "high"] | None = None,
-    calibrate: Sequence[str | Path] = (),
+    calibrate: Names = (),
     chunks: int | None = None,
     recipe: str | Path | Recipe | None = None,
     resume: bool = False,
@@ -63,19 +71,13 @@ def quantize(
     ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
     limits the memory while weights are written, in bytes or as "300M".
     """
+    refuse_below_one(threads=threads)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
-    fields: dict[str, Any] = {**options}
-    if fields.get("imatrix") is not None:
-        fields["imatrix"] = str(fields["imatrix"])
+    fields = {name: _as_field(name, value) for name, value in options.items()}
     request = Request(
         str(source),
-        [
-            Wanted(
-                resolve_recipe(base, quality=quality, **fields),
-                None if output is None else Path(output),
-            )
-        ],
-        [str(text) for text in calibrate],
+        [Wanted(resolve_recipe(base, quality=quality, **fields), as_path(output))],
+        as_names(calibrate),
         chunks=chunks,
         resume=resume,
         force=force,
@@ -94,3 +96,11 @@ def quantize(
         document,
         tuple(watch.notes),
     )
+
+
+def _as_field(name: str, value: Any) -> Any:
+    """What the recipe takes: paths as text, and lists where one entry is given."""
+    if isinstance(value, Path):
+        value = str(value)
+    is_list = get_origin(FIELDS[name].kind) is tuple
+    return (value,) if is_list and isinstance(value, str) else value

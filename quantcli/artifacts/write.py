@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats.native import UnencodableError
@@ -31,8 +33,14 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
+Sink = AtomicFiles | AtomicFolder
+
+_Key = tuple[int, Slab]
+"""Which source, by its identity, and which of its slabs."""
+
+
 @dataclass(frozen=True, slots=True)
-class Finished(Event):
+class ArtifactDone(Event):
     """The files are whole: their paths, and bytes and bits per weight of all together.
 
     ``bits_per_weight`` and ``source_digest`` are None for an artifact that quantizes nothing.
@@ -44,23 +52,13 @@ class Finished(Event):
     source_digest: str | None = None
 
 
-class Sink(Protocol):
-    """Files that are written at any offset, from any thread, and appear when they are whole."""
-
-    def write(self, file: Any, offset: int, data: ReadableBuffer, /) -> None:
-        """Put ``data`` at ``offset`` of ``file``."""
-
-    def publish(self) -> None:
-        """Give the files their names."""
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """What an artifact makes of one slab of its source.
 
-    ``read`` gives the slab's rows, ``encode`` what becomes of them; each of its chunks is written
-    before the next is asked for. ``refuse`` says where a weight is stored that cannot be encoded;
-    None where any can.
+    ``read`` gives the slab's rows, ``encode`` what becomes of them, without changing them; each of
+    its chunks is written before the next is asked for. ``refuse`` says where a weight is stored
+    that cannot be encoded; None where any can.
     """
 
     slab: Slab
@@ -96,11 +94,16 @@ class Artifact(Protocol):
         """Memory that a thread needs at most, as an estimate."""
 
     @property
+    def bits_per_weight(self) -> float | None:
+        """Over all tensors; None where nothing is quantized."""
+        return None
+
+    @property
     def notes(self) -> Sequence[Note]:
         """What the user should know of the plan."""
 
-    def open(self) -> AbstractContextManager[Sink]:
-        """Begin to write; leaving the context without `Sink.publish` removes everything."""
+    def open(self) -> Sink:
+        """The files or the folder, to be entered and written."""
 
     def heads(self) -> Iterable[Chunk]:
         """What is written first."""
@@ -116,10 +119,6 @@ class Artifact(Protocol):
         """What is written last, when the digest is known."""
         return ()
 
-    def finished(self, digest: str | None) -> Finished:
-        """The event for the whole artifact."""
-        return Finished(self.paths, self.nbytes)
-
 
 def write_artifact(
     artifact: Artifact, *, threads: int | None = None, max_memory: int | None = None
@@ -131,7 +130,7 @@ def write_artifact(
 def write_artifacts(
     artifacts: Sequence[Artifact], *, threads: int | None = None, max_memory: int | None = None
 ) -> Iterator[Event]:
-    """Write artifacts, yielding notes and progress, at last a `Finished` for each.
+    """Write artifacts, yielding notes and progress, at last an `ArtifactDone` for each.
 
     A slab that several make something of is read once. ``threads`` defaults to the processors, and
     to as many as fit into ``max_memory`` bytes. Whatever ends the iteration early (an error, an
@@ -141,24 +140,28 @@ def write_artifacts(
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
-        sinks = [stack.enter_context(artifact.open()) for artifact in artifacts]
-        shared: dict[tuple[int, Slab], list[tuple[Part, Sink]]] = {}
+        sinks = [artifact.open() for artifact in artifacts]
+        for sink in sinks:
+            stack.enter_context(sink)
+        shared: dict[_Key, list[tuple[Part, Sink]]] = {}
+        keys: list[list[_Key]] = []
         for artifact, sink in zip(artifacts, sinks, strict=True):
             _write(sink, artifact.heads())
+            keys.append([])
             for part in artifact.parts():
-                shared.setdefault((id(artifact.source), part.slab), []).append((part, sink))
+                keys[-1].append((id(artifact.source), part.slab))
+                shared.setdefault(keys[-1][-1], []).append((part, sink))
         hashed = any(artifact.hashed for artifact in artifacts)
         tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
         leaves = dict(zip(shared, (yield from work_slabs(tasks, workers)), strict=True))
         digests = []
-        for artifact, sink in zip(artifacts, sinks, strict=True):
-            own = {slab: leaf for (of, slab), leaf in leaves.items() if of == id(artifact.source)}
-            digests.append(artifact.digest(own))
+        for artifact, sink, own in zip(artifacts, sinks, keys, strict=True):
+            digests.append(artifact.digest({key[1]: leaves[key] for key in own}))
             _write(sink, artifact.tails(digests[-1]))
         for sink in sinks:
             sink.publish()
     for artifact, digest in zip(artifacts, digests, strict=True):
-        yield artifact.finished(digest)
+        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
 def _do(parts: Sequence[tuple[Part, Sink]], hashed: bool) -> bytes:

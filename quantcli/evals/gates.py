@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantcli.errors import GateError, UsageError
-from quantcli.evals.run import Job, Measured
+from quantcli.evals.run import EvaluationDone, EvaluationJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Verdict:
         )
 
 
-def check_gates(gates: Gates, job: Job) -> None:
+def check_gates(gates: Gates, job: EvaluationJob) -> None:
     """UsageError for limits that cannot be held against this job."""
     for name, limit in (("max-kld", gates.max_kld), ("min-top1", gates.min_top1)):
         if limit is not None and not job.compares:
@@ -56,7 +56,7 @@ def check_gates(gates: Gates, job: Job) -> None:
         )
 
 
-def judge(gates: Gates, results: Sequence[Measured]) -> list[Verdict]:
+def judge(gates: Gates, results: Sequence[EvaluationDone]) -> list[Verdict]:
     """Every limit held against every result; a value that is no number fails."""
     verdicts = []
     for found in results:

@@ -29,7 +29,7 @@ CONTEXT = 512
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """What is to be measured. ``kept``: tokens of a compact base row, None for llama.cpp's rows.
 
     Without texts, those of ``base`` are run. ``context`` None means the base's, or `CONTEXT`.
@@ -60,7 +60,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured(Event):
+class EvaluationDone(Event):
     """One model on one text."""
 
     artifact: Artifact
@@ -69,7 +69,7 @@ class Measured(Event):
     summary: Summary
 
 
-def check_job(job: Job) -> None:
+def check_job(job: EvaluationJob) -> None:
     """UsageError for wishes that exclude one another; SourceError for a base of another context."""
     check_lengths(job.length, job.stride)
     if job.reference is not None and job.base is not None:
@@ -99,8 +99,8 @@ def check_job(job: Job) -> None:
         raise UsageError("--save-base saves one model", hint="name the base alone")
 
 
-def evaluate(job: Job) -> Iterator[Event]:
-    """Run everything, yielding `Note`, `Progress` and a `Measured` for each model and text."""
+def evaluate(job: EvaluationJob) -> Iterator[Event]:
+    """Run everything, yielding an `EvaluationDone` for each model and text."""
     check_job(job)
     yield from _notes(job)
     groups = _groups(job)
@@ -120,7 +120,7 @@ def evaluate(job: Job) -> Iterator[Event]:
                 done += _size(text)
 
 
-def _notes(job: Job) -> Iterator[Note]:
+def _notes(job: EvaluationJob) -> Iterator[Note]:
     base = job.reference
     other = next((a for a in job.artifacts if base and a.engine != base.engine), None)
     if base is not None and other is not None:
@@ -130,7 +130,7 @@ def _notes(job: Job) -> Iterator[Note]:
         )
 
 
-def _groups(job: Job) -> list[Sequence[Artifact]]:
+def _groups(job: EvaluationJob) -> list[Sequence[Artifact]]:
     """Models that are in memory at the same time."""
     need = sum(artifact.nbytes for artifact in job.artifacts)
     need += job.reference.nbytes if job.reference else 0
@@ -144,14 +144,14 @@ def _size(text: Text | None) -> int:
     return len(text.content.encode()) if text else 1
 
 
-def _load(artifact: Artifact, job: Job, stack: ExitStack) -> Loaded:
+def _load(artifact: Artifact, job: EvaluationJob, stack: ExitStack) -> Loaded:
     engine = artifact.load(job.length, job.threads)
     stack.callback(engine.close)
     return Loaded(artifact, engine)
 
 
 def _evaluate_text(
-    job: Job, models: Sequence[Loaded], reference: Loaded | None, text: Text | None
+    job: EvaluationJob, models: Sequence[Loaded], reference: Loaded | None, text: Text | None
 ) -> Iterator[Event]:
     everyone = [reference, *models] if reference else models
     tokens = common_tokens(everyone, text, job.base, job.length)
@@ -186,7 +186,7 @@ def _evaluate_text(
         if writer is not None:
             writer.publish()
     for model, tally in zip(models, tallies, strict=True):
-        yield Measured(model.artifact, label, len(windows), tally.summary())
+        yield EvaluationDone(model.artifact, label, len(windows), tally.summary())
 
 
 def _score(logits: Floats, window: Window, base: Base | None, tally: Tally) -> None:
@@ -196,7 +196,7 @@ def _score(logits: Floats, window: Window, base: Base | None, tally: Tally) -> N
         tally.add(*base.compare(logits, window.targets))
 
 
-def _windows(job: Job, begin: int | None, tokens: Tokens, label: str) -> Sequence[Window]:
+def _windows(job: EvaluationJob, begin: int | None, tokens: Tokens, label: str) -> Sequence[Window]:
     least, chunks = 2, job.chunks
     if job.base is not None:
         held = job.base.header.chunks

@@ -11,7 +11,7 @@ from typing import Any
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import Card, fence, format_table, render_card
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.targets import Prepared, Wish
 from quantcli.exports.verify import stored_keys
@@ -36,7 +36,7 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
         refuse_existing([path], force=wish.force)
 
     def run() -> Iterator[Event]:
-        yield Finished((path,), write_card(found.path, path, wish))
+        yield ArtifactDone((path,), write_card(found.path, path, wish))
 
     return Prepared((path,), 0, "a model card", run)
 

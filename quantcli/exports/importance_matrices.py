@@ -14,7 +14,7 @@ import numpy as np
 
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.targets import Prepared, Wish, stem
 from quantcli.sources.gguf import is_gguf
@@ -29,7 +29,7 @@ LEGACY_WINDOW = 512
 def export_matrix(
     source: Path, output: Path, *, legacy: bool, force: bool = False
 ) -> Iterator[Event]:
-    """Write the importance matrix ``source`` to ``output``; yields `Finished` at last.
+    """Write the importance matrix ``source`` to ``output``; yields `ArtifactDone` at last.
 
     SourceError when it is broken, OutputError when ``output`` exists and not ``force``.
     """
@@ -37,7 +37,7 @@ def export_matrix(
     calibration = _load(source)
     body = pack_legacy(calibration) if legacy else pack_gguf(calibration)
     write_file(output, body, force=force)
-    yield Finished((output,), len(body))
+    yield ArtifactDone((output,), len(body))
 
 
 def _load(source: Path) -> Calibration:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from quantcli import __version__
 from quantcli.artifacts.atomic import refuse_existing, write_file
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.settings import ending_ids, sampling, special_ids, token_texts
@@ -45,7 +45,7 @@ def default_modelfile(gguf: Path) -> Path:
 
 
 def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iterator[Event]:
-    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `Finished`.
+    """Write the Modelfile of a GGUF to ``output``; yields notes and at last `ArtifactDone`.
 
     SourceError for a checkpoint and for shards, which Ollama does not read.
     """
@@ -66,7 +66,7 @@ def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iter
         )
     content = modelfile(model, explained, output.parent).encode()
     write_file(output, content, force=force)
-    yield Finished((output,), len(content))
+    yield ArtifactDone((output,), len(content))
 
 
 def check_single(model: Model) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from quantcli.artifacts.atomic import refuse_existing
 from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.artifacts.gguf_set import prepare_gguf_set
-from quantcli.artifacts.write import Finished, write_artifact
+from quantcli.artifacts.write import ArtifactDone, write_artifact
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.cards import card_beside, write_card
 from quantcli.exports.repack import is_packed, prepare_repacking
@@ -139,7 +139,7 @@ def _with_card(prepared: Prepared, wish: Wish) -> Prepared:
 
     def run() -> Iterator[Event]:
         for event in prepared.run():
-            if isinstance(event, Finished):
+            if isinstance(event, ArtifactDone):
                 size = write_card(prepared.paths[0], card, wish)
                 yield replace(event, paths=(*event.paths, card), nbytes=event.nbytes + size)
             else:

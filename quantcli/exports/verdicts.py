@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.exports.verify import TensorError, Verified
+from quantcli.exports.verify import TensorError, VerificationDone
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import number_text, percent_text, shape_text, size_text
 
 
-def verdict_tables(artifact: str, against: str | None, found: Verified) -> list[Table]:
+def verdict_tables(artifact: str, against: str | None, found: VerificationDone) -> list[Table]:
     """Each tensor's error where there is a source, and the findings."""
     tables = []
     if against is not None:
@@ -45,7 +45,7 @@ def verdict_tables(artifact: str, against: str | None, found: Verified) -> list[
     return [*tables, facts(lines)]
 
 
-def verdict_document(artifact: str, against: str | None, found: Verified) -> dict[str, Any]:
+def verdict_document(artifact: str, against: str | None, found: VerificationDone) -> dict[str, Any]:
     """The same with exact numbers, for ``--json``."""
     return {
         "artifact": artifact,

@@ -64,7 +64,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified(Event):
+class VerificationDone(Event):
     """The verdict. ``problems`` are sentences, empty when the artifact is sound.
 
     ``made_from`` tells whether the source is what the artifact was made from; None where there is
@@ -103,7 +103,7 @@ class _Part:
 
 
 def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> Iterator[Event]:
-    """Check every weight of ``model``, yielding progress and notes, at last `Verified`."""
+    """Check every weight of ``model``, yielding progress and notes, at last `VerificationDone`."""
     problems = [*_check_digest(*_recorded(model)), *_check_vocabulary(model)]
     yield from _check_table(model)
     others = {} if against is None else {tensor.name: tensor for tensor in against.tensors}
@@ -141,7 +141,7 @@ def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> I
         )
         for tensor, other in pairs
     )  # fmt: skip
-    yield Verified(
+    yield VerificationDone(
         lines, tuple(problems), _overall(sums, lines), _made_from(model, against, leaves)
     )
 

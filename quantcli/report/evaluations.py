@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantcli.evals.gates import Verdict
-from quantcli.evals.run import Job, Measured
+from quantcli.evals.run import EvaluationDone, EvaluationJob
 from quantcli.evals.summary import Divergence, Estimate
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import number_text, percent_text, size_text
@@ -17,7 +17,7 @@ _LOWER_BOUND = (
 )
 
 
-def evaluation_tables(job: Job, results: Sequence[Measured]) -> list[Table]:
+def evaluation_tables(job: EvaluationJob, results: Sequence[EvaluationDone]) -> list[Table]:
     """A comparison for each text, and the details where a single model was held against a base."""
     tables = []
     for text in dict.fromkeys(found.text for found in results):
@@ -28,7 +28,7 @@ def evaluation_tables(job: Job, results: Sequence[Measured]) -> list[Table]:
     return tables
 
 
-def _comparison(job: Job, text: str, results: Sequence[Measured]) -> Table:
+def _comparison(job: EvaluationJob, text: str, results: Sequence[EvaluationDone]) -> Table:
     columns = [
         Column("model"),
         Column("size", "right"),
@@ -98,7 +98,7 @@ def _percent(estimate: Estimate) -> str:
 
 
 def evaluation_document(
-    job: Job, results: Sequence[Measured], verdicts: Sequence[Verdict]
+    job: EvaluationJob, results: Sequence[EvaluationDone], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
     """Everything with all digits, for ``--json``."""
     reference = job.reference
@@ -123,7 +123,7 @@ def evaluation_document(
     }
 
 
-def _result(found: Measured) -> dict[str, Any]:
+def _result(found: EvaluationDone) -> dict[str, Any]:
     artifact, summary = found.artifact, found.summary
     fields: dict[str, Any] = {
         "artifact": artifact.label,

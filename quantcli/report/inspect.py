@@ -16,7 +16,7 @@ from quantcli.report.inspection import Subject
 from quantcli.report.opening import open_subject
 from quantcli.report.stats import WeightStats
 from quantcli.report.tables import Table
-from quantcli.report.weights import Measured, WeightSource, measure_weights
+from quantcli.report.weights import WeightSource, WeightStatsDone, measure_weights
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.types import Note
 
@@ -85,7 +85,7 @@ def _measure(
     if not sources:
         raise SourceError(f"{subject.label}: no tensor among these can be read as numbers")
     events = measure_weights(sources, threads or default_threads())
-    result = (yield from in_phase("measuring", take(events, Measured))).stats
+    result = (yield from in_phase("measuring", take(events, WeightStatsDone))).stats
     broken = [name for name, found in result.items() if found.nonfinite]
     if broken:
         yield Note(

@@ -45,14 +45,14 @@ class WeightSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured(Event):
+class WeightStatsDone(Event):
     """The work is done: the statistics by tensor name, in the order of the sources."""
 
     stats: Mapping[str, WeightStats]
 
 
 def measure_weights(sources: Sequence[WeightSource], threads: int) -> Iterator[Event]:
-    """Measure every source, yielding `Progress` and at last `Measured`.
+    """Measure every source, yielding `Progress` and at last `WeightStatsDone`.
 
     SourceError when a file ends early or a tensor's blocks cannot be decoded.
     """
@@ -65,7 +65,7 @@ def measure_weights(sources: Sequence[WeightSource], threads: int) -> Iterator[E
     stats = {source.name: empty_stats(source.columns) for source in sources}
     for (slab, _), part in zip(tasks, parts, strict=True):
         stats[slab.tensor] = stats[slab.tensor].merge(part)
-    yield Measured(stats)
+    yield WeightStatsDone(stats)
 
 
 def _measure_slab(source: WeightSource, slab: Slab) -> WeightStats:

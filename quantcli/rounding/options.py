@@ -10,8 +10,6 @@ from quantcli.types import Event
 
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
-
-
 USUAL_ROUNDER = "gptq"
 """The rounder where no method is named."""
 
@@ -20,14 +18,13 @@ USUAL_ROUNDER = "gptq"
 class Options:
     """How a method works; a field that a recipe has too means the same here and is declared there.
 
-    For GPTQ: damping, column order, sweeps of descent, and whose inputs it sees.
-
-    ``propagate`` takes the inputs that the already quantized layers give, and corrects the target
-    for what they lost. ``rounder`` names what chooses the codes; ``trainer`` what trains each layer
-    after it was rounded, for ``tune_steps`` steps, if anything does; ``e2e`` trains the factors
-    and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows`` windows
-    go backwards to estimate the outputs' Fisher information; with 0 of them rows are independent.
-    ``block_sweeps`` sweeps go over some columns of a block format before the next are rounded.
+    ``propagate`` calibrates each layer on the outputs of the quantized layers before it, and
+    corrects the target for their error. ``rounder`` names what chooses the codes, ``trainer`` what
+    trains each rounded layer for ``tune_steps`` steps, if anything does; ``e2e`` trains block
+    scales and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows``
+    windows are run backward to estimate the outputs' Fisher information; with 0 of them rows are
+    independent. ``block_sweeps`` sweeps go over some columns of a block format before the next are
+    rounded.
     """
 
     damping: float = usual("damping")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.artifacts.write import default_threads
-from quantcli.calibration import Calibrated, CalibrationJob, execute, merge, prepare
+from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
@@ -27,7 +27,7 @@ def calibrate(
     source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
     pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
     legacy: bool = False, on_fetch: Callable[..., None] | None = None, **settings: Any,
-) -> Events[Calibrated]:  # fmt: skip
+) -> Events[CalibrationDone]:  # fmt: skip
     """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
 
     ``on_fetch`` takes the progress of a download.
@@ -44,10 +44,10 @@ def calibrate(
 
 def merge_calibrations(
     paths: Sequence[Path], output: Path | None, *, legacy: bool = False, force: bool = False
-) -> Events[Calibrated]:
+) -> Events[CalibrationDone]:
     """Add up finished calibrations of one model."""
     path = output or Path(f"merged.calib.{_suffix(legacy)}")
-    done = yield from take(merge(paths, path, legacy=legacy, force=force), Calibrated)
+    done = yield from take(merge(paths, path, legacy=legacy, force=force), CalibrationDone)
     yield from _note_few(done)
     return done
 
@@ -80,10 +80,10 @@ def _suffix(legacy: bool) -> str:
     return "dat" if legacy else "gguf"
 
 
-def _run(job: CalibrationJob) -> Events[Calibrated]:
+def _run(job: CalibrationJob) -> Events[CalibrationDone]:
     """Run it; stopped early, the last note says what is kept and how to go on."""
     try:
-        done = yield from in_phase("calibrating", take(execute(job), Calibrated))
+        done = yield from in_phase("calibrating", take(execute(job), CalibrationDone))
     except BaseException as stopped:
         if not job.checkpoint.done:
             job.checkpoint.remove()
@@ -98,7 +98,7 @@ def _run(job: CalibrationJob) -> Events[Calibrated]:
     return done
 
 
-def _note_few(done: Calibrated) -> Events[None]:
+def _note_few(done: CalibrationDone) -> Events[None]:
     """Say how many experts the text left without enough tokens."""
     few = [line for line in count_tokens(done.calibration) if line.few]
     if few:

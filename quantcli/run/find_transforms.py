@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from quantcli.calibration import Calibrated, execute
+from quantcli.calibration import CalibrationDone, execute
 from quantcli.calibration import prepare as prepare_calibration
 from quantcli.events import Events, take
 from quantcli.model import Model
@@ -65,7 +65,7 @@ def find_transforms(
             model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed, collect=needs,
             max_memory=max_memory, threads=threads,
         )  # fmt: skip
-        yield from take(execute(job), Calibrated)
+        yield from take(execute(job), CalibrationDone)
         with StatisticsFile(stats_path(path)) as measured:
             events = transform_model(model, chain.transforms, grids, measured, options)
             applied = yield from take(events, TransformsApplied)

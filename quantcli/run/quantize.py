@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import default_output, prepare_artifact
-from quantcli.artifacts.write import Finished, threads_within, write_artifacts
+from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
 from quantcli.events import Events, in_phase, take_all
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model
@@ -131,7 +131,7 @@ def _write_all(ready: Sequence[Planned]) -> Events[list[Quantized]]:
     artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
     begun = time.monotonic()
     events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
-    finished = yield from in_phase("quantizing", take_all(events, Finished))
+    finished = yield from in_phase("quantizing", take_all(events, ArtifactDone))
     seconds = time.monotonic() - begun
     return [
         _describe(each, artifact, written.source_digest, seconds)

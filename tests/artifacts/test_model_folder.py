@@ -21,7 +21,7 @@ from support.tiny_models import build
 
 import quantcli
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder
-from quantcli.artifacts.write import Finished
+from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import OutputError, WeightError
 from quantcli.sources.shards import read_index
 from quantcli.types import Note
@@ -66,7 +66,7 @@ def test_shards_hold_the_same_tensors(folder, tmp_path, to):
 
 def test_the_manifest_says_how_it_was_made(tmp_path):
     *_, done = make_folder(CHECKPOINT, tmp_path / "made", to="gptq", bits=3, group_size=32)
-    assert isinstance(done, Finished)
+    assert isinstance(done, ArtifactDone)
     manifest = json.loads((tmp_path / "made" / MANIFEST).read_text())
     assert manifest["schema"] == "quantcli.manifest/1"
     assert manifest["recipe"] == 'to = "gptq"\nbits = 3\ngroup_size = 32\n'

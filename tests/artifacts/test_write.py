@@ -11,7 +11,7 @@ import pytest
 from quantcli.artifacts.gguf_file import prepare_gguf
 from quantcli.artifacts.model_folder import prepare_folder
 from quantcli.artifacts.slabs import Slab, cut_slabs, work_slabs
-from quantcli.artifacts.write import Finished, write_artifact, write_artifacts
+from quantcli.artifacts.write import ArtifactDone, write_artifact, write_artifacts
 from quantcli.errors import WeightError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -25,7 +25,9 @@ class Counted(Model):
 
     def read_rows(self, tensor: OutputTensor, start: int, stop: int) -> np.ndarray:
         READ.update((tensor.name, row) for row in range(start, stop))
-        return super().read_rows(tensor, start, stop)
+        rows = super().read_rows(tensor, start, stop)
+        rows.flags.writeable = False
+        return rows
 
 
 READ: Counter[tuple[str, int]] = Counter()
@@ -46,7 +48,7 @@ def test_two_files_of_one_read_have_the_bytes_of_two_runs(tmp_path: Path) -> Non
         events = list(write_artifacts(both, threads=2))
     assert READ
     assert set(READ.values()) == {1}
-    done = [event for event in events if isinstance(event, Finished)]
+    done = [event for event in events if isinstance(event, ArtifactDone)]
     assert [event.paths for event in done] == [artifact.paths for artifact in both]
     assert done[0].source_digest == done[1].source_digest
     for kind in kinds:
@@ -64,6 +66,22 @@ def test_a_file_and_a_folder_are_written_together(tmp_path: Path) -> None:
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_folders_of_one_read_have_the_bytes_of_their_own_runs(tmp_path: Path) -> None:
+    recipes = {
+        "mlx": Recipe(to="mlx"),
+        "gptq": Recipe(to="gptq", keep=("k_proj",)),
+        "hf": Recipe(to="hf", type="Q4_0"),
+    }
+    with open_model(MINI) as model:
+        for name, recipe in recipes.items():
+            list(write_artifact(prepare_folder(model, recipe, tmp_path / name)))
+        together = [prepare_folder(model, r, tmp_path / f"{n}-too") for n, r in recipes.items()]
+        list(write_artifacts(together, threads=2))
+    for name in recipes:
+        for path in (tmp_path / name).iterdir():
+            assert (tmp_path / f"{name}-too" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_one_cannot_hold_leaves_neither(tmp_path: Path) -> None:

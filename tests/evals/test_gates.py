@@ -10,12 +10,12 @@ import pytest
 
 from quantcli.errors import GateError, UsageError
 from quantcli.evals.gates import Gates, check_gates, judge, refuse_failures
-from quantcli.evals.run import Job, Measured
+from quantcli.evals.run import EvaluationDone, EvaluationJob
 from quantcli.evals.scores import LogitsBase
 from quantcli.evals.summary import Tally
 
 
-def _found(label: str, *, scale: float = 0.5, base: bool = True) -> Measured:
+def _found(label: str, *, scale: float = 0.5, base: bool = True) -> EvaluationDone:
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (50, 9)).astype(np.float32)
     own = logits + random.normal(0, scale, logits.shape).astype(np.float32)
@@ -24,7 +24,7 @@ def _found(label: str, *, scale: float = 0.5, base: bool = True) -> Measured:
     nll, compared = LogitsBase(logits).compare(own, targets)
     tally.add(nll, compared if base else None)
     artifact: Any = SimpleNamespace(label=label)
-    return Measured(artifact, "a.txt", 2, tally.summary())
+    return EvaluationDone(artifact, "a.txt", 2, tally.summary())
 
 
 def test_limits_that_are_met_exactly_pass() -> None:
@@ -56,10 +56,10 @@ def test_a_perplexity_needs_no_base() -> None:
 @pytest.mark.parametrize("gates", [Gates(max_kld=0.1), Gates(min_top1=0.9)])
 def test_a_divergence_without_a_base_is_a_usage_error(gates: Gates) -> None:
     with pytest.raises(UsageError, match="needs a base to compare with"):
-        check_gates(gates, Job([]))
+        check_gates(gates, EvaluationJob([]))
 
 
 def test_a_percentage_is_no_share() -> None:
     base: Any = object()
     with pytest.raises(UsageError, match="--min-top1 95 is not a share"):
-        check_gates(Gates(min_top1=95), Job([], reference=base))
+        check_gates(Gates(min_top1=95), EvaluationJob([], reference=base))

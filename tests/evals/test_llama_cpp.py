@@ -15,7 +15,7 @@ import pytest
 
 from quantcli.evals.artifacts import open_artifact
 from quantcli.evals.bases.file import BaseFile
-from quantcli.evals.run import Job, Measured, evaluate
+from quantcli.evals.run import EvaluationDone, EvaluationJob, evaluate
 from quantcli.evals.summary import Divergence, Summary
 from quantcli.layerwise.texts import read_texts
 
@@ -28,8 +28,10 @@ TYPES = tuple(GOLDEN["against_base"])
 WINDOWS = 6
 
 
-def _measure(**options: Any) -> list[Measured]:
-    return [e for e in evaluate(Job(threads=1, **options)) if isinstance(e, Measured)]
+def _measure(**options: Any) -> list[EvaluationDone]:
+    return [
+        e for e in evaluate(EvaluationJob(threads=1, **options)) if isinstance(e, EvaluationDone)
+    ]
 
 
 @pytest.fixture(scope="module")

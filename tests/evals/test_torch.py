@@ -12,7 +12,7 @@ import pytest
 
 from quantcli.errors import VocabularyError, WeightError
 from quantcli.evals.artifacts import open_artifact
-from quantcli.evals.run import Job, Measured, evaluate
+from quantcli.evals.run import EvaluationDone, EvaluationJob, evaluate
 from quantcli.evals.windows import Window
 from quantcli.layerwise.texts import read_texts
 
@@ -25,10 +25,12 @@ TEXT = DATA / "pride-and-prejudice.txt"
 CONTEXT, WINDOWS = 128, 3
 
 
-def _measure(target: Path, engine: str, **options: Any) -> Measured:
+def _measure(target: Path, engine: str, **options: Any) -> EvaluationDone:
     with (artifact := open_artifact(str(target), engine=engine, **options)).model:
-        job = Job([artifact], read_texts([str(TEXT)]), context=CONTEXT, chunks=WINDOWS, threads=1)
-        return next(e for e in evaluate(job) if isinstance(e, Measured))
+        job = EvaluationJob(
+            [artifact], read_texts([str(TEXT)]), context=CONTEXT, chunks=WINDOWS, threads=1
+        )
+        return next(e for e in evaluate(job) if isinstance(e, EvaluationDone))
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ import pytest
 from gguf import GGUFReader, dequantize
 
 import quantcli
-from quantcli.exports.verify import Verified, verify
+from quantcli.exports.verify import VerificationDone, verify
 from quantcli.types import Note
 
 
-def run(path: Path, against: Path | None = None) -> Verified:
+def run(path: Path, against: Path | None = None) -> VerificationDone:
     with quantcli.open_model(path) as model:
         if against is None:
             *_, verdict = verify(model, threads=2)
         else:
             with quantcli.open_model(against, vocabulary=False) as source:
                 *_, verdict = verify(model, source, threads=2)
-    assert isinstance(verdict, Verified)
+    assert isinstance(verdict, VerificationDone)
     return verdict
 
 
@@ -126,7 +126,7 @@ def test_an_unfinished_digest_and_a_foreign_architecture(mini: Path, tmp_path: P
     with quantcli.open_model(tmp_path / "b.gguf") as model:
         events = list(verify(model))
     verdict = events[-1]
-    assert isinstance(verdict, Verified)
+    assert isinstance(verdict, VerificationDone)
     assert [problem.split(" ")[0] for problem in verdict.problems] == [
         "quantcli.source.digest", f"{tmp_path / 'b.gguf'}:",
     ]  # fmt: skip

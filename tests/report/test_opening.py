@@ -15,7 +15,7 @@ from quantcli.report.document import model_document
 from quantcli.report.inspection import Subject
 from quantcli.report.opening import open_subject
 from quantcli.report.overview import overview_tables
-from quantcli.report.weights import Measured, measure_weights
+from quantcli.report.weights import WeightStatsDone, measure_weights
 from quantcli.sources.resolve import resolve
 
 MINI_PARAMETERS = 4_196_608
@@ -152,7 +152,7 @@ def test_tensors_of_indices_are_listed_but_are_no_weights(tmp_path, mini):
         assert subject.parameters == 33
         assert {source.name for source in subject.sources} == {"w", "scalar"}
         *_, measured = measure_weights(subject.sources, 1)
-        assert isinstance(measured, Measured)
+        assert isinstance(measured, WeightStatsDone)
         assert measured.stats["scalar"].moments.high == 2.5
 
 

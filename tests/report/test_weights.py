@@ -10,7 +10,7 @@ import pytest
 
 from quantcli.errors import SourceError
 from quantcli.report.stats import measure_rows
-from quantcli.report.weights import Measured, WeightSource, measure_weights
+from quantcli.report.weights import WeightSource, WeightStatsDone, measure_weights
 from quantcli.types import Progress
 
 
@@ -32,7 +32,7 @@ ARRAYS = {
 
 def _measure(sources, threads):
     *events, last = measure_weights(sources, threads)
-    assert isinstance(last, Measured)
+    assert isinstance(last, WeightStatsDone)
     return events, last.stats
 
 

@@ -12,7 +12,7 @@ TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
 def run(folder: Path, output: Path, *, stop_in: str | None = None, **options: Any) -> Any:
     """The calibration; None when it was broken off as soon as ``stop_in`` was at work."""
-    from quantcli.calibration import Calibrated, execute, prepare
+    from quantcli.calibration import CalibrationDone, execute, prepare
     from quantcli.layerwise.texts import read_texts
     from quantcli.model import open_model
 
@@ -22,6 +22,6 @@ def run(folder: Path, output: Path, *, stop_in: str | None = None, **options: An
         for event in execute(job):
             if isinstance(event, Progress) and event.what == stop_in:
                 return None
-            if isinstance(event, Calibrated):
+            if isinstance(event, CalibrationDone):
                 return event.calibration
     raise AssertionError("no result")
