@@ -143,6 +143,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     from quantcli.archs import find_architecture
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.hf import open_checkpoint
+    from quantcli.sources.pooling import pooling_metadata
     from quantcli.vocab import load_vocabulary
 
     store = open_checkpoint(found.path)
@@ -159,6 +160,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
             on_note=sentences.append,
         )
         keys |= architecture.metadata(store.config, store)
+        keys |= pooling_metadata(found.path, architecture.name, sentences.append)
         if vocabulary:
             size = int(keys[f"{architecture.name}.vocab_size"].value)
             keys |= load_vocabulary(

@@ -7,8 +7,9 @@ from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
+from quantcli.archs.wrappers import headless, text_class, unwrapped
 from quantcli.errors import ArchitectureError
-from quantcli.registry import Registry, near
+from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
 ARCHITECTURES = Registry(
@@ -23,7 +24,9 @@ ARCHITECTURES = Registry(
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
-        "Gemma3ForConditionalGeneration": "quantcli.archs.gemma3:GEMMA3",
+        "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
+        "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
+        "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
@@ -57,13 +60,15 @@ def find_architecture(config: Config) -> Architecture:
     Raises ArchitectureError, with near names, when its class is not in the table.
     """
     name = class_name(config)
+    inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
+    if inside is not None:
+        family = ARCHITECTURES.get(inside)
+        return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        guesses = near(name, ARCHITECTURES)
         raise ArchitectureError(
             f"architecture {name} is not supported",
-            hint=f"near: {', '.join(guesses)}"
-            if guesses
-            else f"supported: {', '.join(ARCHITECTURES)}",
+            hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
+            "that GGUF, for which no table is needed",
         )
     found: Architecture = ARCHITECTURES.get(name)
     return found
@@ -93,14 +98,16 @@ def rebuild_config(
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")
-    config = {
+    usual = {
         "vocab_size": shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in shapes,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        **family.to_config(read_header(arch, metadata, shapes, read)),
     }
+    config = {**usual, **family.to_config(read_header(arch, metadata, shapes, read))}
+    if "text_config" in config:
+        config["text_config"] = {**usual, **config["text_config"]}
     for key, value in find_architecture(config).metadata(config).items():
         if key in metadata and not same_value(metadata[key].value, value.value):
             raise ArchitectureError(

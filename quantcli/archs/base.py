@@ -73,6 +73,8 @@ class Architecture:
     """Patterns (full match) of stored tensors that are rightly left out."""
     folds: Folds = field(default_factory=Folds)
     """Which tensors meet at which channels."""
+    tied: bool = False
+    """Whether the output matrix is the embeddings', whatever config.json says."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
 
@@ -153,6 +155,8 @@ class Architecture:
 
     def _settle(self, config: Config) -> tuple[dict[str, Any], dict[str, int]]:
         settled = settle(config, self.defaults)
+        if self.tied:
+            settled["tie_word_embeddings"] = True
         check_fixed(settled, self.fixed)
         dims = self.read_dims(settled)
         for size, most in LIMITS.items():

@@ -35,7 +35,11 @@ def settle(config: Config, defaults: Mapping[str, Any]) -> dict[str, Any]:
     inner = config.get("text_config") or {}
     if not isinstance(inner, Mapping):
         raise ArchitectureError("text_config in config.json is not an object")
-    return {**defaults, **config, **inner, "architectures": [class_name(config)]}
+    settled = {**defaults, **config, **inner, "architectures": [class_name(config)]}
+    if config.get("tie_word_embeddings") is not None:
+        # Of a wrapper the outer one counts, since the head is the wrapper's.
+        settled["tie_word_embeddings"] = config["tie_word_embeddings"]
+    return settled
 
 
 def check_fixed(config: Config, fixed: Mapping[str, tuple[Any, ...]]) -> None:

@@ -127,13 +127,6 @@ GEMMA3 = Architecture(
         "tie_word_embeddings": True,
     },
     fixed={**FIXED, "attn_logit_softcapping": ()},
-    renames=(
-        (r"^(language_model\.model|model\.language_model)\.", "model."),
-        (r"^language_model\.lm_head\.", "lm_head."),
-    ),
-    ignored=(
-        r"(model\.)?(vision_tower|multi_modal_projector)\..*",
-        r".*\.rotary_emb(_local)?\.inv_freq",
-    ),
+    ignored=(r".*\.rotary_emb(_local)?\.inv_freq",),
     folds=POST_NORMED,
 )

@@ -37,10 +37,13 @@ Rope = Mapping[str, Any]
 """``rope_type``, ``rope_theta`` and whatever parameters the type has; ``architectures`` too."""
 
 
-def read_rope(config: Config, types: tuple[str, ...], *, partial: bool = False) -> Rope:
+def read_rope(
+    config: Config, types: tuple[str, ...], *, partial: bool = False, sections: bool = False
+) -> Rope:
     """The one rotation of all layers; its type must be among ``types``.
 
-    ``partial``: a part of each head may be left unrotated.
+    ``partial``: a part of each head may be left unrotated. ``sections``: it may be shared out
+    among time, height and width ("mrope_section").
     """
     found = _entries(config)
     if any(layer in found for layer in _LAYER_TYPES):
@@ -48,7 +51,7 @@ def read_rope(config: Config, types: tuple[str, ...], *, partial: bool = False) 
             f"rope_parameters in config.json differ by layer type, which {class_name(config)} "
             "does not have"
         )
-    rope = _settle(config, found, types, "rope_theta")
+    rope = _settle(config, found, types, "rope_theta", sections=sections)
     if not partial and number(rope, "partial_rotary_factor", default=1.0) != 1:
         raise ArchitectureError(
             f"config.json sets partial_rotary_factor to {rope['partial_rotary_factor']!r}, but "
@@ -166,10 +169,15 @@ def _entries(config: Config) -> Mapping[str, Any]:
 
 
 def _settle(
-    config: Config, found: Mapping[str, Any], types: tuple[str, ...], theta_key: str
+    config: Config,
+    found: Mapping[str, Any],
+    types: tuple[str, ...],
+    theta_key: str,
+    *,
+    sections: bool = False,
 ) -> Rope:
     kind = found.get("rope_type") or found.get("type") or "default"
-    if kind not in types or "mrope_section" in found:
+    if kind not in types or ("mrope_section" in found and not sections):
         shown = "mrope" if "mrope_section" in found else kind
         raise ArchitectureError(
             f"config.json sets the rope type {shown!r}, but llama.cpp computes "

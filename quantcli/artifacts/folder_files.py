@@ -12,6 +12,7 @@ from quantcli import __version__
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
+from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
@@ -76,9 +77,8 @@ def make_settings(
     plan: FolderPlan,
     packing: Packing | None,
     weights: SafetensorsShards,
-    digest: str,
 ) -> dict[str, bytes]:
-    """Every file but the weights, by name; their sizes do not depend on the digest."""
+    """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
     recipe = plan.recipe
     if recipe.imatrix:
@@ -91,7 +91,7 @@ def make_settings(
         config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
     files[CONFIG] = to_json(config)
     files |= index_files(weights)
-    source = {"repo": model.repo, "revision": model.revision, "digest": digest}
+    source = {"repo": model.repo, "revision": model.revision, "digest": UNFINISHED}
     text = dump_recipe(recipe)
     manifest: dict[str, Any] = {
         "schema": "quantcli.manifest/1",

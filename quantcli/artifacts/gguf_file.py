@@ -33,7 +33,7 @@ from quantcli.artifacts.slabs import (
     digest_model,
     refuse_weight,
 )
-from quantcli.artifacts.write import ArtifactDone, Chunk, Part
+from quantcli.artifacts.write import Chunk, Part
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -132,10 +132,6 @@ class GgufFile(GgufShards):
         """The headers again, with the digest in its place."""
         if digest is not None:
             yield from add_metadata(self, {"quantcli.source.digest": text(digest)}).heads()
-
-    def finished(self, digest: str | None) -> ArtifactDone:
-        """Paths, size and digest."""
-        return ArtifactDone(self.paths, self.nbytes, self.bits_per_weight, digest)
 
     def _encode(
         self, item: TensorPlan, slab: Slab, place: tuple[Path, int], rows: NDArray[Any]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,10 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic_folder import AtomicFolder, refuse_folder
+from quantcli.artifacts.atomic_folder import MANIFEST, refuse_folder
 from quantcli.artifacts.folder_files import make_settings
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
-from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
+from quantcli.artifacts.safetensors_shards import (
+    LARGEST,
+    FolderArtifact,
+    SafetensorsShards,
+    lay_out_shards,
+)
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
     UNFINISHED,
@@ -27,7 +32,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
-from quantcli.artifacts.write import Artifact, ArtifactDone, Chunk, Part
+from quantcli.artifacts.write import Chunk, Part
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
 from quantcli.layouts import find_layout
@@ -48,10 +53,9 @@ temporaries."""
 
 
 @dataclass(frozen=True)
-class ModelFolder(Artifact):
+class ModelFolder(FolderArtifact):
     """A decided model folder: everything but the weights has been read and checked.
 
-    ``settings`` are the files besides ``weights``; ``files`` are those of them that a caller gave.
     ``codes`` gives the codes in place of rounding to nearest.
     """
 
@@ -61,9 +65,8 @@ class ModelFolder(Artifact):
     packing: Packing | None
     path: Path
     weights: SafetensorsShards
-    settings: Mapping[str, bytes]
+    files: Mapping[str, bytes]
     force: bool
-    files: Mapping[str, bytes] = field(default_factory=dict)
     codes: CodeSource | None = None
     hashed: ClassVar[bool] = True
 
@@ -76,21 +79,6 @@ class ModelFolder(Artifact):
     def source(self) -> object:
         """The stored tensors."""
         return self.model.store
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """The folder."""
-        return (self.path,)
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return sum(self.sizes.values())
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each file."""
-        return self.weights.sizes | {name: len(body) for name, body in self.settings.items()}
 
     @property
     def thread_bytes(self) -> int:
@@ -123,14 +111,6 @@ class ModelFolder(Artifact):
         declared = self.packing.declare(item.matrix, scheme.grid)
         return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
-    def open(self) -> AtomicFolder:
-        """The folder, to be written."""
-        return AtomicFolder(self.path, self.sizes, force=self.force)
-
-    def heads(self) -> Iterator[Chunk]:
-        """The header of each file of weights."""
-        return self.weights.headers()
-
     def parts(self) -> Iterator[Part]:
         """The slabs of each matrix and each copied tensor, in the order of the stored tensors."""
         codes = self.codes
@@ -158,16 +138,9 @@ class ModelFolder(Artifact):
         )
 
     def tails(self, digest: str | None) -> Iterator[Chunk]:
-        """The files beside the weights."""
-        settings = make_settings(
-            self.model, self.plan, self.packing, self.weights, digest or UNFINISHED
-        )
-        for name, body in {**settings, **self.files}.items():
-            yield name, 0, body
-
-    def finished(self, digest: str | None) -> ArtifactDone:
-        """Path, size and digest."""
-        return ArtifactDone(self.paths, self.nbytes, self.bits_per_weight, digest)
+        """The manifest again, with the digest in its place."""
+        manifest = self.files[MANIFEST].replace(UNFINISHED.encode(), (digest or "").encode())
+        yield MANIFEST, 0, manifest
 
     def _read(self, item: Item | Copy, slab: Slab) -> NDArray[Any]:
         if isinstance(item, Item) and item.matrix.transpose:
@@ -250,16 +223,13 @@ def prepare_folder(
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
     plan = plan or make_folder_plan(model, recipe, importance=shapes)
-    files = files or {}
     packing = packing or _choose_packing(model, plan)
     declared = _declare(plan, packing, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
     header = {"format": find_layout(recipe.to).header}
     weights = lay_out_shards(header, declared, limit)
-    folder = ModelFolder(
-        model, plan, importance, packing, output, weights,
-        {**make_settings(model, plan, packing, weights, UNFINISHED), **files}, force, files,
-    )  # fmt: skip
+    files = make_settings(model, plan, packing, weights) | dict(files or {})
+    folder = ModelFolder(model, plan, importance, packing, output, weights, files, force)
     if check:
         _refuse_source(model, output)
         refuse_folder(output, force=force)

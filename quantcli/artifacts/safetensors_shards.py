@@ -1,18 +1,20 @@
-"""The safetensors files of a model folder: which tensor is in which, and where."""
+"""A folder of safetensors files: which tensor is in which, where, and what lies with them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.gguf_container import FileLayout
 from quantcli.artifacts.safetensors_container import lay_out
 from quantcli.artifacts.shards import split_shards
-from quantcli.artifacts.write import Chunk
+from quantcli.artifacts.write import Artifact, Chunk
 from quantcli.plan.size_text import parse_size
 from quantcli.types import Declared
 
@@ -40,11 +42,6 @@ class SafetensorsShards:
         """Bytes of all tensors, without headers."""
         return sum(declared.nbytes for _, _, declared in self.places.values())
 
-    def headers(self) -> Iterator[Chunk]:
-        """The header of each file."""
-        for name, layout in self.layouts.items():
-            yield name, 0, layout.header
-
     def place(
         self, tensor: str, values: NDArray[Any], row: int = 0, column: int = 0
     ) -> Iterator[Chunk]:
@@ -63,6 +60,39 @@ class SafetensorsShards:
         for line in data:
             yield name, at, line.data
             at += width * values.itemsize
+
+
+class FolderArtifact(Artifact, Protocol):
+    """A folder of ``weights`` and small ``files`` by name; ``force`` replaces one that exists."""
+
+    path: Path
+    weights: SafetensorsShards
+    files: Mapping[str, bytes]
+    force: bool
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.path,)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file."""
+        return self.weights.sizes | {name: len(body) for name, body in self.files.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Exact size of all files together."""
+        return sum(self.sizes.values())
+
+    def open(self) -> AtomicFolder:
+        """The folder, to be written."""
+        return AtomicFolder(self.path, self.sizes, force=self.force)
+
+    def heads(self) -> Iterator[Chunk]:
+        """The small files, and the header of each file of weights."""
+        yield from ((name, 0, body) for name, body in self.files.items())
+        yield from ((name, 0, layout.header) for name, layout in self.weights.layouts.items())
 
 
 def lay_out_shards(

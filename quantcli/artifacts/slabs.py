@@ -14,14 +14,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from quantcli.errors import WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.model import Model
-from quantcli.types import OutputTensor, PackedType, Progress
+from quantcli.types import OutputTensor, PackedType, Progress, TensorInfo
 
 T = TypeVar("T")
 
@@ -116,23 +116,9 @@ def hash_rows(rows: NDArray[Any]) -> bytes:
     return hashlib.sha256(rows.view("u1").data).digest()
 
 
-class Described(Protocol):
-    """A tensor as the digest sees it: a `TensorInfo` or an `OutputTensor`."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def dtype(self) -> str:
-        """Its stored dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its row-major shape."""
-
-
-def combine_digest(tensors: Iterable[tuple[Described, Iterable[bytes]]]) -> str:
+def combine_digest(
+    tensors: Iterable[tuple[TensorInfo | OutputTensor, Iterable[bytes]]],
+) -> str:
     """SHA-256 over every tensor's name, dtype and shape and its slabs' own SHA-256."""
     whole = hashlib.sha256()
     for tensor, leaves in tensors:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats.native import UnencodableError
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
+
+Sink = AtomicFiles | AtomicFolder
 
 _Key = tuple[int, Slab]
 """Which source, by its identity, and which of its slabs."""
@@ -46,16 +50,6 @@ class ArtifactDone(Event):
     nbytes: int
     bits_per_weight: float | None = None
     source_digest: str | None = None
-
-
-class Sink(Protocol):
-    """Files that are written at any offset, from any thread, and appear when they are whole."""
-
-    def write(self, file: Any, offset: int, data: ReadableBuffer, /) -> None:
-        """Put ``data`` at ``offset`` of ``file``."""
-
-    def publish(self) -> None:
-        """Give the files their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +94,16 @@ class Artifact(Protocol):
         """Memory that a thread needs at most, as an estimate."""
 
     @property
+    def bits_per_weight(self) -> float | None:
+        """Over all tensors; None where nothing is quantized."""
+        return None
+
+    @property
     def notes(self) -> Sequence[Note]:
         """What the user should know of the plan."""
 
-    def open(self) -> AbstractContextManager[Sink]:
-        """Begin to write; leaving the context without `Sink.publish` removes everything."""
+    def open(self) -> Sink:
+        """The files or the folder, to be entered and written."""
 
     def heads(self) -> Iterable[Chunk]:
         """What is written first."""
@@ -119,10 +118,6 @@ class Artifact(Protocol):
     def tails(self, digest: str | None) -> Iterable[Chunk]:
         """What is written last, when the digest is known."""
         return ()
-
-    def finished(self, digest: str | None) -> ArtifactDone:
-        """The event for the whole artifact."""
-        return ArtifactDone(self.paths, self.nbytes)
 
 
 def write_artifact(
@@ -145,7 +140,9 @@ def write_artifacts(
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
-        sinks = [stack.enter_context(artifact.open()) for artifact in artifacts]
+        sinks = [artifact.open() for artifact in artifacts]
+        for sink in sinks:
+            stack.enter_context(sink)
         shared: dict[_Key, list[tuple[Part, Sink]]] = {}
         keys: list[list[_Key]] = []
         for artifact, sink in zip(artifacts, sinks, strict=True):
@@ -164,7 +161,7 @@ def write_artifacts(
         for sink in sinks:
             sink.publish()
     for artifact, digest in zip(artifacts, digests, strict=True):
-        yield artifact.finished(digest)
+        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
 def _do(parts: Sequence[tuple[Part, Sink]], hashed: bool) -> bytes:

@@ -18,12 +18,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder, refuse_folder
+from quantcli.artifacts.atomic_folder import MANIFEST, refuse_folder
 from quantcli.artifacts.folder_files import CONFIG, index_files, read_settings, to_json
 from quantcli.artifacts.model_card import render_card
-from quantcli.artifacts.safetensors_shards import LARGEST, SafetensorsShards, lay_out_shards
+from quantcli.artifacts.safetensors_shards import (
+    LARGEST,
+    FolderArtifact,
+    SafetensorsShards,
+    lay_out_shards,
+)
 from quantcli.artifacts.slabs import SLAB_BYTES, Slab, cut_slabs, refuse_weight
-from quantcli.artifacts.write import Artifact, Chunk, Part, write_artifact
+from quantcli.artifacts.write import Chunk, Part, write_artifact
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
 from quantcli.exports.cards import make_card, plain, types_text
@@ -45,7 +50,7 @@ from quantcli.vocab.rebuild import rebuild_tokenizer
 
 
 @dataclass(frozen=True)
-class CheckpointFolder(Artifact):
+class CheckpointFolder(FolderArtifact):
     """A decided folder: the files of weights, and the small ones by name."""
 
     model: Model
@@ -68,34 +73,10 @@ class CheckpointFolder(Artifact):
         return self.view
 
     @property
-    def paths(self) -> tuple[Path, ...]:
-        """The folder."""
-        return (self.path,)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of every file."""
-        return self.weights.sizes | {name: len(body) for name, body in self.files.items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Exact size of all files together."""
-        return sum(self.sizes.values())
-
-    @property
     def thread_bytes(self) -> int:
         """Rows as stored, decoded and cast; a row at least, however long it is."""
         rows = [4 * info.shape[-1] for info in self.view.tensors.values() if info.shape]
         return 4 * max(SLAB_BYTES, *rows)
-
-    def open(self) -> AtomicFolder:
-        """The folder, to be written."""
-        return AtomicFolder(self.path, self.sizes, force=self.force)
-
-    def heads(self) -> Iterator[Chunk]:
-        """The small files, and the header of each file of weights."""
-        yield from ((name, 0, body) for name, body in self.files.items())
-        yield from self.weights.headers()
 
     def parts(self) -> Iterator[Part]:
         """The slabs of each stored tensor."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from quantcli.errors import ArchitectureError
 
@@ -26,18 +26,30 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if not isinstance(kind, str):
         raise ArchitectureError("config.json names no model_type")
     try:
-        settings = AutoConfig.for_model(kind, **fields).get_text_config(decoder=True)
+        whole = AutoConfig.for_model(kind, **fields)
+        settings, auto = whole.get_text_config(decoder=True), AutoModelForCausalLM
+        # The mappings of transformers' classes have no public way to ask them.
+        if type(settings) not in auto._model_mapping:
+            settings, auto = whole, AutoModelForImageTextToText
         with _parameters_on_meta():
             # Experts as a loop of plain products: they are seen one by one.
-            module = AutoModelForCausalLM.from_config(
-                settings, dtype=dtype, experts_implementation="eager"
-            )
+            module = auto.from_config(settings, dtype=dtype, experts_implementation="eager")
     except (ValueError, TypeError, KeyError) as refused:
         raise ArchitectureError(
             f"transformers cannot build this {kind} model: {refused}",
             hint="another version of transformers may know it",
         ) from refused
+    if auto is AutoModelForImageTextToText:
+        _drop_towers(module)
     return module.eval()
+
+
+def _drop_towers(module: Any) -> None:
+    """Take out what stands beside the decoder of an image-text model and is not its head."""
+    decoder = module.get_decoder()
+    for name, part in list(module.model.named_children()):
+        if part is not decoder:
+            setattr(module.model, name, nn.Identity())
 
 
 @contextmanager

@@ -140,6 +140,14 @@ def check_range(name: str, span: tuple[int, int], count: int) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; SourceError when it is missing, broken or not an object."""
+    value = read_json_value(path)
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: holds a JSON {type(value).__name__} where an object belongs")
+    return value
+
+
+def read_json_value(path: Path) -> Any:
+    """Whatever a JSON file holds; SourceError when it is missing or broken."""
     try:
         if path.stat().st_size > _JSON_CAP:
             raise SourceError(f"{path}: is larger than {_JSON_CAP >> 20} MiB; not a settings file")
@@ -149,11 +157,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        value = json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: is not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise SourceError(f"{path}: holds a JSON {type(value).__name__} where an object belongs")
-    return value

@@ -85,10 +85,10 @@ def test_the_samples_are_accepted() -> None:
     [
         (
             ["LlamaForCausal"],
-            "architecture LlamaForCausal is not supported (near: LlamaForCausalLM",
+            "architecture LlamaForCausal is not supported (convert it with llama.cpp's",
         ),
-        (["Gemma4ForCausalLM"], "near: Gemma3ForCausalLM, Gemma2ForCausalLM"),
-        (["BertModel"], "architecture BertModel is not supported (supported: LlamaForCausalLM, "),
+        (["Gemma9ForCausalLM"], "Gemma9ForCausalLM is not supported (convert it with llama.cpp's"),
+        (["BertModel"], "architecture BertModel is not supported (convert it with llama.cpp's"),
         ([], 'config.json names no architecture (it needs a line such as "architectures"'),
         ("LlamaForCausalLM", "config.json names no architecture"),
         ([7], "config.json names no architecture"),

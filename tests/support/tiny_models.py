@@ -36,6 +36,7 @@ _BASE: dict[str, Any] = {
 }
 _LAYER_NORM = {key: value for key, value in _BASE.items() if key != "rms_norm_eps"}
 _HALF_ROPE = {"rope_type": "default", "rope_theta": 3000.0, "partial_rotary_factor": 0.5}
+_MROPE = {"rope_type": "default", "rope_theta": 3000.0, "mrope_section": [3, 3, 2]}
 _GEMMA = {
     **_BASE,
     "head_dim": 32,
@@ -273,6 +274,45 @@ MODELS: dict[str, Tiny] = {
         _BASE
         | _EXPERTS
         | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48},
+    ),
+    "qwen2-vl": Tiny(
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": _BASE | {"rms_norm_eps": 1e-6, "rope_parameters": _MROPE},
+            "vision_config": _VISION | {"depth": 1, "out_hidden_size": 64, "num_heads": 2},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+        },
+    ),
+    "qwen3-vl": Tiny(
+        "Qwen3VLForConditionalGeneration",
+        {
+            "text_config": _BASE | {"head_dim": 16, "rope_parameters": _MROPE},
+            "vision_config": _VISION
+            | {"depth": 1, "out_hidden_size": 64, "num_heads": 2}
+            | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+        },
+    ),
+    "llava-qwen2": Tiny(
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": _BASE | {"model_type": "qwen2"},
+            "vision_config": _VISION | {"model_type": "clip_vision_model"},
+            "image_token_index": VOCAB - 1,
+        },
+    ),
+    "mistral3": Tiny(
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": _BASE | {"model_type": "mistral", "sliding_window": None},
+            "vision_config": _VISION | {"model_type": "pixtral"},
+            "image_token_index": VOCAB - 1,
+            "tie_word_embeddings": False,
+        },
     ),
     "lfm2": Tiny(
         "Lfm2ForCausalLM",

@@ -1,0 +1,107 @@
+"""The text models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: "qwen2vl", "qwen3vl" and "qwen3vlmoe".
+
+Qwen2 and Qwen3 whose rotation is shared out among time, height and width; the shares are a
+key-value, and text turns by all three alike. llama.cpp leaves two of the slowest frequencies of
+Qwen3-VL unturned, 0.01 rad at 32,000 tokens. Qwen3-VL also tells into how many layers the vision
+tower's inner states go.
+Sources: arXiv:2409.12191, arXiv:2502.13923, transformers' modeling_qwen2_5_vl.py and
+modeling_qwen3_vl.py, llama.cpp's src/models/qwen2vl.cpp, qwen3vl.cpp and qwen3vlmoe.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from quantcli.archs.base import Architecture
+from quantcli.archs.config import Config, class_name, number
+from quantcli.archs.decoder import check_square, decoder_keys
+from quantcli.archs.header import Header
+from quantcli.archs.qwen2 import QWEN2
+from quantcli.archs.qwen3 import QWEN3
+from quantcli.archs.qwen3_moe import QWEN3_MOE
+from quantcli.archs.rope import read_rope, rope_keys
+from quantcli.archs.rules import Dims
+from quantcli.archs.wrappers import unwrapped
+from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, array, u32
+
+_SMALLEST = 1e-5
+_ROPE_TYPES = ("default", "mrope")
+
+
+def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    rope = read_rope(config, _ROPE_TYPES, sections=True)
+    sections = rope.get("mrope_section")
+    if (
+        not isinstance(sections, list)
+        or not all(isinstance(part, int) and part >= 0 for part in sections)
+        or sum(sections) != dims["head_dim"] // 2
+    ):
+        raise ArchitectureError(
+            f"mrope_section of {class_name(config)} in config.json is {sections!r}, expected parts "
+            f"of {dims['head_dim'] // 2}"
+        )
+    parts = [*sections, 0, 0, 0, 0][:4]
+    return {
+        **decoder_keys(config, dims),
+        **rope_keys({**rope, "rope_type": "default"}),
+        "rope.dimension_sections": array("i32", parts),
+    }
+
+
+def _check(config: Config, dims: Dims) -> None:
+    check_square(config, dims)
+    epsilon = number(config, "rms_norm_eps")
+    if epsilon > _SMALLEST:
+        raise ArchitectureError(
+            f"rms_norm_eps of {class_name(config)} in config.json is {epsilon:g}, but llama.cpp "
+            f"computes it without one, which is the same up to {_SMALLEST:g} only"
+        )
+
+
+def _deep_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    tower = config.get("vision_config") or {}
+    layers = tower.get("deepstack_visual_indexes") or []
+    return {**_keys(config, dims), "n_deepstack_layers": u32(len(layers))}
+
+
+def _expert_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    usual = QWEN3_MOE.to_keys({**config, "rope_parameters": None, "rope_scaling": None}, dims)
+    return {**usual, **_deep_keys(config, dims)}
+
+
+def _config(family: Architecture, model: str, kind: str) -> Any:
+    def to_config(header: Header) -> dict[str, Any]:
+        text = family.to_config(header)
+        sections = list(header.keys.get("rope.dimension_sections", []))
+        while sections and not sections[-1]:
+            sections.pop()
+        rope = {**text["rope_parameters"], "mrope_section": sections}
+        layers = int(header.keys.get("n_deepstack_layers", 0))
+        tower = {"vision_config": {"deepstack_visual_indexes": list(range(layers))}}
+        inner = {**text, "model_type": f"{kind}_text", "rope_parameters": rope}
+        del inner["architectures"]
+        return {
+            "architectures": [model],
+            "model_type": kind,
+            "text_config": inner,
+            **(tower if "n_deepstack_layers" in header.keys else {}),
+        }
+
+    return to_config
+
+
+QWEN2_VL = replace(
+    unwrapped(QWEN2),
+    name="qwen2vl",
+    check=_check,
+    to_keys=_keys,
+    to_config=_config(QWEN2, "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
+)
+QWEN3_VL = replace(
+    unwrapped(QWEN3),
+    name="qwen3vl",
+    to_keys=_deep_keys,
+    to_config=_config(QWEN3, "Qwen3VLForConditionalGeneration", "qwen3_vl"),
+)
