@@ -28,7 +28,7 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import Chain, parse_methods
 from quantcli.run.recipe_options import check_methods, read_options
 from quantcli.statistics.layer_hessians import HELD_OUT
