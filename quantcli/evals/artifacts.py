@@ -17,7 +17,7 @@ AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Artifact:
+class EvaluatedModel:
     """An opened model (headers only) and the name of its engine."""
 
     source: Source
@@ -67,7 +67,7 @@ def open_artifact(
     folder: Path | None = None,
     tokenizer: Path | None = None,
     on_progress: Callable[..., None] | None = None,
-) -> Artifact:
+) -> EvaluatedModel:
     """Open a folder, repo id or GGUF; "auto" takes llama.cpp for a GGUF where it is installed.
 
     ``folder`` and ``tokenizer`` are `Source`'s. UsageError for an engine that does not exist.
@@ -80,7 +80,7 @@ def open_artifact(
         raise SourceError(f"{target} has no tensors")
     if engine == AUTO:
         engine = "llama.cpp" if model.from_gguf and find_spec("llama_cpp") else "torch"
-    return Artifact(Source(model, target, folder, tokenizer), engine)
+    return EvaluatedModel(Source(model, target, folder, tokenizer), engine)
 
 
 def check_folder(folder: Path | None) -> None:

@@ -218,7 +218,6 @@ class Recipe:
         "N",
         usual=150,
         within="[1, inf)",
-        of_method="tune",
     )
     allocate: bool = declare(
         ALLOCATION,

@@ -15,16 +15,16 @@ from quantcli.plan.recipe import Recipe, value_of
 from quantcli.plan.schemes import GGUF
 from quantcli.rounding.options import USUAL_ROUNDER
 from quantcli.run.calibrate import states_memory
-from quantcli.run.choose_types import choose_types
-from quantcli.run.find_transforms import find_transforms
-from quantcli.run.method_run import (
-    MethodRun,
+from quantcli.run.calibrated_run import (
+    CalibratedRun,
     Rounding,
     begin_rounding,
     prepare_run,
     round_tensors,
     survey_folder,
 )
+from quantcli.run.choose_types import choose_types
+from quantcli.run.find_transforms import find_transforms
 from quantcli.run.methods import parse_methods
 from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
@@ -32,7 +32,7 @@ from quantcli.run.request import Request
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
-def plan_methods(request: Request, model: Model, recipe: Recipe) -> MethodRun:
+def plan_methods(request: Request, model: Model, recipe: Recipe) -> CalibratedRun:
     """Read the texts and cut them into windows."""
     texts = read_texts(list(request.texts))
     share = value_of(recipe, "random_share")
@@ -40,7 +40,7 @@ def plan_methods(request: Request, model: Model, recipe: Recipe) -> MethodRun:
 
 
 def apply_methods(
-    request: Request, planned: Planned, run: MethodRun, begun: list[Rounding]
+    request: Request, planned: Planned, run: CalibratedRun, begun: list[Rounding]
 ) -> Events[Planned]:
     """The output as the recipe's methods leave it, its weights not yet written.
 

@@ -52,14 +52,8 @@ def merge_calibrations(
     return done
 
 
-def calibration_path(output: Path) -> Path:
-    """Where the importance matrix of a quantization to ``output`` is kept, next to it."""
-    return output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
-
-
-def calibrate_for(request: Request, model: Model, output: Path) -> Events[Importance]:
-    """Make the importance matrix of what will be ``output``."""
-    path = calibration_path(output)
+def calibrate_for(request: Request, model: Model, path: Path) -> Events[Importance]:
+    """Make the importance matrix ``path`` that a quantization will be given."""
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(

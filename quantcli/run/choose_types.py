@@ -13,13 +13,13 @@ from quantcli.plan.allocate import Allocation, allocate, find_candidates
 from quantcli.plan.recipe import merge_recipe
 from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
-from quantcli.run.method_run import MethodRun, plan_passes, remove_survey, survey_folder
+from quantcli.run.calibrated_run import CalibratedRun, plan_passes, remove_survey, survey_folder
 from quantcli.run.type_costs import measure_type_costs
 from quantcli.types import Note
 
 
 def choose_types(
-    planned: MethodRun, job: GgufFile, output: Path, options: Options, *,
+    planned: CalibratedRun, job: GgufFile, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
 ) -> Events[GgufFile]:  # fmt: skip
     """The same file with a recipe that gives every tensor that had a choice its type by name.
@@ -66,7 +66,7 @@ def choose_types(
     return chosen
 
 
-def _with_types(planned: MethodRun, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
+def _with_types(planned: CalibratedRun, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
     named = merge_recipe(job.plan.recipe, tensor_types=types)
     named = replace(named, allocate=False, target_size=None)

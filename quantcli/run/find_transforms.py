@@ -15,7 +15,7 @@ from quantcli.events import Events, take
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
-from quantcli.run.method_run import MethodRun
+from quantcli.run.calibrated_run import CalibratedRun
 from quantcli.run.methods import Chain
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
@@ -33,7 +33,7 @@ from quantcli.transforms.transformed_statistics import TransformedStatistics, tr
 
 
 def find_transforms(
-    planned: MethodRun,
+    planned: CalibratedRun,
     chain: Chain,
     plan: Plan | FolderPlan,
     output: Path,

@@ -73,6 +73,15 @@ def with_method(chain: Chain, name: str) -> Chain:
     return replace(chain, rounder=name) if stage == 1 else replace(chain, trainer=name)
 
 
+def missing_reader(chain: Chain, option: str) -> str | None:
+    """A rounder or trainer that reads this option of methods, where none in ``chain`` does."""
+    stages = ((ROUNDERS, chain.rounder), (TRAINERS, chain.trainer))
+    if any(name and option in registry.get(name).options for registry, name in stages):
+        return None
+    usable = (method for registry, _ in stages for method in registry.usable())
+    return next((str(method.name) for method in usable if option in method.options), None)
+
+
 def _find(name: str) -> tuple[int, str]:
     """The stage of a method, and the registry's spelling of its name."""
     for stage, registry in enumerate(_STAGES):

@@ -11,7 +11,7 @@ from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.rounding.options import Outcome
 
 if TYPE_CHECKING:
-    from quantcli.run.method_run import MethodRun, Rounding
+    from quantcli.run.calibrated_run import CalibratedRun, Rounding
 
 
 @dataclass(frozen=True)
@@ -40,5 +40,5 @@ class Planned:
     artifact: GgufFile | ModelFolder
     path: Path
     threads: int
-    run: MethodRun | None = None
+    run: CalibratedRun | None = None
     rounding: Rounding | None = None

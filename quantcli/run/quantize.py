@@ -28,7 +28,7 @@ from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
 
 if TYPE_CHECKING:
-    from quantcli.run.method_run import Rounding
+    from quantcli.run.calibrated_run import Rounding
 
 
 def quantize(
@@ -58,9 +58,10 @@ def quantize(
             planned = [_plan(request, model, wanted, known) for wanted in request.outputs]
             if request.dry_run:
                 return (yield from _show_plans(planned))
+            importance = yield from _calibrate(request, model, planned)
             ready = []
             for each in planned:
-                ready.append((yield from _make_ready(request, model, each, begun)))
+                ready.append((yield from _make_ready(request, each, importance, begun)))
             done = yield from _write_all(ready)
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
@@ -85,8 +86,7 @@ def _plan(
         run = plan_methods(request, model, recipe)
         importance = run.importance
     elif request.texts:
-        from quantcli.run.calibrate import calibration_path
-        from quantcli.run.method_run import expected_importance
+        from quantcli.run.calibrated_run import expected_importance
 
         recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
         importance = expected_importance(model)
@@ -97,24 +97,41 @@ def _plan(
     return Planned(artifact, path, threads, run)
 
 
+def _calibrate(
+    request: Request, model: Model, planned: Sequence[Planned]
+) -> Events[Importance | None]:
+    """The importance matrix of the texts, if an output takes one; it is kept next to the first."""
+    takers = [each for each in planned if each.run is None]
+    if not request.texts or not takers:
+        return None
+    from quantcli.run.calibrate import calibrate_for
+
+    return (yield from calibrate_for(request, model, calibration_path(takers[0].path)))
+
+
 def _make_ready(
-    request: Request, model: Model, planned: Planned, begun: list[Rounding]
+    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
 ) -> Events[Planned]:
     """Everything that comes before the weights of one output are written."""
     if planned.run is not None:
         from quantcli.run.apply_methods import apply_methods
 
         return (yield from apply_methods(request, planned, planned.run, begun))
-    if not request.texts:
+    if importance is None:
         return planned
-    from quantcli.run.calibrate import calibrate_for
-
-    importance = yield from calibrate_for(request, model, planned.path)
-    recipe = planned.artifact.plan.recipe
     artifact = prepare_artifact(
-        model, recipe, planned.path, importance=importance, force=request.force
+        planned.artifact.model,
+        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        planned.path,
+        importance=importance,
+        force=request.force,
     )
     return replace(planned, artifact=artifact)
+
+
+def calibration_path(output: Path) -> Path:
+    """Where the importance matrix of a quantization to ``output`` is kept, next to it."""
+    return output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
 
 
 def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from quantcli.errors import UsageError
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
+from quantcli.plan.recipe_field import METHOD
 from quantcli.plan.schemes import has_types
 from quantcli.rounding.nearest import NEAREST
 from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, USUAL_ROUNDER, Options
-from quantcli.run.methods import Chain, parse_methods, with_method
+from quantcli.run.methods import Chain, missing_reader, parse_methods, with_method
 
 
 def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
@@ -26,10 +27,13 @@ def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"
         )
     for field, _ in given_fields(recipe):
-        if field.of_method is not None and field.of_method not in chain.names:
-            names = with_method(chain, field.of_method).names
+        method = field.of_method
+        if field.section is METHOD and hasattr(Options, field.name):
+            method = missing_reader(chain, field.name)
+        if method is not None and method not in chain.names:
+            names = with_method(chain, method).names
             raise UsageError(
-                f"{field.flag} belongs to the method {field.of_method}",
+                f"{field.flag} belongs to the method {method}",
                 hint=f"--method {','.join(names)}",
             )
         if field.of_field is not None and getattr(recipe, field.of_field) is None:

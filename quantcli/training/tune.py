@@ -39,7 +39,7 @@ class _Tune:
     """Training of codes and scales as a `Trainer`."""
 
     name = "tune"
-    options = ("tune_steps",)
+    options = ("tune_steps", "propagate")
 
     def train(
         self, layer: RoundedLayer, options: Options, outcomes: list[Outcome]

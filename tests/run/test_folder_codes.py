@@ -31,8 +31,8 @@ from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.folder_codes import stored_codes
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -33,9 +33,9 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.find_transforms import find_transforms
 from quantcli.run.folder_codes import stored_codes
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import parse_methods
 from quantcli.transforms.norm_limits import fit_norms
 from quantcli.transforms.rotate import rotate

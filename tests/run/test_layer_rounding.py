@@ -21,7 +21,7 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options, Outcome
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.types import Event, Note
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"

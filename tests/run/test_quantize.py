@@ -66,6 +66,20 @@ def small(tmp_path: Path) -> Iterator[Path]:
     return tmp_path / "in" / "small"
 
 
+def test_texts_make_one_importance_matrix(small: Path, tmp_path: Path) -> None:
+    recipes = [Recipe(type="Q4_0"), Recipe(to="gptq", group_size=32), Recipe(type="Q4_1")]
+    outputs = [Wanted(recipe, tmp_path / f"{number}.gguf") for number, recipe in enumerate(recipes)]
+    events: list[Event] = []
+    request = Request(str(small), outputs, [TEXT], chunks=1, threads=1)
+    done = drain(quantize(request), events.append)
+    phases = [event.name for event in events if isinstance(event, PhaseBegun)]
+    assert phases == ["calibrating", "quantizing"]
+    matrix = tmp_path / "0.calib.gguf"
+    assert [each.artifact.plan.recipe.imatrix for each in done] == 3 * [str(matrix)]
+    alone = quantcli.quantize(small, tmp_path / "alone.gguf", type="Q4_1", imatrix=matrix)
+    assert alone.paths[0].read_bytes() == (tmp_path / "2.gguf").read_bytes()
+
+
 class Stopped(Exception):
     """Raised where events are shown."""
 

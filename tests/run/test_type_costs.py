@@ -24,7 +24,7 @@ from quantcli.model import Model, open_model
 from quantcli.plan.allocate import TYPES, find_candidates
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
-from quantcli.run.method_run import MethodRun, plan_passes, prepare_run
+from quantcli.run.calibrated_run import CalibratedRun, plan_passes, prepare_run
 from quantcli.run.type_costs import measure_type_costs
 from quantcli.types import Event, Progress
 
@@ -40,12 +40,12 @@ def mini() -> Iterator[Model]:
 
 
 @pytest.fixture(scope="module")
-def job(mini: Model) -> MethodRun:
+def job(mini: Model) -> CalibratedRun:
     return prepare_run(mini, [Text("a text", TEXT)], ctx=64, chunks=24, random_share=0)
 
 
 @pytest.fixture(scope="module")
-def costs(mini: Model, job: MethodRun, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def costs(mini: Model, job: CalibratedRun, tmp_path_factory: pytest.TempPathFactory) -> dict:
     plan = prepare_gguf(
         mini, Recipe(type="Q4_K_S"), Path("m.gguf"), importance=job.importance, check=False
     ).plan
@@ -72,7 +72,7 @@ def test_every_matrix_has_its_costs_and_more_bits_cost_less(costs: dict) -> None
     assert set(costs["token_embd.weight"]) <= set(TYPES)
 
 
-def test_they_foretell_the_divergence(costs: dict, job: MethodRun) -> None:
+def test_they_foretell_the_divergence(costs: dict, job: CalibratedRun) -> None:
     """Plain rounding of one matrix at a time costs more than what is said of feedback's rounding,
     and matrices for which more is said do cost more.
     """

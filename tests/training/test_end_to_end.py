@@ -33,7 +33,7 @@ from quantcli.rounding.block_scales import (
 )
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.trained_scales import TrainingGain
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import LayerwiseBackprop

@@ -28,7 +28,7 @@ from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.rounding.options import Options
-from quantcli.run.method_run import begin_rounding, prepare_run, round_tensors
+from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.run.methods import Chain, parse_methods
 from quantcli.run.recipe_options import check_methods, read_options
 from quantcli.statistics.layer_hessians import HELD_OUT
@@ -274,5 +274,11 @@ def test_its_place_among_the_methods() -> None:
     assert (told.rounder, told.trainer, told.tune_steps) == ("gptq", "tune", 7)
     with pytest.raises(UsageError, match="belongs to the method tune"):
         check_methods(Recipe(type="Q2_K", method="gptq", tune_steps=7))
+    with pytest.raises(UsageError, match="--damping belongs to the method gptq") as caught:
+        check_methods(Recipe(type="Q2_K", method="awq,tune", damping=0.1))
+    assert caught.value.hint == "--method awq,gptq,tune"
+    check_methods(Recipe(type="Q2_K", method="tune", propagate=True))
+    with pytest.raises(UsageError, match="two methods of which each rounds"):
+        parse_methods("gptq,nearest")
     with pytest.raises(UsageError, match="--tune-steps 0 is out of range"):
         check_methods(Recipe(type="Q2_K", method="tune", tune_steps=0))

@@ -40,7 +40,7 @@ class TextWindows:
 
 
 @dataclass(frozen=True)
-class MethodRun:
+class CalibratedRun:
     """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
 
     model: Model
@@ -49,7 +49,7 @@ class MethodRun:
     cut: TextWindows
     random_windows: int = 0
 
-    def with_model(self, model: Model) -> MethodRun:
+    def with_model(self, model: Model) -> CalibratedRun:
         """The same run of a transformed model."""
         return replace(self, model=model, importance=expected_importance(model, self.windows))
 
@@ -57,7 +57,7 @@ class MethodRun:
 def prepare_run(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
     seed: int | None = None, random_share: float = usual("random_share"),
-) -> MethodRun:  # fmt: skip
+) -> CalibratedRun:  # fmt: skip
     """Cut the texts, and add windows of random tokens; no weight is read.
 
     SourceError for a GGUF, which transformers cannot run.
@@ -71,7 +71,7 @@ def prepare_run(
         raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
     text = cut_windows(model, texts, ctx, chunks, seed)
     windows = add_random(text, model, random_share)
-    return MethodRun(
+    return CalibratedRun(
         model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
         len(windows.ids) - len(text.ids),
     )  # fmt: skip
@@ -135,7 +135,7 @@ class Rounding:
 
 
 def begin_rounding(
-    job: MethodRun, plan: Plan | FolderPlan, output: Path, options: Options, *,
+    job: CalibratedRun, plan: Plan | FolderPlan, output: Path, options: Options, *,
     dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
     threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
 ) -> Rounding:  # fmt: skip
@@ -159,7 +159,7 @@ def begin_rounding(
 
 
 def plan_passes(
-    job: MethodRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
+    job: CalibratedRun, folder: Path, dtype: str | None, device: str | None, max_memory: int,
     threads: int,
 ) -> ModelRun:  # fmt: skip
     """How the model will be run; ``folder`` takes what is too large for memory."""
