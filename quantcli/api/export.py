@@ -12,7 +12,7 @@ from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one
 from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
-from quantcli.exports.job import make_wish, open_export
+from quantcli.exports.job import make_options, open_export
 from quantcli.exports.targets import TARGETS
 from quantcli.exports.verdicts import verdict_document, verdict_tables
 from quantcli.exports.verify import VerificationDone
@@ -84,7 +84,7 @@ def export(
             "--to FORMAT is missing",
             hint=f"one of {', '.join(TARGETS)}; or --verify",
         )
-    wish = make_wish(
+    options = make_options(
         to,
         output=as_path(output),
         dtype=dtype,
@@ -98,7 +98,7 @@ def export(
         check=not dry_run,
         threads=threads or default_threads(),
     )
-    with open_export(names, to, wish, on_progress=watch) as prepared:
+    with open_export(names, to, options, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
             done = drain(in_phase("exporting", take(prepared.run(), ArtifactDone)), watch)

@@ -19,7 +19,7 @@ from typing import Literal
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor
 
-Kind = Literal["norm", "values", "gated"]
+FoldKind = Literal["norm", "values", "gated"]
 """What makes a group's channels: a norm, attention's values, or an MLP's linear half."""
 
 
@@ -33,7 +33,7 @@ class FoldRule:
     or the experts') those count that the model has.
     """
 
-    kind: Kind
+    kind: FoldKind
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     part: str = ""
@@ -78,7 +78,7 @@ class FoldGroup:
     """
 
     name: str
-    kind: Kind
+    kind: FoldKind
     channels: int
     matrices: int
     producers: tuple[Producer, ...]

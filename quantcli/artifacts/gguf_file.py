@@ -33,7 +33,7 @@ from quantcli.artifacts.slabs import (
     digest_model,
     refuse_weight,
 )
-from quantcli.artifacts.write import Chunk, Part
+from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -99,7 +99,7 @@ class GgufFile(GgufShards):
         """The model's, then the plan's."""
         return [*self.model.notes, *self.plan.notes]
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ArtifactPart]:
         """The slabs of each tensor."""
         for path, items in self.shards.items():
             for item in items:
@@ -107,7 +107,7 @@ class GgufFile(GgufShards):
                 row_bytes = item.nbytes // max(1, item.tensor.rows)
                 for slab in cut_tensor(self.model, item.tensor):
                     place = path, offset + slab.start * row_bytes
-                    yield Part(
+                    yield ArtifactPart(
                         slab,
                         partial(self.model.read_rows, item.tensor, slab.start, slab.stop),
                         partial(self._encode, item, slab, place),

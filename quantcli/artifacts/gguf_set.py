@@ -26,7 +26,7 @@ from quantcli.artifacts.gguf_container import (
 from quantcli.artifacts.gguf_shards import GgufShards
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import SLAB_BYTES, cut_slabs
-from quantcli.artifacts.write import Chunk, Part
+from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import UsageError
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.budget import check_disk
@@ -64,7 +64,7 @@ class GgufSet(GgufShards):
         infos = self.store.tensors.values()
         return max(SLAB_BYTES, *(info.nbytes // max(1, row_count(info.shape)) for info in infos))
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ArtifactPart]:
         """The slabs of each tensor."""
         for path, infos in self.groups.items():
             for info in infos:
@@ -73,7 +73,7 @@ class GgufSet(GgufShards):
                     offset = self.layouts[path].offsets[info.name]
                     offset += slab.start * (info.nbytes // max(1, rows))
                     read = partial(self.store.read_rows, info.name, slab.start, slab.stop)
-                    yield Part(slab, read, partial(_copy, path, offset))
+                    yield ArtifactPart(slab, read, partial(_copy, path, offset))
 
 
 def _copy(path: Path, offset: int, rows: NDArray[Any]) -> Iterator[Chunk]:

@@ -32,7 +32,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
-from quantcli.artifacts.write import Chunk, Part
+from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
 from quantcli.layouts import find_layout
@@ -111,7 +111,7 @@ class ModelFolder(FolderArtifact):
         declared = self.packing.declare(item.matrix, scheme.grid)
         return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ArtifactPart]:
         """The slabs of each matrix and each copied tensor, in the order of the stored tensors."""
         codes = self.codes
         if codes is None and self.plan.scheme is not None:
@@ -122,7 +122,7 @@ class ModelFolder(FolderArtifact):
             rows = range(item.first, item.first + item.rows)
             nbytes = info.nbytes * item.rows * item.columns // max(1, info.elements)
             for slab in cut_slabs(item.source, rows, nbytes, multiple=ROWS):
-                yield Part(
+                yield ArtifactPart(
                     slab,
                     partial(self._read, item, slab),
                     partial(self._encode, item, slab, codes),

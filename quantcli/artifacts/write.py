@@ -53,7 +53,7 @@ class ArtifactDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ArtifactPart:
     """What an artifact makes of one slab of its source.
 
     ``read`` gives the slab's rows, ``encode`` what becomes of them, without changing them; each of
@@ -108,7 +108,7 @@ class Artifact(Protocol):
     def heads(self) -> Iterable[Chunk]:
         """What is written first."""
 
-    def parts(self) -> Iterable[Part]:
+    def parts(self) -> Iterable[ArtifactPart]:
         """The slabs, in the order in which they are read."""
 
     def digest(self, leaves: Mapping[Slab, bytes]) -> str | None:
@@ -143,7 +143,7 @@ def write_artifacts(
         sinks = [artifact.open() for artifact in artifacts]
         for sink in sinks:
             stack.enter_context(sink)
-        shared: dict[_Key, list[tuple[Part, Sink]]] = {}
+        shared: dict[_Key, list[tuple[ArtifactPart, Sink]]] = {}
         keys: list[list[_Key]] = []
         for artifact, sink in zip(artifacts, sinks, strict=True):
             _write(sink, artifact.heads())
@@ -164,7 +164,7 @@ def write_artifacts(
         yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
-def _do(parts: Sequence[tuple[Part, Sink]], hashed: bool) -> bytes:
+def _do(parts: Sequence[tuple[ArtifactPart, Sink]], hashed: bool) -> bytes:
     """Read a slab, encode and write it for each artifact; returns the rows' SHA-256."""
     rows = parts[0][0].read()
     leaf = hash_rows(rows) if hashed else b""

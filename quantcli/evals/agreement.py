@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantcli.errors import SourceError, VocabularyError
-from quantcli.evals.artifacts import Artifact
+from quantcli.evals.artifacts import EvaluatedModel
 from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.engines.base import Engine
 from quantcli.evals.windows import Tokens
@@ -19,7 +19,7 @@ from quantcli.layerwise.texts import Text
 class Loaded:
     """A model in its engine."""
 
-    artifact: Artifact
+    artifact: EvaluatedModel
     engine: Engine
 
 

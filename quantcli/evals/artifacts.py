@@ -11,12 +11,13 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.evals.engines import ENGINES
 from quantcli.evals.engines.base import Engine, Source
 from quantcli.model import Model, open_model
+from quantcli.registry import lacks_attributes
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
-class Artifact:
+class EvaluatedModel:
     """An opened model (headers only) and the name of its engine."""
 
     source: Source
@@ -53,6 +54,9 @@ class Artifact:
     def load(self, context: int, threads: int) -> Engine:
         """Read the weights, for windows of ``context`` tokens."""
         engine: Engine = ENGINES.get(self.engine)(self.source, context, threads)
+        lack = lacks_attributes("vocabulary", "begin", "tokenize", "run", "close")(engine)
+        if lack is not None:
+            raise UsageError(f"the engine {self.engine!r} {lack.removeprefix('it ')}")
         return engine
 
 
@@ -63,7 +67,7 @@ def open_artifact(
     folder: Path | None = None,
     tokenizer: Path | None = None,
     on_progress: Callable[..., None] | None = None,
-) -> Artifact:
+) -> EvaluatedModel:
     """Open a folder, repo id or GGUF; "auto" takes llama.cpp for a GGUF where it is installed.
 
     ``folder`` and ``tokenizer`` are `Source`'s. UsageError for an engine that does not exist.
@@ -76,7 +80,7 @@ def open_artifact(
         raise SourceError(f"{target} has no tensors")
     if engine == AUTO:
         engine = "llama.cpp" if model.from_gguf and find_spec("llama_cpp") else "torch"
-    return Artifact(Source(model, target, folder, tokenizer), engine)
+    return EvaluatedModel(Source(model, target, folder, tokenizer), engine)
 
 
 def check_folder(folder: Path | None) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from quantcli.artifacts.atomic import refuse_existing
 from quantcli.errors import SourceError, UsageError
 from quantcli.evals.agreement import Loaded, common_tokens
-from quantcli.evals.artifacts import Artifact
-from quantcli.evals.bases.file import BaseFile, BaseWriter, Header
+from quantcli.evals.artifacts import EvaluatedModel
+from quantcli.evals.bases.file import BaseFile, BaseHeader, BaseWriter
 from quantcli.evals.memory import available
 from quantcli.evals.scores import Base, Floats, LogitsBase, losses
 from quantcli.evals.summary import Summary, Tally
@@ -35,12 +35,12 @@ class EvaluationJob:
     Without texts, those of ``base`` are run. ``context`` None means the base's, or `CONTEXT`.
     """
 
-    artifacts: Sequence[Artifact]
+    artifacts: Sequence[EvaluatedModel]
     texts: Sequence[Text] = ()
     context: int | None = None
     stride: int | None = None
     chunks: int | None = None
-    reference: Artifact | None = None
+    reference: EvaluatedModel | None = None
     base: BaseFile | None = None
     save: Path | None = None
     kept: int | None = None
@@ -63,7 +63,7 @@ class EvaluationJob:
 class EvaluationDone(Event):
     """One model on one text."""
 
-    artifact: Artifact
+    artifact: EvaluatedModel
     text: str
     windows: int
     summary: Summary
@@ -130,7 +130,7 @@ def _notes(job: EvaluationJob) -> Iterator[Note]:
         )
 
 
-def _groups(job: EvaluationJob) -> list[Sequence[Artifact]]:
+def _groups(job: EvaluationJob) -> list[Sequence[EvaluatedModel]]:
     """Models that are in memory at the same time."""
     need = sum(artifact.nbytes for artifact in job.artifacts)
     need += job.reference.nbytes if job.reference else 0
@@ -144,7 +144,7 @@ def _size(text: Text | None) -> int:
     return len(text.content.encode()) if text else 1
 
 
-def _load(artifact: Artifact, job: EvaluationJob, stack: ExitStack) -> Loaded:
+def _load(artifact: EvaluatedModel, job: EvaluationJob, stack: ExitStack) -> Loaded:
     engine = artifact.load(job.length, job.threads)
     stack.callback(engine.close)
     return Loaded(artifact, engine)
@@ -164,7 +164,7 @@ def _evaluate_text(
         if job.save is not None:
             kept = tokens[: len(windows) * job.length]
             size = everyone[0].engine.vocabulary
-            header = Header(job.length, size, len(windows), kept, job.kept)
+            header = BaseHeader(job.length, size, len(windows), kept, job.kept)
             writer = stack.enter_context(BaseWriter(job.save, header, force=job.force))
         runs = [model.engine.run(windows) for model in models]
         bases = reference.engine.run(windows) if reference else None

@@ -13,7 +13,7 @@ from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import Card, fence, format_table, render_card
 from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
-from quantcli.exports.targets import Prepared, Wish
+from quantcli.exports.targets import ExportOptions, Prepared
 from quantcli.exports.verify import stored_keys
 from quantcli.layouts import find_layout
 from quantcli.model import Model, open_model
@@ -27,16 +27,16 @@ from quantcli.types import Event, MetaValue, text
 _HUB = "https://huggingface.co/"
 
 
-def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide a card for a GGUF, or for a folder that quantcli made, in place of its own."""
     if found.kind == "imatrix" or (found.path.is_dir() and not (found.path / MANIFEST).is_file()):
         raise SourceError(f"{label} is no GGUF, and no folder that quantcli made")
-    path = wish.output or card_beside(found.path)
-    if wish.check:
-        refuse_existing([path], force=wish.force)
+    path = options.output or card_beside(found.path)
+    if options.check:
+        refuse_existing([path], force=options.force)
 
     def run() -> Iterator[Event]:
-        yield ArtifactDone((path,), write_card(found.path, path, wish))
+        yield ArtifactDone((path,), write_card(found.path, path, options))
 
     return Prepared((path,), 0, "a model card", run)
 
@@ -48,16 +48,16 @@ def card_beside(artifact: Path) -> Path:
     return artifact.with_name(f"{artifact.name.removesuffix('.gguf')}.md")
 
 
-def write_card(artifact: Path, path: Path, wish: Wish) -> int:
+def write_card(artifact: Path, path: Path, options: ExportOptions) -> int:
     """Write the card of a GGUF or a folder to ``path``; returns its size in bytes."""
     with open_model(artifact, vocabulary=False) as model:
         to = "gguf" if model.from_gguf else str(read_json(artifact / MANIFEST).get("to"))
         name = artifact.resolve().name.removesuffix(".gguf")
         usage = usage_text(to, artifact.resolve().name)
         library = "gguf" if to == "gguf" else find_layout(to).library
-        card = make_card(model, name, library, _size_facts(model), usage, wish.evaluation)
+        card = make_card(model, name, library, _size_facts(model), usage, options.evaluation)
         content = render_card(card)
-    write_file(path, content, force=wish.force)
+    write_file(path, content, force=options.force)
     return len(content)
 
 

@@ -16,9 +16,9 @@ from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
 from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError, UsageError
-from quantcli.exports.targets import Prepared, Wish, stem
+from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.sources.gguf import is_gguf
-from quantcli.sources.imatrix import Sums, read_legacy_sums, read_sums
+from quantcli.sources.imatrix import ImatrixSums, read_legacy_sums, read_sums
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event
 
@@ -41,7 +41,9 @@ def export_matrix(
 
 
 def _load(source: Path) -> Calibration:
-    found: Sums = read_sums(source) if is_gguf(source) else read_legacy_sums(source, LEGACY_WINDOW)
+    found: ImatrixSums = (
+        read_sums(source) if is_gguf(source) else read_legacy_sums(source, LEGACY_WINDOW)
+    )
     squares = {name: sums.astype(np.float64) for name, (sums, _) in found.entries.items()}
     counts = {name: count.astype(np.int64) for name, (_, count) in found.entries.items()}
     return Calibration(
@@ -49,17 +51,19 @@ def _load(source: Path) -> Calibration:
     )
 
 
-def prepare_gguf(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare_gguf(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide ``--to imatrix``: the GGUF form."""
-    return _prepare(found, label, wish, legacy=False)
+    return _prepare(found, label, options, legacy=False)
 
 
-def prepare_legacy(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare_legacy(
+    found: Resolved, label: str, options: ExportOptions, stack: ExitStack
+) -> Prepared:
     """Decide ``--to dat``: the legacy form."""
-    return _prepare(found, label, wish, legacy=True)
+    return _prepare(found, label, options, legacy=True)
 
 
-def _prepare(found: Resolved, label: str, wish: Wish, *, legacy: bool) -> Prepared:
+def _prepare(found: Resolved, label: str, options: ExportOptions, *, legacy: bool) -> Prepared:
     if found.kind != "imatrix":
         raise SourceError(
             f"{label} is no importance matrix",
@@ -67,11 +71,11 @@ def _prepare(found: Resolved, label: str, wish: Wish, *, legacy: bool) -> Prepar
         )
     if is_gguf(found.path) != legacy:
         raise UsageError(f"{label} is an importance matrix of that form already")
-    output = wish.output or Path(f"{stem(found)}{'.dat' if legacy else '.gguf'}")
-    if wish.check:
-        refuse_existing([output], force=wish.force)
+    output = options.output or Path(f"{stem(found)}{'.dat' if legacy else '.gguf'}")
+    if options.check:
+        refuse_existing([output], force=options.force)
     form = "means times calls (legacy)" if legacy else "sums and counts (GGUF)"
     return Prepared(
         (output,), 0, f"an importance matrix as {form}",
-        lambda: export_matrix(found.path, output, legacy=legacy, force=wish.force),
+        lambda: export_matrix(found.path, output, legacy=legacy, force=options.force),
     )  # fmt: skip

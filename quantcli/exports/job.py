@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
-from quantcli.exports.targets import TARGETS, Prepare, Prepared, Wish
+from quantcli.exports.targets import TARGETS, ExportOptions, Prepare, Prepared
 from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
@@ -31,18 +31,18 @@ _TAKEN_BY = {
 """The formats that each option means something for: any model folder, or one of codes, or by name.
 """
 _SPELLING = {"evaluation": "eval"}
-"""Options that are not spelled as the fields of `Wish`."""
+"""Options that are not spelled as the fields of `ExportOptions`."""
 
 
-def make_wish(to: str, **options: Any) -> Wish:
-    """The wish for ``to`` with options as the user writes them: sizes and dtypes as words.
+def make_options(to: str, **words: Any) -> ExportOptions:
+    """Options for ``to`` from what the user writes: sizes and dtypes as words.
 
     UsageError for one that the format does not take.
     """
     TARGETS.get(to)
     given = {
         name: value
-        for name, value in options.items()
+        for name, value in words.items()
         if value is not None and (value is not False or name == "check")
     }
     for name in given:
@@ -60,14 +60,14 @@ def make_wish(to: str, **options: Any) -> Wish:
         given["dtype"] = parse_dtype(given["dtype"])
     if "evaluation" in given:
         read_evaluation(given["evaluation"])
-    return Wish(**given)
+    return ExportOptions(**given)
 
 
 @contextmanager
 def open_export(
     artifacts: Sequence[str | Path],
     to: str,
-    wish: Wish,
+    options: ExportOptions,
     *,
     on_progress: Callable[..., None] | None = None,
 ) -> Iterator[Prepared]:
@@ -79,7 +79,7 @@ def open_export(
     found = resolve(str(artifacts[0]), on_progress=on_progress)
     _check_shards(found, artifacts)
     with ExitStack() as stack:
-        yield prepare(found, str(artifacts[0]), wish, stack)
+        yield prepare(found, str(artifacts[0]), options, stack)
 
 
 def _find_target(to: str) -> Prepare:

@@ -20,7 +20,7 @@ from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
 from quantcli.exports.settings import ending_ids, sampling, special_ids, token_texts
-from quantcli.exports.targets import Prepared, Wish
+from quantcli.exports.targets import ExportOptions, Prepared
 from quantcli.model import Model, open_model
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.sources.resolve import Resolved
@@ -138,16 +138,16 @@ def _quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide ``--to ollama``: a Modelfile for a GGUF."""
     if found.kind == "imatrix":
         raise SourceError(f"{label} is an importance matrix", hint="name the model's GGUF")
     model = stack.enter_context(open_model(label, vocabulary=False))
     check_single(model)
-    output = wish.output or default_modelfile(found.path)
-    if wish.check:
-        refuse_existing([output], force=wish.force)
+    output = options.output or default_modelfile(found.path)
+    if options.check:
+        refuse_existing([output], force=options.force)
     return Prepared(
         (output,), 0, f"a Modelfile for {found.path.name}",
-        lambda: export_modelfile(model, output, force=wish.force),
+        lambda: export_modelfile(model, output, force=options.force),
     )  # fmt: skip

@@ -36,7 +36,7 @@ TARGETS = Registry(
 
 
 @dataclass(frozen=True)
-class Wish:
+class ExportOptions:
     """What the user asked for; sizes in bytes, dtypes as "F32", "F16" or "BF16".
 
     ``config`` and ``tokenizer`` are checkpoint folders to take settings and tokenizer files from.
@@ -65,8 +65,8 @@ class Prepared:
     run: Callable[[], Iterator[Event]]
 
 
-Prepare = Callable[[Resolved, str, Wish, ExitStack], Prepared]
-"""Takes the artifact, its name as the user wrote it, the wish, and a stack that closes files."""
+Prepare = Callable[[Resolved, str, ExportOptions, ExitStack], Prepared]
+"""Takes the artifact, its name as the user wrote it, the options, and a stack that closes files."""
 
 
 def stem(found: Resolved) -> str:

@@ -20,7 +20,7 @@ from quantcli.artifacts.write import ArtifactDone, write_artifact
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.cards import card_beside, write_card
 from quantcli.exports.repack import is_packed, prepare_repacking
-from quantcli.exports.targets import Prepared, Wish, stem
+from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
 from quantcli.sources.gguf import open_gguf
@@ -33,28 +33,30 @@ _PLAIN = {"F64": "F32", "F32": "F32", "F16": "F16"}
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
-def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide an export to GGUF; raises what the pipeline and the regrouping raise."""
     if found.kind == "imatrix":
         raise SourceError(
             f"{label} is an importance matrix", hint="--to imatrix or --to dat converts it"
         )
-    if found.kind == "gguf" and wish.dtype is None:
-        return _prepare_regrouping(found, label, wish, stack)
-    return _prepare_floats(found, label, wish, stack)
+    if found.kind == "gguf" and options.dtype is None:
+        return _prepare_regrouping(found, label, options, stack)
+    return _prepare_floats(found, label, options, stack)
 
 
-def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def _prepare_regrouping(
+    found: Resolved, label: str, options: ExportOptions, stack: ExitStack
+) -> Prepared:
     store = open_gguf(found.path)
     stack.callback(store.close)
-    if len(store.files) == 1 and wish.split_max_size is None:
+    if len(store.files) == 1 and options.split_max_size is None:
         raise UsageError(
             f"{label} is one GGUF file already",
             hint="--split-max-size 4G splits it, --dtype f16 decodes it, --to hf makes a folder",
         )
-    output = wish.output or Path(f"{stem(found)}.gguf")
+    output = options.output or Path(f"{stem(found)}.gguf")
     job = prepare_gguf_set(
-        store, output, max_bytes=wish.split_max_size, force=wish.force, check=wish.check
+        store, output, max_bytes=options.split_max_size, force=options.force, check=options.check
     )
     files = len(job.paths)
     how = "merged into one file" if files == 1 else f"split into {files} files"
@@ -63,44 +65,46 @@ def _prepare_regrouping(found: Resolved, label: str, wish: Wish, stack: ExitStac
             job.paths,
             job.nbytes,
             f"{how}, the tensors as they are",
-            lambda: write_artifact(job, threads=wish.threads),
+            lambda: write_artifact(job, threads=options.threads),
         ),
-        wish,
+        options,
     )
 
 
-def _prepare_floats(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def _prepare_floats(
+    found: Resolved, label: str, options: ExportOptions, stack: ExitStack
+) -> Prepared:
     model = stack.enter_context(open_model(label))
-    if wish.dtype is None and is_packed(model):
-        return _prepare_codes(found, model, label, wish)
-    dtype = wish.dtype or _plain_type(model)
+    if options.dtype is None and is_packed(model):
+        return _prepare_codes(found, model, label, options)
+    dtype = options.dtype or _plain_type(model)
     recipe = Recipe(
         type=dtype,
         # Decoding to floats loses nothing more, so it needs no permission.
         allow_requantize=any(tensor.dtype not in _FLOATS for tensor in model.tensors),
-        split_max_size=None if wish.split_max_size is None else str(wish.split_max_size),
+        split_max_size=None if options.split_max_size is None else str(options.split_max_size),
     )
-    output = wish.output or Path(f"{stem(found)}-{dtype}.gguf")
-    job = prepare_gguf(model, recipe, output, force=wish.force, check=wish.check)
+    output = options.output or Path(f"{stem(found)}-{dtype}.gguf")
+    job = prepare_gguf(model, recipe, output, force=options.force, check=options.check)
     why = "which keeps the stored precision"
-    if wish.dtype is not None:
+    if options.dtype is not None:
         why = "as asked for"
     elif any(tensor.dtype.startswith("F8_") for tensor in model.tensors):
         why = "to which FP8 times its scales is rounded"
-    return _of_job(job, f"matrices in {dtype}, {why}", wish)
+    return _of_job(job, f"matrices in {dtype}, {why}", options)
 
 
-def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Prepared:
+def _prepare_codes(found: Resolved, model: Model, label: str, options: ExportOptions) -> Prepared:
     """A quantized checkpoint with its codes in blocks."""
     job = prepare_repacking(
         model,
         label,
         _plain_type(model),
-        wish.output or Path(f"{stem(found)}.gguf"),
-        split_max_size=wish.split_max_size,
-        requantize=wish.requantize,
-        force=wish.force,
-        check=wish.check,
+        options.output or Path(f"{stem(found)}.gguf"),
+        split_max_size=options.split_max_size,
+        requantize=options.requantize,
+        force=options.force,
+        check=options.check,
     )
     kinds = sorted({item.format for item in job.plan.items if item.tensor.name in job.encoders})
     words = f"{len(job.encoders)} matrices in {' and '.join(kinds)}, bit for bit"
@@ -108,15 +112,15 @@ def _prepare_codes(found: Resolved, model: Model, label: str, wish: Wish) -> Pre
     rounded -= len(job.encoders)
     if rounded:
         words += f", {rounded} rounded again"
-    return _of_job(job, words, wish)
+    return _of_job(job, words, options)
 
 
-def _of_job(job: GgufFile, sentence: str, wish: Wish) -> Prepared:
+def _of_job(job: GgufFile, sentence: str, options: ExportOptions) -> Prepared:
     return _with_card(
         Prepared(
-            job.paths, job.nbytes, sentence, lambda: write_artifact(job, threads=wish.threads)
+            job.paths, job.nbytes, sentence, lambda: write_artifact(job, threads=options.threads)
         ),
-        wish,
+        options,
     )
 
 
@@ -129,18 +133,18 @@ def _plain_type(model: Model) -> str:
     return _PLAIN.get(dtype, "BF16")
 
 
-def _with_card(prepared: Prepared, wish: Wish) -> Prepared:
+def _with_card(prepared: Prepared, options: ExportOptions) -> Prepared:
     """The same with a model card beside the file, where one is wanted."""
-    if not wish.card:
+    if not options.card:
         return prepared
     card = card_beside(prepared.paths[0])
-    if wish.check:
-        refuse_existing([card], force=wish.force)
+    if options.check:
+        refuse_existing([card], force=options.force)
 
     def run() -> Iterator[Event]:
         for event in prepared.run():
             if isinstance(event, ArtifactDone):
-                size = write_card(prepared.paths[0], card, wish)
+                size = write_card(prepared.paths[0], card, options)
                 yield replace(event, paths=(*event.paths, card), nbytes=event.nbytes + size)
             else:
                 yield event

@@ -28,14 +28,14 @@ from quantcli.artifacts.safetensors_shards import (
     lay_out_shards,
 )
 from quantcli.artifacts.slabs import SLAB_BYTES, Slab, cut_slabs, refuse_weight
-from quantcli.artifacts.write import Chunk, Part, write_artifact
+from quantcli.artifacts.write import ArtifactPart, Chunk, write_artifact
 from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import SourceError, WeightError
 from quantcli.exports.cards import make_card, plain, types_text
 from quantcli.exports.floats import FloatChoice, cast, choose_floats
 from quantcli.exports.gguf_checkpoint import find_config, view_checkpoint
 from quantcli.exports.settings import complete_config, generation_config
-from quantcli.exports.targets import Prepared, Wish, stem
+from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.exports.verify import stored_keys
 from quantcli.formats import native
 from quantcli.layouts.base import DTYPES, Layout
@@ -78,14 +78,14 @@ class CheckpointFolder(FolderArtifact):
         rows = [4 * info.shape[-1] for info in self.view.tensors.values() if info.shape]
         return 4 * max(SLAB_BYTES, *rows)
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[ArtifactPart]:
         """The slabs of each stored tensor."""
         for name, (_, _, declared) in self.weights.places.items():
             rows = row_count(declared.shape)
             nbytes = self.view.tensors[name].nbytes
             row_bytes = declared.nbytes // max(1, rows)
             for slab in cut_slabs(name, range(rows), nbytes, row_bytes=row_bytes):
-                yield Part(
+                yield ArtifactPart(
                     slab,
                     partial(self.view.read_rows, name, slab.start, slab.stop),
                     partial(self._encode, slab),
@@ -110,7 +110,7 @@ class CheckpointFolder(FolderArtifact):
         )
 
 
-def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide ``--to hf`` for a GGUF; what cannot be rebuilt is refused here."""
     if found.kind != "gguf":
         what = "an importance matrix" if found.kind == "imatrix" else "a checkpoint already"
@@ -119,47 +119,47 @@ def prepare(found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepar
             hint=f"quantcli quantize {label} --to hf writes it in another precision",
         )
     model = stack.enter_context(open_model(label))
-    path = wish.output or Path(f"{stem(found)}-hf")
-    if wish.check:
-        refuse_folder(path, force=wish.force)
-    folder = plan_folder(model, path, wish)
-    if wish.check:
+    path = options.output or Path(f"{stem(found)}-hf")
+    if options.check:
+        refuse_folder(path, force=options.force)
+    folder = plan_folder(model, path, options)
+    if options.check:
         check_disk(folder.nbytes, path.parent)
     dtypes = " and ".join(dict.fromkeys(folder.floats.stored.values()))
     return Prepared(
         (path,), folder.nbytes, f"{len(folder.view.tensors)} tensors in {dtypes}",
-        lambda: write_artifact(folder, threads=wish.threads),
+        lambda: write_artifact(folder, threads=options.threads),
     )  # fmt: skip
 
 
-def plan_folder(model: Model, path: Path, wish: Wish) -> CheckpointFolder:
+def plan_folder(model: Model, path: Path, options: ExportOptions) -> CheckpointFolder:
     """Every file of the folder with its size; reads headers and small tensors."""
-    config = find_config(model, wish.config)
+    config = find_config(model, options.config)
     view = view_checkpoint(model, config)
-    floats = choose_floats(model, view, wish.dtype)
+    floats = choose_floats(model, view, options.dtype)
     declared = [
         Declared(name, floats.stored[name], info.shape) for name, info in view.tensors.items()
     ]
-    weights = lay_out_shards({"format": "pt"}, declared, wish.split_max_size or LARGEST)
+    weights = lay_out_shards({"format": "pt"}, declared, options.split_max_size or LARGEST)
     facts = [
         ("weights", _weights_text(floats, weights.tensor_bytes)),
         ("from", types_text(model)),
     ]
-    files, notes = folder_files(model, path, wish, layout=HF, dtype=floats.loaded, facts=facts)
+    files, notes = folder_files(model, path, options, layout=HF, dtype=floats.loaded, facts=facts)
     if floats.note:
         notes.append(Note(floats.note))
     files |= index_files(weights)
-    settings = complete_config(config, model.metadata, floats.loaded, wish.config)
+    settings = complete_config(config, model.metadata, floats.loaded, options.config)
     files[CONFIG] = to_json(settings)
     return CheckpointFolder(
-        model, view, floats, path, dict(sorted(files.items())), weights, wish.force, notes
+        model, view, floats, path, dict(sorted(files.items())), weights, options.force, notes
     )
 
 
 def folder_files(
     model: Model,
     path: Path,
-    wish: Wish,
+    options: ExportOptions,
     *,
     layout: Layout,
     dtype: str,
@@ -169,23 +169,23 @@ def folder_files(
 
     ``facts`` go into the model card, ``dtype`` and the layout's name into the manifest.
     """
-    files, notes = _tokenizer(model, wish)
+    files, notes = _tokenizer(model, options)
     files.setdefault("generation_config.json", to_json(generation_config(model.metadata)))
     usage = layout.usage(path.name)
-    card = make_card(model, path.name, layout.library, facts, usage, wish.evaluation)
+    card = make_card(model, path.name, layout.library, facts, usage, options.evaluation)
     files[CARD] = render_card(card)
     files[MANIFEST] = to_json(_manifest(model, layout.name, dtype))
     return files, [Note(note) for note in notes]
 
 
-def _tokenizer(model: Model, wish: Wish) -> tuple[dict[str, bytes], list[str]]:
+def _tokenizer(model: Model, options: ExportOptions) -> tuple[dict[str, bytes], list[str]]:
     """The tokenizer's files: rebuilt, or those of the folder that was named."""
-    if wish.tokenizer is not None:
-        if not wish.tokenizer.is_dir():
-            raise SourceError(f"{wish.tokenizer} is not a folder")
-        files = read_settings(wish.tokenizer)
+    if options.tokenizer is not None:
+        if not options.tokenizer.is_dir():
+            raise SourceError(f"{options.tokenizer} is not a folder")
+        files = read_settings(options.tokenizer)
         if not any(name.startswith("tokenizer") for name in files):
-            raise SourceError(f"{wish.tokenizer} has no tokenizer files")
+            raise SourceError(f"{options.tokenizer} has no tokenizer files")
         return files, []
     context = model.value("context_length")
     longest = context if isinstance(context, int) else None

@@ -24,7 +24,7 @@ from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, StoredRows
 from quantcli.exports.floats import fits
 from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.settings import complete_config
-from quantcli.exports.targets import Prepared, Wish, stem
+from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.exports.to_hf import folder_files
 from quantcli.layouts.base import Grids, Layout
 from quantcli.model import Model, open_model
@@ -40,7 +40,9 @@ _FLOATS = ("F32", "F16", "BF16", "F64")
 _ROWS = 1024
 
 
-def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: ExitStack) -> Prepared:
+def prepare(
+    layout: Layout, found: Resolved, label: str, options: ExportOptions, stack: ExitStack
+) -> Prepared:
     """Decide a folder of the codes of a GGUF; SourceError or PlanError where it cannot be."""
     to, grids = layout.name, layout.grids
     if grids is None:
@@ -50,37 +52,37 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
             f"{label} is no GGUF, and --to {to} repacks the codes of one",
             hint=f"quantcli quantize {label} --to {to} quantizes a checkpoint",
         )
-    path = wish.output or Path(f"{stem(found)}-{to}")
-    if wish.check:
-        refuse_folder(path, force=wish.force)
+    path = options.output or Path(f"{stem(found)}-{to}")
+    if options.check:
+        refuse_folder(path, force=options.force)
     model = stack.enter_context(open_model(label))
-    config = find_config(model, wish.config)
+    config = find_config(model, options.config)
     view = view_checkpoint(model, config)
     checkpoint = as_checkpoint(model, config, view)
-    if wish.requantize:
+    if options.requantize:
         recipe = Recipe(to=to)
     else:
         recipe = _recipe(checkpoint, view, layout, grids, label)
-    if wish.split_max_size is not None:
-        recipe = replace(recipe, split_max_size=str(wish.split_max_size))
+    if options.split_max_size is not None:
+        recipe = replace(recipe, split_max_size=str(options.split_max_size))
     plan = make_folder_plan(checkpoint, recipe, importance=None)
-    scheme, plan = _exact(plan, grids, view, wish.dtype)
+    scheme, plan = _exact(plan, grids, view, options.dtype)
     kind = _kind(view, plan.items[0].matrix) if plan.items else ""
-    block = None if wish.requantize else layout.blocks.get(kind)
+    block = None if options.requantize else layout.blocks.get(kind)
     codes: CodeSource | None = None
     if block is not None:
         codes = StoredRows(view)
-    elif not wish.requantize:
+    elif not options.requantize:
         codes = BlockCodes(view, scheme.grid)
         if scheme.grid.zero == "integer":
             _try_all(plan, view, codes, to, label)
     grid = plan.label if block is None else kind
     checkpoint = replace(
-        checkpoint, config=complete_config(config, model.metadata, plan.dtype, wish.config)
+        checkpoint, config=complete_config(config, model.metadata, plan.dtype, options.config)
     )
-    origin = "rounded again from" if wish.requantize else "the codes of"
+    origin = "rounded again from" if options.requantize else "the codes of"
     facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
-    files, notes = folder_files(model, path, wish, layout=layout, dtype=plan.dtype, facts=facts)
+    files, notes = folder_files(model, path, options, layout=layout, dtype=plan.dtype, facts=facts)
     job = prepare_folder(
         checkpoint,
         recipe,
@@ -88,8 +90,8 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
         plan=plan,
         packing=block,
         files=files,
-        force=wish.force,
-        check=wish.check,
+        force=options.force,
+        check=options.check,
     )
     plan = replace(plan, notes=(*plan.notes, *notes))
     job = replace(job, plan=plan, codes=codes)
@@ -97,8 +99,8 @@ def prepare(layout: Layout, found: Resolved, label: str, wish: Wish, stack: Exit
         (path,),
         job.nbytes,
         f"{len(plan.items)} matrices in {grid}, "
-        + ("rounded a second time" if wish.requantize else "bit for bit"),
-        lambda: write_artifact(job, threads=wish.threads),
+        + ("rounded a second time" if options.requantize else "bit for bit"),
+        lambda: write_artifact(job, threads=options.threads),
     )
 
 

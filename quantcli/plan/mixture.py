@@ -96,7 +96,7 @@ CONDITIONS: dict[str, tuple[Callable[[Case], bool], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class MixtureRule:
     """One line of the table; empty ``kinds`` or ``types`` stand for all."""
 
     kinds: frozenset[Kind]
@@ -127,11 +127,11 @@ _GATE_UP = frozenset({Kind.GATE, Kind.UP})
 _ANY: frozenset[Kind] = frozenset()
 
 
-def _rule(kinds: frozenset[Kind], types: str, format_name: str, *when: str) -> Rule:
-    return Rule(kinds, frozenset(types.split()), format_name, when)
+def _rule(kinds: frozenset[Kind], types: str, format_name: str, *when: str) -> MixtureRule:
+    return MixtureRule(kinds, frozenset(types.split()), format_name, when)
 
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[MixtureRule, ...] = (
     _rule(_ANY, _ALL, "Q8_0", "pinned"),
     # The head, or the embedding of a model whose head is tied to it.
     _rule(_HEAD, "MXFP4_MOE", "Q8_0"),
@@ -212,7 +212,7 @@ def is_low(file_type: str) -> bool:
 
 
 @cache
-def rules_for(file_type: str) -> tuple[Rule, ...]:
+def rules_for(file_type: str) -> tuple[MixtureRule, ...]:
     """The lines of the table that can decide for ``file_type``, in order."""
     return tuple(rule for rule in RULES if not rule.types or file_type in rule.types)
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from quantcli.plan.names import HEAD_NAME, Kind, kind_of
-from quantcli.plan.type_requests import Decision, Wish
+from quantcli.plan.type_requests import Decision, TypeRequest
 from quantcli.registry import near
 from quantcli.types import Note, OutputTensor, PackedType
 
@@ -53,18 +53,18 @@ def fallback_notes(decisions: Mapping[str, Decision]) -> list[Note]:
     ]  # fmt: skip
 
 
-def wish_notes(wish: Wish, decisions: Mapping[str, Decision]) -> list[Note]:
-    """A warning for each part of the wish that has no effect on this model."""
+def request_notes(request: TypeRequest, decisions: Mapping[str, Decision]) -> list[Note]:
+    """A warning for each part of the request that has no effect on this model."""
     notes = []
-    if wish.leave_output and HEAD_NAME not in decisions:
+    if request.leave_output and HEAD_NAME not in decisions:
         notes.append(f"leave_output_tensor has no effect: the model has no {HEAD_NAME}")
     used = {decision.asked_by for decision in decisions.values()}
-    for pattern in wish.tensor_types:
+    for pattern in request.tensor_types:
         if pattern.text in used:
             continue
         found = [name for name in decisions if pattern.matches(name)]
-        if wish.file_type.is_float:
-            why = f"{wish.file_type.name} files hold nothing but floats"
+        if request.file_type.is_float:
+            why = f"{request.file_type.name} files hold nothing but floats"
         elif not found:
             why = "it is found in no tensor's name" + _suggest(pattern.text, decisions)
         else:

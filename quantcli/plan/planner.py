@@ -27,14 +27,14 @@ from quantcli.plan.notes import (
     NEARLY_LOSSLESS,
     fallback_notes,
     importance_notes,
+    request_notes,
     source_notes,
-    wish_notes,
 )
 from quantcli.plan.override import resolve_overrides
 from quantcli.plan.patterns import parse_format, parse_tensor_type
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.type_requests import Decision, Wish, decide
+from quantcli.plan.type_requests import Decision, TypeRequest, decide
 from quantcli.types import MetaValue, Note, OutputTensor, PackedType
 
 _SOURCE_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
@@ -118,7 +118,7 @@ def make_plan(
     itself, PlanError for one that cannot be carried out with this model.
     """
     check_recipe(recipe)
-    wish = _wish(recipe, tensors)
+    request = _request(recipe, tensors)
     overrides = resolve_overrides(recipe.override_kv, metadata)
     entries: Shapes = {}
     if importance is not None:
@@ -131,31 +131,31 @@ def make_plan(
     decisions = decide(
         tensors,
         read_traits({**metadata, **overrides}),
-        wish,
+        request,
         has_importance=bool(entries),
         from_gguf=from_gguf,
     )
-    notes = wish_notes(wish, decisions) + fallback_notes(decisions)
+    notes = request_notes(request, decisions) + fallback_notes(decisions)
     notes += source_notes(tensors, decisions)
     by_name = {tensor.name: tensor for tensor in tensors}
     items = tuple(
-        _plan_tensor(by_name[name], decision, recipe, wish, entries)
+        _plan_tensor(by_name[name], decision, recipe, request, entries)
         for name, decision in decisions.items()
     )
     if importance is not None:
         notes += _coverage(items, importance, entries)
     alignment = metadata.get(ALIGNMENT_KEY)
     return Plan(
-        recipe, wish.file_type.id, items, tuple(notes), overrides,
+        recipe, request.file_type.id, items, tuple(notes), overrides,
         DEFAULT_ALIGNMENT if alignment is None else int(alignment.value),
     )  # fmt: skip
 
 
-def _wish(recipe: Recipe, tensors: Sequence[OutputTensor]) -> Wish:
+def _request(recipe: Recipe, tensors: Sequence[OutputTensor]) -> TypeRequest:
     kept = resolve_keep(recipe.keep, tensors) if recipe.to == "gguf" else Kept()
     output, embedding = recipe.output_tensor_type, recipe.token_embedding_type
     file_type = find_file_type(recipe.type)
-    return Wish(
+    return TypeRequest(
         file_type=file_type,
         tensor_types=(*map(parse_tensor_type, recipe.tensor_types), *kept.tensor_types),
         output_type=kept.head if output is None else parse_format(output),
@@ -166,7 +166,7 @@ def _wish(recipe: Recipe, tensors: Sequence[OutputTensor]) -> Wish:
 
 
 def _plan_tensor(
-    tensor: OutputTensor, decision: Decision, recipe: Recipe, wish: Wish, entries: Shapes
+    tensor: OutputTensor, decision: Decision, recipe: Recipe, request: TypeRequest, entries: Shapes
 ) -> TensorPlan:
     target = get_format(decision.format)
     weighted = False
@@ -178,10 +178,10 @@ def _plan_tensor(
     if decision.format != tensor.dtype:
         _check_source(tensor, decision, recipe)
         weighted = applies(entries, tensor) and target.block > 1
-        if not weighted and is_required(tensor.name, target.name, wish.file_type.name):
+        if not weighted and is_required(tensor.name, target.name, request.file_type.name):
             lack = "the one given has no entry for it" if entries else "none was given"
             raise PlanError(
-                f"{wish.file_type.name} makes {tensor.name} {target.name}, which needs an "
+                f"{request.file_type.name} makes {tensor.name} {target.name}, which needs an "
                 f"importance matrix, and {lack}",
                 hint="make one with: quantcli calibrate MODEL --data TEXT -o model.calib.gguf, "
                 "then give it with --imatrix model.calib.gguf",

@@ -9,7 +9,7 @@ from quantcli.formats import get_format
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.filetypes import file_types
 from quantcli.plan.model_hparams import read_traits
-from quantcli.plan.type_requests import UnfitError, Wish, decide
+from quantcli.plan.type_requests import TypeRequest, UnfitError, decide
 from quantcli.types import MetaValue, OutputTensor
 
 
@@ -38,7 +38,7 @@ def size_table(
     table = []
     for file_type in file_types():
         try:
-            decisions = decide(tensors, traits, Wish(file_type), from_gguf=from_gguf)
+            decisions = decide(tensors, traits, TypeRequest(file_type), from_gguf=from_gguf)
         except UnfitError:
             continue
         sizes = [

@@ -41,7 +41,7 @@ class UnfitError(PlanError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class TypeRequest:
     """What the user asked for; block formats by their canonical names."""
 
     file_type: FileType
@@ -69,7 +69,7 @@ class Decision:
 def decide(
     tensors: Sequence[OutputTensor],
     traits: Traits,
-    wish: Wish,
+    request: TypeRequest,
     *,
     has_importance: bool = False,
     from_gguf: bool = False,
@@ -82,11 +82,11 @@ def decide(
     ordered = output_order(tensors)
     fixed: dict[str, Decision] = {}
     for tensor in ordered:
-        found = _left_alone(tensor, traits, wish, from_gguf) or _asked_for(tensor, wish)
+        found = _left_alone(tensor, traits, request, from_gguf) or _asked_for(tensor, request)
         if found is not None:
             fixed[tensor.name] = found
     names = [tensor.name for tensor in ordered]
-    low = is_low(wish.file_type.name)
+    low = is_low(request.file_type.name)
     places = Places([name for name in names if name not in fixed], names, traits, low=low)
     tied = HEAD_NAME not in names
 
@@ -98,16 +98,16 @@ def decide(
             if tied and kind is Kind.EMBEDDING:
                 kind = Kind.HEAD
             place = partial(places.find, tensor.name, kind)
-            base = get_format(wish.file_type.base)
-            decision = _mix(Case(tensor, kind, base, traits, has_importance, place), wish)
+            base = get_format(request.file_type.base)
+            decision = _mix(Case(tensor, kind, base, traits, has_importance, place), request)
         decisions[tensor.name] = _fit(tensor, decision)
     return decisions
 
 
 def _left_alone(
-    tensor: OutputTensor, traits: Traits, wish: Wish, from_gguf: bool
+    tensor: OutputTensor, traits: Traits, request: TypeRequest, from_gguf: bool
 ) -> Decision | None:
-    left = wish.leave_output and tensor.name == HEAD_NAME
+    left = request.leave_output and tensor.name == HEAD_NAME
     if not left and may_be_quantized(tensor.name, tensor.shape, traits.arch):
         return None
     if not from_gguf and is_always_f32(tensor.name, tensor.shape):
@@ -124,29 +124,33 @@ def _left_alone(
     return Decision(dtype, f"{why}: {dtype}")
 
 
-def _asked_for(tensor: OutputTensor, wish: Wish) -> Decision | None:
+def _asked_for(tensor: OutputTensor, request: TypeRequest) -> Decision | None:
     kind = kind_of(tensor.name)
-    base = wish.file_type.base
-    pattern = first_match(wish.tensor_types, tensor.name)
-    if kind is Kind.EMBEDDING and wish.embedding_type is not None:
+    base = request.file_type.base
+    pattern = first_match(request.tensor_types, tensor.name)
+    if kind is Kind.EMBEDDING and request.embedding_type is not None:
         named = pattern is not None and tensor.name == PER_LAYER_EMBEDDING
         if not named:
-            return Decision(wish.embedding_type, f"token embedding type: {wish.embedding_type}")
-    if kind is Kind.HEAD and wish.output_type is not None:
-        return Decision(wish.output_type, f"output tensor type: {wish.output_type}")
-    if wish.file_type.is_float:
+            return Decision(
+                request.embedding_type, f"token embedding type: {request.embedding_type}"
+            )
+    if kind is Kind.HEAD and request.output_type is not None:
+        return Decision(request.output_type, f"output tensor type: {request.output_type}")
+    if request.file_type.is_float:
         return Decision(base, f"every weight: {base}")
     if pattern is not None:
         return Decision(pattern.format, f"tensor type {pattern.text}", asked_by=pattern.text)
-    if wish.pure:
+    if request.pure:
         return Decision(base, f"pure: {base}")
     return None
 
 
-def _mix(case: Case, wish: Wish) -> Decision:
-    file_type = wish.file_type.name
-    if case.kind is Kind.HEAD and wish.output_type is not None:
-        return Decision(wish.output_type, f"output tensor type, tied head: {wish.output_type}")
+def _mix(case: Case, request: TypeRequest) -> Decision:
+    file_type = request.file_type.name
+    if case.kind is Kind.HEAD and request.output_type is not None:
+        return Decision(
+            request.output_type, f"output tensor type, tied head: {request.output_type}"
+        )
     found = choose(file_type, case)
     name, reason = found or (case.base.name, f"base of {file_type}: {case.base.name}")
     if case.kind in VALUE_LIKE and case.traits.is_70b and not is_low(file_type):

@@ -12,8 +12,8 @@ from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import USUAL_ROUNDER
 from quantcli.run.calibrate import states_memory
 from quantcli.run.calibrated_run import (
     CalibratedRun,

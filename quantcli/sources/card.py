@@ -30,7 +30,7 @@ _SAMPLING_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Parameters:
+class ParameterCount:
     """How many weights a model has: in all, outside of experts, in one expert, and experts."""
 
     total: int
@@ -39,7 +39,7 @@ class Parameters:
     experts: int
 
 
-def count_parameters(tensors: Iterable[OutputTensor]) -> Parameters:
+def count_parameters(tensors: Iterable[OutputTensor]) -> ParameterCount:
     """Weights of a model from its GGUF tensors; stacks of experts have ``_exps.`` in their name."""
     total = shared = expert = 0
     stacks: list[int] = []
@@ -52,14 +52,14 @@ def count_parameters(tensors: Iterable[OutputTensor]) -> Parameters:
             expert += size // max(1, experts)
         else:
             shared += size
-    return Parameters(total, shared, expert, sum(stacks) // len(stacks) if stacks else 0)
+    return ParameterCount(total, shared, expert, sum(stacks) // len(stacks) if stacks else 0)
 
 
 def general_metadata(
     folder: Path,
     *,
     config: Mapping[str, Any],
-    parameters: Parameters | int,
+    parameters: ParameterCount | int,
     name: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> dict[str, MetaValue]:
@@ -75,7 +75,7 @@ def general_metadata(
     from gguf.utility import size_label
 
     counted = (
-        Parameters(parameters, parameters, 0, 0) if isinstance(parameters, int) else parameters
+        ParameterCount(parameters, parameters, 0, 0) if isinstance(parameters, int) else parameters
     )
     folder = folder.resolve()
     known = dict(config)

@@ -23,7 +23,7 @@ OnEvent = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class HubRequest:
     """Which files of which repository, and how to see that a snapshot holds them all."""
 
     repo: str
@@ -39,7 +39,7 @@ class Wanted:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def fetch(wanted: Wanted, on_event: OnEvent, *, ask: bool = False) -> Path:
+def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
     """The snapshot folder with the wanted files, downloaded if need be.
 
     ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when
@@ -57,14 +57,14 @@ def fetch(wanted: Wanted, on_event: OnEvent, *, ask: bool = False) -> Path:
     return folder
 
 
-def find_cached(wanted: Wanted) -> Path | None:
+def find_cached(wanted: HubRequest) -> Path | None:
     """The snapshot folder in the local cache, None when it is not there or lacks something."""
     with explaining(wanted):
         return _cached(wanted)
 
 
 @contextmanager
-def explaining(wanted: Wanted) -> Iterator[None]:
+def explaining(wanted: HubRequest) -> Iterator[None]:
     """Turns whatever ``huggingface_hub`` raises inside into a SourceError."""
     from huggingface_hub.errors import HFValidationError
 
@@ -76,7 +76,7 @@ def explaining(wanted: Wanted) -> Iterator[None]:
         raise _explain(error, wanted) from error
 
 
-def _snapshot(wanted: Wanted, **options: Any) -> Path:
+def _snapshot(wanted: HubRequest, **options: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(
@@ -90,7 +90,7 @@ def _snapshot(wanted: Wanted, **options: Any) -> Path:
     )
 
 
-def _cached(wanted: Wanted) -> Path | None:
+def _cached(wanted: HubRequest) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
@@ -107,7 +107,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
-def _explain(error: Exception, wanted: Wanted) -> SourceError:
+def _explain(error: Exception, wanted: HubRequest) -> SourceError:
     """The sentence for what ``huggingface_hub`` raised; the more special errors come first."""
     from huggingface_hub import errors
 
@@ -150,7 +150,7 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def explain_gap(wanted: Wanted, missing: str) -> SourceError:
+def explain_gap(wanted: HubRequest, missing: str) -> SourceError:
     """Why a snapshot is not whole: the Hub was out of reach, or the repository is another kind."""
     from huggingface_hub import HfApi
 

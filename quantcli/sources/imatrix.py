@@ -76,7 +76,7 @@ class Importance:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class ImatrixSums:
     """What the GGUF form holds: sums of squares (matrices, columns) and counts (matrices,)."""
 
     path: Path
@@ -88,7 +88,7 @@ class Sums:
     """What the file says of how many tokens on an expert's own mean is taken as it is."""
 
 
-def read_sums(path: Path) -> Sums:
+def read_sums(path: Path) -> ImatrixSums:
     """The raw sums of an importance matrix in the GGUF form; SourceError for anything else."""
     if not is_gguf(path):
         raise SourceError(
@@ -104,10 +104,10 @@ def read_sums(path: Path) -> Sums:
         enough = _enough(store)
     finally:
         store.close()
-    return Sums(path, entries, datasets, chunks, size, enough)
+    return ImatrixSums(path, entries, datasets, chunks, size, enough)
 
 
-def read_legacy_sums(path: Path, chunk_size: int) -> Sums:
+def read_legacy_sums(path: Path, chunk_size: int) -> ImatrixSums:
     """The legacy form as sums and counts, for windows of ``chunk_size`` tokens.
 
     That form holds means times calls, so each is multiplied by the window, as llama.cpp does; for
@@ -119,7 +119,7 @@ def read_legacy_sums(path: Path, chunk_size: int) -> Sums:
         name: ((values * size).reshape(1, -1), np.array([max(calls, 1)], np.float32) * size)
         for name, (values, calls) in raw.items()
     }
-    return Sums(path, entries, (dataset,) if dataset else (), chunks, chunk_size)
+    return ImatrixSums(path, entries, (dataset,) if dataset else (), chunks, chunk_size)
 
 
 def read_importance(path: Path) -> Importance:

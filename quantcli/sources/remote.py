@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.gguf import GgufCheckpoint, open_gguf
-from quantcli.sources.hub import Wanted, explain_gap, explaining
+from quantcli.sources.hub import HubRequest, explain_gap, explaining
 from quantcli.sources.shards import SINGLE, Shards, open_shards, read_index
 
 _FIRST_READ = 1 << 18
@@ -31,7 +31,7 @@ class HubFile(StoredFile):
 
     is_remote = True
 
-    def __init__(self, wanted: Wanted, path: Path, name: str) -> None:
+    def __init__(self, wanted: HubRequest, path: Path, name: str) -> None:
         from huggingface_hub import hf_hub_url
 
         self.path = path
@@ -107,5 +107,5 @@ def open_remote_gguf(name: str, repo: str, revision: str | None) -> GgufCheckpoi
 
 
 def _opener(repo: str, revision: str | None, root: Path) -> Callable[[Path], HubFile]:
-    wanted = Wanted(repo, revision, (), (), lambda _: None)
+    wanted = HubRequest(repo, revision, (), (), lambda _: None)
     return lambda path: HubFile(wanted, path, path.relative_to(root).as_posix())

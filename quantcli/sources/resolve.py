@@ -18,7 +18,7 @@ from quantcli.errors import SourceError
 from quantcli.registry import near
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf_header import gguf_type, is_gguf
-from quantcli.sources.hub import OnEvent, Wanted, fetch, find_cached
+from quantcli.sources.hub import HubRequest, OnEvent, fetch, find_cached
 from quantcli.sources.imatrix import is_legacy_importance
 from quantcli.sources.shards import INDEX, SINGLE
 from quantcli.types import Event
@@ -137,7 +137,7 @@ def _from_uri(target: str, on_event: OnEvent, weights: bool) -> Resolved:
 
 
 def _checkpoint(repo: str, revision: str | None, on_event: OnEvent, weights: bool) -> Resolved:
-    wanted = Wanted(repo, revision, CHECKPOINT_PATTERNS, CHECKPOINT_IGNORED, _lacks_weights)
+    wanted = HubRequest(repo, revision, CHECKPOINT_PATTERNS, CHECKPOINT_IGNORED, _lacks_weights)
     is_remote = not weights and find_cached(wanted) is None
     if is_remote:
         wanted = replace(wanted, patterns=SETTINGS_PATTERNS, lacks=_lacks_config)
@@ -155,7 +155,7 @@ def _file(repo: str, revision: str | None, name: str, on_event: OnEvent, weights
     # The other shards of a split model are needed as well.
     pattern = _SHARD.sub(lambda part: part["stem"] + "?????" + part["rest"], name)
     lacks: Callable[[Path], str | None] = partial(_lacks_file, name=name)
-    wanted = Wanted(repo, revision, (pattern,), (), lacks)
+    wanted = HubRequest(repo, revision, (pattern,), (), lacks)
     # Importance matrices are small, and of use only as a whole.
     is_model = name.endswith(".gguf") and "imatrix" not in name.lower()
     if not weights and is_model and find_cached(wanted) is None:

@@ -34,7 +34,7 @@ DTYPE_BITS: dict[str, int] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class SafetensorsHeader:
     """What the header declares; ``offsets`` are absolute positions in the file."""
 
     tensors: dict[str, TensorInfo]
@@ -47,7 +47,7 @@ class _RepeatedNameError(ValueError):
     """A JSON object names the same key twice."""
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header of the safetensors file at ``path``; SourceError when broken."""
     file = StoredFile(path)
     try:
@@ -56,7 +56,7 @@ def read_header(path: Path) -> Header:
         file.close()
 
 
-def parse_header(file: StoredFile) -> Header:
+def parse_header(file: StoredFile) -> SafetensorsHeader:
     """Read and check the header of an open file; SourceError names the file and the tensor."""
     entries, data_start = _read_json(file)
     metadata = _take_metadata(entries, file.path)
@@ -69,7 +69,7 @@ def parse_header(file: StoredFile) -> Header:
         spans.append((begin, begin + info.nbytes, name))
     _check_cover(spans, payload, file.path)
     offsets = {name: data_start + begin for begin, _, name in spans}
-    return Header(tensors, offsets, data_start, metadata)
+    return SafetensorsHeader(tensors, offsets, data_start, metadata)
 
 
 def _read_json(file: StoredFile) -> tuple[dict[str, Any], int]:

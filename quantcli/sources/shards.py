@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.sources.files import StoredFile, read_json
-from quantcli.sources.safetensors import Header, parse_header
+from quantcli.sources.safetensors import SafetensorsHeader, parse_header
 from quantcli.types import TensorInfo
 
 SINGLE = "model.safetensors"
@@ -121,7 +121,7 @@ def open_shards(folder: Path, open_file: Callable[[Path], StoredFile] | None = N
     names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
     opened: list[StoredFile] = []
     try:
-        headers: dict[str, Header] = {}
+        headers: dict[str, SafetensorsHeader] = {}
         for name in names:
             opened.append((open_file or StoredFile)(folder / name))
             headers[name] = parse_header(opened[-1])
@@ -182,7 +182,9 @@ def read_index(folder: Path, *, is_local: bool = True) -> dict[str, str] | None:
     return weight_map
 
 
-def _check_index(weight_map: dict[str, str], headers: dict[str, Header], folder: Path) -> None:
+def _check_index(
+    weight_map: dict[str, str], headers: dict[str, SafetensorsHeader], folder: Path
+) -> None:
     index = folder / INDEX
     held: dict[str, str] = {}
     for shard, header in headers.items():

@@ -9,7 +9,7 @@ from quantcli.vocab.added import SPACE, added_tokens
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson
 from quantcli.vocab.merges import bpe_vocab, read_merges
 from quantcli.vocab.piece_order import piece_scores
-from quantcli.vocab.sentencepiece_model import Piece, PieceModel
+from quantcli.vocab.sentencepiece_model import PieceModel, VocabularyPiece
 from quantcli.vocab.tokens import TokenType
 from quantcli.vocab.whitespace import Spaces
 
@@ -30,7 +30,7 @@ def unigram_from_json(tokenizer: TokenizerJson, spaces: Spaces, name: str) -> Pi
     if unknown is None or not 0 <= unknown < len(vocab):
         raise VocabularyError(f"{name}: the unigram model has no unk_id, which llama.cpp needs")
     pieces = {
-        number: Piece(piece, score,
+        number: VocabularyPiece(piece, score,
                       TokenType.UNKNOWN if number == unknown else TokenType.NORMAL)
         for number, (piece, score) in enumerate(vocab)
     }  # fmt: skip
@@ -71,7 +71,7 @@ def bpe_from_json(
 
     return PieceModel(
         file=name, unigram=False, byte_fallback=tokenizer.model.byte_fallback,
-        pieces={number: Piece(piece, scores.get(piece, 0.0), kind(piece))
+        pieces={number: VocabularyPiece(piece, scores.get(piece, 0.0), kind(piece))
                 for piece, number in vocab.items()},
         add_space_prefix=spaces.prefix, remove_extra_whitespaces=spaces.merged,
         charsmap=spaces.charsmap,

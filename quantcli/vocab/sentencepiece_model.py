@@ -20,7 +20,7 @@ _UNIGRAM, _BPE = 1, 2
 _ALGORITHMS = {_UNIGRAM: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
 
 
-class Piece(NamedTuple):
+class VocabularyPiece(NamedTuple):
     """A piece's text (▁ for a space), score and type."""
 
     text: str
@@ -39,7 +39,7 @@ class PieceModel:
 
     file: str
     unigram: bool
-    pieces: Mapping[int, Piece]
+    pieces: Mapping[int, VocabularyPiece]
     byte_fallback: bool
     add_space_prefix: bool
     remove_extra_whitespaces: bool = False
@@ -52,7 +52,7 @@ class PieceModel:
 def read_model(path: Path) -> PieceModel:
     """Read a ``tokenizer.model``; VocabularyError where it is none or needs what is not here."""
     data = path.read_bytes()
-    pieces: dict[int, Piece] = {}
+    pieces: dict[int, VocabularyPiece] = {}
     trainer: dict[int, Field] = {}
     normalizer: dict[int, Field] = {}
     try:
@@ -91,9 +91,9 @@ def read_model(path: Path) -> PieceModel:
     return model
 
 
-def _read_piece(data: bytes) -> Piece:
+def _read_piece(data: bytes) -> VocabularyPiece:
     fields = dict(read_fields(data))
-    return Piece(
+    return VocabularyPiece(
         as_bytes(fields.get(1, b"")).decode(),
         as_float(fields[2]) if 2 in fields else 0.0,
         TokenType(as_int(fields.get(3, TokenType.NORMAL))),

@@ -10,7 +10,7 @@ import pytest
 
 from quantcli.errors import OutputError, SourceError, UsageError
 from quantcli.evals.bases import llama, topk
-from quantcli.evals.bases.file import BaseFile, BaseWriter, Header
+from quantcli.evals.bases.file import BaseFile, BaseHeader, BaseWriter
 from quantcli.evals.scores import LogitsBase, log_softmax
 
 CONTEXT, VOCABULARY, CHUNKS = 16, 33, 3
@@ -29,7 +29,7 @@ def targets() -> np.ndarray:
 
 def _write(path: Path, logits: np.ndarray, targets: np.ndarray, kept: int | None = None) -> Path:
     tokens = np.arange(CHUNKS * CONTEXT, dtype=np.int32)
-    header = Header(CONTEXT, VOCABULARY, CHUNKS, tokens, kept)
+    header = BaseHeader(CONTEXT, VOCABULARY, CHUNKS, tokens, kept)
     with BaseWriter(path, header) as writer:
         for window, true in zip(logits, targets, strict=True):
             writer.add(window, true)
@@ -99,7 +99,7 @@ def test_with_every_token_kept_the_compact_form_is_exact(tmp_path: Path, logits,
 
 
 def test_an_unfinished_file_has_no_name(tmp_path: Path, logits, targets) -> None:
-    header = Header(CONTEXT, VOCABULARY, CHUNKS, np.zeros(48, np.int32))
+    header = BaseHeader(CONTEXT, VOCABULARY, CHUNKS, np.zeros(48, np.int32))
     with pytest.raises(KeyboardInterrupt), BaseWriter(tmp_path / "b", header) as writer:
         writer.add(logits[0], targets[0])
         raise KeyboardInterrupt

@@ -165,14 +165,14 @@ def test_a_modelfile(source: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_template_there_is_none(source: Path, tmp_path: Path) -> None:
-    from quantcli.exports.job import make_wish, open_export
+    from quantcli.exports.job import make_options, open_export
     from quantcli.types import Note
 
     for template, words in ((None, "has no chat template"), ("{{ x() }}", "does more than put")):
         if template is not None:
             (source / "chat_template.jinja").write_text(template)
         file = quantcli.quantize(source, tmp_path / "m.gguf", type="Q8_0", force=True).paths[0]
-        with open_export([file], "ollama", make_wish("ollama", force=True)) as prepared:
+        with open_export([file], "ollama", make_options("ollama", force=True)) as prepared:
             note, done = list(prepared.run())
         assert isinstance(note, Note)
         assert words in note.message

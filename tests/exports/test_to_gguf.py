@@ -134,14 +134,14 @@ def test_what_is_refused_before_the_work(
 def test_shards_must_belong_together(
     whole: Path, gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from quantcli.exports.job import make_wish, open_export
+    from quantcli.exports.job import make_options, open_export
 
     one = quantcli.export(whole, tmp_path / "a.gguf", to="gguf", split_max_size="1M").paths
-    wish = make_wish("gguf", output=tmp_path / "m.gguf")
-    with open_export(list(one), "gguf", wish) as prepared:
+    options = make_options("gguf", output=tmp_path / "m.gguf")
+    with open_export(list(one), "gguf", options) as prepared:
         assert prepared.paths == (tmp_path / "m.gguf",)
     with (
         pytest.raises(SourceError, match="is not a shard of the model"),
-        open_export([*one, whole], "gguf", wish),
+        open_export([*one, whole], "gguf", options),
     ):
         pass

@@ -15,7 +15,7 @@ from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.model_hparams import read_traits
 from quantcli.plan.names import may_be_quantized
 from quantcli.plan.patterns import parse_tensor_type
-from quantcli.plan.type_requests import Wish, decide
+from quantcli.plan.type_requests import TypeRequest, decide
 from quantcli.types import MetaValue
 
 Hollow = Callable[[str], tuple[Shape, Path]]
@@ -33,12 +33,12 @@ NAMES = [
 pytestmark = pytest.mark.usefixtures("every_format")
 
 
-def ours(model: Shape, type_name: str, *, importance: bool = False, **wish: object) -> object:
+def ours(model: Shape, type_name: str, *, importance: bool = False, **request: object) -> object:
     try:
         decisions = decide(
             model.output_tensors(),
             read_traits(model.metadata()),
-            Wish(find_file_type(type_name), **wish),
+            TypeRequest(find_file_type(type_name), **request),
             has_importance=importance,
             from_gguf=True,
         )
@@ -180,12 +180,12 @@ def test_block_10_comes_after_block_2(hollow: Hollow) -> None:
 
 def test_reasons_say_why() -> None:
     model = MODELS["llama-32-gqa"]()
-    wish = Wish(
+    request = TypeRequest(
         find_file_type("Q4_K_S"),
         tensor_types=(parse_tensor_type("attn_q=Q8_0"),),
         embedding_type="Q6_K",
     )
-    found = decide(model.output_tensors(), read_traits(model.metadata()), wish, from_gguf=True)
+    found = decide(model.output_tensors(), read_traits(model.metadata()), request, from_gguf=True)
     reasons = {name: decision.reason for name, decision in found.items()}
     assert reasons["blk.0.ffn_down.weight"] == "ffn_down in the first eighth of the layers: Q5_K"
     assert reasons["blk.3.attn_v.weight"] == "attn_v in the first four layers: Q5_K"
@@ -199,7 +199,7 @@ def test_reasons_say_why() -> None:
 def test_a_row_that_does_not_divide_says_what_was_meant() -> None:
     model = MODELS["llama-narrow"]()
     found = decide(
-        model.output_tensors(), read_traits(model.metadata()), Wish(find_file_type("Q6_K"))
+        model.output_tensors(), read_traits(model.metadata()), TypeRequest(find_file_type("Q6_K"))
     )
     decision = found["blk.0.attn_q.weight"]
     assert (decision.format, decision.instead_of) == ("Q8_0", "Q6_K")
@@ -211,7 +211,9 @@ def test_a_layer_that_cannot_be_told_is_refused_where_the_mixture_needs_it() -> 
     tensors = {**model.tensors, "mtp.ffn_down_exps.weight": (4, 256, 512)}
     odd = Shape("llama", model.keys, tensors)
     with pytest.raises(PlanError, match=r"mtp\.ffn_down_exps\.weight.*blk\.11"):
-        decide(odd.output_tensors(), read_traits(odd.metadata()), Wish(find_file_type("Q4_K_M")))
+        decide(
+            odd.output_tensors(), read_traits(odd.metadata()), TypeRequest(find_file_type("Q4_K_M"))
+        )
 
 
 @pytest.mark.parametrize(
@@ -235,8 +237,8 @@ def test_what_stays_float_in_a_checkpoint(
     name: str, shape: tuple[int, ...], dtype: str, expected: str
 ) -> None:
     model = Shape("llama", MODELS["llama-2"]().keys, {name: shape}, {name: dtype})
-    wish = Wish(find_file_type("Q4_K_M"), leave_output=True)
-    found = decide(model.output_tensors(), read_traits(model.metadata()), wish)
+    request = TypeRequest(find_file_type("Q4_K_M"), leave_output=True)
+    found = decide(model.output_tensors(), read_traits(model.metadata()), request)
     assert found[name].format == expected
 
 
@@ -244,7 +246,11 @@ def test_an_integer_tensor_is_refused() -> None:
     name = "blk.0.ffn_gate_tid2eid.weight"
     model = Shape("llama", MODELS["llama-2"]().keys, {name: (4, 4)}, {name: "I32"})
     with pytest.raises(PlanError, match=f"{name} is stored as I32"):
-        decide(model.output_tensors(), read_traits(model.metadata()), Wish(find_file_type("F16")))
+        decide(
+            model.output_tensors(),
+            read_traits(model.metadata()),
+            TypeRequest(find_file_type("F16")),
+        )
 
 
 def test_key_values_that_are_missing_are_named() -> None:

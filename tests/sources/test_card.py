@@ -12,7 +12,7 @@ import pytest
 
 from quantcli.errors import SourceError
 from quantcli.formats.container import VALUE_KINDS
-from quantcli.sources.card import Parameters, count_parameters, general_metadata
+from quantcli.sources.card import ParameterCount, count_parameters, general_metadata
 from quantcli.types import MetaValue, OutputTensor
 
 FULL_CARD = """---
@@ -175,7 +175,7 @@ def test_folder_named_by_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_experts(tmp_path: Path) -> None:
     folder = build(tmp_path / "m", "", {}, {})
-    counted = Parameters(46_702_792_704, 1_605_636_096, 5_637_144_576, 8)
+    counted = ParameterCount(46_702_792_704, 1_605_636_096, 5_637_144_576, 8)
     keys = general_metadata(folder, config={}, parameters=counted)
     assert keys["general.size_label"].value == gguf.size_label(
         counted.total, counted.shared, counted.expert, counted.experts

@@ -31,7 +31,7 @@ _LARGEST = 1 << 24
 
 
 @dataclass(frozen=True)
-class Header:
+class BaseHeader:
     """What a base file is about. ``kept`` is the tokens of a compact row, None for llama.cpp's."""
 
     context: int
@@ -72,7 +72,7 @@ class Header:
 class BaseWriter(AbstractContextManager["BaseWriter"]):
     """Writes a base file window by window; nothing has its name until `publish`."""
 
-    def __init__(self, path: Path, header: Header, *, force: bool = False) -> None:
+    def __init__(self, path: Path, header: BaseHeader, *, force: bool = False) -> None:
         if header.kept is not None and not 0 < header.kept <= header.vocabulary:
             raise UsageError(
                 f"{header.kept} tokens a row cannot be kept of a vocabulary of {header.vocabulary}"
@@ -134,7 +134,7 @@ class BaseFile:
         return rows
 
 
-def _read_header(path: Path) -> tuple[Header, int]:
+def _read_header(path: Path) -> tuple[BaseHeader, int]:
     if not path.is_file():
         raise SourceError(f"{path}: there is no such file", hint="--save-base writes one")
     with path.open("rb") as file:
@@ -155,7 +155,7 @@ def _read_header(path: Path) -> tuple[Header, int]:
             shown = ", ".join(map(str, sizes))
             raise SourceError(f"{path} has impossible sizes in its header: {shown}")
         start = 8 + 4 * count + 4 * context * chunks
-        header = Header(context, vocabulary, chunks, np.empty(0, np.int32), kept)
+        header = BaseHeader(context, vocabulary, chunks, np.empty(0, np.int32), kept)
         expected = start + chunks * header.rows * header.row_type.itemsize
         found = path.stat().st_size
         if found != expected:
@@ -164,4 +164,4 @@ def _read_header(path: Path) -> tuple[Header, int]:
                 hint="the run that wrote it did not finish",
             )
         tokens = np.frombuffer(file.read(4 * context * chunks), "<i4").astype(np.int32)
-    return Header(context, vocabulary, chunks, tokens, kept), start
+    return BaseHeader(context, vocabulary, chunks, tokens, kept), start
