@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 from support.tiny_models import build
 
 Checkpoint = Callable[..., Path]
+
+# Threads that wait by spinning take the cores from the other worker of pytest-xdist.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 @pytest.fixture(scope="session")

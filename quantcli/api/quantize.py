@@ -74,9 +74,10 @@ def quantize(
     refuse_below_one(threads=threads)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
     fields = {name: _as_field(name, value) for name, value in options.items()}
+    resolved = resolve_recipe(base, quality=quality, **fields)
     request = Request(
         str(source),
-        [Wanted(resolve_recipe(base, quality=quality, **fields), as_path(output))],
+        [Wanted(resolved, as_path(output), fields.get("bits"))],
         as_names(calibrate),
         chunks=chunks,
         resume=resume,

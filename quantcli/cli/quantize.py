@@ -112,7 +112,7 @@ def quantize(
     base = load_recipe(recipe) if recipe else Recipe()
     resolved = resolve_recipe(base, quality=quality, **fields)
     request = Request(
-        model, [Wanted(resolved, output)], calibrate or (),
+        model, [Wanted(resolved, output, fields.get("bits"))], calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         max_memory=parse_size(max_memory) if max_memory else None,
     )  # fmt: skip

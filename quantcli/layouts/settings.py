@@ -45,7 +45,10 @@ class Settings:
 
     @property
     def may_be_plain(self) -> bool:
-        """Whether they may be about activations or caches alone (compressed-tensors)."""
+        """Whether they may be about activations or caches alone (compressed-tensors), or be a file
+        that was left beside weights that are no longer quantized."""
+        if self.key in _BESIDE:
+            return True
         if self.method != "compressed-tensors":
             return False
         of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")

@@ -139,7 +139,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     layout = scheme.layout
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
-    matrices, dropped = _keep(found, recipe.keep)
+    matrices, dropped, widened = _keep(found, recipe.keep)
     names = router_names(model)
     for matrix in matrices:
         _check_matrix(model, matrix, scheme)
@@ -155,6 +155,15 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         for dtype, count in again.items()
         if dtype not in _FLOATS
     ]
+    if widened:
+        shown = ", ".join(widened[:3]) + (" ..." if len(widened) > 3 else "")
+        notes.append(
+            Note(
+                f"{len(widened)} more matrices are kept as they are, because vLLM and SGLang run "
+                f"them as one with those that --keep names: {shown}",
+                "warning",
+            )
+        )
     notes += layout.remark(scheme.grid, matrices)
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
@@ -194,17 +203,32 @@ def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
     return found
 
 
-def _keep(found: Sequence[Matrix], patterns: Sequence[str]) -> tuple[list[Matrix], list[Matrix]]:
-    """The matrices to quantize, and those that ``patterns`` keep."""
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+"""Linear layers that servers run as one matrix, which has one scheme."""
+
+
+def _keep(
+    found: Sequence[Matrix], patterns: Sequence[str]
+) -> tuple[list[Matrix], list[Matrix], list[str]]:
+    """The matrices to quantize, those that ``patterns`` keep, and modules kept because of these."""
     for pattern in patterns:
         if not any(re.search(pattern, matrix.module) for matrix in found):
             raise PlanError(
                 f"--keep {pattern} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
-    kept = [m for m in found if any(re.search(pattern, m.module) for pattern in patterns)]
+    named = {m.module for m in found if any(re.search(pattern, m.module) for pattern in patterns)}
+    fused = {
+        f"{block}.{part}"
+        for block, _, leaf in (module.rpartition(".") for module in named)
+        for parts in _FUSED
+        if leaf in parts
+        for part in parts
+    }
+    kept = [matrix for matrix in found if matrix.module in named | fused]
     dropped = set(kept)
-    return [matrix for matrix in found if matrix not in dropped], kept
+    widened = list(dict.fromkeys(m.module for m in kept if m.module not in named))
+    return [matrix for matrix in found if matrix not in dropped], kept, widened
 
 
 def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
@@ -217,12 +241,14 @@ def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
         )
     size = scheme.grid.group_size
     if size is not None and matrix.columns % size:
-        fits = next((g for g in (128, 64, 32, 16, 8) if matrix.columns % g == 0), None)
+        groups = scheme.grids.groups or (128, 64, 32, 16, 8)
+        fits = next((g for g in sorted(groups, reverse=True) if matrix.columns % g == 0), None)
         hint = f"--group-size {fits} does, " if fits else ""
+        alike = re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(matrix.module))
         raise PlanError(
             f"{info.file}: groups of {size} do not divide the {matrix.columns} columns of "
             f"{info.name}",
-            hint=f"{hint}or --keep '{re.escape(matrix.module)}'",
+            hint=f"{hint}or --keep '{alike}' leaves these matrices as they are",
         )
 
 

@@ -78,6 +78,8 @@ def _plan(
 ) -> Planned:
     """Decide everything about an output without reading a weight."""
     recipe = wanted.recipe
+    if wanted.bits == 16 and _all_float16(model):
+        recipe = merge_recipe(recipe, type="F16")
     path = wanted.path or default_output(model, recipe)
     run, importance = None, known.get(recipe.imatrix or "")
     if recipe.method is not None:
@@ -95,6 +97,11 @@ def _plan(
     )
     threads = threads_within(artifact, request.threads, request.max_memory)
     return Planned(artifact, path, threads, run)
+
+
+def _all_float16(model: Model) -> bool:
+    """Whether every matrix is stored in float16, from which bfloat16 would take three bits."""
+    return {tensor.dtype for tensor in model.tensors if len(tensor.shape) > 1} == {"F16"}
 
 
 def _calibrate(

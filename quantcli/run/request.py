@@ -19,6 +19,8 @@ class Wanted:
 
     recipe: Recipe
     path: Path | None = None
+    bits: int | None = None
+    """As asked for; 16 leaves weights that are stored as float16 as they are."""
 
 
 @dataclass(frozen=True)

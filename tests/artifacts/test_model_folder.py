@@ -122,12 +122,12 @@ def test_eight_bit_floats_are_taken_and_warned_of(tmp_path, weights):
     config = json.loads((source / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (source / "config.json").write_text(json.dumps(config))
-    events = make_folder(source, tmp_path / "made", to="gptq", keep=("v_proj",))
+    events = make_folder(source, tmp_path / "made", to="gptq", keep=("o_proj",))
     said = [e.message for e in events if isinstance(e, Note) and e.level == "warning"]
     assert len(said) == 1
     assert "24 matrices are stored as F8_E4M3 and are rounded a second time" in said[0]
     made = load_file(tmp_path / "made" / "model.safetensors")
-    name = "model.layers.2.self_attn.v_proj.weight"
+    name = "model.layers.2.self_attn.o_proj.weight"
     meant = stored[name].astype(np.float32) / 64
     assert np.array_equal(made[name], meant.astype(ml_dtypes.bfloat16))
     assert not any(key.endswith("weight_scale") for key in made)

@@ -153,12 +153,12 @@ def test_awq_folders_say_what_was_meant(folder, weights, size):
 
 @pytest.mark.parametrize("to", ["compressed-tensors", "gptq", "awq"])
 def test_what_is_kept_is_copied_bit_for_bit(folder, to):
-    path = folder(to, keep=(r"layers\.0\.", "v_proj"))
+    path = folder(to, keep=(r"layers\.0\.", "o_proj"))
     source, stored = (
         load_file(CHECKPOINT / "model.safetensors"),
         load_file(path / "model.safetensors"),
     )
-    names = [n for n in source if ".layers.0." in n or "v_proj" in n or "_proj" not in n]
+    names = [n for n in source if ".layers.0." in n or "o_proj" in n or "_proj" not in n]
     assert all(np.array_equal(stored[n].view(np.int16), source[n].view(np.int16)) for n in names)
     config = json.loads((path / "config.json").read_text())["quantization_config"]
     modules = {n.removesuffix(".weight") for n in names if "_proj" in n}

@@ -46,7 +46,7 @@ def test_quiet_prints_the_folder_alone(capsys, tmp_path, args, name):
 
 
 def test_the_dry_run_is_exact(capsys, tmp_path):
-    args = [CHECKPOINT, "--to", "gptq", "--max-shard-size", "1M", "--keep", "v_proj", "-o", "made"]
+    args = [CHECKPOINT, "--to", "gptq", "--max-shard-size", "1M", "--keep", "o_proj", "-o", "made"]
     code, out, _ = call(capsys, *args, "--dry-run", "--json")
     planned = json.loads(out)
     assert (code, list(tmp_path.iterdir())) == (0, [])
@@ -57,7 +57,7 @@ def test_the_dry_run_is_exact(capsys, tmp_path):
     assert done["bits_per_weight"] == planned["bits_per_weight"]
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "made").iterdir()}
     assert sizes == planned["files"]
-    assert len([name for name in sizes if name.startswith("model-")]) == 3
+    assert len([name for name in sizes if name.startswith("model-")]) == 4
     tensors = {tensor["name"]: tensor for tensor in planned["tensors"]}
     assert tensors["model.layers.0.self_attn.v_proj.weight"]["type"] == "BF16"
     assert tensors["model.layers.0.self_attn.q_proj"]["type"] == "int4 g128"
@@ -242,3 +242,50 @@ def test_a_full_disk_is_seen_before_the_work(capsys, tmp_path, monkeypatch):
 def test_too_little_memory_is_seen_before_the_work(capsys, tmp_path):
     err = refused(capsys, tmp_path, CHECKPOINT, "--to", "gptq", "--max-memory", "1M")
     assert "bytes of memory even on one thread" in err
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "gptq", "awq"])
+@pytest.mark.parametrize(
+    ("pattern", "together"),
+    [
+        ("k_proj", ("q_proj", "k_proj", "v_proj")),
+        (r"layers\.1\..*up_proj", ("gate_proj", "up_proj")),
+    ],
+)
+def test_what_servers_fuse_is_kept_together(to, pattern, together, capsys, tmp_path):
+    """vLLM refuses a folder in which the parts of one matrix have different schemes."""
+    from safetensors import safe_open
+
+    code, _, err = call(capsys, CHECKPOINT, "--to", to, "--keep", pattern, "-o", tmp_path / "out")
+    assert code == 0
+    assert "are kept as they are, because vLLM and SGLang run them as one" in " ".join(err.split())
+    with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
+        names = set(file.keys())
+    for part in together:
+        assert any(name.endswith(f"layers.1.{_block(part)}.{part}.weight") for name in names)
+    layer = 0 if "layers" in pattern else 1
+    assert not any(name.endswith(f"layers.{layer}.mlp.down_proj.weight") for name in names)
+
+
+def _block(part: str) -> str:
+    return "self_attn" if part in ("q_proj", "k_proj", "v_proj") else "mlp"
+
+
+def test_a_group_that_divides_nothing_is_answered_by_a_hint_that_works(capsys, tmp_path):
+    source = tmp_path / "m"
+    pytest.importorskip("transformers")
+    from support.tiny_models import build
+
+    build("llama", source, changes={"intermediate_size": 608}, dtype="bfloat16")
+    code, _, err = call(capsys, source, "--to", "compressed-tensors", "-o", tmp_path / "a")
+    assert code == 1
+    hint = " ".join(err.split())
+    pattern = hint.partition("--keep '")[2].partition("'")[0]
+    assert "--group-size 32 does" in hint
+    code, _, _ = call(
+        capsys, source, "--to", "compressed-tensors", "--keep", pattern, "-o", tmp_path / "b"
+    )
+    assert code == 0
+    code, _, err = call(capsys, source, "--to", "mlx", "-o", tmp_path / "c")
+    assert code == 1
+    assert "--group-size 32 does" in " ".join(err.split())
