@@ -98,16 +98,14 @@ def rebuild_config(
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")
-    usual = {
+    config = {
         "vocab_size": shapes["token_embd.weight"][0],
         "tie_word_embeddings": "output.weight" not in shapes,
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
+        **family.to_config(read_header(arch, metadata, shapes, read)),
     }
-    config = {**usual, **family.to_config(read_header(arch, metadata, shapes, read))}
-    if "text_config" in config:
-        config["text_config"] = {**usual, **config["text_config"]}
     for key, value in find_architecture(config).metadata(config).items():
         if key in metadata and not same_value(metadata[key].value, value.value):
             raise ArchitectureError(

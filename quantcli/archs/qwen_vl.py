@@ -1,25 +1,21 @@
-"""The text models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: "qwen2vl", "qwen3vl" and "qwen3vlmoe".
+"""The text models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: "qwen2vl" and "qwen3vl".
 
 Qwen2 and Qwen3 whose rotation is shared out among time, height and width; the shares are a
 key-value, and text turns by all three alike. llama.cpp leaves two of the slowest frequencies of
 Qwen3-VL unturned, 0.01 rad at 32,000 tokens. Qwen3-VL also tells into how many layers the vision
-tower's inner states go.
+tower's inner states go. On the way back they are Qwen2 and Qwen3, which compute the same of text.
 Sources: arXiv:2409.12191, arXiv:2502.13923, transformers' modeling_qwen2_5_vl.py and
-modeling_qwen3_vl.py, llama.cpp's src/models/qwen2vl.cpp, qwen3vl.cpp and qwen3vlmoe.cpp.
+modeling_qwen3_vl.py, llama.cpp's src/models/qwen2vl.cpp and qwen3vl.cpp.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, number
 from quantcli.archs.decoder import check_square, decoder_keys
-from quantcli.archs.header import Header
 from quantcli.archs.qwen2 import QWEN2
 from quantcli.archs.qwen3 import QWEN3
-from quantcli.archs.qwen3_moe import QWEN3_MOE
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims
 from quantcli.archs.wrappers import unwrapped
@@ -66,42 +62,14 @@ def _deep_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     return {**_keys(config, dims), "n_deepstack_layers": u32(len(layers))}
 
 
-def _expert_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    usual = QWEN3_MOE.to_keys({**config, "rope_parameters": None, "rope_scaling": None}, dims)
-    return {**usual, **_deep_keys(config, dims)}
-
-
-def _config(family: Architecture, model: str, kind: str) -> Any:
-    def to_config(header: Header) -> dict[str, Any]:
-        text = family.to_config(header)
-        sections = list(header.keys.get("rope.dimension_sections", []))
-        while sections and not sections[-1]:
-            sections.pop()
-        rope = {**text["rope_parameters"], "mrope_section": sections}
-        layers = int(header.keys.get("n_deepstack_layers", 0))
-        tower = {"vision_config": {"deepstack_visual_indexes": list(range(layers))}}
-        inner = {**text, "model_type": f"{kind}_text", "rope_parameters": rope}
-        del inner["architectures"]
-        return {
-            "architectures": [model],
-            "model_type": kind,
-            "text_config": inner,
-            **(tower if "n_deepstack_layers" in header.keys else {}),
-        }
-
-    return to_config
-
-
 QWEN2_VL = replace(
     unwrapped(QWEN2),
     name="qwen2vl",
     check=_check,
     to_keys=_keys,
-    to_config=_config(QWEN2, "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl"),
 )
 QWEN3_VL = replace(
     unwrapped(QWEN3),
     name="qwen3vl",
     to_keys=_deep_keys,
-    to_config=_config(QWEN3, "Qwen3VLForConditionalGeneration", "qwen3_vl"),
 )

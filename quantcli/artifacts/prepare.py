@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
-from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import GGUF, find_grids, has_types, knows_importance
 from quantcli.sources.imatrix import Importance
+
+if TYPE_CHECKING:
+    from quantcli.artifacts.gguf_file import GgufFile
+    from quantcli.artifacts.model_folder import ModelFolder
 
 
 def default_output(model: Model, recipe: Recipe) -> Path:
@@ -44,5 +47,8 @@ def prepare_artifact(
     """
     if recipe.to != GGUF and not knows_importance(recipe):
         importance = None
-    prepare = prepare_gguf if recipe.to == GGUF else prepare_folder
+    if recipe.to == GGUF:
+        from quantcli.artifacts.gguf_file import prepare_gguf as prepare
+    else:
+        from quantcli.artifacts.model_folder import prepare_folder as prepare  # type: ignore[assignment]
     return prepare(model, recipe, output, importance=importance, force=force, check=check)

@@ -11,6 +11,7 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.evals.engines import ENGINES
 from quantcli.evals.engines.base import Engine, Source
 from quantcli.model import Model, open_model
+from quantcli.registry import lacks_attributes
 
 AUTO = "auto"
 
@@ -53,6 +54,9 @@ class EvaluatedModel:
     def load(self, context: int, threads: int) -> Engine:
         """Read the weights, for windows of ``context`` tokens."""
         engine: Engine = ENGINES.get(self.engine)(self.source, context, threads)
+        lack = lacks_attributes("vocabulary", "begin", "tokenize", "run", "close")(engine)
+        if lack is not None:
+            raise UsageError(f"the engine {self.engine!r} {lack.removeprefix('it ')}")
         return engine
 
 

@@ -39,6 +39,7 @@ from quantcli.layouts.words import WORD, Codes, Words, pack_bits, unpack_bits, w
 from quantcli.types import Declared, Matrix, TensorInfo
 
 BITS = (2, 3, 4, 5, 6, 8)
+_USUAL_GROUP = 64
 GROUPS = (32, 64, 128)
 _SUFFIX = ".weight"
 
@@ -76,8 +77,11 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
 def _describe(subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
+    stored_head = "lm_head" in (*subject.quantized, *subject.kept)
     return {
         **_older_keys(subject.config),
+        # mlx_lm takes no output matrix in a model that ties it to the embeddings.
+        **({"tie_word_embeddings": False} if stored_head else {}),
         "quantization": settings,
         "quantization_config": settings,
     }
@@ -125,7 +129,8 @@ def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowW
     if mode != "affine":
         raise settings.refuse(f"mode {mode}")
     bits = count(values, "bits", settings.where)
-    group = count(values, "group_size", settings.where)
+    # mlx_lm's mixed recipes write null for the usual size.
+    group = count(values, "group_size", settings.where, _USUAL_GROUP)
     if bits not in BITS:
         raise SourceError(
             f"{settings.where}: {module} has {bits} bits; {', '.join(map(str, BITS))} are read"
@@ -168,7 +173,11 @@ MLX = Layout(
     name=NAME,
     help="2 to 8 bits with biases, embeddings and head included, for mlx_lm",
     grids=Grids(
-        BITS, Packing(_declare, _place, _describe), asymmetric="edge", group=64, groups=GROUPS
+        BITS,
+        Packing(_declare, _place, _describe),
+        asymmetric="edge",
+        group=_USUAL_GROUP,
+        groups=GROUPS,
     ),
     read=find_mlx,
     embeddings=True,

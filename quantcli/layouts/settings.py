@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,37 @@ def read_settings(config: Mapping[str, Any], path: Path) -> Settings | None:
     return None
 
 
+_BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+"""Where AutoGPTQ and AutoAWQ kept the settings before config.json took them."""
+
+
+def read_beside(path: Path) -> Settings | None:
+    """The settings in a file beside config.json at ``path``; None without any."""
+    for name, method in _BESIDE.items():
+        beside = path.with_name(name)
+        if not beside.is_file():
+            continue
+        try:
+            values = json.loads(beside.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"{beside}: is not JSON: {error}") from error
+        if not isinstance(values, Mapping):
+            raise SourceError(f"{beside}: holds no object")
+        return Settings(str(values.get("quant_method") or method), values, beside, name)
+    return None
+
+
+_AUTO_ROUND = {"auto_gptq": "gptq", "auto_awq": "awq"}
+"""AutoRound's name of a layout that it writes, and the layout."""
+
+
 def _method(values: Mapping[str, Any]) -> str:
     method = values.get("quant_method")
     if method is None and {"bits", "group_size"} <= values.keys():
         return MLX
+    if method in ("auto-round", "intel/auto-round"):
+        packing = str(values.get("packing_format", "")).removeprefix("auto_round:")
+        return _AUTO_ROUND.get(packing, str(method))
     return str(method or "unknown")
 
 

@@ -29,12 +29,18 @@ class Traits:
     is_70b: bool
 
 
+PROJECTOR = "clip"
+"""The architecture of an image or audio tower's file (mmproj), for which no rule counts blocks."""
+
+
 def read_traits(metadata: Mapping[str, MetaValue]) -> Traits:
     """The traits of the model with these key-values; PlanError when a necessary key is missing."""
     arch_value = metadata.get("general.architecture")
     if arch_value is None:
         raise PlanError("the model has no general.architecture, so no plan can be made for it")
     arch = str(arch_value.value)
+    if arch == PROJECTOR:
+        return Traits(arch, 0, 0, 0, False)
     blocks = _integer(metadata, f"{arch}.block_count", None)
     extra = _integer(metadata, f"{arch}.nextn_predict_layers", 0)
     experts = _integer(metadata, f"{arch}.expert_count", 0)

@@ -88,7 +88,8 @@ class Recipe:
     )
     override_kv: tuple[str, ...] = declare(
         GGUF,
-        "Set a key-value of the file; TYPE is int, float, bool or str. Repeatable.",
+        "Set a key-value of the file; TYPE is int, float, bool or str, and str:@FILE takes a "
+        "file's text. Repeatable.",
         "KEY=TYPE:VALUE",
         default=(),
         check="quantcli.plan.override:split_override",

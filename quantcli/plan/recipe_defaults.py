@@ -15,6 +15,8 @@ from quantcli.plan.schemes import has_types
 BEST = "best"
 """The method that stands for whichever was measured to win."""
 QUALITIES = ("fast", "high")
+USUAL_ROUNDER = "gptq"
+"""The rounder where no method is named."""
 
 
 def resolve_recipe(base: Recipe, *, quality: str | None = None, **fields: Any) -> Recipe:
@@ -39,4 +41,4 @@ def resolve_recipe(base: Recipe, *, quality: str | None = None, **fields: Any) -
     if method is None or method.strip().lower() != BEST:
         return recipe
     # Choosing types gave more than any training did, and keeps the size.
-    return merge_recipe(recipe, method="gptq", allocate=recipe.to == "gguf" or None)
+    return merge_recipe(recipe, method=USUAL_ROUNDER, allocate=recipe.to == "gguf" or None)

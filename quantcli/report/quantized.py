@@ -6,8 +6,6 @@ from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.plan.schemes import GGUF
-from quantcli.report.folders import folder_document, folder_tables
-from quantcli.report.plans import plan_document, plan_tables
 from quantcli.report.tables import Table
 from quantcli.report.units import duration_text, size_text
 from quantcli.run.outputs import Quantized
@@ -44,12 +42,20 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
 def planned_document(planned: Quantized) -> dict[str, Any]:
     """What each tensor would become, and what it would cost."""
     if isinstance(planned.artifact, GgufFile):
+        from quantcli.report.plans import plan_document
+
         return plan_document(planned.artifact, planned.threads)
+    from quantcli.report.folders import folder_document
+
     return folder_document(planned.artifact, planned.threads)
 
 
 def planned_tables(planned: Quantized) -> list[Table]:
     """The same as tables."""
     if isinstance(planned.artifact, GgufFile):
+        from quantcli.report.plans import plan_tables
+
         return plan_tables(planned.artifact, planned.threads)
+    from quantcli.report.folders import folder_tables
+
     return folder_tables(planned.artifact, planned.threads)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from quantcli.plan.recipe import FIELDS, usual
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.statistics.hessian import Hessian
 from quantcli.types import Event
 
 BLOCK_SWEEPS = 2
 """Sweeps over 256 columns before the next ones are rounded. A third gains a hundredth."""
-USUAL_ROUNDER = "gptq"
-"""The rounder where no method is named."""
 
 
 @dataclass(frozen=True, slots=True)

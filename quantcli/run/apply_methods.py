@@ -12,16 +12,16 @@ from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import USUAL_ROUNDER
 from quantcli.run.calibrate import states_memory
 from quantcli.run.calibrated_run import (
     CalibratedRun,
     Rounding,
     begin_rounding,
+    costs_folder,
     prepare_run,
     round_tensors,
-    survey_folder,
 )
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
@@ -57,7 +57,7 @@ def apply_methods(
         choice = choose_types(run, artifact, path, options, max_memory=memory, threads=threads)
         artifact = yield from in_phase("choosing types", choice)
         # Those of a transformed model are others.
-        gradients = None if chain.transforms else survey_folder(path)
+        gradients = None if chain.transforms else costs_folder(path)
     if chain.transforms:
         search = find_transforms(
             run, chain, artifact.plan, path, max_memory=memory, threads=threads

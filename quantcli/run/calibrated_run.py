@@ -41,7 +41,7 @@ class TextWindows:
 
 @dataclass(frozen=True)
 class CalibratedRun:
-    """A decided run: ``importance`` is what it will know, for the plan and the key-values."""
+    """A decided run; ``importance`` has the shapes of what it will measure, for the plan."""
 
     model: Model
     windows: Windows
@@ -90,20 +90,20 @@ def expected_importance(model: Model, windows: Windows | None = None) -> Importa
     return Importance(Path(), entries, labels, count)
 
 
-def survey_folder(output: Path) -> Path:
+def costs_folder(output: Path) -> Path:
     """Where the choice of types keeps its work until the file is whole."""
     folder = checkpoint_folder(output)
     return folder.with_name(folder.name + "-survey")
 
 
-def remove_survey(output: Path) -> None:
+def remove_costs(output: Path) -> None:
     """The choice of types is not needed again."""
-    shutil.rmtree(survey_folder(output), ignore_errors=True)
+    shutil.rmtree(costs_folder(output), ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """A run that may begin; `round_tensors` yields its events, then ``store`` holds the tensors.
+    """A rounding that may begin: `round_tensors` does it, then ``store`` holds the tensors.
 
     It ends with `finish` or `abandon`.
     """
@@ -118,14 +118,14 @@ class Rounding:
         """The output is whole: the run's folders go."""
         self.store.close()
         self.checkpoint.remove()
-        remove_survey(self.output)
+        remove_costs(self.output)
 
     def abandon(self) -> list[Note]:
         """Keep the layers that are done, and say where; without any the folders go."""
         self.store.close()
         if not self.checkpoint.done:
             self.checkpoint.remove()
-            remove_survey(self.output)
+            remove_costs(self.output)
             return []
         sentence = (
             f"{self.checkpoint.done} layers are done and kept in {self.checkpoint.folder}; "
@@ -139,7 +139,7 @@ def begin_rounding(
     dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
     threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
 ) -> Rounding:  # fmt: skip
-    """Take the run's folder beside ``output`` into use. UsageError, SourceError or OutputError."""
+    """Open the run's folder, next to ``output``. UsageError, SourceError or OutputError."""
     options.check()
     codecs, every = find_codecs(plan)
     if not codecs:

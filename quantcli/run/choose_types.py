@@ -13,22 +13,22 @@ from quantcli.plan.allocate import Allocation, allocate, find_candidates
 from quantcli.plan.recipe import merge_recipe
 from quantcli.plan.size_text import parse_size
 from quantcli.rounding.options import Options
-from quantcli.run.calibrated_run import CalibratedRun, plan_passes, remove_survey, survey_folder
+from quantcli.run.calibrated_run import CalibratedRun, costs_folder, plan_passes, remove_costs
 from quantcli.run.type_costs import measure_type_costs
 from quantcli.types import Note
 
 
 def choose_types(
-    planned: CalibratedRun, job: GgufFile, output: Path, options: Options, *,
+    run: CalibratedRun, artifact: GgufFile, output: Path, options: Options, *,
     max_memory: int = 1 << 62, threads: int = 1,
 ) -> Events[GgufFile]:  # fmt: skip
     """The same file with a recipe that gives every tensor that had a choice its type by name.
 
-    Within the recipe's target_size, or the size that ``job`` has. What was surveyed stays in
-    `survey_folder`, so a second call is quick. PlanError when nothing can be chosen or the size
+    Within the recipe's target_size, or the size that ``artifact`` has. What was measured stays in
+    `costs_folder`, so a second call is quick. PlanError when nothing can be chosen or the size
     is too small.
     """
-    plan = job.plan
+    plan = artifact.plan
     candidates = find_candidates(plan)
     if not candidates:
         raise PlanError(
@@ -36,27 +36,27 @@ def choose_types(
             hint="leave out --allocate or --quality high, or choose another type",
         )
     target = plan.recipe.target_size
-    whole = parse_size(target) if target else job.nbytes
+    limit = parse_size(target) if target else artifact.nbytes
     # Before the long run: whether anything can be that small. The recipe in the file names the
     # types, and takes bytes itself.
     free = {name: dict.fromkeys(kinds, 0.0) for name, kinds in candidates.items()}
     smallest = allocate(plan, free, 1 << 62)
-    beside = _with_types(planned, job, output, smallest).nbytes - smallest.nbytes
-    allocate(plan, free, whole - beside, beside=beside)
-    folder = survey_folder(output)
+    overhead = _with_types(run, artifact, output, smallest).nbytes - smallest.nbytes
+    allocate(plan, free, limit - overhead, beside=overhead)
+    folder = costs_folder(output)
     folder.mkdir(exist_ok=True)
-    run = plan_passes(planned, folder, None, None, max_memory, threads)
+    passes = plan_passes(run, folder, None, None, max_memory, threads)
     try:
-        costs = yield from measure_type_costs(run, candidates, options)
+        costs = yield from measure_type_costs(passes, candidates, options)
     except BaseException:
-        remove_survey(output)
+        remove_costs(output)
         raise
     while True:
-        found = allocate(plan, costs, whole - beside, beside=beside)
-        chosen = _with_types(planned, job, output, found)
-        if chosen.nbytes <= whole:
+        found = allocate(plan, costs, limit - overhead, beside=overhead)
+        chosen = _with_types(run, artifact, output, found)
+        if chosen.nbytes <= limit:
             break
-        beside += chosen.nbytes - whole
+        overhead += chosen.nbytes - limit
     left = len(candidates) - len(costs)
     yield Note(
         f"types chosen for {len(costs)} tensors: {found.nbytes:,} bytes of weights, for a KL "
@@ -66,10 +66,10 @@ def choose_types(
     return chosen
 
 
-def _with_types(planned: CalibratedRun, job: GgufFile, output: Path, found: Allocation) -> GgufFile:
+def _with_types(
+    run: CalibratedRun, artifact: GgufFile, output: Path, found: Allocation
+) -> GgufFile:
     types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
-    named = merge_recipe(job.plan.recipe, tensor_types=types)
+    named = merge_recipe(artifact.plan.recipe, tensor_types=types)
     named = replace(named, allocate=False, target_size=None)
-    return prepare_gguf(
-        planned.model, named, output, importance=planned.importance, force=job.force
-    )
+    return prepare_gguf(run.model, named, output, importance=run.importance, force=artifact.force)

@@ -1,7 +1,7 @@
-"""Transforms before rounding: calibrate what they need, find them, and go on with their model.
+"""Transforms before rounding: calibrate what they need, find them, return the transformed model.
 
-What was calibrated lies in a folder beside the output for the time of the search. A run that was
-interrupted searches again and finds the same, since nothing in it is drawn by chance.
+The statistics lie in a folder next to the output during the search. An interrupted run searches
+again and finds the same, since nothing in it is random.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.artifacts.gguf_file import GgufFile
-from quantcli.artifacts.model_folder import ModelFolder
-from quantcli.rounding.options import Outcome
-
 if TYPE_CHECKING:
+    from quantcli.artifacts.gguf_file import GgufFile
+    from quantcli.artifacts.model_folder import ModelFolder
+    from quantcli.rounding.options import Outcome
     from quantcli.run.calibrated_run import CalibratedRun, Rounding
 
 

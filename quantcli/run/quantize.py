@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
-from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
 from quantcli.events import Events, in_phase, take_all
@@ -28,6 +27,7 @@ from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
 
 if TYPE_CHECKING:
+    from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.run.calibrated_run import Rounding
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from quantcli.errors import UsageError
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.recipe_field import METHOD
 from quantcli.plan.schemes import has_types
 from quantcli.rounding.nearest import NEAREST
-from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, USUAL_ROUNDER, Options
+from quantcli.rounding.options import BLOCK_SWEEPS, DECLARED, Options
 from quantcli.run.methods import Chain, missing_reader, parse_methods, with_method
 
 
 def check_methods(recipe: Recipe, *, resume: bool = False) -> None:
     """UsageError for methods that do not fit the output or the other fields, or that are missing.
 
-    ``resume`` is whether an interrupted run of them is to be continued.
+    The recipe names some. ``resume`` is whether an interrupted run of them is to be continued.
     """
-    if recipe.method is None:
-        wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
-        for flag in [*wanted, *(["--resume"] if resume else [])]:
-            raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
-        return
-    chain = parse_methods(recipe.method)
+    chain = parse_methods(recipe.method or USUAL_ROUNDER)
     if resume and not chain.rounds:
         raise UsageError(
             f"--method {recipe.method} leaves nothing to resume", hint="run it again without"

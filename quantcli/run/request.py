@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import Recipe, given_fields
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.run.recipe_options import check_methods
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,18 @@ def check_request(request: Request) -> None:
     """UsageError for whatever is wrong whatever the model; MissingExtraError for methods."""
     for wanted in request.outputs:
         recipe = wanted.recipe
+        if request.chunks is not None and recipe.method is None and not request.texts:
+            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
         if recipe.method is not None:
             # Methods are loaded to be checked.
             require_torch()
-        if request.chunks is not None and recipe.method is None and not request.texts:
-            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
-        check_methods(recipe, resume=request.resume)
-        if recipe.method is None and request.texts:
-            _check_calibration(recipe, request)
+            from quantcli.run.recipe_options import check_methods
+
+            check_methods(recipe, resume=request.resume)
+        else:
+            _refuse_without_method(recipe, request)
+            if request.texts:
+                _check_calibration(recipe, request)
         check_recipe(recipe)
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
@@ -61,6 +65,13 @@ def check_request(request: Request) -> None:
         raise UsageError(f"two outputs are called {twice}", hint="give each a name of its own")
     if len({wanted.recipe.pre for wanted in request.outputs}) > 1:
         raise UsageError("the outputs of one run have different --pre", hint="give them the same")
+
+
+def _refuse_without_method(recipe: Recipe, request: Request) -> None:
+    """UsageError for what only a method can do."""
+    wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
+    for flag in [*wanted, *(["--resume"] if request.resume else [])]:
+        raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
 
 
 def _check_calibration(recipe: Recipe, request: Request) -> None:

@@ -14,16 +14,21 @@ from typing import Any
 
 from quantcli.errors import SourceError
 from quantcli.layouts import LAYOUTS, STORAGES, fp8
-from quantcli.layouts.settings import read_settings
+from quantcli.layouts.settings import read_beside, read_settings
 from quantcli.layouts.stored import PackedWeight
 from quantcli.sources.shards import Shards
 
 _ACTIVATIONS = (
     ".input_scale", ".input_scale_ub", ".output_scale", ".activation_scale", "_activation_scale",
-    ".input_zero_point", ".output_zero_point", ".input_global_scale", ".q_scale", ".k_scale",
-    ".v_scale", ".k_zero_point", ".v_zero_point",
+    ".input_zero_point", ".output_zero_point", ".input_global_scale",
 )  # fmt: skip
-"""Scales of activations and caches; only a runtime of the same kind has a use for them."""
+"""Scales of activations; only a runtime of the same kind has a use for them."""
+_CACHES = tuple(
+    f".{part}" for part in (
+        "q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point",
+    )
+)  # fmt: skip
+"""Scales of the key-value cache, which may be there beside weights as they are."""
 
 
 def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[str, PackedWeight]:
@@ -31,7 +36,7 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
 
     SourceError when the checkpoint is quantized in a way that is not read, or is incomplete.
     """
-    settings = read_settings(config, path)
+    settings = read_settings(config, path) or read_beside(path)
     if settings is None or settings.method in fp8.METHODS:
         return dict(fp8.find_fp8(shards.tensors, settings))
     if settings.method in STORAGES:
@@ -59,8 +64,7 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
 
 
 def hidden_names(shards: Shards, packed: Mapping[str, PackedWeight]) -> set[str]:
-    """Stored tensors that are no weights: parts of packed ones, and scales of activations."""
-    if not packed:
-        return set()
+    """Stored tensors that are no weights: parts of packed ones, activations' and caches' scales."""
     parts = {part for weight in packed.values() for part in weight.parts}
-    return parts | {name for name in shards.tensors if name.endswith(_ACTIVATIONS)}
+    endings = (*_CACHES, *(_ACTIVATIONS if packed else ()))
+    return parts | {name for name in shards.tensors if name.endswith(endings)}

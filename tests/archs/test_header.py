@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,22 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], dict[str, MetaValue], dict[s
     return config, metadata, rebuild_config(architecture.name, stored, shapes, read)
 
 
+TEXT_ONLY = ("qwen2-vl", "qwen3-vl")
+"""Models that come back as the text models that they compute."""
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_rebuilt_configuration_gives_the_same_key_values(
     name: str, checkpoint: Callable[..., Path]
 ) -> None:
     _, metadata, rebuilt = _rebuild(checkpoint(name))
     again = find_architecture(rebuilt).metadata(rebuilt)
+    if name in TEXT_ONLY:
+        metadata = {
+            re.sub(r"^qwen(\d)vl", r"qwen\1", key): value
+            for key, value in metadata.items()
+            if not key.endswith(("dimension_sections", "n_deepstack_layers"))
+        }
     assert again.keys() == metadata.keys()
     for key, value in metadata.items():
         if value.kind == "f32":

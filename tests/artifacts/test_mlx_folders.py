@@ -101,3 +101,19 @@ def test_the_config_says_what_mlx_lm_reads(folder, tmp_path):
     make_folder(source, tmp_path / "mlx", to="mlx", bits=8, group_size=32)
     model, _ = mlx_lm.load(str(tmp_path / "mlx"))
     assert distance(mlx_logits(model), torch_logits(source)) < 0.2
+
+
+def test_a_stored_head_beside_tied_embeddings_loads(tmp_path):
+    """A tied model that stores its head too: mlx_lm would refuse the head of a tied model."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for file in CHECKPOINT.iterdir():
+        if file.suffix != ".safetensors":
+            (source / file.name).write_bytes(file.read_bytes())
+    stored = mx.load(str(CHECKPOINT / "model.safetensors"))
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    mx.save_safetensors(str(source / "model.safetensors"), stored, metadata={"format": "pt"})
+    make_folder(source, tmp_path / "with", to="mlx", bits=8)
+    make_folder(CHECKPOINT, tmp_path / "without", to="mlx", bits=8)
+    with_head, without = (mlx_lm.load(str(tmp_path / name))[0] for name in ("with", "without"))
+    np.testing.assert_allclose(mlx_logits(with_head), mlx_logits(without), rtol=1e-4, atol=1e-3)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from support import packed_layouts
 
+from quantcli.errors import SourceError
 from quantcli.sources.hf import HfCheckpoint, open_checkpoint
 
 ROWS, COLUMNS, GROUP = 96, 64, 32
@@ -176,3 +177,64 @@ def test_awq(has_zeros: bool, tmp_path: Path) -> None:
     expected = by_compressed_tensors(stored, has_zeros=has_zeros)
     np.testing.assert_array_equal(expected, packed_layouts.dequantize(codes, zeros, scales, RUNS))
     check(store, expected)
+
+
+@pytest.mark.parametrize("method", ["auto-round", "intel/auto-round"])
+def test_autorounds_label_over_gptq(method: str, tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)
+    store = save(
+        tmp_path, stored, quant_method=method, packing_format="auto_round:auto_gptq", bits=4,
+        group_size=GROUP, sym=True,
+    )  # fmt: skip
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+def test_autorounds_label_over_awq(tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=False)
+    store = save(
+        tmp_path, packed_layouts.awq(codes, zeros, scales), quant_method="auto-round",
+        packing_format="auto_round:auto_awq", bits=4, group_size=GROUP,
+    )  # fmt: skip
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+def test_another_of_autorounds_layouts_is_refused(tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)
+    with pytest.raises(SourceError, match="quantized with auto-round, which is not read"):
+        save(tmp_path, stored, quant_method="auto-round", packing_format="itrex", bits=4)
+
+
+@pytest.mark.parametrize("file", ["quantize_config.json", "quant_config.json"])
+def test_settings_in_a_file_of_their_own(file: str, tmp_path: Path) -> None:
+    gptq = file == "quantize_config.json"
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=False)
+    if gptq:
+        zeros = np.maximum(zeros, 1)
+    stored = (
+        packed_layouts.gptq(codes, zeros, scales, 4, version=1)
+        if gptq
+        else packed_layouts.awq(codes, zeros, scales)
+    )
+    settings = {"bits": 4, "group_size": GROUP, "desc_act": False} if gptq else {
+        "w_bit": 4, "q_group_size": GROUP, "zero_point": True, "version": "GEMM",
+    }  # fmt: skip
+    save_file({f"{NAME}.{k}": v for k, v in stored.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps(settings))
+    check(open_checkpoint(tmp_path), packed_layouts.dequantize(codes, zeros, scales, RUNS))
+    (tmp_path / file).write_text("[")
+    with pytest.raises(SourceError, match=rf"{file}: is not JSON"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["k_scale", "v_scale", "kv_scale", "k_zero_point"])
+def test_scales_of_the_cache_beside_plain_weights(ending: str, tmp_path: Path) -> None:
+    module = "model.layers.0.self_attn"
+    tensors = {f"{module}.q_proj.weight": weights(), f"{module}.{ending}": np.ones(1, np.float32)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    store = open_checkpoint(tmp_path)
+    assert list(store.tensors) == [f"{module}.q_proj.weight"]
+    store.close()

@@ -70,3 +70,16 @@ def test_stacks_and_modules_of_their_own(tmp_path: Path) -> None:
     found = store.read_rows("model.embed_tokens.weight", 0, ROWS)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
     store.close()
+
+
+def test_a_null_group_is_the_usual_one(tmp_path: Path) -> None:
+    """mlx_lm's mixed recipes write it for every module."""
+    parts = mx.quantize(weights(ROWS, COLUMNS), group_size=64, bits=6)
+    own = {"group_size": None, "bits": 6, "mode": "affine"}
+    settings = {"group_size": None, "bits": 3, "mode": "affine", NAME: own}
+    store = save(tmp_path, {NAME: parts}, settings)
+    assert store.tensors[f"{NAME}.weight"].dtype == "MLX int6, groups of 64"
+    found = store.read_rows(f"{NAME}.weight", 0, ROWS)
+    expected = np.array(mx.dequantize(*parts, group_size=64, bits=6))
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    store.close()

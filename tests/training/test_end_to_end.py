@@ -293,9 +293,9 @@ def test_gradients_are_those_of_the_divergence(
     shares = []
 
     def check(self: Any, steps: int) -> Iterator[Event]:
-        scales, streamed, numbers = self._scales, self._streamed, self._fit[:2]
+        scales, backprop, numbers = self._scales, self._backprop, self._fit[:2]
         scales.forget()
-        streamed.learn(numbers)
+        backprop.learn(numbers)
         planes = scales._planes
         gradient = planes[5].copy()
         assert all(gradient[span].any() for span in scales._spans.values())
@@ -303,7 +303,7 @@ def test_gradients_are_those_of_the_divergence(
         judged = []
         for sign in (1, -1):
             planes[2] = sign * way
-            judged.append(streamed.judge(numbers))
+            judged.append(backprop.judge(numbers))
         shares.append((judged[0] - judged[1]) / (2 * float((gradient * way).sum())))
         planes[2] = 0
         yield Progress(0, 1, "")
