@@ -59,7 +59,7 @@ def test_the_dry_run_is_exact(capsys, tmp_path):
     assert sizes == planned["files"]
     assert len([name for name in sizes if name.startswith("model-")]) == 4
     tensors = {tensor["name"]: tensor for tensor in planned["tensors"]}
-    assert tensors["model.layers.0.self_attn.v_proj.weight"]["type"] == "BF16"
+    assert tensors["model.layers.0.self_attn.o_proj.weight"]["type"] == "BF16"
     assert tensors["model.layers.0.self_attn.q_proj"]["type"] == "int4 g128"
     headers = sum(
         8 + int.from_bytes((tmp_path / "made" / name).read_bytes()[:8], "little")
