@@ -12,8 +12,6 @@ from typing import Any
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson, read_json, read_mapping
-from quantcli.vocab.ranks import is_tiktoken, read_tekken, read_tiktoken, tekken_names
-from quantcli.vocab.wordpiece import read_words, word_names
 
 
 def find_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
@@ -27,11 +25,17 @@ def find_files(folder: Path, config: Mapping[str, Any]) -> TokenizerFiles:
     path = folder / "tokenizer.json"
     tokenizer = read_json(path, TokenizerJson) if path.is_file() else None
     if tokenizer is None and (folder / "tekken.json").is_file():
+        from quantcli.vocab.ranks import read_tekken, tekken_names
+
         tokenizer = read_tekken(folder / "tekken.json")
         settings = {**tekken_names(tokenizer), **settings}
     elif tokenizer is None and ranks is not None:
+        from quantcli.vocab.ranks import read_tiktoken
+
         tokenizer = read_tiktoken(ranks, settings)
     elif tokenizer is None and model is None and (folder / "vocab.txt").is_file():
+        from quantcli.vocab.wordpiece import read_words, word_names
+
         settings = {**word_names(), **settings}
         tokenizer = read_words(folder / "vocab.txt", settings)
     if tokenizer is None and model is None:
@@ -55,7 +59,14 @@ def _tiktoken(folder: Path, model: Path | None) -> Path | None:
     found = [own] if own.is_file() else sorted(folder.glob("*.tiktoken"))
     if found:
         return found[0]
-    return model if model is not None and is_tiktoken(model) else None
+    return model if model is not None and _is_tiktoken(model) else None
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Whether the file's first line is a base64 token and its rank."""
+    with path.open("rb") as file:
+        word, _, rank = file.readline(512).partition(b" ")
+    return bool(word) and rank.strip().isdigit()
 
 
 def _missing(folder: Path) -> VocabularyError:

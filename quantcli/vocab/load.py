@@ -13,10 +13,8 @@ from quantcli.vocab.byte_bpe import byte_bpe_key_values, is_byte_level
 from quantcli.vocab.differences import find_differences
 from quantcli.vocab.files import TokenizerFiles, TokenizerJson
 from quantcli.vocab.find_files import find_files
-from quantcli.vocab.sentencepiece import sentencepiece_key_values
 from quantcli.vocab.template import template_key_values
 from quantcli.vocab.whitespace import read_spaces
-from quantcli.vocab.wordpiece import wordpiece_key_values
 
 
 def load_vocabulary(
@@ -43,8 +41,12 @@ def load_vocabulary(
     if files.tokenizer is not None and kind == "byte-level":
         keys = byte_bpe_key_values(files, files.tokenizer, vocab_size, pre)
     elif files.tokenizer is not None and kind == "WordPiece":
+        from quantcli.vocab.wordpiece import wordpiece_key_values
+
         keys = wordpiece_key_values(files, files.tokenizer, vocab_size, pre)
     else:
+        from quantcli.vocab.sentencepiece import sentencepiece_key_values
+
         keys = sentencepiece_key_values(files, vocab_size, pre)
     keys |= template_key_values(files)
     if name is not None:

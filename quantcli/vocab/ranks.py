@@ -116,13 +116,6 @@ def read_tiktoken(path: Path, settings: Mapping[str, Any]) -> TokenizerJson:
     )
 
 
-def is_tiktoken(path: Path) -> bool:
-    """Whether the file's first line is a base64 token and its rank."""
-    with path.open("rb") as file:
-        word, _, rank = file.readline(512).partition(b" ")
-    return bool(word) and rank.strip().isdigit()
-
-
 def _decode(word: str, path: Path, rank: int) -> bytes:
     try:
         return base64.b64decode(word, validate=True)
