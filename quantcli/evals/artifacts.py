@@ -79,7 +79,9 @@ def open_artifact(
         model.store.close()
         raise SourceError(f"{target} has no tensors")
     if engine == AUTO:
-        engine = "llama.cpp" if model.from_gguf and find_spec("llama_cpp") else "torch"
+        # Of a GGUF the smaller installation is asked for where neither is there.
+        runs = find_spec("llama_cpp") or not find_spec("torch")
+        engine = "llama.cpp" if model.from_gguf and runs else "torch"
     return EvaluatedModel(Source(model, target, folder, tokenizer), engine)
 
 

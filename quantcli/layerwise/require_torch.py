@@ -15,5 +15,5 @@ def require_torch() -> None:
     if missing:
         raise MissingExtraError(
             f"running a model needs {' and '.join(missing)}",
-            hint="pip install 'quantcli[torch]'",
+            hint="pip install torch transformers",
         )

@@ -167,7 +167,7 @@ def _open(folder: Path) -> Any:
         raise MissingExtraError(
             f"{folder} has no tokenizer.json, and transformers, which reads the others, "
             "is not installed",
-            hint="pip install 'quantcli[torch]'",
+            hint="pip install transformers",
         ) from missing
     try:
         slow = AutoTokenizer.from_pretrained(folder)

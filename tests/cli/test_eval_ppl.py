@@ -249,14 +249,21 @@ def test_llama_cpp_runs_no_checkpoint(evaluate) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "module", "extra"),
-    [("torch", "torch", "quantcli[torch]"), ("llama.cpp", "llama_cpp", "quantcli[llama-cpp]")],
+    [("torch", "torch", "torch transformers"), ("llama.cpp", "llama_cpp", "llama-cpp-python")],
 )
 def test_a_missing_engine_names_its_install_command(
     evaluate, models, monkeypatch, engine, module, extra
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     message = evaluate(models["Q8_0"], "--data", TEXT, "--engine", engine, *SHORT, code=1)
-    assert f"pip install '{extra}'" in message
+    assert f"pip install {extra}" in message
+
+
+def test_a_gguf_without_any_engine_names_the_smaller_one(evaluate, models, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "llama_cpp", None)
+    monkeypatch.setattr("quantcli.evals.artifacts.find_spec", lambda name: None)
+    message = evaluate(models["Q8_0"], "--data", TEXT, *SHORT, code=1)
+    assert "pip install llama-cpp-python" in message
 
 
 def test_a_broken_gguf_is_refused(evaluate, models, tmp_path) -> None:

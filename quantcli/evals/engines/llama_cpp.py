@@ -19,7 +19,7 @@ from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.scores import Floats
 from quantcli.evals.windows import Tokens, Window
 
-INSTALL = "pip install 'quantcli[llama-cpp]'"
+INSTALL = "pip install llama-cpp-python"
 
 
 def load_library() -> Any:

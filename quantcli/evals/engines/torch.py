@@ -26,7 +26,7 @@ from quantcli.layerwise.windows import Tokenizer
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
 
-INSTALL = "pip install 'quantcli[torch]'"
+INSTALL = "pip install torch transformers"
 
 _CAPPED = "attn_logit_softcapping"
 """transformers caps attention logits in its eager attention alone."""
@@ -86,8 +86,7 @@ def open_tokenizer(source: Source) -> Any:
     except MissingExtraError:
         raise VocabularyError(
             f"{source.label} is a GGUF, whose tokenizer runs in llama.cpp, which is not installed",
-            hint="--config names a folder with its tokenizer.json; or pip install "
-            "'quantcli[llama-cpp]'",
+            hint="--config names a folder with its tokenizer.json; or pip install llama-cpp-python",
         ) from None
 
 
