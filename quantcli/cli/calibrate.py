@@ -151,7 +151,6 @@ def calibrate(
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
     from quantcli.api.calibrate import calibrate as run
-    from quantcli.report.calibrations import coverage_table, stats_table
 
     done = run(
         model,
@@ -178,6 +177,8 @@ def calibrate(
         out.document("calibration", 1, done.document)
         return
     if stats and not out.quiet:
+        from quantcli.report.calibrations import coverage_table, stats_table
+
         out.table(coverage_table(done.calibration))
         out.table(stats_table(done.calibration))
     for path in done.paths:
