@@ -199,17 +199,13 @@ def _share(share: Share, source: str, expert: int, rows: int, columns: int) -> P
     return replace(piece, start=expert * piece.stored_rows)
 
 
-_UNPREFIXED = (r"^(?=(embed_tokens|layers|norm|embedding_norm|final_layernorm)\.)", "model.")
-"""What a decoder saved without the model around it lacks."""
-
-
 def rename(
     renames: tuple[tuple[str, str], ...], stored: Mapping[str, TensorInfo]
 ) -> Mapping[str, TensorInfo]:
     """The stored tensors under the rules' spelling of their names."""
     renamed: dict[str, TensorInfo] = {}
     for name, info in stored.items():
-        for pattern, replacement in (*renames, _UNPREFIXED):
+        for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         if name in renamed:
             raise ArchitectureError(

@@ -18,6 +18,8 @@ from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
 
+_UNPREFIXED = (r"^(?=(embed_tokens|layers|norm|embedding_norm|final_layernorm)\.)", "model.")
+
 LIMITS = {"layers": 512, "experts": 1024}
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
 
@@ -91,7 +93,7 @@ class Architecture:
             self.read_values(settled, dims),
             stored,
             keyed=self.keyed,
-            renames=self.renames,
+            renames=self._renames(self.read_rules(settled)),
             ignored=self.ignored,
         )
 
@@ -134,18 +136,24 @@ class Architecture:
         self, config: Config, stored: Mapping[str, TensorInfo]
     ) -> dict[str, tuple[str, int]]:
         """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
-        _, dims = self._settle(config)
+        settled, dims = self._settle(config)
         places = {
             at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
             for rule in self.keyed
             for layer in range(dims["layers"])
         }
-        names = rename(self.renames, stored).items() if self.keyed else ()
+        renames = self._renames(self.read_rules(settled))
+        names = rename(renames, stored).items() if self.keyed else ()
         return {info.name: places[name] for name, info in names if name in places}
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
         return self.read_notes(self._settle(config)[0])
+
+    def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
+        """The family's, and the prefix that a decoder saved without its model lacks."""
+        prefixed = any(rule.source.startswith("model.layers.") for rule in rules)
+        return (*self.renames, *([_UNPREFIXED] if prefixed else []))
 
     def _layer_dims(self, settled: Config, dims: Dims) -> LayerDims:
         def read(layer: int | None) -> Dims:

@@ -7,6 +7,7 @@ Sources: arXiv:2403.08295, llama.cpp's src/models/gemma.cpp.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
@@ -56,5 +57,6 @@ GEMMA = Architecture(
         "use_bidirectional_attention": (False,),
     },
     ignored=(r"lm_head\.weight", r".*\.rotary_emb\.inv_freq"),
-    folds=DECODER,
+    # A rotation would untie the head, which llama.cpp reads from the embeddings alone.
+    folds=replace(DECODER, basis="llama.cpp computes it with tied embeddings only"),
 )

@@ -98,7 +98,7 @@ class Field:
             )
         if self.check is not None:
             check = resolve_name(self.check)
-            for entry in value if isinstance(value, tuple) else (value,):
+            for entry in value if isinstance(value, tuple | list) else (value,):
                 check(entry)
 
     def is_taken(self, names: Set[str]) -> bool:

@@ -25,6 +25,9 @@ def groups(model: Model, *more: OutputTensor) -> dict[str, FoldGroup]:
 
 def test_every_family_declares_groups() -> None:
     for name in ARCHITECTURES:
+        if name == "Qwen2MoeForCausalLM":
+            # Its shared expert's gate reads the normed stream, and is stored as a vector.
+            continue
         assert find_folds(ARCHITECTURES.get(name).name).rules, name
 
 

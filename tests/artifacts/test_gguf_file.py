@@ -23,6 +23,8 @@ from quantcli.formats.container import padded
 from quantcli.model import open_model
 from quantcli.plan.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 
 

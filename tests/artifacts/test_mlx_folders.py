@@ -12,7 +12,7 @@ mlx_lm = pytest.importorskip("mlx_lm")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 IDS = np.random.default_rng(2).integers(0, 4096, (1, 48))
 

@@ -14,6 +14,8 @@ import pytest
 
 from quantcli.cli.app import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

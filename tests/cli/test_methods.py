@@ -11,6 +11,8 @@ import pytest
 
 from quantcli.cli.app import run
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

@@ -14,6 +14,8 @@ from support.kernel_cases import Case, Kernel
 from quantcli import _native
 from quantcli.formats import FORMATS, get_format
 
+pytestmark = pytest.mark.slow
+
 FLAGS = (
     "-O1",
     "-g1",

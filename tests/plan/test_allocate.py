@@ -14,6 +14,8 @@ from quantcli.plan.allocate import TYPES, allocate, find_candidates
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 MODEL = MODELS["llama-4-gqa"]()
 
 

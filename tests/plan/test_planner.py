@@ -43,6 +43,7 @@ def ones(shapes: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
 READABLE = GGMLQuantizationType.__members__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "type_name",
     # llama.cpp runs NVFP4 files but its quantizer writes none; gguf's reader lacks some types.

@@ -13,7 +13,7 @@ from quantcli.plan.recipe import FIELDS, Recipe, make_recipe
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_field import SECTIONS, Field
 from quantcli.plan.schemes import find_output_layout, is_taken, output_formats, targets_of
-from quantcli.run.recipe_options import check_methods
+from quantcli.run.request import Request, Wanted, check_request
 
 VALUES: dict[str, Any] = {
     "type": "Q8_0", "tensor_types": ("a=Q8_0",), "output_tensor_type": "Q8_0",
@@ -52,12 +52,17 @@ def test_a_target_refuses_what_it_does_not_take(field: Field, to: str) -> None:
 
 @each_field
 def test_what_belongs_to_a_method_is_refused_without_one(field: Field) -> None:
-    recipe = make_recipe({field.name: VALUES[field.name]})
+    request = Request("model", [Wanted(make_recipe({field.name: VALUES[field.name]}))])
     if field.section.calibrated and field.name != "method":
         with pytest.raises(UsageError, match=f"^{field.flag} belongs to a method"):
-            check_methods(recipe)
-    else:
-        check_methods(recipe)
+            check_request(request)
+        return
+    said = ""
+    try:
+        check_request(request)
+    except UsageError as error:
+        said = str(error)
+    assert "belongs to a method" not in said
 
 
 @pytest.mark.parametrize(

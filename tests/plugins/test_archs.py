@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from gguf import GGUFReader
 from support.plugin import Quantcli
+
+pytestmark = pytest.mark.slow
 
 _PARTS = {
     "self_attn.q_proj": "attention.wq",

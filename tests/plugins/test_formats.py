@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from support.plugin import Quantcli, command, install
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import numpy as np
 from quantcli.formats import BlockFormat

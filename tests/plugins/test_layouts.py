@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.plugin import Quantcli, command, install
 
+pytestmark = pytest.mark.slow
+
 BROKEN = "toy = toys:TOY\n"
 
 

@@ -9,6 +9,8 @@ import pytest
 from gguf import GGUFReader
 from support.plugin import Quantcli, command, install
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("transformers")
 
 CODE = """

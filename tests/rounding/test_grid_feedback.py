@@ -16,6 +16,8 @@ from quantcli.rounding.options import Options
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.workers import Workers, workers
 
+pytestmark = pytest.mark.slow
+
 POOL = Workers()
 
 GRIDS = {

@@ -24,6 +24,8 @@ from quantcli.rounding.options import Options, Outcome
 from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
 from quantcli.types import Event, Note
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 TEXT = (Path(__file__).parents[1] / "golden" / "calibration.txt").read_text()
 

@@ -39,6 +39,8 @@ from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.types import Event, Note, Progress
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 TEXT = (Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt").read_text()
 KINDS = sorted(name for name in FORMATS if count_factors(get_format(name)))

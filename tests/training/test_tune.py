@@ -36,6 +36,8 @@ from quantcli.training import tune
 from quantcli.training.trainable_codes import Trainable, is_trainable
 from quantcli.types import Event, Note
 
+pytestmark = pytest.mark.slow
+
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 TEXT = (Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt").read_text()
 TUNED = re.compile(r"layer (\d+): tuned, held-out error of its output (\S+) -> (\S+)")

@@ -39,6 +39,8 @@ from quantcli.transforms.transformed_model import apply_transform
 from quantcli.transforms.transformed_statistics import TransformedStatistics
 from quantcli.types import Note
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 
 

@@ -20,6 +20,8 @@ from quantcli.transforms.smoothquant import SMOOTHQUANT, token_step
 from quantcli.transforms.spec import TransformSpec, merge_scales
 from quantcli.transforms.transformed_model import TransformedModel, apply_transform
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
