@@ -49,6 +49,13 @@ ARCHITECTURES = Registry(
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
+        "GPTBigCodeForCausalLM": "quantcli.archs.starcoder:STARCODER",
+        "GPTNeoXForCausalLM": "quantcli.archs.gptneox:GPTNEOX",
+        "BloomForCausalLM": "quantcli.archs.bloom:BLOOM",
+        "FalconForCausalLM": "quantcli.archs.falcon:FALCON",
+        "MptForCausalLM": "quantcli.archs.mpt:MPT",
+        "MPTForCausalLM": "quantcli.archs.mpt:MPT",
+        "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
     },
 )
 """By the class name in config.json's "architectures"."""
