@@ -65,7 +65,7 @@ _FOLDS = Folds(
         FoldRule("norm", ("output_norm",), ("output",)),
     ),
     basis="its LayerNorm subtracts the mean over the stream's channels",
-    apart=("blk.{i}.attn_qkv", "blk.{i}.ffn_up", "blk.{i}.ffn_down"),
+    apart=("blk.{i}.attn_qkv", "blk.{i}.attn_norm_2", "blk.{i}.ffn_up", "blk.{i}.ffn_down"),
 )
 
 
@@ -161,4 +161,5 @@ FALCON = Architecture(
     published=((r"^(?!lm_head)", "transformer."),),
     ignored=(r".*\.rotary_emb\.inv_freq", r".*\.maybe_rotary\.inv_freq"),
     folds=_FOLDS,
+    loads_packed=False,
 )

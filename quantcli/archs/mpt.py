@@ -17,7 +17,7 @@ from typing import Any
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, check_fixed, class_name, flag, integer, number, positive
 from quantcli.archs.decoder import EPSILON, OUTPUT, exact_gelu_note
-from quantcli.archs.fold import Folds
+from quantcli.archs.fold import NORMED_MLP, FoldRule, Folds
 from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -37,9 +37,7 @@ _ATTENTION: dict[str, tuple[Any, ...]] = {
 
 
 def _layer(name: str, source: str, *shape: str) -> Rule:
-    return Rule(
-        f"blk.{{i}}.{name}.weight", f"transformer.blocks.{{i}}.{source}.weight", shape
-    )
+    return Rule(f"blk.{{i}}.{name}.weight", f"transformer.blocks.{{i}}.{source}.weight", shape)
 
 
 _RULES = (
@@ -51,6 +49,16 @@ _RULES = (
     _layer("ffn_norm", "norm_2", "hidden"),
     _layer("ffn_up", "ffn.up_proj", "ff", "hidden"),
     _layer("ffn_down", "ffn.down_proj", "hidden", "ff"),
+)
+
+_FOLDS = Folds(
+    rules=(
+        FoldRule("norm", ("blk.{i}.attn_norm",), ("blk.{i}.attn_qkv",)),
+        NORMED_MLP,
+        FoldRule("norm", ("output_norm",), ("output",)),
+    ),
+    basis="its LayerNorm subtracts the mean over the stream's channels",
+    apart=("blk.{i}.attn_output", "blk.{i}.ffn_down"),
 )
 
 
@@ -141,4 +149,5 @@ MPT = Architecture(
         "logit_scale": (),
         "norm_type": ("low_precision_layernorm", "layernorm"),
     },
+    folds=_FOLDS,
 )

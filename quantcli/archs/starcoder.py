@@ -120,4 +120,5 @@ STARCODER = Architecture(
     published=((r"^(?!lm_head)", "transformer."),),
     ignored=(r"h\.\d+\.attn\.(bias|masked_bias)",),
     folds=CENTRED,
+    loads_packed=False,
 )

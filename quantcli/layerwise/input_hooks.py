@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-
 _OPERANDS = {
     torch.nn.functional.linear: (0, 1),
     torch.addmm: (1, 2),

@@ -27,8 +27,10 @@ _MPT = _TOKENS | {
 _OLMO = {key: value for key, value in BASE.items() if key != "rms_norm_eps"}
 
 MODELS: dict[str, Tiny] = {
-    "starcoder": Tiny("GPTBigCodeForCausalLM", _GPT),
-    "starcoder-heads": Tiny("GPTBigCodeForCausalLM", _GPT | {"multi_query": False}),
+    "starcoder": Tiny("GPTBigCodeForCausalLM", _GPT, loads_packed=False),
+    "starcoder-heads": Tiny(
+        "GPTBigCodeForCausalLM", _GPT | {"multi_query": False}, loads_packed=False
+    ),
     "gptneox": Tiny("GPTNeoXForCausalLM", _NEOX),
     "gptneox-serial": Tiny(
         "GPTNeoXForCausalLM",
@@ -39,17 +41,20 @@ MODELS: dict[str, Tiny] = {
     ),
     "bloom": Tiny("BloomForCausalLM", _BLOOM | {"n_head": 4}),
     "bloom-6": Tiny("BloomForCausalLM", _BLOOM | {"n_head": 6}, beyond=True),
-    "falcon-7b": Tiny("FalconForCausalLM", _FALCON | {"multi_query": True}),
+    "falcon-7b": Tiny("FalconForCausalLM", _FALCON | {"multi_query": True}, loads_packed=False),
     "falcon-11b": Tiny(
         "FalconForCausalLM",
         _FALCON
         | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}
         | {"tie_word_embeddings": False, "ffn_hidden_size": 160},
+        loads_packed=False,
     ),
     "falcon-40b": Tiny(
-        "FalconForCausalLM", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
+        "FalconForCausalLM",
+        _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        loads_packed=False,
     ),
-    "falcon-heads": Tiny("FalconForCausalLM", _FALCON | {"multi_query": False}),
+    "falcon-heads": Tiny("FalconForCausalLM", _FALCON | {"multi_query": False}, loads_packed=False),
     "mpt": Tiny("MptForCausalLM", _MPT, beyond=True),
     "mpt-clipped": Tiny("MptForCausalLM", _MPT | {"attn_config": {"clip_qkv": 1.5}}),
     "olmo": Tiny("OlmoForCausalLM", _OLMO | {"pad_token_id": 0}),
