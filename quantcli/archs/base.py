@@ -52,7 +52,7 @@ class Architecture:
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
     to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
-    """Key-values without their "{name}." prefix."""
+    """Key-values without their "{name}." prefix, which "tokenizer.*" do not have."""
     to_config: Callable[[Header], dict[str, Any]]
     """The way back: keys of config.json, "architectures" and "model_type" among them, for every
     class with this ``name``; `rebuild_config` adds the vocabulary's."""
@@ -77,6 +77,8 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
+    causal: bool = True
+    """Whether a token sees those before it alone, so that the next one can be foretold."""
     loads_packed: bool = True
     """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
@@ -126,7 +128,7 @@ class Architecture:
         Raises ArchitectureError for a missing or wrong key, or tensor.
         """
         settled, dims = self._settle(config)
-        found = {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
+        found = {self._whole(key): v for key, v in self.to_keys(settled, dims).items()}
         if store is not None and self.keyed:
             self.tensors(config, store.tensors)
             for name, (key, layer) in self.key_places(config, store.tensors).items():
@@ -151,6 +153,9 @@ class Architecture:
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
         return self.read_notes(self._settle(config)[0])
+
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.name}.{key}"
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""
