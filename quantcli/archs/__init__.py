@@ -51,6 +51,7 @@ ARCHITECTURES = Registry(
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
         "Glm4MoeLiteForCausalLM": "quantcli.archs.deepseek2:GLM4_MOE_LITE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
+        "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
     },
 )
