@@ -35,6 +35,7 @@ MODELS = {
         MLA | ROUTED | {"n_group": 4, "topk_group": 2, "rope_parameters": MSCALE_ROPE},
         beyond=True,
         routed=True,
+        absorbed=True,
     ),
     "deepseek-v2": Tiny(
         "DeepseekV2ForCausalLM",
@@ -44,11 +45,13 @@ MODELS = {
         | {"rope_parameters": MSCALE_ROPE},
         beyond=True,
         routed=True,
+        absorbed=True,
     ),
     "glm4-moe-lite": Tiny(
         "Glm4MoeLiteForCausalLM",
         {key: value for key, value in (MLA | ROUTED).items() if key != "first_k_dense_replace"}
         | {"mlp_layer_types": ["dense", "dense", "sparse"]},
         routed=True,
+        absorbed=True,
     ),
 }
