@@ -28,7 +28,7 @@ from quantcli.archs.decoder import RMS_EPSILON, layer
 from quantcli.archs.fold import GATED, VALUES, WRITERS, FoldRule, Folds
 from quantcli.archs.header import Header, shortest
 from quantcli.archs.rope import Rope, read_rope, rope_config
-from quantcli.archs.rules import Dims, Part, Rule
+from quantcli.archs.rules import Dims, Outputs, Part, Rule
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, text, u32
 
@@ -48,17 +48,15 @@ COMPRESSION = (
     layer("attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", "rank"),
 )
 _VIEW = ("heads", "kv_head", "rank")
-EXPANSION = (
-    replace(
-        layer("attn_k_b.weight", "self_attn.kv_b_proj.weight", "heads", "rank", "nope"),
-        stored=("kv_b", "rank"),
-        parts=(Part(_VIEW, axes=(0, 2, 1), cut=((1, 0, "nope"),)),),
-    ),
-    replace(
-        layer("attn_v_b.weight", "self_attn.kv_b_proj.weight", "heads", "v_head", "rank"),
-        stored=("kv_b", "rank"),
-        parts=(Part(_VIEW, cut=((1, "nope", "kv_head"),)),),
-    ),
+_KEYS = replace(
+    layer("attn_k_b.weight", "self_attn.kv_b_proj.weight", "heads", "rank", "nope"),
+    stored=("kv_b", "rank"),
+    parts=(Part(_VIEW, axes=(0, 2, 1), cut=((1, 0, "nope"),)),),
+)
+_VALUES = replace(
+    layer("attn_v_b.weight", "self_attn.kv_b_proj.weight", "heads", "v_head", "rank"),
+    stored=("kv_b", "rank"),
+    parts=(Part(_VIEW, cut=((1, "nope", "kv_head"),)),),
 )
 OUTPUT = layer("attn_output.weight", "self_attn.o_proj.weight", "hidden", "o")
 
@@ -134,7 +132,9 @@ def query_rules(config: Config) -> tuple[Rule, ...]:
 
 def mla_rules(config: Config) -> tuple[Rule, ...]:
     """Attention with the expansion apart, as llama.cpp applies it."""
-    return (*query_rules(config), *COMPRESSION, *EXPANSION, OUTPUT)
+    queries = query_rules(config)
+    keys = replace(_KEYS, fed_by=Outputs(queries[-1].source, "heads", 0, "nope"))
+    return (*queries, *COMPRESSION, keys, _VALUES, OUTPUT)
 
 
 def mla_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:

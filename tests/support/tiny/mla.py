@@ -10,17 +10,17 @@ MLA: dict[str, Any] = BASE | {
     "rms_norm_eps": 1e-6,  # which transformers takes for the norms of latents in any case
     "num_hidden_layers": 3,
     "num_key_value_heads": 4,
-    "q_lora_rank": 40,
+    "q_lora_rank": 64,
     "kv_lora_rank": 32,
-    "qk_nope_head_dim": 24,
+    "qk_nope_head_dim": 32,
     "qk_rope_head_dim": 16,
-    "v_head_dim": 20,
+    "v_head_dim": 24,
 }
 ROUTED: dict[str, Any] = {
     "n_routed_experts": 8,
     "n_shared_experts": 2,
     "num_experts_per_tok": 3,
-    "moe_intermediate_size": 24,
+    "moe_intermediate_size": 32,
     "first_k_dense_replace": 1,
     "routed_scaling_factor": 1.7,
     "n_group": 1,
