@@ -124,10 +124,12 @@ class Architecture:
         layered, rules = self._layer_dims(settled, dims), self.read_rules(settled)
         spelled = rename(self._renames(rules), stored)
         found: dict[str, list[Feed]] = {}
-        for rule in rules:
-            for layer in rule.places(dims["layers"]) if rule.fed_by else ():
-                name = spelled[at(rule.fed_by.source, layer)].name
-                feed = rule.fed_by.feed(at(rule.name, layer), layered(layer))
+        for rule, outputs in ((rule, rule.fed_by) for rule in rules):
+            if outputs is None:
+                continue
+            for layer in rule.places(dims["layers"]):
+                name = spelled[at(outputs.source, layer)].name
+                feed = outputs.feed(at(rule.name, layer), layered(layer))
                 found.setdefault(name, []).append(feed)
         return found
 

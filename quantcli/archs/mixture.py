@@ -17,6 +17,16 @@ from typing import Any
 
 from quantcli.archs.config import Config, class_name, count, flag, integer, number
 from quantcli.archs.decoder import MLP, expert_keys, experts, layer
+from quantcli.archs.fold import (
+    DECODER,
+    GATED,
+    GATED_EXPERTS,
+    NORMED_MLP,
+    VALUES,
+    WRITERS,
+    FoldRule,
+    Folds,
+)
 from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -55,6 +65,26 @@ def mixture_dims(config: Config, names: MixtureNames = DEEPSEEK) -> dict[str, in
     }
 
 
+FOLDS = Folds(
+    rules=(
+        DECODER.rules[0],
+        FoldRule(
+            "norm",
+            ("blk.{i}.ffn_norm",),
+            (*NORMED_MLP.consumers, "blk.{i}.ffn_gate_shexp", "blk.{i}.ffn_up_shexp"),
+        ),
+        VALUES,
+        GATED,
+        GATED_EXPERTS,
+        FoldRule("gated", ("blk.{i}.ffn_up_shexp",), ("blk.{i}.ffn_down_shexp",)),
+        DECODER.rules[-1],
+    ),
+    writers=(*WRITERS, "blk.{i}.ffn_down_shexp"),
+    basis="",
+)
+"""With grouped-query attention."""
+
+
 def dense_layers(config: Config, names: MixtureNames = DEEPSEEK) -> int:
     """How many layers from the first on have no experts, all after them having some."""
     layers = integer(config, "num_hidden_layers")
@@ -76,24 +106,20 @@ def dense_layers(config: Config, names: MixtureNames = DEEPSEEK) -> int:
 
 
 def mixture_rules(
-    config: Config, names: MixtureNames = DEEPSEEK, *, bias: str = "gate.e_score_correction_bias",
-    block: str = "mlp", shared: str = "shared_experts",
+    config: Config, names: MixtureNames = DEEPSEEK, *, gate: str = "gate",
+    bias: str = "gate.e_score_correction_bias", shared: str = "shared_experts",
 ) -> tuple[Rule, ...]:  # fmt: skip
     """The dense layers' MLP, and router, experts and shared experts of the others.
 
-    ``bias`` is the router's, under ``block``, and need not be there.
+    ``gate`` is the router, ``bias`` its bias, which need not be there.
     """
     dense, layers = dense_layers(config, names), integer(config, "num_hidden_layers")
     first, rest = range(dense), range(dense, layers)
-    scores = replace(
-        layer("exp_probs_b.bias", f"{block}.{bias}", "experts"), optional=True, layers=rest
-    )
-    return (
-        *placed(MLP, first),
-        *placed(experts(block, "gate_proj", "up_proj", "down_proj"), rest),
-        scores,
-        *placed(shared_rules(f"{block}.{shared}") if config.get(names.shared) else (), rest),
-    )
+    router, *matrices = experts("mlp", "gate_proj", "up_proj", "down_proj")
+    router = replace(router, source=f"model.layers.{{i}}.mlp.{gate}.weight")
+    scores = replace(layer("exp_probs_b.bias", f"mlp.{bias}", "experts"), optional=True)
+    beside = shared_rules(f"mlp.{shared}") if config.get(names.shared) else ()
+    return (*placed(MLP, first), *placed((router, *matrices, scores, *beside), rest))
 
 
 def shared_rules(inside: str) -> tuple[Rule, ...]:

@@ -23,9 +23,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from quantcli.archs import mixture
 from quantcli.archs.config import Config, class_name, flag, integer, number, positive
 from quantcli.archs.decoder import RMS_EPSILON, layer
-from quantcli.archs.fold import GATED, VALUES, WRITERS, FoldRule, Folds
+from quantcli.archs.fold import VALUES, FoldRule, Folds
 from quantcli.archs.header import Header, shortest
 from quantcli.archs.rope import Rope, read_rope, rope_config
 from quantcli.archs.rules import Dims, Outputs, Part, Rule
@@ -68,25 +69,13 @@ FOLDS = Folds(
             ("blk.{i}.attn_q", "blk.{i}.attn_q_a", "blk.{i}.attn_kv_a_mqa"),
         ),
         FoldRule("norm", ("blk.{i}.attn_q_a_norm",), ("blk.{i}.attn_q_b",)),
-        FoldRule(
-            "norm",
-            ("blk.{i}.ffn_norm",),
-            (
-                "blk.{i}.ffn_gate", "blk.{i}.ffn_up", "blk.{i}.ffn_gate_inp",
-                "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps",
-                "blk.{i}.ffn_gate_shexp", "blk.{i}.ffn_up_shexp",
-            ),
-        ),
         replace(VALUES, producers=("blk.{i}.attn_v_b",)),
-        GATED,
-        FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",)),
-        FoldRule("gated", ("blk.{i}.ffn_up_shexp",), ("blk.{i}.ffn_down_shexp",)),
-        FoldRule("norm", ("output_norm",), ("output",)),
+        *(rule for rule in mixture.FOLDS.rules[1:] if rule.kind != "values"),
     ),
-    writers=(*WRITERS, "blk.{i}.ffn_down_shexp"),
+    writers=mixture.FOLDS.writers,
     basis="",
     apart=("blk.{i}.attn_k_b", "blk.{i}.attn_v_b"),
-)  # fmt: skip
+)
 
 
 def mla_dims(config: Config) -> dict[str, int]:

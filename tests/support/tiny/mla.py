@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.tiny.base import BASE, YARN_ROPE, Tiny
+from support.tiny.base import BASE, HALF_ROPE, YARN_ROPE, Tiny
 
 MLA: dict[str, Any] = BASE | {
     "rms_norm_eps": 1e-6,  # which transformers takes for the norms of latents in any case
@@ -53,5 +53,25 @@ MODELS = {
         | {"mlp_layer_types": ["dense", "dense", "sparse"]},
         routed=True,
         absorbed=True,
+    ),
+    "glm4-moe": Tiny(
+        "Glm4MoeForCausalLM",
+        BASE
+        | ROUTED
+        | {"head_dim": 16, "attention_bias": True, "use_qk_norm": True}
+        | {"n_group": 2, "topk_group": 1, "rope_parameters": HALF_ROPE},
+        routed=True,
+    ),
+    "dots1": Tiny(
+        "Dots1ForCausalLM",
+        BASE | ROUTED | {"head_dim": 16, "num_key_value_heads": 4, "sliding_window": None},
+        routed=True,
+    ),
+    "minimax-m2": Tiny(
+        "MiniMaxM2ForCausalLM",
+        BASE
+        | {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 3}
+        | {"rope_parameters": HALF_ROPE},
+        routed=True,
     ),
 }
