@@ -140,6 +140,10 @@ def _pieces(
     experts, each, columns = shape
     share = rule.fused
     if share is not None and shelf.holds(at(share.source, layer)):
+        if share.transpose is None:
+            turned = (experts, columns, share.of * each)
+            found = shelf.tensors[at(share.source, layer)].shape
+            share = replace(share, transpose=found == turned)
         stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
         info = shelf.take(at(share.source, layer), (experts, *stacked))
         for expert in range(experts):

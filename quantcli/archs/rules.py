@@ -52,13 +52,14 @@ class Share:
     """Where a rule's tensor lies when the checkpoint fuses several: part ``index`` of ``of``.
 
     ``source`` has shape (experts, of * rows, columns), or (experts, columns, of * rows) where it is
-    a ``transpose``. The parts follow one another, or their rows take turns where ``interleaved``.
+    a ``transpose``; None: where it has that shape. The parts follow one another, or their rows take
+    turns where ``interleaved``.
     """
 
     source: str
     index: int = 0
     of: int = 1
-    transpose: bool = False
+    transpose: bool | None = False
     interleaved: bool = False
 
 

@@ -40,7 +40,7 @@ def _rebuild(folder: Path) -> tuple[dict[str, Any], dict[str, MetaValue], dict[s
     return config, metadata, rebuild_config(architecture.name, stored, shapes, read)
 
 
-TEXT_ONLY = ("qwen2-vl", "qwen3-vl")
+TEXT_ONLY = ("qwen2-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3-vl-moe-turned")
 """Models that come back as the text models that they compute."""
 
 

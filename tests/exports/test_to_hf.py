@@ -35,9 +35,11 @@ def load(folder: Path, **options: Any) -> Any:
 def state(folder: Path) -> dict[str, Any]:
     model = load(folder, dtype=torch.float32)
     return {
-        name.replace("model.language_model.", "model."): value
+        name.replace("language_model.", ""): value
         for name, value in model.state_dict().items()
-        if not any(part in name for part in ("vision_tower", "visual.", "multi_modal"))
+        if not any(
+            part in name for part in ("vision_tower", "vision_model", "visual.", "multi_modal")
+        )
     }
 
 
