@@ -53,6 +53,10 @@ def build(
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_draw(label, weight, generator))
+        stored = model.state_dict()
+        for label, buffer in model.named_buffers():
+            if label in stored and label.endswith(("bias", "layer_scalar")):
+                buffer.copy_(_draw(label, buffer, generator))
     with warnings.catch_warnings():
         # Llama 4's vision tower keeps its rotation in complex numbers.
         warnings.filterwarnings("ignore", message="Casting complex values to real")
