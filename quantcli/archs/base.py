@@ -139,7 +139,7 @@ class Architecture:
         """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
         settled, dims = self._settle(config)
         places = {
-            at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
+            at(rule.source, layer): (rule.key.replace("{arch}", self.name), layer)
             for rule in self.keyed
             for layer in range(dims["layers"])
         }

@@ -27,6 +27,7 @@ from quantcli.archs.decoder import (
     decoder_keys,
     expert_keys,
     experts,
+    gated_mlp,
     layer,
     output,
 )
@@ -45,14 +46,7 @@ _EXPERTS = tuple(
     replace(rule, source=rule.source.replace("mlp.gate.weight", "mlp.gate.wg.weight"))
     for rule in experts("mlp", "gate_proj", "up_proj", "down_proj")
 )
-_SHARED = tuple(
-    replace(
-        rule,
-        name=rule.name.replace(".weight", "_shexp.weight"),
-        source=rule.source.replace("mlp.", "mlp.shared_mlp."),
-    )
-    for rule in MLP
-)
+_SHARED = gated_mlp("mlp.shared_mlp", "_shexp")
 
 
 def _alike(config: Config, key: str, default: int | None = None) -> int:

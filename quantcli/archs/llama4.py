@@ -22,13 +22,13 @@ from quantcli.archs.config import Config, class_name, flag, integer
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
-    MLP,
     NORMS,
     OUTPUT_NORM,
     attention_dims,
     decoder_config,
     decoder_keys,
     expert_keys,
+    gated_mlp,
     layer,
     output,
 )
@@ -69,21 +69,8 @@ _EXPERTS = (
 )  # fmt: skip
 
 
-def _mlp(ending: str, block: str, size: str) -> tuple[Rule, ...]:
-    """A gated MLP's matrices, as `MLP` has them."""
-    return tuple(
-        replace(
-            rule,
-            name=rule.name.replace(".weight", f"{ending}.weight"),
-            source=rule.source.replace("mlp.", f"{block}."),
-            shape=tuple(size if dim == "ff" else dim for dim in rule.shape),
-        )
-        for rule in MLP
-    )
-
-
-_SHARED = _mlp("_shexp", "feed_forward.shared_expert", "expert_ff")
-_DENSE = _mlp("", "feed_forward", "ff")
+_SHARED = gated_mlp("feed_forward.shared_expert", "_shexp", "expert_ff")
+_DENSE = gated_mlp("feed_forward")
 
 
 def _sparse(config: Config, layers: int) -> tuple[int, ...]:

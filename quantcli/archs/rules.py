@@ -110,11 +110,13 @@ class Rule:
 class KeyRule:
     """A float32 key-value with one number a layer, which checkpoints store as tensors.
 
-    ``source`` is a pattern over layers; each tensor has one element.
+    ``key`` may begin with "{arch}.", for the architecture's name; ``source`` is a pattern over
+    layers. Each tensor has one element, in ``shape`` where transformers saves it.
     """
 
     key: str
     source: str
+    shape: tuple[int, ...] = (1,)
 
 
 def sizes(names: Iterable[Size], dims: Dims) -> tuple[int, ...]:

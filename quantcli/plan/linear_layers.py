@@ -68,6 +68,7 @@ def _matrices(
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
+            transpose=not piece.keeps_rows,
         )
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from support.tiny.base import BASE, EXPERTS, LLAMA3_ROPE, MROPE, VISION, VOCAB, YARN_ROPE, Tiny
+from support.tiny.base import (
+    BASE,
+    EXPERTS,
+    LAYER_NORM,
+    LLAMA3_ROPE,
+    MROPE,
+    VISION,
+    VOCAB,
+    YARN_ROPE,
+    Tiny,
+)
 
 _YARN = YARN_ROPE | {
     "beta_fast": 16.0,
@@ -17,17 +27,12 @@ _LLAMA4 = (
     | {"intermediate_size": 32, "intermediate_size_mlp": 96, "head_dim": 32}
 )
 
-_QWEN3_VL_MOE = {
-    "text_config": BASE
+_COHERE = (
+    LAYER_NORM
     | EXPERTS
-    | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 24, "rope_parameters": MROPE},
-    "vision_config": VISION
-    | {"depth": 1, "out_hidden_size": 64, "num_heads": 2}
-    | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
-    "image_token_id": VOCAB - 1,
-    "video_token_id": VOCAB - 2,
-    "vision_start_token_id": VOCAB - 3,
-}
+    | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True, "head_dim": 16}
+    | {"sliding_window": 16, "num_experts": 4, "intermediate_size": 32}
+)
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -61,6 +66,7 @@ MODELS: dict[str, Tiny] = {
         "Llama4ForCausalLM",
         _LLAMA4 | {"interleave_moe_layer_step": 2},
         config_class="Llama4TextConfig",
+        transposed=True,
         routed=True,
     ),
     "llama4-images": Tiny(
@@ -78,14 +84,26 @@ MODELS: dict[str, Tiny] = {
             "image_token_index": VOCAB - 1,
         },
         config_class="Llama4Config",
+        transposed=True,
         routed=True,
     ),
-    "qwen3-vl-moe": Tiny("Qwen3VLMoeForConditionalGeneration", _QWEN3_VL_MOE, routed=True),
-    "qwen3-vl-moe-turned": Tiny(
+    "qwen3-vl-moe": Tiny(
         "Qwen3VLMoeForConditionalGeneration",
-        _QWEN3_VL_MOE,
-        save={"save_original_format": False},
+        {
+            "text_config": BASE
+            | EXPERTS
+            | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 48}
+            | {"rope_parameters": MROPE},
+            "vision_config": VISION
+            | {"depth": 1, "out_hidden_size": 64, "num_heads": 2}
+            | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+        },
         routed=True,
+        transposed=True,
+        turned=True,
     ),
     "hunyuan-dense": Tiny(
         "HunYuanDenseV1ForCausalLM",
@@ -99,5 +117,24 @@ MODELS: dict[str, Tiny] = {
         | {"tie_word_embeddings": True, "rope_parameters": _NTK_ROPE},
         config_class="HunYuanMoEV1Config",
         routed=True,
+    ),
+    "cohere2-moe": Tiny(
+        "Cohere2MoeForCausalLM",
+        _COHERE
+        | {"first_k_dense_replace": 1, "prefix_dense_intermediate_size": 80}
+        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False},
+        beyond=True,
+        routed=True,
+    ),
+    "cohere2-moe-rms": Tiny(
+        "Cohere2MoeForCausalLM",
+        _COHERE | {"rms_norm_eps": 0.01, "layer_types": ["full_attention", "sliding_attention"]},
+        beyond=True,
+        routed=True,
+    ),
+    "apertus": Tiny(
+        "ApertusForCausalLM",
+        BASE | {"head_dim": 32, "pad_token_id": 0, "rope_parameters": LLAMA3_ROPE},
+        beyond=True,
     ),
 }
