@@ -51,7 +51,7 @@ def _dense_layers(config: Config, layers: int) -> int:
     kinds = config.get("mlp_layer_types")
     if kinds is None:
         return int(config.get("first_k_dense_replace") or 0)
-    dense = sum(kind == "dense" for kind in kinds)
+    dense = len([kind for kind in kinds if kind == "dense"])
     if list(kinds) != ["dense"] * dense + ["sparse"] * (layers - dense):
         raise ArchitectureError(
             f"mlp_layer_types of {class_name(config)} in config.json is {kinds!r}, but llama.cpp "
