@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_PRODUCTS = {
+_OPERANDS = {
     torch.nn.functional.linear: (0, 1),
     torch.addmm: (1, 2),
     torch.matmul: (0, 1),
@@ -26,7 +26,7 @@ _PRODUCTS = {
     torch.bmm: (0, 1),
     torch.Tensor.bmm: (0, 1),
 }
-"""Which of their arguments are the input and the weight."""
+"""Products, and where the rows and the weight, a matrix or a stack, are among their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class InputHooks(TorchFunctionMode):
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        places = _PRODUCTS.get(func)
+        places = _OPERANDS.get(func)
         if places is not None:
-            self._see(*(args[place] for place in places))
+            self._see(args[places[0]], args[places[1]])
         return func(*args, **(kwargs or {}))
 
     def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
@@ -122,9 +122,9 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _PRODUCTS:
-            weight = args[_PRODUCTS[func][1]]
-            found = self._names.get(weight.untyped_storage().data_ptr())
+        places = _OPERANDS.get(func)
+        if places is not None:
+            found = self._names.get(args[places[1]].untyped_storage().data_ptr())
             if found is not None and result.requires_grad:
                 result.register_hook(partial(self._see, *found))
         return result
