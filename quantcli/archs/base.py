@@ -79,6 +79,13 @@ class Architecture:
     """Whether the output matrix is the embeddings', whatever config.json says."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
+    others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
+    """What the same class is called in GGUF for some configurations, and for which."""
+
+    def variant(self, config: Config) -> Architecture:
+        """The one of `others` that ``config`` belongs to, or this."""
+        settled = settle(config, self.defaults)
+        return next((other for fits, other in self.others if fits(settled)), self)
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
