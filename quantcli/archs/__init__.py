@@ -24,6 +24,8 @@ ARCHITECTURES = Registry(
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
+        "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
+        "Gemma4UnifiedForCausalLM": "quantcli.archs.gemma4:GEMMA4_UNIFIED",
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
