@@ -28,21 +28,22 @@ RENAMES = (
 )
 """transformers 5 calls them so in memory, and in files when asked not to restore the old names."""
 
+_EXPERTS = "block_sparse_moe.input_linear.weight"
+_SHARED = "shared_mlp.input_linear.weight"
+
 
 def _half(name: str, source: str, index: int, *shape: str) -> Rule:
     """One of two matrices that lie above one another in ``source``, or in each of a stack."""
     stack, (rows, columns) = shape[:-2], shape[-2:]
     part = Part((*stack, 2, rows, columns), cut=((len(stack), index, index + 1),))
-    return replace(layer(name, source, *shape), stored=(*stack, f"2{rows}", columns), parts=(part,))
+    rule = layer(f"{name}.weight", source, *shape)
+    return replace(rule, stored=(*stack, f"2{rows}", columns), parts=(part,))
 
-
-_EXPERTS = "block_sparse_moe.input_linear.weight"
-_SHARED = "shared_mlp.input_linear.weight"
 
 EXPERTS = (
     layer("ffn_gate_inp.weight", "block_sparse_moe.router.layer.weight", "experts", "hidden"),
-    _half("ffn_gate_exps.weight", _EXPERTS, 0, "experts", "ff", "hidden"),
-    _half("ffn_up_exps.weight", _EXPERTS, 1, "experts", "ff", "hidden"),
+    _half("ffn_gate_exps", _EXPERTS, 0, "experts", "ff", "hidden"),
+    _half("ffn_up_exps", _EXPERTS, 1, "experts", "ff", "hidden"),
     layer(
         "ffn_down_exps.weight", "block_sparse_moe.output_linear.weight", "experts", "hidden", "ff"
     ),
@@ -52,8 +53,8 @@ EXPERTS = (
 def shared(suffix: str) -> tuple[Rule, ...]:
     """The MLP that every token visits, its tensors' names with ``suffix``."""
     return (
-        _half(f"ffn_gate{suffix}.weight", _SHARED, 0, "shared_ff", "hidden"),
-        _half(f"ffn_up{suffix}.weight", _SHARED, 1, "shared_ff", "hidden"),
+        _half(f"ffn_gate{suffix}", _SHARED, 0, "shared_ff", "hidden"),
+        _half(f"ffn_up{suffix}", _SHARED, 1, "shared_ff", "hidden"),
         layer(f"ffn_down{suffix}.weight", "shared_mlp.output_linear.weight", "hidden", "shared_ff"),
     )
 

@@ -51,7 +51,7 @@ MODELS: dict[str, Tiny] = {
     ),
     "granite-moe-stacked": Tiny(
         "GraniteMoeForCausalLM",
-        _GRANITE | EXPERTS | {"num_local_experts": 4, "tie_word_embeddings": True},
+        _GRANITE | EXPERTS | {"num_local_experts": 4},
         save={"save_original_format": False},
         routed=True,
     ),
