@@ -89,9 +89,15 @@ def _kinds(config: Config, layers: int) -> list[str]:
     """What each layer has, attention or a convolution."""
     found = config.get("layer_types")
     if found is None:
-        chosen = config.get("full_attn_idxs", range(layers))
+        chosen = config.get("full_attn_idxs")
+        if not isinstance(chosen, list):
+            chosen = range(layers)
         found = [_KINDS[0] if index in chosen else _KINDS[1] for index in range(layers)]
-    if not isinstance(found, list) or len(found) != layers or not set(found) <= set(_KINDS):
+    if (
+        not isinstance(found, list)
+        or len(found) != layers
+        or any(kind not in _KINDS for kind in found)
+    ):
         raise ArchitectureError(
             f"layer_types of {class_name(config)} in config.json is {found!r}, expected one of "
             f"{' and '.join(_KINDS)} for each of {layers} layers"

@@ -103,7 +103,11 @@ OLMO2 = Architecture(
     to_config=_config,
     check=check_square,
     defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-5},
-    fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
+    fixed={
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "tie_word_embeddings": (False,),
+    },
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=FOLDS,
 )
