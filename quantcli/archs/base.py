@@ -32,8 +32,8 @@ def _no_layer_dims(config: Config, layer: int) -> Dims:
     return {}
 
 
-def _no_check(config: Config, dims: Dims) -> None:
-    return None
+def no_check(config: Config, dims: Dims) -> None:
+    """Nothing to refuse."""
 
 
 def _no_notes(config: Config) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class Architecture:
     """Sizes that only this layer has."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
-    check: Callable[[Config, Dims], None] = _no_check
+    check: Callable[[Config, Dims], None] = no_check
     """Refuses what llama.cpp would compute differently."""
     read_notes: Callable[[Config], tuple[str, ...]] = _no_notes
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -77,6 +77,8 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
+    loads_packed: bool = True
+    """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
     others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()

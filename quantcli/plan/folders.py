@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantcli.archs import find_architecture
+from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
 from quantcli.model import Model
@@ -180,6 +182,14 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
             )
         )
     notes += layout.remark(scheme.grid, matrices)
+    if not find_architecture(model.config).loads_packed:
+        notes.append(
+            Note(
+                f"transformers cannot load {class_name(model.config)} with packed weights, since "
+                "its class initialises them before they are there; --to hf makes what it loads",
+                "warning",
+            )
+        )
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
