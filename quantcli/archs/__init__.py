@@ -34,6 +34,9 @@ ARCHITECTURES = Registry(
         "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
@@ -79,7 +82,7 @@ def find_architecture(config: Config) -> Architecture:
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
-        family = ARCHITECTURES.get(inside)
+        family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
         raise ArchitectureError(
@@ -87,8 +90,7 @@ def find_architecture(config: Config) -> Architecture:
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
             "that GGUF, for which no table is needed",
         )
-    found: Architecture = ARCHITECTURES.get(name)
-    return found
+    return _variant(name, config)
 
 
 def find_folds(arch: str) -> Folds:
@@ -133,9 +135,16 @@ def rebuild_config(
     return config
 
 
+def _variant(name: str, config: Config) -> Architecture:
+    family: Architecture = ARCHITECTURES.get(name)
+    return family.variant(config)
+
+
 def _named(arch: str) -> Iterator[Architecture]:
-    families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
-    return (family for family in families if family.name == arch)
+    for name in ARCHITECTURES:
+        family: Architecture = ARCHITECTURES.get(name)
+        families = (family, *(other for _, other in family.others))
+        yield from (found for found in families if found.name == arch)
 
 
 __all__ = [

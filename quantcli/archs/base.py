@@ -33,8 +33,8 @@ def _no_layer_dims(config: Config, layer: int) -> Dims:
     return {}
 
 
-def _no_check(config: Config, dims: Dims) -> None:
-    return None
+def no_check(config: Config, dims: Dims) -> None:
+    """Nothing to refuse."""
 
 
 def _no_notes(config: Config) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Architecture:
     """Sizes that only this layer has."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
-    check: Callable[[Config, Dims], None] = _no_check
+    check: Callable[[Config, Dims], None] = no_check
     """Refuses what llama.cpp would compute differently."""
     read_notes: Callable[[Config], tuple[str, ...]] = _no_notes
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +82,13 @@ class Architecture:
     """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
+    others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
+    """What the same class is called in GGUF for some configurations, and for which."""
+
+    def variant(self, config: Config) -> Architecture:
+        """The one of `others` that ``config`` belongs to, or this."""
+        settled = settle(config, self.defaults)
+        return next((other for fits, other in self.others if fits(settled)), self)
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.

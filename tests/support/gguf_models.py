@@ -26,7 +26,15 @@ _KINDS = {
     "bool": gguf.GGUFValueType.BOOL,
     "str": gguf.GGUFValueType.STRING,
 }
-_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "_norm.weight", "conv.weight")
+_ALWAYS_F32 = (
+    "position_embd.weight",
+    "ffn_gate_inp.weight",
+    "_norm.weight",
+    "conv.weight",
+    "conv1d.weight",
+    "ssm_a",
+    "ssm_d",
+)
 
 
 def read_config(folder: Path) -> dict[str, object]:
