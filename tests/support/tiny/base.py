@@ -94,3 +94,7 @@ class Tiny:
     """Whether llama.cpp multiplies matrices in another order, and so rounds other operands."""
     transposed: bool = False
     """Whether its matrices are stored as (in, out), which no packed folder does."""
+    turned: bool = False
+    """Whether experts are written as publishers do, transposed, though transformers does not."""
+    loads_packed: bool = True
+    """Whether transformers' class takes packed weights."""
