@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.errors import SourceError
+from quantcli.errors import ArchitectureError, SourceError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
@@ -60,6 +60,17 @@ class Model(AbstractContextManager["Model"]):
         """The key-value ``{arch}.key``, or ``default``."""
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
+
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model reads in both directions, as an encoder does.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        if self.value("attention.causal") is False:
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
+                f"it cannot be {purpose}"
+            )
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""

@@ -78,8 +78,6 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
-    causal: bool = True
-    """Whether a token sees those before it alone, so that the next one can be foretold."""
     loads_packed: bool = True
     """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()

@@ -188,7 +188,6 @@ BERT = Architecture(
     fixed=_FIXED,
     renames=_SPELLINGS,
     ignored=_IGNORED,
-    causal=False,
 )
 BERT_CLASSIFIER = replace(
     BERT,

@@ -56,5 +56,4 @@ EUROBERT = Architecture(
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,), "mlp_bias": (False,)},
     ignored=(r"lm_head\.(weight|bias)", r".*\.rotary_emb\.inv_freq"),
     published=((r"^model\.", ""),),
-    causal=False,
 )

@@ -127,7 +127,7 @@ def _config(header: Header) -> dict[str, Any]:
         ),
         "layer_types": [_WINDOWED if w else _FULL for w in pattern],
         "rope_parameters": {_FULL: rope, _WINDOWED: {**rope, "rope_theta": local}},
-        "classifier_pooling": pooling.get(header.keys.get("classifier.pooling_type"), "mean"),
+        "classifier_pooling": pooling.get(header.keys.get("classifier.pooling_type", 1), "mean"),
     }
 
 
@@ -165,6 +165,6 @@ MODERN_BERT = Architecture(
     renames=((r"^(?=(embeddings|layers|final_norm)\.)", "model."),),
     ignored=(r"(head|decoder)\..*",),
     published=((r"^model\.", ""),),
-    causal=False,
+    loads_packed=False,
 )
 MODERN_BERT_CLASSIFIER = replace(MODERN_BERT, ignored=(), published=())

@@ -144,7 +144,7 @@ NOMIC_BERT = Architecture(
     },
     renames=((r"^(nomic_)?bert\.", ""),),
     ignored=_IGNORED,
-    causal=False,
+    loads_packed=False,
 )
 JINA_V3 = replace(
     NOMIC_BERT,

@@ -13,7 +13,7 @@ from support.gguf_models import read_config, write_model
 from support.tiny_models import ENCODERS
 
 import quantcli
-from quantcli.archs import find_architecture
+from quantcli.errors import ArchitectureError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -115,7 +115,33 @@ def _gelu_over_float16(module: Any, inputs: Any, output: Any) -> Any:
     return torch.where(x >= 10, x, torch.where(x <= -10, torch.zeros_like(x), table))
 
 
-def test_every_encoder_says_that_it_is_one() -> None:
-    for name, tiny in ENCODERS.items():
-        config = {"architectures": [tiny.model]}
-        assert not find_architecture(config).causal, name
+@pytest.mark.parametrize("name", ["bert-classifier", "roberta", "modern-bert"])
+def test_packed_encoders_load_or_the_remark_says_so(
+    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("compressed_tensors")
+    done = quantcli.quantize(
+        checkpoint(name), tmp_path / "w4", to="compressed-tensors", bits=4, group_size=16
+    )
+    decoded = quantcli.quantize(tmp_path / "w4", tmp_path / "decoded", to="hf", type="F32")
+    expected = _reference(decoded.paths[0], 40)[0]
+    if not ENCODERS[name].loads_packed:
+        assert any("cannot load" in note.message for note in done.notes)
+        return
+    np.testing.assert_allclose(_reference(done.paths[0], 40)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "modern-bert-classifier"])
+def test_what_needs_a_next_token_is_refused(
+    name: str, checkpoint: Callable[..., Path], gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, text = checkpoint(name), tmp_path / "text.txt"
+    text.write_text("One sentence, and another one.\n" * 400)
+    encoder = r"an encoder that predicts no next token, so it cannot be"
+    with pytest.raises(ArchitectureError, match=f"{encoder} run layer by layer"):
+        quantcli.calibrate(folder, [text], output=tmp_path / "importance.gguf")
+    with pytest.raises(ArchitectureError, match=f"{encoder} run layer by layer"):
+        quantcli.quantize(folder, tmp_path / "q.gguf", type="Q4_0", method="gptq", calibrate=[text])
+    for model in (folder, gguf(name, "Q8_0")):
+        with pytest.raises(ArchitectureError, match=f"{encoder} evaluated by its predictions"):
+            quantcli.evaluate([model], text)

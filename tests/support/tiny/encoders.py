@@ -49,7 +49,7 @@ ENCODERS: dict[str, Tiny] = {
     ),
     "nomic-bert": Tiny("NomicBertModel", _ROTATED, "NomicBertConfig"),
     "jina-bert-v3": Tiny("JinaEmbeddingsV3Model", _ROTATED, "JinaEmbeddingsV3Config"),
-    "modern-bert": Tiny("ModernBertModel", _MODERN, "ModernBertConfig"),
+    "modern-bert": Tiny("ModernBertModel", _MODERN, "ModernBertConfig", loads_packed=False),
     "modern-bert-classifier": Tiny(
         "ModernBertForSequenceClassification",
         _MODERN | _THREE | {"classifier_pooling": "mean"},
