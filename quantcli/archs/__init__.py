@@ -8,7 +8,7 @@ from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.wrappers import headless, text_class, unwrapped
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
@@ -57,7 +57,7 @@ ARCHITECTURES = Registry(
 def find_architecture(config: Config) -> Architecture:
     """The architecture of the model that ``config`` (config.json) describes.
 
-    Raises ArchitectureError, with near names, when its class is not in the table.
+    Raises UnknownArchitectureError when its class is not in the table.
     """
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
@@ -65,10 +65,11 @@ def find_architecture(config: Config) -> Architecture:
         family = ARCHITECTURES.get(inside)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        raise ArchitectureError(
+        raise UnknownArchitectureError(
             f"architecture {name} is not supported",
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
-            "that GGUF, for which no table is needed",
+            "that GGUF, for which no table is needed; nor do model folders need one, such as "
+            "--to compressed-tensors",
         )
     found: Architecture = ARCHITECTURES.get(name)
     return found

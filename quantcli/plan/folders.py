@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
@@ -118,9 +118,11 @@ def make_folder_plan(model: Model, recipe: Recipe, *, importance: Shapes | None)
         )
     check_recipe(recipe)
     dtype = recipe.dtype or model_dtype(model)
-    if has_types(recipe.to):
-        return _plan_types(model, recipe, dtype, importance)
-    return _plan_grid(model, recipe, dtype, importance)
+    make = _plan_types if has_types(recipe.to) else _plan_grid
+    plan = make(model, recipe, dtype, importance)
+    if model.untabled is None:
+        return plan
+    return replace(plan, notes=(Note(model.untabled.remark), *plan.notes))
 
 
 def model_dtype(model: Model) -> str:

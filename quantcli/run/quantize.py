@@ -52,6 +52,7 @@ def quantize(
             request.source,
             pre=recipes[0].pre,
             vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+            table=any(r.to == GGUF for r in recipes),
             on_progress=on_fetch,
         ) as model:
             # All that would be refused is refused before any long work begins.
