@@ -24,6 +24,8 @@ ARCHITECTURES = Registry(
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
+        "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
+        "Gemma4UnifiedForCausalLM": "quantcli.archs.gemma4:GEMMA4_UNIFIED",
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
@@ -48,6 +50,7 @@ ARCHITECTURES = Registry(
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
+        "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
     },
 )

@@ -24,6 +24,7 @@ F32_BOUND = 1e-3
 GELU_BOUND = 6e-3
 _GELU = ("gemma", "gpt2", "phi2", "starcoder2")
 """ggml's GELU is a table over float16."""
+_TOWERS = ("vision_tower", "visual.", "multi_modal", "audio_tower", "embed_vision", "embed_audio")
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -37,7 +38,7 @@ def state(folder: Path) -> dict[str, Any]:
     return {
         name.replace("model.language_model.", "model."): value
         for name, value in model.state_dict().items()
-        if not any(part in name for part in ("vision_tower", "visual.", "multi_modal"))
+        if not any(part in name for part in _TOWERS)
     }
 
 
