@@ -55,9 +55,9 @@ class Untabled:
     """What the names and shapes of a checkpoint say.
 
     ``sources`` gives each output tensor's stored name, a pattern over experts ``{e}``;
-    ``embeddings`` are the text model's tables that rows are looked up in. ``left`` are large tensors that are
-    none of all this, by name, with their share of the weights. ``refused`` is why the table of a
-    known family does not take the checkpoint.
+    ``embeddings`` are the text model's tables that rows are looked up in. ``left`` are large
+    tensors that are none of all this, by name, with their share of the weights. ``refused`` is why
+    the table of a known family does not take the checkpoint.
     """
 
     name: str

@@ -1,9 +1,10 @@
 """The linear layers of a checkpoint under its own names, found through the architecture's table.
 
-Without a table they are those that `quantcli.archs.untabled` finds. A model folder keeps the checkpoint's tensors, names and row order; only what is a linear layer,
-which input it reads and where its importance lies is looked up by the GGUF tensor that holds the
-same weights. A stack of experts is taken apart into the layers that runtimes know, by the names of
-the layout that has a tensor for each expert, or put together for runtimes that want it whole.
+Without a table they are those that `quantcli.archs.untabled` finds. A model folder keeps the
+checkpoint's tensors, names and row order; only what is a linear layer, which input it reads and
+where its importance lies is looked up by the GGUF tensor that holds the same weights. A stack of
+experts is taken apart into the layers that runtimes know, by the names of the layout that has a
+tensor for each expert, or put together for runtimes that want it whole.
 """
 
 from __future__ import annotations
