@@ -156,8 +156,8 @@ def _untabled(store: HfCheckpoint) -> str:
     found = read_untabled(store.config, store.tensors)
     matrices = sum(len(tensor.pieces) for tensor in found.tensors)
     return (
-        f"{found.remark}; there are {matrices} with the embedding and the head, which model folders "
-        "can hold, but the sizes of GGUF types cannot be told"
+        f"{found.remark}; there are {matrices} with the embedding and the head, which model "
+        "folders can hold, but the sizes of GGUF types cannot be told"
     )
 
 

@@ -189,10 +189,11 @@ def test_a_damaged_checkpoint_is_refused_for_a_folder_too(
 def test_small_matrices_that_do_not_fit_are_kept_with_a_remark(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    done = quantcli.quantize(checkpoint("zamba2"), tmp_path / "w4", to="gptq", group_size=32,
-                             keep=["mamba.in_proj"])  # fmt: skip
+    done = quantcli.quantize(
+        checkpoint("zamba2"), tmp_path / "w4", to="compressed-tensors", group_size=32
+    )
     (remark,) = (note.message for note in done.notes if "small matrices" in note.message)
-    assert remark.startswith("2 small matrices do not fit int4 g32 of --to gptq")
+    assert remark.startswith("2 small matrices do not fit int4 g32 of --to compressed-tensors")
 
 
 def test_what_is_kept_and_large_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
