@@ -52,6 +52,13 @@ ARCHITECTURES = Registry(
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
+        "GPTBigCodeForCausalLM": "quantcli.archs.starcoder:STARCODER",
+        "GPTNeoXForCausalLM": "quantcli.archs.gptneox:GPTNEOX",
+        "BloomForCausalLM": "quantcli.archs.bloom:BLOOM",
+        "FalconForCausalLM": "quantcli.archs.falcon:FALCON",
+        "MptForCausalLM": "quantcli.archs.mpt:MPT",
+        "MPTForCausalLM": "quantcli.archs.mpt:MPT",
+        "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
     },
 )
 """By the class name in config.json's "architectures"."""

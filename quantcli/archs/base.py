@@ -77,6 +77,8 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
+    loads_packed: bool = True
+    """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
 

@@ -84,6 +84,15 @@ class Untabled:
             )
         return sentence
 
+    @property
+    def apart(self) -> str | None:
+        """The module of an expert whose weights lie in one stored tensor with the others'."""
+        for tensor in self.tensors:
+            first = self.sources[tensor.name].replace("{e}", "0")
+            if first != tensor.pieces[0].source:
+                return first.removesuffix(SUFFIX)
+        return None
+
 
 def read_untabled(config: Config, stored: Mapping[str, TensorInfo]) -> Untabled:
     """Tell the layers of the model that ``config`` (config.json) names, from its tensors."""

@@ -16,6 +16,14 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+_OPERANDS = {
+    torch.nn.functional.linear: (0, 1),
+    torch.addmm: (1, 2),
+    torch.matmul: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+}
+"""Products with one matrix, and where the rows and the weight are among their arguments."""
+
 
 @dataclass(frozen=True, slots=True)
 class MatmulInput:
@@ -60,10 +68,9 @@ class InputHooks(TorchFunctionMode):
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.linear:
-            self._see(args[0], args[1])
-        elif func is torch.addmm:
-            self._see(args[1], args[2])
+        places = _OPERANDS.get(func)
+        if places is not None and args[places[1]].dim() == 2:
+            self._see(args[places[0]], args[places[1]])
         return func(*args, **(kwargs or {}))
 
     def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
@@ -102,9 +109,9 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        place = {torch.nn.functional.linear: 1, torch.addmm: 2}.get(func)
-        if place is not None:
-            found = self._names.get(args[place].untyped_storage().data_ptr())
+        places = _OPERANDS.get(func)
+        if places is not None and args[places[1]].dim() == 2:
+            found = self._names.get(args[places[1]].untyped_storage().data_ptr())
             if found is not None and result.requires_grad:
                 result.register_hook(partial(self._see, *found))
         return result

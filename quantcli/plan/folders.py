@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
+from quantcli.archs import find_architecture
+from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
 from quantcli.model import Model
@@ -158,6 +160,15 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         for dtype, count in again.items()
         if dtype not in _FLOATS
     ]
+    if model.untabled is not None and model.untabled.apart and not layout.stacked:
+        notes.append(
+            Note(
+                "experts that are stored in one tensor become a module each, such as "
+                f"{model.untabled.apart}, by the names that vLLM reads; transformers reads them in "
+                "families only that are also published so",
+                "warning",
+            )
+        )
     if odd:
         notes.append(
             Note(
@@ -176,6 +187,14 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
             )
         )
     notes += layout.remark(scheme.grid, matrices)
+    if model.untabled is None and not find_architecture(model.config).loads_packed:
+        notes.append(
+            Note(
+                f"transformers cannot load {class_name(model.config)} with packed weights, since "
+                "its class initialises them before they are there; --to hf makes what it loads",
+                "warning",
+            )
+        )
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantcli.archs.towers import CLIP
 from quantcli.errors import PlanError
 from quantcli.types import MetaValue
 
@@ -29,7 +30,7 @@ class Traits:
     is_70b: bool
 
 
-PROJECTOR = "clip"
+PROJECTOR = CLIP
 """The architecture of an image or audio tower's file (mmproj), for which no rule counts blocks."""
 
 

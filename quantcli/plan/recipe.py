@@ -248,6 +248,12 @@ class Recipe:
         within="[1, inf)",
         of_field="tune",
     )
+    mmproj_only: bool = declare(
+        GGUF,
+        "Make the vision or audio tower alone, a file for llama.cpp's --mmproj, and not the text "
+        "model. Its type is F16 unless --type or --bits names one.",
+        default=False,
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

@@ -92,3 +92,5 @@ class Tiny:
     """Whether a router chooses, which rounding may send to another expert near a tie."""
     transposed: bool = False
     """Whether its matrices are stored as (in, out), which no packed folder does."""
+    loads_packed: bool = True
+    """Whether transformers' class takes packed weights."""
