@@ -18,7 +18,13 @@ from quantcli.errors import PlanError
 from quantcli.formats import get_format
 from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
-from quantcli.plan.linear_layers import find_matrices, kept_modules, natural, router_names
+from quantcli.plan.linear_layers import (
+    find_matrices,
+    kept_modules,
+    nameless_stacks,
+    natural,
+    router_names,
+)
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
@@ -169,6 +175,17 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 "warning",
             )
         )
+    whole = nameless_stacks(model)
+    if whole:
+        share = sum(t.elements for t in whole) / sum(t.elements for t in model.tensors)
+        notes.append(
+            Note(
+                f"the experts of {model.arch} models, {share:.0%} of the weights, are kept as they "
+                "are, since the family is published with them in one tensor, for whose parts "
+                "readers of model folders have no names",
+                "warning",
+            )
+        )
     if odd:
         notes.append(
             Note(
@@ -225,7 +242,7 @@ def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
     """The matrices whose GGUF tensor gets a format that rounds."""
     formats = {item.tensor.name: item for item in plan.items}
     found = []
-    for matrix in find_matrices(model, embeddings=True):
+    for matrix in find_matrices(model, embeddings=True, nameless=True):
         item = formats[matrix.tensor]
         stored = model.store.tensors[matrix.source].dtype
         if get_format(item.format).block > 1 or item.format not in ("F32", stored):

@@ -21,11 +21,13 @@ _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exp
 """What MLX calls the stacked experts, below ``switch_mlp``."""
 
 
-def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = False) -> list[Matrix]:
+def find_matrices(
+    model: Model, *, embeddings: bool = False, stacked: bool = False, nameless: bool = False
+) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names.
+    of a layer's experts, under MLX's names; ``nameless`` includes `nameless_stacks`.
     """
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
@@ -34,6 +36,8 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
         if outer and not embeddings:
+            continue
+        if not nameless and _is_nameless(model, tensor, patterns):
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             # Rows of one stored matrix may make several GGUF tensors; all read the same input.
@@ -69,6 +73,18 @@ def _matrices(
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
         )
+
+
+def nameless_stacks(model: Model) -> list[OutputTensor]:
+    """Stacks of experts whose parts have no names, since the family publishes them whole."""
+    patterns = model.stored_names()
+    return [tensor for tensor in model.tensors if _is_nameless(model, tensor, patterns)]
+
+
+def _is_nameless(model: Model, tensor: OutputTensor, patterns: Mapping[str, str]) -> bool:
+    stored = [model.store.tensors[piece.source] for piece in tensor.pieces[:1]]
+    stack = any(len(info.shape) > 2 for info in stored) and "_exps." in tensor.name
+    return stack and "{e}" not in patterns[tensor.name] and tensor.name.endswith(_SUFFIX)
 
 
 def router_names(model: Model) -> dict[str, str]:
