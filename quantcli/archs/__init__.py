@@ -19,6 +19,8 @@ ARCHITECTURES = Registry(
         "LlamaForCausalLM": "quantcli.archs.llama:LLAMA",
         "MistralForCausalLM": "quantcli.archs.llama:LLAMA",
         "MixtralForCausalLM": "quantcli.archs.llama:MIXTRAL",
+        "Ministral3ForCausalLM": "quantcli.archs.ministral3:MINISTRAL3",
+        "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
@@ -29,16 +31,24 @@ ARCHITECTURES = Registry(
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
+        "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "ApertusForCausalLM": "quantcli.archs.apertus:APERTUS",
+        "HunYuanDenseV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN",
+        "HunYuanMoEV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN_MOE",
         "Olmo2ForCausalLM": "quantcli.archs.olmo2:OLMO2",
         "Olmo3ForCausalLM": "quantcli.archs.olmo2:OLMO3",
         "GemmaForCausalLM": "quantcli.archs.gemma:GEMMA",
         "CohereForCausalLM": "quantcli.archs.cohere:COHERE",
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
+        "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
@@ -49,6 +59,12 @@ ARCHITECTURES = Registry(
         "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
+        "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "Glm4MoeForCausalLM": "quantcli.archs.glm4_moe:GLM4_MOE",
+        "Dots1ForCausalLM": "quantcli.archs.dots1:DOTS1",
+        "MiniMaxM2ForCausalLM": "quantcli.archs.minimax_m2:MINIMAX_M2",
+        "Glm4MoeLiteForCausalLM": "quantcli.archs.deepseek2:GLM4_MOE_LITE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
@@ -72,7 +88,7 @@ def find_architecture(config: Config) -> Architecture:
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
-        family = ARCHITECTURES.get(inside)
+        family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
         raise UnknownArchitectureError(
@@ -81,8 +97,7 @@ def find_architecture(config: Config) -> Architecture:
             "that GGUF, for which no table is needed; nor do model folders need one, such as "
             "--to compressed-tensors",
         )
-    found: Architecture = ARCHITECTURES.get(name)
-    return found
+    return _variant(name, config)
 
 
 def find_folds(arch: str) -> Folds:
@@ -127,9 +142,16 @@ def rebuild_config(
     return config
 
 
+def _variant(name: str, config: Config) -> Architecture:
+    family: Architecture = ARCHITECTURES.get(name)
+    return family.variant(config)
+
+
 def _named(arch: str) -> Iterator[Architecture]:
-    families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
-    return (family for family in families if family.name == arch)
+    for name in ARCHITECTURES:
+        family: Architecture = ARCHITECTURES.get(name)
+        families = (family, *(other for _, other in family.others))
+        yield from (found for found in families if found.name == arch)
 
 
 __all__ = [

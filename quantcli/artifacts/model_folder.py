@@ -272,8 +272,8 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:
         raise PlanError(
-            f"--to {plan.recipe.to} would hold several tensors {twice}, since a folder calls two of "
-            "the checkpoint so",
+            f"--to {plan.recipe.to} would hold several tensors {twice}, since a folder has this "
+            "name for several of the checkpoint",
             hint="--to hf keeps the names of stored tensors",
         )
     return sorted(declared, key=lambda tensor: natural(tensor.name))

@@ -21,9 +21,9 @@ from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_ent
 from quantcli.plan.linear_layers import (
     find_matrices,
     kept_modules,
-    nameless_stacks,
     natural,
     router_names,
+    whole_stacks,
 )
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
@@ -148,7 +148,7 @@ def model_dtype(model: Model) -> str:
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     layout = scheme.layout
-    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
     odd = [] if model.untabled is None else _unfit(found, recipe.keep, scheme)
     matrices, dropped, widened = _keep(found, recipe.keep, {matrix.module for matrix in odd})
     names = router_names(model)
@@ -175,14 +175,12 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 "warning",
             )
         )
-    whole = nameless_stacks(model)
-    if whole:
-        share = sum(t.elements for t in whole) / sum(t.elements for t in model.tensors)
+    if whole := whole_stacks(model):
         notes.append(
             Note(
-                f"the experts of {model.arch} models, {share:.0%} of the weights, are kept as they "
-                "are, since the family is published with them in one tensor, for whose parts "
-                "readers of model folders have no names",
+                f"{len(whole)} stacks of experts are kept as they are, because this model is "
+                f"published with all experts in one tensor, which --to {layout.name} cannot "
+                f"quantize: {whole[0]}" + (" ..." if len(whole) > 1 else ""),
                 "warning",
             )
         )
@@ -242,7 +240,7 @@ def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
     """The matrices whose GGUF tensor gets a format that rounds."""
     formats = {item.tensor.name: item for item in plan.items}
     found = []
-    for matrix in find_matrices(model, embeddings=True, nameless=True):
+    for matrix in find_matrices(model, embeddings=True):
         item = formats[matrix.tensor]
         stored = model.store.tensors[matrix.source].dtype
         if get_format(item.format).block > 1 or item.format not in ("F32", stored):
@@ -356,7 +354,7 @@ def _copies(
     weights = {piece.source for tensor in model.tensors for piece in tensor.pieces}
     copies, left = [], []
     for matrix in dropped:
-        if matrix.of > 1:
+        if matrix.of > 1 and not matrix.transpose:
             taken.add(matrix.source)
             lead = (matrix.stack,) if matrix.stack else ()
             copies.append(

@@ -22,13 +22,14 @@ _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exp
 
 
 def find_matrices(
-    model: Model, *, embeddings: bool = False, stacked: bool = False, nameless: bool = False
+    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
 ) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``nameless`` includes `nameless_stacks`.
+    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`.
     """
+    left = set() if whole else set(whole_stacks(model))
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
     for tensor in model.tensors:
@@ -37,9 +38,9 @@ def find_matrices(
             continue
         if outer and not embeddings:
             continue
-        if not nameless and _is_nameless(model, tensor, patterns):
-            continue
         for matrix in _matrices(model, tensor, patterns, stacked):
+            if matrix.source in left:
+                continue
             # Rows of one stored matrix may make several GGUF tensors; all read the same input.
             found.setdefault((matrix.source, matrix.first), matrix)
     return list(found.values())
@@ -50,13 +51,17 @@ def _matrices(
 ) -> Iterator[Matrix]:
     stored = model.store.tensors[tensor.pieces[0].source]
     if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
+        count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
         for piece in tensor.pieces:
+            if not piece.makes_outputs:
+                # Another tensor that is made of the same stored matrix reads what it reads.
+                continue
             rows, columns = model.store.tensors[piece.source].shape
             if piece.transposes:
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                transpose=piece.transposes,
+                of=count, transpose=piece.transposes,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape
@@ -72,19 +77,27 @@ def _matrices(
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
+            transpose=not piece.keeps_rows,
         )
 
 
-def nameless_stacks(model: Model) -> list[OutputTensor]:
-    """Stacks of experts whose parts have no names, since the family publishes them whole."""
+def whole_stacks(model: Model) -> list[str]:
+    """Stored tensors with all experts of a layer, where no layout has a tensor for each of them.
+
+    Runtimes read these as they were published, and a packed format has no name for their parts.
+    """
     patterns = model.stored_names()
-    return [tensor for tensor in model.tensors if _is_nameless(model, tensor, patterns)]
-
-
-def _is_nameless(model: Model, tensor: OutputTensor, patterns: Mapping[str, str]) -> bool:
-    stored = [model.store.tensors[piece.source] for piece in tensor.pieces[:1]]
-    stack = any(len(info.shape) > 2 for info in stored) and "_exps." in tensor.name
-    return stack and "{e}" not in patterns[tensor.name] and tensor.name.endswith(_SUFFIX)
+    stored = model.store.tensors
+    return list(
+        dict.fromkeys(
+            piece.source
+            for tensor in model.tensors
+            for piece in tensor.pieces
+            if len(stored[piece.source].shape) > 2
+            and "{e}" not in patterns[tensor.name]
+            and may_be_quantized(tensor.name, tensor.shape, model.arch)
+        )
+    )
 
 
 def router_names(model: Model) -> dict[str, str]:
@@ -118,9 +131,9 @@ def kept_modules(
 ) -> tuple[str, ...]:
     """Linear modules that stay as they are, for the runtimes' lists of them.
 
-    Routers, what belongs to no language model, the ``dropped`` matrices, and with ``head`` the
-    head, which may have no tensor of its own. ``names`` are the output's, by stored name, where
-    they differ.
+    Routers, `whole_stacks`, what belongs to no language model, the ``dropped`` matrices, and with
+    ``head`` the head, which may have no tensor of its own. ``names`` are the output's, by stored
+    name, where they differ.
     """
     quantized = {matrix.source for matrix in (*matrices, *dropped)}
     embeddings = {
@@ -129,9 +142,12 @@ def kept_modules(
         if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
         for piece in tensor.pieces
     }
+    left = whole_stacks(model)
     if model.untabled is not None:
         embeddings |= model.untabled.embeddings
+        left = [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
+    kept |= {name.removesuffix(_SUFFIX) for name in left}
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:
