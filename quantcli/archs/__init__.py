@@ -43,6 +43,7 @@ ARCHITECTURES = Registry(
         "CohereForCausalLM": "quantcli.archs.cohere:COHERE",
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
