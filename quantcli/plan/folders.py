@@ -305,7 +305,7 @@ def _copies(
     weights = {piece.source for tensor in model.tensors for piece in tensor.pieces}
     copies, left = [], []
     for matrix in dropped:
-        if matrix.of > 1:
+        if matrix.of > 1 and not matrix.transpose:
             taken.add(matrix.source)
             lead = (matrix.stack,) if matrix.stack else ()
             copies.append(

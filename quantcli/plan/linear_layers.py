@@ -73,6 +73,7 @@ def _matrices(
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
+            transpose=not piece.keeps_rows,
         )
 
 
