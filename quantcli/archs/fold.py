@@ -207,7 +207,8 @@ def fold_groups(
         for rule in folds.rules:
             if (layer is None) == ("{i}" not in rule.producers[0]):
                 found += model.resolve(rule, layer)
-                known |= {f"{_at(name, layer)}.weight" for name in rule.consumers}
+                names = "|".join(rule.consumers).split("|")
+                known |= {f"{_at(name, layer)}.weight" for name in names}
         known |= {f"{_at(name, layer)}.weight" for name in folds.apart}
     for name in model.tensors:
         if name.endswith(".weight") and not _is_vector(name) and name not in known:
