@@ -8,7 +8,7 @@ from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.wrappers import headless, text_class, unwrapped
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
@@ -50,6 +50,7 @@ ARCHITECTURES = Registry(
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
@@ -83,7 +84,7 @@ ARCHITECTURES = Registry(
 def find_architecture(config: Config) -> Architecture:
     """The architecture of the model that ``config`` (config.json) describes.
 
-    Raises ArchitectureError, with near names, when its class is not in the table.
+    Raises UnknownArchitectureError when its class is not in the table.
     """
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
@@ -91,10 +92,11 @@ def find_architecture(config: Config) -> Architecture:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        raise ArchitectureError(
+        raise UnknownArchitectureError(
             f"architecture {name} is not supported",
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
-            "that GGUF, for which no table is needed",
+            "that GGUF, for which no table is needed; nor do model folders need one, such as "
+            "--to compressed-tensors",
         )
     return _variant(name, config)
 
