@@ -8,7 +8,7 @@ from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.wrappers import headless, text_class, unwrapped
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
@@ -53,6 +53,7 @@ ARCHITECTURES = Registry(
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
@@ -62,6 +63,12 @@ ARCHITECTURES = Registry(
         "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
+        "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "Glm4MoeForCausalLM": "quantcli.archs.glm4_moe:GLM4_MOE",
+        "Dots1ForCausalLM": "quantcli.archs.dots1:DOTS1",
+        "MiniMaxM2ForCausalLM": "quantcli.archs.minimax_m2:MINIMAX_M2",
+        "Glm4MoeLiteForCausalLM": "quantcli.archs.deepseek2:GLM4_MOE_LITE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
@@ -80,7 +87,7 @@ ARCHITECTURES = Registry(
 def find_architecture(config: Config) -> Architecture:
     """The architecture of the model that ``config`` (config.json) describes.
 
-    Raises ArchitectureError, with near names, when its class is not in the table.
+    Raises UnknownArchitectureError when its class is not in the table.
     """
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
@@ -88,10 +95,11 @@ def find_architecture(config: Config) -> Architecture:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        raise ArchitectureError(
+        raise UnknownArchitectureError(
             f"architecture {name} is not supported",
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
-            "that GGUF, for which no table is needed",
+            "that GGUF, for which no table is needed; nor do model folders need one, such as "
+            "--to compressed-tensors",
         )
     return _variant(name, config)
 
