@@ -14,6 +14,7 @@ from quantcli.archs.assemble import LayerDims, assemble, rename, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Header
+from quantcli.archs.rope import rope_notes
 from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
@@ -81,6 +82,13 @@ class Architecture:
     """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
+    others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
+    """What the same class is called in GGUF for some configurations, and for which."""
+
+    def variant(self, config: Config) -> Architecture:
+        """The one of `others` that ``config`` belongs to, or this."""
+        settled = settle(config, self.defaults)
+        return next((other for fits, other in self.others if fits(settled)), self)
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
@@ -140,7 +148,7 @@ class Architecture:
         """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
         settled, dims = self._settle(config)
         places = {
-            at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
+            at(rule.source, layer): (rule.key.replace("{arch}", self.name), layer)
             for rule in self.keyed
             for layer in range(dims["layers"])
         }
@@ -150,7 +158,8 @@ class Architecture:
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
-        return self.read_notes(self._settle(config)[0])
+        settled = self._settle(config)[0]
+        return (*self.read_notes(settled), *rope_notes(settled))
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""

@@ -48,6 +48,19 @@ MLP = (
 )
 
 
+def gated_mlp(block: str, ending: str = "", size: str = "ff") -> tuple[Rule, ...]:
+    """`MLP` under another ``block``: a dense layer's, or "_shexp", that of a shared expert."""
+    return tuple(
+        replace(
+            rule,
+            name=rule.name.replace(".weight", f"{ending}.weight"),
+            source=rule.source.replace("mlp.", f"{block}."),
+            shape=tuple(size if dim == "ff" else dim for dim in rule.shape),
+        )
+        for rule in MLP
+    )
+
+
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """Router and experts of a mixture under ``block``, whose three matrices have these names.
 

@@ -23,7 +23,15 @@ F32_BOUND = 1e-3
 """Of the logits' deviation, as in tests/archs; arithmetic in another order."""
 GELU_BOUND = 6e-3
 """ggml's GELU is a table over float16."""
-_TOWERS = ("vision_tower", "visual.", "multi_modal", "audio_tower", "embed_vision", "embed_audio")
+_TOWERS = (
+    "vision_tower",
+    "vision_model",
+    "visual.",
+    "multi_modal",
+    "audio_tower",
+    "embed_vision",
+    "embed_audio",
+)
 
 
 def load(folder: Path, **options: Any) -> Any:
@@ -35,7 +43,7 @@ def load(folder: Path, **options: Any) -> Any:
 def state(folder: Path) -> dict[str, Any]:
     model = load(folder, dtype=torch.float32)
     return {
-        name.replace("model.language_model.", "model."): value
+        name.replace("language_model.", ""): value
         for name, value in model.state_dict().items()
         if not any(part in name for part in _TOWERS)
     }

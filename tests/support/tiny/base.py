@@ -92,5 +92,7 @@ class Tiny:
     """Whether a router chooses, which rounding may send to another expert near a tie."""
     transposed: bool = False
     """Whether its matrices are stored as (in, out), which no packed folder does."""
+    turned: bool = False
+    """Whether experts are written as publishers do, transposed, though transformers does not."""
     loads_packed: bool = True
     """Whether transformers' class takes packed weights."""
