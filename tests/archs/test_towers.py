@@ -28,7 +28,7 @@ SAME = {
 def plain_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text model as wide as those that the towers belong to."""
     folder = tmp_path_factory.mktemp("text")
-    tiny_models.build("llama", folder)
+    tiny_models.build("llama-tied", folder)
     return quantize(folder, folder / "text.gguf", type="F32").paths[0]
 
 
