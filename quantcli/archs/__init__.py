@@ -53,6 +53,7 @@ ARCHITECTURES = Registry(
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
         "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",

@@ -137,9 +137,10 @@ def _pieces(
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
-        for order in _orders(rule, dims, shape, stored):
+        pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
+        for order, function in zip(_orders(rule, dims, shape, stored), pointwise, strict=True):
             rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
-            piece = Piece(info.name, rows, order=order, pointwise=rule.pointwise)
+            piece = Piece(info.name, rows, order=order, pointwise=function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
     experts, each, columns = shape
