@@ -77,14 +77,16 @@ class Model(AbstractContextManager["Model"]):
         return default if found is None else found.value
 
     def require_next_token(self, purpose: str) -> None:
-        """ArchitectureError where the model reads in both directions, as an encoder does.
+        """ArchitectureError where the model is an encoder, or a decoder behind one.
 
         ``purpose`` ends the sentence "..., so it cannot be ...".
         """
-        if self.value("attention.causal") is False:
+        alone = self.value("attention.causal") is False
+        if alone or self.value("decoder_start_token_id") is not None:
+            what = "an encoder that predicts" if alone else "whose encoder predicts"
             raise ArchitectureError(
-                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
-                f"it cannot be {purpose}"
+                f"{self.label} is a {self.arch} model, {what} no next token, so it cannot be "
+                f"{purpose}"
             )
 
     def stored_names(self) -> Mapping[str, str]:
