@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,17 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
-from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
+from quantcli.types import (
+    BlockStore,
+    MetaValue,
+    Note,
+    OutputTensor,
+    PackedType,
+    TensorInfo,
+    TensorStore,
+    row_count,
+    text,
+)
 
 TRANSFORMS_KEY = "quantcli.transforms"
 """Key-value of a model whose weights are transformed as they are read: what was done, as JSON."""
@@ -99,8 +109,15 @@ class Model(AbstractContextManager["Model"]):
             row -= piece.rows
         return self.store.tensors[piece.source], *piece.origin(row, column)
 
+    def _holds_blocks(self, source: str) -> bool:
+        return isinstance(self.store, BlockStore) and source in self.store.blocks
+
     def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
         read = partial(self.store.read_rows, piece.source)
+        columns = piece.source_columns()
+        if columns is not None and self._holds_blocks(piece.source):
+            blocks = partial(cast("BlockStore", self.store).read_blocks, piece.source)
+            return read_scattered(blocks, columns[start:stop])
         if piece.order is None:
             rows = read(piece.start + start, piece.start + stop)
         elif piece.keeps_rows:
@@ -149,7 +166,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     store = open_checkpoint(found.path)
     try:
         architecture = find_architecture(store.config)
-        tensors = architecture.tensors(store.config, store.tensors)
+        tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
         sentences = list(architecture.notes(store.config))
         keys = {"general.architecture": text(architecture.name)}
         keys |= general_metadata(
@@ -238,6 +255,15 @@ def _tower(
         label, path, CLIP, keys, tuple(tensors), store, from_gguf=False,
         config=config, notes=notes, repo=repo, revision=revision,
     )  # fmt: skip
+
+
+def _in_blocks(tensor: OutputTensor, store: BlockStore) -> OutputTensor:
+    """The tensor in the block format whose whole rows its sources hold, where they do."""
+    kinds = {store.blocks.get(piece.source) for piece in tensor.pieces}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None or any(piece.source_columns() is None for piece in tensor.pieces):
+        return tensor
+    return replace(tensor, dtype=PackedType(kind))
 
 
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")

@@ -179,6 +179,19 @@ class Piece:
             groups = 1
         return self.rows // groups, self.stored_rows // groups
 
+    def source_columns(self) -> NDArray[np.int64] | None:
+        """The stored column that each row is, where they are columns of one whole matrix.
+
+        None where they are anything else. Columns of a stack's matrices are counted through.
+        """
+        order = self.order
+        if order is None or self.pointwise is not None:
+            return None
+        found = _column_order(order)
+        if found is None or self.start % self.stored_rows:
+            return None
+        return self.start // self.stored_rows * order.columns + found
+
     def source_rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Stored row numbers behind rows ``start:stop``, in order; columns where it transposes.
 
@@ -268,6 +281,16 @@ def _row_order(order: Order) -> NDArray[np.int64]:
     rows = replace(order, view=order.view[:-1], axes=order.axes[:-1], columns=1)
     numbers = np.arange(math.prod(rows.view), dtype=np.int64)
     return np.asarray(rows.strided(numbers).reshape(-1))
+
+
+@lru_cache(maxsize=64)
+def _column_order(order: Order) -> NDArray[np.int64] | None:
+    whole = order.axes[-1] == 0 and all(axis for axis, _, _ in order.cut)
+    if not whole or math.prod(order.view[1:]) != order.columns:
+        return None
+    columns = replace(order, view=(1, *order.view[1:]))
+    numbers = np.arange(order.columns, dtype=np.int64)
+    return np.asarray(columns.strided(numbers).reshape(-1))
 
 
 @lru_cache(maxsize=64)

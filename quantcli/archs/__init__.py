@@ -48,6 +48,7 @@ ARCHITECTURES = Registry(
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
         "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
+        "GptOssForCausalLM": "quantcli.archs.gpt_oss:GPT_OSS",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
