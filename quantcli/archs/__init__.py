@@ -8,7 +8,7 @@ from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.wrappers import headless, text_class, unwrapped
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
@@ -19,9 +19,12 @@ ARCHITECTURES = Registry(
         "LlamaForCausalLM": "quantcli.archs.llama:LLAMA",
         "MistralForCausalLM": "quantcli.archs.llama:LLAMA",
         "MixtralForCausalLM": "quantcli.archs.llama:MIXTRAL",
+        "Ministral3ForCausalLM": "quantcli.archs.ministral3:MINISTRAL3",
+        "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
+        "MellumForCausalLM": "quantcli.archs.mellum:MELLUM",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
         "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
@@ -29,17 +32,29 @@ ARCHITECTURES = Registry(
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
+        "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "AfmoeForCausalLM": "quantcli.archs.afmoe:AFMOE",
+        "LagunaForCausalLM": "quantcli.archs.laguna:LAGUNA",
+        "ApertusForCausalLM": "quantcli.archs.apertus:APERTUS",
+        "HunYuanDenseV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN",
+        "HunYuanMoEV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN_MOE",
         "Olmo2ForCausalLM": "quantcli.archs.olmo2:OLMO2",
         "Olmo3ForCausalLM": "quantcli.archs.olmo2:OLMO3",
         "GemmaForCausalLM": "quantcli.archs.gemma:GEMMA",
         "CohereForCausalLM": "quantcli.archs.cohere:COHERE",
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
+        "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
+        "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
@@ -50,9 +65,44 @@ ARCHITECTURES = Registry(
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "GptOssForCausalLM": "quantcli.archs.gpt_oss:GPT_OSS",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
+        "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "Glm4MoeForCausalLM": "quantcli.archs.glm4_moe:GLM4_MOE",
+        "Dots1ForCausalLM": "quantcli.archs.dots1:DOTS1",
+        "MiniMaxM2ForCausalLM": "quantcli.archs.minimax_m2:MINIMAX_M2",
+        "Glm4MoeLiteForCausalLM": "quantcli.archs.deepseek2:GLM4_MOE_LITE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
+        "GPTBigCodeForCausalLM": "quantcli.archs.starcoder:STARCODER",
+        "GPTNeoXForCausalLM": "quantcli.archs.gptneox:GPTNEOX",
+        "BloomForCausalLM": "quantcli.archs.bloom:BLOOM",
+        "FalconForCausalLM": "quantcli.archs.falcon:FALCON",
+        "MptForCausalLM": "quantcli.archs.mpt:MPT",
+        "MPTForCausalLM": "quantcli.archs.mpt:MPT",
+        "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
+        "BertModel": "quantcli.archs.bert:BERT",
+        "BertForMaskedLM": "quantcli.archs.bert:BERT",
+        "BertForPreTraining": "quantcli.archs.bert:BERT",
+        "BertForSequenceClassification": "quantcli.archs.bert:BERT_CLASSIFIER",
+        "RobertaModel": "quantcli.archs.bert:ROBERTA",
+        "RobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "RobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "XLMRobertaModel": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "CamembertModel": "quantcli.archs.bert:ROBERTA",
+        "CamembertForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "CamembertForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "DistilBertModel": "quantcli.archs.bert:DISTILBERT",
+        "DistilBertForMaskedLM": "quantcli.archs.bert:DISTILBERT",
+        "NomicBertModel": "quantcli.archs.nomic_bert:NOMIC_BERT",
+        "JinaEmbeddingsV3Model": "quantcli.archs.nomic_bert:JINA_V3",
+        "ModernBertModel": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForMaskedLM": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForSequenceClassification": "quantcli.archs.modern_bert:MODERN_BERT_CLASSIFIER",
+        "EuroBertModel": "quantcli.archs.eurobert:EUROBERT",
+        "EuroBertForMaskedLM": "quantcli.archs.eurobert:EUROBERT",
     },
 )
 """By the class name in config.json's "architectures"."""
@@ -61,21 +111,21 @@ ARCHITECTURES = Registry(
 def find_architecture(config: Config) -> Architecture:
     """The architecture of the model that ``config`` (config.json) describes.
 
-    Raises ArchitectureError, with near names, when its class is not in the table.
+    Raises UnknownArchitectureError when its class is not in the table.
     """
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
-        family = ARCHITECTURES.get(inside)
+        family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        raise ArchitectureError(
+        raise UnknownArchitectureError(
             f"architecture {name} is not supported",
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
-            "that GGUF, for which no table is needed",
+            "that GGUF, for which no table is needed; nor do model folders need one, such as "
+            "--to compressed-tensors",
         )
-    found: Architecture = ARCHITECTURES.get(name)
-    return found
+    return _variant(name, config)
 
 
 def find_folds(arch: str) -> Folds:
@@ -120,9 +170,16 @@ def rebuild_config(
     return config
 
 
+def _variant(name: str, config: Config) -> Architecture:
+    family: Architecture = ARCHITECTURES.get(name)
+    return family.variant(config)
+
+
 def _named(arch: str) -> Iterator[Architecture]:
-    families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
-    return (family for family in families if family.name == arch)
+    for name in ARCHITECTURES:
+        family: Architecture = ARCHITECTURES.get(name)
+        families = (family, *(other for _, other in family.others))
+        yield from (found for found in families if found.name == arch)
 
 
 __all__ = [

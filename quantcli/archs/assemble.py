@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, sizes
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, MismatchError
 from quantcli.pieces import Order, Piece
 from quantcli.registry import near
 from quantcli.types import OutputTensor, TensorInfo
@@ -47,7 +47,7 @@ def assemble(
                 found.append(_build(rule, layer, dims(layer), shelf))
     for key in keyed:
         for layer in range(layers):
-            shelf.take(at(key.source, layer), (1,))
+            shelf.take_number(at(key.source, layer))
     shelf.refuse_rest(ignored)
     return sorted(found, key=_llama_order)
 
@@ -71,7 +71,7 @@ def stored_shapes(
                 continue
             for expert in range(shape[0]):
                 found[at(rule.source, layer, expert)] = shape[1:]
-    found |= {at(key.source, layer): (1,) for key in keyed for layer in range(layers)}
+    found |= {at(key.source, layer): key.shape for key in keyed for layer in range(layers)}
     return found
 
 
@@ -90,19 +90,24 @@ class _Shelf:
         if name not in self.tensors:
             folder = next((info.file.parent for info in self.tensors.values()), None)
             guesses = near(name, sorted(self.tensors.keys() - self.taken), most=1)
-            raise ArchitectureError(
+            raise MismatchError(
                 f"tensor {name} is missing from {folder or 'the checkpoint'}, "
                 f"and {self.model} needs it",
                 hint=f"it holds {guesses[0]}" if guesses else None,
             )
         info = self.tensors[name]
         if info.shape != shape:
-            raise ArchitectureError(
+            raise MismatchError(
                 f"tensor {info.name} of {info.file} has shape {_show(info.shape)}, "
                 f"but config.json makes it {_show(shape)}"
             )
         self.taken.add(name)
         return info
+
+    def take_number(self, name: str) -> TensorInfo:
+        """A tensor with one element, with or without an axis."""
+        scalar = name in self.tensors and self.tensors[name].shape == ()
+        return self.take(name, () if scalar else (1,))
 
     def refuse_rest(self, ignored: tuple[str, ...]) -> None:
         for name, info in self.tensors.items():
@@ -132,14 +137,19 @@ def _pieces(
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
-        for order in _orders(rule, dims, shape, stored):
+        pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
+        for order, function in zip(_orders(rule, dims, shape, stored), pointwise, strict=True):
             rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
-            piece = Piece(info.name, rows, order=order, pointwise=rule.pointwise)
+            piece = Piece(info.name, rows, order=order, pointwise=function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
     experts, each, columns = shape
     share = rule.fused
     if share is not None and shelf.holds(at(share.source, layer)):
+        if share.transpose is None:
+            turned = (experts, columns, share.of * each)
+            found = shelf.tensors[at(share.source, layer)].shape
+            share = replace(share, transpose=found == turned)
         stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
         info = shelf.take(at(share.source, layer), (experts, *stacked))
         for expert in range(experts):

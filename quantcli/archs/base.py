@@ -14,7 +14,8 @@ from quantcli.archs.assemble import LayerDims, assemble, rename, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Header
-from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
+from quantcli.archs.rope import rope_notes
+from quantcli.archs.rules import Dims, Feed, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
 
@@ -32,8 +33,8 @@ def _no_layer_dims(config: Config, layer: int) -> Dims:
     return {}
 
 
-def _no_check(config: Config, dims: Dims) -> None:
-    return None
+def no_check(config: Config, dims: Dims) -> None:
+    """Nothing to refuse."""
 
 
 def _no_notes(config: Config) -> tuple[str, ...]:
@@ -52,7 +53,7 @@ class Architecture:
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
     to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
-    """Key-values without their "{name}." prefix."""
+    """Key-values without their "{name}." prefix, which "tokenizer.*" do not have."""
     to_config: Callable[[Header], dict[str, Any]]
     """The way back: keys of config.json, "architectures" and "model_type" among them, for every
     class with this ``name``; `rebuild_config` adds the vocabulary's."""
@@ -62,7 +63,7 @@ class Architecture:
     """Sizes that only this layer has."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
-    check: Callable[[Config, Dims], None] = _no_check
+    check: Callable[[Config, Dims], None] = no_check
     """Refuses what llama.cpp would compute differently."""
     read_notes: Callable[[Config], tuple[str, ...]] = _no_notes
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -77,8 +78,17 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
+    loads_packed: bool = True
+    """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
+    others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
+    """What the same class is called in GGUF for some configurations, and for which."""
+
+    def variant(self, config: Config) -> Architecture:
+        """The one of `others` that ``config`` belongs to, or this."""
+        settled = settle(config, self.defaults)
+        return next((other for fits, other in self.others if fits(settled)), self)
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
@@ -118,13 +128,28 @@ class Architecture:
             for layer in rule.places(dims["layers"])
         }
 
+    def feeds(self, config: Config, stored: Mapping[str, TensorInfo]) -> dict[str, list[Feed]]:
+        """Where outputs of ``stored`` matrices, by their names, are inputs of GGUF tensors."""
+        settled, dims = self._settle(config)
+        layered, rules = self._layer_dims(settled, dims), self.read_rules(settled)
+        spelled = rename(self._renames(rules), stored)
+        found: dict[str, list[Feed]] = {}
+        for rule, outputs in ((rule, rule.fed_by) for rule in rules):
+            if outputs is None:
+                continue
+            for layer in rule.places(dims["layers"]):
+                name = spelled[at(outputs.source, layer)].name
+                feed = outputs.feed(at(rule.name, layer), layered(layer))
+                found.setdefault(name, []).append(feed)
+        return found
+
     def metadata(self, config: Config, store: TensorStore | None = None) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value, those that are stored as tensors only with their ``store``.
 
         Raises ArchitectureError for a missing or wrong key, or tensor.
         """
         settled, dims = self._settle(config)
-        found = {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
+        found = {self._whole(key): v for key, v in self.to_keys(settled, dims).items()}
         if store is not None and self.keyed:
             self.tensors(config, store.tensors)
             for name, (key, layer) in self.key_places(config, store.tensors).items():
@@ -138,7 +163,7 @@ class Architecture:
         """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
         settled, dims = self._settle(config)
         places = {
-            at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
+            at(rule.source, layer): (rule.key.replace("{arch}", self.name), layer)
             for rule in self.keyed
             for layer in range(dims["layers"])
         }
@@ -148,7 +173,11 @@ class Architecture:
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
-        return self.read_notes(self._settle(config)[0])
+        settled = self._settle(config)[0]
+        return (*self.read_notes(settled), *rope_notes(settled))
+
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.name}.{key}"
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""

@@ -26,12 +26,14 @@ class Part:
     """Some of a stored tensor's elements, in another order: an `Order` in named dimensions.
 
     ``view`` factorises the stored tensor, each ``cut`` (axis, start, stop) takes a range of it, and
-    ``axes`` reorder it, all in order where none are named.
+    ``axes`` reorder it, all in order where none are named. ``pointwise`` is applied to every value,
+    in place of the rule's.
     """
 
     view: tuple[Size, ...]
     axes: tuple[int, ...] = ()
     cut: tuple[tuple[int, Size, Size], ...] = ()
+    pointwise: Pointwise | None = None
 
     def order(self, dims: Dims, stored: tuple[int, ...]) -> Order:
         """The order for a tensor of shape ``stored``."""
@@ -52,14 +54,43 @@ class Share:
     """Where a rule's tensor lies when the checkpoint fuses several: part ``index`` of ``of``.
 
     ``source`` has shape (experts, of * rows, columns), or (experts, columns, of * rows) where it is
-    a ``transpose``. The parts follow one another, or their rows take turns where ``interleaved``.
+    a ``transpose``; None: where it has that shape. The parts follow one another, or their rows take
+    turns where ``interleaved``.
     """
 
     source: str
     index: int = 0
     of: int = 1
-    transpose: bool = False
+    transpose: bool | None = False
     interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Some outputs of a matrix as inputs of the GGUF tensor ``tensor``.
+
+    They fall into ``groups`` of one size; ``start:stop`` of group i meet matrix i of the tensor.
+    """
+
+    tensor: str
+    groups: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """A `Feed` from the stored matrix ``source``, in named dimensions."""
+
+    source: str
+    groups: Size
+    start: Size
+    stop: Size
+
+    def feed(self, tensor: str, dims: Dims) -> Feed:
+        """The inputs of ``tensor``."""
+        groups, start, stop = sizes((self.groups, self.start, self.stop), dims)
+        return Feed(tensor, groups, start, stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +108,9 @@ class Rule:
     elements of the stored tensor follow one another by rows, where it is anything else; rules may
     take parts of one stored tensor. ``pointwise`` is applied to every value. An ``optional``
     tensor is written if it is there.
+
+    What a tensor is multiplied with is what its stored matrix is, unless it is ``fed_by`` outputs
+    of another one: matrix i of it by those of group i, since llama.cpp multiplies in another order.
     """
 
     name: str
@@ -90,6 +124,7 @@ class Rule:
     layers: Collection[int] | None = None
     stored: tuple[Size, ...] | None = None
     parts: tuple[Part, ...] = ()
+    fed_by: Outputs | None = None
 
     def places(self, layers: int) -> Iterable[int | None]:
         """The layers, of a model of so many, for which the rule holds; None: outside of them."""
@@ -109,11 +144,13 @@ class Rule:
 class KeyRule:
     """A float32 key-value with one number a layer, which checkpoints store as tensors.
 
-    ``source`` is a pattern over layers; each tensor has one element.
+    ``key`` may begin with "{arch}.", for the architecture's name; ``source`` is a pattern over
+    layers. Each tensor has one element, in ``shape`` where transformers saves it.
     """
 
     key: str
     source: str
+    shape: tuple[int, ...] = (1,)
 
 
 def sizes(names: Iterable[Size], dims: Dims) -> tuple[int, ...]:

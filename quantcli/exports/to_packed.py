@@ -107,7 +107,9 @@ def prepare(
 def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, label: str) -> Recipe:
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
-    matrices = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
+    matrices = find_matrices(
+        model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False
+    )
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
         f"quantcli export {label} --to hf makes a checkpoint, which quantcli quantize --to {to} "
@@ -116,7 +118,10 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        if _holds(layout, grids, kind) and not matrix.transpose:
+        if any(not use.piece.makes_outputs for use in view.uses[matrix.source]):
+            # Blocks that lie across its rows cannot be put back: it is stored in floats.
+            kept.append(matrix)
+        elif _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)
         elif kind in _FLOATS or matrix.source not in inner:
             kept.append(matrix)

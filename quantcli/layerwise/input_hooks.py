@@ -3,12 +3,15 @@
 `InputHooks` watch torch's matrix products for the time of a ``with`` block and recognise a weight
 by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
 parameter are all covered without a line per architecture. Inputs that several weights share
-(q, k and v; gate and up) are recognised as the same memory.
+(q, k and v; gate and up) are recognised as the same memory. Where one product takes all experts
+with all tokens (Llama 4), a token that was not sent to an expert comes as zeros and is left out.
+Where llama.cpp multiplies in another order (latent attention's keys), a tensor's inputs are what
+another weight puts out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +19,25 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from quantcli.archs.rules import Feed
+
+_OPERANDS = {
+    torch.nn.functional.linear: (0, 1),
+    torch.addmm: (1, 2),
+    torch.matmul: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+    torch.Tensor.__matmul__: (0, 1),
+    torch.bmm: (0, 1),
+    torch.Tensor.bmm: (0, 1),
+}
+"""Products, and where the rows and the weight, a matrix or a stack, are among their arguments."""
+
 
 @dataclass(frozen=True, slots=True)
 class MatmulInput:
     """A weight meets its input: parameter name, matrix within a stack, and the input's rows.
+
+    ``name`` is the tensor's where a `Feed` gave the input.
 
     ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter and
     matrix in this pass that had the very same input.
@@ -44,12 +62,17 @@ class OutputGradient:
 
 
 class InputHooks(TorchFunctionMode):
-    """Calls ``observe`` for each product with one of ``weights``, in one pass of one window."""
+    """Calls ``observe`` for each product with one of ``weights``, in one pass of one window.
+
+    ``feeds`` names the weights whose outputs are inputs as well.
+    """
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None]
-    ) -> None:
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None],
+        feeds: Mapping[str, Sequence[Feed]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._feeds = feeds or {}
         self._by_storage = {
             tensor.untyped_storage().data_ptr(): (name, tensor)
             for name, tensor in weights.items()
@@ -60,20 +83,34 @@ class InputHooks(TorchFunctionMode):
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.linear:
-            self._see(args[0], args[1])
-        elif func is torch.addmm:
-            self._see(args[1], args[2])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        places = _OPERANDS.get(func)
+        if places is not None:
+            self._see(args[places[0]], args[places[1]], result)
+        return result
 
-    def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
+    def _see(self, rows: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
         found = self._by_storage.get(weight.untyped_storage().data_ptr())
         if found is None:
             return
         name, whole = found
-        matrix = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
-        flat = rows.reshape(-1, rows.shape[-1])
-        self._observe(MatmulInput(name, matrix, flat, self._first_with(flat, (name, matrix))))
+        for feed in self._feeds.get(name, ()):
+            groups = outputs.reshape(-1, feed.groups, outputs.shape[-1] // feed.groups)
+            for group in range(feed.groups):
+                fed = groups[:, group, feed.start : feed.stop]
+                self._observe(MatmulInput(feed.tensor, group, fed, (feed.tensor, group)))
+        first = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
+        if weight.dim() < 3:
+            self._tell(name, first, rows.reshape(-1, rows.shape[-1]))
+            return
+        for index, own in enumerate(rows):
+            sent = own[own.any(dim=-1)]
+            if len(sent):
+                self._tell(name, first + index, sent)
+
+    def _tell(self, name: str, matrix: int, rows: torch.Tensor) -> None:
+        shared = self._first_with(rows, (name, matrix))
+        self._observe(MatmulInput(name, matrix, rows, shared))
 
     def _first_with(self, rows: torch.Tensor, weight: tuple[str, int]) -> tuple[str, int]:
         for seen, first in self._inputs:
@@ -102,9 +139,9 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        place = {torch.nn.functional.linear: 1, torch.addmm: 2}.get(func)
-        if place is not None:
-            found = self._names.get(args[place].untyped_storage().data_ptr())
+        places = _OPERANDS.get(func)
+        if places is not None:
+            found = self._names.get(args[places[1]].untyped_storage().data_ptr())
             if found is not None and result.requires_grad:
                 result.register_hook(partial(self._see, *found))
         return result

@@ -1,9 +1,10 @@
 """The linear layers of a checkpoint under its own names, found through the architecture's table.
 
-A model folder keeps the checkpoint's tensors, names and row order; only what is a linear layer,
-which input it reads and where its importance lies is looked up by the GGUF tensor that holds the
-same weights. A stack of experts is taken apart into the layers that runtimes know, by the names of
-the layout that has a tensor for each expert, or put together for runtimes that want it whole.
+Without a table they are those that `quantcli.archs.untabled` finds. A model folder keeps the
+checkpoint's tensors, names and row order; only what is a linear layer, which input it reads and
+where its importance lies is looked up by the GGUF tensor that holds the same weights. A stack of
+experts is taken apart into the layers that runtimes know, by the names of the layout that has a
+tensor for each expert, or put together for runtimes that want it whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from quantcli.archs import find_architecture
 from quantcli.model import Model
 from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
@@ -21,13 +21,16 @@ _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exp
 """What MLX calls the stacked experts, below ``switch_mlp``."""
 
 
-def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = False) -> list[Matrix]:
+def find_matrices(
+    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
+) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names.
+    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`.
     """
-    patterns = find_architecture(model.config).sources(model.config)
+    left = set() if whole else set(whole_stacks(model))
+    patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
@@ -36,6 +39,8 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
         if outer and not embeddings:
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
+            if matrix.source in left:
+                continue
             # Rows of one stored matrix may make several GGUF tensors; all read the same input.
             found.setdefault((matrix.source, matrix.first), matrix)
     return list(found.values())
@@ -46,13 +51,17 @@ def _matrices(
 ) -> Iterator[Matrix]:
     stored = model.store.tensors[tensor.pieces[0].source]
     if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
+        count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
         for piece in tensor.pieces:
+            if not piece.makes_outputs:
+                # Another tensor that is made of the same stored matrix reads what it reads.
+                continue
             rows, columns = model.store.tensors[piece.source].shape
             if piece.transposes:
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                transpose=piece.transposes,
+                of=count, transpose=piece.transposes,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape
@@ -68,12 +77,32 @@ def _matrices(
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
+            transpose=not piece.keeps_rows,
         )
+
+
+def whole_stacks(model: Model) -> list[str]:
+    """Stored tensors with all experts of a layer, where no layout has a tensor for each of them.
+
+    Runtimes read these as they were published, and a packed format has no name for their parts.
+    """
+    patterns = model.stored_names()
+    stored = model.store.tensors
+    return list(
+        dict.fromkeys(
+            piece.source
+            for tensor in model.tensors
+            for piece in tensor.pieces
+            if len(stored[piece.source].shape) > 2
+            and "{e}" not in patterns[tensor.name]
+            and may_be_quantized(tensor.name, tensor.shape, model.arch)
+        )
+    )
 
 
 def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
-    patterns = find_architecture(model.config).sources(model.config)
+    patterns = model.stored_names()
     return {
         tensor.pieces[0].source: patterns[tensor.name]
         for tensor in model.tensors
@@ -87,8 +116,9 @@ def _expert_name(
     source = patterns[tensor.name]
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
+    block, _, leaf = source.removesuffix(_SUFFIX).partition(".{e}.")
     kind = tensor.name.removesuffix(_SUFFIX).rpartition(".")[2]
-    return f"{source.partition('.experts.')[0]}.switch_mlp.{_SWITCH[kind]}"
+    return f"{block.rpartition('.')[0]}.switch_mlp.{_SWITCH.get(kind, leaf)}"
 
 
 def kept_modules(
@@ -101,9 +131,9 @@ def kept_modules(
 ) -> tuple[str, ...]:
     """Linear modules that stay as they are, for the runtimes' lists of them.
 
-    Routers, what belongs to no language model, the ``dropped`` matrices, and with ``head`` the
-    head, which may have no tensor of its own. ``names`` are the output's, by stored name, where
-    they differ.
+    Routers, `whole_stacks`, what belongs to no language model, the ``dropped`` matrices, and with
+    ``head`` the head, which may have no tensor of its own. ``names`` are the output's, by stored
+    name, where they differ.
     """
     quantized = {matrix.source for matrix in (*matrices, *dropped)}
     embeddings = {
@@ -112,7 +142,12 @@ def kept_modules(
         if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
         for piece in tensor.pieces
     }
+    left = whole_stacks(model)
+    if model.untabled is not None:
+        embeddings |= model.untabled.embeddings
+        left = [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
+    kept |= {name.removesuffix(_SUFFIX) for name in left}
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:

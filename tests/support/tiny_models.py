@@ -13,34 +13,40 @@ import importlib
 import math
 import pkgutil
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from support import tiny
 from support.tiny.base import Tiny
+from support.tiny.untabled import UNTABLED
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 
 MODELS: dict[str, Tiny] = {}
+ENCODERS: dict[str, Tiny] = {}
+"""Models that make embeddings or scores and no logits of tokens."""
 for _module in sorted(pkgutil.iter_modules(tiny.__path__), key=lambda module: module.name):
-    MODELS |= getattr(importlib.import_module(f"support.tiny.{_module.name}"), "MODELS", {})
+    _group = importlib.import_module(f"support.tiny.{_module.name}")
+    MODELS |= getattr(_group, "MODELS", {})
+    ENCODERS |= getattr(_group, "ENCODERS", {})
 
 
 def build(
     name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16.
+    """Write the checkpoint of a model in ``MODELS``, ``ENCODERS`` or ``UNTABLED`` into ``folder``.
 
-    ``changes`` replaces settings of its configuration.
+    Its dtype is float32 or bfloat16; ``changes`` replaces settings of its configuration.
     """
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tiny = MODELS[name]
+    tiny = (MODELS | ENCODERS | UNTABLED)[name]
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
@@ -56,10 +62,25 @@ def build(
         for label, buffer in model.named_buffers():
             if label in stored and label.endswith(("bias", "layer_scalar")):
                 buffer.copy_(_draw(label, buffer, generator))
-    model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
+    with warnings.catch_warnings():
+        # Llama 4's vision tower keeps its rotation in complex numbers.
+        warnings.filterwarnings("ignore", message="Casting complex values to real")
+        model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
+    if tiny.turned:
+        _turn_experts(folder / "model.safetensors")
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, folder / file)
     return folder
+
+
+def _turn_experts(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name: value.transpose(1, 2).contiguous() if ".experts." in name else value
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _draw(label: str, weight: Any, generator: Any) -> Any:
