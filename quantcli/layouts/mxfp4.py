@@ -102,6 +102,6 @@ def find_mxfp4(source: StoredTensors, settings: Settings) -> dict[str, PackedWei
         shape = (experts, groups * _GROUP, outputs)
         parts = (name, scales.name)
         found[stem] = BlockWeight(
-            show(stem, shape, PackedType(f"{settings.method} MXFP4"), parts, source.tensors)
+            show(stem, shape, PackedType("MXFP4 blocks"), parts, source.tensors)
         )
     return found
