@@ -100,9 +100,11 @@ def class_kept(model: Any, pixels: Pixels) -> Any:
 
 
 def projected(model: Any, pixels: Pixels) -> Any:
-    """Llama 4's features, which its projector has not seen yet."""
+    """Llama 4's features through its projector, in llama.cpp's order: column by column."""
     found = model.get_image_features(normalised(pixels), vision_feature_select_strategy="default")
-    return _rows(model.multi_modal_projector(_rows(found.last_hidden_state)))
+    rows = _rows(model.multi_modal_projector(_rows(found.last_hidden_state)))
+    side = math.isqrt(len(rows))
+    return rows.reshape(side, side, -1).transpose(0, 1).reshape(rows.shape)
 
 
 def rows_of_pixels(model: Any, pixels: Pixels) -> Any:
