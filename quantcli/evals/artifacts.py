@@ -74,7 +74,7 @@ def open_artifact(
     """
     if engine != AUTO:
         engine = ENGINES.canonical(engine) or ENGINES.get(engine)
-    model = open_model(target, on_progress=on_progress)
+    model = open_model(target, table=False, on_progress=on_progress)
     if not model.tensors:
         model.store.close()
         raise SourceError(f"{target} has no tensors")

@@ -20,6 +20,7 @@ from typing import Any
 
 from support import tiny
 from support.tiny.base import Tiny
+from support.tiny.untabled import UNTABLED
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 
@@ -32,16 +33,16 @@ def build(
     name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16.
+    """Write the checkpoint of a model in ``MODELS`` or ``UNTABLED`` into ``folder``.
 
-    ``changes`` replaces settings of its configuration.
+    Its dtype is float32 or bfloat16; ``changes`` replaces settings of its configuration.
     """
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tiny = MODELS[name]
+    tiny = (MODELS | UNTABLED)[name]
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
