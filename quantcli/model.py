@@ -76,6 +76,17 @@ class Model(AbstractContextManager["Model"]):
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
 
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model reads in both directions, as an encoder does.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        if self.value("attention.causal") is False:
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
+                f"it cannot be {purpose}"
+            )
+
     def stored_names(self) -> Mapping[str, str]:
         """GGUF's names and a checkpoint's own, patterns over experts ``{e}``."""
         if self.untabled is not None:

@@ -53,7 +53,7 @@ class Architecture:
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
     to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
-    """Key-values without their "{name}." prefix."""
+    """Key-values without their "{name}." prefix, which "tokenizer.*" do not have."""
     to_config: Callable[[Header], dict[str, Any]]
     """The way back: keys of config.json, "architectures" and "model_type" among them, for every
     class with this ``name``; `rebuild_config` adds the vocabulary's."""
@@ -149,7 +149,7 @@ class Architecture:
         Raises ArchitectureError for a missing or wrong key, or tensor.
         """
         settled, dims = self._settle(config)
-        found = {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
+        found = {self._whole(key): v for key, v in self.to_keys(settled, dims).items()}
         if store is not None and self.keyed:
             self.tensors(config, store.tensors)
             for name, (key, layer) in self.key_places(config, store.tensors).items():
@@ -175,6 +175,9 @@ class Architecture:
         """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
         settled = self._settle(config)[0]
         return (*self.read_notes(settled), *rope_notes(settled))
+
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.name}.{key}"
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""

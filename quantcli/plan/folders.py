@@ -206,7 +206,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         notes.append(
             Note(
                 f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its class initialises them before they are there; --to hf makes what it loads",
+                "its code for them needs floats; --to hf makes what it loads",
                 "warning",
             )
         )
