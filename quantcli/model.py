@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.archs.mtp import count_blocks
 from quantcli.errors import SourceError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
@@ -60,6 +61,17 @@ class Model(AbstractContextManager["Model"]):
         """The key-value ``{arch}.key``, or ``default``."""
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
+
+    @property
+    def mtp_blocks(self) -> range:
+        """The numbers of the blocks for multi-token prediction, which follow the last layer."""
+        return count_blocks(self.arch, self.metadata)
+
+    @property
+    def mtp_tensors(self) -> tuple[OutputTensor, ...]:
+        """The tensors of these blocks, which transformers does not run."""
+        blocks = tuple(f"blk.{index}." for index in self.mtp_blocks)
+        return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""
@@ -150,7 +162,7 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     try:
         architecture = find_architecture(store.config)
         tensors = architecture.tensors(store.config, store.tensors)
-        sentences = list(architecture.notes(store.config))
+        sentences = list(architecture.notes(store.config, store.tensors))
         keys = {"general.architecture": text(architecture.name)}
         keys |= general_metadata(
             found.path,

@@ -7,6 +7,7 @@ from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.wrappers import headless, text_class, unwrapped
 from quantcli.errors import ArchitectureError
 from quantcli.registry import Registry
@@ -106,6 +107,8 @@ def rebuild_config(
         "pad_token_id": None,
         **family.to_config(read_header(arch, metadata, shapes, read)),
     }
+    if family.mtp is not None:
+        config[family.mtp.key] = len(count_blocks(arch, metadata))
     for key, value in find_architecture(config).metadata(config).items():
         if key in metadata and not same_value(metadata[key].value, value.value):
             raise ArchitectureError(

@@ -25,15 +25,17 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names.
+    of a layer's experts, under MLX's names. Blocks for multi-token prediction are left out:
+    publishers of quantized folders leave them as they are, and some servers know no other.
     """
-    patterns = find_architecture(model.config).sources(model.config)
+    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
     found: dict[tuple[str, int], Matrix] = {}
+    apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
-        if outer and not embeddings:
+        if (outer and not embeddings) or tensor.name in apart:
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             # Rows of one stored matrix may make several GGUF tensors; all read the same input.
@@ -73,7 +75,7 @@ def _matrices(
 
 def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
-    patterns = find_architecture(model.config).sources(model.config)
+    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
     return {
         tensor.pieces[0].source: patterns[tensor.name]
         for tensor in model.tensors

@@ -248,6 +248,12 @@ class Recipe:
         within="[1, inf)",
         of_field="tune",
     )
+    no_mtp: bool = declare(
+        OUTPUT,
+        "Leave out the blocks behind the last layer that predict further tokens (multi-token "
+        "prediction, NextN). Without it a GGUF has them quantized, a model folder as they are.",
+        default=False,
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

@@ -95,7 +95,9 @@ def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> 
         architecture = find_architecture(store.config)
         outputs = tuple(architecture.tensors(store.config, store.tensors))
         keys = {"general.architecture": text(architecture.name)}
-        keys |= architecture.metadata(store.config, None if is_remote else store)
+        keys |= architecture.metadata(
+            store.config, None if is_remote else store, stored=store.tensors
+        )
     except QuantcliError as error:
         notes.append(_unknown(error))
         outputs, keys = (), {}

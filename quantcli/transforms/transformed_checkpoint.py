@@ -96,7 +96,7 @@ def _is_new(model: Model, name: str) -> bool:
 
 def _apart(model: Model, tensor: OutputTensor, stored: dict[str, TensorInfo]) -> OutputTensor:
     """A tensor that a transform made out of another's rows, stored by itself from now on."""
-    name = find_architecture(model.config).sources(model.config)[tensor.name]
+    name = find_architecture(model.config).sources(model.config, stored)[tensor.name]
     source = stored[tensor.pieces[0].source]
     stored[name] = replace(source, name=name)
     return replace(tensor, pieces=(Piece(name, tensor.rows),))
