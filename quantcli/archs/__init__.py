@@ -49,6 +49,7 @@ ARCHITECTURES = Registry(
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
+        "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
     },
 )

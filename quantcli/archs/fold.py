@@ -102,6 +102,7 @@ NORMED_MLP = FoldRule(
 )  # fmt: skip
 VALUES = FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",))
 GATED = FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",))
+GATED_EXPERTS = FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",))
 _NORMED_HEAD = FoldRule("norm", ("output_norm",), ("output",))
 WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
 
@@ -111,7 +112,7 @@ DECODER = Folds(
         NORMED_MLP,
         VALUES,
         GATED,
-        FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",)),
+        GATED_EXPERTS,
         _NORMED_HEAD,
     ),
     writers=WRITERS,

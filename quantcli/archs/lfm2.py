@@ -26,7 +26,15 @@ from quantcli.archs.decoder import (
     layer,
     output,
 )
-from quantcli.archs.fold import GATED, NORMED_MLP, VALUES, WRITERS, FoldRule, Folds
+from quantcli.archs.fold import (
+    GATED,
+    GATED_EXPERTS,
+    NORMED_MLP,
+    VALUES,
+    WRITERS,
+    FoldRule,
+    Folds,
+)
 from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
@@ -34,8 +42,8 @@ from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, array, u32
 
 _KINDS = ("full_attention", "conv")
-_OUTPUT_NORM = Rule("token_embd_norm.weight", "model.embedding_norm.weight", ("hidden",))
-_NORMS = (
+OUTPUT_NORM = Rule("token_embd_norm.weight", "model.embedding_norm.weight", ("hidden",))
+NORMS = (
     layer("attn_norm.weight", "operator_norm.weight", "hidden"),
     layer("ffn_norm.weight", "ffn_norm.weight", "hidden"),
 )
@@ -53,11 +61,11 @@ _CONVOLUTION = (
     layer("shortconv.in_proj.weight", "conv.in_proj.weight", "conv_in", "hidden"),
     layer("shortconv.out_proj.weight", "conv.out_proj.weight", "hidden", "hidden"),
 )
-_MLP = tuple(
+FEED_FORWARD = tuple(
     replace(rule, source=f"model.layers.{{i}}.feed_forward.{name}.weight")
     for rule, name in zip(MLP, ("w1", "w3", "w2"), strict=True)
 )
-_FOLDS = Folds(
+FOLDS = Folds(
     rules=(
         FoldRule(
             "norm",
@@ -67,6 +75,7 @@ _FOLDS = Folds(
         NORMED_MLP,
         VALUES,
         GATED,
+        GATED_EXPERTS,
         FoldRule("norm", ("token_embd_norm",), ("output",)),
     ),
     writers=(*WRITERS, "blk.{i}.shortconv.out_proj"),
@@ -100,23 +109,33 @@ def _dims(config: Config) -> dict[str, int]:
         unit = integer(config, "block_multiple_of")
         scale = positive(config, "block_ffn_dim_multiplier", default=1.0)
         ff = -(-int(scale * int(2 * ff / 3)) // unit) * unit
-    dims = attention_dims({**config, "intermediate_size": ff})
-    kernel = integer(config, "conv_L_cache")
-    return {**dims, "kernel": kernel, "conv_in": 3 * dims["hidden"]}
+    return mixer_dims({**config, "intermediate_size": ff})
 
 
-def _rules(config: Config) -> tuple[Rule, ...]:
+def rules(config: Config, *feed_forward: Rule) -> tuple[Rule, ...]:
+    """The whole table around the layers' ``feed_forward``."""
     attention, convolution = (_layers(config, kind) for kind in _KINDS)
     tied = config.get("tie_embedding", config["tie_word_embeddings"])
     head = output({**config, "tie_word_embeddings": tied})
     return (
-        EMBEDDING, _OUTPUT_NORM, head, *_NORMS, *_MLP,
+        EMBEDDING, OUTPUT_NORM, head, *NORMS, *feed_forward,
         *(replace(rule, layers=attention) for rule in _ATTENTION),
         *(replace(rule, layers=convolution) for rule in _CONVOLUTION),
     )  # fmt: skip
 
 
-def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+def _rules(config: Config) -> tuple[Rule, ...]:
+    return rules(config, *FEED_FORWARD)
+
+
+def mixer_dims(config: Config) -> dict[str, int]:
+    """Sizes of the convolutions beside attention's."""
+    dims = attention_dims(config)
+    return {**dims, "kernel": integer(config, "conv_L_cache"), "conv_in": 3 * dims["hidden"]}
+
+
+def keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of every LFM2; a layer's convolution shows in its key-value heads."""
     kinds = _kinds(config, dims["layers"])
     return {
         **decoder_keys({**config, "rms_norm_eps": config.get("norm_eps")}, dims),
@@ -128,32 +147,39 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
-def _config(header: Header) -> dict[str, Any]:
-    config = decoder_config(header, "Lfm2ForCausalLM", "lfm2")
+def rebuilt(header: Header, model: str, model_type: str) -> dict[str, Any]:
+    """`keys` read backwards, for the class ``model``."""
+    config = decoder_config(header, model, model_type)
     heads = [int(count) for count in header.keys.get("attention.head_count_kv", ())]
     return {
         **config,
         "num_key_value_heads": max(heads, default=0),
         "norm_eps": config.pop("rms_norm_eps"),
         "layer_types": [_KINDS[0] if count else _KINDS[1] for count in heads],
-        "block_auto_adjust_ff_dim": False,
         **header.named(conv_L_cache="shortconv.l_cache"),
     }
+
+
+def _config(header: Header) -> dict[str, Any]:
+    return {**rebuilt(header, "Lfm2ForCausalLM", "lfm2"), "block_auto_adjust_ff_dim": False}
+
+
+DEFAULTS = {
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+    "norm_eps": 1e-5,
+    "conv_L_cache": 3,
+}
+FIXED = {"conv_bias": (False,)}
 
 
 LFM2 = Architecture(
     name="lfm2",
     read_dims=_dims,
     read_rules=_rules,
-    to_keys=_keys,
+    to_keys=keys,
     to_config=_config,
-    defaults={
-        "tie_word_embeddings": True,
-        "rope_theta": 1e6,
-        "norm_eps": 1e-5,
-        "conv_L_cache": 3,
-        "block_multiple_of": 256,
-    },
-    fixed={"conv_bias": (False,)},
-    folds=_FOLDS,
+    defaults={**DEFAULTS, "block_multiple_of": 256},
+    fixed=FIXED,
+    folds=FOLDS,
 )

@@ -11,6 +11,7 @@ Of a model that also sees images, the text model is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -55,9 +56,10 @@ class LayerwiseModel:
         self._norm = _final_norm(self.decoder)
         prefix = _path(self.module, self.decoder)
         self._prefixes = [f"{prefix}{blocks}.{i}." for i in range(len(self.layers))]
-        named = dict(self.module.named_parameters())
+        named = dict(self.module.named_parameters()) | _stored_buffers(self.module)
         self._model = model
-        self.parameters = Parameters(model, config, {n: tuple(p.shape) for n, p in named.items()})
+        self._shapes = {name: tuple(value.shape) for name, value in named.items()}
+        self.parameters = Parameters(model, config, self._shapes)
         names = {id(parameter): name for name, parameter in named.items()}
         self._names = list(named)
         self.embedding_name = names[id(self.module.get_input_embeddings().weight)]
@@ -68,7 +70,10 @@ class LayerwiseModel:
             for key, parameter in owner.named_parameters(recurse=False):
                 self._slots.setdefault(names[id(parameter)], []).append((owner, key))
             for key, buffer in owner.named_buffers(recurse=False):
-                setattr(owner, key, buffer.to(self.device))
+                if id(buffer) in names:
+                    self._slots.setdefault(names[id(buffer)], []).append((owner, key))
+                else:
+                    setattr(owner, key, buffer.to(self.device))
 
     @property
     def hidden_size(self) -> int:
@@ -81,7 +86,7 @@ class LayerwiseModel:
         return int(self.module.get_input_embeddings().weight.shape[0])
 
     def layer_parameters(self, index: int) -> list[str]:
-        """Names of the parameters of layer ``index``."""
+        """Names of the parameters of layer ``index``, and of buffers that checkpoints hold."""
         return [name for name in self._names if name.startswith(self._prefixes[index])]
 
     def outside_layers(self) -> list[str]:
@@ -89,6 +94,10 @@ class LayerwiseModel:
         apart = {self.embedding_name, self.head_name}
         inside = tuple(self._prefixes)
         return [n for n in self._names if not n.startswith(inside) and n not in apart]
+
+    def element_count(self, names: Sequence[str]) -> int:
+        """How many values these parameters have."""
+        return sum(math.prod(self._shapes[name]) for name in names)
 
     def tensor_of(self, parameter: str) -> str | None:
         """GGUF's tensor that holds a parameter, the first one where there are several."""
@@ -130,11 +139,16 @@ class LayerwiseModel:
         empty: list[tuple[Any, str, Any]] = []
         try:
             for name in fresh:
-                value = to_torch(self.parameters.read(name)).to(self.device, self.dtype)
+                slots = [(module, key, getattr(module, key)) for module, key in self._slots[name]]
+                buffered = not isinstance(slots[0][2], nn.Parameter)
+                # A buffer's dtype is its class's choice, whatever products are computed in.
+                dtype = slots[0][2].dtype if buffered else self.dtype
+                value = to_torch(self.parameters.read(name)).to(self.device, dtype)
                 self._filled[name] = value
-                for module, key in self._slots[name]:
-                    empty.append((module, key, getattr(module, key)))
-                    setattr(module, key, nn.Parameter(value, requires_grad=False))
+                for module, key, held in slots:
+                    empty.append((module, key, held))
+                    filled = value if buffered else nn.Parameter(value, requires_grad=False)
+                    setattr(module, key, filled)
             values |= {name: self._filled[name] for name in names}
             yield values
         finally:
@@ -259,6 +273,12 @@ def to_torch(values: NDArray[Any]) -> torch.Tensor:
     if values.dtype.name == "bfloat16":
         return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(values)
+
+
+def _stored_buffers(module: Any) -> dict[str, torch.Tensor]:
+    """What checkpoints hold besides parameters: a router's correction of its scores."""
+    stored = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in stored}
 
 
 def _decoder(module: Any) -> Any:

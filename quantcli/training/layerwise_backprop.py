@@ -120,11 +120,12 @@ class LayerwiseBackprop:
             self._parameter(name).requires_grad_(bool(self._uses(name)))
 
     def _parameter(self, name: str) -> Any:
-        """A filled parameter; where the head is the embedding as well, it is the head's."""
+        """A filled parameter or buffer; where the head is also the embedding, the head's."""
         module = self._quantized.module
         if name == self._quantized.head_name:
             return module.get_output_embeddings().weight
-        return module.get_parameter(name)
+        owner, _, key = name.rpartition(".")
+        return getattr(module.get_submodule(owner), key)
 
     def _uses(self, name: str) -> list[Use]:
         uses = self._quantized.parameters.uses(name)

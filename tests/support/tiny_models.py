@@ -52,6 +52,10 @@ def build(
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_draw(label, weight, generator))
+        stored = model.state_dict()
+        for label, buffer in model.named_buffers():
+            if label in stored and label.endswith("bias"):
+                buffer.copy_(_draw(label, buffer, generator))
     model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, folder / file)

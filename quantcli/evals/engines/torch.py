@@ -119,8 +119,7 @@ class TorchEngine:
             name for i in range(len(layers.layers)) for name in layers.layer_parameters(i)
         ]
         everything += [*layers.outside_layers(), layers.head_name]
-        sizes = dict(layers.module.named_parameters())
-        self.resident = 4 * sum(sizes[name].numel() for name in everything) <= self._memory
+        self.resident = 4 * layers.element_count(everything) <= self._memory
         if self.resident:
             self._held.enter_context(layers.filled(everything))
 
