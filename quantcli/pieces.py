@@ -65,7 +65,8 @@ class Add:
 class NegativeExp:
     """-exp(x): a state-space layer's decay, which checkpoints store as its logarithm.
 
-    Computed in float64, so that the rounded result is the same on every machine.
+    Computed in float64, so that the rounded result is the same on every machine. Many logarithms
+    give one float32; the way back takes the one that bfloat16 holds, in which most are published.
     """
 
     def apply(self, values: Any) -> Any:
@@ -77,7 +78,9 @@ class NegativeExp:
     def undo(self, values: Any) -> Any:
         """Logarithms of negated output values."""
         if isinstance(values, np.ndarray):
-            return np.log(-values.astype(np.float64)).astype(np.float32)
+            exact = np.log(-values.astype(np.float64)).astype(np.float32)
+            short = _round_to_bfloat16(exact)
+            return np.where(self.apply(short) == values, short, exact)
         return (-values.double()).log().to(values.dtype)
 
 
@@ -276,6 +279,11 @@ def _inverse_row_order(order: Order) -> NDArray[np.int64]:
     found = np.full(math.prod(order.view[:-1]), -1, np.int64)
     found[places] = np.arange(len(places))
     return found
+
+
+def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _floats(rows: Any) -> Any:

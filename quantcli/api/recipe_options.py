@@ -44,3 +44,4 @@ class RecipeOptions(TypedDict, total=False):
     target_size: str
     tune: Literal["e2e"]
     e2e_steps: int
+    no_mtp: bool

@@ -213,11 +213,11 @@ class Architecture:
             settled["tie_word_embeddings"] = True
         check_fixed(settled, self.fixed)
         dims = {**self.read_dims(settled), "mtp": 0}
-        if self.mtp is not None and stored is None:
-            dims["mtp"] = self.mtp.declared(settled)
-        elif self.mtp is not None:
+        if self.mtp is not None and stored is not None:
             names = rename(self._renames(self.read_rules(settled)), stored)
             dims["mtp"] = self.mtp.held(dims["layers"], names)
+        elif self.mtp is not None:
+            dims["mtp"] = self.mtp.declared(settled)
         for size, most in LIMITS.items():
             if dims.get(size, 0) > most:
                 raise ArchitectureError(

@@ -25,7 +25,13 @@ _KINDS = {
     "bool": gguf.GGUFValueType.BOOL,
     "str": gguf.GGUFValueType.STRING,
 }
-_ALWAYS_F32 = ("position_embd.weight", "ffn_gate_inp.weight", "_norm.weight", "conv.weight")
+_ALWAYS_F32 = (
+    "position_embd.weight",
+    "ffn_gate_inp.weight",
+    "_norm.weight",
+    "conv.weight",
+    "conv1d.weight",
+)
 
 
 def read_config(folder: Path) -> dict[str, object]:
@@ -65,7 +71,7 @@ def write_model(folder: Path, path: Path, *, dtype: str) -> Path:
     architecture = find_architecture(config)
     infos, arrays = read_stored(folder)
     writer = gguf.GGUFWriter(path, architecture.name)
-    for key, value in architecture.metadata(config).items():
+    for key, value in architecture.metadata(config, stored=infos).items():
         kind, sub = value.kind, None
         if kind.startswith("["):
             kind, sub = "array", _KINDS[kind[1:-1]]
