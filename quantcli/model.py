@@ -194,6 +194,64 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
     )  # fmt: skip
 
 
+def open_tower(target: str | Path, *, on_progress: Callable[..., None] | None = None) -> Model:
+    """Open the vision or audio tower of a wrapper's checkpoint as llama.cpp's mmproj.
+
+    Raises a SourceError for what is no checkpoint, an ArchitectureError where there is no tower
+    that quantcli knows.
+    """
+    from quantcli.sources.hf import open_checkpoint
+
+    found = resolve(str(target), on_progress=on_progress)
+    if found.kind != "checkpoint":
+        raise SourceError(
+            f"{found.path} is no checkpoint, so it holds no tower beside its text model",
+            hint="name the folder or the repository of the original model",
+        )
+    store = open_checkpoint(found.path)
+    try:
+        return _tower(str(target), found.path, store, store.config, found.repo, found.revision)
+    except BaseException:
+        store.close()
+        raise
+
+
+def tower_of(model: Model) -> Model:
+    """The tower beside the text ``model``, read from the same files, which stay the model's."""
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF, which holds no tower beside its text model",
+            hint="name the folder or the repository of the original model",
+        )
+    return _tower(model.label, model.path, model.store, model.config, model.repo, model.revision)
+
+
+def _tower(
+    label: str, path: Path, store: TensorStore, config: Mapping[str, Any],
+    repo: str | None, revision: str | None,
+) -> Model:  # fmt: skip
+    from quantcli.archs.towers import CLIP, Wrapper, find_tower
+    from quantcli.sources.card import general_metadata
+    from quantcli.sources.processor import find_added_token, read_processor
+
+    tower = find_tower(config)
+    wrapper = Wrapper(config, read_processor(path), partial(find_added_token, path))
+    tensors = tower.tensors(wrapper, store.tensors)
+    sentences = list(tower.read_notes(wrapper))
+    keys = {"general.architecture": text(CLIP)}
+    keys |= general_metadata(
+        path, config=config, parameters=sum(tensor.elements for tensor in tensors), name=repo,
+        on_note=sentences.append,
+    )  # fmt: skip
+    keys["general.type"] = text("mmproj")
+    keys |= tower.metadata(wrapper)
+    notes = tuple(Note(sentence, "warning") for sentence in sentences)
+    return Model(
+        label, path, CLIP, keys, tuple(tensors), store, from_gguf=False,
+        config=config, notes=notes, repo=repo, revision=revision,
+    )  # fmt: skip
+
+
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")
 
 

@@ -65,8 +65,7 @@ class Add:
 class NegativeExp:
     """-exp(x): a state-space layer's decay, which checkpoints store as its logarithm.
 
-    Computed in float64, so that the rounded result is the same on every machine. Many logarithms
-    give one float32; the way back takes the one that bfloat16 holds, in which most are published.
+    Computed in float64, so that the rounded result is the same on every machine.
     """
 
     def apply(self, values: Any) -> Any:
@@ -76,12 +75,24 @@ class NegativeExp:
         return -values.double().exp().to(values.dtype)
 
     def undo(self, values: Any) -> Any:
-        """Logarithms of negated output values."""
+        """Logarithms of negated output values.
+
+        Of those that give the same output the one with the fewest digits of bfloat16, float16 and
+        float32, since that is what was stored.
+        """
         if isinstance(values, np.ndarray):
-            exact = np.log(-values.astype(np.float64)).astype(np.float32)
-            short = _round_to_bfloat16(exact)
-            return np.where(self.apply(short) == values, short, exact)
+            return self._undo(values)
         return (-values.double()).log().to(values.dtype)
+
+    def _undo(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        exact = np.log(-values.astype(np.float64))
+        found = exact.astype(np.float32)
+        mantissas, exponents = np.frexp(exact)
+        for digits in (11, 8):
+            rounded = np.ldexp(np.rint(np.ldexp(mantissas, digits)), exponents - digits)
+            rounded = rounded.astype(np.float32)
+            found = np.where(self.apply(rounded) == values, rounded, found)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,11 +290,6 @@ def _inverse_row_order(order: Order) -> NDArray[np.int64]:
     found = np.full(math.prod(order.view[:-1]), -1, np.int64)
     found[places] = np.arange(len(places))
     return found
-
-
-def _round_to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def _floats(rows: Any) -> Any:

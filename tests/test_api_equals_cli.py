@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 from support.frozen_inputs import write_input
+from support.tiny_towers import build as build_tower
 
 import quantcli
 from quantcli.cli.app import app, run
@@ -66,6 +67,8 @@ RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf
 quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
+quantize seeing --type Q8_0 --mmproj --mmproj-type F32 -o out.gguf
+quantize seeing --mmproj-only
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
 quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
@@ -103,6 +106,8 @@ quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
 quantize nowhere
+quantize mini --mmproj
+quantize mini --to mlx --mmproj
 calibrate
 calibrate mini --merge m.gguf
 calibrate mini --ctx 4
@@ -149,6 +154,7 @@ def inputs(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "mini").symlink_to(mini)
     write_input("small", folder)
+    build_tower("gemma3", folder / "seeing")
     text = TEXT.read_text()
     (folder / "text.txt").write_text(text)
     (folder / "lines.jsonl").write_text(json.dumps({"body": text[:4000]}) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -326,3 +327,11 @@ def test_far_rows_are_read_in_runs() -> None:
     reads.clear()
     np.testing.assert_array_equal(read_scattered(read, np.array([3, 1]))[:, 0], [3, 1])
     assert reads == [(1, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_logarithms_of_sixteen_bits_come_back_exactly(dtype: str) -> None:
+    drawn = np.random.default_rng(0).normal(0, 2, 5000)
+    stored = drawn.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).astype(np.float32)
+    function = NegativeExp()
+    np.testing.assert_array_equal(function.undo(function.apply(stored)), stored)

@@ -21,9 +21,9 @@ from quantcli.events import Show, drain
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import resolve_recipe
 from quantcli.plan.recipe_file import load_recipe
-from quantcli.report.quantized import planned_document, quantized_document
+from quantcli.report.quantized import whole_document
 from quantcli.run import quantize as quantizing
-from quantcli.run.request import Request, Wanted
+from quantcli.run.request import Request, Wanted, tower_beside
 from quantcli.types import Note
 
 
@@ -31,10 +31,10 @@ from quantcli.types import Note
 class QuantizeResult:
     """What `quantize` made, or with ``dry_run`` would make.
 
-    ``nbytes`` is the exact size of all files together. ``document`` holds the facts that
-    ``quantcli quantize --json`` prints: with ``dry_run`` what each tensor would become and why,
-    else, under "tensors", what became of each one that a method rounded. ``source_digest`` is None
-    for a dry run.
+    ``nbytes`` is the exact size of all files together, but for ``mmproj``. ``document`` holds the
+    facts that ``quantcli quantize --json`` prints: with ``dry_run`` what each tensor would become
+    and why, else, under "tensors", what became of each one that a method rounded.
+    ``source_digest`` is None for a dry run.
     """
 
     paths: tuple[Path, ...]
@@ -43,6 +43,8 @@ class QuantizeResult:
     source_digest: str | None
     document: Mapping[str, Any]
     notes: tuple[Note, ...]
+    mmproj: Path | None = None
+    """The file of the vision or audio tower, if one was asked for beside the text model."""
 
 
 @takes_keywords
@@ -51,6 +53,8 @@ def quantize(
     output: str | Path | None = None,
     *,
     quality: Literal["fast", "high"] | None = None,
+    mmproj: bool = False,
+    mmproj_type: str | None = None,
     calibrate: Names = (),
     chunks: int | None = None,
     recipe: str | Path | Recipe | None = None,
@@ -65,9 +69,11 @@ def quantize(
     """Quantize a model to a GGUF, or with ``to`` to a model folder.
 
     ``options`` win over those of ``recipe``, a file or a `Recipe`. ``output`` defaults to a name
-    made of the model's and the recipe's, in the current folder. The texts ``calibrate`` are what a
-    ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows of them
-    at most; without a method they make an importance matrix, which is kept next to the output.
+    made of the model's and the recipe's, in the current folder. ``mmproj`` writes the vision or
+    audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
+    what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
+    of them at most; without a method they make an importance matrix, which is kept next to the
+    output.
     ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
     limits the memory while weights are written, in bytes or as "300M".
     """
@@ -75,9 +81,12 @@ def quantize(
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
     fields = {name: _as_field(name, value) for name, value in options.items()}
     resolved = resolve_recipe(base, quality=quality, **fields)
+    outputs = [Wanted(resolved, as_path(output), fields.get("bits"))]
+    if mmproj or mmproj_type:
+        outputs.append(tower_beside(outputs[0], mmproj_type))
     request = Request(
         str(source),
-        [Wanted(resolved, as_path(output), fields.get("bits"))],
+        outputs,
         as_names(calibrate),
         chunks=chunks,
         resume=resume,
@@ -87,8 +96,8 @@ def quantize(
         max_memory=parse_bytes(max_memory),
     )
     watch = Watch(on_event)
-    (done,) = drain(quantizing.quantize(request, on_fetch=watch), watch)
-    document = planned_document(done) if dry_run else quantized_document(done)
+    done, *towers = drain(quantizing.quantize(request, on_fetch=watch), watch)
+    document = whole_document([done, *towers], planned=dry_run)
     return QuantizeResult(
         done.artifact.paths,
         done.artifact.nbytes,
@@ -96,6 +105,7 @@ def quantize(
         done.digest,
         document,
         tuple(watch.notes),
+        towers[0].artifact.paths[0] if towers else None,
     )
 
 

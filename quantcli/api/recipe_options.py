@@ -44,4 +44,5 @@ class RecipeOptions(TypedDict, total=False):
     target_size: str
     tune: Literal["e2e"]
     e2e_steps: int
+    mmproj_only: bool
     no_mtp: bool

@@ -20,6 +20,8 @@ ARCHITECTURES = Registry(
         "LlamaForCausalLM": "quantcli.archs.llama:LLAMA",
         "MistralForCausalLM": "quantcli.archs.llama:LLAMA",
         "MixtralForCausalLM": "quantcli.archs.llama:MIXTRAL",
+        "Ministral3ForCausalLM": "quantcli.archs.ministral3:MINISTRAL3",
+        "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
@@ -28,19 +30,29 @@ ARCHITECTURES = Registry(
         "Qwen3_5MoeForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5_MOE",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
+        "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
+        "Gemma4UnifiedForCausalLM": "quantcli.archs.gemma4:GEMMA4_UNIFIED",
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
         "Qwen3VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL",
+        "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "ApertusForCausalLM": "quantcli.archs.apertus:APERTUS",
+        "HunYuanDenseV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN",
+        "HunYuanMoEV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN_MOE",
         "Olmo2ForCausalLM": "quantcli.archs.olmo2:OLMO2",
         "Olmo3ForCausalLM": "quantcli.archs.olmo2:OLMO3",
         "GemmaForCausalLM": "quantcli.archs.gemma:GEMMA",
         "CohereForCausalLM": "quantcli.archs.cohere:COHERE",
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
+        "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
@@ -54,6 +66,13 @@ ARCHITECTURES = Registry(
         "Lfm2ForCausalLM": "quantcli.archs.lfm2:LFM2",
         "Lfm2MoeForCausalLM": "quantcli.archs.lfm2_moe:LFM2_MOE",
         "GPT2LMHeadModel": "quantcli.archs.gpt2:GPT2",
+        "GPTBigCodeForCausalLM": "quantcli.archs.starcoder:STARCODER",
+        "GPTNeoXForCausalLM": "quantcli.archs.gptneox:GPTNEOX",
+        "BloomForCausalLM": "quantcli.archs.bloom:BLOOM",
+        "FalconForCausalLM": "quantcli.archs.falcon:FALCON",
+        "MptForCausalLM": "quantcli.archs.mpt:MPT",
+        "MPTForCausalLM": "quantcli.archs.mpt:MPT",
+        "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
     },
 )
 """By the class name in config.json's "architectures"."""
@@ -67,7 +86,7 @@ def find_architecture(config: Config) -> Architecture:
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
-        family = ARCHITECTURES.get(inside)
+        family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
         raise ArchitectureError(
@@ -75,8 +94,7 @@ def find_architecture(config: Config) -> Architecture:
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
             "that GGUF, for which no table is needed",
         )
-    found: Architecture = ARCHITECTURES.get(name)
-    return found
+    return _variant(name, config)
 
 
 def find_folds(arch: str) -> Folds:
@@ -123,9 +141,16 @@ def rebuild_config(
     return config
 
 
+def _variant(name: str, config: Config) -> Architecture:
+    family: Architecture = ARCHITECTURES.get(name)
+    return family.variant(config)
+
+
 def _named(arch: str) -> Iterator[Architecture]:
-    families = (ARCHITECTURES.get(name) for name in ARCHITECTURES)
-    return (family for family in families if family.name == arch)
+    for name in ARCHITECTURES:
+        family: Architecture = ARCHITECTURES.get(name)
+        families = (family, *(other for _, other in family.others))
+        yield from (found for found in families if found.name == arch)
 
 
 __all__ = [

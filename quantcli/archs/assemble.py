@@ -47,7 +47,7 @@ def assemble(
                 found.append(_build(rule, layer, dims(layer), shelf))
     for key in keyed:
         for layer in range(layers):
-            shelf.take(at(key.source, layer), (1,))
+            shelf.take_number(at(key.source, layer))
     shelf.refuse_rest(ignored)
     return sorted(found, key=_llama_order)
 
@@ -71,7 +71,7 @@ def stored_shapes(
                 continue
             for expert in range(shape[0]):
                 found[at(rule.source, layer, expert)] = shape[1:]
-    found |= {at(key.source, layer): (1,) for key in keyed for layer in range(layers)}
+    found |= {at(key.source, layer): key.shape for key in keyed for layer in range(layers)}
     return found
 
 
@@ -103,6 +103,11 @@ class _Shelf:
             )
         self.taken.add(name)
         return info
+
+    def take_number(self, name: str) -> TensorInfo:
+        """A tensor with one element, with or without an axis."""
+        scalar = name in self.tensors and self.tensors[name].shape == ()
+        return self.take(name, () if scalar else (1,))
 
     def refuse_rest(self, ignored: tuple[str, ...]) -> None:
         for name, info in self.tensors.items():
@@ -140,6 +145,10 @@ def _pieces(
     experts, each, columns = shape
     share = rule.fused
     if share is not None and shelf.holds(at(share.source, layer)):
+        if share.transpose is None:
+            turned = (experts, columns, share.of * each)
+            found = shelf.tensors[at(share.source, layer)].shape
+            share = replace(share, transpose=found == turned)
         stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
         info = shelf.take(at(share.source, layer), (experts, *stacked))
         for expert in range(experts):

@@ -15,6 +15,7 @@ from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Header
 from quantcli.archs.mtp import Mtp, add_blocks
+from quantcli.archs.rope import rope_notes
 from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
@@ -33,8 +34,8 @@ def _no_layer_dims(config: Config, layer: int) -> Dims:
     return {}
 
 
-def _no_check(config: Config, dims: Dims) -> None:
-    return None
+def no_check(config: Config, dims: Dims) -> None:
+    """Nothing to refuse."""
 
 
 def _no_notes(config: Config) -> tuple[str, ...]:
@@ -63,7 +64,7 @@ class Architecture:
     """Sizes that only this layer has."""
     read_values: Callable[[Config, Dims], Values] = _no_values
     """Float32 tensors computed from the configuration alone."""
-    check: Callable[[Config, Dims], None] = _no_check
+    check: Callable[[Config, Dims], None] = no_check
     """Refuses what llama.cpp would compute differently."""
     read_notes: Callable[[Config], tuple[str, ...]] = _no_notes
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -78,10 +79,19 @@ class Architecture:
     """Which tensors meet at which channels."""
     tied: bool = False
     """Whether the output matrix is the embeddings', whatever config.json says."""
+    loads_packed: bool = True
+    """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
     mtp: Mtp | None = None
     """Blocks behind the last layer that predict further tokens."""
+    others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
+    """What the same class is called in GGUF for some configurations, and for which."""
+
+    def variant(self, config: Config) -> Architecture:
+        """The one of `others` that ``config`` belongs to, or this."""
+        settled = settle(config, self.defaults)
+        return next((other for fits, other in self.others if fits(settled)), self)
 
     def tensors(self, config: Config, stored: Mapping[str, TensorInfo]) -> list[OutputTensor]:
         """Every GGUF tensor, in llama.cpp's order: outside the layers first, then by layer.
@@ -156,7 +166,7 @@ class Architecture:
         """The key-value, and the number in it, that holds the value of some ``stored`` tensors."""
         settled, dims = self._settle(config)
         places = {
-            at(rule.source, layer): (f"{self.name}.{rule.key}", layer)
+            at(rule.source, layer): (rule.key.replace("{arch}", self.name), layer)
             for rule in self.keyed
             for layer in range(dims["layers"])
         }
@@ -172,7 +182,7 @@ class Architecture:
         With the ``stored`` tensors also on blocks behind the last layer that are not among them.
         """
         settled, dims = self._settle(config, stored)
-        notes = self.read_notes(settled)
+        notes = (*self.read_notes(settled), *rope_notes(settled))
         if self.mtp is None or stored is None or not self.mtp.declared(settled) > dims["mtp"]:
             return notes
         return (

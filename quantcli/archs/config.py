@@ -22,7 +22,7 @@ _LARGEST = 2**31 - 1
 def class_name(config: Config) -> str:
     """The first of ``architectures``, by which transformers chooses the model class."""
     names = config.get("architectures")
-    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+    if not isinstance(names, list) or not names or not names[0] or not isinstance(names[0], str):
         raise ArchitectureError(
             "config.json names no architecture",
             hint='it needs a line such as "architectures": ["LlamaForCausalLM"]',

@@ -13,7 +13,7 @@ from typing import Any
 from quantcli.archs.config import Config, class_name, flag, integer, number
 from quantcli.archs.header import Header
 from quantcli.archs.rope import Rope, rope_config
-from quantcli.archs.rules import Dims, Rule, Share
+from quantcli.archs.rules import Dims, Part, Rule, Share
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 
@@ -46,6 +46,19 @@ MLP = (
     layer("ffn_up.weight", "mlp.up_proj.weight", "ff", "hidden"),
     layer("ffn_down.weight", "mlp.down_proj.weight", "hidden", "ff"),
 )
+
+
+def gated_mlp(block: str, ending: str = "", size: str = "ff") -> tuple[Rule, ...]:
+    """`MLP` under another ``block``: a dense layer's, or "_shexp", that of a shared expert."""
+    return tuple(
+        replace(
+            rule,
+            name=rule.name.replace(".weight", f"{ending}.weight"),
+            source=rule.source.replace("mlp.", f"{block}."),
+            shape=tuple(size if dim == "ff" else dim for dim in rule.shape),
+        )
+        for rule in MLP
+    )
 
 
 def experts(block: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
@@ -208,6 +221,15 @@ def biased(*rules: Rule) -> tuple[Rule, ...]:
     return tuple(rule for pair in zip(rules, biases, strict=True) for rule in pair)
 
 
+def by_heads(*rules: Rule) -> tuple[Rule, ...]:
+    """Rules for fused q, k and v that the checkpoint holds head by head, (heads, 3, head_dim)."""
+    view = ("heads", 3, "head_dim")
+    return tuple(
+        replace(rule, parts=(Part((*view, *rule.shape[1:]), (1, 0, 2, 3)[: 2 + len(rule.shape)]),))
+        for rule in rules
+    )
+
+
 def check_square(config: Config, dims: Dims) -> None:
     """Refuse heads that do not fill the hidden size, where llama.cpp takes it for granted."""
     if dims["q"] != dims["hidden"]:
@@ -215,6 +237,16 @@ def check_square(config: Config, dims: Dims) -> None:
             f"config.json of {class_name(config)} has {dims['heads']} heads of "
             f"{dims['head_dim']}, but llama.cpp needs them to fill hidden_size {dims['hidden']}"
         )
+
+
+def exact_gelu_note(config: Config, activation: object) -> tuple[str, ...]:
+    """A note if the ``activation`` is the exact GELU, where llama.cpp's graph approximates it."""
+    if activation != "gelu":
+        return ()
+    return (
+        f"{class_name(config)} computes GELU by the error function, llama.cpp by its tanh "
+        "approximation, which is off by 5e-4 at most",
+    )
 
 
 def unwindowed_note(config: Config) -> tuple[str, ...]:

@@ -98,11 +98,13 @@ NORMED_MLP = FoldRule(
     (
         "blk.{i}.ffn_gate", "blk.{i}.ffn_up",
         "blk.{i}.ffn_gate_inp", "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps",
+        "blk.{i}.ffn_gate_shexp", "blk.{i}.ffn_up_shexp",
     ),
 )  # fmt: skip
 VALUES = FoldRule("values", ("blk.{i}.attn_v",), ("blk.{i}.attn_output",))
 GATED = FoldRule("gated", ("blk.{i}.ffn_up",), ("blk.{i}.ffn_down",))
 GATED_EXPERTS = FoldRule("gated", ("blk.{i}.ffn_up_exps",), ("blk.{i}.ffn_down_exps",))
+GATED_SHARED = FoldRule("gated", ("blk.{i}.ffn_up_shexp",), ("blk.{i}.ffn_down_shexp",))
 _NORMED_HEAD = FoldRule("norm", ("output_norm",), ("output",))
 WRITERS = ("token_embd", "blk.{i}.attn_output", "blk.{i}.ffn_down", "blk.{i}.ffn_down_exps")
 
@@ -119,6 +121,26 @@ DECODER = Folds(
     basis="",
 )
 """RMSNorm before attention and MLP, gated MLP or experts: Llama and most that came after."""
+
+HYBRID = Folds(
+    rules=(
+        FoldRule(
+            "norm",
+            ("blk.{i}.attn_norm",),
+            ("blk.{i}.attn_q", "blk.{i}.attn_k", "blk.{i}.attn_v", "blk.{i}.ssm_in"),
+        ),
+        NORMED_MLP,
+        VALUES,
+        GATED,
+        GATED_EXPERTS,
+        GATED_SHARED,
+        _NORMED_HEAD,
+    ),
+    writers=(*WRITERS, "blk.{i}.ffn_down_shexp", "blk.{i}.ssm_out"),
+    basis="",
+    apart=tuple(f"blk.{{i}}.{name}" for name in ("ssm_conv1d", "ssm_x", "ssm_dt", "ssm_out")),
+)
+"""The same with state-space mixers in the place of attention, and experts that all tokens visit."""
 
 POST_NORMED = Folds(
     rules=DECODER.rules,

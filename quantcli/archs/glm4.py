@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantcli.archs.base import Architecture
+from quantcli.archs.base import Architecture, no_check
 from quantcli.archs.config import Config, flag
 from quantcli.archs.decoder import (
     ATTENTION,
@@ -20,6 +20,7 @@ from quantcli.archs.decoder import (
     OUTPUT_NORM,
     attention_dims,
     biased,
+    check_square,
     decoder_config,
     decoder_keys,
     layer,
@@ -94,6 +95,7 @@ GLM = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_config,
+    check=check_square,
     defaults={
         "tie_word_embeddings": False,
         "rope_theta": 10000.0,
@@ -110,6 +112,7 @@ GLM = Architecture(
 GLM4 = replace(
     GLM,
     name="glm4",
+    check=no_check,
     read_rules=_post_normed_rules,
     folds=replace(
         _FOLDS, basis="the norms after its attention and MLP weigh the stream's channels one by one"

@@ -21,6 +21,7 @@ from quantcli.archs.decoder import (
     EMBEDDING,
     MLP,
     attention_dims,
+    check_square,
     decoder_config,
     decoder_keys,
     layer,
@@ -88,9 +89,15 @@ def _kinds(config: Config, layers: int) -> list[str]:
     """What each layer has, attention or a convolution."""
     found = config.get("layer_types")
     if found is None:
-        chosen = config.get("full_attn_idxs", range(layers))
+        chosen = config.get("full_attn_idxs")
+        if not isinstance(chosen, list):
+            chosen = range(layers)
         found = [_KINDS[0] if index in chosen else _KINDS[1] for index in range(layers)]
-    if not isinstance(found, list) or len(found) != layers or not set(found) <= set(_KINDS):
+    if (
+        not isinstance(found, list)
+        or len(found) != layers
+        or any(kind not in _KINDS for kind in found)
+    ):
         raise ArchitectureError(
             f"layer_types of {class_name(config)} in config.json is {found!r}, expected one of "
             f"{' and '.join(_KINDS)} for each of {layers} layers"
@@ -179,6 +186,7 @@ LFM2 = Architecture(
     read_rules=_rules,
     to_keys=keys,
     to_config=_config,
+    check=check_square,
     defaults={**DEFAULTS, "block_multiple_of": 256},
     fixed=FIXED,
     folds=FOLDS,

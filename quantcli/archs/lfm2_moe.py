@@ -16,7 +16,7 @@ from typing import Any
 
 from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name, integer
-from quantcli.archs.decoder import expert_keys, experts, layer
+from quantcli.archs.decoder import check_square, expert_keys, experts, layer
 from quantcli.archs.header import Header
 from quantcli.archs.lfm2 import (
     DEFAULTS,
@@ -96,6 +96,7 @@ LFM2_MOE = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_config,
+    check=check_square,
     defaults={**DEFAULTS, "num_dense_layers": 2},
     fixed={
         **FIXED,

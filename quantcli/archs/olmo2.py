@@ -21,6 +21,7 @@ from quantcli.archs.decoder import (
     MLP,
     OUTPUT_NORM,
     attention_dims,
+    check_square,
     decoder_config,
     decoder_keys,
     layer,
@@ -100,8 +101,13 @@ OLMO2 = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_config,
+    check=check_square,
     defaults={"tie_word_embeddings": False, "rope_theta": 10000.0, "rms_norm_eps": 1e-5},
-    fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False,)},
+    fixed={
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "tie_word_embeddings": (False,),
+    },
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=FOLDS,
 )

@@ -82,6 +82,7 @@ OLMOE = Architecture(
         "hidden_act": ("silu", "swish"),
         "attention_bias": (False,),
         "norm_topk_prob": (False,),
+        "tie_word_embeddings": (False,),
         "clip_qkv": (),
     },
     ignored=(r".*\.rotary_emb\.inv_freq",),

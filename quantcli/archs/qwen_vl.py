@@ -1,9 +1,11 @@
-"""The text models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: "qwen2vl" and "qwen3vl".
+"""The text models of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: "qwen2vl", "qwen3vl", "qwen3vlmoe".
 
 Qwen2 and Qwen3 whose rotation is shared out among time, height and width; the shares are a
 key-value, and text turns by all three alike. llama.cpp leaves two of the slowest frequencies of
 Qwen3-VL unturned, 0.01 rad at 32,000 tokens. Qwen3-VL also tells into how many layers the vision
-tower's inner states go. On the way back they are Qwen2 and Qwen3, which compute the same of text.
+tower's inner states go. Experts are published stacked and transposed; transformers turns them
+when it reads them. On the way back they are Qwen2, Qwen3 and Qwen3-MoE, which compute the same of
+text.
 Sources: arXiv:2409.12191, arXiv:2502.13923, transformers' modeling_qwen2_5_vl.py and
 modeling_qwen3_vl.py, llama.cpp's src/models/qwen2vl.cpp and qwen3vl.cpp.
 """
@@ -13,11 +15,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from quantcli.archs.config import Config, class_name, number
-from quantcli.archs.decoder import check_square, decoder_keys
+from quantcli.archs.decoder import check_square, decoder_keys, expert_keys
 from quantcli.archs.qwen2 import QWEN2
 from quantcli.archs.qwen3 import QWEN3
+from quantcli.archs.qwen3_moe import QWEN3_MOE
 from quantcli.archs.rope import read_rope, rope_keys
-from quantcli.archs.rules import Dims
+from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.wrappers import unwrapped
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, array, u32
@@ -56,10 +59,28 @@ def _check(config: Config, dims: Dims) -> None:
         )
 
 
-def _deep_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+def _deepstack(config: Config) -> dict[str, MetaValue]:
     tower = config.get("vision_config") or {}
-    layers = tower.get("deepstack_visual_indexes") or []
-    return {**_keys(config, dims), "n_deepstack_layers": u32(len(layers))}
+    return {"n_deepstack_layers": u32(len(tower.get("deepstack_visual_indexes") or []))}
+
+
+def _deep_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    return {**_keys(config, dims), **_deepstack(config)}
+
+
+def _mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    return {
+        **_deep_keys(config, dims),
+        **expert_keys(config, dims),
+        "expert_feed_forward_length": u32(dims["expert_ff"]),
+    }
+
+
+def _mixture_rules(config: Config) -> tuple[Rule, ...]:
+    return tuple(
+        replace(rule, fused=replace(rule.fused, transpose=None)) if rule.fused else rule
+        for rule in QWEN3_MOE.read_rules(config)
+    )
 
 
 QWEN2_VL = replace(
@@ -72,4 +93,11 @@ QWEN3_VL = replace(
     unwrapped(QWEN3),
     name="qwen3vl",
     to_keys=_deep_keys,
+)
+QWEN3_VL_MOE = replace(
+    unwrapped(QWEN3_MOE),
+    name="qwen3vlmoe",
+    read_rules=_mixture_rules,
+    to_keys=_mixture_keys,
+    defaults={**QWEN3_MOE.defaults, "norm_topk_prob": True, "rope_theta": 500000.0},
 )

@@ -29,6 +29,7 @@ _OUTSIDE = (
 )  # fmt: skip
 """Parameters of the rotation that some files keep beside ``rope_parameters``."""
 
+_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 _LENGTH = 8192
 _TOLERANCE = 1e-5
 """Of Llama 3's divisors, which are rounded to float32."""
@@ -73,19 +74,44 @@ def read_layer_rope(config: Config, layer: str, theta_key: str, types: tuple[str
     return _settle(config, found, types, theta_key)
 
 
-def rope_keys(rope: Rope) -> dict[str, MetaValue]:
-    """``rope.freq_base`` and, if the positions are scaled, ``rope.scaling.*``."""
+def rope_notes(config: Config) -> tuple[str, ...]:
+    """What differs of a "dynamic" rotation, which llama.cpp does not know.
+
+    Within the trained length it is the same as an unscaled one.
+    """
+    if _kind(_entries(config)) != "dynamic":
+        return ()
+    return (
+        f"{class_name(config)} slows its rotation with the length of the text beyond "
+        f"{integer(config, 'max_position_embeddings')} tokens (rope type 'dynamic'); llama.cpp "
+        "does not, which differs beyond that length",
+    )
+
+
+def rope_keys(rope: Rope, *, betas: bool = False, head_dim: int = 0) -> dict[str, MetaValue]:
+    """``rope.freq_base`` and, if the positions are scaled, ``rope.scaling.*``.
+
+    ``betas``: llama.cpp reads yarn's two limits for this architecture. ``head_dim`` is needed by
+    "ntk_alpha" alone.
+    """
     keys = {"rope.freq_base": f32(positive(rope, "rope_theta"))}
-    if rope["rope_type"] == "linear":
+    if rope["rope_type"] == "ntk_alpha":
+        # Once for all lengths, unlike "dynamic".
+        stretch = positive(rope, "alpha") ** (head_dim / (head_dim - 2))
+        keys["rope.freq_base"] = f32(positive(rope, "rope_theta") * stretch)
+    elif rope["rope_type"] == "linear":
         keys["rope.scaling.type"] = text("linear")
         keys["rope.scaling.factor"] = f32(positive(rope, "factor"))
     elif rope["rope_type"] == "yarn":
-        _check_yarn(rope)
         keys["rope.scaling.type"] = text("yarn")
         keys["rope.scaling.factor"] = f32(positive(rope, "factor"))
         keys["rope.scaling.original_context_length"] = u32(
             integer(rope, "original_max_position_embeddings", "max_position_embeddings")
         )
+        keys |= _beta_keys(rope, betas)
+        attention = _attention_factor(rope) / _usual_factor(rope)
+        if not math.isclose(attention, 1, rel_tol=1e-6):
+            keys["rope.scaling.attn_factor"] = f32(attention)
     return keys
 
 
@@ -102,6 +128,13 @@ def rope_config(header: Header) -> dict[str, Any]:
         rope["factor"] = keys["rope.scaling.factor"]
     if rope["rope_type"] == "yarn" and "rope.scaling.original_context_length" in keys:
         rope["original_max_position_embeddings"] = keys["rope.scaling.original_context_length"]
+    if rope["rope_type"] == "yarn":
+        for beta in _BETAS:
+            if f"rope.scaling.yarn_{beta}" in keys:
+                rope[beta] = keys[f"rope.scaling.yarn_{beta}"]
+        if "rope.scaling.attn_factor" in keys and "factor" in rope:
+            usual = _usual_factor({**rope, "architectures": ["a GGUF"]})
+            rope["attention_factor"] = keys["rope.scaling.attn_factor"] * usual
     return rope
 
 
@@ -109,19 +142,21 @@ def llama3_factors(rope: Rope, head_dim: int) -> NDArray[np.float32]:
     """Divisors of the head_dim/2 rotation frequencies, as Llama 3.1 scales them.
 
     Wavelengths below ``original/high_freq_factor`` keep their frequency, those above
-    ``original/low_freq_factor`` are slowed by ``factor``, and between them it is interpolated.
+    ``original/low_freq_factor`` are slowed by ``factor``, and between them it is interpolated;
+    Llama 4 has no between.
     """
     factor = number(rope, "factor")
     low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
-    if not 0 < low < high or factor < 1:
+    if not 0 < low <= high or factor < 1:
         raise ArchitectureError(
             f"rope_parameters in config.json of {class_name(rope)} need factor ≥ 1 and "
-            f"0 < low_freq_factor < high_freq_factor, found {factor:g}, {low:g} and {high:g}"
+            f"0 < low_freq_factor ≤ high_freq_factor, found {factor:g}, {low:g} and {high:g}"
         )
     original = integer(rope, "original_max_position_embeddings", "max_position_embeddings")
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     wavelengths = 2 * math.pi * positive(rope, "rope_theta") ** exponents
-    kept = np.clip((original / wavelengths - low) / (high - low), 0, 1)
+    turns = original / wavelengths
+    kept = np.clip((turns - low) / (high - low), 0, 1) if low < high else turns >= low
     return (1 / ((1 - kept) / factor + kept)).astype(np.float32)
 
 
@@ -176,7 +211,9 @@ def _settle(
     *,
     sections: bool = False,
 ) -> Rope:
-    kind = found.get("rope_type") or found.get("type") or "default"
+    kind = _kind(found)
+    if kind == "dynamic" and "default" in types:
+        kind = "default"
     if kind not in types or ("mrope_section" in found and not sections):
         shown = "mrope" if "mrope_section" in found else kind
         raise ArchitectureError(
@@ -193,24 +230,47 @@ def _settle(
     }
 
 
-def _check_yarn(rope: Rope) -> None:
-    """llama.cpp reads these from a GGUF for few architectures, else takes the paper's values."""
-    factor = positive(rope, "factor")
-    usual = {"beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0}
-    if factor > 1:
-        usual["attention_factor"] += 0.1 * math.log(factor)
-    for key, value in usual.items():
-        found = number(rope, key, default=value)
-        if not math.isclose(found, value, rel_tol=1e-6):
+def _kind(found: Mapping[str, Any]) -> Any:
+    kind = found.get("rope_type") or found.get("type") or "default"
+    # Hunyuan's "dynamic" changes the base by alpha at every length, which is a type of its own.
+    return "ntk_alpha" if kind == "dynamic" and found.get("alpha") else kind
+
+
+def _usual_factor(rope: Rope) -> float:
+    """By which the paper scales a rotated vector, and llama.cpp unless it is told otherwise."""
+    return 1 + 0.1 * math.log(max(positive(rope, "factor"), 1))
+
+
+def _attention_factor(rope: Rope) -> float:
+    """By which transformers scales a rotated vector."""
+    if rope.get("attention_factor") is not None:
+        return positive(rope, "attention_factor")
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        logarithm = _usual_factor(rope) - 1
+        over, under = (positive(rope, key) for key in ("mscale", "mscale_all_dim"))
+        return (1 + over * logarithm) / (1 + under * logarithm)
+    return _usual_factor(rope)
+
+
+def _beta_keys(rope: Rope, read: bool) -> dict[str, MetaValue]:
+    """The limits between which yarn mixes, where they are ``read`` or must be the paper's."""
+    keys = {}
+    for key, usual in _BETAS.items():
+        found = number(rope, key, default=usual) or usual
+        if math.isclose(found, usual, rel_tol=1e-6):
+            continue
+        if not read:
             raise ArchitectureError(
                 f"config.json sets {key} of yarn to {found:g}, but llama.cpp computes "
-                f"{class_name(rope)} with {value:g} only"
+                f"{class_name(rope)} with {usual:g} only"
             )
-    if not flag(rope, "truncate", True) or (rope.get("mscale") and rope.get("mscale_all_dim")):
+        keys[f"rope.scaling.yarn_{key}"] = f32(found)
+    if not flag(rope, "truncate", True):
         raise ArchitectureError(
-            "config.json sets truncate to false or mscale for yarn, which llama.cpp does not "
-            f"compute for {class_name(rope)}"
+            "config.json sets truncate to false for yarn, which llama.cpp does not compute for "
+            f"{class_name(rope)}"
         )
+    return keys
 
 
 def _line(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> tuple[float, float]:

@@ -54,13 +54,14 @@ class Share:
     """Where a rule's tensor lies when the checkpoint fuses several: part ``index`` of ``of``.
 
     ``source`` has shape (experts, of * rows, columns), or (experts, columns, of * rows) where it is
-    a ``transpose``. The parts follow one another, or their rows take turns where ``interleaved``.
+    a ``transpose``; None: where it has that shape. The parts follow one another, or their rows take
+    turns where ``interleaved``.
     """
 
     source: str
     index: int = 0
     of: int = 1
-    transpose: bool = False
+    transpose: bool | None = False
     interleaved: bool = False
 
 
@@ -111,11 +112,13 @@ class Rule:
 class KeyRule:
     """A float32 key-value with one number a layer, which checkpoints store as tensors.
 
-    ``source`` is a pattern over layers; each tensor has one element.
+    ``key`` may begin with "{arch}.", for the architecture's name; ``source`` is a pattern over
+    layers. Each tensor has one element, in ``shape`` where transformers saves it.
     """
 
     key: str
     source: str
+    shape: tuple[int, ...] = (1,)
 
 
 def sizes(names: Iterable[Size], dims: Dims) -> tuple[int, ...]:

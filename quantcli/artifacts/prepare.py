@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 
 def default_output(model: Model, recipe: Recipe) -> Path:
-    """``NAME-TYPE.gguf`` or ``NAME-TO-...`` in the current folder.
+    """``NAME-TYPE.gguf`` or ``NAME-TO-...`` in the current folder, ``mmproj-...`` for a tower.
 
     NAME is that of the repository, the folder or the file.
     """
     name = model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
+    if recipe.mmproj_only:
+        return Path(f"mmproj-{name}-{recipe.type}.gguf")
     if recipe.to == GGUF:
         return Path(f"{name.removesuffix('.gguf')}-{recipe.type}.gguf")
     if has_types(recipe.to):

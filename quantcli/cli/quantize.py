@@ -72,6 +72,21 @@ def quantize(
             help="Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this folder.",
         ),
     ] = None,
+    mmproj: Annotated[
+        bool,
+        option(
+            "--mmproj", panel=OUTPUT.title,
+            help="Write the vision or audio tower as well, for llama.cpp's --mmproj, next to the "
+            "text model as mmproj-MODEL-F16.gguf. See --mmproj-only for the tower alone.",
+        ),
+    ] = False,
+    mmproj_type: Annotated[
+        str | None,
+        option(
+            "--mmproj-type", metavar="TYPE", panel=OUTPUT.title,
+            help="Type of that file, such as Q8_0; implies --mmproj. Default: F16.",
+        ),
+    ] = None,
     force: Annotated[
         bool, option("--force", "-f", help="Replace what exists.", panel=OUTPUT.title)
     ] = False,
@@ -107,12 +122,15 @@ def quantize(
     from quantcli.plan.recipe_defaults import resolve_recipe
     from quantcli.plan.recipe_file import dump_recipe, load_recipe
     from quantcli.plan.size_text import parse_size
-    from quantcli.run.request import Request, Wanted, check_request
+    from quantcli.run.request import Request, Wanted, check_request, tower_beside
 
     base = load_recipe(recipe) if recipe else Recipe()
     resolved = resolve_recipe(base, quality=quality, **fields)
+    outputs = [Wanted(resolved, output, fields.get("bits"))]
+    if mmproj or mmproj_type:
+        outputs.append(tower_beside(outputs[0], mmproj_type))
     request = Request(
-        model, [Wanted(resolved, output, fields.get("bits"))], calibrate or (),
+        model, outputs, calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         max_memory=parse_size(max_memory) if max_memory else None,
     )  # fmt: skip
@@ -129,16 +147,15 @@ def _run(out: Output, request: Request) -> None:
     from quantcli.report import quantized as report
     from quantcli.run.quantize import quantize as run
 
-    for done in drain(run(request, on_fetch=out.event), out.event):
-        if request.dry_run and out.json:
-            out.document("plan", 1, report.planned_document(done))
-        elif request.dry_run:
+    finished = drain(run(request, on_fetch=out.event), out.event)
+    if out.json:
+        document = report.whole_document(finished, planned=request.dry_run)
+        out.document("plan" if request.dry_run else "quantize", 1, document)
+    for done in finished:
+        if request.dry_run and not out.json:
             for table in report.planned_tables(done):
                 out.table(table)
-        else:
+        elif not request.dry_run:
             out.say(report.quantized_sentence(done))
-            if out.json:
-                out.document("quantize", 1, report.quantized_document(done))
-            else:
-                for path in done.artifact.paths:
-                    out.result(path)
+            for path in done.artifact.paths if not out.json else ():
+                out.result(path)

@@ -22,7 +22,7 @@ from quantcli.model import Model
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 """By the name that ``--dtype`` takes."""
-_WIDE = ("gemma2", "gemma3")
+_WIDE = ("gemma2", "gemma3", "gemma3n", "gemma4", "gemma-embedding")
 """Architectures whose activations overflow float16."""
 _ROWS = 1024
 

@@ -25,6 +25,7 @@ from quantcli.model import Model, open_model
 from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, MetaValue, Note
+from quantcli.vocab.special import ADD_BOS
 
 _NAMES = {"repetition_penalty": "repeat_penalty"}
 """Ollama's names of sampling parameters, where they are not transformers'."""
@@ -96,7 +97,7 @@ def explain_metadata(metadata: Mapping[str, MetaValue]) -> ChatText | None:
 
     adds = metadata.get("tokenizer.ggml.add_bos_token")
     kind = metadata.get("tokenizer.ggml.model")
-    adds_bos = bool(adds.value) if adds else kind is not None and kind.value == "llama"
+    adds_bos = bool(adds.value) if adds else kind is not None and kind.value in ADD_BOS
     found = explain_template(
         str(template.value), bos=token("bos"), eos=token("eos"), adds_bos=adds_bos
     )

@@ -107,7 +107,9 @@ def prepare(
 def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, label: str) -> Recipe:
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
-    matrices = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
+    matrices = find_matrices(
+        model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False
+    )
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
         f"quantcli export {label} --to hf makes a checkpoint, which quantcli quantize --to {to} "

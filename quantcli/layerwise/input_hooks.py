@@ -3,7 +3,8 @@
 `InputHooks` watch torch's matrix products for the time of a ``with`` block and recognise a weight
 by its memory, so linear layers, GPT-2's transposed ones and experts that are slices of a stacked
 parameter are all covered without a line per architecture. Inputs that several weights share
-(q, k and v; gate and up) are recognised as the same memory.
+(q, k and v; gate and up) are recognised as the same memory. Where one product takes all experts
+with all tokens (Llama 4), a token that was not sent to an expert comes as zeros and is left out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+_OPERANDS = {
+    torch.nn.functional.linear: (0, 1),
+    torch.addmm: (1, 2),
+    torch.matmul: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+    torch.Tensor.__matmul__: (0, 1),
+    torch.bmm: (0, 1),
+    torch.Tensor.bmm: (0, 1),
+}
+"""Products, and where the rows and the weight, a matrix or a stack, are among their arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +72,9 @@ class InputHooks(TorchFunctionMode):
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.linear:
-            self._see(args[0], args[1])
-        elif func is torch.addmm:
-            self._see(args[1], args[2])
+        places = _OPERANDS.get(func)
+        if places is not None:
+            self._see(args[places[0]], args[places[1]])
         return func(*args, **(kwargs or {}))
 
     def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
@@ -71,9 +82,18 @@ class InputHooks(TorchFunctionMode):
         if found is None:
             return
         name, whole = found
-        matrix = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
-        flat = rows.reshape(-1, rows.shape[-1])
-        self._observe(MatmulInput(name, matrix, flat, self._first_with(flat, (name, matrix))))
+        first = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
+        if weight.dim() < 3:
+            self._tell(name, first, rows.reshape(-1, rows.shape[-1]))
+            return
+        for index, own in enumerate(rows):
+            sent = own[own.any(dim=-1)]
+            if len(sent):
+                self._tell(name, first + index, sent)
+
+    def _tell(self, name: str, matrix: int, rows: torch.Tensor) -> None:
+        shared = self._first_with(rows, (name, matrix))
+        self._observe(MatmulInput(name, matrix, rows, shared))
 
     def _first_with(self, rows: torch.Tensor, weight: tuple[str, int]) -> tuple[str, int]:
         for seen, first in self._inputs:
@@ -102,9 +122,9 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        place = {torch.nn.functional.linear: 1, torch.addmm: 2}.get(func)
-        if place is not None:
-            found = self._names.get(args[place].untyped_storage().data_ptr())
+        places = _OPERANDS.get(func)
+        if places is not None:
+            found = self._names.get(args[places[1]].untyped_storage().data_ptr())
             if found is not None and result.requires_grad:
                 result.register_hook(partial(self._see, *found))
         return result

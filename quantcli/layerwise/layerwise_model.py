@@ -283,7 +283,10 @@ def _stored_buffers(module: Any) -> dict[str, torch.Tensor]:
 
 def _decoder(module: Any) -> Any:
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else module.base_model
-    return decoder if decoder is not module else module.base_model
+    if decoder is module:
+        decoder = module.base_model
+    # Llama 4's text model names another class's part as its base.
+    return decoder if decoder is not module else getattr(module, "model", module)
 
 
 def _blocks(decoder: Any) -> tuple[str, Any]:

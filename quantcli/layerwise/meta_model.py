@@ -21,7 +21,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
 
     Raises ArchitectureError when transformers knows no such model or refuses the configuration.
     """
-    fields = {key: value for key, value in config.items() if key not in _APART}
+    fields = {key: _infinite(value) for key, value in config.items() if key not in _APART}
     kind = fields.pop("model_type", None)
     if not isinstance(kind, str):
         raise ArchitectureError("config.json names no model_type")
@@ -42,6 +42,15 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if auto is AutoModelForImageTextToText:
         _drop_towers(module)
     return module.eval()
+
+
+def _infinite(value: Any) -> Any:
+    """A value in which infinities, that JSON has not, are numbers; transformers writes objects."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _infinite(inner) for key, inner in value.items()}
+    return [_infinite(item) for item in value] if isinstance(value, list) else value
 
 
 def _drop_towers(module: Any) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from quantcli.errors import MissingExtraError, SourceError, UsageError, VocabularyError
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model
+from quantcli.vocab.special import ADD_BOS
 
 Ids = NDArray[np.int32]
 SHORTEST = 16
@@ -34,10 +35,9 @@ class Tokenizer:
     def __init__(self, model: Model) -> None:
         self.label = str(model.path)
         keys = {k: v.value for k, v in model.metadata.items() if k.startswith("tokenizer.ggml.")}
-        # Without the key llama.cpp adds BOS for SentencePiece models alone.
-        spm = keys.get("tokenizer.ggml.model") == "llama"
+        adds = keys.get("tokenizer.ggml.model") in ADD_BOS
         self.bos: int | None = None
-        if keys.get("tokenizer.ggml.add_bos_token", spm):
+        if keys.get("tokenizer.ggml.add_bos_token", adds):
             self.bos = int(keys["tokenizer.ggml.bos_token_id"])
         self.vocabulary = int(model.value("vocab_size", 0)) or len(keys["tokenizer.ggml.tokens"])
         self._encode = _open(model.path)

@@ -12,11 +12,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantcli.archs import find_architecture
+from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
 from quantcli.model import Model
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
-from quantcli.plan.linear_layers import find_matrices, kept_modules, natural, router_names
+from quantcli.plan.linear_layers import (
+    find_matrices,
+    kept_modules,
+    natural,
+    router_names,
+    whole_stacks,
+)
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
@@ -138,7 +146,7 @@ def model_dtype(model: Model) -> str:
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     layout = scheme.layout
-    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked)
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
     matrices, dropped, widened = _keep(found, recipe.keep)
     names = router_names(model)
     for matrix in matrices:
@@ -155,6 +163,15 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         for dtype, count in again.items()
         if dtype not in _FLOATS
     ]
+    if whole := whole_stacks(model):
+        notes.append(
+            Note(
+                f"{len(whole)} stacks of experts are kept as they are, because this model is "
+                f"published with all experts in one tensor, which --to {layout.name} cannot "
+                f"quantize: {whole[0]}" + (" ..." if len(whole) > 1 else ""),
+                "warning",
+            )
+        )
     if widened:
         shown = ", ".join(widened[:3]) + (" ..." if len(widened) > 3 else "")
         notes.append(
@@ -165,6 +182,14 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
             )
         )
     notes += layout.remark(scheme.grid, matrices)
+    if not find_architecture(model.config).loads_packed:
+        notes.append(
+            Note(
+                f"transformers cannot load {class_name(model.config)} with packed weights, since "
+                "its class initialises them before they are there; --to hf makes what it loads",
+                "warning",
+            )
+        )
     lacking = sum(not item.importance for item in items)
     if importance is not None and lacking:
         notes.append(
@@ -294,7 +319,7 @@ def _copies(
     weights = {piece.source for tensor in model.tensors for piece in tensor.pieces}
     copies, left = [], []
     for matrix in dropped:
-        if matrix.of > 1:
+        if matrix.of > 1 and not matrix.transpose:
             taken.add(matrix.source)
             lead = (matrix.stack,) if matrix.stack else ()
             copies.append(

@@ -21,13 +21,17 @@ _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exp
 """What MLX calls the stacked experts, below ``switch_mlp``."""
 
 
-def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = False) -> list[Matrix]:
+def find_matrices(
+    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
+) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names. Blocks for multi-token prediction are left out:
-    publishers of quantized folders leave them as they are, and some servers know no other.
+    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`. Blocks for
+    multi-token prediction are left out: publishers of quantized folders leave them as they are, and
+    some servers know no other.
     """
+    left = set() if whole else set(whole_stacks(model))
     patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
     found: dict[tuple[str, int], Matrix] = {}
     apart = {tensor.name for tensor in model.mtp_tensors}
@@ -38,6 +42,8 @@ def find_matrices(model: Model, *, embeddings: bool = False, stacked: bool = Fal
         if (outer and not embeddings) or tensor.name in apart:
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
+            if matrix.source in left:
+                continue
             # Rows of one stored matrix may make several GGUF tensors; all read the same input.
             found.setdefault((matrix.source, matrix.first), matrix)
     return list(found.values())
@@ -70,7 +76,27 @@ def _matrices(
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
+            transpose=not piece.keeps_rows,
         )
+
+
+def whole_stacks(model: Model) -> list[str]:
+    """Stored tensors with all experts of a layer, where no layout has a tensor for each of them.
+
+    Runtimes read these as they were published, and a packed format has no name for their parts.
+    """
+    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
+    stored = model.store.tensors
+    return list(
+        dict.fromkeys(
+            piece.source
+            for tensor in model.tensors
+            for piece in tensor.pieces
+            if len(stored[piece.source].shape) > 2
+            and "{e}" not in patterns[tensor.name]
+            and may_be_quantized(tensor.name, tensor.shape, model.arch)
+        )
+    )
 
 
 def router_names(model: Model) -> dict[str, str]:
@@ -103,9 +129,9 @@ def kept_modules(
 ) -> tuple[str, ...]:
     """Linear modules that stay as they are, for the runtimes' lists of them.
 
-    Routers, what belongs to no language model, the ``dropped`` matrices, and with ``head`` the
-    head, which may have no tensor of its own. ``names`` are the output's, by stored name, where
-    they differ.
+    Routers, `whole_stacks`, what belongs to no language model, the ``dropped`` matrices, and with
+    ``head`` the head, which may have no tensor of its own. ``names`` are the output's, by stored
+    name, where they differ.
     """
     quantized = {matrix.source for matrix in (*matrices, *dropped)}
     embeddings = {
@@ -115,6 +141,7 @@ def kept_modules(
         for piece in tensor.pieces
     }
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
+    kept |= {name.removesuffix(_SUFFIX) for name in whole_stacks(model)}
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:

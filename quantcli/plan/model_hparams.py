@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantcli.archs.towers import CLIP
 from quantcli.errors import PlanError
 from quantcli.plan.names import block_index
 from quantcli.types import MetaValue
@@ -37,7 +38,7 @@ class Traits:
         return index is not None and index >= self.blocks - self.mtp
 
 
-PROJECTOR = "clip"
+PROJECTOR = CLIP
 """The architecture of an image or audio tower's file (mmproj), for which no rule counts blocks."""
 
 

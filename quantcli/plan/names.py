@@ -88,6 +88,12 @@ _F32_PARTS = (
 )  # fmt: skip
 """What llama.cpp's converter writes as F32 whatever the type (prepare_tensors)."""
 
+_TOWER_KERNELS = (
+    ".patch_embd.", "mm.patch_merger.", "mm.input_projection.", "a.conv1d.", "a.conv2d.",
+    ".conv_dw.",
+)  # fmt: skip
+"""Of a vision or audio tower: kernels of convolutions, and a matrix that ggml transposes."""
+
 _CACHED_NAMES = 1 << 14
 """A model's names are looked at again for each file type that its sizes are asked for."""
 
@@ -143,3 +149,11 @@ def is_always_f32(name: str, shape: tuple[int, ...]) -> bool:
     return (
         len(shape) <= 1 or not name.endswith(".weight") or any(part in name for part in _F32_PARTS)
     )
+
+
+def is_tower_kernel(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a vision or audio tower needs this tensor in F32 or F16, which ggml's kernels take.
+
+    llama.cpp's converter chooses F16 where that is the file's type, F32 elsewhere.
+    """
+    return len(shape) > 1 and ".bias" not in name and any(part in name for part in _TOWER_KERNELS)

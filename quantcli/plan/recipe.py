@@ -248,6 +248,12 @@ class Recipe:
         within="[1, inf)",
         of_field="tune",
     )
+    mmproj_only: bool = declare(
+        GGUF,
+        "Make the vision or audio tower alone, a file for llama.cpp's --mmproj, and not the text "
+        "model. Its type is F16 unless --type or --bits names one.",
+        default=False,
+    )
     no_mtp: bool = declare(
         OUTPUT,
         "Leave out the blocks behind the last layer that predict further tokens (multi-token "

@@ -12,5 +12,17 @@ def check_recipe(recipe: Recipe) -> None:
     check_scheme(recipe)
     for field, value in given_fields(recipe):
         field.refuse_wrong(value)
+    if recipe.mmproj_only:
+        _check_tower(recipe)
     if recipe.include_weights and recipe.exclude_weights:
         raise UsageError("include_weights and exclude_weights cannot be used together")
+
+
+def _check_tower(recipe: Recipe) -> None:
+    """UsageError for what a tower cannot be made with: nothing runs it on texts."""
+    for given, flag in ((recipe.method, "--method"), (recipe.imatrix, "--imatrix")):
+        if given is not None:
+            raise UsageError(
+                f"{flag} is for the text model, not for the tower of --mmproj-only",
+                hint="--mmproj writes the tower beside a text model made that way",
+            )

@@ -9,14 +9,17 @@ from typing import Any
 
 from quantcli.errors import UsageError
 from quantcli.plan.filetypes import type_of_bits
-from quantcli.plan.recipe import Recipe, merge_recipe
-from quantcli.plan.schemes import has_types
+from quantcli.plan.recipe import FIELDS, Recipe, merge_recipe
+from quantcli.plan.schemes import GGUF, has_types
 
 BEST = "best"
 """The method that stands for whichever was measured to win."""
 QUALITIES = ("fast", "high")
 USUAL_ROUNDER = "gptq"
 """The rounder where no method is named."""
+
+TOWER_TYPE = "F16"
+"""The type of a tower where none is named: towers are small, and what they see is lost for good."""
 
 
 def resolve_recipe(base: Recipe, *, quality: str | None = None, **fields: Any) -> Recipe:
@@ -35,6 +38,8 @@ def resolve_recipe(base: Recipe, *, quality: str | None = None, **fields: Any) -
             )
         fields |= {"bits": None, "type": type_of_bits(bits)}
     recipe = merge_recipe(base, **fields)
+    if recipe.mmproj_only and recipe.to == GGUF and recipe.type is FIELDS["type"].default:
+        recipe = merge_recipe(recipe, type=TOWER_TYPE)
     if quality not in (None, *QUALITIES):
         raise UsageError(f"there is no quality {quality!r}", hint=" or ".join(QUALITIES))
     method = BEST if recipe.method is None and quality == "high" else recipe.method

@@ -18,13 +18,14 @@ from quantcli.formats import FORMATS, BlockFormat, get_format
 from quantcli.plan.filetypes import FileType
 from quantcli.plan.layer_position import Places
 from quantcli.plan.mixture import VALUE_LIFT_70B, Case, choose, is_low
-from quantcli.plan.model_hparams import Traits
+from quantcli.plan.model_hparams import PROJECTOR, Traits
 from quantcli.plan.names import (
     HEAD_NAME,
     PER_LAYER_EMBEDDING,
     VALUE_LIKE,
     Kind,
     is_always_f32,
+    is_tower_kernel,
     kind_of,
     may_be_quantized,
     output_order,
@@ -107,11 +108,16 @@ def decide(
 def _left_alone(
     tensor: OutputTensor, traits: Traits, request: TypeRequest, from_gguf: bool
 ) -> Decision | None:
+    if traits.arch == PROJECTOR and not from_gguf and is_tower_kernel(tensor.name, tensor.shape):
+        kept = "F16" if request.file_type.base == "F16" else "F32"
+        return Decision(kept, f"a convolution's kernel: {kept}")
     left = request.leave_output and tensor.name == HEAD_NAME
     if not left and may_be_quantized(tensor.name, tensor.shape, traits.arch):
         return None
     if not from_gguf and is_always_f32(tensor.name, tensor.shape):
         return Decision("F32", "kept in full precision: F32")
+    if not from_gguf and not left and request.file_type.is_float:
+        return None  # The converter gives it the file's type, which quantizes nothing.
     dtype = _EXACT.get(tensor.dtype, tensor.dtype)
     if isinstance(dtype, PackedType):
         dtype = "F32"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
@@ -48,6 +49,13 @@ def planned_document(planned: Quantized) -> dict[str, Any]:
     from quantcli.report.folders import folder_document
 
     return folder_document(planned.artifact, planned.threads)
+
+
+def whole_document(outputs: Sequence[Quantized], *, planned: bool) -> dict[str, Any]:
+    """The document of the first output, and under "mmproj" that of a tower beside it."""
+    make = planned_document if planned else quantized_document
+    first, *towers = outputs
+    return make(first) | ({"mmproj": make(towers[0])} if towers else {})
 
 
 def planned_tables(planned: Quantized) -> list[Table]:

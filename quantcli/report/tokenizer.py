@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _GGUF_KINDS = {
+    "gemma4": "BPE over text",
     "gpt2": "byte-level BPE",
     "llama": "SentencePiece BPE",
     "t5": "SentencePiece unigram",

@@ -41,3 +41,8 @@ class Planned:
     threads: int
     run: CalibratedRun | None = None
     rounding: Rounding | None = None
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it is a vision or audio tower, which no text runs through."""
+        return self.artifact.plan.recipe.mmproj_only

@@ -13,13 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantcli.archs.towers import CLIP
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
+from quantcli.errors import UsageError
 from quantcli.events import Events, in_phase, take_all
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.model import Model, open_model
-from quantcli.plan.recipe import merge_recipe
+from quantcli.model import Model, open_model, open_tower, tower_of
+from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.plan.schemes import GGUF
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
@@ -49,12 +51,7 @@ def quantize(
     known = {file: read_importance(Path(file)) for file in files}
     begun: list[Rounding] = []
     try:
-        with open_model(
-            request.source,
-            pre=recipes[0].pre,
-            vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
-            on_progress=on_fetch,
-        ) as model:
+        with _open(request, recipes, on_fetch) as model:
             # One model for all outputs that are without them, as these share what they read.
             bare = drop_mtp(model) if any(recipe.no_mtp for recipe in recipes) else model
             # All that would be refused is refused before any long work begins.
@@ -79,21 +76,39 @@ def quantize(
     return done
 
 
+def _open(
+    request: Request, recipes: Sequence[Recipe], on_fetch: Callable[..., None] | None
+) -> Model:
+    """The text model, or its tower where nothing else is wanted."""
+    if all(recipe.mmproj_only for recipe in recipes):
+        if request.texts:
+            raise UsageError("--calibrate runs the text model, which --mmproj-only leaves out")
+        return open_tower(request.source, on_progress=on_fetch)
+    return open_model(
+        request.source,
+        pre=recipes[0].pre,
+        vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+        on_progress=on_fetch,
+    )
+
+
 def _plan(
     request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance]
 ) -> Planned:
     """Decide everything about an output without reading a weight."""
     recipe = wanted.recipe
+    if recipe.mmproj_only and model.arch != CLIP:
+        model = tower_of(model)
     if wanted.bits == 16 and _all_float16(model):
         recipe = merge_recipe(recipe, type="F16")
-    path = wanted.path or default_output(model, recipe)
+    path = wanted.path or (wanted.folder or Path()) / default_output(model, recipe)
     run, importance = None, known.get(recipe.imatrix or "")
     if recipe.method is not None:
         from quantcli.run.apply_methods import plan_methods
 
         run = plan_methods(request, model, recipe)
         importance = run.importance
-    elif request.texts:
+    elif request.texts and not recipe.mmproj_only:
         from quantcli.run.calibrated_run import expected_importance
 
         recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
@@ -114,7 +129,7 @@ def _calibrate(
     request: Request, model: Model, planned: Sequence[Planned]
 ) -> Events[Importance | None]:
     """The importance matrix of the texts, if an output takes one; it is kept next to the first."""
-    takers = [each for each in planned if each.run is None]
+    takers = [each for each in planned if each.run is None and not each.is_tower]
     if not request.texts or not takers:
         return None
     from quantcli.run.calibrate import calibrate_for
@@ -130,7 +145,7 @@ def _make_ready(
         from quantcli.run.apply_methods import apply_methods
 
         return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None:
+    if importance is None or planned.is_tower:
         return planned
     artifact = prepare_artifact(
         planned.artifact.model,

@@ -10,7 +10,8 @@ from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.plan.recipe import Recipe, given_fields
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.recipe_defaults import USUAL_ROUNDER
+from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
+from quantcli.plan.schemes import GGUF
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Wanted:
     path: Path | None = None
     bits: int | None = None
     """As asked for; 16 leaves weights that are stored as float16 as they are."""
+    folder: Path | None = None
+    """Where it goes under its usual name, if not into the current folder."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,20 @@ class Request:
     max_memory: int | None = None
 
 
+def tower_beside(wanted: Wanted, type: str | None) -> Wanted:
+    """The vision or audio tower next to a text model, of this type (F16).
+
+    UsageError unless the text model is wanted as a GGUF.
+    """
+    if wanted.recipe.to != GGUF or wanted.recipe.mmproj_only:
+        other = "--mmproj-only" if wanted.recipe.mmproj_only else f"--to {wanted.recipe.to}"
+        raise UsageError(
+            f"--mmproj writes a tower beside a GGUF, not with {other}", hint="leave one of them out"
+        )
+    recipe = Recipe(type=type or TOWER_TYPE, mmproj_only=True)
+    return Wanted(recipe, folder=wanted.path.parent if wanted.path else None)
+
+
 def check_request(request: Request) -> None:
     """UsageError for whatever is wrong whatever the model; MissingExtraError for methods."""
     for wanted in request.outputs:
@@ -58,7 +75,7 @@ def check_request(request: Request) -> None:
             check_methods(recipe, resume=request.resume)
         else:
             _refuse_without_method(recipe, request)
-            if request.texts:
+            if request.texts and not recipe.mmproj_only:
                 _check_calibration(recipe, request)
         check_recipe(recipe)
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]

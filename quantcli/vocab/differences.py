@@ -73,7 +73,7 @@ def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iter
     if files.tokenizer is None:
         return
     kinds = {part.get("type") for part in normalizer_parts(files.tokenizer.normalizer)}
-    if "NFC" in kinds and keys["tokenizer.ggml.model"].value == "gpt2":
+    if "NFC" in kinds and keys["tokenizer.ggml.model"].value in ("gpt2", "gemma4"):
         yield (
             "the tokenizer normalizes text to Unicode's NFC, which llama.cpp does not do, so "
             "letters with a separate accent get other ids"

@@ -1,8 +1,9 @@
 """BPE over text with ▁ for spaces whose merges are not SentencePiece's: trained as merges.
 
-Under the pre-tokenizer "sarvam-moe" llama.cpp runs merges on plain UTF-8, with byte tokens for
-characters that have none, and splits at line breaks only. It puts no space before the text, so a
-tokenizer that does is refused, as is one that joins line breaks with other text.
+llama.cpp runs such merges on plain UTF-8, with byte tokens for characters that have none, and
+splits at line breaks only: as the tokenizer "gemma4", which always adds BOS, and as "gpt2" with the
+pre-tokenizer "sarvam-moe". It puts no space before the text, so a tokenizer that does is refused,
+as is one that joins line breaks with other text.
 """
 
 from __future__ import annotations
@@ -15,8 +16,17 @@ from quantcli.vocab.llama_cpp_limits import require_bytes
 from quantcli.vocab.merges import bpe_vocab, read_merges, write_merges
 from quantcli.vocab.pieces_json import is_byte
 from quantcli.vocab.special import named_special_tokens, special_key_values
-from quantcli.vocab.tokens import TokenList, TokenType, check_size
+from quantcli.vocab.tokens import ADDED_SCORE, TokenList, TokenType, check_size
 from quantcli.vocab.whitespace import Spaces
+
+SHOWN = frozenset(
+    {
+        "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>",
+        "<tool_response|>", '<|"|>',
+    }
+)  # fmt: skip
+"""Special tokens of Gemma 4 that stand in its answers: a runtime's parser has to see them, so
+they are USER_DEFINED, as in llama.cpp's converter."""
 
 
 def escaped_bpe_key_values(
@@ -50,10 +60,17 @@ def escaped_bpe_key_values(
     put_added(tokens, added, sentencepiece=True)
     require_bytes(vocab, name)
     ids = vocab | {token.content: number for number, token in added.items() if number < size}
+    special = special_key_values(files, ids, size)
+    named_as = {"tokenizer.ggml.model": text("gpt2"), "tokenizer.ggml.pre": text("sarvam-moe")}
+    if special["tokenizer.ggml.add_bos_token"].value:
+        # As "gpt2" it would be the same ids; this name is what runtimes know Gemma 4 by.
+        named_as = {"tokenizer.ggml.model": text("gemma4")}
+        for number, token in added.items():
+            if token.content in SHOWN and number < size:
+                tokens.put(number, token.content, TokenType.USER_DEFINED, ADDED_SCORE)
     return {
-        "tokenizer.ggml.model": text("gpt2"),
-        "tokenizer.ggml.pre": text("sarvam-moe"),
+        **named_as,
         **tokens.key_values(scores=False),
         "tokenizer.ggml.merges": array("str", write_merges(merges)),
-        **special_key_values(files, ids, size),
+        **special,
     }

@@ -19,10 +19,10 @@ from typing import Any
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue
 from quantcli.vocab.gguf_vocabulary import HINT, GgufVocabulary, read_gguf_vocabulary
-from quantcli.vocab.rebuild_bytes import byte_level_parts
+from quantcli.vocab.rebuild_bytes import byte_level_parts, escaped_parts
 from quantcli.vocab.rebuild_pieces import piece_parts
 from quantcli.vocab.rebuild_unigram import unigram_parts
-from quantcli.vocab.special import KEYS
+from quantcli.vocab.special import ADD_BOS, KEYS
 from quantcli.vocab.tokens import TokenType
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -40,6 +40,7 @@ class Rebuilt:
 Builder = Callable[[GgufVocabulary], tuple[dict[str, Any], list[str]]]
 
 _MODELS: Mapping[str, Builder] = {
+    "gemma4": escaped_parts,
     "gpt2": byte_level_parts,
     "llama": piece_parts,
     "t5": unigram_parts,
@@ -112,8 +113,9 @@ def _added(vocab: GgufVocabulary) -> list[dict[str, Any]]:
 
 def _template(vocab: GgufVocabulary, kind: str) -> dict[str, Any] | None:
     """The post-processor that adds BOS and EOS where llama.cpp does."""
-    # Without the keys llama.cpp adds BOS for SentencePiece models alone.
-    bos = vocab.token("bos") if vocab.keys.get("add_bos_token", kind == "llama") else None
+    # To Gemma 4's kind llama.cpp adds BOS whatever the key says.
+    added = kind == "gemma4" or vocab.keys.get("add_bos_token", kind in ADD_BOS)
+    bos = vocab.token("bos") if added else None
     eos = vocab.token("eos") if vocab.keys.get("add_eos_token", False) else None
     around = [token for token in (bos, eos) if token is not None]
     if not around:

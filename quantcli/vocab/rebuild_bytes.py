@@ -1,8 +1,8 @@
 """Byte-level BPE out of a GGUF: tokens and merges as they stand, the splits behind the name.
 
 ``tokenizer.ggml.pre`` names regexes that llama.cpp holds in its code; the table of
-`quantcli.vocab.pretokenizers` has the structure of ``tokenizer.json`` for each. Under "sarvam-moe"
-the merges run on plain text with ▁ for spaces, and bytes have tokens.
+`quantcli.vocab.pretokenizers` has the structure of ``tokenizer.json`` for each. Under "sarvam-moe",
+and in the tokenizer "gemma4", merges run on plain text with ▁ for spaces, and bytes have tokens.
 """
 
 from __future__ import annotations
@@ -27,11 +27,9 @@ def byte_level_parts(vocab: GgufVocabulary) -> tuple[dict[str, Any], list[str]]:
     VocabularyError where llama.cpp's pre-tokenizer has no structure in the table.
     """
     name = str(vocab.keys.get("pre", "default"))
-    if not vocab.keys.get("merges"):
-        raise VocabularyError(f"{vocab.file}: a byte-level BPE without merges", hint=_HINT)
-    merges = [_pair(vocab, place, merge) for place, merge in enumerate(vocab.keys["merges"])]
     if name == _ESCAPED:
-        return _escaped(vocab, merges), []
+        return escaped_parts(vocab)
+    merges = _merges(vocab)
     line = next((line for line in TABLE if name in (line.name, *line.also)), None)
     if line is None:
         raise VocabularyError(
@@ -106,7 +104,14 @@ def _pair(vocab: GgufVocabulary, place: int, merge: str | bytes) -> list[str]:
     return [text[0] + left, right]
 
 
-def _escaped(vocab: GgufVocabulary, merges: list[list[str]]) -> dict[str, Any]:
+def _merges(vocab: GgufVocabulary) -> list[list[str]]:
+    if not vocab.keys.get("merges"):
+        raise VocabularyError(f"{vocab.file}: a BPE tokenizer without merges", hint=_HINT)
+    return [_pair(vocab, place, merge) for place, merge in enumerate(vocab.keys["merges"])]
+
+
+def escaped_parts(vocab: GgufVocabulary) -> tuple[dict[str, Any], list[str]]:
+    """The same parts of a BPE over plain text with ▁ for spaces."""
     return {
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
@@ -128,6 +133,6 @@ def _escaped(vocab: GgufVocabulary, merges: list[list[str]]) -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": vocab.ids(),
-            "merges": merges,
+            "merges": _merges(vocab),
         },
-    }
+    }, []

@@ -23,6 +23,9 @@ from quantcli.vocab.post_processor import Surround, read_surround
 
 _PREFIX = "tokenizer.ggml."
 
+ADD_BOS = frozenset({"llama", "gemma4"})
+"""Kinds of tokenizers to which llama.cpp adds BOS where no key says whether."""
+
 KEYS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",

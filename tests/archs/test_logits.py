@@ -83,7 +83,7 @@ def _reference(
     )
     for module in model.modules():
         kind = type(module).__name__
-        if "GELU" in kind:
+        if "gelu" in kind.lower():
             module.register_forward_hook(_gelu_over_float16)
         if round_inputs and (kind in ("Linear", "Conv1D") or kind.endswith("Experts")):
             module.register_forward_pre_hook(_round_input)

@@ -218,7 +218,7 @@ def test_a_size_that_is_none(value: Any) -> None:
         ({"hidden_act": "gelu"}, "config.json sets hidden_act to 'gelu', but llama.cpp computes"),
         ({"num_nextn_predict_layers": 1}, "config.json sets num_nextn_predict_layers to 1"),
         ({"rope_theta": 0}, "rope_theta of LlamaForCausalLM in config.json is 0.0"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "sets the rope type 'dynamic'"),
+        ({"rope_scaling": {"type": "dynamic", "alpha": 2.0}}, "sets the rope type 'ntk_alpha'"),
         ({"rope_scaling": {"type": "longrope"}}, "default, linear, llama3, yarn only"),
         ({"rope_scaling": {"type": "linear"}}, "config.json has no factor"),
         ({"rope_scaling": {"type": "linear", "factor": -2}}, "expected a number above 0"),
@@ -234,12 +234,12 @@ def test_a_size_that_is_none(value: Any) -> None:
             "sets beta_fast of yarn to 16, but llama.cpp computes LlamaForCausalLM with 32 only",
         ),
         (
-            {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 1.0}},
-            "sets attention_factor of yarn to 1",
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": -1.0}},
+            "attention_factor of LlamaForCausalLM in config.json is -1.0",
         ),
         (
             {"rope_scaling": {"type": "yarn", "factor": 4.0, "truncate": False}},
-            "sets truncate to false or mscale for yarn",
+            "sets truncate to false for yarn",
         ),
     ],
 )
@@ -250,7 +250,7 @@ def test_llama_configurations(patch: dict[str, Any], sentence: str) -> None:
 @pytest.mark.parametrize(
     ("rope", "sentence"),
     [
-        ({"low_freq_factor": 4.0}, "0 < low_freq_factor < high_freq_factor, found 8, 4 and 4"),
+        ({"low_freq_factor": 5.0}, "0 < low_freq_factor ≤ high_freq_factor, found 8, 5 and 4"),
         ({"factor": 0.5}, "need factor ≥ 1"),
         ({"high_freq_factor": None}, "config.json has no high_freq_factor"),
     ],

@@ -110,7 +110,7 @@ FAMILY = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=lambda header: header.named(ff="feed_forward_length"),
-    keyed=(KeyRule("xielu.alpha_p", "layers.{i}.act.alpha_p"),),
+    keyed=(KeyRule("{arch}.xielu.alpha_p", "layers.{i}.act.alpha_p"),),
     renames=((r"^model\.", ""),),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
@@ -31,6 +32,8 @@ _ALWAYS_F32 = (
     "_norm.weight",
     "conv.weight",
     "conv1d.weight",
+    "ssm_a",
+    "ssm_d",
 )
 
 
@@ -55,6 +58,24 @@ def read_stored(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, NDArray[
     return infos, arrays
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Stored tensors in memory, as a `TensorStore`."""
+
+    tensors: Mapping[str, TensorInfo]
+    arrays: Mapping[str, NDArray[np.float32]]
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        found = self.arrays[name]
+        return found.reshape(-1, found.shape[-1] if found.ndim else 1)[start:stop]
+
+    def read_columns(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        return np.ascontiguousarray(self.arrays[name][:, start:stop].T)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 def materialise(
     tensor: OutputTensor, arrays: Mapping[str, NDArray[np.float32]]
 ) -> NDArray[np.float32]:
@@ -71,7 +92,7 @@ def write_model(folder: Path, path: Path, *, dtype: str) -> Path:
     architecture = find_architecture(config)
     infos, arrays = read_stored(folder)
     writer = gguf.GGUFWriter(path, architecture.name)
-    for key, value in architecture.metadata(config, stored=infos).items():
+    for key, value in architecture.metadata(config, Stored(infos, arrays)).items():
         kind, sub = value.kind, None
         if kind.startswith("["):
             kind, sub = "array", _KINDS[kind[1:-1]]

@@ -13,6 +13,7 @@ import importlib
 import math
 import pkgutil
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,14 @@ def build(
             weight.copy_(_draw(label, weight, generator))
         stored = model.state_dict()
         for label, buffer in model.named_buffers():
-            if label in stored and label.endswith("bias"):
+            if label in stored and label.endswith(("bias", "layer_scalar")):
                 buffer.copy_(_draw(label, buffer, generator))
-    model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
+    with warnings.catch_warnings():
+        # Llama 4's vision tower keeps its rotation in complex numbers.
+        warnings.filterwarnings("ignore", message="Casting complex values to real")
+        model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
+    if tiny.turned:
+        _turn_experts(folder / "model.safetensors")
     if tiny.beside:
         _add(folder / "model.safetensors", tiny.beside, getattr(torch, dtype), generator)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -73,6 +79,16 @@ def _add(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, generato
         name: _draw(name, torch.zeros(shape), generator).to(dtype) for name, shape in shapes.items()
     }
     save_file({**load_file(file), **added}, file, metadata={"format": "pt"})
+
+
+def _turn_experts(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name: value.transpose(1, 2).contiguous() if ".experts." in name else value
+        for name, value in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _draw(label: str, weight: Any, generator: Any) -> Any:

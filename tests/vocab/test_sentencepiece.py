@@ -29,6 +29,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from quantcli.errors import UsageError, VocabularyError
 from quantcli.vocab import load_vocabulary
+from quantcli.vocab.rebuild import rebuild_tokenizer
 from quantcli.vocab.sentencepiece_model import read_model
 
 RUNS = [SPACE * run for run in range(2, 9)]
@@ -249,18 +250,39 @@ def trained_merges(*, prefix: bool = False, over_lines: bool = False) -> dict[st
     return result
 
 
-def test_merges_that_are_not_pieces_run_as_they_are(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("first", "kind"), [(["<s>"], ("gemma4", None)), ([], ("gpt2", "sarvam-moe"))]
+)
+def test_merges_that_are_not_pieces_run_as_they_are(
+    first: list[str], kind: tuple[str, str | None], tmp_path: Path
+):
     tokenizer = trained_merges()
-    add_template(tokenizer, first=["<s>"])
+    add_template(tokenizer, first=first)
     folder = write_folder(tmp_path / "model", tokenizer=tokenizer)
     keys = load_vocabulary(folder, {}, vocab_size=2505)
-    assert keys["tokenizer.ggml.model"].value == "gpt2"
-    assert keys["tokenizer.ggml.pre"].value == "sarvam-moe"
+    named = [keys.get(f"tokenizer.ggml.{key}") for key in ("model", "pre")]
+    assert tuple(value and value.value for value in named) == kind
     vocabulary = LlamaVocabulary(keys, tmp_path / "vocab.gguf")
     texts = PAGE | SPECIAL_TEXTS
     wanted = encode_all(tokenizer, texts, special=True)
     for key, text in texts.items():
         assert vocabulary.encode(text, add_special=True) == wanted[key], key
+    rebuilt = rebuild_tokenizer(keys, "m.gguf").objects["tokenizer.json"]
+    assert encode_all(dict(rebuilt), texts, special=True) == wanted
+
+
+def test_tokens_that_a_parser_of_gemma_4_looks_for_are_shown(tmp_path: Path):
+    tokenizer = trained_merges()
+    add_template(tokenizer, first=["<s>"])
+    calls = ["<|tool_call>", "<|turn>", '<|"|>']
+    for number, content in enumerate(calls, 2501):
+        tokenizer["added_tokens"].append(added_token(number, content, special=True))
+    folder = write_folder(tmp_path / "model", tokenizer=tokenizer)
+    keys = load_vocabulary(folder, {}, vocab_size=2505)
+    assert keys["tokenizer.ggml.token_type"].value[2501:2504] == [4, 3, 4]
+    vocabulary = LlamaVocabulary(keys, tmp_path / "vocab.gguf")
+    text = "a<|tool_call>b<|turn>c"
+    assert vocabulary.encode(text) == encode_all(tokenizer, {"": text})[""]
 
 
 @pytest.mark.parametrize(

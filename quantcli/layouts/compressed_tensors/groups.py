@@ -61,10 +61,28 @@ def describe_config(subject: FolderFacts, form: str, scheme: Mapping[str, Any]) 
             "format": form,
             "quantization_status": "compressed",
             "config_groups": {"group_0": {"targets": ["Linear"], **scheme, "format": form}},
-            "ignore": list(subject.kept),
+            "ignore": _ignored(subject),
             "kv_cache_scheme": None,
         }
     }
+
+
+def _ignored(subject: FolderFacts) -> list[str]:
+    """The kept modules; a tower beside the language model by an expression for all of it.
+
+    Runtimes put a tower below a prefix that stored names of older checkpoints lack.
+    """
+    inside = {_root(module) for module in subject.quantized}
+    found: dict[str, None] = {}
+    for module in subject.kept:
+        root = _root(module)
+        apart = "." in module and root not in inside
+        found[rf"{_REGEX}(.*\.)?{re.escape(root)}\..*" if apart else module] = None
+    return list(found)
+
+
+def _root(module: str) -> str:
+    return module.removeprefix("model.").partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True)

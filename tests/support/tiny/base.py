@@ -92,3 +92,9 @@ class Tiny:
     """Whether its attention changes beyond some length: scaled rotations, sliding windows."""
     routed: bool = False
     """Whether a router chooses, which rounding may send to another expert near a tie."""
+    transposed: bool = False
+    """Whether its matrices are stored as (in, out), which no packed folder does."""
+    turned: bool = False
+    """Whether experts are written as publishers do, transposed, though transformers does not."""
+    loads_packed: bool = True
+    """Whether transformers' class takes packed weights."""

@@ -259,5 +259,6 @@ MODELS: dict[str, Tiny] = {
         "GPT2LMHeadModel",
         {"vocab_size": VOCAB, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512}
         | {"bos_token_id": 0, "eos_token_id": 1, "layer_norm_epsilon": 0.01},
+        transposed=True,
     ),
 }

@@ -16,6 +16,22 @@ _LFM2_MOE = (
     | {"num_hidden_layers": 4, "num_dense_layers": 1, "num_experts": 4}
     | {"moe_intermediate_size": 32, "conv_L_cache": 4}
 )
+_GRANITE = BASE | {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.125,
+    "logits_scaling": 0.5,
+}
+_GRANITE_HYBRID = _GRANITE | {
+    "num_hidden_layers": 4,
+    "shared_intermediate_size": 64,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 24,
+    "mamba_d_head": 16,
+    "mamba_chunk_size": 32,
+}
 
 MODELS: dict[str, Tiny] = {
     "lfm2-moe": Tiny("Lfm2MoeForCausalLM", _LFM2_MOE, routed=True),
@@ -29,5 +45,44 @@ MODELS: dict[str, Tiny] = {
             "downsample_factor": 1,
             "tie_word_embeddings": True,
         },
+    ),
+    "granite-moe": Tiny(
+        "GraniteMoeForCausalLM", _GRANITE | EXPERTS | {"num_local_experts": 4}, routed=True
+    ),
+    "granite-moe-stacked": Tiny(
+        "GraniteMoeForCausalLM",
+        _GRANITE | EXPERTS | {"num_local_experts": 4},
+        save={"save_original_format": False},
+        routed=True,
+    ),
+    "granite-moe-shared": Tiny(
+        "GraniteMoeSharedForCausalLM",
+        _GRANITE | EXPERTS | {"num_local_experts": 4, "shared_intermediate_size": 64},
+        routed=True,
+    ),
+    "granite-hybrid": Tiny(
+        "GraniteMoeHybridForCausalLM",
+        _GRANITE_HYBRID | EXPERTS | {"num_hidden_layers": 4, "num_local_experts": 4},
+        routed=True,
+    ),
+    "granite-hybrid-dense": Tiny(
+        "GraniteMoeHybridForCausalLM",
+        _GRANITE_HYBRID | {"num_local_experts": 0, "position_embedding_type": "rope"},
+    ),
+    "granite-attention": Tiny(
+        "GraniteMoeHybridForCausalLM",
+        _GRANITE_HYBRID
+        | {"num_local_experts": 0, "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2},
+    ),
+    "granite-attention-moe": Tiny(
+        "GraniteMoeHybridForCausalLM",
+        _GRANITE_HYBRID
+        | EXPERTS
+        | {
+            "num_local_experts": 4,
+            "position_embedding_type": "rope",
+            "layer_types": ["full_attention"] * 2,
+        },
+        routed=True,
     ),
 }

@@ -1,0 +1,50 @@
+"""Vision and audio towers beside a text model: one family, one file."""
+
+from quantcli.archs.config import Config, class_name
+from quantcli.archs.towers.base import CLIP, Tower, Wrapper
+from quantcli.errors import ArchitectureError
+from quantcli.registry import Registry
+
+TOWERS = Registry(
+    "tower",
+    "towers",
+    {
+        "Gemma3ForConditionalGeneration": "quantcli.archs.towers.siglip:GEMMA3",
+        "Idefics3ForConditionalGeneration": "quantcli.archs.towers.siglip:IDEFICS3",
+        "SmolVLMForConditionalGeneration": "quantcli.archs.towers.siglip:IDEFICS3",
+        "Qwen2VLForConditionalGeneration": "quantcli.archs.towers.qwen_vl:QWEN2_VL",
+        "Qwen2_5_VLForConditionalGeneration": "quantcli.archs.towers.qwen_vl:QWEN2_5_VL",
+        "Qwen3VLForConditionalGeneration": "quantcli.archs.towers.qwen3_vl:QWEN3_VL",
+        "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.towers.qwen3_vl:QWEN3_VL",
+        "Qwen3_5ForConditionalGeneration": "quantcli.archs.towers.qwen3_vl:QWEN3_VL",
+        "Qwen3_5MoeForConditionalGeneration": "quantcli.archs.towers.qwen3_vl:QWEN3_VL",
+        "Mistral3ForConditionalGeneration": "quantcli.archs.towers.pixtral:PIXTRAL",
+        "LlavaForConditionalGeneration": "quantcli.archs.towers.llava:LLAVA",
+        "LlavaForConditionalGeneration/pixtral": "quantcli.archs.towers.pixtral:PIXTRAL",
+    },
+)
+"""By the class name in config.json's "architectures", and where a class has several by its
+vision_config's "model_type" behind it."""
+
+
+def find_tower(config: Config) -> Tower:
+    """The tower of the wrapper that ``config`` (config.json) describes.
+
+    Raises ArchitectureError when its class has none that is known.
+    """
+    name = class_name(config)
+    section = config.get("vision_config")
+    kind = section.get("model_type") if isinstance(section, dict) else None
+    if f"{name}/{kind}" in TOWERS:
+        name = f"{name}/{kind}"
+    if name not in TOWERS:
+        raise ArchitectureError(
+            f"{name} has no vision or audio tower that quantcli knows",
+            hint="llama.cpp's convert_hf_to_gguf.py --mmproj may write it; then 'quantcli "
+            "quantize' that GGUF",
+        )
+    found: Tower = TOWERS.get(name)
+    return found
+
+
+__all__ = ["CLIP", "TOWERS", "Tower", "Wrapper", "find_tower"]

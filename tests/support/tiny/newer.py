@@ -1,0 +1,140 @@
+"""Families of 2025 and after that are near the older ones."""
+
+from __future__ import annotations
+
+from support.tiny.base import (
+    BASE,
+    EXPERTS,
+    LAYER_NORM,
+    LLAMA3_ROPE,
+    MROPE,
+    VISION,
+    VOCAB,
+    YARN_ROPE,
+    Tiny,
+)
+
+_YARN = YARN_ROPE | {
+    "beta_fast": 16.0,
+    "beta_slow": 2.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.5,
+    "llama_4_scaling_beta": 0.2,
+}
+_LLAMA4 = (
+    BASE
+    | {"num_hidden_layers": 4, "num_experts_per_tok": 1, "num_local_experts": 4}
+    | {"intermediate_size": 32, "intermediate_size_mlp": 96, "head_dim": 32}
+)
+
+_COHERE = (
+    LAYER_NORM
+    | EXPERTS
+    | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True, "head_dim": 16}
+    | {"sliding_window": 16, "num_experts": 4, "intermediate_size": 32}
+)
+_NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
+
+MODELS: dict[str, Tiny] = {
+    "llama-yarn-scale": Tiny(
+        "LlamaForCausalLM",
+        BASE | {"head_dim": 32, "rope_parameters": YARN_ROPE | {"attention_factor": 0.7}},
+        beyond=True,
+    ),
+    "llama-dynamic": Tiny(
+        "LlamaForCausalLM",
+        BASE
+        | {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 3000.0, "factor": 4.0},
+        },
+    ),
+    "ministral3": Tiny(
+        "Ministral3ForCausalLM", BASE | {"head_dim": 32, "rope_parameters": _YARN}, beyond=True
+    ),
+    "ministral3-images": Tiny(
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"model_type": "ministral3", "head_dim": 16, "rope_parameters": _YARN},
+            "vision_config": VISION | {"model_type": "pixtral"},
+            "image_token_index": VOCAB - 1,
+            "tie_word_embeddings": False,
+        },
+        beyond=True,
+    ),
+    "llama4": Tiny(
+        "Llama4ForCausalLM",
+        _LLAMA4 | {"interleave_moe_layer_step": 2},
+        config_class="Llama4TextConfig",
+        transposed=True,
+        routed=True,
+    ),
+    "llama4-images": Tiny(
+        "Llama4ForConditionalGeneration",
+        {
+            "text_config": _LLAMA4
+            | {
+                "rope_parameters": LLAMA3_ROPE
+                | {"low_freq_factor": 1.0, "high_freq_factor": 1.0, "factor": 16.0}
+            },
+            "vision_config": VISION
+            | {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
+            "boi_token_index": VOCAB - 3,
+            "eoi_token_index": VOCAB - 2,
+            "image_token_index": VOCAB - 1,
+        },
+        config_class="Llama4Config",
+        transposed=True,
+        routed=True,
+    ),
+    "qwen3-vl-moe": Tiny(
+        "Qwen3VLMoeForConditionalGeneration",
+        {
+            "text_config": BASE
+            | EXPERTS
+            | {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 48}
+            | {"rope_parameters": MROPE},
+            "vision_config": VISION
+            | {"depth": 1, "out_hidden_size": 64, "num_heads": 2}
+            | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+        },
+        routed=True,
+        transposed=True,
+        turned=True,
+    ),
+    "hunyuan-dense": Tiny(
+        "HunYuanDenseV1ForCausalLM",
+        BASE | {"head_dim": 32, "tie_word_embeddings": True, "rope_parameters": _NTK_ROPE},
+        config_class="HunYuanDenseV1Config",
+    ),
+    "hunyuan-moe": Tiny(
+        "HunYuanMoEV1ForCausalLM",
+        BASE
+        | {"num_experts": 4, "moe_topk": 2, "intermediate_size": 32, "head_dim": 16}
+        | {"tie_word_embeddings": True, "rope_parameters": _NTK_ROPE},
+        config_class="HunYuanMoEV1Config",
+        routed=True,
+    ),
+    "cohere2-moe": Tiny(
+        "Cohere2MoeForCausalLM",
+        _COHERE
+        | {"first_k_dense_replace": 1, "prefix_dense_intermediate_size": 80}
+        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False},
+        beyond=True,
+        routed=True,
+    ),
+    "cohere2-moe-rms": Tiny(
+        "Cohere2MoeForCausalLM",
+        _COHERE | {"rms_norm_eps": 0.01, "layer_types": ["full_attention", "sliding_attention"]},
+        beyond=True,
+        routed=True,
+    ),
+    "apertus": Tiny(
+        "ApertusForCausalLM",
+        BASE | {"head_dim": 32, "pad_token_id": 0, "rope_parameters": LLAMA3_ROPE},
+        beyond=True,
+    ),
+}

@@ -1,0 +1,287 @@
+"""Tiny wrappers with random weights, one for each tower, and what transformers makes of images.
+
+Every wrapper's text model is 64 wide and has the tokenizer of tests/data/bookworm-mini. Images have
+the size that a tower takes without resizing, so that both sides see the same pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from support.tiny.base import BASE, GEMMA3, MROPE, VOCAB
+
+TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
+NORMALISATION = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.4, 0.3]}
+WIDTH = 64
+
+_VISION = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "image_size": 64,
+    "patch_size": 8,
+}
+_QWEN = {"depth": 3, "hidden_size": 48, "intermediate_size": 80, "num_heads": 2, "patch_size": 8}
+_IMAGE_TOKENS = {
+    "image_token_id": VOCAB - 1,
+    "video_token_id": VOCAB - 2,
+    "vision_start_token_id": VOCAB - 3,
+}
+_LLAMA = BASE | {"model_type": "llama", "pad_token_id": 0}
+_MISTRAL = BASE | {"model_type": "mistral", "sliding_window": None}
+
+Pixels = NDArray[np.uint8]
+Look = Callable[[Any, Pixels], Any]
+"""What a model of transformers makes of an image: embeddings (tokens, width)."""
+
+
+def normalised(pixels: Pixels) -> Any:
+    """Pixels as the towers take them: (1, 3, rows, columns)."""
+    import torch
+
+    mean, std = (torch.tensor(NORMALISATION[key]) for key in ("image_mean", "image_std"))
+    return ((torch.tensor(pixels).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+
+
+def _rows(found: Any) -> Any:
+    """The embeddings in a model's answer, one row for each token."""
+    import torch
+
+    found = getattr(found, "pooler_output", found)
+    parts = found if isinstance(found, list | tuple) else [found]
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def plain(model: Any, pixels: Pixels) -> Any:
+    """One image, one call."""
+    return _rows(model.get_image_features(normalised(pixels)))
+
+
+def tiled(model: Any, pixels: Pixels) -> Any:
+    """Image processors that cut images into tiles give one more axis."""
+    return _rows(model.get_image_features(normalised(pixels)[None]))
+
+
+def flattened(model: Any, pixels: Pixels) -> Any:
+    """Qwen's patches: pairs of frames, squares of two by two patches together."""
+    import torch
+
+    patch, merge = model.config.vision_config.patch_size, 2
+    image = normalised(pixels)[0].numpy()
+    high, wide = image.shape[1] // patch, image.shape[2] // patch
+    frames = np.stack([image, image]).reshape(
+        2, 3, high // merge, merge, patch, wide // merge, merge, patch
+    )
+    flat = frames.transpose(2, 5, 3, 6, 1, 0, 4, 7).reshape(high * wide, -1)
+    grid = torch.tensor([[1, high, wide]])
+    found = model.get_image_features(torch.tensor(flat), grid)
+    taps = getattr(found, "deepstack_features", None) or []
+    return torch.cat([_rows(found), *map(_rows, taps)], dim=-1)
+
+
+def broken(model: Any, pixels: Pixels) -> Any:
+    """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
+    import torch
+
+    sizes = torch.tensor([pixels.shape[:2]])
+    found = _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
+    merge = getattr(model.config, "spatial_merge_size", 1)
+    high, wide = (side // model.config.vision_config.patch_size // merge for side in sizes[0])
+    end = model.get_input_embeddings().weight[BREAK].expand(int(high), 1, -1)
+    lines = torch.cat([found.reshape(high, wide, -1), end], dim=1)
+    return lines.reshape(-1, lines.shape[-1])[:-1]
+
+
+BREAK = 9
+"""The token that stands for [IMG_BREAK] here."""
+
+
+@dataclass(frozen=True)
+class TinyTower:
+    """A wrapper of transformers: class, configuration, processor's settings, image, features."""
+
+    model: str
+    config: dict[str, Any]
+    image: tuple[int, int]
+    look: Look = plain
+    processor: dict[str, Any] = field(default_factory=dict)
+    token: str = ""
+    """A token that the tokenizer has at the place of `BREAK`."""
+    towered: str = ""
+    """The line of the registry, if it is not the class."""
+
+
+TINY: dict[str, TinyTower] = {
+    "gemma3": TinyTower(
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": GEMMA3 | {"model_type": "gemma3_text"},
+            "vision_config": _VISION | {"image_size": 56, "patch_size": 7, "layer_norm_eps": 1e-3},
+            "mm_tokens_per_image": 16,
+            "boi_token_index": VOCAB - 3,
+            "eoi_token_index": VOCAB - 2,
+            "image_token_index": VOCAB - 1,
+        },
+        (56, 56),
+    ),
+    "idefics3": TinyTower(
+        "Idefics3ForConditionalGeneration",
+        {"text_config": _LLAMA, "vision_config": _VISION, "image_token_id": VOCAB - 1},
+        (64, 64),
+        tiled,
+        {"size": {"longest_edge": 64}},
+    ),
+    "smolvlm": TinyTower(
+        "SmolVLMForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION | {"layer_norm_eps": 1e-3},
+            "image_token_id": VOCAB - 1,
+            "scale_factor": 4,
+        },
+        (64, 64),
+        tiled,
+        {"size": {"longest_edge": 64}},
+    ),
+    "qwen2-vl": TinyTower(
+        "Qwen2VLForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE, "rms_norm_eps": 1e-6},
+            "vision_config": _QWEN | {"embed_dim": 48, "hidden_size": WIDTH, "mlp_ratio": 2},
+            **_IMAGE_TOKENS,
+        },
+        (64, 96),
+        flattened,
+    ),
+    "qwen2.5-vl": TinyTower(
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE, "rms_norm_eps": 1e-6},
+            "vision_config": _QWEN
+            | {"depth": 4, "out_hidden_size": WIDTH, "patch_size": 14, "window_size": 112}
+            | {"fullatt_block_indexes": [1, 3]},
+            **_IMAGE_TOKENS,
+        },
+        (224, 336),
+        flattened,
+    ),
+    "qwen3-vl": TinyTower(
+        "Qwen3VLForConditionalGeneration",
+        {
+            "text_config": BASE | {"head_dim": 16, "rope_parameters": MROPE},
+            "vision_config": _QWEN
+            | {"out_hidden_size": WIDTH, "num_position_embeddings": 64}
+            | {"deepstack_visual_indexes": [0, 2]},
+            **_IMAGE_TOKENS,
+        },
+        (64, 96),
+        flattened,
+    ),
+    "pixtral": TinyTower(
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": _MISTRAL,
+            "vision_config": _VISION | {"model_type": "pixtral", "head_dim": 16},
+            "image_token_index": VOCAB - 1,
+            "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        (64, 48),
+        broken,
+        token="[IMG_BREAK]",
+        towered="LlavaForConditionalGeneration/pixtral",
+    ),
+    "mistral3": TinyTower(
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": _MISTRAL,
+            "vision_config": _VISION
+            | {"model_type": "pixtral", "head_dim": 16, "hidden_act": "silu"},
+            "image_token_index": VOCAB - 1,
+        },
+        (64, 96),
+        broken,
+        token="[IMG_BREAK]",
+    ),
+    "llava-siglip": TinyTower(
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION | {"model_type": "siglip_vision_model"},
+            "image_token_index": VOCAB - 1,
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "full",
+        },
+        (64, 64),
+    ),
+}
+
+
+def build(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> Any:
+    """Write the checkpoint of ``TINY[name]`` into ``folder``, in float32; returns the model.
+
+    ``changes`` replaces settings of its configuration.
+    """
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    tiny = TINY[name]
+    config_class = getattr(transformers, tiny.model.replace("ForConditionalGeneration", "Config"))
+    config = config_class(**copy.deepcopy(tiny.config | dict(changes or {})))
+    model = getattr(transformers, tiny.model)(config).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for label, weight in model.named_parameters():
+            weight.copy_(_draw(label, weight, generator))
+    model.save_pretrained(folder)
+    _write_tokenizer(folder, tiny.token)
+    settings = NORMALISATION | tiny.processor
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return model
+
+
+def _draw(label: str, weight: Any, generator: Any) -> Any:
+    import torch
+
+    noise = torch.randn(weight.shape, generator=generator)
+    if label.endswith("bias"):
+        return 0.2 * noise
+    if weight.ndim == 1:
+        return weight.round() + 0.2 * noise
+    if "embed" in label:
+        return 0.5 * noise
+    return 1.5 / math.sqrt(weight[0].numel()) * noise
+
+
+def _write_tokenizer(folder: Path, token: str) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TOKENIZER / file, folder / file)
+    if token:
+        path = folder / "tokenizer.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = settings["model"]["vocab"]
+        old = next(piece for piece, number in vocabulary.items() if number == BREAK)
+        del vocabulary[old]
+        settings["model"]["merges"] = [
+            pair
+            for pair in settings["model"]["merges"]
+            if old not in (pair if isinstance(pair, list) else pair.split())
+            and "".join(pair if isinstance(pair, list) else pair.split()) in vocabulary
+        ]
+        vocabulary[token] = BREAK
+        added = {"id": BREAK, "content": token, "special": True, "normalized": False}
+        added |= {"single_word": False, "lstrip": False, "rstrip": False}
+        settings["added_tokens"].append(added)
+        path.write_text(json.dumps(settings), encoding="utf-8")
