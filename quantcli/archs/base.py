@@ -16,7 +16,7 @@ from quantcli.archs.fold import Folds
 from quantcli.archs.header import Header
 from quantcli.archs.mtp import Mtp, add_blocks
 from quantcli.archs.rope import rope_notes
-from quantcli.archs.rules import Dims, KeyRule, Rule, Values, at
+from quantcli.archs.rules import Dims, Feed, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
 
@@ -137,6 +137,21 @@ class Architecture:
             for rule in self._rules(settled, dims)
             for layer in rule.places(dims["layers"])
         }
+
+    def feeds(self, config: Config, stored: Mapping[str, TensorInfo]) -> dict[str, list[Feed]]:
+        """Where outputs of ``stored`` matrices, by their names, are inputs of GGUF tensors."""
+        settled, dims = self._settle(config, stored)
+        layered, rules = self._layer_dims(settled, dims), self._rules(settled, dims)
+        spelled = rename(self._renames(rules), stored)
+        found: dict[str, list[Feed]] = {}
+        for rule, outputs in ((rule, rule.fed_by) for rule in rules):
+            if outputs is None:
+                continue
+            for layer in rule.places(dims["layers"]):
+                name = spelled[at(outputs.source, layer)].name
+                feed = outputs.feed(at(rule.name, layer), layered(layer))
+                found.setdefault(name, []).append(feed)
+        return found
 
     def metadata(
         self,

@@ -56,12 +56,12 @@ def check_fixed(config: Config, fixed: Mapping[str, tuple[Any, ...]]) -> None:
 
 def integer(config: Config, *keys: str, default: int | None = None) -> int:
     """A size or count under the first of ``keys`` that is there, from 1 to 2**31-1."""
-    key, value = _find(config, keys, default)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
-        raise _wrong(config, key, value, f"a whole number from 1 to {_LARGEST}")
-    return value
+    return _whole(config, keys, default, 1)
+
+
+def count(config: Config, *keys: str, default: int | None = None) -> int:
+    """A number of things that may be none, under the first of ``keys`` that is there."""
+    return _whole(config, keys, default, 0)
 
 
 def number(config: Config, *keys: str, default: float | None = None) -> float:
@@ -85,6 +85,15 @@ def flag(config: Config, key: str, default: bool = False) -> bool:
     _, value = _find(config, (key,), default)
     if not isinstance(value, bool):
         raise _wrong(config, key, value, "true or false")
+    return value
+
+
+def _whole(config: Config, keys: tuple[str, ...], default: int | None, least: int) -> int:
+    key, value = _find(config, keys, default)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= _LARGEST:
+        raise _wrong(config, key, value, f"a whole number from {least} to {_LARGEST}")
     return value
 
 

@@ -66,6 +66,34 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Feed:
+    """Some outputs of a matrix as inputs of the GGUF tensor ``tensor``.
+
+    They fall into ``groups`` of one size; ``start:stop`` of group i meet matrix i of the tensor.
+    """
+
+    tensor: str
+    groups: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """A `Feed` from the stored matrix ``source``, in named dimensions."""
+
+    source: str
+    groups: Size
+    start: Size
+    stop: Size
+
+    def feed(self, tensor: str, dims: Dims) -> Feed:
+        """The inputs of ``tensor``."""
+        groups, start, stop = sizes((self.groups, self.start, self.stop), dims)
+        return Feed(tensor, groups, start, stop)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One GGUF tensor and the stored tensor behind it; a pattern over layers and experts.
 
@@ -80,6 +108,9 @@ class Rule:
     elements of the stored tensor follow one another by rows, where it is anything else; rules may
     take parts of one stored tensor. ``pointwise`` is applied to every value. An ``optional``
     tensor is written if it is there.
+
+    What a tensor is multiplied with is what its stored matrix is, unless it is ``fed_by`` outputs
+    of another one: matrix i of it by those of group i, since llama.cpp multiplies in another order.
     """
 
     name: str
@@ -93,6 +124,7 @@ class Rule:
     layers: Collection[int] | None = None
     stored: tuple[Size, ...] | None = None
     parts: tuple[Part, ...] = ()
+    fed_by: Outputs | None = None
 
     def places(self, layers: int) -> Iterable[int | None]:
         """The layers, of a model of so many, for which the rule holds; None: outside of them."""

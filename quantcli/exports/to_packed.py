@@ -118,7 +118,10 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        if _holds(layout, grids, kind) and not matrix.transpose:
+        if any(not use.piece.makes_outputs for use in view.uses[matrix.source]):
+            # Blocks that lie across its rows cannot be put back: it is stored in floats.
+            kept.append(matrix)
+        elif _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)
         elif kind in _FLOATS or matrix.source not in inner:
             kept.append(matrix)

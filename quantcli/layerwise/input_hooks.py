@@ -5,17 +5,21 @@ by its memory, so linear layers, GPT-2's transposed ones and experts that are sl
 parameter are all covered without a line per architecture. Inputs that several weights share
 (q, k and v; gate and up) are recognised as the same memory. Where one product takes all experts
 with all tokens (Llama 4), a token that was not sent to an expert comes as zeros and is left out.
+Where llama.cpp multiplies in another order (latent attention's keys), a tensor's inputs are what
+another weight puts out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from quantcli.archs.rules import Feed
 
 _OPERANDS = {
     torch.nn.functional.linear: (0, 1),
@@ -32,6 +36,8 @@ _OPERANDS = {
 @dataclass(frozen=True, slots=True)
 class MatmulInput:
     """A weight meets its input: parameter name, matrix within a stack, and the input's rows.
+
+    ``name`` is the tensor's where a `Feed` gave the input.
 
     ``rows`` has shape (tokens, columns of the weight). ``shared`` is the first parameter and
     matrix in this pass that had the very same input.
@@ -56,12 +62,17 @@ class OutputGradient:
 
 
 class InputHooks(TorchFunctionMode):
-    """Calls ``observe`` for each product with one of ``weights``, in one pass of one window."""
+    """Calls ``observe`` for each product with one of ``weights``, in one pass of one window.
+
+    ``feeds`` names the weights whose outputs are inputs as well.
+    """
 
     def __init__(
-        self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None]
-    ) -> None:
+        self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None],
+        feeds: Mapping[str, Sequence[Feed]] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self._feeds = feeds or {}
         self._by_storage = {
             tensor.untyped_storage().data_ptr(): (name, tensor)
             for name, tensor in weights.items()
@@ -72,16 +83,22 @@ class InputHooks(TorchFunctionMode):
         self._inputs: list[tuple[torch.Tensor, tuple[str, int]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         places = _OPERANDS.get(func)
         if places is not None:
-            self._see(args[places[0]], args[places[1]])
-        return func(*args, **(kwargs or {}))
+            self._see(args[places[0]], args[places[1]], result)
+        return result
 
-    def _see(self, rows: torch.Tensor, weight: torch.Tensor) -> None:
+    def _see(self, rows: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
         found = self._by_storage.get(weight.untyped_storage().data_ptr())
         if found is None:
             return
         name, whole = found
+        for feed in self._feeds.get(name, ()):
+            groups = outputs.reshape(-1, feed.groups, outputs.shape[-1] // feed.groups)
+            for group in range(feed.groups):
+                fed = groups[:, group, feed.start : feed.stop]
+                self._observe(MatmulInput(feed.tensor, group, fed, (feed.tensor, group)))
         first = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
         if weight.dim() < 3:
             self._tell(name, first, rows.reshape(-1, rows.shape[-1]))

@@ -8,7 +8,7 @@ the weights that llama.cpp would see, decoded by our kernels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.rules import Feed
 from quantcli.checkpoint_view import Use, find_uses, read_back
 from quantcli.errors import ArchitectureError
 from quantcli.formats import FORMATS, get_format, native
@@ -40,6 +41,9 @@ class Parameters:
         architecture = find_architecture(config)
         self._uses = find_uses(architecture.tensors(config, layout))
         self._keys = architecture.key_places(config, layout)
+        self.feeds: Mapping[str, list[Feed]] = architecture.feeds(config, layout)
+        """Parameters whose outputs are inputs of tensors, by the parameter's name."""
+        self._fed = {feed.tensor for feeds in self.feeds.values() for feed in feeds}
 
     def uses(self, name: str) -> list[Use]:
         """Where the parameter's rows lie among GGUF's tensors; empty when the table ignores it."""
@@ -68,11 +72,14 @@ class Parameters:
     def targets(self, name: str, matrix: int) -> list[tuple[OutputTensor, int]]:
         """GGUF's tensors that hold ``matrix`` of the parameter, and its number in each.
 
-        A parameter that is no stack has the one matrix 0.
+        A parameter that is no stack has the one matrix 0, of which a tensor may make several. A
+        tensor that is fed by another one's outputs stands for itself, and for no parameter.
         """
+        if name in self._fed:
+            return [(self._present[name], matrix)]
         shape = self._shapes[name]
         if len(shape) < 3:
-            return [(use.tensor, 0) for use in self.uses(name)]
+            return [place for use in self.uses(name) for place in self._made(use)]
         found = []
         for use in self.uses(name):
             height = use.tensor.shape[-2]
@@ -80,6 +87,13 @@ class Parameters:
             if 0 <= offset < -(-use.piece.stored_rows // shape[-2]):
                 found.append((use.tensor, use.first // height + offset))
         return found
+
+    def _made(self, use: Use) -> Iterator[tuple[OutputTensor, int]]:
+        """The tensor's matrices out of a parameter that is none of a stack."""
+        if use.tensor.name not in self._fed:
+            height = use.tensor.shape[-2] if len(use.tensor.shape) > 2 else use.tensor.rows
+            for matrix in range(use.first // height, -(-(use.first + use.piece.rows) // height)):
+                yield use.tensor, matrix
 
     def _floats(self, name: str, wanted: OutputTensor, start: int, stop: int) -> NDArray[Any]:
         """Rows of the model's tensor that ``wanted`` describes, decoded."""

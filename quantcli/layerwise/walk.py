@@ -200,7 +200,8 @@ class LayerPass:
 
     def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
         """The layer's output for a window's states (1, tokens, size), its inputs observed."""
-        with InputHooks(self.weights, observe) if observe else nullcontext():
+        feeds = self.walk.model.parameters.feeds
+        with InputHooks(self.weights, observe, feeds) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, self.call)
 
     def backward(self) -> Iterator[Event]:

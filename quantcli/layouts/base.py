@@ -124,7 +124,7 @@ def remark_nothing(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[No
 
 def remark_experts(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     """A warning for quantized experts, which transformers 5 does not load from some layouts."""
-    if any(matrix.of > 1 for matrix in matrices):
+    if any("_exps." in matrix.tensor for matrix in matrices):
         yield Note(
             "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset "
             "without an error; --to compressed-tensors is what it loads",

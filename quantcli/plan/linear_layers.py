@@ -54,13 +54,17 @@ def _matrices(
 ) -> Iterator[Matrix]:
     stored = model.store.tensors[tensor.pieces[0].source]
     if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
+        count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
         for piece in tensor.pieces:
+            if not piece.makes_outputs:
+                # Another tensor that is made of the same stored matrix reads what it reads.
+                continue
             rows, columns = model.store.tensors[piece.source].shape
             if piece.transposes:
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                transpose=piece.transposes,
+                of=count, transpose=piece.transposes,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape

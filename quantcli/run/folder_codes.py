@@ -2,19 +2,22 @@
 
 A method works on GGUF tensors, whose rows may be in another order than the checkpoint's (llama's q
 and k), or come from several of its tensors. No row depends on another's, so each is found where
-the GGUF tensor's pieces say that it went. What no method rounded is rounded to nearest.
+the GGUF tensor's pieces say that it went. What no method rounded is rounded to nearest, also
+those rows of a matrix that GGUF holds transposed (the keys of latent attention).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest
 from quantcli.artifacts.slabs import SLAB_BYTES
-from quantcli.checkpoint_view import find_uses, read_back
+from quantcli.checkpoint_view import Use, find_uses, read_back
 from quantcli.formats.integer import IntegerCodes
 from quantcli.rounding.codecs import GridCodec
 from quantcli.rounding.run_store import EncodedStore
@@ -41,9 +44,39 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
                 lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
             )
         )  # fmt: skip
+        held = _held(found, first, first + len(rows))
+        if not held.all():
+            others = nearest(matrix, start, rows)
+            if scheme.grid.strategy == "tensor":
+                return others
+            coded = _merge(coded, held, others)
         if scheme.grid.strategy != "tensor":
             return coded
         zeros = None if coded.zeros is None else coded.zeros[:1]
         return IntegerCodes(coded.codes, coded.scales[:1], zeros)
 
     return codes
+
+
+def _held(uses: Sequence[Use], start: int, stop: int) -> NDArray[np.bool_]:
+    """Which of the stored rows ``start:stop`` are in any of ``uses``."""
+    found = np.zeros(stop - start, np.bool_)
+    for piece in (use.piece for use in uses):
+        low, high = max(start, piece.start), min(stop, piece.start + piece.stored_rows)
+        if low < high:
+            own = piece.output_rows(low - piece.start, high - piece.start) >= 0
+            found[low - start : high - start] |= own
+    return found
+
+
+def _merge(coded: IntegerCodes, held: NDArray[np.bool_], other: IntegerCodes) -> IntegerCodes:
+    """The codes of the rows that are ``held``, those of ``other`` elsewhere."""
+
+    def choose(ours: Any, theirs: Any) -> Any:
+        return None if ours is None else np.where(held[:, None], ours, theirs)
+
+    return IntegerCodes(
+        choose(coded.codes, other.codes),
+        choose(coded.scales, other.scales),
+        choose(coded.zeros, other.zeros),
+    )

@@ -5,7 +5,8 @@ mean absolute value (SmoothQuant, AWQ); and the Hessian of the layer's squared e
 the input rows (GPTQ). Squares and absolute values are summed in float64 over float32 values. A
 Hessian is the float64 sum of one float32 product for each window, held in a file, once for all
 weights that share an input (q, k and v; gate and up), and stored as float32. Experts are summed
-each by itself, with its own count of tokens.
+each by itself, with its own count of tokens; a stack whose matrices have one input (latent
+attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -101,7 +102,10 @@ class Collector:
             self._add(tensor, matrix, row)
 
     def hessians(self) -> dict[str, NDArray[np.float64]]:
-        """The Hessians by the name of the tensor that holds them: (matrices, columns, columns)."""
+        """The Hessians by the name of the tensor that holds them: (matrices, columns, columns).
+
+        There is one where all matrices of the tensor have one input.
+        """
         return self._hessians
 
     def close(self) -> None:
@@ -158,7 +162,9 @@ class Collector:
                 raise RuntimeError(f"{tensor.name} no longer shares its input with {home}")
             return
         if home not in self._hessians:
-            shape = (_matrices(tensor), tensor.columns, tensor.columns)
+            # One for all of a stack's matrices, where they have one input.
+            alike = sum(target is tensor for target, _ in targets) > 1
+            shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
         values = product.rows.float()

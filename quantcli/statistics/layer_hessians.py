@@ -105,7 +105,8 @@ class HessianAccumulator:
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """Statistics of matrix ``matrix``; None when the text never reached it."""
-        key = (self._fit.hessian_of[name], matrix)
+        home = self._fit.hessian_of[name]
+        key = (home, min(matrix, len(self._fit.hessians()[home]) - 1))
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]
@@ -165,7 +166,7 @@ def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
     sums: Any = collector.hessians()[home]
     if not counts.any():
         return None
-    if len(counts) == 1:
+    if len(sums) == 1:
         return np.asarray(sums[0] / counts[0], np.float32)
     columns = sums.shape[1]
     everyone = sum(sums[i] for i in range(len(counts))) / counts.sum()

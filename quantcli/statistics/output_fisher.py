@@ -80,7 +80,7 @@ class OutputGradientAccumulator:
                 continue
             places = torch.from_numpy(use.piece.source_rows(0, use.piece.rows))
             values = gradient.rows.float()[:, places.to(gradient.rows.device)]
-            self._add(name, use.first, values)
+            self._add(name, use.first % use.tensor.shape[-2], values)
 
     def _add(self, name: str, first: int, values: torch.Tensor) -> None:
         strips = cut_strips(self.rows[name])

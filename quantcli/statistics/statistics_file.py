@@ -151,7 +151,9 @@ class StatisticsFile:
                 f"{self.path} has no {kind} of {name}",
                 hint="calibrate again with --collect hessian,abs_max,mean_abs",
             )
-        return self.read(f"{name}.{kind}", matrix)
+        # Matrices that have one input have one Hessian.
+        held = self.tensors[f"{name}.{kind}"].shape[0]
+        return self.read(f"{name}.{kind}", min(matrix, held - 1))
 
 
 class MergedStatistics:

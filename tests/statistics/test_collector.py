@@ -100,6 +100,39 @@ def test_every_expert_has_its_own(checkpoint: Callable[..., Path], tmp_path: Pat
     assert len(set(counts.tolist())) > 1
 
 
+def test_parts_of_latent_attention_see_what_llama_cpp_multiplies_them_with(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Keys' part, which comes first in each head, the query; values' part the latent vector."""
+    folder, heads, nope, rope = checkpoint("deepseek-v3"), 4, 32, 16
+    calibration = run(folder, tmp_path / "m.gguf", collect=EVERYTHING)
+    path = tmp_path / "m.stats.safetensors"
+    found, shares = load_file(path), _shares(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    queries: list[Any] = []
+    latents: list[Any] = []
+    attention = model.model.layers[1].self_attn
+    attention.q_b_proj.register_forward_hook(lambda _m, _a, output: queries.append(output[0]))
+    attention.kv_b_proj.register_forward_pre_hook(lambda _m, args: latents.append(args[0][0, 0]))
+    with torch.inference_mode():
+        for window in _windows(folder):
+            model(input_ids=torch.tensor([window.tolist()]))
+    keyed = torch.cat(queries).reshape(-1, heads, nope + rope)[:, :, :nope].double().numpy()
+    latent = torch.cat(latents).double().numpy()
+    squares = calibration.squares
+    assert squares["blk.1.attn_v_b.weight"].shape == (heads, latent.shape[1])
+    assert calibration.counts["blk.1.attn_v_b.weight"].tolist() == [len(latent)] * heads
+    assert found["blk.1.attn_v_b.weight.hessian"].shape[0] == 1
+    _close(found["blk.1.attn_v_b.weight.hessian"][0], latent.T @ latent)
+    for head in range(heads):
+        _close(squares["blk.1.attn_v_b.weight"][head], np.square(latent).sum(0))
+        _close(squares["blk.1.attn_k_b.weight"][head], np.square(keyed[:, head]).sum(0))
+        rows = keyed[:, head]
+        _close(found["blk.1.attn_k_b.weight.hessian"][head], rows.T @ rows)
+        _close(found["blk.1.attn_k_b.weight.abs_max"][head], np.abs(rows).max(0))
+    assert shares["blk.1.attn_k_b.weight"] == "blk.1.attn_k_b.weight"
+
+
 def test_an_unknown_statistic_is_refused() -> None:
     from quantcli.errors import UsageError
     from quantcli.statistics.input_statistics import check_needs

@@ -92,6 +92,8 @@ class Tiny:
     """Whether its attention changes beyond some length: scaled rotations, sliding windows."""
     routed: bool = False
     """Whether a router chooses, which rounding may send to another expert near a tie."""
+    absorbed: bool = False
+    """Whether llama.cpp multiplies matrices in another order, and so rounds other operands."""
     transposed: bool = False
     """Whether its matrices are stored as (in, out), which no packed folder does."""
     turned: bool = False
