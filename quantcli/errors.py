@@ -38,6 +38,14 @@ class ArchitectureError(SourceError):
     """The model's architecture is unknown or its tensors do not fit it."""
 
 
+class UnknownArchitectureError(ArchitectureError):
+    """There is no table for the model's class."""
+
+
+class MismatchError(ArchitectureError):
+    """The checkpoint lacks a tensor that its family needs, or has it in another shape."""
+
+
 class VocabularyError(SourceError):
     """The tokenizer files are missing, broken or of an unknown structure."""
 

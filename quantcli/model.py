@@ -2,28 +2,40 @@
 
 A checkpoint folder goes through its architecture's table and its tokenizer files; a GGUF is taken
 as it is. Only headers and tokenizer files are read here, weights when `Model.read_rows` asks.
+Where no GGUF is to be made, a checkpoint may do without a table (`quantcli.archs.untabled`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.archs import find_architecture
 from quantcli.archs.mtp import count_blocks
-from quantcli.errors import SourceError
+from quantcli.archs.untabled import Untabled, read_untabled
+from quantcli.errors import (
+    ArchitectureError,
+    MismatchError,
+    SourceError,
+    UnknownArchitectureError,
+    VocabularyError,
+)
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
+
+if TYPE_CHECKING:
+    from quantcli.sources.hf import HfCheckpoint
 
 TRANSFORMS_KEY = "quantcli.transforms"
 """Key-value of a model whose weights are transformed as they are read: what was done, as JSON."""
@@ -35,6 +47,8 @@ class Model(AbstractContextManager["Model"]):
 
     ``metadata`` holds every key-value except those that describe a quantization; ``config`` is
     the checkpoint's config.json, empty for a GGUF; ``notes`` say what llama.cpp does differently.
+    Of a checkpoint without a table, ``untabled`` is what stands in its place, and ``tensors`` are
+    only those that may be quantized.
     """
 
     label: str
@@ -48,6 +62,7 @@ class Model(AbstractContextManager["Model"]):
     notes: tuple[Note, ...] = ()
     repo: str | None = None
     revision: str | None = None
+    untabled: Untabled | None = None
 
     def __exit__(
         self,
@@ -72,6 +87,23 @@ class Model(AbstractContextManager["Model"]):
         """The tensors of these blocks, which transformers does not run."""
         blocks = tuple(f"blk.{index}." for index in self.mtp_blocks)
         return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
+
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model reads in both directions, as an encoder does.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        if self.value("attention.causal") is False:
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
+                f"it cannot be {purpose}"
+            )
+
+    def stored_names(self) -> Mapping[str, str]:
+        """GGUF's names and a checkpoint's own, patterns over experts ``{e}``."""
+        if self.untabled is not None:
+            return self.untabled.sources
+        return find_architecture(self.config).sources(self.config, self.store.tensors)
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""
@@ -134,12 +166,15 @@ def open_model(
     *,
     pre: str | None = None,
     vocabulary: bool = True,
+    table: bool = True,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
-    tokenizer's key-values out. Raises a SourceError that says what is wrong with the files.
+    tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
+    have a tokenizer that llama.cpp has not. Raises a SourceError that says what is wrong with the
+    files.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
@@ -148,33 +183,50 @@ def open_model(
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    return _open_checkpoint(str(target), found, pre, vocabulary)
+    return _open_checkpoint(str(target), found, pre, vocabulary, table)
 
 
-def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: bool) -> Model:
-    from quantcli.archs import find_architecture
-    from quantcli.sources.card import count_parameters, general_metadata
+def _open_checkpoint(
+    label: str, found: Resolved, pre: str | None, vocabulary: bool, table: bool
+) -> Model:
     from quantcli.sources.hf import open_checkpoint
-    from quantcli.sources.pooling import pooling_metadata
-    from quantcli.vocab import load_vocabulary
 
     store = open_checkpoint(found.path)
     try:
-        architecture = find_architecture(store.config)
-        tensors = architecture.tensors(store.config, store.tensors)
-        sentences = list(architecture.notes(store.config, store.tensors))
-        keys = {"general.architecture": text(architecture.name)}
-        keys |= general_metadata(
-            found.path,
-            config=store.config,
-            parameters=count_parameters(tensors),
-            name=found.repo,
-            on_note=sentences.append,
-        )
-        keys |= architecture.metadata(store.config, store)
-        keys |= pooling_metadata(found.path, architecture.name, sentences.append)
-        if vocabulary:
-            size = int(keys[f"{architecture.name}.vocab_size"].value)
+        try:
+            return _with_table(label, found, store, pre, vocabulary, table)
+        except ArchitectureError as unknown:
+            if table or isinstance(unknown, MismatchError):
+                raise
+            return _without_table(label, found, store, unknown)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _with_table(
+    label: str, found: Resolved, store: HfCheckpoint, pre: str | None, vocabulary: bool, table: bool
+) -> Model:
+    from quantcli.sources.card import count_parameters, general_metadata
+    from quantcli.sources.pooling import pooling_metadata
+    from quantcli.vocab import load_vocabulary
+
+    architecture = find_architecture(store.config)
+    tensors = architecture.tensors(store.config, store.tensors)
+    sentences = list(architecture.notes(store.config, store.tensors))
+    keys = {"general.architecture": text(architecture.name)}
+    keys |= general_metadata(
+        found.path,
+        config=store.config,
+        parameters=count_parameters(tensors),
+        name=found.repo,
+        on_note=sentences.append,
+    )
+    keys |= architecture.metadata(store.config, store)
+    keys |= pooling_metadata(found.path, architecture.name, sentences.append)
+    if vocabulary:
+        size = int(keys[f"{architecture.name}.vocab_size"].value)
+        try:
             keys |= load_vocabulary(
                 found.path,
                 store.config,
@@ -183,14 +235,28 @@ def _open_checkpoint(label: str, found: Resolved, pre: str | None, vocabulary: b
                 name=str(keys["general.name"].value),
                 on_note=sentences.append,
             )
-    except BaseException:
-        store.close()
-        raise
+        except VocabularyError:
+            if table:
+                raise
     notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
         label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
         config=store.config, notes=notes,
         repo=found.repo, revision=found.revision,
+    )  # fmt: skip
+
+
+def _without_table(
+    label: str, found: Resolved, store: HfCheckpoint, why: ArchitectureError
+) -> Model:
+    """The checkpoint as its own tensors show it; ``why`` is what the table said of it."""
+    free = read_untabled(store.config, store.tensors)
+    if not isinstance(why, UnknownArchitectureError):
+        free = replace(free, refused=why.message)
+    return Model(
+        label, found.path, free.name, free.keys, free.tensors, store, from_gguf=False,
+        config=store.config, notes=(Note(free.remark),),
+        repo=found.repo, revision=found.revision, untabled=free,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.mtp import count_blocks
 from quantcli.archs.wrappers import headless, text_class, unwrapped
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
 from quantcli.types import MetaValue
 
@@ -28,6 +28,7 @@ ARCHITECTURES = Registry(
         "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
         "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
         "Qwen3_5MoeForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5_MOE",
+        "MellumForCausalLM": "quantcli.archs.mellum:MELLUM",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
         "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
@@ -44,6 +45,8 @@ ARCHITECTURES = Registry(
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "AfmoeForCausalLM": "quantcli.archs.afmoe:AFMOE",
+        "LagunaForCausalLM": "quantcli.archs.laguna:LAGUNA",
         "ApertusForCausalLM": "quantcli.archs.apertus:APERTUS",
         "HunYuanDenseV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN",
         "HunYuanMoEV1ForCausalLM": "quantcli.archs.hunyuan:HUNYUAN_MOE",
@@ -54,6 +57,8 @@ ARCHITECTURES = Registry(
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
+        "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
@@ -79,6 +84,28 @@ ARCHITECTURES = Registry(
         "MptForCausalLM": "quantcli.archs.mpt:MPT",
         "MPTForCausalLM": "quantcli.archs.mpt:MPT",
         "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
+        "BertModel": "quantcli.archs.bert:BERT",
+        "BertForMaskedLM": "quantcli.archs.bert:BERT",
+        "BertForPreTraining": "quantcli.archs.bert:BERT",
+        "BertForSequenceClassification": "quantcli.archs.bert:BERT_CLASSIFIER",
+        "RobertaModel": "quantcli.archs.bert:ROBERTA",
+        "RobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "RobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "XLMRobertaModel": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "CamembertModel": "quantcli.archs.bert:ROBERTA",
+        "CamembertForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "CamembertForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "DistilBertModel": "quantcli.archs.bert:DISTILBERT",
+        "DistilBertForMaskedLM": "quantcli.archs.bert:DISTILBERT",
+        "NomicBertModel": "quantcli.archs.nomic_bert:NOMIC_BERT",
+        "JinaEmbeddingsV3Model": "quantcli.archs.nomic_bert:JINA_V3",
+        "ModernBertModel": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForMaskedLM": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForSequenceClassification": "quantcli.archs.modern_bert:MODERN_BERT_CLASSIFIER",
+        "EuroBertModel": "quantcli.archs.eurobert:EUROBERT",
+        "EuroBertForMaskedLM": "quantcli.archs.eurobert:EUROBERT",
     },
 )
 """By the class name in config.json's "architectures"."""
@@ -87,7 +114,7 @@ ARCHITECTURES = Registry(
 def find_architecture(config: Config) -> Architecture:
     """The architecture of the model that ``config`` (config.json) describes.
 
-    Raises ArchitectureError, with near names, when its class is not in the table.
+    Raises UnknownArchitectureError when its class is not in the table.
     """
     name = class_name(config)
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
@@ -95,10 +122,11 @@ def find_architecture(config: Config) -> Architecture:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
     if name not in ARCHITECTURES:
-        raise ArchitectureError(
+        raise UnknownArchitectureError(
             f"architecture {name} is not supported",
             hint="convert it with llama.cpp's convert_hf_to_gguf.py --outtype bf16, then quantize "
-            "that GGUF, for which no table is needed",
+            "that GGUF, for which no table is needed; nor do model folders need one, such as "
+            "--to compressed-tensors",
         )
     return _variant(name, config)
 

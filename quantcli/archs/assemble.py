@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, size, sizes
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, MismatchError
 from quantcli.pieces import Order, Piece
 from quantcli.registry import near
 from quantcli.types import OutputTensor, TensorInfo
@@ -90,14 +90,14 @@ class _Shelf:
         if name not in self.tensors:
             folder = next((info.file.parent for info in self.tensors.values()), None)
             guesses = near(name, sorted(self.tensors.keys() - self.taken), most=1)
-            raise ArchitectureError(
+            raise MismatchError(
                 f"tensor {name} is missing from {folder or 'the checkpoint'}, "
                 f"and {self.model} needs it",
                 hint=f"it holds {guesses[0]}" if guesses else None,
             )
         info = self.tensors[name]
         if info.shape != shape:
-            raise ArchitectureError(
+            raise MismatchError(
                 f"tensor {info.name} of {info.file} has shape {_show(info.shape)}, "
                 f"but config.json makes it {_show(shape)}"
             )
@@ -137,9 +137,11 @@ def _pieces(
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
-        for order, start in _orders(rule, dims, shape, stored):
+        pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
+        orders = _orders(rule, dims, shape, stored)
+        for (order, start), function in zip(orders, pointwise, strict=True):
             rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
-            piece = Piece(info.name, rows, start, order, rule.pointwise)
+            piece = Piece(info.name, rows, start, order, function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
     experts, each, columns = shape

@@ -54,7 +54,7 @@ class Architecture:
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
     to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
-    """Key-values without their "{name}." prefix."""
+    """Key-values without their "{name}." prefix, which "tokenizer.*" do not have."""
     to_config: Callable[[Header], dict[str, Any]]
     """The way back: keys of config.json, "architectures" and "model_type" among them, for every
     class with this ``name``; `rebuild_config` adds the vocabulary's."""
@@ -167,7 +167,7 @@ class Architecture:
         """
         settled, dims = self._settle(config, store.tensors if store is not None else stored)
         keys = add_blocks(self.to_keys(settled, dims), dims["layers"], dims["mtp"])
-        found = {f"{self.name}.{k}": v for k, v in keys.items()}
+        found = {self._whole(key): v for key, v in keys.items()}
         if store is not None and self.keyed:
             self.tensors(config, store.tensors)
             for name, (key, layer) in self.key_places(config, store.tensors).items():
@@ -214,6 +214,9 @@ class Architecture:
             return rules
         blocks = range(dims["layers"], dims["layers"] + dims["mtp"])
         return (*rules, *self.mtp.read_rules(settled, blocks))
+
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.name}.{key}"
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""

@@ -30,7 +30,8 @@ class FoldRule:
     ``producers`` and ``consumers`` are names without their ending; a producer's ".bias" counts
     where there is one. Of a producer whose matrix fuses several, ``part`` tells which rows hold the
     channels: "v" the last kv rows, "up" the last half. Of alternatives (a dense MLP's matrices
-    or the experts') those count that the model has.
+    or the experts') those count that the model has; of consumers with "|" between them the first,
+    where the others read what that one makes.
     """
 
     kind: FoldKind
@@ -43,7 +44,8 @@ class FoldRule:
 class Folds:
     """What a family declares.
 
-    ``writers`` add their output to the residual stream. ``basis`` is empty where the stream may
+    ``writers`` add their output to the residual stream; of several with "|" between them the first
+    that there is does, and the others hand it theirs. ``basis`` is empty where the stream may
     be turned by any rotation; else it completes the sentence "cannot be rotated, because ...".
     ``apart`` are matrices that read channels which are no group.
     """
@@ -205,7 +207,8 @@ def fold_groups(
         for rule in folds.rules:
             if (layer is None) == ("{i}" not in rule.producers[0]):
                 found += model.resolve(rule, layer)
-                known |= {f"{_at(name, layer)}.weight" for name in rule.consumers}
+                names = "|".join(rule.consumers).split("|")
+                known |= {f"{_at(name, layer)}.weight" for name in names}
         known |= {f"{_at(name, layer)}.weight" for name in folds.apart}
     for name in model.tensors:
         if name.endswith(".weight") and not _is_vector(name) and name not in known:
@@ -221,10 +224,9 @@ def writer_tensors(folds: Folds, tensors: Sequence[OutputTensor], layers: int) -
     present = {tensor.name for tensor in tensors}
     for pattern in folds.writers:
         for layer in range(layers) if "{i}" in pattern else (None,):
-            for ending in (".weight", ".bias"):
-                name = _at(pattern, layer) + ending
-                if name in present:
-                    yield name
+            names = _at(pattern, layer).split("|")
+            stem = next((name for name in names if f"{name}.weight" in present), names[0])
+            yield from (stem + end for end in (".weight", ".bias") if stem + end in present)
 
 
 @dataclass(frozen=True)
@@ -242,8 +244,11 @@ class _Model:
 
     def resolve(self, rule: FoldRule, layer: int | None) -> Iterator[FoldGroup]:
         """The rule's group in ``layer``, if the model has its producers and consumers."""
-        names = [f"{_at(name, layer)}.weight" for name in rule.consumers]
-        consumers = tuple(name for name in names if name in self.tensors)
+        either = [_at(name, layer).split("|") for name in rule.consumers]
+        present = [
+            [f"{n}.weight" for n in names if f"{n}.weight" in self.tensors] for names in either
+        ]
+        consumers = tuple(names[0] for names in present if names)
         stems = [_at(name, layer) for name in rule.producers]
         if not consumers or not all(f"{stem}.weight" in self.tensors for stem in stems):
             return

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -268,6 +269,13 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
             Declared(name, dtype, model.store.tensors[name].shape)
             for name, dtype in sources.items()
         ]
+    twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
+    if twice is not None:
+        raise PlanError(
+            f"--to {plan.recipe.to} would hold several tensors {twice}, since a folder has this "
+            "name for several of the checkpoint",
+            hint="--to hf keeps the names of stored tensors",
+        )
     return sorted(declared, key=lambda tensor: natural(tensor.name))
 
 

@@ -74,10 +74,11 @@ def open_artifact(
     """
     if engine != AUTO:
         engine = ENGINES.canonical(engine) or ENGINES.get(engine)
-    model = open_model(target, on_progress=on_progress)
+    model = open_model(target, table=False, on_progress=on_progress)
     if not model.tensors:
         model.store.close()
         raise SourceError(f"{target} has no tensors")
+    model.require_next_token("evaluated by its predictions")
     if engine == AUTO:
         # Of a GGUF the smaller installation is asked for where neither is there.
         runs = find_spec("llama_cpp") or not find_spec("torch")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from quantcli.archs import find_architecture
 from quantcli.archs.config import class_name
@@ -126,9 +126,11 @@ def make_folder_plan(model: Model, recipe: Recipe, *, importance: Shapes | None)
         )
     check_recipe(recipe)
     dtype = recipe.dtype or model_dtype(model)
-    if has_types(recipe.to):
-        return _plan_types(model, recipe, dtype, importance)
-    return _plan_grid(model, recipe, dtype, importance)
+    make = _plan_types if has_types(recipe.to) else _plan_grid
+    plan = make(model, recipe, dtype, importance)
+    if model.untabled is None:
+        return plan
+    return replace(plan, notes=(Note(model.untabled.remark), *plan.notes))
 
 
 def model_dtype(model: Model) -> str:
@@ -147,7 +149,8 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     layout = scheme.layout
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
-    matrices, dropped, widened = _keep(found, recipe.keep)
+    odd = [] if model.untabled is None else _unfit(found, recipe.keep, scheme)
+    matrices, dropped, widened = _keep(found, recipe.keep, {matrix.module for matrix in odd})
     names = router_names(model)
     for matrix in matrices:
         _check_matrix(model, matrix, scheme)
@@ -163,6 +166,15 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         for dtype, count in again.items()
         if dtype not in _FLOATS
     ]
+    if model.untabled is not None and model.untabled.apart and not layout.stacked:
+        notes.append(
+            Note(
+                "experts that are stored in one tensor become a module each, such as "
+                f"{model.untabled.apart}, by the names that vLLM reads; transformers reads them in "
+                "families only that are also published so",
+                "warning",
+            )
+        )
     if whole := whole_stacks(model):
         notes.append(
             Note(
@@ -172,21 +184,29 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 "warning",
             )
         )
+    if odd:
+        notes.append(
+            Note(
+                f"{len(odd)} small matrices do not fit {scheme.label} of --to {recipe.to} and are "
+                f"kept as they are, such as {odd[0].module}"
+            )
+        )
     if widened:
         shown = ", ".join(widened[:3]) + (" ..." if len(widened) > 3 else "")
+        kept_ones = "others that are kept" if odd else "those that --keep names"
         notes.append(
             Note(
                 f"{len(widened)} more matrices are kept as they are, because vLLM and SGLang run "
-                f"them as one with those that --keep names: {shown}",
+                f"them as one with {kept_ones}: {shown}",
                 "warning",
             )
         )
     notes += layout.remark(scheme.grid, matrices)
-    if not find_architecture(model.config).loads_packed:
+    if model.untabled is None and not find_architecture(model.config).loads_packed:
         notes.append(
             Note(
                 f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its class initialises them before they are there; --to hf makes what it loads",
+                "its code for them needs floats; --to hf makes what it loads",
                 "warning",
             )
         )
@@ -246,10 +266,38 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3")
 """Linear layers that servers run as one matrix, which has one scheme."""
 
 
+_FEW = 0.1
+"""Share of the weights up to which matrices without a table are kept where they do not fit."""
+
+
+def _unfit(found: Sequence[Matrix], kept: Sequence[str], scheme: Scheme) -> list[Matrix]:
+    """Matrices that the scheme does not hold, where they are a small part of ``found``.
+
+    Those that patterns have ``kept`` do not count.
+
+    Such are the low ranks beside a model's linear layers: a state's step sizes, adapters.
+    """
+    size, packing = scheme.grid.group_size, scheme.grids.packing
+    odd = [
+        matrix
+        for matrix in found
+        if not any(re.search(pattern, matrix.module) for pattern in kept)
+        and (
+            (size is not None and matrix.columns % size)
+            or packing.refuse(matrix, scheme.grid) is not None
+        )
+    ]
+    whole = sum(matrix.elements for matrix in found)
+    return odd if sum(matrix.elements for matrix in odd) <= _FEW * whole else []
+
+
 def _keep(
-    found: Sequence[Matrix], patterns: Sequence[str]
+    found: Sequence[Matrix], patterns: Sequence[str], odd: Set[str]
 ) -> tuple[list[Matrix], list[Matrix], list[str]]:
-    """The matrices to quantize, those that ``patterns`` keep, and modules kept because of these."""
+    """The matrices to quantize, those that are kept, and modules kept because of others.
+
+    Kept are those that ``patterns`` match and the ``odd`` ones.
+    """
     for pattern in patterns:
         if not any(re.search(pattern, matrix.module) for matrix in found):
             raise PlanError(
@@ -257,6 +305,7 @@ def _keep(
                 hint=f"they are named like {found[0].module}" if found else None,
             )
     named = {m.module for m in found if any(re.search(pattern, m.module) for pattern in patterns)}
+    named |= odd
     fused = {
         f"{block}.{part}"
         for block, _, leaf in (module.rpartition(".") for module in named)

@@ -1,9 +1,10 @@
 """The linear layers of a checkpoint under its own names, found through the architecture's table.
 
-A model folder keeps the checkpoint's tensors, names and row order; only what is a linear layer,
-which input it reads and where its importance lies is looked up by the GGUF tensor that holds the
-same weights. A stack of experts is taken apart into the layers that runtimes know, by the names of
-the layout that has a tensor for each expert, or put together for runtimes that want it whole.
+Without a table they are those that `quantcli.archs.untabled` finds. A model folder keeps the
+checkpoint's tensors, names and row order; only what is a linear layer, which input it reads and
+where its importance lies is looked up by the GGUF tensor that holds the same weights. A stack of
+experts is taken apart into the layers that runtimes know, by the names of the layout that has a
+tensor for each expert, or put together for runtimes that want it whole.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from quantcli.archs import find_architecture
 from quantcli.model import Model
 from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
@@ -32,7 +32,7 @@ def find_matrices(
     some servers know no other.
     """
     left = set() if whole else set(whole_stacks(model))
-    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
+    patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
     apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
@@ -89,7 +89,7 @@ def whole_stacks(model: Model) -> list[str]:
 
     Runtimes read these as they were published, and a packed format has no name for their parts.
     """
-    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
+    patterns = model.stored_names()
     stored = model.store.tensors
     return list(
         dict.fromkeys(
@@ -105,7 +105,7 @@ def whole_stacks(model: Model) -> list[str]:
 
 def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
-    patterns = find_architecture(model.config).sources(model.config, model.store.tensors)
+    patterns = model.stored_names()
     return {
         tensor.pieces[0].source: patterns[tensor.name]
         for tensor in model.tensors
@@ -119,8 +119,9 @@ def _expert_name(
     source = patterns[tensor.name]
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
+    block, _, leaf = source.removesuffix(_SUFFIX).partition(".{e}.")
     kind = tensor.name.removesuffix(_SUFFIX).rpartition(".")[2]
-    return f"{source.partition('.experts.')[0]}.switch_mlp.{_SWITCH[kind]}"
+    return f"{block.rpartition('.')[0]}.switch_mlp.{_SWITCH.get(kind, leaf)}"
 
 
 def kept_modules(
@@ -144,8 +145,12 @@ def kept_modules(
         if kind_of(tensor.name) is Kind.EMBEDDING or tensor.name.startswith("position_embd")
         for piece in tensor.pieces
     }
+    left = whole_stacks(model)
+    if model.untabled is not None:
+        embeddings |= model.untabled.embeddings
+        left = [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
-    kept |= {name.removesuffix(_SUFFIX) for name in whole_stacks(model)}
+    kept |= {name.removesuffix(_SUFFIX) for name in left}
     for name, info in model.store.tensors.items():
         is_linear = name.endswith(_SUFFIX) and len(info.shape) == 2
         if is_linear and name not in quantized and name not in embeddings:

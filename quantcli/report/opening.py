@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.archs import find_architecture
-from quantcli.errors import QuantcliError, SourceError
+from quantcli.archs.untabled import read_untabled
+from quantcli.errors import QuantcliError, SourceError, UnknownArchitectureError
 from quantcli.layouts.scaled import E4M3
 from quantcli.model import Model
 from quantcli.plan.filetypes import file_type_by_id
@@ -98,6 +99,9 @@ def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> 
         keys |= architecture.metadata(
             store.config, None if is_remote else store, stored=store.tensors
         )
+    except UnknownArchitectureError:
+        notes.append(_untabled(store))
+        outputs, keys = (), {}
     except QuantcliError as error:
         notes.append(_unknown(error))
         outputs, keys = (), {}
@@ -148,6 +152,15 @@ def _is_readable(dtype: str) -> bool:
 
 def _unknown(why: QuantcliError) -> str:
     return f"{why.message}; so its tensors are only listed as they are stored"
+
+
+def _untabled(store: HfCheckpoint) -> str:
+    found = read_untabled(store.config, store.tensors)
+    matrices = sum(len(tensor.pieces) for tensor in found.tensors)
+    return (
+        f"{found.remark}; there are {matrices} with the embedding and the head, which model "
+        "folders can hold, but the sizes of GGUF types cannot be told"
+    )
 
 
 def _as_outputs(store: TensorStore) -> tuple[OutputTensor, ...]:

@@ -33,7 +33,7 @@ def calibrate(
     ``on_fetch`` takes the progress of a download.
     """
     read = read_texts(texts, field=field)
-    with open_model(source, pre=pre, on_progress=on_fetch) as model:
+    with open_model(source, pre=pre, table=False, on_progress=on_fetch) as model:
         job = prepare(
             model, read, output or default_path(source, legacy=legacy),
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),

@@ -18,7 +18,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantcli.archs import find_architecture
 from quantcli.checkpoint_view import CheckpointView, find_uses
 from quantcli.model import Model, decode_rows
 from quantcli.pieces import Piece
@@ -58,7 +57,7 @@ def as_checkpoint(model: Model) -> Model:
     return Model(
         model.label, model.path, model.arch, model.metadata, tuple(tensors),
         CheckpointView(stored, touched, read, decode_rows, model.store), model.from_gguf, config,
-        model.notes, model.repo, model.revision,
+        model.notes, model.repo, model.revision, model.untabled,
     )  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def _is_new(model: Model, name: str) -> bool:
 
 def _apart(model: Model, tensor: OutputTensor, stored: dict[str, TensorInfo]) -> OutputTensor:
     """A tensor that a transform made out of another's rows, stored by itself from now on."""
-    name = find_architecture(model.config).sources(model.config, stored)[tensor.name]
+    name = model.stored_names()[tensor.name]
     source = stored[tensor.pieces[0].source]
     stored[name] = replace(source, name=name)
     return replace(tensor, pieces=(Piece(name, tensor.rows),))

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.tiny_towers import TINY, build
+from numpy.typing import NDArray
+from support import tiny_models
+from support.tiny_towers import TINY, WIDTH, build, heard
 
 from quantcli import quantize
 from quantcli.archs.towers import TOWERS
@@ -22,22 +24,46 @@ SAME = {
 """Classes whose tower is another class's, to the last tensor."""
 
 
+@pytest.fixture(scope="module")
+def plain_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text model as wide as those that the towers belong to."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_models.build("llama-tied", folder)
+    return quantize(folder, folder / "text.gguf", type="F32").paths[0]
+
+
 @pytest.mark.parametrize("name", TINY)
-def test_llama_cpp_sees_what_transformers_sees(name: str, tmp_path: Path) -> None:
+def test_llama_cpp_sees_what_transformers_sees(name: str, plain_text: Path, tmp_path: Path) -> None:
     import torch
 
     folder = tmp_path / "model"
     model = build(name, folder)
-    image = np.random.default_rng(3).integers(0, 256, (*TINY[name].image, 3), dtype=np.uint8)
+    is_ear = TINY[name].look is heard
+    seen = _sound(*TINY[name].image) if is_ear else _image(*TINY[name].image)
     with torch.no_grad():
-        expected = TINY[name].look(model, image).numpy()
-    made = quantize(folder, tmp_path / "text.gguf", type="F32", mmproj_type="F32")
+        expected = TINY[name].look(model, seen).numpy()
+    tower = quantize(folder, tmp_path / "tower.gguf", type="F32", mmproj_only=True).paths[0]
+    text = plain_text
+    if expected.shape[1] != WIDTH:
+        text = quantize(folder, tmp_path / "text.gguf", type="F32").paths[0]
 
-    assert made.mmproj is not None
-    found = mtmd.embed_image(made.paths[0], made.mmproj, image)[: len(expected)]
+    embed = mtmd.embed_sound if is_ear else mtmd.embed_image
+    found = embed(text, tower, seen)[: len(expected)]
 
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() / expected.std() < 6e-3
+
+
+def _image(rows: int, columns: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+
+
+def _sound(seconds: int, rate: int) -> NDArray[np.float32]:
+    """A rising tone and noise."""
+    time = np.arange(seconds * rate) / rate
+    tone = 0.3 * np.sin(2 * np.pi * 440 * time * (1 + 0.1 * time))
+    noise = 0.05 * np.random.default_rng(0).standard_normal(len(time))
+    return (tone + noise).astype(np.float32)
 
 
 def test_every_line_of_the_registry_is_tried() -> None:

@@ -187,7 +187,7 @@ def test_a_model_nobody_knows_is_listed_with_a_note(tmp_path, mini):
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLN"]}')
     done = run("inspect", tmp_path)
     assert done.returncode == 0
-    assert done.stderr.startswith("warning: architecture LlamaForCausalLN is not supported")
+    assert done.stderr.startswith("warning: there is no table for LlamaForCausalLN: its linear")
     assert "Parameters    4.20M" in done.stdout
 
 

@@ -99,7 +99,10 @@ def test_an_unknown_architecture_is_still_listed(variant):
         assert subject.parameters == MINI_PARAMETERS
         assert subject.sizes == ()
         assert len(subject.notes) == 1
-        assert "FooForCausalLM is not supported" in subject.notes[0]
+        assert subject.notes[0].startswith(
+            "there is no table for FooForCausalLM: its linear layers"
+        )
+        assert "there are 29 with the embedding and the head" in subject.notes[0]
         facts = _facts(subject)
         assert facts["Architecture"] == "FooForCausalLM (unknown to quantcli)"
         assert facts["Layers"] == "4 blocks, 256 wide, feed-forward 768"

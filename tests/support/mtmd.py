@@ -88,7 +88,7 @@ def _opened(model: Path, tower: Path) -> Iterator[tuple[Any, int]]:
     running.print_timings = False
     running.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
     context = mtmd.mtmd_init_from_file(str(tower).encode(), text, running)
-    assert context, f"llama.cpp does not load {tower}:\n" + "".join(_MESSAGES[-10:])
+    assert context, f"llama.cpp does not load {tower}:\n" + "".join(_MESSAGES[-30:])
     try:
         yield context, llama_cpp.llama_model_n_embd_inp(text)
     finally:

@@ -20,28 +20,33 @@ from typing import Any
 
 from support import tiny
 from support.tiny.base import Tiny
+from support.tiny.untabled import UNTABLED
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 
 MODELS: dict[str, Tiny] = {}
+ENCODERS: dict[str, Tiny] = {}
+"""Models that make embeddings or scores and no logits of tokens."""
 for _module in sorted(pkgutil.iter_modules(tiny.__path__), key=lambda module: module.name):
-    MODELS |= getattr(importlib.import_module(f"support.tiny.{_module.name}"), "MODELS", {})
+    _group = importlib.import_module(f"support.tiny.{_module.name}")
+    MODELS |= getattr(_group, "MODELS", {})
+    ENCODERS |= getattr(_group, "ENCODERS", {})
 
 
 def build(
     name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of ``MODELS[name]`` into ``folder``, in float32 or bfloat16.
+    """Write the checkpoint of a model in ``MODELS``, ``ENCODERS`` or ``UNTABLED`` into ``folder``.
 
-    ``changes`` replaces settings of its configuration.
+    Its dtype is float32 or bfloat16; ``changes`` replaces settings of its configuration.
     """
     import torch
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tiny = MODELS[name]
+    tiny = (MODELS | ENCODERS | UNTABLED)[name]
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")

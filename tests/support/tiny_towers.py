@@ -7,6 +7,7 @@ the size that a tower takes without resizing, so that both sides see the same pi
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import math
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from support.tiny.base import BASE, GEMMA3, MROPE, VOCAB
+from support.tiny.base import BASE, GEMMA3, LAYER_NORM, MROPE, VOCAB
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 NORMALISATION = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.4, 0.3]}
@@ -38,11 +39,17 @@ _IMAGE_TOKENS = {
     "vision_start_token_id": VOCAB - 3,
 }
 _LLAMA = BASE | {"model_type": "llama", "pad_token_id": 0}
+_LFM2 = LAYER_NORM | {
+    "model_type": "lfm2",
+    "norm_eps": 0.01,
+    "block_multiple_of": 32,
+    "layer_types": ["conv", "full_attention"],
+}
 _MISTRAL = BASE | {"model_type": "mistral", "sliding_window": None}
 
 Pixels = NDArray[np.uint8]
-Look = Callable[[Any, Pixels], Any]
-"""What a model of transformers makes of an image: embeddings (tokens, width)."""
+Look = Callable[[Any, Any], Any]
+"""What a model of transformers makes of an image or a sound: embeddings (tokens, width)."""
 
 
 def normalised(pixels: Pixels) -> Any:
@@ -70,6 +77,47 @@ def plain(model: Any, pixels: Pixels) -> Any:
 def tiled(model: Any, pixels: Pixels) -> Any:
     """Image processors that cut images into tiles give one more axis."""
     return _rows(model.get_image_features(normalised(pixels)[None]))
+
+
+def class_last(model: Any, pixels: Pixels) -> Any:
+    """As llama.cpp has it: the class token behind the patches, which take its position and on."""
+    embeddings = model.model.vision_tower.embeddings
+    embeddings.position_embeddings.copy_(embeddings.position_embeddings.roll(1, dims=1))
+    return plain(model, pixels)
+
+
+def class_kept(model: Any, pixels: Pixels) -> Any:
+    """The same for LLaVA around CLIP, where llama.cpp then drops the first patch, not the class."""
+    import torch
+
+    tower = model.model.vision_tower
+    positions = tower.embeddings.position_embedding.weight
+    positions.copy_(positions.roll(1, dims=0))
+    found = tower(normalised(pixels), output_hidden_states=True)
+    states = found.hidden_states[model.config.vision_feature_layer]
+    taken = torch.cat([states[:, 2:], states[:, :1]], dim=1)
+    return _rows(model.model.multi_modal_projector(taken))
+
+
+def projected(model: Any, pixels: Pixels) -> Any:
+    """Llama 4's features, which its projector has not seen yet."""
+    found = model.get_image_features(normalised(pixels), vision_feature_select_strategy="default")
+    return _rows(model.multi_modal_projector(_rows(found.last_hidden_state)))
+
+
+def rows_of_pixels(model: Any, pixels: Pixels) -> Any:
+    """LFM2-VL's patches: one row each, colours last."""
+    import torch
+
+    patch = model.config.vision_config.patch_size
+    high, wide = (side // patch for side in pixels.shape[:2])
+    image = normalised(pixels)[0].reshape(3, high, patch, wide, patch)
+    found = model.get_image_features(
+        pixel_values=image.permute(1, 3, 2, 4, 0).reshape(1, high * wide, -1),
+        spatial_shapes=torch.tensor([[high, wide]]),
+        pixel_attention_mask=torch.ones(1, high * wide, dtype=torch.long),
+    )
+    return _rows(found)
 
 
 def flattened(model: Any, pixels: Pixels) -> Any:
@@ -102,6 +150,22 @@ def broken(model: Any, pixels: Pixels) -> Any:
     return lines.reshape(-1, lines.shape[-1])[:-1]
 
 
+def heard(model: Any, samples: NDArray[np.float32]) -> Any:
+    """Up to 30 seconds of sound through Whisper's spectrogram, encoder and the projector."""
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    bands = model.config.audio_config.num_mel_bins
+    found = WhisperFeatureExtractor(feature_size=bands)(
+        samples, sampling_rate=16000, return_tensors="pt"
+    )["input_features"]
+    tower = model.model.audio_tower
+    whole = {"input_features_mask": torch.ones(1, found.shape[-1], dtype=torch.long)}
+    masked = "input_features_mask" in inspect.signature(tower.forward).parameters
+    states = tower(found, **(whole if masked else {})).last_hidden_state
+    return _rows(model.model.multi_modal_projector(states))
+
+
 BREAK = 9
 """The token that stands for [IMG_BREAK] here."""
 
@@ -113,6 +177,7 @@ class TinyTower:
     model: str
     config: dict[str, Any]
     image: tuple[int, int]
+    """Rows and columns of pixels; for an ear, seconds and samples a second."""
     look: Look = plain
     processor: dict[str, Any] = field(default_factory=dict)
     token: str = ""
@@ -212,6 +277,84 @@ TINY: dict[str, TinyTower] = {
         (64, 96),
         broken,
         token="[IMG_BREAK]",
+    ),
+    "llava": TinyTower(
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION | {"model_type": "clip_vision_model", "num_hidden_layers": 3},
+            "image_token_index": VOCAB - 1,
+        },
+        (64, 64),
+        class_kept,
+    ),
+    "internvl": TinyTower(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen2"},
+            "vision_config": _VISION | {"image_size": [64, 64], "patch_size": [8, 8]},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        class_last,
+    ),
+    "internvl-biased": TinyTower(
+        "InternVLForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen2"},
+            "vision_config": _VISION | {"attention_bias": True},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        class_last,
+        {"min_patches": 1, "max_patches": 2},
+    ),
+    "lfm2-vl": TinyTower(
+        "Lfm2VlForConditionalGeneration",
+        {
+            "text_config": _LFM2,
+            "vision_config": {key: value for key, value in _VISION.items() if key != "image_size"}
+            | {"patch_size": 16, "num_patches": 256},
+            "projector_hidden_size": 72,
+            "image_token_id": VOCAB - 1,
+        },
+        (256, 256),
+        rows_of_pixels,
+    ),
+    "llama4": TinyTower(
+        "Llama4ForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 2},
+            "vision_config": _VISION
+            | {"intermediate_size": 192, "vision_output_dim": 40, "projector_input_dim": 40}
+            | {"projector_output_dim": 40},
+            "image_token_index": VOCAB - 1,
+        },
+        (64, 64),
+        projected,
+    ),
+    "qwen2-audio": TinyTower(
+        "Qwen2AudioForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen2"},
+            "audio_config": {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 3}
+            | {"encoder_ffn_dim": 80, "num_mel_bins": 80},
+            "audio_token_index": VOCAB - 1,
+        },
+        (20, 16000),
+        heard,
+    ),
+    "audio-flamingo3": TinyTower(
+        "AudioFlamingo3ForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen2"},
+            "audio_config": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
+            | {"intermediate_size": 80, "num_mel_bins": 80},
+            "audio_token_id": VOCAB - 1,
+        },
+        (20, 16000),
+        heard,
     ),
     "llava-siglip": TinyTower(
         "LlavaForConditionalGeneration",

@@ -21,6 +21,11 @@ TOWERS = Registry(
         "Mistral3ForConditionalGeneration": "quantcli.archs.towers.pixtral:PIXTRAL",
         "LlavaForConditionalGeneration": "quantcli.archs.towers.llava:LLAVA",
         "LlavaForConditionalGeneration/pixtral": "quantcli.archs.towers.pixtral:PIXTRAL",
+        "InternVLForConditionalGeneration": "quantcli.archs.towers.internvl:INTERNVL",
+        "Lfm2VlForConditionalGeneration": "quantcli.archs.towers.lfm2_vl:LFM2_VL",
+        "Llama4ForConditionalGeneration": "quantcli.archs.towers.llama4:LLAMA4",
+        "Qwen2AudioForConditionalGeneration": "quantcli.archs.towers.whisper:QWEN2_AUDIO",
+        "AudioFlamingo3ForConditionalGeneration": "quantcli.archs.towers.whisper:AUDIO_FLAMINGO3",
     },
 )
 """By the class name in config.json's "architectures", and where a class has several by its

@@ -1,7 +1,8 @@
 """LLaVA 1.5: a CLIP or SigLIP tower and a two-layer projector; llama.cpp's "mlp".
 
 The projector reads some layer's output, mostly the last but one; what comes after it is left out of
-the file. Wrappers of the same class around Pixtral's tower are `quantcli.archs.towers.pixtral`'s.
+the file. A note tells where llama.cpp puts the class token. Wrappers of the same class around
+Pixtral's tower are `quantcli.archs.towers.pixtral`'s.
 
 Sources: llama.cpp's tools/mtmd/models/llava.cpp and legacy-models/convert_image_encoder_to_gguf.py,
 transformers' modeling_llava.py.
@@ -110,12 +111,22 @@ def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def _notes(wrapper: Wrapper) -> tuple[str, ...]:
+    if _vision(wrapper)["model_type"] != _CLIP:
+        return ()
+    return (
+        "llama.cpp puts CLIP's class token behind the patches of an image and then leaves out the "
+        "first of them in its place; what the model sees differs a little from transformers'",
+    )
+
+
 LLAVA = Tower(
     own=r"(vision_tower|multi_modal_projector)\.",
     read_dims=_dims,
     read_rules=_rules,
     to_keys=_keys,
     check=refuse_swapped,
+    read_notes=_notes,
     renames=(
         (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
         (r"^model\.multi_modal_projector\.", "multi_modal_projector."),

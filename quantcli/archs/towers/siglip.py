@@ -37,7 +37,7 @@ _DEFAULTS = {
     "layer_norm_eps": 1e-6,
 }
 _SMOLVLM = {**_DEFAULTS, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
-_POOLING_HEAD = r"vision_tower\.head\..*"
+POOLING_HEAD = r"vision_tower\.head\..*"
 _TOWER = r"^(model\.)?vision_(tower|model)\.(vision_model\.)?"
 RENAMES = (
     (_TOWER, "vision_tower."),
@@ -108,7 +108,7 @@ GEMMA3 = Tower(
     to_keys=_gemma3_keys,
     check=refuse_swapped,
     renames=RENAMES,
-    ignored=(_POOLING_HEAD,),
+    ignored=(POOLING_HEAD,),
 )
 
 

@@ -100,3 +100,5 @@ class Tiny:
     """Whether experts are written as publishers do, transposed, though transformers does not."""
     loads_packed: bool = True
     """Whether transformers' class takes packed weights."""
+    folded: bool = False
+    """Whether multipliers of its configuration become part of the weights in GGUF."""

@@ -33,6 +33,19 @@ _COHERE = (
     | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True, "head_dim": 16}
     | {"sliding_window": 16, "num_experts": 4, "intermediate_size": 32}
 )
+_LAGUNA = (
+    BASE
+    | EXPERTS
+    | {"num_hidden_layers": 3, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 32}
+    | {"shared_expert_intermediate_size": 48, "moe_routed_scaling_factor": 1.5}
+    | {"sliding_window": 16}
+    | {
+        "rope_parameters": {
+            "full_attention": YARN_ROPE | {"partial_rotary_factor": 0.5, "attention_factor": 0.8},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    }
+)
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -136,5 +149,46 @@ MODELS: dict[str, Tiny] = {
         "ApertusForCausalLM",
         BASE | {"head_dim": 32, "pad_token_id": 0, "rope_parameters": LLAMA3_ROPE},
         beyond=True,
+    ),
+    "mellum": Tiny(
+        "MellumForCausalLM",
+        BASE
+        | EXPERTS
+        | {"num_experts": 4, "moe_intermediate_size": 48, "head_dim": 32, "sliding_window": 16}
+        | {"layer_types": ["sliding_attention", "full_attention"]}
+        | {
+            "rope_parameters": {
+                "full_attention": YARN_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+            },
+        },
+        beyond=True,
+        routed=True,
+    ),
+    "laguna": Tiny(
+        "LagunaForCausalLM",
+        _LAGUNA
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"num_attention_heads_per_layer": [4, 6, 6], "gating": True},
+        beyond=True,
+        routed=True,
+    ),
+    "laguna-elements": Tiny(
+        "LagunaForCausalLM",
+        _LAGUNA
+        | {"gating": "per-element", "mlp_layer_types": ["dense", "dense", "sparse"]}
+        | {"layer_types": ["full_attention"] * 3},
+        beyond=True,
+        routed=True,
+    ),
+    "afmoe": Tiny(
+        "AfmoeForCausalLM",
+        BASE
+        | EXPERTS
+        | {"num_hidden_layers": 5, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 32}
+        | {"num_dense_layers": 2, "num_shared_experts": 2, "route_scale": 1.5}
+        | {"mup_enabled": True, "sliding_window": 16},
+        beyond=True,
+        routed=True,
     ),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from support.tiny.base import BASE, EXPERTS, VISION, VOCAB, Tiny
 
 _LFM2 = {key: value for key, value in BASE.items() if key != "rms_norm_eps"} | {
@@ -27,6 +29,42 @@ _GRANITE_HYBRID = _GRANITE | {
     "shared_intermediate_size": 64,
     "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
     "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 24,
+    "mamba_d_head": 16,
+    "mamba_chunk_size": 32,
+}
+_NEMOTRON_H: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "layer_norm_epsilon": 0.01,
+    "ssm_state_size": 24,
+    "mamba_num_heads": 6,
+    "mamba_head_dim": 16,
+    "n_groups": 2,
+    "chunk_size": 32,
+    "time_step_min": 1e-12,
+}
+_NEMOTRON_3 = _NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 48,
+    "routed_scaling_factor": 2.5,
+}
+_FALCON_H1 = BASE | {
+    "head_dim": 32,
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
     "mamba_n_groups": 2,
     "mamba_d_state": 24,
     "mamba_d_head": 16,
@@ -84,5 +122,36 @@ MODELS: dict[str, Tiny] = {
             "layer_types": ["full_attention"] * 2,
         },
         routed=True,
+    ),
+    "nemotron-h": Tiny(
+        "NemotronHForCausalLM",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": [
+                "linear_attention",
+                "mlp",
+                "full_attention",
+                "mlp",
+                "linear_attention",
+                "mlp",
+            ]
+        },
+    ),
+    "nemotron-h-moe": Tiny("NemotronHForCausalLM", _NEMOTRON_3, routed=True),
+    "nemotron-h-latent": Tiny(
+        "NemotronHForCausalLM", _NEMOTRON_3 | {"moe_latent_size": 32}, routed=True
+    ),
+    "falcon-h1": Tiny(
+        "FalconH1ForCausalLM",
+        _FALCON_H1
+        | {"embedding_multiplier": 3.5, "lm_head_multiplier": 0.7, "key_multiplier": 1.3}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 0.6}
+        | {"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.8, "mlp_multipliers": [0.9, 0.5]}
+        | {"ssm_multipliers": [1.1, 0.9, 1.2, 0.8, 0.7]},
+        folded=True,
+    ),
+    "falcon-h1-norm": Tiny(
+        "FalconH1ForCausalLM",
+        _FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
     ),
 }
