@@ -7,6 +7,7 @@ from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.wrappers import headless, text_class, unwrapped
 from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
@@ -24,6 +25,9 @@ ARCHITECTURES = Registry(
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
+        "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
+        "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
+        "Qwen3_5MoeForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5_MOE",
         "MellumForCausalLM": "quantcli.archs.mellum:MELLUM",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
@@ -166,6 +170,8 @@ def rebuild_config(
         "pad_token_id": None,
         **family.to_config(read_header(arch, metadata, shapes, read)),
     }
+    if family.mtp is not None:
+        config[family.mtp.key] = len(count_blocks(arch, metadata))
     for key, value in find_architecture(config).metadata(config).items():
         if key in metadata and not same_value(metadata[key].value, value.value):
             raise ArchitectureError(
