@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 
 from quantcli.checkpoint_view import CheckpointView, find_uses, read_back
 from quantcli.model import Model
-from quantcli.pieces import Add, Finite, NegativeExp, Order, Piece, Softplus, read_scattered
+from quantcli.pieces import (
+    Add,
+    Finite,
+    Multiply,
+    NegativeExp,
+    Order,
+    Piece,
+    Pointwise,
+    Softplus,
+    read_scattered,
+)
 from quantcli.types import OutputTensor, TensorInfo
 
 E, H, D, R, C = 3, 2, 4, 6, 8
@@ -264,7 +274,12 @@ def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> Non
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=8))
 def test_pointwise_functions_are_undone(values: list[float]) -> None:
     array = np.array([values], np.float32)
-    for operation, bound in ((Add(1.0), 1e-5), (NegativeExp(), 1e-5), (Softplus(), 1e-4)):
+    for operation, bound in (
+        (Add(1.0), 1e-5),
+        (NegativeExp(), 1e-5),
+        (Multiply(0.3), 1e-5),
+        (Softplus(), 1e-4),
+    ):
         np.testing.assert_allclose(operation.undo(operation.apply(array)), array, atol=bound)
         twin = operation.apply(torch.from_numpy(array))
         np.testing.assert_allclose(twin.numpy(), operation.apply(array), rtol=1e-6)
@@ -341,8 +356,8 @@ def test_far_rows_are_read_in_runs() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_logarithms_of_sixteen_bits_come_back_exactly(dtype: str) -> None:
+@pytest.mark.parametrize("function", [NegativeExp(), Multiply(0.7), Multiply(-5.5)], ids=str)
+def test_sixteen_bits_come_back_exactly(function: Pointwise, dtype: str) -> None:
     drawn = np.random.default_rng(0).normal(0, 2, 5000)
     stored = drawn.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).astype(np.float32)
-    function = NegativeExp()
     np.testing.assert_array_equal(function.undo(function.apply(stored)), stored)

@@ -35,8 +35,9 @@ from quantcli.archs.gemma2 import layer_pattern
 from quantcli.archs.header import Header
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
+from quantcli.archs.windows import layer_kinds, window_config, window_keys
 from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, array, boolean, f32, text, u32
+from quantcli.types import MetaValue, boolean, f32, text, u32
 
 _GATES = {"softmax": 1, "sigmoid": 2}
 """LLAMA_EXPERT_GATING_FUNC_TYPE_* by expert_selection_fn."""
@@ -46,8 +47,8 @@ _DENSE = gated_mlp("mlp", size="dense_ff")
 _SHARED = gated_mlp("mlp.shared_experts", "_shexp", "shared_ff")
 
 
-def _dense_layers(config: Config, layers: int) -> int:
-    """How many layers come first that have no experts."""
+def dense_layers(config: Config, layers: int) -> int:
+    """How many layers come first that have a dense MLP, before all that have experts."""
     kinds = config.get("mlp_layer_types")
     if kinds is None:
         return int(config.get("first_k_dense_replace") or 0)
@@ -61,12 +62,9 @@ def _dense_layers(config: Config, layers: int) -> int:
 
 
 def _kinds(config: Config, layers: int, dense: int) -> list[str]:
-    found = config.get("layer_types")
-    if isinstance(found, list):
-        return found
     every = integer(config, "prefix_dense_sliding_window_pattern")
     rest = layer_pattern(layers - dense, integer(config, "sliding_window_pattern"))
-    return [*layer_pattern(dense, every), *rest]
+    return layer_kinds(config, layers, [*layer_pattern(dense, every), *rest])
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -83,7 +81,7 @@ def _dims(config: Config) -> dict[str, int]:
 
 def _rules(config: Config) -> tuple[Rule, ...]:
     layers = integer(config, "num_hidden_layers")
-    dense = _dense_layers(config, layers)
+    dense = dense_layers(config, layers)
     sparse = (*_EXPERTS, *(_SHARED if config.get("num_shared_experts") else ()))
     return (
         EMBEDDING, OUTPUT_NORM, output(config), NORMS[0], *ATTENTION,
@@ -93,7 +91,7 @@ def _rules(config: Config) -> tuple[Rule, ...]:
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    dense = _dense_layers(config, dims["layers"])
+    dense = dense_layers(config, dims["layers"])
     gate = str(config["expert_selection_fn"])
     rms = config.get("rms_norm_eps") is not None
     norm = ("rms_norm_eps", RMS_EPSILON) if rms else ("layer_norm_eps", EPSILON)
@@ -103,11 +101,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "rope.scaling.type": text("none"),
         "rope.dimension_count": u32(dims["head_dim"]),
         "logit_scale": f32(number(config, "logit_scale")),
-        "attention.sliding_window": u32(integer(config, "sliding_window")),
-        "attention.sliding_window_pattern": array(
-            "bool",
-            [kind == "sliding_attention" for kind in _kinds(config, dims["layers"], dense)],
-        ),
+        **window_keys(config, _kinds(config, dims["layers"], dense)),
         **expert_keys(config, dims),
         "expert_feed_forward_length": u32(dims["expert_ff"]),
         "leading_dense_block_count": u32(dense),
@@ -122,9 +116,15 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
 
 
 def _check(config: Config, dims: Dims) -> None:
-    if not 0 <= _dense_layers(config, dims["layers"]) < dims["layers"]:
+    dense = dense_layers(config, dims["layers"])
+    if dense >= dims["layers"]:
         raise ArchitectureError(
             f"config.json of {class_name(config)} has no layer with experts, which llama.cpp needs"
+        )
+    if not window_keys(config, _kinds(config, dims["layers"], dense)):
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} gives no layer a sliding window, which llama.cpp "
+            "expects"
         )
 
 
@@ -136,7 +136,6 @@ def _config(header: Header) -> dict[str, Any]:
     )
     gates = {value: name for name, value in _GATES.items()}
     dense, layers = keys.get("leading_dense_block_count", 0), int(keys.get("block_count", 0))
-    pattern = keys.get("attention.sliding_window_pattern", [])
     return {
         **config,
         **header.named(
@@ -145,13 +144,12 @@ def _config(header: Header) -> dict[str, Any]:
             num_experts="expert_count",
             num_experts_per_tok="expert_used_count",
             logit_scale="logit_scale",
-            sliding_window="attention.sliding_window",
             norm_topk_prob="expert_weights_norm",
         ),
         "num_shared_experts": keys.get("expert_shared_count", 0),
         "expert_selection_fn": gates.get(keys.get("expert_gating_func", 2)),
         "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
-        "layer_types": ["sliding_attention" if w else "full_attention" for w in pattern],
+        **window_config(header),
     }
 
 

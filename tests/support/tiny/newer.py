@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.tiny.base import (
     BASE,
     EXPERTS,
+    HALF_ROPE,
     LAYER_NORM,
     LLAMA3_ROPE,
     MROPE,
@@ -32,6 +33,19 @@ _COHERE = (
     | EXPERTS
     | {"layer_norm_eps": 0.01, "logit_scale": 0.25, "tie_word_embeddings": True, "head_dim": 16}
     | {"sliding_window": 16, "num_experts": 4, "intermediate_size": 32}
+)
+_LAGUNA = (
+    BASE
+    | EXPERTS
+    | {"num_hidden_layers": 3, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 32}
+    | {"shared_expert_intermediate_size": 48, "moe_routed_scaling_factor": 1.5}
+    | {"sliding_window": 16}
+    | {
+        "rope_parameters": {
+            "full_attention": YARN_ROPE | {"partial_rotary_factor": 0.5, "attention_factor": 0.8},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    }
 )
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
@@ -136,5 +150,78 @@ MODELS: dict[str, Tiny] = {
         "ApertusForCausalLM",
         BASE | {"head_dim": 32, "pad_token_id": 0, "rope_parameters": LLAMA3_ROPE},
         beyond=True,
+    ),
+    "mellum": Tiny(
+        "MellumForCausalLM",
+        BASE
+        | EXPERTS
+        | {"num_experts": 4, "moe_intermediate_size": 48, "head_dim": 32, "sliding_window": 16}
+        | {"layer_types": ["sliding_attention", "full_attention"]}
+        | {
+            "rope_parameters": {
+                "full_attention": YARN_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+            },
+        },
+        beyond=True,
+        routed=True,
+    ),
+    "laguna": Tiny(
+        "LagunaForCausalLM",
+        _LAGUNA
+        | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+        | {"num_attention_heads_per_layer": [4, 6, 6], "gating": True},
+        beyond=True,
+        routed=True,
+    ),
+    "laguna-elements": Tiny(
+        "LagunaForCausalLM",
+        _LAGUNA
+        | {"gating": "per-element", "mlp_layer_types": ["dense", "dense", "sparse"]}
+        | {"layer_types": ["full_attention"] * 3},
+        beyond=True,
+        routed=True,
+    ),
+    "afmoe": Tiny(
+        "AfmoeForCausalLM",
+        BASE
+        | EXPERTS
+        | {"num_hidden_layers": 5, "head_dim": 32, "num_experts": 4, "moe_intermediate_size": 32}
+        | {"num_dense_layers": 2, "num_shared_experts": 2, "route_scale": 1.5}
+        | {"mup_enabled": True, "sliding_window": 16},
+        beyond=True,
+        routed=True,
+    ),
+    "mimo2": Tiny(
+        "MiMoV2FlashForCausalLM",
+        BASE
+        | {"num_hidden_layers": 2, "head_dim": 48, "v_head_dim": 32, "moe_intermediate_size": 32}
+        | {"num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"attention_value_scale": 0.6, "sliding_window": 16}
+        | {"layer_types": ["full_attention", "sliding_attention"]}
+        | {
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+                for kind, theta in {"full_attention": 3000.0, "sliding_attention": 300.0}.items()
+            },
+        },
+        config_class="MiMoV2FlashConfig",
+        beyond=True,
+        routed=True,
+    ),
+    "jais2": Tiny("Jais2ForCausalLM", LAYER_NORM | {"head_dim": 32, "layer_norm_eps": 0.01}),
+    "glm4v": Tiny(
+        "Glm4vForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0},
+            "vision_config": VISION | {"depth": 1, "out_hidden_size": 64, "num_heads": 2},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "image_start_token_id": VOCAB - 3,
+            "image_end_token_id": VOCAB - 4,
+            "video_start_token_id": VOCAB - 5,
+            "video_end_token_id": VOCAB - 6,
+        },
     ),
 }
