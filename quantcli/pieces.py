@@ -32,6 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST = float(np.finfo(np.float32).max)
 GATHER_SPREAD = 4
 """Scattered rows are read as one span when it is at most this many times the rows wanted."""
 
@@ -105,6 +106,44 @@ class NegativeExp:
         if isinstance(values, np.ndarray):
             return _shortest(self, values, np.log(-values.astype(np.float64)))
         return (-values.double()).log().to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Softplus:
+    """log(1 + exp(x)): a scale that must stay above zero.
+
+    Computed in float64, so that the rounded result is the same on every machine.
+    """
+
+    def apply(self, values: Any) -> Any:
+        """log(1 + exp(x)) of stored values."""
+        if isinstance(values, np.ndarray):
+            return np.logaddexp(0.0, values.astype(np.float64)).astype(np.float32)
+        wide = values.double()
+        return wide.exp().log1p().where(wide < 30, wide).to(values.dtype)
+
+    def undo(self, values: Any) -> Any:
+        """log(exp(x) - 1) of output values."""
+        if isinstance(values, np.ndarray):
+            wide = values.astype(np.float64)
+            return (wide + np.log(-np.expm1(-wide))).astype(np.float32)
+        wide = values.double()
+        return (wide + (-(-wide).expm1()).log()).to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Finite:
+    """Infinities become the largest numbers of float32: limits that limit nothing."""
+
+    def apply(self, values: Any) -> Any:
+        """Values within float32's largest."""
+        return values.clip(-_LARGEST, _LARGEST)
+
+    def undo(self, values: Any) -> Any:
+        """The largest numbers as infinities."""
+        found = values.copy() if isinstance(values, np.ndarray) else values.clone()
+        found[values >= _LARGEST], found[values <= -_LARGEST] = float("inf"), float("-inf")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
