@@ -18,6 +18,7 @@ from support.tiny_models import MODELS
 
 import quantcli
 from quantcli.errors import PlanError
+from quantcli.model import open_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -38,9 +39,14 @@ FOLDER_NOISE = 1e-5
 def test_gptq_leaves_less_divergence_than_the_encoder(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it."""
+    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it.
+
+    But for those of multi-token prediction, which nothing runs.
+    """
     before, after, missed = compare_gptq(checkpoint(name), tmp_path)
-    assert not missed
+    with open_model(checkpoint(name), vocabulary=False) as model:
+        unseen = {tensor.name for tensor in model.mtp_tensors}
+    assert missed <= unseen
     assert after < max(before, UNSEEN)
 
 

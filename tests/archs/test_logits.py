@@ -63,7 +63,8 @@ def test_bfloat16_logits_are_those_of_transformers(
         errors = np.sort(errors)[:-3]
     if MODELS[name].absorbed:
         # Other operands are rounded than in the reference, so routers differ more often.
-        errors = np.sort(errors)[: len(errors) // 2]
+        assert np.median(errors) < 1.5 * BF16_BOUND
+        return
     assert errors.max() < BF16_BOUND
 
 
@@ -106,7 +107,7 @@ def _reference(
         kind = type(module).__name__
         if "gelu" in kind.lower():
             module.register_forward_hook(_gelu_over_float16)
-        if round_inputs and kind in ("Linear", "Conv1D"):
+        if round_inputs and (kind in ("Linear", "Conv1D") or kind.endswith("Experts")):
             module.register_forward_pre_hook(_round_input)
     with torch.no_grad():
         logits: NDArray[np.float32] = model(torch.tensor([tokens])).logits[0].numpy()
