@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.encoder import RANK
 from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
@@ -32,6 +33,7 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
+from quantcli.tied_head import without_equal_head
 from quantcli.types import (
     BlockStore,
     MetaValue,
@@ -99,11 +101,16 @@ class Model(AbstractContextManager["Model"]):
         return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
 
     def require_next_token(self, purpose: str) -> None:
-        """ArchitectureError where the model is an encoder, or a decoder behind one.
+        """ArchitectureError where the model is an encoder, a decoder behind one, or a classifier.
 
         ``purpose`` ends the sentence "..., so it cannot be ...".
         """
         alone = self.value("attention.causal") is False
+        if not alone and self.value("pooling_type") == RANK:
+            raise ArchitectureError(
+                f"{self.label} is a classifier, which predicts no next token, so it cannot be "
+                f"{purpose}"
+            )
         if alone or self.value("decoder_start_token_id") is not None:
             what = "an encoder that predicts" if alone else "whose encoder predicts"
             raise ArchitectureError(
@@ -228,11 +235,15 @@ def _with_table(
 ) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
     architecture = find_architecture(store.config)
     tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
     sentences = list(architecture.notes(store.config, store.tensors))
+    if architecture.is_tied(store.config):
+        tensors, remark = without_equal_head(tensors, store)
+        sentences += [remark] if remark else []
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
         found.path,
@@ -242,7 +253,8 @@ def _with_table(
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, sentences.append)
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    sentences += adapter_notes(found.path)
     if vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
         try:

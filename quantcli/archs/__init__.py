@@ -24,6 +24,7 @@ ARCHITECTURES = Registry(
         "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
+        "Qwen3ForSequenceClassification": "quantcli.archs.qwen3:QWEN3_CLASSIFIER",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
         "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
@@ -137,6 +138,12 @@ def find_architecture(config: Config) -> Architecture:
     if inside is not None:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
+    if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
+        raise UnknownArchitectureError(
+            f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "
+            "Qwen3 only",
+            hint="model folders such as --to compressed-tensors need no table",
+        )
     if name not in ARCHITECTURES:
         raise UnknownArchitectureError(
             f"architecture {name} is not supported",
