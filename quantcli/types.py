@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,18 @@ class TensorStore(Protocol):
 
     def close(self) -> None:
         """Release the files."""
+
+
+@runtime_checkable
+class BlockStore(Protocol):
+    """A `TensorStore` some of whose stacks are stored in GGUF's blocks, by columns."""
+
+    @property
+    def blocks(self) -> Mapping[str, str]:
+        """The block format of each such stack by its name."""
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed rows of the columns ``start:stop``, those of all matrices counted through."""
 
 
 @dataclass(frozen=True, slots=True)

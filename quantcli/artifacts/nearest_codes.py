@@ -32,7 +32,7 @@ def column_weights(
     if weights is None:
         return None
     own: NDArray[np.float32] = weights[matrix.index]
-    return own if matrix.turned is None else own[np.argsort(matrix.turned.column_order)]
+    return own if matrix.turned is None else own[np.argsort(matrix.turned.turned_columns)]
 
 
 class RoundToNearest:

@@ -66,19 +66,19 @@ class OutputGradient:
 class InputHooks(TorchFunctionMode):
     """Calls ``observe`` for each product with one of ``weights``, in one pass of one window.
 
-    ``feeds`` names the weights whose outputs are inputs as well; ``column_orders`` those whose
+    ``feeds`` names the weights whose outputs are inputs as well; ``turned_columns`` those whose
     tensor has its columns in another order, in which the input is told then.
     """
 
     def __init__(
         self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None],
         feeds: Mapping[str, Sequence[Feed]] | None = None,
-        column_orders: Mapping[str, NDArray[np.int64]] | None = None,
+        turned_columns: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._feeds = feeds or {}
         self._orders = {
-            name: torch.from_numpy(order) for name, order in (column_orders or {}).items()
+            name: torch.from_numpy(order) for name, order in (turned_columns or {}).items()
         }
         self._by_storage = {
             tensor.untyped_storage().data_ptr(): (name, tensor)

@@ -43,8 +43,8 @@ class Parameters:
         self._keys = architecture.key_places(config, layout)
         self.feeds: Mapping[str, list[Feed]] = architecture.feeds(config, layout)
         """Parameters whose outputs are inputs of tensors, by the parameter's name."""
-        self.column_orders: Mapping[str, NDArray[np.int64]] = {
-            name: piece.column_order
+        self.turned_columns: Mapping[str, NDArray[np.int64]] = {
+            name: piece.turned_columns
             for name, uses in self._uses.items()
             if (piece := uses[0].piece).turns_columns
         }

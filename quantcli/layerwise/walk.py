@@ -201,7 +201,7 @@ class LayerPass:
     def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
         """The layer's output for a window's states (1, tokens, size), its inputs observed."""
         parameters = self.walk.model.parameters
-        feeds, orders = parameters.feeds, parameters.column_orders
+        feeds, orders = parameters.feeds, parameters.turned_columns
         with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, self.call)
 

@@ -227,6 +227,6 @@ def keeps_groups(matrix: Matrix, size: int) -> bool:
     """Whether columns that share a scale in a folder are neighbours in the GGUF tensor as well."""
     if matrix.turned is None:
         return True
-    groups = matrix.turned.column_order.reshape(-1, size)
+    groups = matrix.turned.turned_columns.reshape(-1, size)
     firsts = groups[:, :1]
     return bool((firsts % size == 0).all() and (groups == firsts + np.arange(size)).all())

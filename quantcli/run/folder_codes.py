@@ -41,7 +41,7 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
         last = first + len(rows)
         if matrix.turned is not None:
             coded = codec.unpack(encoded.read_rows(matrix.tensor, first, last))
-            coded = _in_stored_order(coded, matrix.turned.column_order)
+            coded = _in_stored_order(coded, matrix.turned.turned_columns)
         else:
             coded = codec.unpack(
                 read_back(

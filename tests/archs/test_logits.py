@@ -63,7 +63,8 @@ def test_bfloat16_logits_are_those_of_transformers(
         errors = np.sort(errors)[:-3]
     if MODELS[name].absorbed:
         # Other operands are rounded than in the reference, so routers differ more often.
-        errors = np.sort(errors)[: len(errors) // 2]
+        assert np.median(errors) < 1.5 * BF16_BOUND
+        return
     assert errors.max() < BF16_BOUND
 
 
