@@ -152,7 +152,8 @@ class Matrix:
     """The weight of one linear layer: where it is stored, and what a model folder calls it.
 
     The rows ``first : first+rows`` of the stored tensor ``source`` in its own order, or columns as
-    rows where ``transpose``. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
+    rows where ``transpose``; ``turned`` is the piece that moves its columns to where ``tensor`` has
+    them, if they move. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
     ``index`` of its ``of``. In the output the matrix is ``module``'s weight by itself, or number
     ``slot`` of a stack of ``stack``.
     """
@@ -168,6 +169,7 @@ class Matrix:
     stack: int = 0
     slot: int = 0
     transpose: bool = False
+    turned: Piece | None = None
 
     @property
     def elements(self) -> int:
