@@ -19,6 +19,9 @@ from quantcli.types import Matrix, OutputTensor
 _SUFFIX = ".weight"
 _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 """What MLX calls the stacked experts, below ``switch_mlp``."""
+_GATES = ("ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight")
+"""A delta net's decay and learning rate, a row for each head: hardly any weights, on which its
+whole state depends. Publishers of quantized folders leave them as they are."""
 
 
 def find_matrices(
@@ -27,9 +30,9 @@ def find_matrices(
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`. Blocks for
-    multi-token prediction are left out: publishers of quantized folders leave them as they are, and
-    some servers know no other.
+    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks` and delta nets'
+    gates. Blocks for multi-token prediction are left out: publishers of quantized folders leave
+    them as they are, and some servers know no other.
     """
     left = set() if whole else set(whole_stacks(model))
     patterns = model.stored_names()
@@ -40,6 +43,8 @@ def find_matrices(
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
         if (outer and not embeddings) or tensor.name in apart:
+            continue
+        if not whole and tensor.name.endswith(_GATES):
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             if matrix.source in left:
@@ -64,7 +69,7 @@ def _matrices(
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                of=count, transpose=piece.transposes,
+                of=count, transpose=piece.transposes, turned=piece if piece.turns_columns else None,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 from support.gguf_models import materialise, read_config, read_stored
-from support.tiny_models import ENCODERS, MODELS
+from support.tiny_models import ENCODERS, MODELS, TRANSLATORS
 
 from quantcli.archs import ARCHITECTURES, find_architecture
 
@@ -35,7 +35,7 @@ NEWER_KEYS = {"attention.recurrent_layers", "attention.value_scale"}
 
 
 def test_every_registered_family_has_a_tiny_model() -> None:
-    built = [tiny.model for tiny in (*MODELS.values(), *ENCODERS.values())]
+    built = [tiny.model for tiny in (MODELS | ENCODERS | TRANSLATORS).values()]
     families = [ARCHITECTURES.get(name) for name in built if name in ARCHITECTURES]
     for name in set(ARCHITECTURES) - NOT_IN_TRANSFORMERS:
         assert any(ARCHITECTURES.get(name) is family for family in families), name
