@@ -225,9 +225,12 @@ MODELS = {
     ),
     "glm-moe-dsa": Tiny(
         "GlmMoeDsaForCausalLM",
-        MLA | ROUTED | _ONE_BLOCK | _INDEXER | {"indexer_types": ["full", "shared", "full"]},
+        MLA
+        | ROUTED
+        | _ONE_BLOCK
+        | _INDEXER
+        | {"indexer_types": ["full", "shared", "full"], "index_topk": 512},
         beside=_block("model.layers.3.", _LATENT, _ROUTED, _NEXTN),
-        beyond=True,
         routed=True,
         absorbed=True,
     ),
