@@ -93,6 +93,7 @@ def whole_stacks(model: Model) -> list[str]:
     """Stored tensors with all experts of a layer, where no layout has a tensor for each of them.
 
     Runtimes read these as they were published, and a packed format has no name for their parts.
+    So it is with those that are published transposed.
     """
     patterns = model.stored_names()
     stored = model.store.tensors
@@ -102,7 +103,7 @@ def whole_stacks(model: Model) -> list[str]:
             for tensor in model.tensors
             for piece in tensor.pieces
             if len(stored[piece.source].shape) > 2
-            and "{e}" not in patterns[tensor.name]
+            and ("{e}" not in patterns[tensor.name] or not piece.keeps_rows)
             and may_be_quantized(tensor.name, tensor.shape, model.arch)
         )
     )
@@ -112,16 +113,24 @@ def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
     patterns = model.stored_names()
     return {
-        tensor.pieces[0].source: patterns[tensor.name]
+        tensor.pieces[0].source: _prefixed(patterns[tensor.name], tensor.pieces[0].source)
         for tensor in model.tensors
         if tensor.name.endswith("ffn_gate_inp.weight")
     }
 
 
+def _prefixed(name: str, stored: str) -> str:
+    """The table's ``name`` below the prefix of a ``stored`` name, which a wrapper's has."""
+    mark = ".layers."
+    if mark not in name or mark not in stored:
+        return name
+    return stored.partition(mark)[0] + mark + name.partition(mark)[2]
+
+
 def _expert_name(
     tensor: OutputTensor, patterns: Mapping[str, str], index: int, stacked: bool
 ) -> str:
-    source = patterns[tensor.name]
+    source = _prefixed(patterns[tensor.name], tensor.pieces[index].source)
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
     block, _, leaf = source.removesuffix(_SUFFIX).partition(".{e}.")
