@@ -17,6 +17,7 @@ mtmd = pytest.importorskip("support.mtmd", reason="mtmd is the oracle for towers
 pytest.importorskip("transformers", reason="transformers is the oracle for towers")
 
 SAME = {
+    "Glm4vMoeForConditionalGeneration": "Glm4vForConditionalGeneration",
     "Qwen3VLMoeForConditionalGeneration": "Qwen3VLForConditionalGeneration",
     "Qwen3_5ForConditionalGeneration": "Qwen3VLForConditionalGeneration",
     "Qwen3_5MoeForConditionalGeneration": "Qwen3VLForConditionalGeneration",
