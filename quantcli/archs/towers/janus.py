@@ -43,7 +43,7 @@ def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _DEFAULTS)
     check_fixed(config, _FIXED)
     ratio = number(config, "mlp_ratio")
-    return {"intermediate_size": int(config["hidden_size"] * ratio), **config}
+    return {**config, "intermediate_size": int(config["hidden_size"] * ratio)}
 
 
 def _rules(wrapper: Wrapper) -> tuple[Rule, ...]:
