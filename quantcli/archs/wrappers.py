@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config
+from quantcli.archs.config import Config, text_part
 from quantcli.registry import Registry
 
 RENAMES = (
@@ -39,8 +39,8 @@ _CLASSES = {
 
 def text_class(config: Config, name: str, known: Registry) -> str | None:
     """The class among ``known`` of the text model in a model of class ``name``, or None."""
-    inner = config.get("text_config")
-    if isinstance(inner, dict):
+    inner = text_part(config)
+    if inner:
         named = inner.get("architectures")
         candidates = [named[0]] if isinstance(named, list) and named else []
         kind = str(inner.get("model_type", "llama"))
