@@ -55,6 +55,25 @@ def mamba2(source: str, layers: Collection[int] | None = None) -> tuple[Rule, ..
     )  # fmt: skip
 
 
+def mamba1(source: str, layers: Collection[int] | None = None) -> tuple[Rule, ...]:
+    """The tensors of a Mamba mixer whose names begin with ``source``."""
+
+    def rule(name: str, inside: str, *shape: Size, **words: Any) -> Rule:
+        return Rule(f"blk.{{i}}.{name}", f"{source}.{inside}", shape, layers=layers, **words)
+
+    return (
+        rule("ssm_in.weight", "in_proj.weight", "ssm_in", "hidden"),
+        convolution(rule("ssm_conv1d.weight", "conv1d.weight", "ssm_inner", "kernel")),
+        rule("ssm_conv1d.bias", "conv1d.bias", "ssm_inner"),
+        rule("ssm_x.weight", "x_proj.weight", "ssm_x", "ssm_inner"),
+        rule("ssm_dt.weight", "dt_proj.weight", "ssm_inner", "ssm_rank"),
+        rule("ssm_dt.bias", "dt_proj.bias", "ssm_inner"),
+        rule("ssm_a", "A_log", "ssm_inner", "ssm_state", pointwise=NegativeExp()),
+        rule("ssm_d", "D", "ssm_inner"),
+        rule("ssm_out.weight", "out_proj.weight", "hidden", "ssm_inner"),
+    )
+
+
 def convolution(rule: Rule) -> Rule:
     """A rule for (channels, kernel) where an axis of one channel is stored between the two."""
     channels, kernel = rule.shape
