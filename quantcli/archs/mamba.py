@@ -168,7 +168,7 @@ def _config2(header: Header) -> dict[str, Any]:
     inner, hidden = header.keys.get("ssm.inner_size"), config.get("hidden_size")
     if not inner or not hidden or not config.get("num_heads"):
         return config
-    return {**config, "head_dim": inner // config["num_heads"], "expand": inner / hidden}
+    return {**config, "head_dim": inner // config["num_heads"], "expand": inner // hidden}
 
 
 _DEFAULTS = {
@@ -198,6 +198,7 @@ MAMBA = Architecture(
     fixed={**_FIXED, "expand": (2,)},
     renames=_RENAMES,
     folds=_FOLDS,
+    loads_packed=False,
 )
 MAMBA2 = replace(
     MAMBA,

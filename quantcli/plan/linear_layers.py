@@ -17,26 +17,29 @@ from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
 
 _SUFFIX = ".weight"
+_DIRECT = "ssm_dt.weight"
+"""Modules multiply by this weight themselves, so that they find no packed one."""
 _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 """What MLX calls the stacked experts, below ``switch_mlp``."""
 
 
 def find_matrices(
-    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
+    model: Model, *, embeddings: bool = False, stacked: bool = False, packed: bool = False
 ) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`.
+    of a layer's experts, under MLX's names; ``packed`` leaves out what packed formats have no place
+    for: `whole_stacks`, and steps of Mamba.
     """
-    left = set() if whole else set(whole_stacks(model))
+    left = set(whole_stacks(model)) if packed else set()
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
-        if outer and not embeddings:
+        if (outer and not embeddings) or (packed and tensor.name.endswith(_DIRECT)):
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             if matrix.source in left:

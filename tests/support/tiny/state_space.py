@@ -73,7 +73,7 @@ _FALCON_H1 = BASE | {
 _MAMBA = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 1,  # transformers takes one token after the other
     "bos_token_id": 0,
     "eos_token_id": 1,
     "pad_token_id": None,
@@ -166,10 +166,14 @@ MODELS: dict[str, Tiny] = {
         "FalconH1ForCausalLM",
         _FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
     ),
-    "mamba": Tiny("MambaForCausalLM", _MAMBA | {"time_step_rank": 8}),
-    "falcon-mamba": Tiny("FalconMambaForCausalLM", _MAMBA | {"mixer_rms_eps": 0.01}),
+    "mamba": Tiny("MambaForCausalLM", _MAMBA | {"time_step_rank": 8}, loads_packed=False),
+    "falcon-mamba": Tiny(
+        "FalconMambaForCausalLM", _MAMBA | {"mixer_rms_eps": 0.01}, loads_packed=False
+    ),
     "mamba2": Tiny(
         "Mamba2ForCausalLM",
-        _MAMBA | {"num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 32},
+        _MAMBA
+        | {"num_hidden_layers": 3, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 32},
+        loads_packed=False,
     ),
 }
