@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
     ArchitectureError,
@@ -31,7 +32,17 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
-from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
+from quantcli.types import (
+    BlockStore,
+    MetaValue,
+    Note,
+    OutputTensor,
+    PackedType,
+    TensorInfo,
+    TensorStore,
+    row_count,
+    text,
+)
 
 if TYPE_CHECKING:
     from quantcli.sources.hf import HfCheckpoint
@@ -76,11 +87,35 @@ class Model(AbstractContextManager["Model"]):
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
 
+    @property
+    def mtp_blocks(self) -> range:
+        """The numbers of the blocks for multi-token prediction, which follow the last layer."""
+        return count_blocks(self.arch, self.metadata)
+
+    @property
+    def mtp_tensors(self) -> tuple[OutputTensor, ...]:
+        """The tensors of these blocks, which transformers does not run."""
+        blocks = tuple(f"blk.{index}." for index in self.mtp_blocks)
+        return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
+
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model is an encoder, or a decoder behind one.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        alone = self.value("attention.causal") is False
+        if alone or self.value("decoder_start_token_id") is not None:
+            what = "an encoder that predicts" if alone else "whose encoder predicts"
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, {what} no next token, so it cannot be "
+                f"{purpose}"
+            )
+
     def stored_names(self) -> Mapping[str, str]:
         """GGUF's names and a checkpoint's own, patterns over experts ``{e}``."""
         if self.untabled is not None:
             return self.untabled.sources
-        return find_architecture(self.config).sources(self.config)
+        return find_architecture(self.config).sources(self.config, self.store.tensors)
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""
@@ -120,8 +155,15 @@ class Model(AbstractContextManager["Model"]):
             row -= piece.rows
         return self.store.tensors[piece.source], *piece.origin(row, column)
 
+    def _holds_blocks(self, source: str) -> bool:
+        return isinstance(self.store, BlockStore) and source in self.store.blocks
+
     def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
         read = partial(self.store.read_rows, piece.source)
+        columns = piece.source_columns()
+        if columns is not None and self._holds_blocks(piece.source):
+            blocks = partial(cast("BlockStore", self.store).read_blocks, piece.source)
+            return read_scattered(blocks, columns[start:stop])
         if piece.order is None:
             rows = read(piece.start + start, piece.start + stop)
         elif piece.keeps_rows:
@@ -189,8 +231,8 @@ def _with_table(
     from quantcli.vocab import load_vocabulary
 
     architecture = find_architecture(store.config)
-    tensors = architecture.tensors(store.config, store.tensors)
-    sentences = list(architecture.notes(store.config))
+    tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
+    sentences = list(architecture.notes(store.config, store.tensors))
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
         found.path,
@@ -293,6 +335,15 @@ def _tower(
         label, path, CLIP, keys, tuple(tensors), store, from_gguf=False,
         config=config, notes=notes, repo=repo, revision=revision,
     )  # fmt: skip
+
+
+def _in_blocks(tensor: OutputTensor, store: BlockStore) -> OutputTensor:
+    """The tensor in the block format whose whole rows its sources hold, where they do."""
+    kinds = {store.blocks.get(piece.source) for piece in tensor.pieces}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None or any(piece.source_columns() is None for piece in tensor.pieces):
+        return tensor
+    return replace(tensor, dtype=PackedType(kind))
 
 
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")

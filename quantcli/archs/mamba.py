@@ -19,7 +19,15 @@ from quantcli.archs.config import Config, class_name, integer, number
 from quantcli.archs.decoder import RMS_EPSILON, output
 from quantcli.archs.fold import FoldRule, Folds
 from quantcli.archs.header import Header
-from quantcli.archs.mamba_mixer import STEP_LIMITS, mamba1, mamba2, mamba2_dims, mamba2_keys
+from quantcli.archs.mamba_mixer import (
+    STEP_LIMITS,
+    mamba1,
+    mamba1_dims,
+    mamba1_keys,
+    mamba2,
+    mamba2_dims,
+    mamba2_keys,
+)
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, boolean, f32, u32
 
@@ -64,18 +72,7 @@ def _sizes(config: Config) -> dict[str, int]:
 
 def _dims(config: Config) -> dict[str, int]:
     sizes = _sizes(config)
-    rank = config.get("time_step_rank")
-    state, inner = integer(config, "state_size"), 2 * sizes["hidden"]
-    rank = -(-sizes["hidden"] // 16) if rank == "auto" else integer(config, "time_step_rank")
-    return {
-        **sizes,
-        "kernel": integer(config, "conv_kernel"),
-        "ssm_state": state,
-        "ssm_rank": rank,
-        "ssm_inner": inner,
-        "ssm_in": 2 * inner,
-        "ssm_x": rank + 2 * state,
-    }
+    return {**sizes, **mamba1_dims(config, sizes["hidden"], _MAMBA)}
 
 
 def _dims2(config: Config) -> dict[str, int]:
@@ -120,10 +117,7 @@ def _is_falcon(config: Config) -> bool:
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     return {
         **_base_keys(config, dims),
-        "ssm.conv_kernel": u32(dims["kernel"]),
-        "ssm.inner_size": u32(dims["ssm_inner"]),
-        "ssm.state_size": u32(dims["ssm_state"]),
-        "ssm.time_step_rank": u32(dims["ssm_rank"]),
+        **mamba1_keys(dims),
         _NORMS_STEPS: boolean(_is_falcon(config)),
     }
 

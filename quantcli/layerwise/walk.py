@@ -200,8 +200,9 @@ class LayerPass:
 
     def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
         """The layer's output for a window's states (1, tokens, size), its inputs observed."""
-        feeds = self.walk.model.parameters.feeds
-        with InputHooks(self.weights, observe, feeds) if observe else nullcontext():
+        parameters = self.walk.model.parameters
+        feeds, orders = parameters.feeds, parameters.turned_columns
+        with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, self.call)
 
     def backward(self) -> Iterator[Event]:

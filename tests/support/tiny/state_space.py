@@ -176,4 +176,13 @@ MODELS: dict[str, Tiny] = {
         | {"num_hidden_layers": 3, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 32},
         loads_packed=False,
     ),
+    "jamba": Tiny(
+        "JambaForCausalLM",
+        {key: value for key, value in BASE.items() if key != "rope_parameters"}
+        | EXPERTS
+        | {"num_experts": 4, "mamba_d_state": 24, "mamba_dt_rank": 8, "mamba_d_conv": 3}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"expert_layer_period": 2, "expert_layer_offset": 1},
+        routed=True,
+    ),
 }
