@@ -166,9 +166,9 @@ MODELS: dict[str, Tiny] = {
         "FalconH1ForCausalLM",
         _FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
     ),
-    "mamba": Tiny("MambaForCausalLM", _MAMBA | {"time_step_rank": 8}, loads_packed=False),
+    "mamba": Tiny("MambaForCausalLM", _MAMBA | {"time_step_rank": 8}, loads_packed=False, chunks=3),
     "falcon-mamba": Tiny(
-        "FalconMambaForCausalLM", _MAMBA | {"mixer_rms_eps": 0.01}, loads_packed=False
+        "FalconMambaForCausalLM", _MAMBA | {"mixer_rms_eps": 0.01}, loads_packed=False, chunks=3
     ),
     "mamba2": Tiny(
         "Mamba2ForCausalLM",
@@ -184,5 +184,6 @@ MODELS: dict[str, Tiny] = {
         | {"attn_layer_period": 2, "attn_layer_offset": 1}
         | {"expert_layer_period": 2, "expert_layer_offset": 1},
         routed=True,
+        chunks=3,
     ),
 }
