@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from quantcli.errors import ArchitectureError
+
 
 class Recorder(nn.Module):
     """Stands in for a layer: keeps what it is called with and passes the hidden states on."""
@@ -32,10 +34,29 @@ class Recorder(nn.Module):
         except AttributeError:
             return getattr(self._layer, name)
 
-    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Keep the arguments."""
         self.hidden, self.args, self.kwargs = hidden, args, kwargs
-        return hidden
+        return (hidden, _all_tokens(self._layer, hidden)) if _CHOICE in kwargs else hidden
+
+
+_CHOICE = "prev_topk_indices"
+"""What GLM-5's layers hand on besides hidden states: the tokens that an indexer chose."""
+
+
+def _all_tokens(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The choice in windows that are no longer than it: every token, shape (1, tokens, tokens).
+
+    ArchitectureError for longer windows, if a layer takes another one's choice.
+    """
+    tokens, most = hidden.shape[1], layer.self_attn.config.index_topk
+    if tokens > most and "shared" in layer.self_attn.config.indexer_types:
+        raise ArchitectureError(
+            f"layers of {type(layer).__name__} take over which {most} tokens another one chose, "
+            f"which is known beforehand in windows of at most as many tokens, not of {tokens}",
+            hint=f"--ctx {most}",
+        )
+    return torch.arange(tokens, dtype=torch.int32, device=hidden.device).expand(1, tokens, tokens)
 
 
 @contextmanager
