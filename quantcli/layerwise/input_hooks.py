@@ -50,7 +50,7 @@ def _operands(func: Any, args: Any, known: Container[int]) -> tuple[Any, Any, bo
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    return int(tensor.untyped_storage().data_ptr())
 
 
 @dataclass(frozen=True, slots=True)
