@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from support.llama_plan import Shape
+from support.state_space_shapes import CONFIGS, shape_of
 
 D, F, V = 256, 512, 320
 
@@ -235,4 +237,5 @@ MODELS: dict[str, Callable[[], Shape]] = {
     "glm5-next-6": lambda: glm5_next(6),
     "bailingmoe3-6": lambda: bailing_moe3(6),
     "olmo-80": lambda: decoder("olmo", 80, heads=8, key_heads=4, tied=True),
+    **{name: partial(shape_of, config) for name, config in CONFIGS.items()},
 }  # fmt: skip
