@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.layerwise.call_recorder import Call, fill_shared, is_same, shared_in
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
-from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
+from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
 from quantcli.model import Model
 from quantcli.types import Event, Progress
@@ -65,7 +66,9 @@ class LayerWalk(Generic[States]):
         self.model = model
         self.ids = ids
         self.states = states
-        self.calls: list[Call] = []
+        self._calls: list[Call] = []
+        self._varies = self._shares = False
+        self._shared: dict[int, list[Any]] = {}
         self._done = done
         self._commit = commit or (lambda done: states.turn_over())
         self.label = label
@@ -90,10 +93,33 @@ class LayerWalk(Generic[States]):
         """A window's output of that layer, once it is through."""
         return self.states.get_next(window).to(self.model.device)
 
+    def call(self, index: int, window: int, *, keep: bool = False) -> Call:
+        """What a layer is called with for a window, besides the hidden states.
+
+        It has what layers before it share; what this one adds is only kept where it is to be.
+        """
+        call = self._calls[index]
+        if self._varies:
+            with self.model.start() as start:
+                call = start.calls(self.ids[window].tolist())[index]
+        if self._shares:
+            call, filled = fill_shared(call, self._shared.get(window, ()))
+            if keep:
+                self._shared[window] = filled
+        return call
+
     def embed(self) -> None:
         """Embed the windows, unless an earlier run took them further."""
         with self.model.start() as start:
-            self.calls = start.calls(self.ids[0].tolist())
+            self._calls = start.calls(self.ids[0].tolist())
+            self._shares = any(shared_in(call) for call in self._calls)
+            last = start.calls(self.ids[-1].tolist()) if len(self.ids) > 1 else self._calls
+            self._varies = not is_same(self._calls, last)
+            if self._done and self._shares:
+                raise SourceError(
+                    "the layers of this model share states, which an interrupted run does not keep",
+                    hint="--force starts anew",
+                )
             if self._done:
                 return
             for number, window in enumerate(self.ids):
@@ -154,6 +180,8 @@ class LayerWalk(Generic[States]):
         with ExitStack() as stack:
             names = self.model.layer_parameters(index)
             weights = stack.enter_context(self.model.filled(names))
+            if self._varies:
+                stack.enter_context(self.model.start())
             yield LayerPass(self, index, names, weights, stack.close)
 
     def check(self, hidden: torch.Tensor, what: str, window: int) -> None:
@@ -175,10 +203,9 @@ class LayerPass:
     weights: Mapping[str, torch.Tensor]
     release: Callable[[], None]
 
-    @property
-    def call(self) -> Call:
-        """What the layer is called with after the hidden states."""
-        return self.walk.calls[self.index]
+    def call(self, window: int) -> Call:
+        """What the layer is called with for a window, after the hidden states."""
+        return self.walk.call(self.index, window)
 
     def forward(
         self, observe: Callable[[int], ObserveInput] | None = None,
@@ -191,18 +218,22 @@ class LayerPass:
         """
         walk = self.walk
         for number in walk.windows:
-            hidden = self.run(walk.get(number), observe and observe(number))
+            call = walk.call(self.index, number, keep=True)
+            hidden = self._run(walk.get(number), call, observe and observe(number))
             walk.check(hidden, f"the output of {walk.label} {self.index}", number)
             walk.states.put(number, hidden)
             if after is not None:
                 after(number)
             yield walk.progress(self.index, number + 1)
 
-    def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
-        """The layer's output for a window's states (1, tokens, size), its inputs observed."""
+    def run(self, window: int, hidden: torch.Tensor, observe: ObserveInput) -> torch.Tensor:
+        """The layer's output for other states (1, tokens, size) of a window, inputs observed."""
+        return self._run(hidden, self.call(window), observe)
+
+    def _run(self, hidden: torch.Tensor, call: Call, observe: ObserveInput | None) -> torch.Tensor:
         feeds = self.walk.model.parameters.feeds
         with InputHooks(self.weights, observe, feeds) if observe else nullcontext():
-            return self.walk.model.run(self.index, hidden, self.call)
+            return self.walk.model.run(self.index, hidden, call)
 
     def backward(self) -> Iterator[Event]:
         """Take all windows' gradients back through the layer, yielding progress."""
@@ -225,7 +256,8 @@ class LayerPass:
 
     def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:
         walk = self.walk
-        return walk.model.run_backwards(self.index, walk.get(window), gradient, self.call)
+        call = self.call(window)
+        return walk.model.run_backwards(self.index, walk.get(window), gradient, call)
 
 
 @contextmanager
