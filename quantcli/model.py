@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
     ArchitectureError,
@@ -76,11 +77,33 @@ class Model(AbstractContextManager["Model"]):
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
 
+    @property
+    def mtp_blocks(self) -> range:
+        """The numbers of the blocks for multi-token prediction, which follow the last layer."""
+        return count_blocks(self.arch, self.metadata)
+
+    @property
+    def mtp_tensors(self) -> tuple[OutputTensor, ...]:
+        """The tensors of these blocks, which transformers does not run."""
+        blocks = tuple(f"blk.{index}." for index in self.mtp_blocks)
+        return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
+
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model reads in both directions, as an encoder does.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        if self.value("attention.causal") is False:
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
+                f"it cannot be {purpose}"
+            )
+
     def stored_names(self) -> Mapping[str, str]:
         """GGUF's names and a checkpoint's own, patterns over experts ``{e}``."""
         if self.untabled is not None:
             return self.untabled.sources
-        return find_architecture(self.config).sources(self.config)
+        return find_architecture(self.config).sources(self.config, self.store.tensors)
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""
@@ -190,7 +213,7 @@ def _with_table(
 
     architecture = find_architecture(store.config)
     tensors = architecture.tensors(store.config, store.tensors)
-    sentences = list(architecture.notes(store.config))
+    sentences = list(architecture.notes(store.config, store.tensors))
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
         found.path,

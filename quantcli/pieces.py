@@ -32,6 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST = float(np.finfo(np.float32).max)
 GATHER_SPREAD = 4
 """Scattered rows are read as one span when it is at most this many times the rows wanted."""
 
@@ -62,6 +63,28 @@ class Add:
 
 
 @dataclass(frozen=True, slots=True)
+class Multiply:
+    """Multiplies by ``factor``, not 0: a multiplier of the model that GGUF has no key-value for.
+
+    Of the stored values that give an output the shortest is found again, as `NegativeExp` does.
+    """
+
+    factor: float
+
+    def apply(self, values: Any) -> Any:
+        """Values times the factor."""
+        if isinstance(values, np.ndarray):
+            return (values.astype(np.float64) * self.factor).astype(np.float32)
+        return (values.double() * self.factor).to(values.dtype)
+
+    def undo(self, values: Any) -> Any:
+        """Values over the factor."""
+        if isinstance(values, np.ndarray):
+            return _shortest(self, values, values.astype(np.float64) / self.factor)
+        return (values.double() / self.factor).to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True)
 class NegativeExp:
     """-exp(x): a state-space layer's decay, which checkpoints store as its logarithm.
 
@@ -81,17 +104,45 @@ class NegativeExp:
         float32, since that is what was stored.
         """
         if isinstance(values, np.ndarray):
-            return self._undo(values)
+            return _shortest(self, values, np.log(-values.astype(np.float64)))
         return (-values.double()).log().to(values.dtype)
 
-    def _undo(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        exact = np.log(-values.astype(np.float64))
-        found = exact.astype(np.float32)
-        mantissas, exponents = np.frexp(exact)
-        for digits in (11, 8):
-            rounded = np.ldexp(np.rint(np.ldexp(mantissas, digits)), exponents - digits)
-            rounded = rounded.astype(np.float32)
-            found = np.where(self.apply(rounded) == values, rounded, found)
+
+@dataclass(frozen=True, slots=True)
+class Softplus:
+    """log(1 + exp(x)): a scale that must stay above zero.
+
+    Computed in float64, so that the rounded result is the same on every machine.
+    """
+
+    def apply(self, values: Any) -> Any:
+        """log(1 + exp(x)) of stored values."""
+        if isinstance(values, np.ndarray):
+            return np.logaddexp(0.0, values.astype(np.float64)).astype(np.float32)
+        wide = values.double()
+        return wide.exp().log1p().where(wide < 30, wide).to(values.dtype)
+
+    def undo(self, values: Any) -> Any:
+        """log(exp(x) - 1) of output values."""
+        if isinstance(values, np.ndarray):
+            wide = values.astype(np.float64)
+            return (wide + np.log(-np.expm1(-wide))).astype(np.float32)
+        wide = values.double()
+        return (wide + (-(-wide).expm1()).log()).to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Finite:
+    """Infinities become the largest numbers of float32: limits that limit nothing."""
+
+    def apply(self, values: Any) -> Any:
+        """Values within float32's largest."""
+        return values.clip(-_LARGEST, _LARGEST)
+
+    def undo(self, values: Any) -> Any:
+        """The largest numbers as infinities."""
+        found = values.copy() if isinstance(values, np.ndarray) else values.clone()
+        found[values >= _LARGEST], found[values <= -_LARGEST] = float("inf"), float("-inf")
         return found
 
 
@@ -118,7 +169,7 @@ class Order:
     @property
     def transposes(self) -> bool:
         """Whether it takes the columns of one whole matrix as rows."""
-        return self.axes == (1, 0) and not self.cut
+        return self.axes == (1, 0) and not self.cut and self.view[1] == self.columns
 
     @property
     def groups(self) -> int:
@@ -294,3 +345,19 @@ def _inverse_row_order(order: Order) -> NDArray[np.int64]:
 
 def _floats(rows: Any) -> Any:
     return rows.astype(np.float32) if isinstance(rows, np.ndarray) else rows
+
+
+def _shortest(
+    function: Pointwise, values: NDArray[np.float32], exact: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """``exact`` with the digits of bfloat16 or float16, where ``function`` makes ``values`` of it.
+
+    Elsewhere the nearest float32.
+    """
+    found = exact.astype(np.float32)
+    mantissas, exponents = np.frexp(exact)
+    for digits in (11, 8):
+        rounded = np.ldexp(np.rint(np.ldexp(mantissas, digits)), exponents - digits)
+        rounded = rounded.astype(np.float32)
+        found = np.where(function.apply(rounded) == values, rounded, found)
+    return found

@@ -61,7 +61,7 @@ PLANS = """
 --method best --target-size 3M
 --method gptq --allocate
 --quality high
---max-memory 300M
+--max-memory 300M --no-mtp
 """
 RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf

@@ -45,3 +45,4 @@ class RecipeOptions(TypedDict, total=False):
     tune: Literal["e2e"]
     e2e_steps: int
     mmproj_only: bool
+    no_mtp: bool

@@ -7,6 +7,7 @@ from quantcli.archs.base import Architecture
 from quantcli.archs.config import Config, class_name
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.wrappers import headless, text_class, unwrapped
 from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.registry import Registry
@@ -24,7 +25,11 @@ ARCHITECTURES = Registry(
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
+        "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
+        "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
+        "Qwen3_5MoeForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5_MOE",
         "MellumForCausalLM": "quantcli.archs.mellum:MELLUM",
+        "MiMoV2FlashForCausalLM": "quantcli.archs.mimo2:MIMO2",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
         "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
@@ -53,11 +58,14 @@ ARCHITECTURES = Registry(
         "Cohere2ForCausalLM": "quantcli.archs.cohere:COHERE2",
         "Cohere2MoeForCausalLM": "quantcli.archs.cohere2_moe:COHERE2_MOE",
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
+        "Jais2ForCausalLM": "quantcli.archs.jais2:JAIS2",
+        "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
         "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
         "Glm4ForCausalLM": "quantcli.archs.glm4:GLM4",
+        "Glm4vForConditionalGeneration": "quantcli.archs.glm4:GLM4V",
         "GlmForCausalLM": "quantcli.archs.glm4:GLM",
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
         "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
@@ -65,6 +73,13 @@ ARCHITECTURES = Registry(
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
+        "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
+        "BailingMoeV2ForCausalLM": "quantcli.archs.bailing_moe2:BAILING_MOE2",
+        "HYV3ForCausalLM": "quantcli.archs.hy_v3:HY_V3",
+        "ExaoneMoeForCausalLM": "quantcli.archs.exaone_moe:EXAONE_MOE",
+        "ExaoneMoEForCausalLM": "quantcli.archs.exaone_moe:EXAONE_MOE",
+        "Mistral4ForCausalLM": "quantcli.archs.mistral4:MISTRAL4",
         "Glm4MoeForCausalLM": "quantcli.archs.glm4_moe:GLM4_MOE",
         "Dots1ForCausalLM": "quantcli.archs.dots1:DOTS1",
         "MiniMaxM2ForCausalLM": "quantcli.archs.minimax_m2:MINIMAX_M2",
@@ -79,6 +94,28 @@ ARCHITECTURES = Registry(
         "MptForCausalLM": "quantcli.archs.mpt:MPT",
         "MPTForCausalLM": "quantcli.archs.mpt:MPT",
         "OlmoForCausalLM": "quantcli.archs.olmo:OLMO",
+        "BertModel": "quantcli.archs.bert:BERT",
+        "BertForMaskedLM": "quantcli.archs.bert:BERT",
+        "BertForPreTraining": "quantcli.archs.bert:BERT",
+        "BertForSequenceClassification": "quantcli.archs.bert:BERT_CLASSIFIER",
+        "RobertaModel": "quantcli.archs.bert:ROBERTA",
+        "RobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "RobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "XLMRobertaModel": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "XLMRobertaForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "CamembertModel": "quantcli.archs.bert:ROBERTA",
+        "CamembertForMaskedLM": "quantcli.archs.bert:ROBERTA",
+        "CamembertForSequenceClassification": "quantcli.archs.bert:ROBERTA_CLASSIFIER",
+        "DistilBertModel": "quantcli.archs.bert:DISTILBERT",
+        "DistilBertForMaskedLM": "quantcli.archs.bert:DISTILBERT",
+        "NomicBertModel": "quantcli.archs.nomic_bert:NOMIC_BERT",
+        "JinaEmbeddingsV3Model": "quantcli.archs.nomic_bert:JINA_V3",
+        "ModernBertModel": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForMaskedLM": "quantcli.archs.modern_bert:MODERN_BERT",
+        "ModernBertForSequenceClassification": "quantcli.archs.modern_bert:MODERN_BERT_CLASSIFIER",
+        "EuroBertModel": "quantcli.archs.eurobert:EUROBERT",
+        "EuroBertForMaskedLM": "quantcli.archs.eurobert:EUROBERT",
     },
 )
 """By the class name in config.json's "architectures"."""
@@ -136,6 +173,8 @@ def rebuild_config(
         "pad_token_id": None,
         **family.to_config(read_header(arch, metadata, shapes, read)),
     }
+    if family.mtp is not None:
+        config[family.mtp.key] = len(count_blocks(arch, metadata))
     for key, value in find_architecture(config).metadata(config).items():
         if key in metadata and not same_value(metadata[key].value, value.value):
             raise ArchitectureError(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, sizes
+from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, size, sizes
 from quantcli.errors import ArchitectureError, MismatchError
 from quantcli.pieces import Order, Piece
 from quantcli.registry import near
@@ -137,9 +137,11 @@ def _pieces(
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
-        for order in _orders(rule, dims, shape, stored):
+        pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
+        orders = _orders(rule, dims, shape, stored)
+        for (order, start), function in zip(orders, pointwise, strict=True):
             rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
-            piece = Piece(info.name, rows, order=order, pointwise=rule.pointwise)
+            piece = Piece(info.name, rows, start, order, function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
     experts, each, columns = shape
@@ -161,17 +163,18 @@ def _pieces(
 
 def _orders(
     rule: Rule, dims: Dims, shape: tuple[int, ...], stored: tuple[int, ...]
-) -> Iterator[Order | None]:
+) -> Iterator[tuple[Order | None, int]]:
+    """Which elements follow one another, each from a stored row on."""
     if rule.transpose:
-        yield Order(stored, (1, 0), stored[-1])
+        yield Order(stored, (1, 0), stored[-1]), 0
     elif rule.rotary:
         heads = dims[rule.rotary]
         view = (heads, 2, shape[0] // heads // 2, *shape[1:])
-        yield Order(view, (0, 2, 1, 3)[: len(view)], shape[-1])
+        yield Order(view, (0, 2, 1, 3)[: len(view)], shape[-1]), 0
     elif rule.parts:
-        yield from (part.order(dims, stored) for part in rule.parts)
+        yield from ((part.order(dims, stored), size(part.start, dims)) for part in rule.parts)
     else:
-        yield None
+        yield None, 0
 
 
 def _matrices(piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
@@ -189,7 +192,7 @@ def _matrices(piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
             cut=tuple((axis - 1, start, stop) for axis, start, stop in order.cut),
         )
     for index in range(shape[0]):
-        yield replace(piece, rows=rows, start=index * stored, order=order)
+        yield replace(piece, rows=rows, start=piece.start + index * stored, order=order)
 
 
 def _share(share: Share, source: str, expert: int, rows: int, columns: int) -> Piece:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.archs.mtp import drop_blocks
 from quantcli.types import MetaValue
 
 Read = Callable[[str], NDArray[np.float32]]
@@ -43,9 +44,13 @@ def read_header(
     shapes: Mapping[str, tuple[int, ...]],
     read: Read,
 ) -> Header:
-    """The key-values of ``arch``; float32 values as the shortest decimals that round to them."""
+    """The key-values of ``arch``; float32 values as the shortest decimals that round to them.
+
+    They are the layers' alone: without blocks for multi-token prediction.
+    """
     prefix = f"{arch}."
-    keys = {k.removeprefix(prefix): _plain(v) for k, v in metadata.items() if k.startswith(prefix)}
+    layers = drop_blocks(arch, metadata)
+    keys = {k.removeprefix(prefix): _plain(v) for k, v in layers.items() if k.startswith(prefix)}
     return Header(keys, shapes, read)
 
 

@@ -59,6 +59,8 @@ _VALUES = replace(
     stored=("kv_b", "rank"),
     parts=(Part(_VIEW, cut=((1, "nope", "kv_head"),)),),
 )
+EXPANSION = layer("attn_kv_b.weight", "self_attn.kv_b_proj.weight", "kv_b", "rank")
+"""Whole, as llama.cpp's older form has it."""
 OUTPUT = layer("attn_output.weight", "self_attn.o_proj.weight", "hidden", "o")
 
 FOLDS = Folds(
@@ -126,8 +128,11 @@ def mla_rules(config: Config) -> tuple[Rule, ...]:
     return (*queries, *COMPRESSION, keys, _VALUES, OUTPUT)
 
 
-def mla_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    """The key-values of latent attention, which llama.cpp takes for one key-value head."""
+def mla_keys(config: Config, dims: Dims, rope: Rope | None = None) -> dict[str, MetaValue]:
+    """The key-values of latent attention, which llama.cpp takes for one key-value head.
+
+    ``rope`` is `mla_rope`'s where none is given.
+    """
     return {
         "vocab_size": u32(dims["vocab"]),
         "context_length": u32(integer(config, "max_position_embeddings")),
@@ -145,7 +150,7 @@ def mla_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "attention.q_lora_rank": u32(dims.get("q_rank", 0)),
         RMS_EPSILON: f32(number(config, "rms_norm_eps")),
         "rope.dimension_count": u32(dims["rope"]),
-        **_rope_keys(mla_rope(config)),
+        **_rope_keys(mla_rope(config) if rope is None else rope),
     }
 
 
@@ -183,10 +188,10 @@ def mla_rope(config: Config) -> Rope:
     return read_rope(config, ("default", "yarn"))
 
 
-def mla_notes(config: Config) -> tuple[str, ...]:
+def mla_notes(config: Config, rope: Rope | None = None) -> tuple[str, ...]:
     """Notes on other betas of yarn and another epsilon than llama.cpp computes with."""
     notes = []
-    rope = mla_rope(config)
+    rope = mla_rope(config) if rope is None else rope
     if rope["rope_type"] == "yarn":
         for key, usual in _BETAS.items():
             found = number(rope, key, default=usual)

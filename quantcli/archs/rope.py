@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantcli.archs.config import Config, class_name, flag, integer, number, positive
 from quantcli.archs.header import Header, shortest
 from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, f32, text, u32
+from quantcli.types import MetaValue, array, f32, text, u32
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -113,6 +113,21 @@ def rope_keys(rope: Rope, *, betas: bool = False, head_dim: int = 0) -> dict[str
         if not math.isclose(attention, 1, rel_tol=1e-6):
             keys["rope.scaling.attn_factor"] = f32(attention)
     return keys
+
+
+def section_keys(rope: Rope, pairs: int) -> dict[str, MetaValue]:
+    """How the rotated ``pairs`` of a head are shared out among time, height and width."""
+    sections = rope.get("mrope_section")
+    if (
+        not isinstance(sections, list)
+        or not all(isinstance(part, int) and part >= 0 for part in sections)
+        or sum(sections) != pairs
+    ):
+        raise ArchitectureError(
+            f"mrope_section of {class_name(rope)} in config.json is {sections!r}, expected parts "
+            f"of {pairs}"
+        )
+    return {"rope.dimension_sections": array("i32", [*sections, 0, 0, 0, 0][:4])}
 
 
 def rope_config(header: Header) -> dict[str, Any]:

@@ -25,13 +25,16 @@ Size = str | int
 class Part:
     """Some of a stored tensor's elements, in another order: an `Order` in named dimensions.
 
-    ``view`` factorises the stored tensor, each ``cut`` (axis, start, stop) takes a range of it, and
-    ``axes`` reorder it, all in order where none are named.
+    ``view`` factorises the stored tensor, or some of its rows from ``start`` on; each ``cut``
+    (axis, start, stop) takes a range of it, and ``axes`` reorder it, all in order where none are
+    named. ``pointwise`` is applied to every value, in place of the rule's.
     """
 
     view: tuple[Size, ...]
     axes: tuple[int, ...] = ()
     cut: tuple[tuple[int, Size, Size], ...] = ()
+    pointwise: Pointwise | None = None
+    start: Size = 0
 
     def order(self, dims: Dims, stored: tuple[int, ...]) -> Order:
         """The order for a tensor of shape ``stored``."""

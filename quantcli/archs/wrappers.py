@@ -29,6 +29,8 @@ TOWERS = (
 _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "qwen3_5_text": "Qwen3_5ForCausalLM",
+    "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }

@@ -75,7 +75,11 @@ def cut(ids: Ids, ctx: int, bos: int | None) -> Ids:
 def cut_windows(
     model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
 ) -> Windows:
-    """Windows for a run of ``model``; UsageError for a length that it does not take."""
+    """Windows for a run of ``model``; UsageError for a length that it does not take.
+
+    ArchitectureError for a model that does not predict the next token.
+    """
+    model.require_next_token("run layer by layer")
     longest = int(model.value("context_length", 0))
     if ctx < SHORTEST:
         raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")

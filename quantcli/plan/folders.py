@@ -206,7 +206,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         notes.append(
             Note(
                 f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its class initialises them before they are there; --to hf makes what it loads",
+                "its code for them needs floats; --to hf makes what it loads",
                 "warning",
             )
         )
@@ -215,6 +215,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         notes.append(
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
+    notes += mtp_notes(model)
     copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
     return FolderPlan(
@@ -233,7 +234,20 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         for matrix, format_name, weighted in _coded(model, plan)
     )
     copies, notes = _copies(model, items, wanted, dtype)
-    return FolderPlan(recipe, None, wanted or dtype, items, copies, (), (*plan.notes, *notes))
+    notes = (*plan.notes, *mtp_notes(model), *notes)
+    return FolderPlan(recipe, None, wanted or dtype, items, copies, (), notes)
+
+
+def mtp_notes(model: Model) -> list[Note]:
+    """A note if there are blocks for multi-token prediction, which are copied."""
+    if not model.mtp_tensors:
+        return []
+    return [
+        Note(
+            f"the {len(model.mtp_tensors)} tensors of multi-token prediction are copied as they "
+            "are stored; --no-mtp leaves them out"
+        )
+    ]
 
 
 def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:

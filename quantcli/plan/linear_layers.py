@@ -27,16 +27,19 @@ def find_matrices(
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`.
+    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`. Blocks for
+    multi-token prediction are left out: publishers of quantized folders leave them as they are, and
+    some servers know no other.
     """
     left = set() if whole else set(whole_stacks(model))
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
+    apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
-        if outer and not embeddings:
+        if (outer and not embeddings) or tensor.name in apart:
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             if matrix.source in left:

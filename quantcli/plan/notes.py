@@ -90,6 +90,14 @@ def importance_notes(missing: Sequence[str], unfit: Sequence[str], total: int) -
     return notes
 
 
+def unseen_note(names: Sequence[str]) -> Note:
+    """What no calibration covers: matrices of blocks that no forward pass meets."""
+    return Note(
+        f"no importance for the {len(names)} matrices of multi-token prediction, which "
+        f"transformers does not run: they are rounded without it ({_list(names)})"
+    )
+
+
 def _suggest(text: str, names: Mapping[str, Decision]) -> str:
     plain = re.sub(r"[^\w.]+", "", text.rpartition("=")[0])
     stems = {re.sub(r"^blk\.\d+\.|\.(weight|bias)$", "", name) for name in names}

@@ -254,6 +254,12 @@ class Recipe:
         "model. Its type is F16 unless --type or --bits names one.",
         default=False,
     )
+    no_mtp: bool = declare(
+        OUTPUT,
+        "Leave out the blocks behind the last layer that predict further tokens (multi-token "
+        "prediction, NextN). Without it a GGUF has them quantized, a model folder as they are.",
+        default=False,
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

@@ -78,10 +78,16 @@ def prepare_run(
 
 
 def expected_importance(model: Model, windows: Windows | None = None) -> Importance:
-    """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
+    """An importance matrix of the right shapes: weights in layers, the embedding and the head.
+
+    Not of multi-token prediction, which is not run.
+    """
     entries = {}
+    unseen = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
+        if tensor.name in unseen:
+            continue
         if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
             matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))

@@ -23,6 +23,7 @@ from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.plan.schemes import GGUF
+from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
 from quantcli.run.request import Request, Wanted, check_request
 from quantcli.sources.imatrix import Importance, read_importance
@@ -51,8 +52,13 @@ def quantize(
     begun: list[Rounding] = []
     try:
         with _open(request, recipes, on_fetch) as model:
+            # One model for all outputs that are without them, as these share what they read.
+            bare = drop_mtp(model) if any(recipe.no_mtp for recipe in recipes) else model
             # All that would be refused is refused before any long work begins.
-            planned = [_plan(request, model, wanted, known) for wanted in request.outputs]
+            planned = [
+                _plan(request, bare if wanted.recipe.no_mtp else model, wanted, known)
+                for wanted in request.outputs
+            ]
             if request.dry_run:
                 return (yield from _show_plans(planned))
             importance = yield from _calibrate(request, model, planned)

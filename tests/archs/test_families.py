@@ -18,6 +18,7 @@ from support.tiny_models import MODELS
 
 import quantcli
 from quantcli.errors import PlanError
+from quantcli.model import open_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -38,19 +39,14 @@ FOLDER_NOISE = 1e-5
 def test_gptq_leaves_less_divergence_than_the_encoder(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it."""
-    source = checkpoint(name)
-    nearest = quantcli.quantize(source, tmp_path / "nearest.gguf", type="Q4_0").paths[0]
-    done = quantcli.quantize(
-        source, tmp_path / "gptq.gguf", type="Q4_0", method="gptq", calibrate=[], chunks=12
-    )
-    rounded = {tensor["tensor"] for tensor in done.document["tensors"]}
-    encoded = {t.name for t in GGUFReader(nearest).tensors if t.tensor_type.name == "Q4_0"}
-    assert rounded >= {name for name in encoded if name.startswith("blk.")}
-    found = quantcli.evaluate(
-        [nearest, *done.paths], NOVEL, reference=source, ctx=128, chunks=8, engine="torch"
-    )
-    before, after = (result["kld"]["value"] for result in found.document["results"])
+    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it.
+
+    But for those of multi-token prediction, which nothing runs.
+    """
+    before, after, missed = compare_gptq(checkpoint(name), tmp_path)
+    with open_model(checkpoint(name), vocabulary=False) as model:
+        unseen = {tensor.name for tensor in model.mtp_tensors}
+    assert missed <= unseen
     assert after < max(before, UNSEEN)
 
 
@@ -59,25 +55,39 @@ def test_a_packed_folder_is_the_decoded_model_in_transformers(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("compressed_tensors")
-
-    def pack() -> Any:
-        return quantcli.quantize(
-            checkpoint(name), tmp_path / "w4", to="compressed-tensors", bits=4, group_size=16
-        )
-
     if MODELS[name].transposed:
         with pytest.raises(PlanError, match="is stored transposed"):
-            pack()
+            compare_folder(checkpoint(name), tmp_path)
         return
-    done = pack()
-    if not MODELS[name].loads_packed:
-        assert any("cannot load" in note.message for note in done.notes)
-        return
-    packed = done.paths[0]
-    decoded = quantcli.quantize(packed, tmp_path / "decoded", to="hf", type="F32").paths[0]
-    found, expected = (_logits(folder) for folder in (packed, decoded))
+    assert compare_folder(checkpoint(name), tmp_path) < FOLDER_NOISE
+
+
+def compare_gptq(source: Path, folder: Path) -> tuple[float, float, set[str]]:
+    """KL divergences of Q4_0 by the encoder and by gptq, and matrices that gptq did not round."""
+    nearest = quantcli.quantize(source, folder / "nearest.gguf", type="Q4_0").paths[0]
+    done = quantcli.quantize(
+        source, folder / "gptq.gguf", type="Q4_0", method="gptq", calibrate=[], chunks=12
+    )
+    rounded = {tensor["tensor"] for tensor in done.document["tensors"]}
+    encoded = {t.name for t in GGUFReader(nearest).tensors if t.tensor_type.name == "Q4_0"}
+    missed = {name for name in encoded if name.startswith("blk.")} - rounded
+    found = quantcli.evaluate(
+        [nearest, *done.paths], NOVEL, reference=source, ctx=128, chunks=8, engine="torch"
+    )
+    before, after = (result["kld"]["value"] for result in found.document["results"])
+    return before, after, missed
+
+
+def compare_folder(source: Path, folder: Path) -> float:
+    """The largest difference of a packed folder's logits from its decoded weights', in
+    transformers, of the logits' deviation."""
+    packed = quantcli.quantize(
+        source, folder / "w4", to="compressed-tensors", bits=4, group_size=16
+    ).paths[0]
+    decoded = quantcli.quantize(packed, folder / "decoded", to="hf", type="F32").paths[0]
+    found, expected = (_logits(path) for path in (packed, decoded))
     assert expected.std() > 1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < FOLDER_NOISE
+    return float(np.abs(found - expected).max() / expected.std())
 
 
 def _logits(folder: Path) -> Any:

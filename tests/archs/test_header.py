@@ -145,7 +145,7 @@ def test_keys_that_a_file_leaves_out_are_derived() -> None:
 
 
 REFUSED = {
-    "an architecture without a table": ("bert", {}, "of a bert model cannot be told"),
+    "an architecture without a table": ("rwkv6", {}, "of a rwkv6 model cannot be told"),
     "no embedding": ("llama", {"shapes": {}}, r"no tensor token_embd\.weight"),
     "values of another size": (
         "llama",

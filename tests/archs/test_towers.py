@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support import tiny_models
-from support.tiny_towers import TINY, WIDTH, build, heard
+from support.tiny_towers import TINY, WIDTH, build, heard, overheard
 
 from quantcli import quantize
 from quantcli.archs.towers import TOWERS
@@ -38,7 +38,7 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, plain_text: Path, tmp_
 
     folder = tmp_path / "model"
     model = build(name, folder)
-    is_ear = TINY[name].look is heard
+    is_ear = TINY[name].look in (heard, overheard)
     seen = _sound(*TINY[name].image) if is_ear else _image(*TINY[name].image)
     with torch.no_grad():
         expected = TINY[name].look(model, seen).numpy()
@@ -51,7 +51,10 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, plain_text: Path, tmp_
     found = embed(text, tower, seen)[: len(expected)]
 
     assert found.shape == expected.shape
-    assert np.abs(found - expected).max() / expected.std() < 6e-3
+    errors = (found - expected) / expected.std()
+    # GELU and convolutions pass float16; a row or a sign that is wrong gives 0.1 and more.
+    assert np.sqrt(np.square(errors).mean()) < 4e-3
+    assert np.abs(errors).max() < 2e-2
 
 
 def _image(rows: int, columns: int) -> NDArray[np.uint8]:

@@ -22,16 +22,26 @@ def _keep(level: int, text: bytes, data: Any) -> None:
     _MESSAGES.append(text.decode(errors="replace"))
 
 
-def llama_logits(path: Path, tokens: Sequence[int], *, context: int = 256) -> NDArray[np.float32]:
-    """Logits after each of ``tokens``, shape (tokens, vocabulary)."""
+def keep_messages() -> None:
+    """Collect what llama.cpp says from now on, in place of printing it."""
     llama_cpp.llama_log_set(_keep, ctypes.c_void_p(0))
     _MESSAGES.clear()
+
+
+def messages() -> str:
+    """The last of it."""
+    return "".join(_MESSAGES[-10:])
+
+
+def llama_logits(path: Path, tokens: Sequence[int], *, context: int = 256) -> NDArray[np.float32]:
+    """Logits after each of ``tokens``, shape (tokens, vocabulary)."""
+    keep_messages()
     loading = llama_cpp.llama_model_default_params()
     loading.n_gpu_layers = 0
     loading.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
     if not model:
-        raise AssertionError(f"llama.cpp does not load {path}:\n" + "".join(_MESSAGES[-10:]))
+        raise AssertionError(f"llama.cpp does not load {path}:\n{messages()}")
     running = llama_cpp.llama_context_default_params()
     running.n_ctx = context
     running.n_batch = running.n_ubatch = len(tokens)

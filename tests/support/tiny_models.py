@@ -25,15 +25,19 @@ from support.tiny.untabled import UNTABLED
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 
 MODELS: dict[str, Tiny] = {}
+ENCODERS: dict[str, Tiny] = {}
+"""Models that make embeddings or scores and no logits of tokens."""
 for _module in sorted(pkgutil.iter_modules(tiny.__path__), key=lambda module: module.name):
-    MODELS |= getattr(importlib.import_module(f"support.tiny.{_module.name}"), "MODELS", {})
+    _group = importlib.import_module(f"support.tiny.{_module.name}")
+    MODELS |= getattr(_group, "MODELS", {})
+    ENCODERS |= getattr(_group, "ENCODERS", {})
 
 
 def build(
     name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of a model in ``MODELS`` or ``UNTABLED`` into ``folder``.
+    """Write the checkpoint of a model in ``MODELS``, ``ENCODERS`` or ``UNTABLED`` into ``folder``.
 
     Its dtype is float32 or bfloat16; ``changes`` replaces settings of its configuration.
     """
@@ -42,7 +46,7 @@ def build(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tiny = (MODELS | UNTABLED)[name]
+    tiny = (MODELS | ENCODERS | UNTABLED)[name]
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
@@ -64,9 +68,22 @@ def build(
         model.to(getattr(torch, dtype)).save_pretrained(folder, **tiny.save)
     if tiny.turned:
         _turn_experts(folder / "model.safetensors")
+    if tiny.beside:
+        _add(folder / "model.safetensors", tiny.beside, getattr(torch, dtype), generator)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, folder / file)
     return folder
+
+
+def _add(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, generator: Any) -> None:
+    """Write further random tensors into a file of safetensors."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    added = {
+        name: _draw(name, torch.zeros(shape), generator).to(dtype) for name, shape in shapes.items()
+    }
+    save_file({**load_file(file), **added}, file, metadata={"format": "pt"})
 
 
 def _turn_experts(path: Path) -> None:
@@ -83,6 +100,9 @@ def _draw(label: str, weight: Any, generator: Any) -> Any:
     import torch
 
     noise = torch.randn(weight.shape, generator=generator)
+    if label.endswith("linear_attn.A_log"):
+        # A state that is forgotten at once is divided by a norm of nearly nothing.
+        return -2 + 0.5 * noise
     if label.endswith("bias"):
         return 0.2 * noise
     if weight.ndim == 1:

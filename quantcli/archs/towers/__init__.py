@@ -10,6 +10,7 @@ TOWERS = Registry(
     "towers",
     {
         "Gemma3ForConditionalGeneration": "quantcli.archs.towers.siglip:GEMMA3",
+        "Gemma4ForConditionalGeneration": "quantcli.archs.towers.gemma4:GEMMA4",
         "Idefics3ForConditionalGeneration": "quantcli.archs.towers.siglip:IDEFICS3",
         "SmolVLMForConditionalGeneration": "quantcli.archs.towers.siglip:IDEFICS3",
         "Qwen2VLForConditionalGeneration": "quantcli.archs.towers.qwen_vl:QWEN2_VL",

@@ -103,11 +103,19 @@ def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def _notes(wrapper: Wrapper) -> tuple[str, ...]:
+    return (
+        "llama.cpp gives the tokens of a Llama 4 image column by column, where transformers gives "
+        "them row by row; what the model sees differs",
+    )
+
+
 LLAMA4 = Tower(
     own=r"(vision_model|multi_modal_projector)\.",
     read_dims=_dims,
     read_rules=_rules,
     to_keys=_keys,
+    read_notes=_notes,
     renames=((r"^model\.(vision_model|multi_modal_projector)\.", r"\1."),),
     ignored=(r"vision_model\.rotary_embedding\..*",),
 )

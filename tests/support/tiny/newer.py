@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.tiny.base import (
     BASE,
     EXPERTS,
+    HALF_ROPE,
     LAYER_NORM,
     LLAMA3_ROPE,
     MROPE,
@@ -190,5 +191,37 @@ MODELS: dict[str, Tiny] = {
         | {"mup_enabled": True, "sliding_window": 16},
         beyond=True,
         routed=True,
+    ),
+    "mimo2": Tiny(
+        "MiMoV2FlashForCausalLM",
+        BASE
+        | {"num_hidden_layers": 2, "head_dim": 48, "v_head_dim": 32, "moe_intermediate_size": 32}
+        | {"num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"attention_value_scale": 0.6, "sliding_window": 16}
+        | {"layer_types": ["full_attention", "sliding_attention"]}
+        | {
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+                for kind, theta in {"full_attention": 3000.0, "sliding_attention": 300.0}.items()
+            },
+        },
+        config_class="MiMoV2FlashConfig",
+        beyond=True,
+        routed=True,
+    ),
+    "jais2": Tiny("Jais2ForCausalLM", LAYER_NORM | {"head_dim": 32, "layer_norm_eps": 0.01}),
+    "glm4v": Tiny(
+        "Glm4vForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0},
+            "vision_config": VISION | {"depth": 1, "out_hidden_size": 64, "num_heads": 2},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "image_start_token_id": VOCAB - 3,
+            "image_end_token_id": VOCAB - 4,
+            "video_start_token_id": VOCAB - 5,
+            "video_end_token_id": VOCAB - 6,
+        },
     ),
 }

@@ -61,6 +61,15 @@ _NEMOTRON_3 = _NEMOTRON_H | {
     "moe_shared_expert_intermediate_size": 48,
     "routed_scaling_factor": 2.5,
 }
+_FALCON_H1 = BASE | {
+    "head_dim": 32,
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 6,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 24,
+    "mamba_d_head": 16,
+    "mamba_chunk_size": 32,
+}
 
 MODELS: dict[str, Tiny] = {
     "lfm2-moe": Tiny("Lfm2MoeForCausalLM", _LFM2_MOE, routed=True),
@@ -131,5 +140,18 @@ MODELS: dict[str, Tiny] = {
     "nemotron-h-moe": Tiny("NemotronHForCausalLM", _NEMOTRON_3, routed=True),
     "nemotron-h-latent": Tiny(
         "NemotronHForCausalLM", _NEMOTRON_3 | {"moe_latent_size": 32}, routed=True
+    ),
+    "falcon-h1": Tiny(
+        "FalconH1ForCausalLM",
+        _FALCON_H1
+        | {"embedding_multiplier": 3.5, "lm_head_multiplier": 0.7, "key_multiplier": 1.3}
+        | {"attention_in_multiplier": 0.9, "attention_out_multiplier": 0.6}
+        | {"ssm_in_multiplier": 1.2, "ssm_out_multiplier": 0.8, "mlp_multipliers": [0.9, 0.5]}
+        | {"ssm_multipliers": [1.1, 0.9, 1.2, 0.8, 0.7]},
+        folded=True,
+    ),
+    "falcon-h1-norm": Tiny(
+        "FalconH1ForCausalLM",
+        _FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
     ),
 }

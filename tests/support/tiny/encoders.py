@@ -1,0 +1,71 @@
+"""Encoders: BERT and what came after, as embedders and as classifiers."""
+
+from __future__ import annotations
+
+from support.tiny.base import VOCAB, Tiny
+
+_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 320,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+_BERT = _SIZES | {"layer_norm_eps": 0.01, "type_vocab_size": 2}
+_ROBERTA = _BERT | {"type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+_ROTATED = _BERT | {"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}
+_MODERN = {key: value for key, value in _SIZES.items() if "dropout" not in key} | {
+    "num_hidden_layers": 4,
+    "norm_eps": 0.01,
+    "local_attention": 24,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "cls_token_id": 0,
+    "sep_token_id": 1,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 3000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}
+_THREE = {"num_labels": 3}
+
+ENCODERS: dict[str, Tiny] = {
+    "bert": Tiny("BertModel", _BERT, "BertConfig"),
+    "bert-masked": Tiny("BertForMaskedLM", _BERT, "BertConfig"),
+    "bert-classifier": Tiny("BertForSequenceClassification", _BERT | _THREE, "BertConfig"),
+    "roberta": Tiny("RobertaModel", _ROBERTA, "RobertaConfig"),
+    "xlm-roberta-reranker": Tiny(
+        "XLMRobertaForSequenceClassification", _ROBERTA | {"num_labels": 1}, "XLMRobertaConfig"
+    ),
+    "distilbert": Tiny(
+        "DistilBertModel",
+        {"vocab_size": VOCAB, "dim": 64, "hidden_dim": 96, "n_layers": 3, "n_heads": 4}
+        | {"max_position_embeddings": 320},
+        "DistilBertConfig",
+    ),
+    "nomic-bert": Tiny("NomicBertModel", _ROTATED, "NomicBertConfig"),
+    "jina-bert-v3": Tiny("JinaEmbeddingsV3Model", _ROTATED, "JinaEmbeddingsV3Config"),
+    "modern-bert": Tiny("ModernBertModel", _MODERN, "ModernBertConfig", loads_packed=False),
+    "modern-bert-classifier": Tiny(
+        "ModernBertForSequenceClassification",
+        _MODERN | _THREE | {"classifier_pooling": "mean"},
+        "ModernBertConfig",
+    ),
+    "modern-bert-silu": Tiny(
+        "ModernBertForSequenceClassification",
+        _MODERN | {"num_labels": 1, "classifier_pooling": "cls", "hidden_activation": "silu"},
+        "ModernBertConfig",
+    ),
+    "eurobert": Tiny(
+        "EuroBertModel",
+        {key: value for key, value in _SIZES.items() if "dropout" not in key}
+        | {"num_key_value_heads": 2, "rms_norm_eps": 0.01, "pad_token_id": 0}
+        | {"bos_token_id": 0, "eos_token_id": 1, "mask_token_id": 2}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 3000.0}},
+        "EuroBertConfig",
+    ),
+}
