@@ -29,14 +29,19 @@ from quantcli.layerwise.call_recorder import Answer, Call
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
+from quantcli.layerwise.stored_parameters import StoredParameters
 from quantcli.model import Model
+
+_UNFIT = (TypeError, ValueError, IndexError, AttributeError, RuntimeError)
+"""What a decoder raises when its layers answer in another form than it takes."""
 
 
 class LayerwiseModel:
     """The modules of one model: `Embedder.embed`, then `run` for each layer, `finish`, `logits`.
 
     ``dtype`` is what products are computed in; norms' sums are float32 inside transformers.
-    ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied.
+    ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied;
+    ``tables`` are those that tokens look up, the embedding among them, by name.
     """
 
     def __init__(
@@ -55,7 +60,11 @@ class LayerwiseModel:
         named = dict(self.module.named_parameters()) | _stored_buffers(self.module)
         self._model = model
         self._shapes = {name: tuple(value.shape) for name, value in named.items()}
-        self.parameters = Parameters(model, config, self._shapes)
+        self.parameters = (
+            Parameters(model, config, self._shapes)
+            if model.untabled is None
+            else StoredParameters(model, self.module, self._shapes)
+        )
         names = {id(parameter): name for name, parameter in named.items()}
         self._names = list(named)
         self.embedding_name = names[id(self.module.get_input_embeddings().weight)]
@@ -64,7 +73,7 @@ class LayerwiseModel:
             {names[id(value)] for value in _values(layer) if id(value) in names}
             for layer in self.layers
         ]
-        self._tables = {
+        self.tables = {
             names[id(owner.weight)]: owner.weight
             for owner in self.module.modules()
             if isinstance(owner, nn.Embedding) and len(owner.weight) >= self.vocabulary
@@ -98,7 +107,7 @@ class LayerwiseModel:
 
     def outside_layers(self) -> list[str]:
         """Names of the parameters in no layer, the head's and those that tokens look up apart."""
-        apart = {self.embedding_name, self.head_name, *self._tables}.union(*self._inside)
+        apart = {self.embedding_name, self.head_name, *self.tables}.union(*self._inside)
         return [name for name in self._names if name not in apart]
 
     def element_count(self, names: Sequence[str]) -> int:
@@ -213,13 +222,13 @@ class LayerwiseModel:
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with (
             recorders.replaced_layers(self.layers, answers),
-            recorders.Lookup(self._tables, self._empty_rows),
+            recorders.Lookup(self.tables, self._empty_rows),
         ):
             result: torch.Tensor = self.decoder(input_ids=ids, use_cache=False)[0]
         return result
 
     def _empty_rows(self, table: str, rows: NDArray[np.int64]) -> torch.Tensor:
-        shape = (len(rows), self._tables[table].shape[1])
+        shape = (len(rows), self.tables[table].shape[1])
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
@@ -270,11 +279,11 @@ class Embedder:
         for answer in [model._answer] if model._answer else recorders.FORMS:
             with (
                 recorders.replaced_layers(model.layers, [answer] * len(model.layers)) as seen,
-                recorders.Lookup(model._tables, self._rows),
+                recorders.Lookup(model.tables, self.rows),
             ):
                 try:
                     model.decoder(input_ids=tokens, use_cache=False)
-                except (TypeError, ValueError, IndexError, AttributeError) as unfit:
+                except _UNFIT as unfit:
                     failed = unfit
                     continue
             if recorders.find_gap(seen) is None:
@@ -286,7 +295,8 @@ class Embedder:
             hint="leave --method and --calibrate out",
         ) from failed
 
-    def _rows(self, table: str, rows: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, table: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Rows of a table that tokens are looked up in."""
         model = self._model
         return to_torch(model.parameters.lookup(table, rows)).to(model.device, model.dtype)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.layerwise.call_recorder import Call, fill_shared, is_same, shared_in
+from quantcli.layerwise.check_layers import check_layers
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
@@ -28,6 +29,9 @@ from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
 from quantcli.model import Model
 from quantcli.types import Event, Progress
+
+_CHECKED = 32
+"""Tokens that go through the whole decoder as well where no table knows its family."""
 
 ObserveInput = Callable[[MatmulInput], None]
 ObserveGradient = Callable[[OutputGradient], None]
@@ -294,6 +298,8 @@ def open_walk(
     try:
         if done:
             states.load()
+        elif model.untabled is not None and not follows:
+            check_layers(layers, ids[0, :_CHECKED].tolist())
         yield LayerWalk(
             layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
             task=task,
