@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from quantcli.archs.rules import Feed
@@ -64,15 +66,20 @@ class OutputGradient:
 class InputHooks(TorchFunctionMode):
     """Calls ``observe`` for each product with one of ``weights``, in one pass of one window.
 
-    ``feeds`` names the weights whose outputs are inputs as well.
+    ``feeds`` names the weights whose outputs are inputs as well; ``turned_columns`` those whose
+    tensor has its columns in another order, in which the input is told then.
     """
 
     def __init__(
         self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None],
         feeds: Mapping[str, Sequence[Feed]] | None = None,
+        turned_columns: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._feeds = feeds or {}
+        self._orders = {
+            name: torch.from_numpy(order) for name, order in (turned_columns or {}).items()
+        }
         self._by_storage = {
             tensor.untyped_storage().data_ptr(): (name, tensor)
             for name, tensor in weights.items()
@@ -109,6 +116,9 @@ class InputHooks(TorchFunctionMode):
                 self._tell(name, first + index, sent)
 
     def _tell(self, name: str, matrix: int, rows: torch.Tensor) -> None:
+        order = self._orders.get(name)
+        if order is not None:
+            rows = rows[:, order.to(rows.device)]
         shared = self._first_with(rows, (name, matrix))
         self._observe(MatmulInput(name, matrix, rows, shared))
 

@@ -60,7 +60,7 @@ class StoredParameters(Parameters):
         self._model = model
         self._shapes = shapes
         self._present = {tensor.name: tensor for tensor in model.tensors}
-        self._keys, self.feeds, self._fed = {}, {}, set()
+        self._keys, self.feeds, self.turned_columns, self._fed = {}, {}, {}, set()
         self._module = module
         self._parts: dict[str, list[_Part]] = {}
         self._computed: dict[str, _Computed] = {}

@@ -235,8 +235,9 @@ class LayerPass:
         return self._run(hidden, self.call(window), observe)
 
     def _run(self, hidden: torch.Tensor, call: Call, observe: ObserveInput | None) -> torch.Tensor:
-        feeds = self.walk.model.parameters.feeds
-        with InputHooks(self.weights, observe, feeds) if observe else nullcontext():
+        parameters = self.walk.model.parameters
+        feeds, orders = parameters.feeds, parameters.turned_columns
+        with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, call)
 
     def backward(self) -> Iterator[Event]:

@@ -205,8 +205,8 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     if model.untabled is None and not find_architecture(model.config).loads_packed:
         notes.append(
             Note(
-                f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its code for them needs floats; --to hf makes what it loads",
+                f"transformers cannot load {class_name(model.config)} with packed weights, for "
+                "which its code is not made; --to hf makes what it loads",
                 "warning",
             )
         )

@@ -23,6 +23,7 @@ from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_o
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
 from quantcli.statistics.hessian import Hessian
+from quantcli.types import Matrix
 from quantcli.workers import Workers
 
 
@@ -217,4 +218,15 @@ def find_codecs(plan: Plan | FolderPlan) -> tuple[dict[str, WeightCodec], dict[s
         raise ValueError("the plan has no integer grid")
     codec = GridCodec(plan.scheme.grid, plan.scheme.label)
     every = {item.matrix.tensor: codec for item in plan.items}
-    return {item.matrix.tensor: codec for item in plan.items if item.importance}, every
+    groups = plan.scheme.grid.group_size or 1
+    rounded = [i for i in plan.items if i.importance and keeps_groups(i.matrix, groups)]
+    return {item.matrix.tensor: codec for item in rounded}, every
+
+
+def keeps_groups(matrix: Matrix, size: int) -> bool:
+    """Whether columns that share a scale in a folder are neighbours in the GGUF tensor as well."""
+    if matrix.turned is None:
+        return True
+    groups = matrix.turned.turned_columns.reshape(-1, size)
+    firsts = groups[:, :1]
+    return bool((firsts % size == 0).all() and (groups == firsts + np.arange(size)).all())

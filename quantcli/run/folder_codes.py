@@ -38,13 +38,18 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
         if not any(use.tensor.name == matrix.tensor for use in found):
             return nearest(matrix, start, rows)
         first = matrix.first + start
-        coded = codec.unpack(
-            read_back(
-                found, first, first + len(rows),
-                lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
-            )
-        )  # fmt: skip
-        held = _held(found, first, first + len(rows))
+        last = first + len(rows)
+        if matrix.turned is not None:
+            coded = codec.unpack(encoded.read_rows(matrix.tensor, first, last))
+            coded = _in_stored_order(coded, matrix.turned.turned_columns)
+        else:
+            coded = codec.unpack(
+                read_back(
+                    found, first, last,
+                    lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
+                )
+            )  # fmt: skip
+        held = _held(found, first, last)
         if not held.all():
             others = nearest(matrix, start, rows)
             if scheme.grid.strategy == "tensor":
@@ -56,6 +61,14 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
         return IntegerCodes(coded.codes, coded.scales[:1], zeros)
 
     return codes
+
+
+def _in_stored_order(coded: IntegerCodes, order: NDArray[np.int64]) -> IntegerCodes:
+    """The codes with columns moved back from where a GGUF tensor has them, whole groups at once."""
+    size = coded.codes.shape[1] // coded.scales.shape[1]
+    groups = np.argsort(order[::size])
+    zeros = None if coded.zeros is None else coded.zeros[:, groups]
+    return IntegerCodes(coded.codes[:, np.argsort(order)], coded.scales[:, groups], zeros)
 
 
 def _held(uses: Sequence[Use], start: int, stop: int) -> NDArray[np.bool_]:
