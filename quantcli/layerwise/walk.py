@@ -20,11 +20,12 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.layerwise.call_recorder import Call, fill_shared, is_same, shared_in
+from quantcli.layerwise.call_recorder import Call
 from quantcli.layerwise.check_layers import check_layers
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
+from quantcli.layerwise.layer_calls import LayerCalls
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
 from quantcli.model import Model
@@ -70,9 +71,7 @@ class LayerWalk(Generic[States]):
         self.model = model
         self.ids = ids
         self.states = states
-        self._calls: list[Call] = []
-        self._varies = self._shares = False
-        self._shared: dict[int, list[Any]] = {}
+        self.calls = LayerCalls(model, ids)
         self._done = done
         self._commit = commit or (lambda done: states.turn_over())
         self.label = label
@@ -97,29 +96,11 @@ class LayerWalk(Generic[States]):
         """A window's output of that layer, once it is through."""
         return self.states.get_next(window).to(self.model.device)
 
-    def call(self, index: int, window: int, *, keep: bool = False) -> Call:
-        """What a layer is called with for a window, besides the hidden states.
-
-        It has what layers before it share; what this one adds is only kept where it is to be.
-        """
-        call = self._calls[index]
-        if self._varies:
-            with self.model.start() as start:
-                call = start.calls(self.ids[window].tolist())[index]
-        if self._shares:
-            call, filled = fill_shared(call, self._shared.get(window, ()))
-            if keep:
-                self._shared[window] = filled
-        return call
-
     def embed(self) -> None:
         """Embed the windows, unless an earlier run took them further."""
         with self.model.start() as start:
-            self._calls = start.calls(self.ids[0].tolist())
-            self._shares = any(shared_in(call) for call in self._calls)
-            last = start.calls(self.ids[-1].tolist()) if len(self.ids) > 1 else self._calls
-            self._varies = not is_same(self._calls, last)
-            if self._done and self._shares:
+            self.calls.record(start)
+            if self._done and self.calls.shares:
                 raise SourceError(
                     "the layers of this model share states, which an interrupted run does not keep",
                     hint="--force starts anew",
@@ -184,7 +165,7 @@ class LayerWalk(Generic[States]):
         with ExitStack() as stack:
             names = self.model.layer_parameters(index)
             weights = stack.enter_context(self.model.filled(names))
-            if self._varies:
+            if self.calls.varies:
                 stack.enter_context(self.model.start())
             yield LayerPass(self, index, names, weights, stack.close)
 
@@ -209,7 +190,7 @@ class LayerPass:
 
     def call(self, window: int) -> Call:
         """What the layer is called with for a window, after the hidden states."""
-        return self.walk.call(self.index, window)
+        return self.walk.calls.of(self.index, window)
 
     def forward(
         self, observe: Callable[[int], ObserveInput] | None = None,
@@ -222,7 +203,7 @@ class LayerPass:
         """
         walk = self.walk
         for number in walk.windows:
-            call = walk.call(self.index, number, keep=True)
+            call = walk.calls.of(self.index, number, keep=True)
             hidden = self._run(walk.get(number), call, observe and observe(number))
             walk.check(hidden, f"the output of {walk.label} {self.index}", number)
             walk.states.put(number, hidden)
