@@ -193,14 +193,16 @@ def open_model(
     pre: str | None = None,
     vocabulary: bool = True,
     table: bool = True,
+    one_head: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
-    have a tokenizer that llama.cpp has not. Raises a SourceError that says what is wrong with the
-    files.
+    have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
+    of a tied model is left out, which reads both once. Raises a SourceError that says what is wrong
+    with the files.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
@@ -209,7 +211,17 @@ def open_model(
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    return _open_checkpoint(str(target), found, pre, vocabulary, table)
+    model = _open_checkpoint(str(target), found, pre, vocabulary, table)
+    return _without_equal_head(model) if one_head else model
+
+
+def _without_equal_head(model: Model) -> Model:
+    if model.untabled is not None or not find_architecture(model.config).is_tied(model.config):
+        return model
+    tensors, remark = without_equal_head(model.tensors, model.store)
+    if remark is None:
+        return model
+    return replace(model, tensors=tuple(tensors), notes=(*model.notes, Note(remark)))
 
 
 def _open_checkpoint(
@@ -241,9 +253,6 @@ def _with_table(
     architecture = find_architecture(store.config)
     tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
     sentences = list(architecture.notes(store.config, store.tensors))
-    if architecture.is_tied(store.config):
-        tensors, remark = without_equal_head(tensors, store)
-        sentences += [remark] if remark else []
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
         found.path,

@@ -79,6 +79,8 @@ ARCHITECTURES = Registry(
         "GptOssForCausalLM": "quantcli.archs.gpt_oss:GPT_OSS",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
+        "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",

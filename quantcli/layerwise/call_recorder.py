@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from quantcli.errors import ArchitectureError
+
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a layer is called with after the hidden states."""
 
@@ -57,7 +59,30 @@ class Recorder(nn.Module):
         else:
             self.hidden, self.args = kwargs.pop("hidden_states"), ()
         self.kwargs, self.is_called = kwargs, True
-        return self._answer(self.hidden)
+        answer = self._answer(self.hidden)
+        if _CHOICE not in kwargs:
+            return answer
+        hidden = answer[0] if isinstance(answer, tuple) else answer
+        return hidden, _all_tokens(self._layer, hidden)
+
+
+_CHOICE = "prev_topk_indices"
+"""What GLM-5's layers hand on besides hidden states: the tokens that an indexer chose."""
+
+
+def _all_tokens(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The choice in windows that are no longer than it: every token, shape (1, tokens, tokens).
+
+    ArchitectureError for longer windows, if a layer takes another one's choice.
+    """
+    tokens, most = hidden.shape[1], layer.self_attn.config.index_topk
+    if tokens > most and "shared" in layer.self_attn.config.indexer_types:
+        raise ArchitectureError(
+            f"layers of {type(layer).__name__} take over which {most} tokens another one chose, "
+            f"which is known beforehand in windows of at most as many tokens, not of {tokens}",
+            hint=f"--ctx {most}",
+        )
+    return torch.arange(tokens, dtype=torch.int32, device=hidden.device).expand(1, tokens, tokens)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, QuantcliError
 from quantcli.layerwise import call_recorder as recorders
 from quantcli.layerwise.call_recorder import Answer, Call
 from quantcli.layerwise.input_hooks import MatmulInput
@@ -283,6 +283,8 @@ class Embedder:
             ):
                 try:
                     model.decoder(input_ids=tokens, use_cache=False)
+                except QuantcliError:
+                    raise
                 except _UNFIT as unfit:
                     failed = unfit
                     continue

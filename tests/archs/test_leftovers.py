@@ -30,7 +30,7 @@ def _changed(folder: Path, path: Path, change: Callable[[dict[str, Any]], None])
 
 
 def _notes(folder: Path) -> tuple[set[str], list[str]]:
-    with open_model(folder, vocabulary=False) as model:
+    with open_model(folder, vocabulary=False, one_head=True) as model:
         return {tensor.name for tensor in model.tensors}, [note.message for note in model.notes]
 
 
