@@ -27,6 +27,7 @@ ARCHITECTURES = Registry(
         "MuseGlimmerForConditionalGeneration": "quantcli.archs.muse_glimmer:MUSE_GLIMMER",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
+        "Qwen3ForSequenceClassification": "quantcli.archs.qwen3:QWEN3_CLASSIFIER",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
         "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
@@ -67,6 +68,10 @@ ARCHITECTURES = Registry(
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
         "Jais2ForCausalLM": "quantcli.archs.jais2:JAIS2",
         "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
+        "MambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "FalconMambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "Mamba2ForCausalLM": "quantcli.archs.mamba:MAMBA2",
+        "JambaForCausalLM": "quantcli.archs.jamba:JAMBA",
         "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
@@ -81,6 +86,8 @@ ARCHITECTURES = Registry(
         "GptOssForCausalLM": "quantcli.archs.gpt_oss:GPT_OSS",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
+        "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
@@ -147,6 +154,12 @@ def find_architecture(config: Config) -> Architecture:
     if inside is not None:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
+    if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
+        raise UnknownArchitectureError(
+            f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "
+            "Qwen3 only",
+            hint="model folders such as --to compressed-tensors need no table",
+        )
     if name not in ARCHITECTURES:
         raise UnknownArchitectureError(
             f"architecture {name} is not supported",

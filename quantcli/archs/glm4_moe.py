@@ -36,7 +36,9 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rope import Rope, read_rope, rope_keys, section_config, section_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.wrappers import unwrapped
@@ -54,13 +56,20 @@ def _rope(config: Config) -> Rope:
     return {**rope, "rope_type": "default"} if rope["rope_type"] == "mrope" else rope
 
 
-def _rules(config: Config) -> tuple[Rule, ...]:
+def _attention(config: Config) -> tuple[Rule, ...]:
     qkv = biased(*ATTENTION[:3]) if flag(config, "attention_bias") else ATTENTION[:3]
     head_norms = HEAD_NORMS if flag(config, "use_qk_norm") else ()
-    return (
-        EMBEDDING, OUTPUT_NORM, output(config), *_NORMS, *qkv, ATTENTION[3], *head_norms,
-        *mixture_rules(config),
-    )  # fmt: skip
+    return (*_NORMS, *qkv, ATTENTION[3], *head_norms)
+
+
+def _rules(config: Config) -> tuple[Rule, ...]:
+    inside = (*_attention(config), *mixture_rules(config))
+    return (EMBEDDING, OUTPUT_NORM, output(config), *inside)
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    inside = (*_attention(config), *sparse_rules(config), *nextn_rules(config))
+    return behind(blocks, *inside)
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -112,6 +121,7 @@ GLM4_MOE = Architecture(
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
     },
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules, most=1),
     fixed={"hidden_act": ("silu", "swish"), "scoring_func": ("sigmoid",)},
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=Folds(tuple(map(_normed, FOLDS.rules)), FOLDS.writers, FOLDS.basis),
