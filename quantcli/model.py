@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.encoder import RANK
 from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
@@ -32,6 +33,7 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
+from quantcli.tied_head import without_equal_head
 from quantcli.types import (
     BlockStore,
     MetaValue,
@@ -99,11 +101,16 @@ class Model(AbstractContextManager["Model"]):
         return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
 
     def require_next_token(self, purpose: str) -> None:
-        """ArchitectureError where the model is an encoder, or a decoder behind one.
+        """ArchitectureError where the model is an encoder, a decoder behind one, or a classifier.
 
         ``purpose`` ends the sentence "..., so it cannot be ...".
         """
         alone = self.value("attention.causal") is False
+        if not alone and self.value("pooling_type") == RANK:
+            raise ArchitectureError(
+                f"{self.label} is a classifier, which predicts no next token, so it cannot be "
+                f"{purpose}"
+            )
         if alone or self.value("decoder_start_token_id") is not None:
             what = "an encoder that predicts" if alone else "whose encoder predicts"
             raise ArchitectureError(
@@ -186,14 +193,16 @@ def open_model(
     pre: str | None = None,
     vocabulary: bool = True,
     table: bool = True,
+    one_head: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
-    have a tokenizer that llama.cpp has not. Raises a SourceError that says what is wrong with the
-    files.
+    have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
+    of a tied model is left out, which reads both once. Raises a SourceError that says what is wrong
+    with the files.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
@@ -202,7 +211,17 @@ def open_model(
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    return _open_checkpoint(str(target), found, pre, vocabulary, table)
+    model = _open_checkpoint(str(target), found, pre, vocabulary, table)
+    return _without_equal_head(model) if one_head else model
+
+
+def _without_equal_head(model: Model) -> Model:
+    if model.untabled is not None or not find_architecture(model.config).is_tied(model.config):
+        return model
+    tensors, remark = without_equal_head(model.tensors, model.store)
+    if remark is None:
+        return model
+    return replace(model, tensors=tuple(tensors), notes=(*model.notes, Note(remark)))
 
 
 def _open_checkpoint(
@@ -228,6 +247,7 @@ def _with_table(
 ) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
     architecture = find_architecture(store.config)
@@ -242,7 +262,8 @@ def _with_table(
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, sentences.append)
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    sentences += adapter_notes(found.path)
     if vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
         try:

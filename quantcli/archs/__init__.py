@@ -24,6 +24,7 @@ ARCHITECTURES = Registry(
         "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
+        "Qwen3ForSequenceClassification": "quantcli.archs.qwen3:QWEN3_CLASSIFIER",
         "Qwen3MoeForCausalLM": "quantcli.archs.qwen3_moe:QWEN3_MOE",
         "Qwen3NextForCausalLM": "quantcli.archs.qwen3_next:QWEN3_NEXT",
         "Qwen3_5ForCausalLM": "quantcli.archs.qwen3_5:QWEN3_5",
@@ -46,6 +47,10 @@ ARCHITECTURES = Registry(
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "InternLM3ForCausalLM": "quantcli.archs.llama:INTERNLM3",
+        "XverseForCausalLM": "quantcli.archs.llama:XVERSE",
+        "MiniCPMForCausalLM": "quantcli.archs.minicpm:MINICPM",
+        "OrionForCausalLM": "quantcli.archs.orion:ORION",
         "AfmoeForCausalLM": "quantcli.archs.afmoe:AFMOE",
         "LagunaForCausalLM": "quantcli.archs.laguna:LAGUNA",
         "ApertusForCausalLM": "quantcli.archs.apertus:APERTUS",
@@ -60,6 +65,10 @@ ARCHITECTURES = Registry(
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
         "Jais2ForCausalLM": "quantcli.archs.jais2:JAIS2",
         "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
+        "MambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "FalconMambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "Mamba2ForCausalLM": "quantcli.archs.mamba:MAMBA2",
+        "JambaForCausalLM": "quantcli.archs.jamba:JAMBA",
         "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
@@ -68,11 +77,14 @@ ARCHITECTURES = Registry(
         "Glm4vForConditionalGeneration": "quantcli.archs.glm4:GLM4V",
         "GlmForCausalLM": "quantcli.archs.glm4:GLM",
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
+        "PaddleOCRVLForConditionalGeneration": "quantcli.archs.paddleocr:PADDLEOCR",
         "Exaone4ForCausalLM": "quantcli.archs.exaone4:EXAONE4",
         "OlmoeForCausalLM": "quantcli.archs.olmoe:OLMOE",
         "GptOssForCausalLM": "quantcli.archs.gpt_oss:GPT_OSS",
         "Qwen2MoeForCausalLM": "quantcli.archs.qwen2_moe:QWEN2_MOE",
         "DeepseekV3ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V3",
+        "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
+        "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
@@ -82,6 +94,8 @@ ARCHITECTURES = Registry(
         "ExaoneMoEForCausalLM": "quantcli.archs.exaone_moe:EXAONE_MOE",
         "Mistral4ForCausalLM": "quantcli.archs.mistral4:MISTRAL4",
         "Glm4MoeForCausalLM": "quantcli.archs.glm4_moe:GLM4_MOE",
+        "Glm4vMoeForConditionalGeneration": "quantcli.archs.glm4_moe:GLM4V_MOE",
+        "SolarOpenForCausalLM": "quantcli.archs.glm4_moe:SOLAR",
         "Dots1ForCausalLM": "quantcli.archs.dots1:DOTS1",
         "MiniMaxM2ForCausalLM": "quantcli.archs.minimax_m2:MINIMAX_M2",
         "Glm4MoeLiteForCausalLM": "quantcli.archs.deepseek2:GLM4_MOE_LITE",
@@ -137,6 +151,12 @@ def find_architecture(config: Config) -> Architecture:
     if inside is not None:
         family = _variant(inside, config)
         return unwrapped(family) if config.get("text_config") else headless(family)
+    if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
+        raise UnknownArchitectureError(
+            f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "
+            "Qwen3 only",
+            hint="model folders such as --to compressed-tensors need no table",
+        )
     if name not in ARCHITECTURES:
         raise UnknownArchitectureError(
             f"architecture {name} is not supported",

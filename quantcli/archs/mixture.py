@@ -109,17 +109,25 @@ def mixture_rules(
     config: Config, names: MixtureNames = DEEPSEEK, *, gate: str = "gate",
     bias: str = "gate.e_score_correction_bias", shared: str = "shared_experts",
 ) -> tuple[Rule, ...]:  # fmt: skip
-    """The dense layers' MLP, and router, experts and shared experts of the others.
+    """The dense layers' MLP, and `sparse_rules` for the others."""
+    dense, layers = dense_layers(config, names), integer(config, "num_hidden_layers")
+    sparse = sparse_rules(config, names, gate=gate, bias=bias, shared=shared)
+    return (*placed(MLP, range(dense)), *placed(sparse, range(dense, layers)))
+
+
+def sparse_rules(
+    config: Config, names: MixtureNames = DEEPSEEK, *, gate: str = "gate",
+    bias: str = "gate.e_score_correction_bias", shared: str = "shared_experts",
+) -> tuple[Rule, ...]:  # fmt: skip
+    """Router, experts and shared experts of a layer.
 
     ``gate`` is the router, ``bias`` its bias, which need not be there.
     """
-    dense, layers = dense_layers(config, names), integer(config, "num_hidden_layers")
-    first, rest = range(dense), range(dense, layers)
     router, *matrices = experts("mlp", "gate_proj", "up_proj", "down_proj")
     router = replace(router, source=f"model.layers.{{i}}.mlp.{gate}.weight")
     scores = replace(layer("exp_probs_b.bias", f"mlp.{bias}", "experts"), optional=True)
     beside = shared_rules(f"mlp.{shared}") if config.get(names.shared) else ()
-    return (*placed(MLP, first), *placed((router, *matrices, scores, *beside), rest))
+    return (router, *matrices, scores, *beside)
 
 
 def shared_rules(inside: str) -> tuple[Rule, ...]:

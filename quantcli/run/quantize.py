@@ -89,6 +89,7 @@ def _open(
         pre=recipes[0].pre,
         vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
         table=any(r.to == GGUF for r in recipes),
+        one_head=all(r.to == GGUF for r in recipes),
         on_progress=on_fetch,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ BOUND, GELU_BOUND = 1e-4, 4e-3
 
 CLASSIFIERS = [name for name, tiny in ENCODERS.items() if "Classification" in tiny.model]
 LENGTHS = (40, 300)
-_SILU = ("nomic-bert", "modern-bert-silu", "eurobert")
+_SILU = ("nomic-bert", "modern-bert-silu", "eurobert", "qwen3")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -53,6 +55,9 @@ def test_scores_are_those_of_transformers(
     found = llama_embeddings(file, _tokens(40), pooling=-1)
     _, expected = _reference(checkpoint(name), 40)
     assert expected is not None
+    if name.startswith("qwen3"):
+        # llama.cpp makes probabilities of them.
+        expected = torch.softmax(torch.tensor(expected), dim=-1).numpy()
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -97,6 +102,26 @@ def _translated(folder: Path, read: list[int], written: list[int]) -> NDArray[np
             .logits[0]
             .numpy()
         )
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
+def test_pooling_is_that_of_sentence_transformers(
+    mode: str, checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One vector a text, without being told how."""
+    from support.llama_embeddings import llama_embeddings
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("bert"), folder)
+    stages = [{"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(stages))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+    file = quantcli.quantize(folder, tmp_path / "model.gguf", type="F32").paths[0]
+    tokens = _reference(folder, 40)[0]
+    expected = {"mean": tokens.mean(axis=0), "cls": tokens[0], "lasttoken": tokens[-1]}[mode]
+    found = llama_embeddings(file, _tokens(40), pooling=-1)
+    np.testing.assert_allclose(found, expected[None], atol=2e-3)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -185,13 +210,15 @@ def test_quantized_translators_run(
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > (0.7 if "4" in kind else 0.99)
 
 
-@pytest.mark.parametrize("name", ["bert", "modern-bert-classifier", "t5", "t5-encoder"])
+@pytest.mark.parametrize(
+    "name", ["bert", "modern-bert-classifier", "t5", "t5-encoder", "qwen3-classifier"]
+)
 def test_what_needs_a_next_token_is_refused(
     name: str, checkpoint: Callable[..., Path], gguf: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder, text = checkpoint(name), tmp_path / "text.txt"
     text.write_text("One sentence, and another one.\n" * 400)
-    encoder = r"encoder (that )?predicts no next token, so it cannot be"
+    encoder = r"(encoder|classifier),? (that |which )?predicts no next token, so it cannot be"
     with pytest.raises(ArchitectureError, match=f"{encoder} run layer by layer"):
         quantcli.calibrate(folder, [text], output=tmp_path / "importance.gguf")
     with pytest.raises(ArchitectureError, match=f"{encoder} run layer by layer"):

@@ -28,6 +28,7 @@ _TOWERS = (
     "vision_model",
     "visual.",
     "multi_modal",
+    "projector",
     "audio_tower",
     "embed_vision",
     "embed_audio",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.tiny.base import VOCAB, Tiny
+from support.tiny.base import BASE, GEMMA3, VOCAB, Tiny
 
 _SIZES = {
     "vocab_size": VOCAB,
@@ -73,6 +73,16 @@ ENCODERS: dict[str, Tiny] = {
         | {"bos_token_id": 0, "eos_token_id": 1, "mask_token_id": 2}
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 3000.0}},
         "EuroBertConfig",
+    ),
+    "gemma-embedding": Tiny(
+        "Gemma3TextModel",
+        GEMMA3 | {"sliding_window": 24, "use_bidirectional_attention": True},
+        "Gemma3TextConfig",
+    ),
+    "qwen3-classifier": Tiny(
+        "Qwen3ForSequenceClassification",
+        BASE | _THREE | {"head_dim": 16, "pad_token_id": 0},
+        "Qwen3Config",
     ),
     "t5-encoder": Tiny("T5EncoderModel", _T5, "T5Config"),
     "umt5-encoder": Tiny("UMT5EncoderModel", _T5 | _GATED, "UMT5Config"),
