@@ -56,6 +56,13 @@ def _capitals(kind: str) -> str:
     return "".join(part.capitalize() for part in kind.removesuffix("_text").split("_"))
 
 
+def plain_name(name: str) -> str:
+    """A wrapper's tensor as its text model calls it."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def unwrapped(family: Architecture) -> Architecture:
     """The family where it is the text part of a wrapper."""
     return replace(
