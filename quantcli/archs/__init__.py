@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.config import Config, class_name, text_part
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.mtp import count_blocks
@@ -22,6 +22,9 @@ ARCHITECTURES = Registry(
         "MixtralForCausalLM": "quantcli.archs.llama:MIXTRAL",
         "Ministral3ForCausalLM": "quantcli.archs.ministral3:MINISTRAL3",
         "Llama4ForCausalLM": "quantcli.archs.llama4:LLAMA4",
+        "Step3p5ForCausalLM": "quantcli.archs.step35:STEP35",
+        "Step3p7ForConditionalGeneration": "quantcli.archs.step35:STEP35",
+        "MuseGlimmerForConditionalGeneration": "quantcli.archs.muse_glimmer:MUSE_GLIMMER",
         "Qwen2ForCausalLM": "quantcli.archs.qwen2:QWEN2",
         "Qwen3ForCausalLM": "quantcli.archs.qwen3:QWEN3",
         "Qwen3ForSequenceClassification": "quantcli.archs.qwen3:QWEN3_CLASSIFIER",
@@ -65,6 +68,10 @@ ARCHITECTURES = Registry(
         "NemotronForCausalLM": "quantcli.archs.nemotron:NEMOTRON",
         "Jais2ForCausalLM": "quantcli.archs.jais2:JAIS2",
         "FalconH1ForCausalLM": "quantcli.archs.falcon_h1:FALCON_H1",
+        "MambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "FalconMambaForCausalLM": "quantcli.archs.mamba:MAMBA",
+        "Mamba2ForCausalLM": "quantcli.archs.mamba:MAMBA2",
+        "JambaForCausalLM": "quantcli.archs.jamba:JAMBA",
         "NemotronHForCausalLM": "quantcli.archs.nemotron_h:NEMOTRON_H",
         "Starcoder2ForCausalLM": "quantcli.archs.starcoder2:STARCODER2",
         "StableLmForCausalLM": "quantcli.archs.stablelm:STABLELM",
@@ -146,7 +153,7 @@ def find_architecture(config: Config) -> Architecture:
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
         family = _variant(inside, config)
-        return unwrapped(family) if config.get("text_config") else headless(family)
+        return unwrapped(family) if text_part(config) else headless(family)
     if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
         raise UnknownArchitectureError(
             f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "

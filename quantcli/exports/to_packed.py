@@ -108,7 +108,7 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
     matrices = find_matrices(
-        model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False
+        model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True
     )
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (

@@ -148,7 +148,7 @@ def model_dtype(model: Model) -> str:
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
     layout = scheme.layout
-    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
     odd = [] if model.untabled is None else _unfit(found, recipe.keep, scheme)
     matrices, dropped, widened = _keep(found, recipe.keep, {matrix.module for matrix in odd})
     names = router_names(model)

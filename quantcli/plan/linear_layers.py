@@ -17,6 +17,8 @@ from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
 
 _SUFFIX = ".weight"
+_DIRECT = "ssm_dt.weight"
+"""Modules multiply by this weight themselves, so that they find no packed one."""
 _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 """What MLX calls the stacked experts, below ``switch_mlp``."""
 _GATES = ("ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight")
@@ -25,16 +27,17 @@ whole state depends. Publishers of quantized folders leave them as they are."""
 
 
 def find_matrices(
-    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
+    model: Model, *, embeddings: bool = False, stacked: bool = False, packed: bool = False
 ) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks` and delta nets'
-    gates. Blocks for multi-token prediction are left out: publishers of quantized folders leave
-    them as they are, and some servers know no other.
+    of a layer's experts, under MLX's names; ``packed`` leaves out what packed formats have no place
+    for: `whole_stacks`, delta nets' gates and steps of Mamba. Blocks for multi-token prediction are
+    left out: publishers of quantized folders leave them as they are, and some servers know no
+    other.
     """
-    left = set() if whole else set(whole_stacks(model))
+    left = set(whole_stacks(model)) if packed else set()
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
     apart = {tensor.name for tensor in model.mtp_tensors}
@@ -44,7 +47,7 @@ def find_matrices(
             continue
         if (outer and not embeddings) or tensor.name in apart:
             continue
-        if not whole and tensor.name.endswith(_GATES):
+        if packed and tensor.name.endswith((*_GATES, _DIRECT)):
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             if matrix.source in left:

@@ -105,7 +105,7 @@ def test_every_stored_element_is_used_once(name: str, checkpoint: Callable[..., 
     for label in find_architecture(config).key_places(config, infos):
         used[label] += 1
     left_out = (
-        "vision_tower", "vision_model", "visual.", "projector", "mlp_AR", "audio_tower",
+        "vision_", "visual.", "projector", "mlp_AR", "audio_tower",
         "embed_vision", "embed_audio",
     )  # fmt: skip
     for label, times in used.items():

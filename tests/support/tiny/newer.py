@@ -258,4 +258,44 @@ MODELS: dict[str, Tiny] = {
         beyond=True,
         routed=True,
     ),
+    "muse-glimmer": Tiny(
+        "MuseGlimmerForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"qk_scale_factor": 1.3, "output_multiplier": 0.7, "final_logit_softcapping": 9.0}
+            | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+            | {"layer_rope_theta": [3000.0, 0, 3000.0]},
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "out_hidden_size": 64,
+            "projector_hidden_size": 64,
+        },
+        beyond=True,
+    ),
+    "step35": Tiny(
+        "Step3p7ForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+            | {"share_expert_dim": 48, "moe_router_scaling_factor": 1.5}
+            | {"num_sliding_attention_heads": 6, "swiglu_limits": [0.0, 0.0, 0.7]}
+            | {"swiglu_limits_shared": [0.0, 1.1, 0.9]}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+            | {"mlp_layer_types": ["dense", "dense", "sparse"]}
+            | {
+                "rope_parameters": {
+                    "full_attention": LLAMA3_ROPE | {"partial_rotary_factor": 0.5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+                },
+            },
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+        },
+        beyond=True,
+        routed=True,
+        loads_packed=False,
+    ),
 }
