@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.config import Config, class_name, text_part
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.mtp import count_blocks
@@ -155,7 +155,7 @@ def find_architecture(config: Config) -> Architecture:
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
         family = _variant(inside, config)
-        return unwrapped(family) if config.get("text_config") else headless(family)
+        return unwrapped(family) if text_part(config) else headless(family)
     if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
         raise UnknownArchitectureError(
             f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "

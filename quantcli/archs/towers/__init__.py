@@ -27,6 +27,7 @@ TOWERS = Registry(
         "Glm4vMoeForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
         "JanusForConditionalGeneration": "quantcli.archs.towers.janus:JANUS",
         "InternVLForConditionalGeneration": "quantcli.archs.towers.internvl:INTERNVL",
+        "InternVLChatModel": "quantcli.archs.towers.internvl:INTERNVL",
         "Lfm2VlForConditionalGeneration": "quantcli.archs.towers.lfm2_vl:LFM2_VL",
         "Llama4ForConditionalGeneration": "quantcli.archs.towers.llama4:LLAMA4",
         "Qwen2AudioForConditionalGeneration": "quantcli.archs.towers.whisper:QWEN2_AUDIO",
