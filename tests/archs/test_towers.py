@@ -77,6 +77,43 @@ def _sound(seconds: int, rate: int) -> NDArray[np.float32]:
     return (tone + noise).astype(np.float32)
 
 
+PUBLISHED = {
+    "gemma3": [("vision_tower.", "vision_tower.vision_model.")],
+    "qwen2.5-vl": [("visual.", "model.visual.")],
+    "qwen3-vl": [("model.visual.", "visual.")],
+    "mistral3": [
+        ("vision_tower.", "model.vision_tower."),
+        ("multi_modal_projector.", "model.multi_modal_projector."),
+        ("language_model.model.", "model.language_model."),
+    ],
+    "llava": [("vision_tower.", "vision_tower.vision_model.")],
+    "gemma4": [("model.vision_tower.", "vision_tower.")],
+    "lfm2-vl": [("model.vision_tower.", "model.vision_tower.vision_model.")],
+}
+"""Beginnings of tensors' names as transformers saves them, and as others publish them."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_other_spellings_make_the_same_file(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    build(name, folder)
+    first = quantize(folder, tmp_path / "a.gguf", mmproj_only=True).paths[0]
+    tensors = load_file(folder / "model.safetensors")
+    for old, new in PUBLISHED[name]:
+        assert any(key.startswith(old) for key in tensors)
+        tensors = {
+            new + key.removeprefix(old) if key.startswith(old) else key: values
+            for key, values in tensors.items()
+        }
+    save_file(tensors, folder / "model.safetensors")
+    again = quantize(folder, tmp_path / "b.gguf", mmproj_only=True).paths[0]
+    assert _tensors(again) == _tensors(first)
+
+
+def _tensors(path: Path) -> dict[str, bytes]:
+    return {tensor.name: tensor.data.tobytes() for tensor in GGUFReader(path).tensors}
+
+
 CHAT_NAMES = {
     "vision_tower.embeddings": "vision_model.embeddings",
     "vision_tower.encoder.layer": "vision_model.encoder.layers",
