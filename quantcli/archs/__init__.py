@@ -80,6 +80,7 @@ ARCHITECTURES = Registry(
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
         "Glm4ForCausalLM": "quantcli.archs.glm4:GLM4",
         "Glm4vForConditionalGeneration": "quantcli.archs.glm4:GLM4V",
+        "GlmOcrForConditionalGeneration": "quantcli.archs.glm4:GLM_OCR",
         "GlmForCausalLM": "quantcli.archs.glm4:GLM",
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
         "PaddleOCRVLForConditionalGeneration": "quantcli.archs.paddleocr:PADDLEOCR",
