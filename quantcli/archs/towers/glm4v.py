@@ -17,7 +17,7 @@ from quantcli.archs.config import check_fixed, integer, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import frames, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, frames, tensor, vision_dims
 from quantcli.archs.towers.qwen_vl import FIXED, RENAMES
 from quantcli.types import MetaValue
 
@@ -79,8 +79,7 @@ _PROJECTOR = (
 def _vision(wrapper: Wrapper, *, ocr: bool = False) -> dict[str, Any]:
     config = wrapper.section("vision_config", _OCR if ocr else _DEFAULTS)
     check_fixed(config, _OCR_FIXED if ocr else _FIXED)
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"rope_theta": (_BASE, int(_BASE))})
+    check_base(config, _BASE)
     return config
 
 
