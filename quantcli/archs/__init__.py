@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.config import Config, class_name, text_part
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.mtp import count_blocks
@@ -44,6 +44,8 @@ ARCHITECTURES = Registry(
         "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_SWA",
+        "GraniteMoeSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_MOE_SWA",
         "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
@@ -153,7 +155,7 @@ def find_architecture(config: Config) -> Architecture:
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
         family = _variant(inside, config)
-        return unwrapped(family) if config.get("text_config") else headless(family)
+        return unwrapped(family) if text_part(config) else headless(family)
     if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
         raise UnknownArchitectureError(
             f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "

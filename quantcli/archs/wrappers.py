@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config
+from quantcli.archs.config import Config, text_part
 from quantcli.registry import Registry
 
 RENAMES = (
@@ -29,6 +29,7 @@ TOWERS = (
 _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "kimi_k2": "DeepseekV3ForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "stablelm": "StableLmForCausalLM",
@@ -39,8 +40,8 @@ _CLASSES = {
 
 def text_class(config: Config, name: str, known: Registry) -> str | None:
     """The class among ``known`` of the text model in a model of class ``name``, or None."""
-    inner = config.get("text_config")
-    if isinstance(inner, dict):
+    inner = text_part(config)
+    if inner:
         named = inner.get("architectures")
         candidates = [named[0]] if isinstance(named, list) and named else []
         kind = str(inner.get("model_type", "llama"))
