@@ -44,6 +44,8 @@ ARCHITECTURES = Registry(
         "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_SWA",
+        "GraniteMoeSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_MOE_SWA",
         "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",

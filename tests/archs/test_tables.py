@@ -32,7 +32,12 @@ NOT_IN_TRANSFORMERS = {
 """Families whose class comes with the checkpoints alone (test_bailing.py, test_relatives.py)."""
 
 NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}
-NEWER_KEYS = {"attention.indexer.types", "attention.recurrent_layers", "attention.value_scale"}
+NEWER_KEYS = {
+    "attention.indexer.types",
+    "attention.recurrent_layers",
+    "attention.value_scale",
+    "attention.rope_pattern",
+}
 """What the converter writes and gguf's last release does not list, for any or some architectures.
 """
 

@@ -56,6 +56,13 @@ _GLM4V = {
     "video_start_token_id": VOCAB - 5,
     "video_end_token_id": VOCAB - 6,
 }
+_GRANITE_SWA = (
+    BASE
+    | {"num_hidden_layers": 3, "sliding_window": 16, "layer_rope_theta": [300.0, 0, 300.0]}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+    | {"attention_multiplier": 0.125, "logits_scaling": 0.5}
+)
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -297,5 +304,15 @@ MODELS: dict[str, Tiny] = {
         beyond=True,
         routed=True,
         loads_packed=False,
+    ),
+    "granite-swa": Tiny("GraniteSWAForCausalLM", _GRANITE_SWA, beyond=True),
+    "granite-swa-moe": Tiny(
+        "GraniteMoeSWAForCausalLM",
+        _GRANITE_SWA
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+        | {"shared_intermediate_size": 48},
+        config_class="GraniteMoeSWAConfig",
+        beyond=True,
+        routed=True,
     ),
 }
