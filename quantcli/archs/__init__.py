@@ -91,6 +91,7 @@ ARCHITECTURES = Registry(
         "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
         "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "YoutuForCausalLM": "quantcli.archs.youtu:YOUTU",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
         "BailingMoeV2ForCausalLM": "quantcli.archs.bailing_moe2:BAILING_MOE2",
