@@ -14,7 +14,7 @@ from support.gguf_files import write_imatrix
 
 import quantcli
 from quantcli.archs import ARCHITECTURES
-from quantcli.errors import PlanError
+from quantcli.errors import ArchitectureError, PlanError
 
 HIDDEN, WIDE, EXPERTS, BLOCKS = 256, 512, 4, 4
 
@@ -120,3 +120,14 @@ def test_an_architecture_that_nobody_knows_takes_an_importance_matrix(
     kinds = [_tensors(each.paths[0])["blk.1.ffn_up_exps.weight"] for each in (plain, weighted)]
     assert kinds[0][0] == kinds[1][0] == "Q4_0"
     assert kinds[0][1] != kinds[1][1]
+
+
+def test_a_folder_of_it_is_refused_whatever_config_is_given(tmp_path: Path) -> None:
+    source = _write(tmp_path / "bf16.gguf", "nobody")
+    with pytest.raises(ArchitectureError, match="cannot be told from its GGUF: it has no table"):
+        quantcli.export(source, to="hf", output=tmp_path / "hf")
+    (tmp_path / "config.json").write_text('{"architectures": ["NobodyForCausalLM"]}')
+    with pytest.raises(ArchitectureError) as refused:
+        quantcli.export(source, to="hf", output=tmp_path / "hf", config=tmp_path)
+    assert "architecture NobodyForCausalLM is not supported" in refused.value.message
+    assert refused.value.hint == "the checkpoint that it was made from needs no table"
