@@ -466,6 +466,17 @@ TINY: dict[str, TinyTower] = {
         patched,
         {"min_pixels": 1024, "max_pixels": 65536},
     ),
+    "glm-ocr": TinyTower(
+        "GlmOcrForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"out_hidden_size": WIDTH, "rms_norm_eps": 1e-3},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 96),
+        flattened,
+    ),
     "janus": TinyTower(
         "JanusForConditionalGeneration",
         {
