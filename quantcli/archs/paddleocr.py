@@ -18,6 +18,11 @@ from quantcli.archs.rules import Dims
 from quantcli.archs.wrappers import unwrapped
 from quantcli.types import MetaValue
 
+_NO_TOWER = {
+    "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2,
+}  # fmt: skip
+"""Of a model without images: the class has a tower in any case."""
+
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     rope = read_rope(config, ("default", "mrope"), sections=True)
@@ -35,6 +40,7 @@ def _config(header: Header) -> dict[str, Any]:
         "architectures": text.pop("architectures"),
         "model_type": "paddleocr_vl",
         "text_config": text | {"vocab_size": header.shapes["token_embd.weight"][0]},
+        "vision_config": _NO_TOWER,
     }
 
 

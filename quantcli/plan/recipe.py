@@ -260,6 +260,21 @@ class Recipe:
         "prediction, NextN). Without it a GGUF has them quantized, a model folder as they are.",
         default=False,
     )
+    ignore_tensors: tuple[str, ...] = declare(
+        OUTPUT,
+        "Leave out stored tensors whose name matches, such as those that a family does not know. "
+        "Repeatable.",
+        "REGEX",
+        default=(),
+        flags=("--ignore-tensor",),
+        check="quantcli.plan.patterns:check_pattern",
+    )
+    chat_template: str | None = declare(
+        OUTPUT,
+        "Put this chat template (Jinja) in place of the model's own.",
+        "FILE",
+        check="quantcli.plan.text_file:read_template",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

@@ -27,12 +27,17 @@ ADDED = {"vocab_size", "attention.key_length", "attention.value_length", "rope.f
 
 NOT_IN_TRANSFORMERS = {
     "BailingMoeV2ForCausalLM", "InternLM3ForCausalLM", "XverseForCausalLM", "MiniCPMForCausalLM",
-    "OrionForCausalLM",
+    "OrionForCausalLM", "InternLM2ForCausalLM",
 }  # fmt: skip
 """Families whose class comes with the checkpoints alone (test_bailing.py, test_relatives.py)."""
 
 NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}
-NEWER_KEYS = {"attention.indexer.types", "attention.recurrent_layers", "attention.value_scale"}
+NEWER_KEYS = {
+    "attention.indexer.types",
+    "attention.recurrent_layers",
+    "attention.value_scale",
+    "attention.rope_pattern",
+}
 """What the converter writes and gguf's last release does not list, for any or some architectures.
 """
 
@@ -105,7 +110,7 @@ def test_every_stored_element_is_used_once(name: str, checkpoint: Callable[..., 
     for label in find_architecture(config).key_places(config, infos):
         used[label] += 1
     left_out = (
-        "vision_tower", "vision_model", "visual.", "projector", "mlp_AR", "audio_tower",
+        "vision_", "visual.", "projector", "mlp_AR", "audio_tower",
         "embed_vision", "embed_audio",
     )  # fmt: skip
     for label, times in used.items():

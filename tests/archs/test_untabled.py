@@ -40,6 +40,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 APART = {
     "gemma4-moe": "its table knows that the family is published with experts in one tensor",
     "mistral4": "its table knows that the family is published with experts in one tensor",
+    "granite-swa-moe": "its table knows that the family is published with experts in one tensor",
+    "step35": "its table knows that stacks of experts have the names of matrices",
     "mixtral-stacked": "its table knows the names under which Mixtral publishes experts",
 }
 """Models whose folder without a table is another, and why; those with a block for multi-token

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from support.llama_plan import Shape
+from support.state_space_shapes import CONFIGS, shape_of
 
 D, F, V = 256, 512, 320
 
@@ -291,4 +293,5 @@ MODELS: dict[str, Callable[[], Shape]] = {
     "qwen3next-12": lambda: delta_net("qwen3next", 12, experts=16),
     "qwen3next-13-mtp": lambda: delta_net("qwen3next", 13, experts=4, mtp=1),
     "olmo-80": lambda: decoder("olmo", 80, heads=8, key_heads=4, tied=True),
+    **{name: partial(shape_of, config) for name, config in CONFIGS.items()},
 }  # fmt: skip

@@ -161,6 +161,17 @@ def sized(model: Any, pixels: Pixels) -> Any:
     return _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
 
 
+def patched(model: Any, pixels: Pixels) -> Any:
+    """PaddleOCR-VL's patches, row by row, and their grid."""
+    import torch
+
+    patch = model.config.vision_config.patch_size
+    high, wide = (side // patch for side in pixels.shape[:2])
+    image = normalised(pixels)[0].reshape(3, high, patch, wide, patch)
+    grid = torch.tensor([[1, high, wide]])
+    return _rows(model.get_image_features(image.permute(1, 3, 0, 2, 4).flatten(0, 1), grid))
+
+
 def broken(model: Any, pixels: Pixels) -> Any:
     """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
     import torch
@@ -442,6 +453,28 @@ TINY: dict[str, TinyTower] = {
             "image_token_id": VOCAB - 1,
         },
         (64, 64),
+        flattened,
+    ),
+    "paddleocr-vl": TinyTower(
+        "PaddleOCRVLForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE},
+            "vision_config": _VISION | {"num_attention_heads": 2},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        patched,
+        {"min_pixels": 1024, "max_pixels": 65536},
+    ),
+    "glm-ocr": TinyTower(
+        "GlmOcrForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"out_hidden_size": WIDTH, "rms_norm_eps": 1e-3},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 96),
         flattened,
     ),
     "janus": TinyTower(

@@ -43,7 +43,7 @@ _CLASS_TOKEN = (
 
 
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
-    kind = wrapper.section("vision_config", {"model_type": _CLIP})["model_type"]
+    kind = str(wrapper.section("vision_config", {"model_type": _CLIP})["model_type"])
     if kind not in _OF_KIND:
         raise ArchitectureError(
             f"the tower of {class_name(wrapper.config)} is {kind!r}, and quantcli knows "

@@ -56,6 +56,13 @@ _GLM4V = {
     "video_start_token_id": VOCAB - 5,
     "video_end_token_id": VOCAB - 6,
 }
+_GRANITE_SWA = (
+    BASE
+    | {"num_hidden_layers": 3, "sliding_window": 16, "layer_rope_theta": [300.0, 0, 300.0]}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+    | {"attention_multiplier": 0.125, "logits_scaling": 0.5}
+)
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -257,5 +264,83 @@ MODELS: dict[str, Tiny] = {
         | {"head_dim": 32, "routed_scaling_factor": 1.5, "rope_parameters": YARN_ROPE},
         beyond=True,
         routed=True,
+    ),
+    "muse-glimmer": Tiny(
+        "MuseGlimmerForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"qk_scale_factor": 1.3, "output_multiplier": 0.7, "final_logit_softcapping": 9.0}
+            | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+            | {"layer_rope_theta": [3000.0, 0, 3000.0]},
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "out_hidden_size": 64,
+            "projector_hidden_size": 64,
+        },
+        beyond=True,
+    ),
+    "step35": Tiny(
+        "Step3p7ForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+            | {"share_expert_dim": 48, "moe_router_scaling_factor": 1.5}
+            | {"num_sliding_attention_heads": 6, "swiglu_limits": [0.0, 0.0, 0.7]}
+            | {"swiglu_limits_shared": [0.0, 1.1, 0.9]}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+            | {"mlp_layer_types": ["dense", "dense", "sparse"]}
+            | {
+                "rope_parameters": {
+                    "full_attention": LLAMA3_ROPE | {"partial_rotary_factor": 0.5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+                },
+            },
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+        },
+        beyond=True,
+        routed=True,
+        loads_packed=False,
+    ),
+    "granite-swa": Tiny("GraniteSWAForCausalLM", _GRANITE_SWA, beyond=True),
+    "granite-swa-moe": Tiny(
+        "GraniteMoeSWAForCausalLM",
+        _GRANITE_SWA
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+        | {"shared_intermediate_size": 48},
+        config_class="GraniteMoeSWAConfig",
+        beyond=True,
+        routed=True,
+    ),
+    "glm-ocr": Tiny(
+        "GlmOcrForConditionalGeneration",
+        _GLM4V
+        | {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0}
+            | {"head_dim": 16, "num_nextn_predict_layers": 1},
+        },
+        beside={
+            f"model.language_model.layers.2.{name}.weight": shape
+            for name, shape in {
+                "eh_proj": (64, 128),
+                "enorm": (64,),
+                "hnorm": (64,),
+                "shared_head.norm": (64,),
+                "input_layernorm": (64,),
+                "post_attention_layernorm": (64,),
+                "post_self_attn_layernorm": (64,),
+                "post_mlp_layernorm": (64,),
+                "self_attn.q_proj": (64, 64),
+                "self_attn.k_proj": (32, 64),
+                "self_attn.v_proj": (32, 64),
+                "self_attn.o_proj": (64, 64),
+                "mlp.gate_up_proj": (192, 64),
+                "mlp.down_proj": (64, 96),
+            }.items()
+        },
     ),
 }
