@@ -27,7 +27,7 @@ ADDED = {"vocab_size", "attention.key_length", "attention.value_length", "rope.f
 
 NOT_IN_TRANSFORMERS = {
     "BailingMoeV2ForCausalLM", "InternLM3ForCausalLM", "XverseForCausalLM", "MiniCPMForCausalLM",
-    "OrionForCausalLM",
+    "OrionForCausalLM", "InternLM2ForCausalLM",
 }  # fmt: skip
 """Families whose class comes with the checkpoints alone (test_bailing.py, test_relatives.py)."""
 
