@@ -194,8 +194,8 @@ def rebuild_config(
     family = next(_named(arch), None)
     if family is None:
         raise ArchitectureError(
-            f"the configuration of a {arch} model cannot be told from its GGUF",
-            hint="--config names a folder with its config.json",
+            f"the configuration of a {arch} model cannot be told from its GGUF: it has no table",
+            hint="the checkpoint that it was made from needs none",
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")
