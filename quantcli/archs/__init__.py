@@ -93,6 +93,7 @@ ARCHITECTURES = Registry(
         "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
         "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "YoutuForCausalLM": "quantcli.archs.youtu:YOUTU",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
         "BailingMoeV2ForCausalLM": "quantcli.archs.bailing_moe2:BAILING_MOE2",
@@ -193,8 +194,8 @@ def rebuild_config(
     family = next(_named(arch), None)
     if family is None:
         raise ArchitectureError(
-            f"the configuration of a {arch} model cannot be told from its GGUF",
-            hint="--config names a folder with its config.json",
+            f"the configuration of a {arch} model cannot be told from its GGUF: it has no table",
+            hint="the checkpoint that it was made from needs none",
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")
