@@ -58,8 +58,7 @@ def _dims(config: Config) -> dict[str, int]:
 def _rules(config: Config) -> tuple[Rule, ...]:
     mixture = (
         replace(_STACKS[rule.name], layers=rule.layers) if rule.name in _STACKS else rule
-        for rule in mixture_rules(config)
-        if rule.name != "blk.{i}.exp_probs_b.bias"
+        for rule in mixture_rules(config, bias="")
     )
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *mla_rules(config), *mixture)
 

@@ -83,6 +83,11 @@ FOLDS = Folds(
 def mla_dims(config: Config) -> dict[str, int]:
     """Sizes of embeddings, latent attention and MLP; "q_rank" only where queries have a latent."""
     heads = integer(config, "num_attention_heads")
+    if integer(config, "num_key_value_heads", default=heads) != heads:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {config['num_key_value_heads']} key-value "
+            f"heads for {heads}, but latent attention makes one for each"
+        )
     rank = integer(config, "kv_lora_rank")
     nope, rope = integer(config, "qk_nope_head_dim"), integer(config, "qk_rope_head_dim")
     value = integer(config, "v_head_dim")
