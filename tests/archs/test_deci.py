@@ -186,7 +186,7 @@ def test_heads_that_do_not_divide_are_refused() -> None:
         "num_key_value_heads_per_layer": [4, 3, 1, 1, 4],
         "intermediate_size": 96,
     }
-    with pytest.raises(ArchitectureError, match="layer 1 .* 4 heads over 3 key-value heads"):
+    with pytest.raises(ArchitectureError, match=r"layer 1 .* 4 heads over 3 key-value heads"):
         find_architecture(config).metadata(config)
 
 
