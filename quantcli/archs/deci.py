@@ -78,8 +78,9 @@ def _layers(config: Config) -> list[_Layer]:
 
 
 def _block(config: Config, block: Any, heads: int) -> _Layer:
-    parts = [block.get(part) for part in ("attention", "ffn")] if isinstance(block, Mapping) else []
-    if len(parts) != 2 or not all(isinstance(part, Mapping) for part in parts):
+    found = block if isinstance(block, Mapping) else {}
+    parts = [part for part in map(found.get, ("attention", "ffn")) if isinstance(part, Mapping)]
+    if len(parts) != 2:
         raise ArchitectureError(
             f"block_configs of {class_name(config)} in config.json has the entry {block!r}, "
             "expected an object with attention and ffn"
