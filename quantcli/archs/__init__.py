@@ -52,6 +52,7 @@ ARCHITECTURES = Registry(
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "DeciLMForCausalLM": "quantcli.archs.deci:DECI",
         "InternLM2ForCausalLM": "quantcli.archs.internlm2:INTERNLM2",
         "InternLM3ForCausalLM": "quantcli.archs.llama:INTERNLM3",
         "XverseForCausalLM": "quantcli.archs.llama:XVERSE",
