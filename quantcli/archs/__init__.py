@@ -36,6 +36,7 @@ ARCHITECTURES = Registry(
         "MiMoV2FlashForCausalLM": "quantcli.archs.mimo2:MIMO2",
         "Gemma2ForCausalLM": "quantcli.archs.gemma2:GEMMA2",
         "Gemma3ForCausalLM": "quantcli.archs.gemma3:GEMMA3",
+        "Gemma3nForCausalLM": "quantcli.archs.gemma3n:GEMMA3N",
         "Gemma4ForCausalLM": "quantcli.archs.gemma4:GEMMA4",
         "Gemma4UnifiedForCausalLM": "quantcli.archs.gemma4:GEMMA4_UNIFIED",
         "Qwen2VLForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN2_VL",
