@@ -223,3 +223,21 @@ def test_a_block_that_config_json_does_not_name(
 
     one, other = (load_file(each / "model.safetensors") for each in (folder, back))
     assert one.keys() == other.keys()
+
+
+def test_a_calibration_says_what_it_does_not_see(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    text = Path(__file__).parent.parent / "data" / "pride-and-prejudice.txt"
+    done = quantcli.calibrate(
+        checkpoint("qwen35-mtp"), data=[text], output=tmp_path / "m.gguf", ctx=32, chunks=2
+    )
+    said = [note.message for note in done.notes if "multi-token prediction" in note.message]
+    assert said == [
+        "nothing is known of the 8 matrices of multi-token prediction, because transformers does "
+        "not run them"
+    ]
+    names = {tensor.name for tensor in GGUFReader(done.paths[0]).tensors}
+    assert any(name.startswith("blk.3.ssm_out") for name in names)
+    assert not any(name.startswith("blk.4.") for name in names)
