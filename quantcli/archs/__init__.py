@@ -135,6 +135,8 @@ ARCHITECTURES = Registry(
         "DistilBertForMaskedLM": "quantcli.archs.bert:DISTILBERT",
         "NomicBertModel": "quantcli.archs.nomic_bert:NOMIC_BERT",
         "JinaEmbeddingsV3Model": "quantcli.archs.nomic_bert:JINA_V3",
+        "JinaBertModel": "quantcli.archs.jina_bert:JINA_BERT",
+        "JinaBertForMaskedLM": "quantcli.archs.jina_bert:JINA_BERT",
         "ModernBertModel": "quantcli.archs.modern_bert:MODERN_BERT",
         "ModernBertForMaskedLM": "quantcli.archs.modern_bert:MODERN_BERT",
         "ModernBertForSequenceClassification": "quantcli.archs.modern_bert:MODERN_BERT_CLASSIFIER",
