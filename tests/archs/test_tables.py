@@ -31,7 +31,9 @@ NOT_IN_TRANSFORMERS = {
 }  # fmt: skip
 """Families whose class comes with the checkpoints alone (test_bailing.py, test_relatives.py)."""
 
-NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}
+NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name} | {
+    gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_POST_NORM]
+}
 NEWER_KEYS = {"attention.indexer.types", "attention.recurrent_layers", "attention.value_scale"}
 """What the converter writes and gguf's last release does not list, for any or some architectures.
 """
