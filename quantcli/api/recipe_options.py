@@ -46,3 +46,4 @@ class RecipeOptions(TypedDict, total=False):
     e2e_steps: int
     mmproj_only: bool
     no_mtp: bool
+    scheme: Sequence[str]

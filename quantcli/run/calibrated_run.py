@@ -147,7 +147,7 @@ def begin_rounding(
 ) -> Rounding:  # fmt: skip
     """Open the run's folder, next to ``output``. UsageError, SourceError or OutputError."""
     options.check()
-    codecs, every = find_codecs(plan)
+    codecs, every = find_codecs(plan, job.model)
     if not codecs:
         raise PlanError(
             f"{plan.label} quantizes nothing that a method could round",

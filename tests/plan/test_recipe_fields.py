@@ -27,6 +27,7 @@ VALUES: dict[str, Any] = {
     "allocate": True, "target_size": "2G", "tune": "e2e", "e2e_steps": 5,
     "mmproj_only": True,
     "no_mtp": True,
+    "scheme": ["W4A16"],
 }  # fmt: skip
 """A value of every field that is not its default."""
 
