@@ -102,6 +102,8 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
         f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
         + (f" ({available} were there)" if available > count else "")
     )
+    if run.model.untabled is not None:
+        yield Note(run.model.untabled.remark)
     if checkpoint.done:
         yield Note(f"continuing after layer {checkpoint.done - 1}")
     yield from _collect(job)

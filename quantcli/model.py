@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.encoder import RANK
 from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
@@ -32,7 +33,18 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
-from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
+from quantcli.tied_head import without_equal_head
+from quantcli.types import (
+    BlockStore,
+    MetaValue,
+    Note,
+    OutputTensor,
+    PackedType,
+    TensorInfo,
+    TensorStore,
+    row_count,
+    text,
+)
 
 if TYPE_CHECKING:
     from quantcli.sources.hf import HfCheckpoint
@@ -89,14 +101,21 @@ class Model(AbstractContextManager["Model"]):
         return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
 
     def require_next_token(self, purpose: str) -> None:
-        """ArchitectureError where the model reads in both directions, as an encoder does.
+        """ArchitectureError where the model is an encoder, a decoder behind one, or a classifier.
 
         ``purpose`` ends the sentence "..., so it cannot be ...".
         """
-        if self.value("attention.causal") is False:
+        alone = self.value("attention.causal") is False
+        if not alone and self.value("pooling_type") == RANK:
             raise ArchitectureError(
-                f"{self.label} is a {self.arch} model, an encoder that predicts no next token, so "
-                f"it cannot be {purpose}"
+                f"{self.label} is a classifier, which predicts no next token, so it cannot be "
+                f"{purpose}"
+            )
+        if alone or self.value("decoder_start_token_id") is not None:
+            what = "an encoder that predicts" if alone else "whose encoder predicts"
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, {what} no next token, so it cannot be "
+                f"{purpose}"
             )
 
     def stored_names(self) -> Mapping[str, str]:
@@ -143,8 +162,15 @@ class Model(AbstractContextManager["Model"]):
             row -= piece.rows
         return self.store.tensors[piece.source], *piece.origin(row, column)
 
+    def _holds_blocks(self, source: str) -> bool:
+        return isinstance(self.store, BlockStore) and source in self.store.blocks
+
     def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
         read = partial(self.store.read_rows, piece.source)
+        columns = piece.source_columns()
+        if columns is not None and self._holds_blocks(piece.source):
+            blocks = partial(cast("BlockStore", self.store).read_blocks, piece.source)
+            return read_scattered(blocks, columns[start:stop])
         if piece.order is None:
             rows = read(piece.start + start, piece.start + stop)
         elif piece.keeps_rows:
@@ -167,14 +193,16 @@ def open_model(
     pre: str | None = None,
     vocabulary: bool = True,
     table: bool = True,
+    one_head: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
-    have a tokenizer that llama.cpp has not. Raises a SourceError that says what is wrong with the
-    files.
+    have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
+    of a tied model is left out, which reads both once. Raises a SourceError that says what is wrong
+    with the files.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
@@ -183,7 +211,17 @@ def open_model(
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    return _open_checkpoint(str(target), found, pre, vocabulary, table)
+    model = _open_checkpoint(str(target), found, pre, vocabulary, table)
+    return _without_equal_head(model) if one_head else model
+
+
+def _without_equal_head(model: Model) -> Model:
+    if model.untabled is not None or not find_architecture(model.config).is_tied(model.config):
+        return model
+    tensors, remark = without_equal_head(model.tensors, model.store)
+    if remark is None:
+        return model
+    return replace(model, tensors=tuple(tensors), notes=(*model.notes, Note(remark)))
 
 
 def _open_checkpoint(
@@ -209,10 +247,11 @@ def _with_table(
 ) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
     architecture = find_architecture(store.config)
-    tensors = architecture.tensors(store.config, store.tensors)
+    tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
     sentences = list(architecture.notes(store.config, store.tensors))
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
@@ -223,7 +262,8 @@ def _with_table(
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, sentences.append)
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    sentences += adapter_notes(found.path)
     if vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
         try:
@@ -316,6 +356,15 @@ def _tower(
         label, path, CLIP, keys, tuple(tensors), store, from_gguf=False,
         config=config, notes=notes, repo=repo, revision=revision,
     )  # fmt: skip
+
+
+def _in_blocks(tensor: OutputTensor, store: BlockStore) -> OutputTensor:
+    """The tensor in the block format whose whole rows its sources hold, where they do."""
+    kinds = {store.blocks.get(piece.source) for piece in tensor.pieces}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None or any(piece.source_columns() is None for piece in tensor.pieces):
+        return tensor
+    return replace(tensor, dtype=PackedType(kind))
 
 
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")

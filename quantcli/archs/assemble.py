@@ -135,6 +135,10 @@ def _pieces(
     rule: Rule, layer: int | None, dims: Dims, shelf: _Shelf
 ) -> Iterator[tuple[TensorInfo, Piece]]:
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
+    share = rule.fused
+    if share is not None and shelf.holds(at(share.source, layer)):
+        yield from _shares(share, at(share.source, layer), shape, shelf)
+        return
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
         pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
@@ -144,21 +148,23 @@ def _pieces(
             piece = Piece(info.name, rows, start, order, function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
-    experts, each, columns = shape
-    share = rule.fused
-    if share is not None and shelf.holds(at(share.source, layer)):
-        if share.transpose is None:
-            turned = (experts, columns, share.of * each)
-            found = shelf.tensors[at(share.source, layer)].shape
-            share = replace(share, transpose=found == turned)
-        stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
-        info = shelf.take(at(share.source, layer), (experts, *stacked))
-        for expert in range(experts):
-            yield info, _share(share, info.name, expert, each, columns)
-        return
-    for expert in range(experts):
+    for expert in range(shape[0]):
         info = shelf.take(at(rule.source, layer, expert), stored[1:])
-        yield info, Piece(info.name, each)
+        yield info, Piece(info.name, shape[1])
+
+
+def _shares(
+    share: Share, name: str, shape: tuple[int, ...], shelf: _Shelf
+) -> Iterator[tuple[TensorInfo, Piece]]:
+    """A stack of experts, out of the tensor ``name`` that fuses it with others."""
+    experts, each, columns = shape
+    if share.transpose is None:
+        turned = (experts, columns, share.of * each)
+        share = replace(share, transpose=shelf.tensors[name].shape == turned)
+    stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
+    info = shelf.take(name, (experts, *stacked))
+    for expert in range(experts):
+        yield info, _share(share, info.name, expert, each, columns)
 
 
 def _orders(

@@ -39,7 +39,9 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rope import Rope, read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -79,6 +81,13 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     embedding = replace(EMBEDDING, source="model.word_embeddings.weight")
     mixture = mixture_rules(config, _NAMES, bias="gate.expert_bias")
     return (embedding, OUTPUT_NORM, OUTPUT, *NORMS, *_ATTENTION, *mixture)
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    """A layer with experts, and how the block begins and ends; llama.cpp does not run it."""
+    ends = layer("layer_output_norm.weight", "final_layernorm.weight", "hidden")
+    inside = sparse_rules(config, _NAMES, bias="gate.expert_bias")
+    return behind(blocks, *NORMS, *_ATTENTION, *inside, *nextn_rules(config), ends)
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -121,6 +130,7 @@ BAILING_MOE2 = Architecture(
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
     },
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules),
     fixed={
         "hidden_act": ("silu", "swish"),
         "use_bias": (False,),
@@ -131,7 +141,6 @@ BAILING_MOE2 = Architecture(
         "score_function": ("sigmoid",),
         "moe_router_enable_expert_bias": (True,),
         "tie_word_embeddings": (False,),
-        "num_nextn_predict_layers": (0,),
     },
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=Folds(

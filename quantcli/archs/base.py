@@ -22,6 +22,9 @@ from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, arr
 
 _UNPREFIXED = (r"^(?=(embed_tokens|layers|norm|embedding_norm|final_layernorm)\.)", "model.")
 
+_TRAINING = (r"v_head\..*",)
+"""Tensors that only training needs: TRL's estimate of a text's value."""
+
 LIMITS = {"layers": 512, "experts": 1024}
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
 
@@ -107,7 +110,7 @@ class Architecture:
             stored,
             keyed=self.keyed,
             renames=self._renames(self.read_rules(settled)),
-            ignored=self.ignored,
+            ignored=(*self.ignored, *_TRAINING),
         )
 
     def stored(self, config: Config, written: Container[str]) -> dict[str, tuple[int, ...]]:
@@ -175,6 +178,10 @@ class Architecture:
                 numbers[layer] = float(store.read_rows(name, 0, 1)[0, 0])
         return found
 
+    def is_tied(self, config: Config) -> bool:
+        """Whether the output matrix is the embeddings' by the configuration."""
+        return self._settle(config)[0].get("tie_word_embeddings") is True
+
     def key_places(
         self, config: Config, stored: Mapping[str, TensorInfo]
     ) -> dict[str, tuple[str, int]]:
@@ -198,6 +205,8 @@ class Architecture:
         """
         settled, dims = self._settle(config, stored)
         notes = (*self.read_notes(settled), *rope_notes(settled))
+        if any(name.startswith("v_head.") for name in stored or ()):
+            notes += ("v_head, which TRL trains models with, is left out",)
         if self.mtp is None or stored is None or not self.mtp.declared(settled) > dims["mtp"]:
             return notes
         return (

@@ -26,8 +26,10 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
 from quantcli.archs.mla import FOLDS, mla_config, mla_dims, mla_keys, mla_notes, mla_rules
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue
 
@@ -46,6 +48,11 @@ def _dims(config: Config) -> dict[str, int]:
 def _rules(config: Config) -> tuple[Rule, ...]:
     head = output(config)
     return (EMBEDDING, OUTPUT_NORM, head, *NORMS, *mla_rules(config), *mixture_rules(config))
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    inside = (*NORMS, *mla_rules(config), *sparse_rules(config), *nextn_rules(config))
+    return behind(blocks, *inside)
 
 
 def _keys(config: Config, dims: Dims, *, gating: int) -> dict[str, MetaValue]:
@@ -102,6 +109,7 @@ DEEPSEEK_V3 = Architecture(
         "v_head_dim": 128,
     },
     fixed={**_FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules, most=1),
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=FOLDS,
 )
@@ -126,6 +134,7 @@ GLM4_MOE_LITE = replace(
 DEEPSEEK_V2 = replace(
     DEEPSEEK_V3,
     to_keys=partial(_keys, gating=SOFTMAX),
+    mtp=None,
     read_notes=_v2_notes,
     defaults={
         **DEEPSEEK_V3.defaults,

@@ -42,10 +42,14 @@ def encoder_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     keys = {"attention.causal": boolean(False)}
     if "types" in dims:
         keys["tokenizer.ggml.token_type_count"] = u32(dims["types"])
-    if is_classifier(config):
-        keys["pooling_type"] = u32(RANK)
-        if dims["labels"] > 1:
-            keys["classifier.output_labels"] = array("str", _labels(config, dims["labels"]))
+    return keys | (classifier_keys(config, dims) if is_classifier(config) else {})
+
+
+def classifier_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of a classifier with so many ``labels``, of which a single one has no name."""
+    keys = {"pooling_type": u32(RANK)}
+    if dims["labels"] > 1:
+        keys["classifier.output_labels"] = array("str", _labels(config, dims["labels"]))
     return keys
 
 

@@ -1,6 +1,7 @@
 """K-EXAONE: DeepSeek V3's experts, and a sliding window in most layers; "exaone-moe".
 
-Only the windowed layers are rotated, all of them where there is no window in any.
+Only the windowed layers are rotated. llama.cpp keeps the block for multi-token prediction, but
+does not run it.
 
 Refused: models without a sliding window, for which llama.cpp takes one for granted.
 Sources: LG's model card, transformers' modeling_exaone_moe.py, llama.cpp's
@@ -9,6 +10,7 @@ src/models/exaone-moe.cpp.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
@@ -17,6 +19,7 @@ from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
     HEAD_NORMS,
+    MLP,
     NORMS,
     OUTPUT_NORM,
     attention_dims,
@@ -35,6 +38,7 @@ from quantcli.archs.mixture import (
     mixture_keys,
     mixture_rules,
 )
+from quantcli.archs.mtp import Mtp, behind
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -65,10 +69,29 @@ def _windowed(config: Config, layers: int) -> list[bool]:
     return [kind == "sliding_attention" for kind in kinds]
 
 
+_LAYER = (*NORMS, *ATTENTION, *HEAD_NORMS)
+
+
 def _rules(config: Config) -> tuple[Rule, ...]:
     mixture = mixture_rules(config, _NAMES, bias="e_score_correction_bias")
-    head = output(config)
-    return (EMBEDDING, OUTPUT_NORM, head, *NORMS, *ATTENTION, *HEAD_NORMS, *mixture)
+    return (EMBEDDING, OUTPUT_NORM, output(config), *_LAYER, *mixture)
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    """A layer with a dense MLP, and how the block begins and ends."""
+    hidden = integer(config, "hidden_size")
+    inside = (
+        replace(rule, source=rule.source.replace("model.layers.{i}.", "mtp.layers.0."))
+        for rule in (*_LAYER, *MLP)
+    )
+    return behind(
+        blocks,
+        Rule("blk.{i}.nextn.eh_proj.weight", "mtp.fc.weight", (hidden, 2 * hidden)),
+        Rule("blk.{i}.nextn.enorm.weight", "mtp.pre_fc_norm_embedding.weight", (hidden,)),
+        Rule("blk.{i}.nextn.hnorm.weight", "mtp.pre_fc_norm_hidden.weight", (hidden,)),
+        Rule("blk.{i}.nextn.shared_head_norm.weight", "mtp.norm.weight", (hidden,)),
+        *inside,
+    )
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -117,6 +140,7 @@ EXAONE_MOE = Architecture(
         "topk_group": 1,
         "sliding_window_pattern": 4,
     },
+    mtp=Mtp("num_nextn_predict_layers", "mtp.fc.weight", _block_rules, most=1),
     fixed={"hidden_act": ("silu", "swish"), "scoring_func": ("sigmoid",)},
     renames=((r"\.mlp\.gate\.e_score_correction_bias$", ".mlp.e_score_correction_bias"),),
     ignored=(r".*\.rotary_emb\.inv_freq",),

@@ -33,7 +33,7 @@ from quantcli.archs.decoder import (
 )
 from quantcli.archs.fold import DECODER, FoldRule, Folds
 from quantcli.archs.header import Header
-from quantcli.archs.rope import Rope, read_rope, rope_keys, section_keys
+from quantcli.archs.rope import Rope, read_rope, rope_keys, section_config, section_keys
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.archs.wrappers import unwrapped
 from quantcli.errors import ArchitectureError
@@ -127,12 +127,9 @@ def _config(header: Header) -> dict[str, Any]:
     normed = "blk.0.post_ffw_norm.weight" in header.shapes
     model = ("Glm4ForCausalLM", "glm4") if normed else ("GlmForCausalLM", "glm")
     config = decoder_config(header, *model)
-    rope = partial_config(config, header)
-    if "rope.dimension_sections" in header.keys:
-        rope["mrope_section"] = [part for part in header.keys["rope.dimension_sections"] if part]
     return {
         **config,
-        "rope_parameters": rope,
+        "rope_parameters": partial_config(config, header) | section_config(header),
         "attention_bias": "blk.0.attn_q.bias" in header.shapes,
     }
 

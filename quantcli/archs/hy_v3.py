@@ -31,7 +31,9 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, u32
@@ -47,16 +49,27 @@ def _dims(config: Config) -> dict[str, int]:
     return {**attention_dims(config), **mixture_dims(config, _NAMES)}
 
 
+_PLACES = {"gate": "router.gate", "bias": "expert_bias", "shared": "shared_mlp"}
+_LAYER = (*NORMS, *ATTENTION, *HEAD_NORMS)
+
+
 def _rules(config: Config) -> tuple[Rule, ...]:
-    mixture = (
-        # llama.cpp asks for this one without the usual ending.
-        replace(rule, name="blk.{i}.exp_probs_b") if "exp_probs_b" in rule.name else rule
-        for rule in mixture_rules(
-            config, _NAMES, gate="router.gate", bias="expert_bias", shared="shared_mlp"
-        )
-    )
-    head = output(config)
-    return (EMBEDDING, OUTPUT_NORM, head, *NORMS, *ATTENTION, *HEAD_NORMS, *mixture)
+    mixture = map(_named, mixture_rules(config, _NAMES, **_PLACES))
+    return (EMBEDDING, OUTPUT_NORM, output(config), *_LAYER, *mixture)
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    inside = map(_named, (*sparse_rules(config, _NAMES, **_PLACES), *nextn_rules(config)))
+    return behind(blocks, *_LAYER, *inside)
+
+
+def _named(rule: Rule) -> Rule:
+    """The rule as this family's tensors are called, here and in llama.cpp."""
+    if rule.name == "blk.{i}.exp_probs_b.bias":
+        return replace(rule, name="blk.{i}.exp_probs_b")
+    if rule.name == "blk.{i}.nextn.shared_head_norm.weight":
+        return replace(rule, source="model.layers.{i}.final_layernorm.weight")
+    return rule
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -102,6 +115,7 @@ HY_V3 = Architecture(
         "router_scaling_factor": 2.826,
         "first_k_dense_replace": 1,
     },
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules, most=1),
     fixed={
         "hidden_act": ("silu", "swish"),
         "attention_bias": (False,),

@@ -70,7 +70,7 @@ FOLDS = Folds(
             ("blk.{i}.attn_norm",),
             ("blk.{i}.attn_q", "blk.{i}.attn_q_a", "blk.{i}.attn_kv_a_mqa"),
         ),
-        FoldRule("norm", ("blk.{i}.attn_q_a_norm",), ("blk.{i}.attn_q_b",)),
+        FoldRule("norm", ("blk.{i}.attn_q_a_norm",), ("blk.{i}.attn_q_b",), stream=False),
         replace(VALUES, producers=("blk.{i}.attn_v_b",)),
         *(rule for rule in mixture.FOLDS.rules[1:] if rule.kind != "values"),
     ),

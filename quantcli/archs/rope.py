@@ -130,6 +130,12 @@ def section_keys(rope: Rope, pairs: int) -> dict[str, MetaValue]:
     return {"rope.dimension_sections": array("i32", [*sections, 0, 0, 0, 0][:4])}
 
 
+def section_config(header: Header) -> dict[str, Any]:
+    """`section_keys` read backwards."""
+    found = header.keys.get("rope.dimension_sections")
+    return {} if found is None else {"mrope_section": [int(part) for part in found if part]}
+
+
 def rope_config(header: Header) -> dict[str, Any]:
     """`rope_keys` read backwards; 10000 is llama.cpp's base where a file names none."""
     keys = header.keys
@@ -209,7 +215,8 @@ def llama3_rope(divisors: NDArray[np.float64], theta: float) -> dict[str, Any]:
 
 
 def _entries(config: Config) -> Mapping[str, Any]:
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = (config.get("rope_parameters"), config.get("rope_scaling"))
+    found: Any = next((value for value in given if value is not None and value != {}), {})
     if not isinstance(found, Mapping):
         raise ArchitectureError(
             f"rope_parameters of {class_name(config)} in config.json is {found!r}, "

@@ -100,8 +100,8 @@ class Rule:
 
     ``{i}`` in the names is the layer; the rule holds for ``layers``, for all of them where none are
     named, and a block behind the last layer has the number after it. ``{e}`` in ``source`` is the
-    expert: the experts' matrices become one tensor of shape (experts, rows, columns), and ``fused``
-    is the other layout that checkpoints use for it.
+    expert: the experts' matrices become one tensor of shape (experts, rows, columns). ``fused`` is
+    the other layout that checkpoints or transformers use for it.
 
     ``shape`` names dimensions, and ``stored`` those of the stored tensor where they differ.
     ``rotary`` names the count of heads whose two halves are interleaved, as ggml's pairwise

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config
+from quantcli.archs.config import Config, text_part
 from quantcli.registry import Registry
 
 RENAMES = (
@@ -29,6 +29,7 @@ TOWERS = (
 _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
+    "kimi_k2": "DeepseekV3ForCausalLM",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "stablelm": "StableLmForCausalLM",
@@ -39,8 +40,8 @@ _CLASSES = {
 
 def text_class(config: Config, name: str, known: Registry) -> str | None:
     """The class among ``known`` of the text model in a model of class ``name``, or None."""
-    inner = config.get("text_config")
-    if isinstance(inner, dict):
+    inner = text_part(config)
+    if inner:
         named = inner.get("architectures")
         candidates = [named[0]] if isinstance(named, list) and named else []
         kind = str(inner.get("model_type", "llama"))
@@ -54,6 +55,13 @@ def text_class(config: Config, name: str, known: Registry) -> str | None:
 def _capitals(kind: str) -> str:
     """ "qwen3_moe" as "Qwen3Moe"."""
     return "".join(part.capitalize() for part in kind.removesuffix("_text").split("_"))
+
+
+def plain_name(name: str) -> str:
+    """A wrapper's tensor as its text model calls it."""
+    for pattern, replacement in RENAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def unwrapped(family: Architecture) -> Architecture:

@@ -27,11 +27,14 @@ rows, in their stored dtype. Called from several threads, the rows of a matrix i
 def column_weights(
     importance: Importance | None, matrix: Matrix, used: bool
 ) -> NDArray[np.float32] | None:
-    """The importance of a matrix's columns, or None when none is ``used``."""
+    """The importance of a matrix's columns as they are stored, or None when none is ``used``."""
     if importance is None or not used:
         return None
     weights = importance.weights(matrix.tensor, matrix.of, matrix.columns)
-    return None if weights is None else weights[matrix.index]
+    if weights is None:
+        return None
+    own: NDArray[np.float32] = weights[matrix.index]
+    return own if matrix.turned is None else own[np.argsort(matrix.turned.turned_columns)]
 
 
 class RoundToNearest:

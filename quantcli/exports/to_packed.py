@@ -108,7 +108,7 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
     matrices = find_matrices(
-        model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False
+        model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True
     )
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
@@ -118,8 +118,9 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        if any(not use.piece.makes_outputs for use in view.uses[matrix.source]):
-            # Blocks that lie across its rows cannot be put back: it is stored in floats.
+        pieces = [use.piece for use in view.uses[matrix.source]]
+        if any(not piece.makes_outputs or piece.turns_columns for piece in pieces):
+            # Blocks that lie across its rows or columns cannot be put back: it is stored in floats.
             kept.append(matrix)
         elif _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)

@@ -333,7 +333,8 @@ def _range(
 
 def _symmetric_range(low: Floats, high: Floats, grid: IntegerGrid) -> Floats:
     """The references' rule: the largest magnitude at half a step beyond the largest code."""
-    return _stored(np.maximum(high, -low) / np.float32(grid.top / 2), grid)
+    widest = np.asarray(np.maximum(high, -low), np.float32)
+    return _stored(widest / np.float32(grid.top / 2), grid)
 
 
 def _refuse_wide(scales: Floats, low: np.float32, high: np.float32, grid: IntegerGrid) -> None:

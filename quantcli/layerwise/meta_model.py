@@ -41,9 +41,12 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
             # Experts as a loop of plain products: they are seen one by one.
             module = auto.from_config(settings, dtype=dtype, experts_implementation="eager")
     except (ValueError, TypeError, KeyError) as refused:
+        # Of an unknown kind transformers lists all that it knows.
+        reason, _, _ = str(refused).partition(". Should contain one of")
+        own_code = "auto_map" in config and "its own code, beside the weights, is not run"
         raise ArchitectureError(
-            f"transformers cannot build this {kind} model: {refused}",
-            hint="another version of transformers may know it",
+            f"transformers cannot build this {kind} model: {reason}",
+            hint=own_code or "another version of transformers may know it",
         ) from refused
     if auto is AutoModelForImageTextToText:
         _drop_towers(module)

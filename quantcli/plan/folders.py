@@ -153,7 +153,7 @@ def model_dtype(model: Model) -> str:
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     rules = make_schemes(recipe, dtype, has_importance=importance is not None)
     layout = rules[0].scheme.layout
-    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
     schemes, split = _assign(found, rules)
     bare = {matrix.module for matrix in found if matrix.module not in schemes}
     odd = [] if model.untabled is None else _unfit(found, recipe.keep, schemes)
@@ -225,8 +225,8 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     if model.untabled is None and not find_architecture(model.config).loads_packed:
         notes.append(
             Note(
-                f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its code for them needs floats; --to hf makes what it loads",
+                f"transformers cannot load {class_name(model.config)} with packed weights, for "
+                "which its code is not made; --to hf makes what it loads",
                 "warning",
             )
         )

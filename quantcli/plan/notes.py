@@ -27,12 +27,19 @@ def source_notes(tensors: Sequence[OutputTensor], decisions: Mapping[str, Decisi
             again[tensor.dtype] += 1
     return [
         Note(
-            f"{number} tensors are stored as {dtype} and are rounded a second time; the original "
-            f"model gives a {'slightly ' if dtype == NEARLY_LOSSLESS else ''}better result",
+            f"{number} tensors are stored as {dtype} and are rounded a second time; "
+            f"{_better(dtype)}",
             level="warning",
         )
         for dtype, number in again.items()
     ]
+
+
+def _better(dtype: str) -> str:
+    if dtype == "MXFP4":
+        return "--type MXFP4_MOE copies them as they are"
+    slightly = "slightly " if dtype == NEARLY_LOSSLESS else ""
+    return f"the original model gives a {slightly}better result"
 
 
 def _is_packed(tensor: OutputTensor) -> bool:

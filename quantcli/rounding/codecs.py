@@ -29,6 +29,7 @@ from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_o
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
 from quantcli.statistics.hessian import Hessian
+from quantcli.types import Matrix
 from quantcli.workers import Workers
 
 
@@ -252,4 +253,21 @@ def find_codecs(
         name: GridCodec(scheme.grid, scheme.label, partial(largest_weight, model, name))
         for name, scheme in schemes.items()
     }
-    return {i.matrix.tensor: every[i.matrix.tensor] for i in plan.items if i.importance}, every
+    rounded = [
+        item.matrix.tensor
+        for item in plan.items
+        if item.importance and item.scheme and keeps_groups(item.matrix, item.scheme.grid)
+    ]
+    return {name: every[name] for name in rounded}, every
+
+
+def keeps_groups(matrix: Matrix, grid: CodeGrid) -> bool:
+    """Whether columns that share a scale in a folder are neighbours in the GGUF tensor as well."""
+    if matrix.turned is None:
+        return True
+    size = BLOCK if grid.strategy == "block" else grid.group_size or 1
+    if matrix.columns % size:
+        return False
+    groups = matrix.turned.turned_columns.reshape(-1, size)
+    firsts = groups[:, :1]
+    return bool((firsts % size == 0).all() and (groups == firsts + np.arange(size)).all())

@@ -39,13 +39,18 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
         if not any(use.tensor.name == matrix.tensor for use in found):
             return nearest(matrix, start, rows)
         codec, first = codecs[matrix.module], matrix.first + start
-        coded = codec.unpack(
-            read_back(
-                found, first, first + len(rows),
-                lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
-            )
-        )  # fmt: skip
-        held = _held(found, first, first + len(rows))
+        last = first + len(rows)
+        if matrix.turned is not None:
+            coded = codec.unpack(encoded.read_rows(matrix.tensor, first, last))
+            coded = _in_stored_order(coded, matrix.turned.turned_columns)
+        else:
+            coded = codec.unpack(
+                read_back(
+                    found, first, last,
+                    lambda tensor, low, high: encoded.read_rows(tensor.name, low, high),
+                )
+            )  # fmt: skip
+        held = _held(found, first, last)
         if not held.all():
             others = nearest(matrix, start, rows)
             if codec.grid.strategy == "tensor":
@@ -57,6 +62,15 @@ def stored_codes(job: ModelFolder, encoded: EncodedStore) -> CodeSource:
         return GridCodes(coded.codes, coded.scales[:1], zeros, coded.whole)
 
     return codes
+
+
+def _in_stored_order(coded: GridCodes, order: NDArray[np.int64]) -> GridCodes:
+    """The codes with columns moved back from where a GGUF tensor has them, whole groups at once."""
+    size = coded.codes.shape[1] // coded.scales.shape[1]
+    groups = np.argsort(order[::size])
+    zeros = None if coded.zeros is None else coded.zeros[:, groups]
+    codes = coded.codes[:, np.argsort(order)]
+    return GridCodes(codes, coded.scales[:, groups], zeros, coded.whole)
 
 
 def _held(uses: Sequence[Use], start: int, stop: int) -> NDArray[np.bool_]:

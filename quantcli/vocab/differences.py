@@ -47,7 +47,7 @@ def _prefix(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[st
     if scheme == "always":
         yield (
             "the tokenizer puts no further space before text that begins with one (Metaspace), "
-            "llama.cpp does, so such text gets another first id"
+            "llama.cpp does, so such text, also after a special token, gets another first id"
         )
     if scheme != "first":
         return
@@ -82,7 +82,7 @@ def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iter
     if pre is not None and pre.value in _MARKS:
         yield (
             f"llama.cpp's pre-tokenizer {pre.value!r} reads marks and capitals otherwise where no "
-            "English has them, so Thai, Devanagari and words such as 'неБольшая' get other ids"
+            "English has them, so Thai, Devanagari and words such as 'делоМосква' get other ids"
         )
 
 

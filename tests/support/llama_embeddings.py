@@ -9,7 +9,7 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 from numpy.typing import NDArray
-from support.llama_logits import keep_messages, messages
+from support.llama_logits import fill, keep_messages, messages
 
 NONE, MEAN, CLS, LAST, RANK = 0, 1, 2, 3, 4
 """LLAMA_POOLING_TYPE_*; -1 is the file's own."""
@@ -36,13 +36,7 @@ def llama_embeddings(
     state = llama_cpp.llama_init_from_model(model, running)
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     try:
-        batch.n_tokens = len(tokens)
-        for position, token in enumerate(tokens):
-            batch.token[position] = token
-            batch.pos[position] = position
-            batch.n_seq_id[position] = 1
-            batch.seq_id[position][0] = 0
-            batch.logits[position] = True
+        fill(batch, tokens)
         if llama_cpp.llama_decode(state, batch) != 0:
             raise AssertionError(f"llama.cpp does not run {path}:\n{messages()}")
         kind = llama_cpp.llama_pooling_type(state)

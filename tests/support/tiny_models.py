@@ -27,17 +27,20 @@ TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 MODELS: dict[str, Tiny] = {}
 ENCODERS: dict[str, Tiny] = {}
 """Models that make embeddings or scores and no logits of tokens."""
+TRANSLATORS: dict[str, Tiny] = {}
+"""Models whose decoder reads what an encoder made of another text."""
 for _module in sorted(pkgutil.iter_modules(tiny.__path__), key=lambda module: module.name):
     _group = importlib.import_module(f"support.tiny.{_module.name}")
     MODELS |= getattr(_group, "MODELS", {})
     ENCODERS |= getattr(_group, "ENCODERS", {})
+    TRANSLATORS |= getattr(_group, "TRANSLATORS", {})
 
 
 def build(
     name: str, folder: Path, *, dtype: str = "float32", seed: int = 1,
     changes: Mapping[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write the checkpoint of a model in ``MODELS``, ``ENCODERS`` or ``UNTABLED`` into ``folder``.
+    """Write the checkpoint of a model of one of the tables here into ``folder``.
 
     Its dtype is float32 or bfloat16; ``changes`` replaces settings of its configuration.
     """
@@ -46,7 +49,7 @@ def build(
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tiny = (MODELS | ENCODERS | UNTABLED)[name]
+    tiny = (MODELS | ENCODERS | TRANSLATORS | UNTABLED)[name]
     config_class = tiny.config_class or tiny.model.replace("ForCausalLM", "Config").replace(
         "ForConditionalGeneration", "Config"
     ).replace("LMHeadModel", "Config")
@@ -110,4 +113,7 @@ def _draw(label: str, weight: Any, generator: Any) -> Any:
         return weight.round() + 0.2 * noise
     if "embed" in label or "wte" in label or "wpe" in label:
         return 0.5 * noise
+    if label.endswith("Attention.q.weight"):
+        # T5 does not divide by a head's size, and sharp attention would show every rounding.
+        noise = 0.25 * noise
     return 1.5 / math.sqrt(weight.shape[-1]) * noise

@@ -84,7 +84,8 @@ def _rows(found: Any) -> Any:
 
 def plain(model: Any, pixels: Pixels) -> Any:
     """One image, one call."""
-    return _rows(model.get_image_features(normalised(pixels)))
+    holder = model if hasattr(model, "get_image_features") else model.model
+    return _rows(holder.get_image_features(normalised(pixels)))
 
 
 def tiled(model: Any, pixels: Pixels) -> Any:
@@ -152,12 +153,30 @@ def flattened(model: Any, pixels: Pixels) -> Any:
     return torch.cat([_rows(found), *map(_rows, taps)], dim=-1)
 
 
+def sized(model: Any, pixels: Pixels) -> Any:
+    """One image and its size."""
+    import torch
+
+    sizes = torch.tensor([pixels.shape[:2]])
+    return _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
+
+
+def patched(model: Any, pixels: Pixels) -> Any:
+    """PaddleOCR-VL's patches, row by row, and their grid."""
+    import torch
+
+    patch = model.config.vision_config.patch_size
+    high, wide = (side // patch for side in pixels.shape[:2])
+    image = normalised(pixels)[0].reshape(3, high, patch, wide, patch)
+    grid = torch.tensor([[1, high, wide]])
+    return _rows(model.get_image_features(image.permute(1, 3, 0, 2, 4).flatten(0, 1), grid))
+
+
 def broken(model: Any, pixels: Pixels) -> Any:
     """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
     import torch
 
-    sizes = torch.tensor([pixels.shape[:2]])
-    found = _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
+    sizes, found = torch.tensor([pixels.shape[:2]]), sized(model, pixels)
     merge = getattr(model.config, "spatial_merge_size", 1)
     high, wide = (side // model.config.vision_config.patch_size // merge for side in sizes[0])
     end = model.get_input_embeddings().weight[BREAK].expand(int(high), 1, -1)
@@ -414,6 +433,47 @@ TINY: dict[str, TinyTower] = {
         _GEMMA4,
         (4, 16000),
         overheard,
+    ),
+    "lighton-ocr": TinyTower(
+        "LightOnOcrForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen3", "head_dim": 16},
+            "vision_config": _VISION | {"head_dim": 16, "hidden_act": "silu"},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 48),
+        sized,
+        {"size": {"longest_edge": 64}},
+    ),
+    "glm4v": TinyTower(
+        "Glm4vForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"image_size": 64, "out_hidden_size": WIDTH},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        flattened,
+    ),
+    "paddleocr-vl": TinyTower(
+        "PaddleOCRVLForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE},
+            "vision_config": _VISION | {"num_attention_heads": 2},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        patched,
+        {"min_pixels": 1024, "max_pixels": 65536},
+    ),
+    "janus": TinyTower(
+        "JanusForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION
+            | {"mlp_ratio": 1.5, "projection_dim": WIDTH, "num_image_tokens": 64},
+        },
+        (64, 64),
     ),
     "llava-siglip": TinyTower(
         "LlavaForConditionalGeneration",

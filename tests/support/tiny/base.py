@@ -102,3 +102,5 @@ class Tiny:
     """Whether transformers' class takes packed weights."""
     folded: bool = False
     """Whether multipliers of its configuration become part of the weights in GGUF."""
+    chunks: int = 12
+    """Windows to calibrate on; fewer where transformers takes one token after the other."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from support.tiny.base import VOCAB, Tiny
+from support.tiny.base import BASE, GEMMA3, VOCAB, Tiny
 
 _SIZES = {
     "vocab_size": VOCAB,
@@ -32,6 +32,12 @@ _MODERN = {key: value for key, value in _SIZES.items() if "dropout" not in key} 
     },
 }
 _THREE = {"num_labels": 3}
+_T5 = {
+    "vocab_size": VOCAB, "d_model": 64, "d_kv": 12, "d_ff": 96, "num_layers": 3, "num_heads": 4,
+    "relative_attention_num_buckets": 16, "layer_norm_epsilon": 0.01, "dropout_rate": 0.0,
+    "decoder_start_token_id": 0, "n_positions": 320,
+}  # fmt: skip
+_GATED = {"feed_forward_proj": "gated-gelu"}
 
 ENCODERS: dict[str, Tiny] = {
     "bert": Tiny("BertModel", _BERT, "BertConfig"),
@@ -68,4 +74,27 @@ ENCODERS: dict[str, Tiny] = {
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 3000.0}},
         "EuroBertConfig",
     ),
+    "gemma-embedding": Tiny(
+        "Gemma3TextModel",
+        GEMMA3 | {"sliding_window": 24, "use_bidirectional_attention": True},
+        "Gemma3TextConfig",
+    ),
+    "qwen3-classifier": Tiny(
+        "Qwen3ForSequenceClassification",
+        BASE | _THREE | {"head_dim": 16, "pad_token_id": 0},
+        "Qwen3Config",
+    ),
+    "t5-encoder": Tiny("T5EncoderModel", _T5, "T5Config"),
+    "umt5-encoder": Tiny("UMT5EncoderModel", _T5 | _GATED, "UMT5Config"),
 }
+
+TRANSLATORS: dict[str, Tiny] = {
+    "t5": Tiny("T5ForConditionalGeneration", _T5, "T5Config"),
+    "t5-gated": Tiny(
+        "T5ForConditionalGeneration",
+        _T5 | _GATED | {"num_decoder_layers": 2, "tie_word_embeddings": False},
+        "T5Config",
+    ),
+    "mt5": Tiny("MT5ForConditionalGeneration", _T5 | _GATED, "MT5Config"),
+}
+"""An encoder and a decoder each."""
