@@ -70,6 +70,7 @@ quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
 quantize seeing --type Q8_0 --mmproj --mmproj-type F32 -o out.gguf
 quantize seeing --mmproj-only
+quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.gguf
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
 quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, FolderPart, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
-from quantcli.plan.recipe_file import dump_recipe
+from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.schemes import DTYPES, Scheme
+from quantcli.plan.text_file import read_template
 from quantcli.sources.card import CARD
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -33,6 +33,8 @@ _COPIED = (
     "*.py",
     "LICENSE*",
 )
+_TEMPLATE = "chat_template.jinja"
+"""It goes before a template in tokenizer_config.json."""
 _OWN = (
     CONFIG,
     MANIFEST,
@@ -85,9 +87,9 @@ def make_settings(
 ) -> dict[str, bytes]:
     """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
-    recipe = plan.recipe
-    if recipe.imatrix:
-        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
+    if plan.recipe.chat_template:
+        files[_TEMPLATE] = read_template(plan.recipe.chat_template).encode()
+    recipe = recorded(plan.recipe)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])

@@ -315,4 +315,32 @@ MODELS: dict[str, Tiny] = {
         beyond=True,
         routed=True,
     ),
+    "glm-ocr": Tiny(
+        "GlmOcrForConditionalGeneration",
+        _GLM4V
+        | {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0}
+            | {"head_dim": 16, "num_nextn_predict_layers": 1},
+        },
+        beside={
+            f"model.language_model.layers.2.{name}.weight": shape
+            for name, shape in {
+                "eh_proj": (64, 128),
+                "enorm": (64,),
+                "hnorm": (64,),
+                "shared_head.norm": (64,),
+                "input_layernorm": (64,),
+                "post_attention_layernorm": (64,),
+                "post_self_attn_layernorm": (64,),
+                "post_mlp_layernorm": (64,),
+                "self_attn.q_proj": (64, 64),
+                "self_attn.k_proj": (32, 64),
+                "self_attn.v_proj": (32, 64),
+                "self_attn.o_proj": (64, 64),
+                "mlp.gate_up_proj": (192, 64),
+                "mlp.down_proj": (64, 96),
+            }.items()
+        },
+    ),
 }
