@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.config import Config, class_name, text_part
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Read, read_header, same_value
 from quantcli.archs.mtp import count_blocks
@@ -44,12 +44,16 @@ ARCHITECTURES = Registry(
         "Qwen3VLMoeForConditionalGeneration": "quantcli.archs.qwen_vl:QWEN3_VL_MOE",
         "Phi3ForCausalLM": "quantcli.archs.phi3:PHI3",
         "GraniteForCausalLM": "quantcli.archs.granite:GRANITE",
+        "GraniteSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_SWA",
+        "GraniteMoeSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_MOE_SWA",
         "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "DeciLMForCausalLM": "quantcli.archs.deci:DECI",
+        "InternLM2ForCausalLM": "quantcli.archs.internlm2:INTERNLM2",
         "InternLM3ForCausalLM": "quantcli.archs.llama:INTERNLM3",
         "XverseForCausalLM": "quantcli.archs.llama:XVERSE",
         "MiniCPMForCausalLM": "quantcli.archs.minicpm:MINICPM",
@@ -78,6 +82,7 @@ ARCHITECTURES = Registry(
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
         "Glm4ForCausalLM": "quantcli.archs.glm4:GLM4",
         "Glm4vForConditionalGeneration": "quantcli.archs.glm4:GLM4V",
+        "GlmOcrForConditionalGeneration": "quantcli.archs.glm4:GLM_OCR",
         "GlmForCausalLM": "quantcli.archs.glm4:GLM",
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
         "PaddleOCRVLForConditionalGeneration": "quantcli.archs.paddleocr:PADDLEOCR",
@@ -89,6 +94,7 @@ ARCHITECTURES = Registry(
         "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
         "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "YoutuForCausalLM": "quantcli.archs.youtu:YOUTU",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
         "BailingMoeV2ForCausalLM": "quantcli.archs.bailing_moe2:BAILING_MOE2",
@@ -153,7 +159,7 @@ def find_architecture(config: Config) -> Architecture:
     inside = None if name in ARCHITECTURES else text_class(config, name, ARCHITECTURES)
     if inside is not None:
         family = _variant(inside, config)
-        return unwrapped(family) if config.get("text_config") else headless(family)
+        return unwrapped(family) if text_part(config) else headless(family)
     if name not in ARCHITECTURES and name.endswith("ForSequenceClassification"):
         raise UnknownArchitectureError(
             f"{name} is a classifier, which llama.cpp has for BERT and its kin, ModernBERT and "
@@ -189,8 +195,8 @@ def rebuild_config(
     family = next(_named(arch), None)
     if family is None:
         raise ArchitectureError(
-            f"the configuration of a {arch} model cannot be told from its GGUF",
-            hint="--config names a folder with its config.json",
+            f"the configuration of a {arch} model cannot be told from its GGUF: it has no table",
+            hint="the checkpoint that it was made from needs none",
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")

@@ -36,7 +36,7 @@ from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
-_LATENT = FoldRule("norm", ("blk.{i}.attn_kv_a_norm",), ("blk.{i}.attn_kv_b",))
+_LATENT = FoldRule("norm", ("blk.{i}.attn_kv_a_norm",), ("blk.{i}.attn_kv_b",), stream=False)
 
 
 def _dims(config: Config) -> dict[str, int]:

@@ -17,16 +17,7 @@ from typing import Any
 
 from quantcli.archs.config import Config, class_name, count, flag, integer, number
 from quantcli.archs.decoder import MLP, expert_keys, experts, layer
-from quantcli.archs.fold import (
-    DECODER,
-    GATED,
-    GATED_EXPERTS,
-    NORMED_MLP,
-    VALUES,
-    WRITERS,
-    FoldRule,
-    Folds,
-)
+from quantcli.archs.fold import DECODER, GATED_SHARED, WRITERS, Folds
 from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -66,19 +57,7 @@ def mixture_dims(config: Config, names: MixtureNames = DEEPSEEK) -> dict[str, in
 
 
 FOLDS = Folds(
-    rules=(
-        DECODER.rules[0],
-        FoldRule(
-            "norm",
-            ("blk.{i}.ffn_norm",),
-            (*NORMED_MLP.consumers, "blk.{i}.ffn_gate_shexp", "blk.{i}.ffn_up_shexp"),
-        ),
-        VALUES,
-        GATED,
-        GATED_EXPERTS,
-        FoldRule("gated", ("blk.{i}.ffn_up_shexp",), ("blk.{i}.ffn_down_shexp",)),
-        DECODER.rules[-1],
-    ),
+    rules=(*DECODER.rules[:-1], GATED_SHARED, DECODER.rules[-1]),
     writers=(*WRITERS, "blk.{i}.ffn_down_shexp"),
     basis="",
 )
@@ -121,13 +100,13 @@ def sparse_rules(
 ) -> tuple[Rule, ...]:  # fmt: skip
     """Router, experts and shared experts of a layer.
 
-    ``gate`` is the router, ``bias`` its bias, which need not be there.
+    ``gate`` is the router, ``bias`` its bias; empty where it has none.
     """
     router, *matrices = experts("mlp", "gate_proj", "up_proj", "down_proj")
     router = replace(router, source=f"model.layers.{{i}}.mlp.{gate}.weight")
-    scores = replace(layer("exp_probs_b.bias", f"mlp.{bias}", "experts"), optional=True)
+    scores = (layer("exp_probs_b.bias", f"mlp.{bias}", "experts"),) if bias else ()
     beside = shared_rules(f"mlp.{shared}") if config.get(names.shared) else ()
-    return (router, *matrices, scores, *beside)
+    return (router, *matrices, *scores, *beside)
 
 
 def shared_rules(inside: str) -> tuple[Rule, ...]:

@@ -215,7 +215,8 @@ def llama3_rope(divisors: NDArray[np.float64], theta: float) -> dict[str, Any]:
 
 
 def _entries(config: Config) -> Mapping[str, Any]:
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = (config.get("rope_parameters"), config.get("rope_scaling"))
+    found: Any = next((value for value in given if value is not None and value != {}), {})
     if not isinstance(found, Mapping):
         raise ArchitectureError(
             f"rope_parameters of {class_name(config)} in config.json is {found!r}, "

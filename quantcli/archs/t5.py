@@ -127,8 +127,9 @@ def _rules(config: Config) -> tuple[Rule, ...]:
 
 
 def _check_activation(config: Config, dims: Dims) -> None:
-    activation = "gelu_new" if config["feed_forward_proj"] == _GATED else "relu"
-    check_fixed(config, {"dense_act_fn": (activation,)})
+    gated = config["feed_forward_proj"] == _GATED
+    activation = "gelu_new" if gated else "relu"
+    check_fixed(config, {"dense_act_fn": (activation,), "is_gated_act": (gated,)})
 
 
 def _check(config: Config, dims: Dims) -> None:

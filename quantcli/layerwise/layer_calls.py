@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantcli.layerwise.call_recorder import Call, fill_shared, is_same, shared_in
 from quantcli.layerwise.layerwise_model import Embedder, LayerwiseModel
+from quantcli.layerwise.shared_gradients import SharedGradients, States
 
 
 class LayerCalls:
@@ -26,6 +27,7 @@ class LayerCalls:
         self._ids = ids
         self._calls: Sequence[Call] = ()
         self._shared: dict[int, list[Any]] = {}
+        self._gradients: dict[int, States] = {}
         self.varies = False
         """Whether windows differ in what layers get besides the hidden states."""
         self.shares = False
@@ -43,12 +45,19 @@ class LayerCalls:
 
         What this layer leaves is only kept for the later ones where ``keep`` says so.
         """
+        call, filled = self._fill(index, window)
+        if keep and self.shares:
+            self._shared[window] = filled
+        return call
+
+    def of_backward(self, index: int, window: int) -> tuple[Call, SharedGradients]:
+        """The same for a way back, with the gradients by what layers have left."""
+        call, filled = self._fill(index, window)
+        return call, SharedGradients(filled, self._gradients.setdefault(window, {}))
+
+    def _fill(self, index: int, window: int) -> tuple[Call, list[Any]]:
         call = self._calls[index]
         if self.varies:
             with self._model.start() as start:
                 call = start.calls(self._ids[window].tolist())[index]
-        if self.shares:
-            call, filled = fill_shared(call, self._shared.get(window, ()))
-            if keep:
-                self._shared[window] = filled
-        return call
+        return fill_shared(call, self._shared.get(window, ())) if self.shares else (call, [])

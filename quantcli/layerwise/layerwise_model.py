@@ -29,6 +29,7 @@ from quantcli.layerwise.call_recorder import Answer, Call
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
+from quantcli.layerwise.shared_gradients import SharedGradients
 from quantcli.layerwise.stored_parameters import StoredParameters
 from quantcli.model import Model
 
@@ -186,17 +187,21 @@ class LayerwiseModel:
         return result[0] if isinstance(result, tuple) else result
 
     def run_backwards(
-        self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call
-    ) -> torch.Tensor:
+        self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call,
+        shared: SharedGradients,
+    ) -> torch.Tensor:  # fmt: skip
         """The gradient by a layer's input (1, tokens, size), given the one by its output.
 
-        Parameters that require gradients have theirs added up.
+        Parameters that require gradients have theirs added up, as have ``shared`` states.
         """
         with torch.enable_grad():
             leaf = hidden.detach().clone().requires_grad_(True)
+            shared.cut()
             result = self.layers[index](leaf, *call[0], **call[1])
             result = result[0] if isinstance(result, tuple) else result
-            result.backward(gradient)
+            roots, seeds = zip((result, gradient), *shared.roots(), strict=True)
+            torch.autograd.backward(roots, seeds)
+            shared.add()
         return gradient_of(leaf)
 
     def head_input(self, hidden: torch.Tensor) -> MatmulInput:

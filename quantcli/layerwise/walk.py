@@ -242,8 +242,8 @@ class LayerPass:
 
     def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:
         walk = self.walk
-        call = self.call(window)
-        return walk.model.run_backwards(self.index, walk.get(window), gradient, call)
+        call, shared = walk.calls.of_backward(self.index, window)
+        return walk.model.run_backwards(self.index, walk.get(window), gradient, call, shared)
 
 
 @contextmanager

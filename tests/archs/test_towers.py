@@ -11,18 +11,9 @@ from support import tiny_models
 from support.tiny_towers import TINY, WIDTH, build, heard, overheard
 
 from quantcli import quantize
-from quantcli.archs.towers import TOWERS
 
 mtmd = pytest.importorskip("support.mtmd", reason="mtmd is the oracle for towers")
 pytest.importorskip("transformers", reason="transformers is the oracle for towers")
-
-SAME = {
-    "Glm4vMoeForConditionalGeneration": "Glm4vForConditionalGeneration",
-    "Qwen3VLMoeForConditionalGeneration": "Qwen3VLForConditionalGeneration",
-    "Qwen3_5ForConditionalGeneration": "Qwen3VLForConditionalGeneration",
-    "Qwen3_5MoeForConditionalGeneration": "Qwen3VLForConditionalGeneration",
-}
-"""Classes whose tower is another class's, to the last tensor."""
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +62,3 @@ def _sound(seconds: int, rate: int) -> NDArray[np.float32]:
     tone = 0.3 * np.sin(2 * np.pi * 440 * time * (1 + 0.1 * time))
     noise = 0.05 * np.random.default_rng(0).standard_normal(len(time))
     return (tone + noise).astype(np.float32)
-
-
-def test_every_line_of_the_registry_is_tried() -> None:
-    tried = {tiny.towered or tiny.model for tiny in TINY.values()}
-    assert {name for name in TOWERS if name not in tried} == SAME.keys()
-    for name, other in SAME.items():
-        assert TOWERS.get(name) is TOWERS.get(other)

@@ -40,6 +40,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 APART = {
     "gemma4-moe": "its table knows that the family is published with experts in one tensor",
     "mistral4": "its table knows that the family is published with experts in one tensor",
+    "granite-swa-moe": "its table knows that the family is published with experts in one tensor",
     "step35": "its table knows that stacks of experts have the names of matrices",
     "nemotron-h-moe": "its table knows that experts are those of an MLP, which is called a mixer",
     "nemotron-h-latent": "its table knows that experts are those of an MLP, called a mixer",

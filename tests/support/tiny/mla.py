@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from support.tiny.base import BASE, HALF_ROPE, LONG_ROPE, VOCAB, YARN_ROPE, Tiny
+from support.tiny.base import BASE, HALF_ROPE, LONG_ROPE, VISION, VOCAB, YARN_ROPE, Tiny
 
 MLA: dict[str, Any] = BASE | {
     "rms_norm_eps": 1e-6,  # which transformers takes for the norms of latents in any case
@@ -232,6 +232,31 @@ MODELS = {
         | {"indexer_types": ["full", "shared", "full"], "index_topk": 512},
         beside=_block("model.layers.3.", _LATENT, _ROUTED, _NEXTN),
         routed=True,
+        absorbed=True,
+    ),
+    "kimi-k25": Tiny(
+        "Kimi_K25ForConditionalGeneration",
+        {
+            "text_config": MLA | ROUTED | {"model_type": "deepseek_v3"},
+            "vision_config": VISION
+            | {"pos_emb_height": 4, "pos_emb_width": 4, "hidden_size": 64}
+            | {"intermediate_size": 64},
+            "projection_hidden_size": 64,
+            "tie_word_embeddings": False,
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+            "vision_end_token_id": VOCAB - 4,
+        },
+        # Its published layout, as transformers saves it, calls the text's layers blocks.
+        save={"save_original_format": False},
+        routed=True,
+        absorbed=True,
+    ),
+    "youtu": Tiny(
+        "YoutuForCausalLM",
+        MLA | {"tie_word_embeddings": True, "rope_parameters": MSCALE_ROPE},
+        beyond=True,
         absorbed=True,
     ),
 }
