@@ -33,7 +33,9 @@ NOT_IN_TRANSFORMERS = {
 """Families whose class comes with the checkpoints alone (test_bailing.py, test_deci.py,
 test_jina_bert.py, test_relatives.py)."""
 
-NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}
+NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name} | {
+    gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_POST_NORM]
+}
 NEWER_KEYS = {
     "attention.indexer.types",
     "attention.recurrent_layers",
