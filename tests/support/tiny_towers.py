@@ -172,6 +172,15 @@ def patched(model: Any, pixels: Pixels) -> Any:
     return _rows(model.get_image_features(image.permute(1, 3, 0, 2, 4).flatten(0, 1), grid))
 
 
+def overviewed(model: Any, pixels: Pixels) -> Any:
+    """The small picture of the whole image, which comes before its tiles."""
+    import torch
+
+    found = model.model.vision_tower(normalised(pixels), output_hidden_states=True).hidden_states
+    taken = [found[layer] for layer in model.config.vision_feature_layer]
+    return _rows(model.model.multi_modal_projector(torch.cat(taken, dim=-1)))
+
+
 def broken(model: Any, pixels: Pixels) -> Any:
     """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
     import torch
@@ -485,6 +494,20 @@ TINY: dict[str, TinyTower] = {
             | {"mlp_ratio": 1.5, "projection_dim": WIDTH, "num_image_tokens": 64},
         },
         (64, 64),
+    ),
+    "granite-vision": TinyTower(
+        "LlavaNextForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION
+            | {"model_type": "siglip_vision_model", "num_hidden_layers": 4},
+            "image_token_index": VOCAB - 1,
+            "image_grid_pinpoints": [[64, 128], [128, 64]],
+            "vision_feature_layer": [-4, -1],
+            "vision_feature_select_strategy": "full",
+        },
+        (64, 64),
+        overviewed,
     ),
     "llava-siglip": TinyTower(
         "LlavaForConditionalGeneration",

@@ -21,6 +21,7 @@ TOWERS = Registry(
         "Qwen3_5MoeForConditionalGeneration": "quantcli.archs.towers.qwen3_vl:QWEN3_VL",
         "Mistral3ForConditionalGeneration": "quantcli.archs.towers.pixtral:PIXTRAL",
         "LlavaForConditionalGeneration": "quantcli.archs.towers.llava:LLAVA",
+        "LlavaNextForConditionalGeneration": "quantcli.archs.towers.llava:LLAVA_NEXT",
         "LlavaForConditionalGeneration/pixtral": "quantcli.archs.towers.pixtral:PIXTRAL",
         "LightOnOcrForConditionalGeneration": "quantcli.archs.towers.pixtral:LIGHTON_OCR",
         "Glm4vForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
