@@ -28,7 +28,15 @@ from quantcli.archs.mixture import (
     mixture_rules,
     sparse_rules,
 )
-from quantcli.archs.mla import FOLDS, mla_config, mla_dims, mla_keys, mla_notes, mla_rules
+from quantcli.archs.mla import (
+    FOLDS,
+    check_lite,
+    mla_config,
+    mla_dims,
+    mla_keys,
+    mla_notes,
+    mla_rules,
+)
 from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue
@@ -106,6 +114,7 @@ DEEPSEEK_V3 = Architecture(
     read_rules=_rules,
     to_keys=partial(_keys, gating=SIGMOID),
     to_config=_config,
+    check=check_lite,
     read_notes=mla_notes,
     defaults={
         "tie_word_embeddings": False,

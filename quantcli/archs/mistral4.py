@@ -24,7 +24,15 @@ from quantcli.archs.mixture import (
     mixture_keys,
     mixture_rules,
 )
-from quantcli.archs.mla import FOLDS, mla_config, mla_dims, mla_keys, mla_notes, mla_rules
+from quantcli.archs.mla import (
+    FOLDS,
+    check_lite,
+    mla_config,
+    mla_dims,
+    mla_keys,
+    mla_notes,
+    mla_rules,
+)
 from quantcli.archs.rope import Rope, read_rope
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.errors import ArchitectureError
@@ -107,6 +115,7 @@ MISTRAL4 = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_config,
+    check=check_lite,
     read_notes=_notes,
     defaults={
         "tie_word_embeddings": False,
