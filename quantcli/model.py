@@ -7,7 +7,8 @@ Where no GGUF is to be made, a checkpoint may do without a table (`quantcli.arch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +26,7 @@ from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
     ArchitectureError,
     MismatchError,
+    PlanError,
     SourceError,
     UnknownArchitectureError,
     VocabularyError,
@@ -194,6 +196,8 @@ def open_model(
     vocabulary: bool = True,
     table: bool = True,
     one_head: bool = False,
+    ignored: Sequence[str] = (),
+    template: str | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
@@ -201,17 +205,19 @@ def open_model(
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
     have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
-    of a tied model is left out, which reads both once. Raises a SourceError that says what is wrong
-    with the files.
+    of a tied model is left out, which reads both once. Stored tensors that a pattern in ``ignored``
+    matches are left out; ``template`` takes the place of the chat template. Raises a SourceError
+    that says what is wrong with the files, a PlanError for a pattern that matches nothing.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
-        return _open_gguf(str(target), found)
+        return _open_gguf(str(target), found, ignored, template)
     if found.kind != "checkpoint":
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    model = _open_checkpoint(str(target), found, pre, vocabulary, table)
+    wish = _Wish(pre, vocabulary, table, tuple(ignored), template)
+    model = _open_checkpoint(str(target), found, wish)
     return _without_equal_head(model) if one_head else model
 
 
@@ -224,17 +230,32 @@ def _without_equal_head(model: Model) -> Model:
     return replace(model, tensors=tuple(tensors), notes=(*model.notes, Note(remark)))
 
 
-def _open_checkpoint(
-    label: str, found: Resolved, pre: str | None, vocabulary: bool, table: bool
-) -> Model:
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How a checkpoint is to be opened: `open_model`'s arguments."""
+
+    pre: str | None
+    vocabulary: bool
+    table: bool
+    ignored: tuple[str, ...]
+    template: str | None
+
+
+def _open_checkpoint(label: str, found: Resolved, wish: _Wish) -> Model:
     from quantcli.sources.hf import open_checkpoint
 
     store = open_checkpoint(found.path)
     try:
+        left = _ignored_names(store.tensors, wish.ignored)
+        store.leave_out(left)
         try:
-            return _with_table(label, found, store, pre, vocabulary, table)
+            return _with_table(label, found, store, wish)
+        except MismatchError as lack:
+            if any(name in lack.message for name in left):
+                raise MismatchError(lack.message, hint="--ignore-tensor leaves it out") from lack
+            raise
         except ArchitectureError as unknown:
-            if table or isinstance(unknown, MismatchError):
+            if wish.table:
                 raise
             return _without_table(label, found, store, unknown)
     except BaseException:
@@ -242,9 +263,21 @@ def _open_checkpoint(
         raise
 
 
-def _with_table(
-    label: str, found: Resolved, store: HfCheckpoint, pre: str | None, vocabulary: bool, table: bool
-) -> Model:
+def _ignored_names(stored: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """The stored names that ``patterns`` match; PlanError for one that matches none."""
+    names: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in stored if re.search(pattern, name)}
+        if not found:
+            raise PlanError(
+                f"--ignore-tensor {pattern} matches no stored tensor",
+                hint="'quantcli inspect MODEL --tensors' lists them",
+            )
+        names |= found
+    return names
+
+
+def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.pooling import pooling_metadata
     from quantcli.sources.shards import adapter_notes
@@ -264,19 +297,20 @@ def _with_table(
     keys |= architecture.metadata(store.config, store)
     keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
     sentences += adapter_notes(found.path)
-    if vocabulary:
+    if wish.vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
         try:
             keys |= load_vocabulary(
                 found.path,
                 store.config,
                 vocab_size=size,
-                pre=pre,
+                pre=wish.pre,
+                template=wish.template,
                 name=str(keys["general.name"].value),
                 on_note=sentences.append,
             )
         except VocabularyError:
-            if table:
+            if wish.table:
                 raise
     notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
@@ -370,8 +404,11 @@ def _in_blocks(tensor: OutputTensor, store: BlockStore) -> OutputTensor:
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")
 
 
-def _open_gguf(label: str, found: Resolved) -> Model:
+def _open_gguf(
+    label: str, found: Resolved, ignored: Sequence[str] = (), template: str | None = None
+) -> Model:
     from quantcli.sources.gguf import open_gguf
+    from quantcli.vocab.template import TEMPLATE_KEY
 
     store = open_gguf(found.path)
     keys = {
@@ -382,9 +419,17 @@ def _open_gguf(label: str, found: Resolved) -> Model:
     if "general.architecture" not in keys:
         store.close()
         raise SourceError(f"{found.path} has no general.architecture, so it is not a model")
+    try:
+        left = _ignored_names(store.tensors, ignored)
+    except PlanError:
+        store.close()
+        raise
+    if template is not None:
+        keys[TEMPLATE_KEY] = text(template)
     tensors = tuple(
         OutputTensor(info.name, info.shape, info.dtype, (Piece(info.name, row_count(info.shape)),))
         for info in store.tensors.values()
+        if info.name not in left
     )
     arch = str(keys["general.architecture"].value)
     return Model(

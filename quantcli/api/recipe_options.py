@@ -46,3 +46,6 @@ class RecipeOptions(TypedDict, total=False):
     e2e_steps: int
     mmproj_only: bool
     no_mtp: bool
+    ignore_tensors: Sequence[str]
+    chat_template: str | Path
+    scheme: Sequence[str]

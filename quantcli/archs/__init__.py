@@ -53,6 +53,8 @@ ARCHITECTURES = Registry(
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
         "ArceeForCausalLM": "quantcli.archs.arcee:ARCEE",
+        "DeciLMForCausalLM": "quantcli.archs.deci:DECI",
+        "InternLM2ForCausalLM": "quantcli.archs.internlm2:INTERNLM2",
         "InternLM3ForCausalLM": "quantcli.archs.llama:INTERNLM3",
         "XverseForCausalLM": "quantcli.archs.llama:XVERSE",
         "MiniCPMForCausalLM": "quantcli.archs.minicpm:MINICPM",
@@ -81,6 +83,7 @@ ARCHITECTURES = Registry(
         "PhiForCausalLM": "quantcli.archs.phi2:PHI2",
         "Glm4ForCausalLM": "quantcli.archs.glm4:GLM4",
         "Glm4vForConditionalGeneration": "quantcli.archs.glm4:GLM4V",
+        "GlmOcrForConditionalGeneration": "quantcli.archs.glm4:GLM_OCR",
         "GlmForCausalLM": "quantcli.archs.glm4:GLM",
         "Ernie4_5ForCausalLM": "quantcli.archs.ernie4_5:ERNIE4_5",
         "PaddleOCRVLForConditionalGeneration": "quantcli.archs.paddleocr:PADDLEOCR",
@@ -92,6 +95,7 @@ ARCHITECTURES = Registry(
         "DeepseekV32ForCausalLM": "quantcli.archs.sparse_attention:DEEPSEEK_V32",
         "GlmMoeDsaForCausalLM": "quantcli.archs.sparse_attention:GLM_MOE_DSA",
         "DeepseekV2ForCausalLM": "quantcli.archs.deepseek2:DEEPSEEK_V2",
+        "YoutuForCausalLM": "quantcli.archs.youtu:YOUTU",
         "MiniCPM3ForCausalLM": "quantcli.archs.minicpm3:MINICPM3",
         "Ernie4_5_MoeForCausalLM": "quantcli.archs.ernie4_5_moe:ERNIE4_5_MOE",
         "BailingMoeV2ForCausalLM": "quantcli.archs.bailing_moe2:BAILING_MOE2",
@@ -132,6 +136,8 @@ ARCHITECTURES = Registry(
         "DistilBertForMaskedLM": "quantcli.archs.bert:DISTILBERT",
         "NomicBertModel": "quantcli.archs.nomic_bert:NOMIC_BERT",
         "JinaEmbeddingsV3Model": "quantcli.archs.nomic_bert:JINA_V3",
+        "JinaBertModel": "quantcli.archs.jina_bert:JINA_BERT",
+        "JinaBertForMaskedLM": "quantcli.archs.jina_bert:JINA_BERT",
         "ModernBertModel": "quantcli.archs.modern_bert:MODERN_BERT",
         "ModernBertForMaskedLM": "quantcli.archs.modern_bert:MODERN_BERT",
         "ModernBertForSequenceClassification": "quantcli.archs.modern_bert:MODERN_BERT_CLASSIFIER",
@@ -192,8 +198,8 @@ def rebuild_config(
     family = next(_named(arch), None)
     if family is None:
         raise ArchitectureError(
-            f"the configuration of a {arch} model cannot be told from its GGUF",
-            hint="--config names a folder with its config.json",
+            f"the configuration of a {arch} model cannot be told from its GGUF: it has no table",
+            hint="the checkpoint that it was made from needs none",
         )
     if "token_embd.weight" not in shapes:
         raise ArchitectureError("the GGUF has no tensor token_embd.weight")

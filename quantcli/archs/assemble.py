@@ -114,8 +114,8 @@ class _Shelf:
             if name not in self.taken and not any(re.fullmatch(p, name) for p in ignored):
                 raise ArchitectureError(
                     f"tensor {info.name} of {info.file} is not part of {self.model}",
-                    hint="the checkpoint and its config.json do not belong together, "
-                    "or the model was changed",
+                    hint="the checkpoint and its config.json do not belong together, or the model "
+                    f"was changed; --ignore-tensor '{re.escape(info.name)}' leaves it out",
                 )
 
 

@@ -33,8 +33,11 @@ def class_name(config: Config) -> str:
 def text_part(config: Config) -> Mapping[str, Any]:
     """The text model's part of a wrapper's config.json; empty where it holds none.
 
-    ``text_config`` in transformers, ``llm_config`` in InternVL's own code.
+    ``text_config`` in transformers, ``llm_config`` in InternVL's own code; the omni models of Qwen
+    have it in ``thinker_config``.
     """
+    if isinstance(config.get("thinker_config"), Mapping):
+        config = config["thinker_config"]
     key = next((key for key in ("text_config", "llm_config") if config.get(key)), None)
     if key is None:
         return {}

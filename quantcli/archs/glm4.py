@@ -4,7 +4,7 @@ GLM-4 0414 and Z1 (norms before and after attention and MLP) are llama.cpp's "gl
 GLM-Edge its "chatglm". transformers rotates neighbours too, so no row moves, unless the rotation is
 shared out among time, height and width (GLM-4.1V), where ggml rotates halves: then the even values
 of q and k come before the odd ones, also where they are not rotated, which their product does not
-see.
+see. GLM-OCR is the same with a block for multi-token prediction.
 Sources: arXiv:2406.12793, transformers' modeling_glm4.py and modeling_glm.py, llama.cpp's
 src/models/glm4.cpp and chatglm.cpp.
 """
@@ -33,6 +33,7 @@ from quantcli.archs.decoder import (
 )
 from quantcli.archs.fold import DECODER, FoldRule, Folds
 from quantcli.archs.header import Header
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rope import Rope, read_rope, rope_keys, section_config, section_keys
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.archs.wrappers import unwrapped
@@ -134,6 +135,11 @@ def _config(header: Header) -> dict[str, Any]:
     }
 
 
+def _behind(config: Config, blocks: range) -> tuple[Rule, ...]:
+    layered = (rule for rule in _post_normed_rules(config) if "{i}" in rule.name)
+    return behind(blocks, *layered, *nextn_rules(config))
+
+
 GLM = Architecture(
     name="chatglm",
     read_dims=_dims,
@@ -161,10 +167,12 @@ GLM4 = replace(
     read_dims=_post_normed_dims,
     read_rules=_post_normed_rules,
     to_keys=_post_normed_keys,
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _behind),
     folds=replace(
         _FOLDS, basis="the norms after its attention and MLP weigh the stream's channels one by one"
     ),
 )
+
 
 GLM4V = replace(
     unwrapped(GLM4),
@@ -173,3 +181,5 @@ GLM4V = replace(
         "rms_norm_eps": 1e-5,
     },
 )
+
+GLM_OCR = replace(GLM4V, defaults={**GLM4V.defaults, "attention_bias": False})

@@ -24,7 +24,15 @@ from quantcli.archs.mixture import (
     mixture_keys,
     mixture_rules,
 )
-from quantcli.archs.mla import FOLDS, mla_config, mla_dims, mla_keys, mla_notes, mla_rules
+from quantcli.archs.mla import (
+    FOLDS,
+    check_lite,
+    mla_config,
+    mla_dims,
+    mla_keys,
+    mla_notes,
+    mla_rules,
+)
 from quantcli.archs.rope import Rope, read_rope
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.errors import ArchitectureError
@@ -58,8 +66,7 @@ def _dims(config: Config) -> dict[str, int]:
 def _rules(config: Config) -> tuple[Rule, ...]:
     mixture = (
         replace(_STACKS[rule.name], layers=rule.layers) if rule.name in _STACKS else rule
-        for rule in mixture_rules(config)
-        if rule.name != "blk.{i}.exp_probs_b.bias"
+        for rule in mixture_rules(config, bias="")
     )
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *mla_rules(config), *mixture)
 
@@ -108,6 +115,7 @@ MISTRAL4 = Architecture(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_config,
+    check=check_lite,
     read_notes=_notes,
     defaults={
         "tie_word_embeddings": False,

@@ -100,13 +100,13 @@ def sparse_rules(
 ) -> tuple[Rule, ...]:  # fmt: skip
     """Router, experts and shared experts of a layer.
 
-    ``gate`` is the router, ``bias`` its bias, which need not be there.
+    ``gate`` is the router, ``bias`` its bias; empty where it has none.
     """
     router, *matrices = experts("mlp", "gate_proj", "up_proj", "down_proj")
     router = replace(router, source=f"model.layers.{{i}}.mlp.{gate}.weight")
-    scores = replace(layer("exp_probs_b.bias", f"mlp.{bias}", "experts"), optional=True)
+    scores = (layer("exp_probs_b.bias", f"mlp.{bias}", "experts"),) if bias else ()
     beside = shared_rules(f"mlp.{shared}") if config.get(names.shared) else ()
-    return (router, *matrices, scores, *beside)
+    return (router, *matrices, *scores, *beside)
 
 
 def shared_rules(inside: str) -> tuple[Rule, ...]:

@@ -35,6 +35,9 @@ from quantcli.types import MetaValue, f32, text, u32
 
 _LATENT_EPSILON = 1e-6
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+_LITE_LAYERS = (26, 27)
+_LITE_SIZES = ((48, 128256),)
+"""Layers, or layers and tokens, of DeepSeek V2-Lite, GigaChat 3 and Kanana 2."""
 _LOG_MULTIPLIER = 0.1
 """The key holds a tenth of mscale_all_dim."""
 
@@ -83,6 +86,11 @@ FOLDS = Folds(
 def mla_dims(config: Config) -> dict[str, int]:
     """Sizes of embeddings, latent attention and MLP; "q_rank" only where queries have a latent."""
     heads = integer(config, "num_attention_heads")
+    if integer(config, "num_key_value_heads", default=heads) != heads:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {config['num_key_value_heads']} key-value "
+            f"heads for {heads}, but latent attention makes one for each"
+        )
     rank = integer(config, "kv_lora_rank")
     nope, rope = integer(config, "qk_nope_head_dim"), integer(config, "qk_rope_head_dim")
     value = integer(config, "v_head_dim")
@@ -109,6 +117,17 @@ def mla_dims(config: Config) -> dict[str, int]:
         "o": heads * value,
         **latent,
     }
+
+
+def check_lite(config: Config, dims: Dims) -> None:
+    """Refuse a query latent in a model that llama.cpp takes for one without, by its size."""
+    layers, vocab = dims["layers"], dims["vocab"]
+    lite = layers in _LITE_LAYERS or (layers, vocab) in _LITE_SIZES
+    if lite and has_query_latent(config):
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has a q_lora_rank, but llama.cpp takes a model "
+            f"of {layers} layers and {vocab} tokens for one without"
+        )
 
 
 def has_query_latent(config: Config) -> bool:

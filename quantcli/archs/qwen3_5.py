@@ -84,9 +84,11 @@ def _mixture(config: Config) -> tuple[Rule, ...]:
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     rope = read_rope(config, delta_net.ROPE_TYPES, partial=True, sections=True)
+    found = delta_net.keys(config, dims, rope)
+    rotated = int(found["rope.dimension_count"].value)
     return {
-        **delta_net.keys(config, dims, rope),
-        "rope.dimension_sections": array("i32", _sections(rope)),
+        **found,
+        "rope.dimension_sections": array("i32", _sections(rope, dims, rotated)),
     }
 
 
@@ -96,12 +98,25 @@ def _mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     return found
 
 
-def _sections(rope: Rope) -> list[int]:
-    found = rope.get("mrope_section", _SECTIONS)
-    if not isinstance(found, list) or any(not isinstance(part, int) or part < 0 for part in found):
+def _sections(rope: Rope, dims: Dims, rotated: int) -> list[int]:
+    """Shares of time, height and width, which take turns; a head's size of them at most.
+
+    A frequency that none of them reaches llama.cpp leaves unturned.
+    """
+    half = rotated // 2
+    fits = sum(_SECTIONS) <= dims["head_dim"]
+    usual = _SECTIONS if fits else [(half + 2 - part) // 3 for part in range(3)]
+    found = rope.get("mrope_section", usual)
+    whole = isinstance(found, list) and len(found) >= 3
+    if (
+        not whole
+        or any(not isinstance(part, int) or part < 0 for part in found)
+        or not 0 < sum(found) <= dims["head_dim"]
+        or any(turn >= 3 * found[turn % 3] for turn in range(min(half, sum(found))))
+    ):
         raise ArchitectureError(
-            f"mrope_section of {class_name(rope)} in config.json is {found!r}, expected a list of "
-            "whole numbers"
+            f"mrope_section of {class_name(rope)} in config.json is {found!r}, expected shares of "
+            f"{half} frequencies that take turns, such as {usual}"
         )
     return [*found, 0, 0, 0, 0][:4]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from quantcli.archs.base import no_check
 from quantcli.archs.config import Config, class_name, count, integer, number
 from quantcli.archs.decoder import EMBEDDING, NORMS, OUTPUT_NORM, layer, output
 from quantcli.archs.deepseek2 import DEEPSEEK_V3, GLM4_MOE_LITE
@@ -172,6 +173,7 @@ DEEPSEEK_V32 = replace(
     read_rules=_rules,
     to_keys=_keys,
     to_config=_deepseek_config,
+    check=no_check,
     read_notes=_notes,
     defaults={**DEEPSEEK_V3.defaults, _HEADS: 64, _SIZE: 128, _TOP: 2048},
     fixed={**DEEPSEEK_V3.fixed, "indexer_types": (None,), "index_topk_freq": (1,)},

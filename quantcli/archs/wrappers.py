@@ -16,20 +16,25 @@ from quantcli.archs.config import Config, text_part
 from quantcli.registry import Registry
 
 RENAMES = (
+    (r"^thinker\.", ""),
     (r"^(model\.)?language_model\.lm_head\.", "lm_head."),
     (r"^(model\.)?(language_model|text_model|decoder)\.(model\.)?", "model."),
 )
 TOWERS = (
     r"(model\.)?(visual|vision_\w+|image_\w+|audio_\w+|embed_vision|embed_audio|vit|sam_\w+"
     r"|multi_modal_projector|mm_projector|multimodal_projector|projector|connector|aligner|mlp1"
-    r"|modality_projection|resampler|patch_merger|perceiver\w*)(\..*)?",
+    r"|modality_projection|resampler|patch_merger|perceiver\w*|talker|token2wav|code2wav|vqmodel"
+    r"|generation_\w+)(\..*)?",
 )
-"""Tensors of vision and audio towers, and of what joins them to the text model."""
+"""Tensors of vision and audio towers, of what joins them to the text model, and of what speaks or
+draws."""
 
 _CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "kimi_k2": "DeepseekV3ForCausalLM",
+    "qwen2_5_omni_text": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_omni_moe_text": "Qwen3VLMoeForConditionalGeneration",
     "qwen3_5_text": "Qwen3_5ForCausalLM",
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "stablelm": "StableLmForCausalLM",

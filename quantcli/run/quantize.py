@@ -23,6 +23,7 @@ from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.plan.schemes import GGUF
+from quantcli.plan.text_file import read_template
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
 from quantcli.run.request import Request, Wanted, check_request
@@ -91,6 +92,8 @@ def _open(
         vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
         table=any(r.to == GGUF for r in recipes),
         one_head=all(r.to == GGUF for r in recipes),
+        ignored=recipes[0].ignore_tensors,
+        template=read_template(template) if (template := recipes[0].chat_template) else None,
         on_progress=on_fetch,
     )
 

@@ -8,7 +8,7 @@ weights. Floats of a whole tensor are never held; what is held is what the calle
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class HfCheckpoint:
     def files(self) -> tuple[Path, ...]:
         """The safetensors files, by name."""
         return tuple(file.path for file in self._shards.files)
+
+    def leave_out(self, names: Container[str]) -> None:
+        """Do as if these tensors were not stored."""
+        self._tensors = {n: info for n, info in self._tensors.items() if n not in names}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop``, leading axes flattened, as a new array of shape (rows, columns).

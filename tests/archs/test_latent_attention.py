@@ -83,6 +83,8 @@ def test_kimi_k2_is_built_from_the_class_that_it_names(
         ({"rope_parameters": YARN_ROPE | {"mscale": 1.0, "mscale_all_dim": 0.5}}, "by 1.0"),
         ({"rope_parameters": YARN_ROPE | {"mscale": 1, "mscale_all_dim": 1, "truncate": False}},
          "truncate of yarn to false"),
+        ({"num_hidden_layers": 27}, "takes a model of 27 layers"),
+        ({"num_key_value_heads": 2}, "2 key-value heads for 4"),
         ({"qk_rope_head_dim": 15}, "expected an even number"),
         ({"rope_interleave": False}, "rope_interleave to False"),
         ({"scoring_func": "softmax"}, "scoring_func to 'softmax'"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,38 @@ class Relative:
     tiny: str
     config: dict[str, Any]
     changes: dict[str, Any] = field(default_factory=dict)
+    store: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    """The family's tensors out of transformers'."""
+
+
+_INTERNLM2 = {
+    "embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+
+
+def _internlm2(tensors: dict[str, Any]) -> dict[str, Any]:
+    """q, k and v in one matrix, by key-value heads of 16 values."""
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith("q_proj.weight"):
+            block = name.removesuffix("self_attn.q_proj.weight")
+            q, k, v = (
+                tensors[f"{block}self_attn.{x}_proj.weight"].reshape(2, -1, 16, 64) for x in "qkv"
+            )
+            fused = torch.cat((q, k, v), dim=1).reshape(-1, 64).contiguous()
+            found[f"{block}attention.wqkv.weight"] = fused
+        elif not name.endswith(("k_proj.weight", "v_proj.weight")):
+            for ours, theirs in _INTERNLM2.items():
+                name = name.replace(ours, theirs)
+            found[name] = value
+    return found
 
 
 _LONG = {key: value for key, value in LONG_ROPE.items() if key != "partial_rotary_factor"} | {
@@ -56,6 +89,15 @@ _SCALES = {
 _MINICPM = {"scale_emb": 3, "scale_depth": 1.4, "dim_model_base": 128, "rope_theta": 3000.0}
 
 RELATIVES = {
+    "InternLM2ForCausalLM": Relative(
+        "llama-tied",
+        {
+            "model_type": "internlm2", "bias": False, "rope_theta": 3000.0,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        },
+        {"tie_word_embeddings": False},
+        _internlm2,
+    ),
     "InternLM3ForCausalLM": Relative(
         "llama-tied",
         {
@@ -110,6 +152,10 @@ def theirs(name: str, ours: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     config = {key: found[key] for key in _SHARED if key in found}
     config |= {"architectures": [name.split()[0]], "hidden_act": "silu"}
     (folder / "config.json").write_text(json.dumps(config | RELATIVES[name].config))
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "model.safetensors"
+    save_file(RELATIVES[name].store(load_file(weights)), weights, {"format": "pt"})
     return folder
 
 
@@ -153,6 +199,7 @@ def test_a_gguf_gives_the_checkpoint_back(name: str, theirs: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("model", "change"),
     [
+        ("InternLM2ForCausalLM", {"bias": True}),
         ("InternLM3ForCausalLM", {"qkv_bias": True}),
         ("XverseForCausalLM", {"tie_word_embeddings": True}),
         ("MiniCPMForCausalLM", {"num_experts": 8}),

@@ -172,6 +172,15 @@ def patched(model: Any, pixels: Pixels) -> Any:
     return _rows(model.get_image_features(image.permute(1, 3, 0, 2, 4).flatten(0, 1), grid))
 
 
+def overviewed(model: Any, pixels: Pixels) -> Any:
+    """The small picture of the whole image, which comes before its tiles."""
+    import torch
+
+    found = model.model.vision_tower(normalised(pixels), output_hidden_states=True).hidden_states
+    taken = [found[layer] for layer in model.config.vision_feature_layer]
+    return _rows(model.model.multi_modal_projector(torch.cat(taken, dim=-1)))
+
+
 def broken(model: Any, pixels: Pixels) -> Any:
     """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
     import torch
@@ -198,6 +207,19 @@ def heard(model: Any, samples: NDArray[np.float32]) -> Any:
     masked = "input_features_mask" in inspect.signature(tower.forward).parameters
     states = tower(found, **(whole if masked else {})).last_hidden_state
     return _rows(model.model.multi_modal_projector(states))
+
+
+def transcribed(model: Any, samples: NDArray[np.float32]) -> Any:
+    """The first eight seconds, which are encoded at a time, through Qwen3-ASR's encoder."""
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    found = WhisperFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)(
+        samples, sampling_rate=16000, return_tensors="pt", padding=False
+    )["input_features"]
+    mask = torch.ones(1, found.shape[-1], dtype=torch.long)
+    states = model.model.audio_tower(found, mask).last_hidden_state
+    return _rows(model.model.multi_modal_projector(states))[: 8 * 13]
 
 
 LIMITS = {"input_max": 2.5, "input_min": -2.0, "output_max": 2.0, "output_min": -3.0}
@@ -230,6 +252,9 @@ def overheard(model: Any, samples: NDArray[np.float32]) -> Any:
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
     return _rows(model.model.get_audio_features(frames, mask))
 
+
+EARS = (heard, overheard, transcribed)
+"""Those that hear."""
 
 BREAK = 9
 """The token that stands for [IMG_BREAK] here."""
@@ -421,6 +446,17 @@ TINY: dict[str, TinyTower] = {
         (20, 16000),
         heard,
     ),
+    "qwen3-asr": TinyTower(
+        "Qwen3ASRForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen3", "head_dim": 16},
+            "audio_config": {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 3}
+            | {"encoder_ffn_dim": 80, "downsample_hidden_size": 20, "output_dim": WIDTH},
+            "audio_token_id": VOCAB - 1,
+        },
+        (9, 16000),
+        transcribed,
+    ),
     "gemma4": TinyTower(
         "Gemma4ForConditionalGeneration",
         _GEMMA4,
@@ -466,6 +502,17 @@ TINY: dict[str, TinyTower] = {
         patched,
         {"min_pixels": 1024, "max_pixels": 65536},
     ),
+    "glm-ocr": TinyTower(
+        "GlmOcrForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"out_hidden_size": WIDTH, "rms_norm_eps": 1e-3},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 96),
+        flattened,
+    ),
     "janus": TinyTower(
         "JanusForConditionalGeneration",
         {
@@ -474,6 +521,20 @@ TINY: dict[str, TinyTower] = {
             | {"mlp_ratio": 1.5, "projection_dim": WIDTH, "num_image_tokens": 64},
         },
         (64, 64),
+    ),
+    "granite-vision": TinyTower(
+        "LlavaNextForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION
+            | {"model_type": "siglip_vision_model", "num_hidden_layers": 4},
+            "image_token_index": VOCAB - 1,
+            "image_grid_pinpoints": [[64, 128], [128, 64]],
+            "vision_feature_layer": [-4, -1],
+            "vision_feature_select_strategy": "full",
+        },
+        (64, 64),
+        overviewed,
     ),
     "llava-siglip": TinyTower(
         "LlavaForConditionalGeneration",

@@ -37,13 +37,14 @@ class Wrapper:
     """The id of an added token of its tokenizer."""
 
     def section(self, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """A tower's part of config.json, with transformers' ``defaults`` below it."""
+        """A tower's part of config.json, with transformers' ``defaults`` below what it gives."""
         found = self.config.get(name)
         if not isinstance(found, Mapping):
             raise ArchitectureError(
                 f"config.json of {class_name(self.config)} has no {name}, which tells its tower"
             )
-        return {**defaults, **found, "architectures": [class_name(self.config)]}
+        given = {key: value for key, value in found.items() if value is not None}
+        return {**defaults, **given, "architectures": [class_name(self.config)]}
 
     @property
     def text(self) -> dict[str, Any]:

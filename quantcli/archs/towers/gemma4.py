@@ -20,10 +20,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from quantcli.archs.config import check_fixed, flag, integer, number
+from quantcli.archs.config import check_fixed, class_name, flag, integer, number
 from quantcli.archs.rules import Dims, Rule, Size
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import patch_rows, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, integers, patch_rows, tensor, vision_dims
+from quantcli.errors import ArchitectureError
 from quantcli.pieces import Finite, Softplus
 from quantcli.types import MetaValue, boolean, f32, text, u32
 
@@ -63,11 +64,9 @@ def _linear(name: str, source: str, rows: Size, columns: Size, *, clipped: bool)
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _VISION)
     config["image_size"] = _VISION["image_size"]
-    check_fixed(
-        {**config, **(config.get("rope_parameters") or {})},
-        {"attention_bias": (False,), "rope_theta": (100.0, 100)},
-    )
-    check_fixed(config, {"num_key_value_heads": (config["num_attention_heads"],)})
+    heads = (config["num_attention_heads"],)
+    check_fixed(config, {"attention_bias": (False,), "num_key_value_heads": heads})
+    check_base(config, 100.0)
     return config
 
 
@@ -191,7 +190,13 @@ def _dims(wrapper: Wrapper) -> dict[str, int]:
 def _audio_dims(config: dict[str, Any]) -> dict[str, int]:
     hidden, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
     # transformers' code takes as many mel bands as there are channels in the first convolution.
-    first, second = config["subsampling_conv_channels"]
+    channels = integers(config, "subsampling_conv_channels")
+    if len(channels) != 2:
+        raise ArchitectureError(
+            f"subsampling_conv_channels of {class_name(config)} in config.json has "
+            f"{len(channels)} numbers, but llama.cpp's audio tower has two convolutions"
+        )
+    first, second = channels
     return {
         "a_layers": integer(config, "num_hidden_layers"),
         "a_hidden": hidden,

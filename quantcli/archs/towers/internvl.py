@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantcli.archs.config import check_fixed, class_name, number, positive
+from quantcli.archs.config import check_fixed, class_name, integer, number, positive
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
@@ -167,8 +167,11 @@ def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
 
 def _tiles(wrapper: Wrapper, word: str) -> int | None:
     """How many tiles an image is cut into, at least or at most."""
-    found = wrapper.config.get(f"{word}_dynamic_patch", wrapper.processor.get(f"{word}_patches"))
-    return found or None
+    key = f"{word}_dynamic_patch"
+    found = wrapper.config.get(key, wrapper.processor.get(f"{word}_patches"))
+    if not found:
+        return None
+    return integer({key: found, "architectures": wrapper.config["architectures"]}, key)
 
 
 def _notes(wrapper: Wrapper) -> tuple[str, ...]:

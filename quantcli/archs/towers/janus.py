@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.archs.config import check_fixed, number
+from quantcli.archs.config import check_fixed, integer, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
@@ -42,8 +42,8 @@ _RULES = (
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _DEFAULTS)
     check_fixed(config, _FIXED)
-    ratio = number(config, "mlp_ratio")
-    return {**config, "intermediate_size": int(config["hidden_size"] * ratio)}
+    width = integer(config, "hidden_size") * number(config, "mlp_ratio")
+    return {**config, "intermediate_size": int(width)}
 
 
 def _rules(wrapper: Wrapper) -> tuple[Rule, ...]:

@@ -14,7 +14,7 @@ from quantcli.archs.config import check_fixed, class_name, integer, number, posi
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, tensor, vision_dims
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -63,8 +63,7 @@ _PROJECTOR = (
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _DEFAULTS)
     check_fixed(config, _FIXED)
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"rope_theta": (_BASE, int(_BASE))})
+    check_base(config, _BASE)
     return config
 
 

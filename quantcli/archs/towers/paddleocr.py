@@ -13,7 +13,7 @@ from quantcli.archs.config import check_fixed, class_name, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import patches, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, patches, tensor, vision_dims
 from quantcli.archs.towers.siglip import ENCODER
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
@@ -36,8 +36,8 @@ _RULES = (
 
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _DEFAULTS)
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"spatial_merge_size": (2,), "rope_theta": (10000.0, 10000)})
+    check_fixed(config, {"spatial_merge_size": (2,)})
+    check_base(config, 10000.0)
     return config
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from quantcli.archs.config import check_fixed, class_name, integer
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import patches, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, patches, tensor, vision_dims
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -76,8 +76,7 @@ def _vision(wrapper: Wrapper) -> dict[str, Any]:
         {"projector_hidden_act": None, "vision_feature_layer": None, **wrapper.config},
         {"projector_hidden_act": ("gelu",), "vision_feature_layer": (-1,)},
     )
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"rope_theta": (_BASE, int(_BASE))})
+    check_base(config, _BASE)
     return config
 
 

@@ -253,4 +253,10 @@ MODELS = {
         routed=True,
         absorbed=True,
     ),
+    "youtu": Tiny(
+        "YoutuForCausalLM",
+        MLA | {"tie_word_embeddings": True, "rope_parameters": MSCALE_ROPE},
+        beyond=True,
+        absorbed=True,
+    ),
 }
