@@ -42,6 +42,8 @@ APART = {
     "mistral4": "its table knows that the family is published with experts in one tensor",
     "granite-swa-moe": "its table knows that the family is published with experts in one tensor",
     "step35": "its table knows that stacks of experts have the names of matrices",
+    "nemotron-h-moe": "its table knows that experts are those of an MLP, which is called a mixer",
+    "nemotron-h-latent": "its table knows that experts are those of an MLP, called a mixer",
     "mixtral-stacked": "its table knows the names under which Mixtral publishes experts",
 }
 """Models whose folder without a table is another, and why; those with a block for multi-token
