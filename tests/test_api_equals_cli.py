@@ -55,6 +55,7 @@ PLANS = """
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
 --to compressed-tensors --activations int8
+--to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate
 --method awq,gptq --random-share 0.5 --calibrate text.txt --chunks 2 --resume --to awq
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
@@ -109,6 +110,7 @@ quantize q4.gguf --type Q8_0
 quantize nowhere
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
+quantize mini --to compressed-tensors --scheme FP9
 calibrate
 calibrate mini --merge m.gguf
 calibrate mini --ctx 4

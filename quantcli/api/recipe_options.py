@@ -48,3 +48,4 @@ class RecipeOptions(TypedDict, total=False):
     no_mtp: bool
     ignore_tensors: Sequence[str]
     chat_template: str | Path
+    scheme: Sequence[str]

@@ -12,7 +12,7 @@ what a publisher wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class Header:
     keys: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     read: Read
+    behind: Mapping[str, list[Any]] = field(default_factory=dict)
+    """Of lists with an entry for every block, those for multi-token prediction."""
 
     def named(self, **table: str) -> dict[str, Any]:
         """The configuration's keys for which the file has the key-value that ``table`` names."""
@@ -51,7 +53,12 @@ def read_header(
     prefix = f"{arch}."
     layers = drop_blocks(arch, metadata)
     keys = {k.removeprefix(prefix): _plain(v) for k, v in layers.items() if k.startswith(prefix)}
-    return Header(keys, shapes, read)
+    behind = {
+        key.removeprefix(prefix): metadata[key].value[len(value.value) :]
+        for key, value in layers.items()
+        if value.kind.startswith("[") and len(metadata[key].value) > len(value.value)
+    }
+    return Header(keys, shapes, read, behind)
 
 
 def same_value(found: Any, expected: Any) -> bool:

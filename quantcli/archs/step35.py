@@ -8,7 +8,7 @@ experts, not in their gates. Gate and up are limited in some layers.
 
 config.json spells many settings in two ways, by layer (``rope_theta``, ``partial_rotary_factors``,
 ``moe_layers_enum``, ``attention_other_setting``) or as transformers does. Experts are published
-stacked, gate and up apart. Blocks for multi-token prediction are left out (a note says so).
+stacked, gate and up apart. Lists by layer also cover the blocks for multi-token prediction.
 
 Sources: StepFun's model cards, transformers' modeling_step3p7.py, llama.cpp's
 src/models/step35.cpp.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, integer, number, positive
+from quantcli.archs.config import Config, class_name, integer, listing, number, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -43,9 +43,10 @@ from quantcli.archs.fold import Folds
 from quantcli.archs.gemma2 import shift_norms
 from quantcli.archs.header import Header
 from quantcli.archs.mixture import SIGMOID, placed
+from quantcli.archs.mtp import Mtp, nextn_rules
 from quantcli.archs.rope import Rope, llama3_factors, llama3_rope, read_layer_rope
 from quantcli.archs.rules import Dims, Rule, Share, Values
-from quantcli.archs.windows import layer_kinds, window_config, window_keys
+from quantcli.archs.windows import PATTERN, layer_kinds, window_config, window_keys
 from quantcli.archs.wrappers import unwrapped
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, array, boolean, f32, u32
@@ -55,8 +56,11 @@ _SHARE = {_FULL: 0.5, _WINDOWED: 1.0}
 """Of a head that is rotated; llama.cpp halves the one for the other."""
 _LIMITS = {"swiglu_limits": "swiglu_clamp_exp", "swiglu_limits_shared": "swiglu_clamp_shexp"}
 _DENSE_LAYERS = 3
+_MOST = 8
+"""Blocks for multi-token prediction."""
 
 _GATE = layer("attn_gate.weight", "self_attn.g_proj.weight", "heads", "hidden")
+_LAYER = (*NORMS, *ATTENTION, *HEAD_NORMS, _GATE)
 _FUSED = "model.layers.{i}.mlp.experts.gate_up_proj"
 
 
@@ -77,31 +81,45 @@ _RENAMES = (
     (r"\.mlp\.gate\.e_score_correction_bias$", ".moe.router_bias"),
     (r"\.mlp\.experts\.down_proj$", ".moe.down_proj.weight"),
     (r"\.mlp\.shared_experts\.", ".share_expert."),
+    (r"\.transformer\.shared_head\.output\.", ".shared_head.head."),
+    (r"\.transformer\.", "."),
 )
-"""What transformers calls them."""
+"""What transformers calls them, and what lies deeper in blocks behind the layers."""
 _NO_TOWER = {
     "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2,
 }  # fmt: skip
 """Of a model without images: the class has a tower in any case."""
 
 
-def _kinds(config: Config) -> list[str]:
-    """Of the layers; lists also cover the blocks behind them."""
-    layers, found = integer(config, "num_hidden_layers"), config.get("layer_types")
-    kept = found[:layers] if isinstance(found, list) else None
-    return layer_kinds({**config, "layer_types": kept}, layers, [_FULL] * layers)
-
-
-def _sparse(config: Config) -> list[int]:
-    """The layers with experts."""
+def _kinds(config: Config, blocks: int = 0) -> list[str]:
+    """Of the layers, and of so many ``blocks`` behind them."""
     layers = integer(config, "num_hidden_layers")
-    kinds, listed = config.get("mlp_layer_types"), config.get("moe_layers_enum")
-    if isinstance(kinds, list):
-        return [index for index, kind in enumerate(kinds[:layers]) if kind == "sparse"]
-    if listed is None:
-        return list(range(_DENSE_LAYERS, layers))
-    numbers = listed.split(",") if isinstance(listed, str) else listed
-    return sorted({int(item) for item in numbers if str(item).strip()} & set(range(layers)))
+    count, found = layers + blocks, listing(config, "layer_types", str) or [_FULL] * layers
+    behind = listing(config, "mtp_layer_types", str) or []
+    kinds = [*found, *behind, *[_FULL] * count][:count]
+    return layer_kinds({**config, "layer_types": kinds}, count, ())
+
+
+def _sparse(config: Config, blocks: int = 0) -> list[int]:
+    """The layers with experts, and the ``blocks`` behind them."""
+    layers = integer(config, "num_hidden_layers")
+    kinds, listed = listing(config, "mlp_layer_types", str), config.get("moe_layers_enum")
+    if kinds is not None:
+        kinds += listing(config, "mtp_mlp_layer_types", str) or []
+        found = [index for index, kind in enumerate(kinds) if kind == "sparse"]
+    elif listed is None:
+        found = list(range(_DENSE_LAYERS, layers))
+    else:
+        items = listed.split(",") if isinstance(listed, str) else listed
+        numbers = [str(item).strip() for item in items] if isinstance(items, list) else ["?"]
+        numbers = [number for number in numbers if number]
+        if not all(number.isdecimal() for number in numbers):
+            raise ArchitectureError(
+                f"moe_layers_enum of {class_name(config)} in config.json is {listed!r}, expected "
+                "numbers of layers"
+            )
+        found = sorted(set(map(int, numbers)))
+    return [index for index in found if index < layers + blocks]
 
 
 def _heads(config: Config, kind: str) -> tuple[int, int]:
@@ -111,9 +129,14 @@ def _heads(config: Config, kind: str) -> tuple[int, int]:
     if kind == _FULL:
         return heads, groups
     other = config.get("attention_other_setting") or {}
+    if not isinstance(other, Mapping):
+        raise ArchitectureError(
+            f"attention_other_setting of {class_name(config)} in config.json is not an object"
+        )
+    other = {**config, "num_attention_heads": heads, "num_attention_groups": groups, **other}
     return (
-        int(config.get("num_sliding_attention_heads") or other.get("num_attention_heads", heads)),
-        int(other.get("num_attention_groups", groups)),
+        integer(other, "num_sliding_attention_heads", "num_attention_heads"),
+        integer(other, "num_attention_groups"),
     )
 
 
@@ -148,7 +171,7 @@ def _dims(config: Config) -> dict[str, int]:
 
 
 def _layer_dims(config: Config, index: int) -> Dims:
-    heads, groups = _heads(config, _kinds(config)[index])
+    heads, groups = _heads(config, _kinds(config, _MOST)[index])
     size = integer(config, "head_dim")
     return {"heads": heads, "kv_heads": groups, "q": heads * size, "kv": groups * size}
 
@@ -156,12 +179,22 @@ def _layer_dims(config: Config, index: int) -> Dims:
 def _rules(config: Config) -> tuple[Rule, ...]:
     sparse = _sparse(config)
     dense = [index for index in range(integer(config, "num_hidden_layers")) if index not in sparse]
-    rules = (EMBEDDING, OUTPUT_NORM, OUTPUT, *NORMS, *ATTENTION, *HEAD_NORMS, _GATE)
+    rules = (EMBEDDING, OUTPUT_NORM, OUTPUT, *_LAYER)
     return (*shift_norms(rules), *placed(MLP, dense), *placed(_EXPERTS, sparse))
 
 
+def _behind(config: Config, blocks: range) -> tuple[Rule, ...]:
+    sparse = _sparse(config, _MOST)
+    return (
+        *shift_norms(placed((*_LAYER, *nextn_rules(config)), blocks)),
+        *placed(MLP, [block for block in blocks if block not in sparse]),
+        *placed(_EXPERTS, [block for block in blocks if block in sparse]),
+    )
+
+
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    counts = [_heads(config, kind) for kind in _kinds(config)]
+    kinds = _kinds(config, dims["mtp"])
+    counts = [_heads(config, kind) for kind in kinds]
     used = integer(config, "num_experts_per_tok", "moe_top_k")
     keys = {
         **decoder_keys(config, dims),
@@ -170,7 +203,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "rope.freq_base": f32(_rope(config, _FULL)["rope_theta"]),
         "rope.freq_base_swa": f32(_rope(config, _WINDOWED)["rope_theta"]),
         "rope.dimension_count": u32(dims["head_dim"]),
-        **window_keys(config, _kinds(config)),
+        **window_keys(config, kinds),
         **expert_keys({**config, "num_experts_per_tok": used}, dims),
         "expert_feed_forward_length": u32(dims["expert_ff"]),
         "expert_shared_feed_forward_length": u32(dims["shared_ff"]),
@@ -180,8 +213,10 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "leading_dense_block_count": u32(min(_sparse(config), default=dims["layers"])),
     }
     for ours, theirs in _LIMITS.items():
-        if config.get(ours):
-            keys[theirs] = array("f32", [float(x or 0) for x in config[ours][: dims["layers"]]])
+        listed = listing(config, ours, int, float, type(None))
+        if listed:
+            limits = [*listed, *[0] * len(kinds)][: len(kinds)]
+            keys[theirs] = array("f32", [float(limit or 0) for limit in limits])
     return keys
 
 
@@ -209,12 +244,6 @@ def _check(config: Config, dims: Dims) -> None:
         )
 
 
-def _notes(config: Config) -> tuple[str, ...]:
-    if not config.get("num_nextn_predict_layers"):
-        return ()
-    return (f"blocks for multi-token prediction of {class_name(config)} are left out",)
-
-
 def _config(header: Header) -> dict[str, Any]:
     keys = header.keys
     text = decoder_config(header, "Step3p7ForConditionalGeneration", "step3p7")
@@ -223,7 +252,7 @@ def _config(header: Header) -> dict[str, Any]:
         for name in ("head_count", "head_count_kv")
     }
     windows = window_config(header)
-    kinds = windows["layer_types"]
+    kinds, behind = windows["layer_types"], header.behind.get(PATTERN, [])
     layers, dense = len(kinds), int(keys.get("leading_dense_block_count", 0))
     full: dict[str, Any] = {"rope_type": "default", "rope_theta": keys.get("rope.freq_base")}
     if "rope_freqs.weight" in header.shapes:
@@ -252,6 +281,11 @@ def _config(header: Header) -> dict[str, Any]:
             "num_sliding_attention_heads": of(_WINDOWED, "head_count"),
             "num_key_value_heads": of(_FULL, "head_count_kv"),
             "mlp_layer_types": ["dense"] * dense + ["sparse"] * (layers - dense),
+            "mtp_layer_types": [_WINDOWED if windowed else _FULL for windowed in behind],
+            "mtp_mlp_layer_types": [
+                "sparse" if f"blk.{layers + k}.ffn_gate_inp.weight" in header.shapes else "dense"
+                for k in range(len(behind))
+            ],
             "rope_parameters": {
                 _FULL: {**full, "partial_rotary_factor": 0.5},
                 _WINDOWED: {**local, "partial_rotary_factor": 1.0},
@@ -272,7 +306,7 @@ STEP35 = unwrapped(
         to_config=_config,
         read_values=_values,
         check=_check,
-        read_notes=_notes,
+        mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _behind, most=_MOST),
         defaults={
             "rms_norm_eps": 1e-5,
             "head_dim": 128,

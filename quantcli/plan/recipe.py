@@ -275,6 +275,15 @@ class Recipe:
         "FILE",
         check="quantcli.plan.text_file:read_template",
     )
+    scheme: tuple[str, ...] = declare(
+        ACTIVATIONS,
+        "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
+        "those whose name matches; the first match wins, and modules without one stay as they "
+        "are. Repeatable.",
+        "NAME|REGEX=NAME",
+        default=(),
+        check="quantcli.plan.schemes:split_scheme",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

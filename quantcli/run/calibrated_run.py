@@ -148,7 +148,7 @@ def begin_rounding(
 ) -> Rounding:  # fmt: skip
     """Open the run's folder, next to ``output``. UsageError, SourceError or OutputError."""
     options.check()
-    codecs, every = find_codecs(plan)
+    codecs, every = find_codecs(plan, job.model)
     if not codecs:
         raise PlanError(
             f"{plan.label} quantizes nothing that a method could round",
@@ -168,14 +168,17 @@ def begin_rounding(
 
 def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:
     """A remark on matrices that no method rounds, because GGUF has their columns by turns."""
-    size = plan.scheme.grid.group_size if plan.scheme is not None else None
-    left = [item.matrix for item in plan.items if not keeps_groups(item.matrix, size or 1)]
+    left = [
+        item.matrix
+        for item in plan.items
+        if item.scheme is not None and not keeps_groups(item.matrix, item.scheme.grid)
+    ]
     if not left:
         return ()
     return (
         Note(
-            f"{len(left)} matrices such as {left[0].module} are rounded to nearest: groups of "
-            f"{size} columns lie across the heads that they read, which llama.cpp has by turns",
+            f"{len(left)} matrices such as {left[0].module} are rounded to nearest: columns that "
+            f"share a scale lie across the heads that they read, which llama.cpp has by turns",
             "warning",
         ),
     )

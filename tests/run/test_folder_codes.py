@@ -25,7 +25,6 @@ from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import OutputError, SourceError, UsageError
-from quantcli.formats.integer import dequantize
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -80,7 +79,7 @@ def _weights(job: ModelFolder, store: EncodedStore) -> dict[str, np.ndarray]:
     codes, found = stored_codes(job, store), {}
     for item in job.plan.items:
         rows = np.zeros((item.rows, item.columns), np.float32)
-        found[item.matrix.module] = dequantize(codes(item.matrix, 0, rows), job.plan.scheme.grid)
+        found[item.matrix.module] = item.scheme.grid.dequantize(codes(item.matrix, 0, rows))
     return found
 
 

@@ -60,11 +60,11 @@ def build(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for label, weight in model.named_parameters():
-            weight.copy_(_draw(label, weight, generator))
+            weight.copy_(draw(label, weight, generator))
         stored = model.state_dict()
         for label, buffer in model.named_buffers():
             if label in stored and label.endswith(("bias", "layer_scalar")):
-                buffer.copy_(_draw(label, buffer, generator))
+                buffer.copy_(draw(label, buffer, generator))
     with warnings.catch_warnings():
         # Llama 4's vision tower keeps its rotation in complex numbers.
         warnings.filterwarnings("ignore", message="Casting complex values to real")
@@ -84,7 +84,7 @@ def _add(file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: Any, generato
     from safetensors.torch import load_file, save_file
 
     added = {
-        name: _draw(name, torch.zeros(shape), generator).to(dtype) for name, shape in shapes.items()
+        name: draw(name, torch.zeros(shape), generator).to(dtype) for name, shape in shapes.items()
     }
     save_file({**load_file(file), **added}, file, metadata={"format": "pt"})
 
@@ -99,7 +99,8 @@ def _turn_experts(path: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _draw(label: str, weight: Any, generator: Any) -> Any:
+def draw(label: str, weight: Any, generator: Any) -> Any:
+    """Values for a parameter, as wide as its name asks for."""
     import torch
 
     noise = torch.randn(weight.shape, generator=generator)

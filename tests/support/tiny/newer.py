@@ -63,6 +63,21 @@ _GRANITE_SWA = (
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
     | {"attention_multiplier": 0.125, "logits_scaling": 0.5}
 )
+_NEXTN: dict[str, tuple[int, ...]] = {
+    "eh_proj": (64, 128),
+    "enorm": (64,),
+    "hnorm": (64,),
+    "shared_head.norm": (64,),
+}
+_EXPERTS_BESIDE: dict[str, tuple[int, ...]] = {
+    f"mlp.experts.{expert}.{name}": shape
+    for expert in range(4)
+    for name, shape in {
+        "gate_proj": (32, 64),
+        "up_proj": (32, 64),
+        "down_proj": (64, 32),
+    }.items()
+}
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -151,7 +166,24 @@ MODELS: dict[str, Tiny] = {
         "Cohere2MoeForCausalLM",
         _COHERE
         | {"first_k_dense_replace": 1, "prefix_dense_intermediate_size": 80}
-        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False},
+        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False}
+        | {"num_nextn_predict_layers": 1},
+        beside={
+            f"model.layers.2.{name}.weight": shape
+            for name, shape in {
+                **_NEXTN,
+                "input_layernorm": (64,),
+                **_EXPERTS_BESIDE,
+                "self_attn.q_proj": (64, 64),
+                "self_attn.k_proj": (32, 64),
+                "self_attn.v_proj": (32, 64),
+                "self_attn.o_proj": (64, 64),
+                "mlp.gate": (4, 64),
+                "mlp.shared_experts.gate_proj": (64, 64),
+                "mlp.shared_experts.up_proj": (64, 64),
+                "mlp.shared_experts.down_proj": (64, 64),
+            }.items()
+        },
         beyond=True,
         routed=True,
     ),
@@ -288,6 +320,8 @@ MODELS: dict[str, Tiny] = {
             | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
             | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
             | {"share_expert_dim": 48, "moe_router_scaling_factor": 1.5}
+            | {"num_nextn_predict_layers": 1, "mtp_layer_types": ["sliding_attention"]}
+            | {"mtp_mlp_layer_types": ["dense"]}
             | {"num_sliding_attention_heads": 6, "swiglu_limits": [0.0, 0.0, 0.7]}
             | {"swiglu_limits_shared": [0.0, 1.1, 0.9]}
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
@@ -300,6 +334,25 @@ MODELS: dict[str, Tiny] = {
             },
             "vision_config": VISION,
             "image_token_id": VOCAB - 1,
+        },
+        beside={
+            f"model.layers.3.{name}.weight": shape
+            for name, shape in {
+                **{key: value for key, value in _NEXTN.items() if key != "shared_head.norm"},
+                "transformer.shared_head.norm": (64,),
+                "input_layernorm": (64,),
+                "post_attention_layernorm": (64,),
+                "self_attn.q_norm": (32,),
+                "self_attn.k_norm": (32,),
+                "self_attn.g_proj": (6, 64),
+                "self_attn.q_proj": (192, 64),
+                "self_attn.k_proj": (64, 64),
+                "self_attn.v_proj": (64, 64),
+                "self_attn.o_proj": (64, 192),
+                "mlp.gate_proj": (96, 64),
+                "mlp.up_proj": (96, 64),
+                "mlp.down_proj": (64, 96),
+            }.items()
         },
         beyond=True,
         routed=True,
