@@ -295,6 +295,8 @@ def _read_keys(name: str, config: Mapping[str, Any], found: _Reader) -> dict[str
         f"{name}.vocab_size": u32(found.vocabulary),
     }
     for key, spellings in _KEYS.items():
+        if key == "expert_count" and not found.mixtures:
+            continue  # config.json may hold the class's default
         value = next((config[each] for each in spellings if config.get(each) is not None), None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             keys[f"{name}.{key}"] = u32(value)

@@ -42,6 +42,8 @@ APART = {
     "mistral4": "its table knows that the family is published with experts in one tensor",
     "granite-swa-moe": "its table knows that the family is published with experts in one tensor",
     "step35": "its table knows that stacks of experts have the names of matrices",
+    "nemotron-h-moe": "its table knows that experts are those of an MLP, which is called a mixer",
+    "nemotron-h-latent": "its table knows that experts are those of an MLP, called a mixer",
     "mixtral-stacked": "its table knows the names under which Mixtral publishes experts",
 }
 """Models whose folder without a table is another, and why; those with a block for multi-token
@@ -100,7 +102,7 @@ def _make(source: Path, output: Path, layout: str) -> dict[str, bytes] | Quantcl
 
 
 LOADED = {
-    "gptj": 12, "codegen": 8, "opt": 12, "xglm": 12, "bamba": 17, "helium": 14, "diffllama": 14,
+    "gptj": 12, "codegen": 8, "opt": 12, "xglm": 12, "helium": 14, "diffllama": 14,
     "minimax": 31, "jetmoe": 2,
 }  # fmt: skip
 """How many matrices are quantized. transformers loads no packed Zamba2 or RecurrentGemma: its
