@@ -209,6 +209,19 @@ def heard(model: Any, samples: NDArray[np.float32]) -> Any:
     return _rows(model.model.multi_modal_projector(states))
 
 
+def transcribed(model: Any, samples: NDArray[np.float32]) -> Any:
+    """The first eight seconds, which are encoded at a time, through Qwen3-ASR's encoder."""
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    found = WhisperFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)(
+        samples, sampling_rate=16000, return_tensors="pt", padding=False
+    )["input_features"]
+    mask = torch.ones(1, found.shape[-1], dtype=torch.long)
+    states = model.model.audio_tower(found, mask).last_hidden_state
+    return _rows(model.model.multi_modal_projector(states))[: 8 * 13]
+
+
 LIMITS = {"input_max": 2.5, "input_min": -2.0, "output_max": 2.0, "output_min": -3.0}
 """Where Gemma 4's linear layers clamp."""
 
@@ -239,6 +252,9 @@ def overheard(model: Any, samples: NDArray[np.float32]) -> Any:
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
     return _rows(model.model.get_audio_features(frames, mask))
 
+
+EARS = (heard, overheard, transcribed)
+"""Those that hear."""
 
 BREAK = 9
 """The token that stands for [IMG_BREAK] here."""
@@ -429,6 +445,17 @@ TINY: dict[str, TinyTower] = {
         },
         (20, 16000),
         heard,
+    ),
+    "qwen3-asr": TinyTower(
+        "Qwen3ASRForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen3", "head_dim": 16},
+            "audio_config": {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 3}
+            | {"encoder_ffn_dim": 80, "downsample_hidden_size": 20, "output_dim": WIDTH},
+            "audio_token_id": VOCAB - 1,
+        },
+        (9, 16000),
+        transcribed,
     ),
     "gemma4": TinyTower(
         "Gemma4ForConditionalGeneration",

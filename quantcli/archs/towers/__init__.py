@@ -34,6 +34,7 @@ TOWERS = Registry(
         "Lfm2VlForConditionalGeneration": "quantcli.archs.towers.lfm2_vl:LFM2_VL",
         "Llama4ForConditionalGeneration": "quantcli.archs.towers.llama4:LLAMA4",
         "Qwen2AudioForConditionalGeneration": "quantcli.archs.towers.whisper:QWEN2_AUDIO",
+        "Qwen3ASRForConditionalGeneration": "quantcli.archs.towers.qwen3_asr:QWEN3_ASR",
         "AudioFlamingo3ForConditionalGeneration": "quantcli.archs.towers.whisper:AUDIO_FLAMINGO3",
     },
 )
