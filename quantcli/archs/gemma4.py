@@ -52,7 +52,7 @@ _NEVER = np.float32(1e30)
 """Divides a frequency that does not turn; llama.cpp's converter writes the same."""
 
 _SCALAR = replace(layer("layer_output_scale.weight", "layer_scalar", "one"), stored=(1,))
-_PER_LAYER = (
+PER_LAYER = (
     Rule(
         "per_layer_token_embd.weight",
         "model.embed_tokens_per_layer.weight",
@@ -202,7 +202,7 @@ def _rules(config: Config) -> tuple[Rule, ...]:
         query, query_norm, out,
         replace(key, layers=owners), replace(key_norm, layers=owners),
         replace(value, layers=valued),
-        *(_PER_LAYER if config.get("hidden_size_per_layer_input") else ()),
+        *(PER_LAYER if config.get("hidden_size_per_layer_input") else ()),
         *(_EXPERTS if flag(config, "enable_moe_block") else ()),
     )  # fmt: skip
 
