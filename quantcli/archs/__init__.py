@@ -49,6 +49,7 @@ ARCHITECTURES = Registry(
         "GraniteMoeSWAForCausalLM": "quantcli.archs.granite_swa:GRANITE_MOE_SWA",
         "GraniteMoeForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
         "GraniteMoeSharedForCausalLM": "quantcli.archs.granite_moe:GRANITE_MOE",
+        "BambaForCausalLM": "quantcli.archs.bamba:BAMBA",
         "GraniteMoeHybridForCausalLM": "quantcli.archs.granite_hybrid:GRANITE_HYBRID",
         "SmolLM3ForCausalLM": "quantcli.archs.smollm3:SMOLLM3",
         "SeedOssForCausalLM": "quantcli.archs.seed_oss:SEED_OSS",
