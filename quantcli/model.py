@@ -296,7 +296,7 @@ def _ignored_names(stored: Iterable[str], patterns: Sequence[str]) -> set[str]:
 
 def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
-    from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.pooling import dense_tensors, pooling_metadata
     from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
@@ -312,7 +312,8 @@ def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    dense = dense_tensors(found.path, architecture.name, keys)
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append, dense)
     sentences += adapter_notes(found.path)
     if wish.vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
@@ -331,7 +332,7 @@ def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -
                 raise
     notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
-        label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
+        label, found.path, architecture.name, keys, (*tensors, *dense), store, from_gguf=False,
         config=store.config, notes=notes,
         repo=found.repo, revision=found.revision,
     )  # fmt: skip
