@@ -43,7 +43,7 @@ def find_matrices(
     apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
-        if not may_be_quantized(tensor.name, tensor.shape, model.arch):
+        if not tensor.pieces or not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
         if (outer and not embeddings) or tensor.name in apart:
             continue

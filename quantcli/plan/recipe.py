@@ -282,6 +282,7 @@ class Recipe:
         "are. Repeatable.",
         "NAME|REGEX=NAME",
         default=(),
+        flags=("--scheme", "--mode"),
         check="quantcli.plan.schemes:split_scheme",
     )
 

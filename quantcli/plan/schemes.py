@@ -75,7 +75,7 @@ def find_output_layout(to: str) -> Layout | None:
 def has_types(to: str) -> bool:
     """Whether the format is made of GGUF's block types rather than of an integer grid."""
     layout = find_output_layout(to)
-    return layout is None or layout.grids is None
+    return layout is None or not layout.has_codes
 
 
 def is_taken(field: Field, layout: Layout | None) -> bool:
@@ -108,7 +108,7 @@ def check_scheme(recipe: Recipe) -> None:
             raise UsageError(f"--keep {entry} is not a regular expression: {error}") from None
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
-    if layout is not None and layout.grids is not None:
+    if layout is not None and layout.has_codes:
         make_schemes(recipe, "BF16", has_importance=knows_importance(recipe))
 
 
@@ -139,10 +139,13 @@ def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[S
     Where they are named for some modules alone, the others are not quantized, unless bits are
     given.
     """
-    layout, _ = find_grids(recipe)
+    layout = find_output_layout(recipe.to)
+    if layout is None or not layout.has_codes:
+        raise UsageError(f"--to {recipe.to} has no schemes")
+    named = recipe.scheme or (() if layout.grids is not None else tuple(layout.presets)[:1])
     rules = [
         SchemeRule(pattern, make_preset(recipe, layout, name, dtype, has_importance))
-        for pattern, name in map(split_scheme, recipe.scheme)
+        for pattern, name in map(split_scheme, named)
     ]
     if any(rule.pattern is None for rule in rules[:-1]):
         raise UsageError("--scheme without a pattern comes last, since it is for all other modules")

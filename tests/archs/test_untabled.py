@@ -106,7 +106,7 @@ def _make(source: Path, output: Path, layout: str) -> dict[str, bytes] | Quantcl
 
 
 LOADED = {
-    "gptj": 12, "codegen": 8, "opt": 12, "xglm": 12, "bamba": 17, "helium": 14, "diffllama": 14,
+    "gptj": 12, "codegen": 8, "opt": 12, "xglm": 12, "helium": 14, "diffllama": 14,
     "minimax": 31, "jetmoe": 2,
 }  # fmt: skip
 """How many matrices are quantized. transformers loads no packed Zamba2 or RecurrentGemma: its

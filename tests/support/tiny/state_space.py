@@ -210,4 +210,10 @@ MODELS: dict[str, Tiny] = {
         routed=True,
         chunks=3,
     ),
+    "bamba": Tiny(
+        "BambaForCausalLM",
+        BASE
+        | {"num_hidden_layers": 3, "attn_layer_indices": [1]}
+        | {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24, "mamba_chunk_size": 32},
+    ),
 }
