@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag, integer, positive
+from quantcli.archs.config import Config, class_name, flag, integer, listing, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EPSILON,
@@ -94,7 +94,7 @@ _LATENT_RULES = (
 
 def _kinds(config: Config) -> list[str]:
     """What each layer is."""
-    found = config.get("layers_block_type") or config.get("layer_types")
+    found = listing(config, "layers_block_type", str) or listing(config, "layer_types", str)
     pattern = config.get("hybrid_override_pattern")
     if found is None and isinstance(pattern, str):
         found = [_LETTERS.get(letter, letter) for letter in pattern]
