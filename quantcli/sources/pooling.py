@@ -106,6 +106,8 @@ def _linear(folder: Path, stage: str) -> NDArray[np.float32] | None:
     settings = read_json(_inside(folder, stage) / "config.json")
     if settings.get("bias") or settings.get("activation_function") not in _PLAIN:
         return None
+    if not (folder / stage / "model.safetensors").is_file():
+        return None
     shards = open_shards(folder / stage)
     try:
         if set(shards.tensors) != {"linear.weight"}:
