@@ -102,12 +102,20 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
         f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
         + (f" ({available} were there)" if available > count else "")
     )
+    if run.model.untabled is not None:
+        yield Note(run.model.untabled.remark)
     if checkpoint.done:
         yield Note(f"continuing after layer {checkpoint.done - 1}")
     yield from _collect(job)
     layers = checkpoint.done + 1
     calibration = _gather(run, checkpoint, layers)
     further = CheckpointStatistics(checkpoint, layers, job.needs) if len(job.needs) > 1 else None
+    if run.model.mtp_tensors:
+        unseen = sum(len(tensor.shape) > 1 for tensor in run.model.mtp_tensors)
+        yield Note(
+            f"nothing is known of the {unseen} matrices of multi-token prediction, because "
+            "transformers does not run them"
+        )
     paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
     checkpoint.remove()
     yield CalibrationDone(tuple(paths), calibration)

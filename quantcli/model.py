@@ -7,22 +7,26 @@ Where no GGUF is to be made, a checkpoint may do without a table (`quantcli.arch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture
+from quantcli.archs.encoder import RANK
+from quantcli.archs.mtp import count_blocks
 from quantcli.archs.untabled import Untabled, read_untabled
 from quantcli.errors import (
     ArchitectureError,
     MismatchError,
+    PlanError,
     SourceError,
     UnknownArchitectureError,
     VocabularyError,
@@ -31,7 +35,18 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.sources.resolve import Resolved, resolve
-from quantcli.types import MetaValue, Note, OutputTensor, TensorInfo, TensorStore, row_count, text
+from quantcli.tied_head import without_equal_head
+from quantcli.types import (
+    BlockStore,
+    MetaValue,
+    Note,
+    OutputTensor,
+    PackedType,
+    TensorInfo,
+    TensorStore,
+    row_count,
+    text,
+)
 
 if TYPE_CHECKING:
     from quantcli.sources.hf import HfCheckpoint
@@ -76,11 +91,40 @@ class Model(AbstractContextManager["Model"]):
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
 
+    @property
+    def mtp_blocks(self) -> range:
+        """The numbers of the blocks for multi-token prediction, which follow the last layer."""
+        return count_blocks(self.arch, self.metadata)
+
+    @property
+    def mtp_tensors(self) -> tuple[OutputTensor, ...]:
+        """The tensors of these blocks, which transformers does not run."""
+        blocks = tuple(f"blk.{index}." for index in self.mtp_blocks)
+        return tuple(tensor for tensor in self.tensors if tensor.name.startswith(blocks))
+
+    def require_next_token(self, purpose: str) -> None:
+        """ArchitectureError where the model is an encoder, a decoder behind one, or a classifier.
+
+        ``purpose`` ends the sentence "..., so it cannot be ...".
+        """
+        alone = self.value("attention.causal") is False
+        if not alone and self.value("pooling_type") == RANK:
+            raise ArchitectureError(
+                f"{self.label} is a classifier, which predicts no next token, so it cannot be "
+                f"{purpose}"
+            )
+        if alone or self.value("decoder_start_token_id") is not None:
+            what = "an encoder that predicts" if alone else "whose encoder predicts"
+            raise ArchitectureError(
+                f"{self.label} is a {self.arch} model, {what} no next token, so it cannot be "
+                f"{purpose}"
+            )
+
     def stored_names(self) -> Mapping[str, str]:
         """GGUF's names and a checkpoint's own, patterns over experts ``{e}``."""
         if self.untabled is not None:
             return self.untabled.sources
-        return find_architecture(self.config).sources(self.config)
+        return find_architecture(self.config).sources(self.config, self.store.tensors)
 
     def stored_bytes(self, tensor: OutputTensor) -> int:
         """Bytes that are read from the source to make ``tensor``."""
@@ -120,8 +164,15 @@ class Model(AbstractContextManager["Model"]):
             row -= piece.rows
         return self.store.tensors[piece.source], *piece.origin(row, column)
 
+    def _holds_blocks(self, source: str) -> bool:
+        return isinstance(self.store, BlockStore) and source in self.store.blocks
+
     def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
         read = partial(self.store.read_rows, piece.source)
+        columns = piece.source_columns()
+        if columns is not None and self._holds_blocks(piece.source):
+            blocks = partial(cast("BlockStore", self.store).read_blocks, piece.source)
+            return read_scattered(blocks, columns[start:stop])
         if piece.order is None:
             rows = read(piece.start + start, piece.start + stop)
         elif piece.keeps_rows:
@@ -144,36 +195,67 @@ def open_model(
     pre: str | None = None,
     vocabulary: bool = True,
     table: bool = True,
+    one_head: bool = False,
+    ignored: Sequence[str] = (),
+    template: str | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
-    have a tokenizer that llama.cpp has not. Raises a SourceError that says what is wrong with the
-    files.
+    have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
+    of a tied model is left out, which reads both once. Stored tensors that a pattern in ``ignored``
+    matches are left out; ``template`` takes the place of the chat template. Raises a SourceError
+    that says what is wrong with the files, a PlanError for a pattern that matches nothing.
     """
     found = resolve(str(target), on_progress=on_progress)
     if found.kind == "gguf":
-        return _open_gguf(str(target), found)
+        return _open_gguf(str(target), found, ignored, template)
     if found.kind != "checkpoint":
         raise SourceError(
             f"{found.path} is not a model", hint="give a checkpoint folder, a repo id or a GGUF"
         )
-    return _open_checkpoint(str(target), found, pre, vocabulary, table)
+    wish = _Wish(pre, vocabulary, table, tuple(ignored), template)
+    model = _open_checkpoint(str(target), found, wish)
+    return _without_equal_head(model) if one_head else model
 
 
-def _open_checkpoint(
-    label: str, found: Resolved, pre: str | None, vocabulary: bool, table: bool
-) -> Model:
+def _without_equal_head(model: Model) -> Model:
+    if model.untabled is not None or not find_architecture(model.config).is_tied(model.config):
+        return model
+    tensors, remark = without_equal_head(model.tensors, model.store)
+    if remark is None:
+        return model
+    return replace(model, tensors=tuple(tensors), notes=(*model.notes, Note(remark)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """How a checkpoint is to be opened: `open_model`'s arguments."""
+
+    pre: str | None
+    vocabulary: bool
+    table: bool
+    ignored: tuple[str, ...]
+    template: str | None
+
+
+def _open_checkpoint(label: str, found: Resolved, wish: _Wish) -> Model:
     from quantcli.sources.hf import open_checkpoint
 
     store = open_checkpoint(found.path)
     try:
+        left = _ignored_names(store.tensors, wish.ignored)
+        store.leave_out(left)
         try:
-            return _with_table(label, found, store, pre, vocabulary, table)
+            return _with_table(label, found, store, wish)
+        except MismatchError as lack:
+            if any(name in lack.message for name in left):
+                raise MismatchError(lack.message, hint="--ignore-tensor leaves it out") from lack
+            raise
         except ArchitectureError as unknown:
-            if table or isinstance(unknown, MismatchError):
+            if wish.table:
                 raise
             return _without_table(label, found, store, unknown)
     except BaseException:
@@ -181,16 +263,29 @@ def _open_checkpoint(
         raise
 
 
-def _with_table(
-    label: str, found: Resolved, store: HfCheckpoint, pre: str | None, vocabulary: bool, table: bool
-) -> Model:
+def _ignored_names(stored: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """The stored names that ``patterns`` match; PlanError for one that matches none."""
+    names: set[str] = set()
+    for pattern in patterns:
+        found = {name for name in stored if re.search(pattern, name)}
+        if not found:
+            raise PlanError(
+                f"--ignore-tensor {pattern} matches no stored tensor",
+                hint="'quantcli inspect MODEL --tensors' lists them",
+            )
+        names |= found
+    return names
+
+
+def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
     from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
     architecture = find_architecture(store.config)
-    tensors = architecture.tensors(store.config, store.tensors)
-    sentences = list(architecture.notes(store.config))
+    tensors = [_in_blocks(t, store) for t in architecture.tensors(store.config, store.tensors)]
+    sentences = list(architecture.notes(store.config, store.tensors))
     keys = {"general.architecture": text(architecture.name)}
     keys |= general_metadata(
         found.path,
@@ -200,20 +295,22 @@ def _with_table(
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, sentences.append)
-    if vocabulary:
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    sentences += adapter_notes(found.path)
+    if wish.vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
         try:
             keys |= load_vocabulary(
                 found.path,
                 store.config,
                 vocab_size=size,
-                pre=pre,
+                pre=wish.pre,
+                template=wish.template,
                 name=str(keys["general.name"].value),
                 on_note=sentences.append,
             )
         except VocabularyError:
-            if table:
+            if wish.table:
                 raise
     notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
@@ -295,11 +392,23 @@ def _tower(
     )  # fmt: skip
 
 
+def _in_blocks(tensor: OutputTensor, store: BlockStore) -> OutputTensor:
+    """The tensor in the block format whose whole rows its sources hold, where they do."""
+    kinds = {store.blocks.get(piece.source) for piece in tensor.pieces}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind is None or any(piece.source_columns() is None for piece in tensor.pieces):
+        return tensor
+    return replace(tensor, dtype=PackedType(kind))
+
+
 _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")
 
 
-def _open_gguf(label: str, found: Resolved) -> Model:
+def _open_gguf(
+    label: str, found: Resolved, ignored: Sequence[str] = (), template: str | None = None
+) -> Model:
     from quantcli.sources.gguf import open_gguf
+    from quantcli.vocab.template import TEMPLATE_KEY
 
     store = open_gguf(found.path)
     keys = {
@@ -310,9 +419,17 @@ def _open_gguf(label: str, found: Resolved) -> Model:
     if "general.architecture" not in keys:
         store.close()
         raise SourceError(f"{found.path} has no general.architecture, so it is not a model")
+    try:
+        left = _ignored_names(store.tensors, ignored)
+    except PlanError:
+        store.close()
+        raise
+    if template is not None:
+        keys[TEMPLATE_KEY] = text(template)
     tensors = tuple(
         OutputTensor(info.name, info.shape, info.dtype, (Piece(info.name, row_count(info.shape)),))
         for info in store.tensors.values()
+        if info.name not in left
     )
     arch = str(keys["general.architecture"].value)
     return Model(

@@ -32,6 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST = float(np.finfo(np.float32).max)
 GATHER_SPREAD = 4
 """Scattered rows are read as one span when it is at most this many times the rows wanted."""
 
@@ -108,6 +109,44 @@ class NegativeExp:
 
 
 @dataclass(frozen=True, slots=True)
+class Softplus:
+    """log(1 + exp(x)): a scale that must stay above zero.
+
+    Computed in float64, so that the rounded result is the same on every machine.
+    """
+
+    def apply(self, values: Any) -> Any:
+        """log(1 + exp(x)) of stored values."""
+        if isinstance(values, np.ndarray):
+            return np.logaddexp(0.0, values.astype(np.float64)).astype(np.float32)
+        wide = values.double()
+        return wide.exp().log1p().where(wide < 30, wide).to(values.dtype)
+
+    def undo(self, values: Any) -> Any:
+        """log(exp(x) - 1) of output values."""
+        if isinstance(values, np.ndarray):
+            wide = values.astype(np.float64)
+            return (wide + np.log(-np.expm1(-wide))).astype(np.float32)
+        wide = values.double()
+        return (wide + (-(-wide).expm1()).log()).to(values.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Finite:
+    """Infinities become the largest numbers of float32: limits that limit nothing."""
+
+    def apply(self, values: Any) -> Any:
+        """Values within float32's largest."""
+        return values.clip(-_LARGEST, _LARGEST)
+
+    def undo(self, values: Any) -> Any:
+        """The largest numbers as infinities."""
+        found = values.copy() if isinstance(values, np.ndarray) else values.clone()
+        found[values >= _LARGEST], found[values <= -_LARGEST] = float("inf"), float("-inf")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """Which of some stored rows' elements are taken, and in which order.
 
@@ -131,6 +170,12 @@ class Order:
     def transposes(self) -> bool:
         """Whether it takes the columns of one whole matrix as rows."""
         return self.axes == (1, 0) and not self.cut and self.view[1] == self.columns
+
+    @property
+    def turns_columns(self) -> bool:
+        """Whether each output row is a stored row with its elements in another order."""
+        inner = math.prod(self.view[1:])
+        return self.axes[0] == 0 and not self.cut and inner == self.columns and not self.keeps_rows
 
     @property
     def groups(self) -> int:
@@ -181,9 +226,21 @@ class Piece:
         return self.order is not None and self.order.transposes
 
     @property
+    def turns_columns(self) -> bool:
+        """Whether each row is a stored row, in its place, whose elements `turned_columns` moves."""
+        return self.order is not None and self.order.turns_columns
+
+    @property
+    def turned_columns(self) -> NDArray[np.int64]:
+        """The stored column behind each column; ValueError unless it `turns_columns`."""
+        if self.order is None or not self.turns_columns:
+            raise ValueError(f"{self.source} keeps its columns")
+        return _turned_columns(self.order)
+
+    @property
     def makes_outputs(self) -> bool:
         """Whether each row makes one output of the stored matrix: `source_rows` says which."""
-        return self.keeps_rows or self.transposes
+        return self.keeps_rows or self.transposes or self.turns_columns
 
     @property
     def passes_gradients(self) -> bool:
@@ -205,12 +262,25 @@ class Piece:
             groups = 1
         return self.rows // groups, self.stored_rows // groups
 
+    def source_columns(self) -> NDArray[np.int64] | None:
+        """The stored column that each row is, where they are columns of one whole matrix.
+
+        None where they are anything else. Columns of a stack's matrices are counted through.
+        """
+        order = self.order
+        if order is None or self.pointwise is not None:
+            return None
+        found = _column_order(order)
+        if found is None or self.start % self.stored_rows:
+            return None
+        return self.start // self.stored_rows * order.columns + found
+
     def source_rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Stored row numbers behind rows ``start:stop``, in order; columns where it transposes.
 
         ValueError where a row is made of parts of stored rows.
         """
-        if self.order is None or self.transposes:
+        if self.order is None or self.transposes or self.turns_columns:
             return np.arange(self.start + start, self.start + stop, dtype=np.int64)
         return np.asarray(self.start + _row_order(self.order)[start:stop], dtype=np.int64)
 
@@ -219,7 +289,7 @@ class Piece:
 
         Both are counted within the piece. ValueError as for `source_rows`.
         """
-        if self.order is None:
+        if self.order is None or self.turns_columns:
             return np.arange(start, stop, dtype=np.int64)
         return _inverse_row_order(self.order)[start:stop]
 
@@ -294,6 +364,22 @@ def _row_order(order: Order) -> NDArray[np.int64]:
     rows = replace(order, view=order.view[:-1], axes=order.axes[:-1], columns=1)
     numbers = np.arange(math.prod(rows.view), dtype=np.int64)
     return np.asarray(rows.strided(numbers).reshape(-1))
+
+
+@lru_cache(maxsize=64)
+def _turned_columns(order: Order) -> NDArray[np.int64]:
+    numbers = np.arange(order.columns, dtype=np.int64).reshape(order.view[1:])
+    return np.asarray(numbers.transpose([axis - 1 for axis in order.axes[1:]]).reshape(-1))
+
+
+@lru_cache(maxsize=64)
+def _column_order(order: Order) -> NDArray[np.int64] | None:
+    whole = order.axes[-1] == 0 and all(axis for axis, _, _ in order.cut)
+    if not whole or math.prod(order.view[1:]) != order.columns:
+        return None
+    columns = replace(order, view=(1, *order.view[1:]))
+    numbers = np.arange(order.columns, dtype=np.int64)
+    return np.asarray(columns.strided(numbers).reshape(-1))
 
 
 @lru_cache(maxsize=64)

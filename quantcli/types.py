@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,7 @@ class TensorInfo:
 
 _BYTES = {
     "F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1, "I8": 1,
+    "F8_E4M3": 1, "F8_E8M0": 1,
 }  # fmt: skip
 
 
@@ -106,6 +107,18 @@ class TensorStore(Protocol):
         """Release the files."""
 
 
+@runtime_checkable
+class BlockStore(Protocol):
+    """A `TensorStore` some of whose stacks are stored in GGUF's blocks, by columns."""
+
+    @property
+    def blocks(self) -> Mapping[str, str]:
+        """The block format of each such stack by its name."""
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed rows of the columns ``start:stop``, those of all matrices counted through."""
+
+
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
     """A tensor under its GGUF name: pieces of stored tensors stacked by rows, or fixed values.
@@ -140,7 +153,8 @@ class Matrix:
     """The weight of one linear layer: where it is stored, and what a model folder calls it.
 
     The rows ``first : first+rows`` of the stored tensor ``source`` in its own order, or columns as
-    rows where ``transpose``. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
+    rows where ``transpose``; ``turned`` is the piece that moves its columns to where ``tensor`` has
+    them, if they move. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
     ``index`` of its ``of``. In the output the matrix is ``module``'s weight by itself, or number
     ``slot`` of a stack of ``stack``.
     """
@@ -156,6 +170,7 @@ class Matrix:
     stack: int = 0
     slot: int = 0
     transpose: bool = False
+    turned: Piece | None = None
 
     @property
     def elements(self) -> int:

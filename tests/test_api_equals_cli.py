@@ -55,13 +55,14 @@ PLANS = """
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
 --to compressed-tensors --activations int8
+--to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate
 --method awq,gptq --random-share 0.5 --calibrate text.txt --chunks 2 --resume --to awq
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
 --method best --target-size 3M
 --method gptq --allocate
 --quality high
---max-memory 300M
+--max-memory 300M --no-mtp
 """
 RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf
@@ -69,6 +70,7 @@ quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
 quantize seeing --type Q8_0 --mmproj --mmproj-type F32 -o out.gguf
 quantize seeing --mmproj-only
+quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.gguf
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
 quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
@@ -108,6 +110,7 @@ quantize q4.gguf --type Q8_0
 quantize nowhere
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
+quantize mini --to compressed-tensors --scheme FP9
 calibrate
 calibrate mini --merge m.gguf
 calibrate mini --ctx 4

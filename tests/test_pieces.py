@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +17,17 @@ from numpy.typing import NDArray
 
 from quantcli.checkpoint_view import CheckpointView, find_uses, read_back
 from quantcli.model import Model
-from quantcli.pieces import Add, Multiply, NegativeExp, Order, Piece, Pointwise, read_scattered
+from quantcli.pieces import (
+    Add,
+    Finite,
+    Multiply,
+    NegativeExp,
+    Order,
+    Piece,
+    Pointwise,
+    Softplus,
+    read_scattered,
+)
 from quantcli.types import OutputTensor, TensorInfo
 
 E, H, D, R, C = 3, 2, 4, 6, 8
@@ -262,10 +274,24 @@ def test_any_order_goes_there_and_back(order: Order, data: st.DataObject) -> Non
 @given(st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=8))
 def test_pointwise_functions_are_undone(values: list[float]) -> None:
     array = np.array([values], np.float32)
-    for operation, bound in ((Add(1.0), 1e-5), (NegativeExp(), 1e-5), (Multiply(0.3), 1e-5)):
+    for operation, bound in (
+        (Add(1.0), 1e-5),
+        (NegativeExp(), 1e-5),
+        (Multiply(0.3), 1e-5),
+        (Softplus(), 1e-4),
+    ):
         np.testing.assert_allclose(operation.undo(operation.apply(array)), array, atol=bound)
         twin = operation.apply(torch.from_numpy(array))
         np.testing.assert_allclose(twin.numpy(), operation.apply(array), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [partial(np.array, dtype=np.float32), torch.tensor])
+def test_limits_that_limit_nothing_are_the_largest_numbers(make: Callable[..., Any]) -> None:
+    stored = make([[np.inf, -np.inf, 2.0, -0.0]])
+    written = np.asarray(Finite().apply(stored))
+    largest = np.finfo(np.float32).max
+    assert written.tolist() == [[largest, -largest, 2.0, 0.0]]
+    assert np.asarray(Finite().undo(Finite().apply(stored))).tolist() == [[np.inf, -np.inf, 2, 0]]
 
 
 def test_packed_rows_go_back_where_rows_stay_whole() -> None:

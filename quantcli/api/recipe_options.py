@@ -45,3 +45,7 @@ class RecipeOptions(TypedDict, total=False):
     tune: Literal["e2e"]
     e2e_steps: int
     mmproj_only: bool
+    no_mtp: bool
+    ignore_tensors: Sequence[str]
+    chat_template: str | Path
+    scheme: Sequence[str]

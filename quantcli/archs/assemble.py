@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, sizes
+from quantcli.archs.rules import Dims, KeyRule, Rule, Share, Values, at, size, sizes
 from quantcli.errors import ArchitectureError, MismatchError
 from quantcli.pieces import Order, Piece
 from quantcli.registry import near
@@ -114,8 +114,8 @@ class _Shelf:
             if name not in self.taken and not any(re.fullmatch(p, name) for p in ignored):
                 raise ArchitectureError(
                     f"tensor {info.name} of {info.file} is not part of {self.model}",
-                    hint="the checkpoint and its config.json do not belong together, "
-                    "or the model was changed",
+                    hint="the checkpoint and its config.json do not belong together, or the model "
+                    f"was changed; --ignore-tensor '{re.escape(info.name)}' leaves it out",
                 )
 
 
@@ -135,44 +135,52 @@ def _pieces(
     rule: Rule, layer: int | None, dims: Dims, shelf: _Shelf
 ) -> Iterator[tuple[TensorInfo, Piece]]:
     shape, stored = sizes(rule.shape, dims), rule.stored_shape(dims)
+    share = rule.fused
+    if share is not None and shelf.holds(at(share.source, layer)):
+        yield from _shares(share, at(share.source, layer), shape, shelf)
+        return
     if "{e}" not in rule.source:
         info = shelf.take(at(rule.source, layer), stored)
         pointwise = [part.pointwise or rule.pointwise for part in rule.parts] or [rule.pointwise]
-        for order, function in zip(_orders(rule, dims, shape, stored), pointwise, strict=True):
+        orders = _orders(rule, dims, shape, stored)
+        for (order, start), function in zip(orders, pointwise, strict=True):
             rows = math.prod(shape[:-1]) if order is None else order.size // shape[-1]
-            piece = Piece(info.name, rows, order=order, pointwise=function)
+            piece = Piece(info.name, rows, start, order, function)
             yield from ((info, part) for part in _matrices(piece, shape))
         return
-    experts, each, columns = shape
-    share = rule.fused
-    if share is not None and shelf.holds(at(share.source, layer)):
-        if share.transpose is None:
-            turned = (experts, columns, share.of * each)
-            found = shelf.tensors[at(share.source, layer)].shape
-            share = replace(share, transpose=found == turned)
-        stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
-        info = shelf.take(at(share.source, layer), (experts, *stacked))
-        for expert in range(experts):
-            yield info, _share(share, info.name, expert, each, columns)
-        return
-    for expert in range(experts):
+    for expert in range(shape[0]):
         info = shelf.take(at(rule.source, layer, expert), stored[1:])
-        yield info, Piece(info.name, each)
+        yield info, Piece(info.name, shape[1])
+
+
+def _shares(
+    share: Share, name: str, shape: tuple[int, ...], shelf: _Shelf
+) -> Iterator[tuple[TensorInfo, Piece]]:
+    """A stack of experts, out of the tensor ``name`` that fuses it with others."""
+    experts, each, columns = shape
+    if share.transpose is None:
+        turned = (experts, columns, share.of * each)
+        share = replace(share, transpose=shelf.tensors[name].shape == turned)
+    stacked = (columns, share.of * each) if share.transpose else (share.of * each, columns)
+    info = shelf.take(name, (experts, *stacked))
+    for expert in range(experts):
+        yield info, _share(share, info.name, expert, each, columns)
 
 
 def _orders(
     rule: Rule, dims: Dims, shape: tuple[int, ...], stored: tuple[int, ...]
-) -> Iterator[Order | None]:
+) -> Iterator[tuple[Order | None, int]]:
+    """Which elements follow one another, each from a stored row on."""
     if rule.transpose:
-        yield Order(stored, (1, 0), stored[-1])
+        yield Order(stored, (1, 0), stored[-1]), 0
     elif rule.rotary:
         heads = dims[rule.rotary]
         view = (heads, 2, shape[0] // heads // 2, *shape[1:])
-        yield Order(view, (0, 2, 1, 3)[: len(view)], shape[-1])
+        yield Order(view, (0, 2, 1, 3)[: len(view)], shape[-1]), 0
     elif rule.parts:
-        yield from (part.order(dims, stored) for part in rule.parts)
+        yield from ((part.order(dims, stored), size(part.start, dims)) for part in rule.parts)
     else:
-        yield None
+        yield None, 0
 
 
 def _matrices(piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
@@ -190,7 +198,7 @@ def _matrices(piece: Piece, shape: tuple[int, ...]) -> Iterator[Piece]:
             cut=tuple((axis - 1, start, stop) for axis, start, stop in order.cut),
         )
     for index in range(shape[0]):
-        yield replace(piece, rows=rows, start=index * stored, order=order)
+        yield replace(piece, rows=rows, start=piece.start + index * stored, order=order)
 
 
 def _share(share: Share, source: str, expert: int, rows: int, columns: int) -> Piece:

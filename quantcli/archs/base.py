@@ -14,12 +14,16 @@ from quantcli.archs.assemble import LayerDims, assemble, rename, stored_shapes
 from quantcli.archs.config import Config, check_fixed, class_name, settle
 from quantcli.archs.fold import Folds
 from quantcli.archs.header import Header
+from quantcli.archs.mtp import Mtp, add_blocks
 from quantcli.archs.rope import rope_notes
 from quantcli.archs.rules import Dims, Feed, KeyRule, Rule, Values, at
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, TensorStore, array
 
 _UNPREFIXED = (r"^(?=(embed_tokens|layers|norm|embedding_norm|final_layernorm)\.)", "model.")
+
+_TRAINING = (r"v_head\..*",)
+"""Tensors that only training needs: TRL's estimate of a text's value."""
 
 LIMITS = {"layers": 512, "experts": 1024}
 """LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of llama.cpp; it aborts above them."""
@@ -53,7 +57,7 @@ class Architecture:
     read_dims: Callable[[Config], dict[str, int]]
     read_rules: Callable[[Config], tuple[Rule, ...]]
     to_keys: Callable[[Config, Dims], dict[str, MetaValue]]
-    """Key-values without their "{name}." prefix."""
+    """Key-values without their "{name}." prefix, which "tokenizer.*" do not have."""
     to_config: Callable[[Header], dict[str, Any]]
     """The way back: keys of config.json, "architectures" and "model_type" among them, for every
     class with this ``name``; `rebuild_config` adds the vocabulary's."""
@@ -82,6 +86,8 @@ class Architecture:
     """Whether transformers' class takes layers whose weights are packed integers."""
     published: tuple[tuple[str, str], ...] = ()
     """Patterns and replacements from the rules' spelling to the names that transformers saves."""
+    mtp: Mtp | None = None
+    """Blocks behind the last layer that predict further tokens."""
     others: tuple[tuple[Callable[[Config], bool], Architecture], ...] = ()
     """What the same class is called in GGUF for some configurations, and for which."""
 
@@ -95,16 +101,16 @@ class Architecture:
 
         Raises ArchitectureError for a stored tensor that is unknown, missing or misshapen.
         """
-        settled, dims = self._settle(config)
+        settled, dims = self._settle(config, stored)
         return assemble(
             class_name(settled),
-            self.read_rules(settled),
+            self._rules(settled, dims),
             self._layer_dims(settled, dims),
             self.read_values(settled, dims),
             stored,
             keyed=self.keyed,
             renames=self._renames(self.read_rules(settled)),
-            ignored=self.ignored,
+            ignored=(*self.ignored, *_TRAINING),
         )
 
     def stored(self, config: Config, written: Container[str]) -> dict[str, tuple[int, ...]]:
@@ -113,25 +119,32 @@ class Architecture:
         The other way of `tensors`, which takes what is named here back to GGUF's tensors.
         """
         settled, dims = self._settle(config)
+        if self.mtp is not None:
+            dims["mtp"] = self.mtp.written(settled, dims["layers"], written)
         layered = self._layer_dims(settled, dims)
-        found = stored_shapes(self.read_rules(settled), layered, self.keyed, written)
+        found = stored_shapes(self._rules(settled, dims), layered, self.keyed, written)
         for pattern, replacement in self.published:
             found = {re.sub(pattern, replacement, name): shape for name, shape in found.items()}
         return found
 
-    def sources(self, config: Config) -> dict[str, str]:
-        """GGUF name -> stored name, the latter a pattern over experts ``{e}``."""
-        settled, dims = self._settle(config)
+    def sources(
+        self, config: Config, stored: Mapping[str, TensorInfo] | None = None
+    ) -> dict[str, str]:
+        """GGUF name -> stored name, the latter a pattern over experts ``{e}``.
+
+        Blocks behind the last layer are those that are ``stored``, or that config.json names.
+        """
+        settled, dims = self._settle(config, stored)
         return {
             at(rule.name, layer): at(rule.source, layer)
-            for rule in self.read_rules(settled)
+            for rule in self._rules(settled, dims)
             for layer in rule.places(dims["layers"])
         }
 
     def feeds(self, config: Config, stored: Mapping[str, TensorInfo]) -> dict[str, list[Feed]]:
         """Where outputs of ``stored`` matrices, by their names, are inputs of GGUF tensors."""
-        settled, dims = self._settle(config)
-        layered, rules = self._layer_dims(settled, dims), self.read_rules(settled)
+        settled, dims = self._settle(config, stored)
+        layered, rules = self._layer_dims(settled, dims), self._rules(settled, dims)
         spelled = rename(self._renames(rules), stored)
         found: dict[str, list[Feed]] = {}
         for rule, outputs in ((rule, rule.fed_by) for rule in rules):
@@ -143,19 +156,31 @@ class Architecture:
                 found.setdefault(name, []).append(feed)
         return found
 
-    def metadata(self, config: Config, store: TensorStore | None = None) -> dict[str, MetaValue]:
+    def metadata(
+        self,
+        config: Config,
+        store: TensorStore | None = None,
+        stored: Mapping[str, TensorInfo] | None = None,
+    ) -> dict[str, MetaValue]:
         """Every ``{arch}.*`` key-value, those that are stored as tensors only with their ``store``.
 
-        Raises ArchitectureError for a missing or wrong key, or tensor.
+        Blocks behind the last layer are those among the ``stored`` tensors (of the ``store`` if
+        there is one), or without them those that config.json names. Raises ArchitectureError for a
+        missing or wrong key, or tensor.
         """
-        settled, dims = self._settle(config)
-        found = {f"{self.name}.{k}": v for k, v in self.to_keys(settled, dims).items()}
+        settled, dims = self._settle(config, store.tensors if store is not None else stored)
+        keys = add_blocks(self.to_keys(settled, dims), dims["layers"], dims["mtp"])
+        found = {self._whole(key): v for key, v in keys.items()}
         if store is not None and self.keyed:
             self.tensors(config, store.tensors)
             for name, (key, layer) in self.key_places(config, store.tensors).items():
                 numbers = found.setdefault(key, array("f32", [0.0] * dims["layers"])).value
                 numbers[layer] = float(store.read_rows(name, 0, 1)[0, 0])
         return found
+
+    def is_tied(self, config: Config) -> bool:
+        """Whether the output matrix is the embeddings' by the configuration."""
+        return self._settle(config)[0].get("tie_word_embeddings") is True
 
     def key_places(
         self, config: Config, stored: Mapping[str, TensorInfo]
@@ -171,10 +196,36 @@ class Architecture:
         names = rename(renames, stored).items() if self.keyed else ()
         return {info.name: places[name] for name, info in names if name in places}
 
-    def notes(self, config: Config) -> tuple[str, ...]:
-        """Sentences on what llama.cpp computes otherwise than transformers, and from when."""
-        settled = self._settle(config)[0]
-        return (*self.read_notes(settled), *rope_notes(settled))
+    def notes(
+        self, config: Config, stored: Mapping[str, TensorInfo] | None = None
+    ) -> tuple[str, ...]:
+        """Sentences on what llama.cpp computes otherwise than transformers, and from when.
+
+        With the ``stored`` tensors also on blocks behind the last layer that are not among them.
+        """
+        settled, dims = self._settle(config, stored)
+        notes = (*self.read_notes(settled), *rope_notes(settled))
+        if any(name.startswith("v_head.") for name in stored or ()):
+            notes += ("v_head, which TRL trains models with, is left out",)
+        if self.mtp is None or stored is None or not self.mtp.declared(settled) > dims["mtp"]:
+            return notes
+        return (
+            *notes,
+            f"config.json names {self.mtp.declared(settled)} blocks for multi-token prediction "
+            f"({self.mtp.key}), of which the checkpoint holds {dims['mtp']}; the model is written "
+            "with those",
+        )
+
+    def _rules(self, settled: Config, dims: Dims) -> tuple[Rule, ...]:
+        """The family's, and those of the blocks behind the last layer."""
+        rules = self.read_rules(settled)
+        if self.mtp is None or not dims["mtp"]:
+            return rules
+        blocks = range(dims["layers"], dims["layers"] + dims["mtp"])
+        return (*rules, *self.mtp.read_rules(settled, blocks))
+
+    def _whole(self, key: str) -> str:
+        return key if key.startswith("tokenizer.") else f"{self.name}.{key}"
 
     def _renames(self, rules: tuple[Rule, ...]) -> tuple[tuple[str, str], ...]:
         """The family's, and the prefix that a decoder saved without its model lacks."""
@@ -187,12 +238,23 @@ class Architecture:
 
         return read
 
-    def _settle(self, config: Config) -> tuple[dict[str, Any], dict[str, int]]:
+    def _settle(
+        self, config: Config, stored: Mapping[str, TensorInfo] | None = None
+    ) -> tuple[dict[str, Any], dict[str, int]]:
+        """The settled configuration and sizes, "mtp" being how many blocks follow the layers.
+
+        Those that are ``stored``, or without it those that config.json names.
+        """
         settled = settle(config, self.defaults)
         if self.tied:
             settled["tie_word_embeddings"] = True
         check_fixed(settled, self.fixed)
-        dims = self.read_dims(settled)
+        dims = {**self.read_dims(settled), "mtp": 0}
+        if self.mtp is not None and stored is not None:
+            names = rename(self._renames(self.read_rules(settled)), stored)
+            dims["mtp"] = self.mtp.held(dims["layers"], names)
+        elif self.mtp is not None:
+            dims["mtp"] = self.mtp.declared(settled)
         for size, most in LIMITS.items():
             if dims.get(size, 0) > most:
                 raise ArchitectureError(

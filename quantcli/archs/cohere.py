@@ -120,6 +120,15 @@ def _config(header: Header) -> dict[str, Any]:
     }
 
 
+def _notes(config: Config) -> tuple[str, ...]:
+    if class_name(config).startswith("Cohere") and class_name(config).endswith("ForCausalLM"):
+        return ()
+    return (
+        f"transformers leaves logit_scale out of {class_name(config)}; llama.cpp multiplies logits "
+        "by it, as the text model alone does",
+    )
+
+
 COHERE = Architecture(
     name="command-r",
     read_dims=attention_dims,
@@ -127,6 +136,7 @@ COHERE = Architecture(
     to_keys=_keys,
     to_config=_config,
     check=_check,
+    read_notes=_notes,
     defaults=_DEFAULTS,
     fixed=_FIXED,
     ignored=_IGNORED,
@@ -140,6 +150,7 @@ COHERE2 = Architecture(
     to_keys=_windowed_keys,
     to_config=_config,
     check=check_square,
+    read_notes=_notes,
     defaults={**_DEFAULTS, "sliding_window": 4096, "sliding_window_pattern": _EVERY},
     fixed={**_FIXED, "use_qk_norm": (False,), "rotary_pct": (1.0, 1)},
     ignored=_IGNORED,

@@ -33,6 +33,7 @@ from quantcli.archs.decoder import (
 from quantcli.archs.fold import Folds
 from quantcli.archs.gemma2 import layer_pattern
 from quantcli.archs.header import Header
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rope import read_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.windows import layer_kinds, window_config, window_keys
@@ -90,18 +91,25 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     )  # fmt: skip
 
 
+def _behind(config: Config, blocks: range) -> tuple[Rule, ...]:
+    shared = _SHARED if config.get("num_shared_experts") else ()
+    return behind(blocks, NORMS[0], *ATTENTION, *_EXPERTS, *shared, *nextn_rules(config))
+
+
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     dense = dense_layers(config, dims["layers"])
     gate = str(config["expert_selection_fn"])
     rms = config.get("rms_norm_eps") is not None
     norm = ("rms_norm_eps", RMS_EPSILON) if rms else ("layer_norm_eps", EPSILON)
+    # A block behind the layers attends to the whole context.
+    kinds = [*_kinds(config, dims["layers"], dense), *["full_attention"] * dims["mtp"]]
     keys = {
         **decoder_keys(config, {**dims, "ff": dims["dense_ff"]}, epsilon=norm[0], key=norm[1]),
         **rope_keys(read_rope(config, ("default",))),
         "rope.scaling.type": text("none"),
         "rope.dimension_count": u32(dims["head_dim"]),
         "logit_scale": f32(number(config, "logit_scale")),
-        **window_keys(config, _kinds(config, dims["layers"], dense)),
+        **window_keys(config, kinds),
         **expert_keys(config, dims),
         "expert_feed_forward_length": u32(dims["expert_ff"]),
         "leading_dense_block_count": u32(dense),
@@ -178,8 +186,9 @@ COHERE2_MOE = Architecture(
         "prefix_dense_sliding_window_pattern": (1,),
         "shared_expert_combination_strategy": ("average",),
         "expert_selection_fn": tuple(_GATES),
-        "num_nextn_predict_layers": (0,),
     },
-    ignored=(r".*\.rotary_emb\.inv_freq",),
+    # Norms are stored with biases that are zero.
+    ignored=(r".*\.rotary_emb\.inv_freq", r".*layernorm\.bias", r"model\.norm\.bias"),
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _behind, most=1),
     folds=Folds(),
 )

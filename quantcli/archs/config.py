@@ -30,11 +30,25 @@ def class_name(config: Config) -> str:
     return names[0]
 
 
+def text_part(config: Config) -> Mapping[str, Any]:
+    """The text model's part of a wrapper's config.json; empty where it holds none.
+
+    ``text_config`` in transformers, ``llm_config`` in InternVL's own code; the omni models of Qwen
+    have it in ``thinker_config``.
+    """
+    if isinstance(config.get("thinker_config"), Mapping):
+        config = config["thinker_config"]
+    key = next((key for key in ("text_config", "llm_config") if config.get(key)), None)
+    if key is None:
+        return {}
+    if not isinstance(config[key], Mapping):
+        raise ArchitectureError(f"{key} in config.json is not an object")
+    return dict(config[key])
+
+
 def settle(config: Config, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The text model's configuration: ``defaults`` lie below it, ``text_config`` above."""
-    inner = config.get("text_config") or {}
-    if not isinstance(inner, Mapping):
-        raise ArchitectureError("text_config in config.json is not an object")
+    inner = text_part(config)
     settled = {**defaults, **config, **inner, "architectures": [class_name(config)]}
     if config.get("tie_word_embeddings") is not None:
         # Of a wrapper the outer one counts, since the head is the wrapper's.

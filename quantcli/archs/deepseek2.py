@@ -3,7 +3,7 @@
 V2's router takes the softmax of the scores and ranks groups of experts by their best one, where
 llama.cpp adds up the two best; V3's, and that of all that came after, takes the sigmoid, which
 newly saved config.json files do not say, so it is the class that tells. GLM-4.7-Flash comes back
-from a GGUF as DeepSeek V3, which computes the same.
+from a GGUF as DeepSeek V3, which computes the same, and a file without experts as Youtu.
 
 Sources: arXiv:2405.04434, arXiv:2412.19437, transformers' modeling_deepseek_v2.py,
 modeling_deepseek_v3.py and modeling_glm4_moe_lite.py, llama.cpp's src/models/deepseek2.cpp.
@@ -26,8 +26,18 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
-from quantcli.archs.mla import FOLDS, mla_config, mla_dims, mla_keys, mla_notes, mla_rules
+from quantcli.archs.mla import (
+    FOLDS,
+    check_lite,
+    mla_config,
+    mla_dims,
+    mla_keys,
+    mla_notes,
+    mla_rules,
+)
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
 from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue
 
@@ -48,13 +58,33 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     return (EMBEDDING, OUTPUT_NORM, head, *NORMS, *mla_rules(config), *mixture_rules(config))
 
 
+def _v2_rules(config: Config) -> tuple[Rule, ...]:
+    inside = (*mla_rules(config), *mixture_rules(config, bias=""))
+    return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *inside)
+
+
+def _v2_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    return _keys(config if _is_limited(config) else {**config, "n_group": 1}, dims, gating=SOFTMAX)
+
+
+def _is_limited(config: Config) -> bool:
+    """Whether V2's choice is limited to some groups of experts."""
+    groups = count(config, "n_group", default=1)
+    chosen = count(config, "topk_group", default=groups)
+    return config.get("topk_method") == "group_limited_greedy" and chosen < groups
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    inside = (*NORMS, *mla_rules(config), *sparse_rules(config), *nextn_rules(config))
+    return behind(blocks, *inside)
+
+
 def _keys(config: Config, dims: Dims, *, gating: int) -> dict[str, MetaValue]:
     return {**mla_keys(config, dims), **mixture_keys(config, dims, gating)}
 
 
 def _v2_notes(config: Config) -> tuple[str, ...]:
-    groups = count(config, "n_group", default=1)
-    if groups < 2 or count(config, "topk_group", default=groups) >= groups:
+    if not _is_limited(config):
         return mla_notes(config)
     return (
         *mla_notes(config),
@@ -64,6 +94,8 @@ def _v2_notes(config: Config) -> tuple[str, ...]:
 
 
 def _config(header: Header) -> dict[str, Any]:
+    if "expert_count" not in header.keys:
+        return mla_config(header, "YoutuForCausalLM", "youtu")
     if header.keys.get("expert_gating_func", SOFTMAX) == SIGMOID:
         shared = mla_config(header, "DeepseekV3ForCausalLM", "deepseek_v3")
         return {**shared, **mixture_config(header)}
@@ -82,6 +114,7 @@ DEEPSEEK_V3 = Architecture(
     read_rules=_rules,
     to_keys=partial(_keys, gating=SIGMOID),
     to_config=_config,
+    check=check_lite,
     read_notes=mla_notes,
     defaults={
         "tie_word_embeddings": False,
@@ -102,6 +135,7 @@ DEEPSEEK_V3 = Architecture(
         "v_head_dim": 128,
     },
     fixed={**_FIXED, "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)},
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules, most=1),
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=FOLDS,
 )
@@ -125,7 +159,9 @@ GLM4_MOE_LITE = replace(
 
 DEEPSEEK_V2 = replace(
     DEEPSEEK_V3,
-    to_keys=partial(_keys, gating=SOFTMAX),
+    read_rules=_v2_rules,
+    to_keys=_v2_keys,
+    mtp=None,
     read_notes=_v2_notes,
     defaults={
         **DEEPSEEK_V3.defaults,

@@ -38,6 +38,8 @@ class FoldRule:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     part: str = ""
+    stream: bool = True
+    """Whether a norm's channels are the residual stream's; latent attention norms others too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class FoldGroup:
     consumers: tuple[str, ...]
     heads: int = 1
     sharers: int = 1
+    stream: bool = False
+    """Whether the channels are the residual stream's."""
 
 
 _NORMED_ATTENTION = FoldRule(
@@ -196,15 +200,20 @@ def fold_groups(
     """The groups of the model with these key-values and tensors, layer by layer, the head last.
 
     A head that is tied to the embeddings has no group, since the embeddings would change as
-    well. ArchitectureError when the family declares no groups or a matrix is not in its rules.
+    well, and none has one where a block for multi-token prediction reads behind the final norm, as
+    its own matrices ("nextn") do. ArchitectureError when the family declares no groups or a matrix
+    is not in its rules.
     """
     if not folds.rules:
         raise ArchitectureError(f"quantcli knows no fold groups of {arch} models")
     model = _Model(arch, metadata, {tensor.name: tensor for tensor in tensors})
-    known = {"token_embd.weight", "position_embd.weight", "output.weight"}
+    predicts = {name for name in model.tensors if is_prediction(name)}
+    known = {"token_embd.weight", "position_embd.weight", "output.weight", *predicts}
     found: list[FoldGroup] = []
     for layer in (*range(model.count("block_count", 0)), None):
         for rule in folds.rules:
+            if predicts and "output" in rule.consumers:
+                continue
             if (layer is None) == ("{i}" not in rule.producers[0]):
                 found += model.resolve(rule, layer)
                 names = "|".join(rule.consumers).split("|")
@@ -217,6 +226,11 @@ def fold_groups(
                 "so it cannot tell which channels it reads"
             )
     return found
+
+
+def is_prediction(name: str) -> bool:
+    """Whether a tensor joins a block for multi-token prediction to the model, or ends it."""
+    return ".nextn." in name
 
 
 def writer_tensors(folds: Folds, tensors: Sequence[OutputTensor], layers: int) -> Iterator[str]:
@@ -259,14 +273,19 @@ class _Model:
             heads = queries
             if f"{self.arch}.attention.head_count_kv" in self.metadata:
                 heads = self.count("attention.head_count_kv", layer or 0)
+            held = self.tensors[f"{stems[0]}.weight"].shape
+            if len(held) == 3:
+                # Latent attention: a matrix for each head, and nothing shared.
+                heads = held[0]
             sharers = queries // heads
         channels = columns // sharers
         producers = tuple(self._producers(rule, stems, channels))
         matrices = 1
         if rule.kind == "gated" and len(self.tensors[consumers[0]].shape) == 3:
             matrices = self.tensors[consumers[0]].shape[0]
+        stream = rule.kind == "norm" and rule.stream
         yield FoldGroup(
-            stems[0], rule.kind, channels, matrices, producers, consumers, heads, sharers
+            stems[0], rule.kind, channels, matrices, producers, consumers, heads, sharers, stream
         )
 
     def _producers(self, rule: FoldRule, stems: list[str], channels: int) -> Iterator[Producer]:
@@ -276,6 +295,8 @@ class _Model:
                 if tensor is None:
                     continue
                 size = tensor.shape[-1] if len(tensor.shape) == 1 else tensor.shape[-2]
+                if rule.kind == "values" and len(tensor.shape) == 3:
+                    size = tensor.rows
                 first = size - channels if rule.part else 0
                 if size - first != channels or (rule.part == "up" and size != 2 * channels):
                     raise ArchitectureError(

@@ -5,17 +5,22 @@ at the whole context. Of the image-and-text class only the text model is taken: 
 and its projector are left out, and ``text_config`` is read, which publishers leave mostly empty,
 so transformers' defaults stand here in full.
 
+EmbeddingGemma is the same reading in both directions, with half the window on either side of a
+token; llama.cpp's "gemma-embedding".
+
 Refused: another layer pattern (except full attention everywhere), another attention scale,
 capped attention logits, a scaled rotation in windowed layers.
-Sources: arXiv:2503.19786, llama.cpp's src/models/gemma3.cpp.
+Sources: arXiv:2503.19786, arXiv:2509.20354, llama.cpp's src/models/gemma3.cpp and
+gemma-embedding.cpp.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, integer, number
+from quantcli.archs.config import Config, check_fixed, flag, integer, number
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -41,7 +46,7 @@ from quantcli.archs.gemma2 import (
 from quantcli.archs.header import Header
 from quantcli.archs.rope import read_layer_rope, rope_keys
 from quantcli.archs.rules import Dims, Rule
-from quantcli.types import MetaValue, f32, u32
+from quantcli.types import MetaValue, boolean, f32, u32
 
 _WINDOW_EVERY = 6
 _LAYERS_OF_27B = 62
@@ -103,7 +108,22 @@ def _config(header: Header) -> dict[str, Any]:
     }
 
 
-GEMMA3 = Architecture(
+def _check_embedder(config: Config, dims: Dims) -> None:
+    _check(config, dims)
+    if "sliding_attention" not in _layer_types(config, dims):
+        raise refuse_pattern(config, _WINDOW_EVERY)
+    check_fixed(config, {"query_pre_attn_scalar": (dims["head_dim"],)})
+
+
+def _embedder_config(header: Header) -> dict[str, Any]:
+    return {
+        **_config(header),
+        "architectures": ["Gemma3TextModel"],
+        "use_bidirectional_attention": True,
+    }
+
+
+_GEMMA3 = Architecture(
     name="gemma3",
     read_dims=attention_dims,
     read_rules=_rules,
@@ -129,4 +149,17 @@ GEMMA3 = Architecture(
     fixed={**FIXED, "attn_logit_softcapping": ()},
     ignored=(r".*\.rotary_emb(_local)?\.inv_freq",),
     folds=POST_NORMED,
+)
+EMBEDDER = replace(
+    _GEMMA3,
+    name="gemma-embedding",
+    to_keys=lambda config, dims: {**_keys(config, dims), "attention.causal": boolean(False)},
+    to_config=_embedder_config,
+    check=_check_embedder,
+    fixed={key: value for key, value in _GEMMA3.fixed.items() if "bidirectional" not in key},
+    published=((r"^model\.", ""),),
+    tied=True,
+)
+GEMMA3 = replace(
+    _GEMMA3, others=((lambda config: flag(config, "use_bidirectional_attention"), EMBEDDER),)
 )

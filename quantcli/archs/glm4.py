@@ -1,7 +1,10 @@
 """GLM-4 in transformers' form: gate above up, half of each head rotated by neighbouring values.
 
 GLM-4 0414 and Z1 (norms before and after attention and MLP) are llama.cpp's "glm4", GLM-4 9B and
-GLM-Edge its "chatglm". transformers rotates neighbours too, so no row moves.
+GLM-Edge its "chatglm". transformers rotates neighbours too, so no row moves, unless the rotation is
+shared out among time, height and width (GLM-4.1V), where ggml rotates halves: then the even values
+of q and k come before the odd ones, also where they are not rotated, which their product does not
+see. GLM-OCR is the same with a block for multi-token prediction.
 Sources: arXiv:2406.12793, transformers' modeling_glm4.py and modeling_glm.py, llama.cpp's
 src/models/glm4.cpp and chatglm.cpp.
 """
@@ -12,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture, no_check
-from quantcli.archs.config import Config, flag
+from quantcli.archs.config import Config, class_name, flag
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -30,8 +33,11 @@ from quantcli.archs.decoder import (
 )
 from quantcli.archs.fold import DECODER, FoldRule, Folds
 from quantcli.archs.header import Header
-from quantcli.archs.rope import Rope, read_rope, rope_keys
-from quantcli.archs.rules import Dims, Rule
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
+from quantcli.archs.rope import Rope, read_rope, rope_keys, section_config, section_keys
+from quantcli.archs.rules import Dims, Part, Rule
+from quantcli.archs.wrappers import unwrapped
+from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
 _POST_NORMS = (
@@ -61,13 +67,36 @@ def _rope(config: Config) -> Rope:
     return read_rope(config, ("default", "yarn"), partial=True)
 
 
+def _shared_rope(config: Config) -> Rope:
+    return read_rope(config, ("default", "mrope", "yarn"), partial=True, sections=True)
+
+
+def _turned(rule: Rule) -> Rule:
+    """Even before odd values in each head of q and k."""
+    size = {"attn_q": "heads", "attn_k": "kv_heads"}.get(rule.name.split(".")[-2])
+    if size is None:
+        return rule
+    part = Part((size, "chunks", "pairs", 2), (0, 1, 3, 2))
+    if len(rule.shape) > 1:
+        part = Part((*part.view, "hidden"), (*part.axes, 4))
+    return replace(rule, parts=(part,))
+
+
 def _rules(config: Config) -> tuple[Rule, ...]:
     qkv = biased(*ATTENTION[:3]) if flag(config, "attention_bias") else ATTENTION[:3]
     return (EMBEDDING, OUTPUT_NORM, output(config), *NORMS, *qkv, ATTENTION[3], *_MLP)
 
 
+def _post_normed_dims(config: Config) -> dict[str, int]:
+    dims = _dims(config)
+    rotated = partial_rotation(_shared_rope(config), dims)
+    return {**dims, "pairs": rotated // 2, "chunks": dims["head_dim"] // rotated}
+
+
 def _post_normed_rules(config: Config) -> tuple[Rule, ...]:
-    return (*_rules(config), *_POST_NORMS)
+    rules = (*_rules(config), *_POST_NORMS)
+    shares = "mrope_section" in _shared_rope(config)
+    return tuple(map(_turned, rules)) if shares else rules
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -78,15 +107,37 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def _post_normed_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    rope = _shared_rope(config)
+    keys = {
+        **decoder_keys(config, dims),
+        **rope_keys({**rope, "rope_type": rope["rope_type"].replace("mrope", "default")}),
+        "rope.dimension_count": u32(2 * dims["pairs"]),
+    }
+    if "mrope_section" not in rope:
+        return keys
+    if dims["head_dim"] % (2 * dims["pairs"]):
+        raise ArchitectureError(
+            f"config.json rotates {2 * dims['pairs']} of the {dims['head_dim']} values of a head "
+            f"of {class_name(config)}, expected one half or another whole part"
+        )
+    return {**keys, **section_keys(rope, dims["pairs"])}
+
+
 def _config(header: Header) -> dict[str, Any]:
     normed = "blk.0.post_ffw_norm.weight" in header.shapes
     model = ("Glm4ForCausalLM", "glm4") if normed else ("GlmForCausalLM", "glm")
     config = decoder_config(header, *model)
     return {
         **config,
-        "rope_parameters": partial_config(config, header),
+        "rope_parameters": partial_config(config, header) | section_config(header),
         "attention_bias": "blk.0.attn_q.bias" in header.shapes,
     }
+
+
+def _behind(config: Config, blocks: range) -> tuple[Rule, ...]:
+    layered = (rule for rule in _post_normed_rules(config) if "{i}" in rule.name)
+    return behind(blocks, *layered, *nextn_rules(config))
 
 
 GLM = Architecture(
@@ -113,8 +164,22 @@ GLM4 = replace(
     GLM,
     name="glm4",
     check=no_check,
+    read_dims=_post_normed_dims,
     read_rules=_post_normed_rules,
+    to_keys=_post_normed_keys,
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _behind),
     folds=replace(
         _FOLDS, basis="the norms after its attention and MLP weigh the stream's channels one by one"
     ),
 )
+
+
+GLM4V = replace(
+    unwrapped(GLM4),
+    defaults={
+        **{key: value for key, value in GLM.defaults.items() if key != "head_dim"},
+        "rms_norm_eps": 1e-5,
+    },
+)
+
+GLM_OCR = replace(GLM4V, defaults={**GLM4V.defaults, "attention_bias": False})

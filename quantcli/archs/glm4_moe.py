@@ -1,6 +1,8 @@
 """GLM-4.5, 4.6 and 4.7: grouped-query attention and DeepSeek V3's experts; llama.cpp's "glm4moe".
 
-Half of each head is rotated, by halves; the largest model has norms on the heads of q and k.
+Half of each head is rotated, by halves; the largest model has norms on the heads of q and k. The
+text models of GLM-4.5V and 4.6V are the same with a rotation shared out among time, height and
+width.
 Sources: arXiv:2508.06471, transformers' modeling_glm4_moe.py, llama.cpp's src/models/glm4-moe.cpp.
 """
 
@@ -34,9 +36,12 @@ from quantcli.archs.mixture import (
     mixture_dims,
     mixture_keys,
     mixture_rules,
+    sparse_rules,
 )
-from quantcli.archs.rope import Rope, read_rope, rope_keys
+from quantcli.archs.mtp import Mtp, behind, nextn_rules
+from quantcli.archs.rope import Rope, read_rope, rope_keys, section_config, section_keys
 from quantcli.archs.rules import Dims, Rule
+from quantcli.archs.wrappers import unwrapped
 from quantcli.types import MetaValue, u32
 
 _NORMS = (NORMS[0], replace(NORMS[1], name="blk.{i}.post_attention_norm.weight"))
@@ -47,23 +52,34 @@ def _dims(config: Config) -> dict[str, int]:
 
 
 def _rope(config: Config) -> Rope:
-    return read_rope(config, ("default",), partial=True)
+    rope = read_rope(config, ("default", "mrope", "yarn"), partial=True, sections=True)
+    return {**rope, "rope_type": "default"} if rope["rope_type"] == "mrope" else rope
+
+
+def _attention(config: Config) -> tuple[Rule, ...]:
+    qkv = biased(*ATTENTION[:3]) if flag(config, "attention_bias") else ATTENTION[:3]
+    head_norms = HEAD_NORMS if flag(config, "use_qk_norm") else ()
+    return (*_NORMS, *qkv, ATTENTION[3], *head_norms)
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:
-    qkv = biased(*ATTENTION[:3]) if flag(config, "attention_bias") else ATTENTION[:3]
-    head_norms = HEAD_NORMS if flag(config, "use_qk_norm") else ()
-    return (
-        EMBEDDING, OUTPUT_NORM, output(config), *_NORMS, *qkv, ATTENTION[3], *head_norms,
-        *mixture_rules(config),
-    )  # fmt: skip
+    inside = (*_attention(config), *mixture_rules(config))
+    return (EMBEDDING, OUTPUT_NORM, output(config), *inside)
+
+
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    inside = (*_attention(config), *sparse_rules(config), *nextn_rules(config))
+    return behind(blocks, *inside)
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    rope = _rope(config)
+    rotated = partial_rotation(rope, dims)
     return {
         **decoder_keys(config, dims),
-        **rope_keys(_rope(config)),
-        "rope.dimension_count": u32(partial_rotation(_rope(config), dims)),
+        **rope_keys(rope),
+        "rope.dimension_count": u32(rotated),
+        **(section_keys(rope, rotated // 2) if "mrope_section" in rope else {}),
         **mixture_keys(config, dims, SIGMOID),
     }
 
@@ -73,7 +89,7 @@ def _config(header: Header) -> dict[str, Any]:
     return {
         **config,
         **mixture_config(header),
-        "rope_parameters": partial_config(config, header),
+        "rope_parameters": partial_config(config, header) | section_config(header),
         "attention_bias": "blk.0.attn_q.bias" in header.shapes,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in header.shapes,
     }
@@ -105,7 +121,22 @@ GLM4_MOE = Architecture(
         "routed_scaling_factor": 1.0,
         "norm_topk_prob": True,
     },
+    mtp=Mtp("num_nextn_predict_layers", "model.layers.{i}.eh_proj.weight", _block_rules, most=1),
     fixed={"hidden_act": ("silu", "swish"), "scoring_func": ("sigmoid",)},
     ignored=(r".*\.rotary_emb\.inv_freq",),
     folds=Folds(tuple(map(_normed, FOLDS.rules)), FOLDS.writers, FOLDS.basis),
 )
+
+GLM4V_MOE = replace(unwrapped(GLM4_MOE), defaults={**GLM4_MOE.defaults, "attention_bias": True})
+
+SOLAR = replace(
+    GLM4_MOE,
+    defaults={
+        **GLM4_MOE.defaults,
+        "rope_theta": 1000000.0,
+        "partial_rotary_factor": 1.0,
+        "first_k_dense_replace": 0,
+        "intermediate_size": 10240,
+    },
+)
+"""Solar Open: no dense layers, whole heads rotated."""

@@ -54,7 +54,8 @@ _RULES = (
 
 
 def _dims(config: Config) -> dict[str, int]:
-    dims = attention_dims(config)
+    # There are no shared heads, whatever else a configuration says.
+    dims = attention_dims({**config, "num_key_value_heads": None})
     return {**dims, "qkv": 3 * dims["q"]}
 
 

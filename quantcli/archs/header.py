@@ -12,12 +12,13 @@ what a publisher wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.archs.mtp import drop_blocks
 from quantcli.types import MetaValue
 
 Read = Callable[[str], NDArray[np.float32]]
@@ -31,6 +32,8 @@ class Header:
     keys: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
     read: Read
+    behind: Mapping[str, list[Any]] = field(default_factory=dict)
+    """Of lists with an entry for every block, those for multi-token prediction."""
 
     def named(self, **table: str) -> dict[str, Any]:
         """The configuration's keys for which the file has the key-value that ``table`` names."""
@@ -43,10 +46,19 @@ def read_header(
     shapes: Mapping[str, tuple[int, ...]],
     read: Read,
 ) -> Header:
-    """The key-values of ``arch``; float32 values as the shortest decimals that round to them."""
+    """The key-values of ``arch``; float32 values as the shortest decimals that round to them.
+
+    They are the layers' alone: without blocks for multi-token prediction.
+    """
     prefix = f"{arch}."
-    keys = {k.removeprefix(prefix): _plain(v) for k, v in metadata.items() if k.startswith(prefix)}
-    return Header(keys, shapes, read)
+    layers = drop_blocks(arch, metadata)
+    keys = {k.removeprefix(prefix): _plain(v) for k, v in layers.items() if k.startswith(prefix)}
+    behind = {
+        key.removeprefix(prefix): metadata[key].value[len(value.value) :]
+        for key, value in layers.items()
+        if value.kind.startswith("[") and len(metadata[key].value) > len(value.value)
+    }
+    return Header(keys, shapes, read, behind)
 
 
 def same_value(found: Any, expected: Any) -> bool:

@@ -24,6 +24,7 @@ from quantcli.archs.decoder import (
     NORMS,
     OUTPUT_NORM,
     attention_dims,
+    check_square,
     decoder_config,
     decoder_keys,
     expert_keys,
@@ -145,3 +146,21 @@ MIXTRAL = Architecture(
     ignored=_IGNORED,
     folds=DECODER,
 )
+
+INTERNLM3 = replace(LLAMA, fixed={**_FIXED, "bias": (False,), "qkv_bias": (False,)})
+"""InternLM 3, whose class comes with the checkpoints alone."""
+
+
+def _xverse(header: Header) -> dict[str, Any]:
+    config = decoder_config(header, "XverseForCausalLM", "xverse")
+    return {**config, "hidden_act": "silu"}
+
+
+XVERSE = replace(
+    LLAMA,
+    name="xverse",
+    to_config=_xverse,
+    check=check_square,
+    fixed={**_FIXED, "attention_bias": (False,), "tie_word_embeddings": (False,)},
+)
+"""XVERSE 7B to 65B, likewise."""

@@ -198,4 +198,6 @@ LLAMA4 = Architecture(
         "no_rope_layer_interval": (_UNROTATED,),
     },
     folds=Folds(),
+    # It takes experts apart where the others are packed.
+    loads_packed=False,
 )

@@ -29,6 +29,12 @@ MAMBA2 = {
 }
 """config.json's names of sizes, as hybrids have them, and GGUF's."""
 
+MAMBA1 = {
+    "mamba_d_conv": "ssm.conv_kernel",
+    "mamba_d_state": "ssm.state_size",
+    "mamba_dt_rank": "ssm.time_step_rank",
+}
+
 STEP_LIMITS = ([0.0, float("inf")], (0.0, float("inf")), [0.0, {"__float__": "Infinity"}])
 """Spellings of time steps without limits, the only ones that llama.cpp computes."""
 
@@ -53,6 +59,51 @@ def mamba2(source: str, layers: Collection[int] | None = None) -> tuple[Rule, ..
         ),
         rule("ssm_out.weight", "out_proj.weight", "hidden", "ssm_inner"),
     )  # fmt: skip
+
+
+def mamba1(source: str, layers: Collection[int] | None = None) -> tuple[Rule, ...]:
+    """The tensors of a Mamba mixer whose names begin with ``source``."""
+
+    def rule(name: str, inside: str, *shape: Size, **words: Any) -> Rule:
+        return Rule(f"blk.{{i}}.{name}", f"{source}.{inside}", shape, layers=layers, **words)
+
+    return (
+        rule("ssm_in.weight", "in_proj.weight", "ssm_in", "hidden"),
+        convolution(rule("ssm_conv1d.weight", "conv1d.weight", "ssm_inner", "kernel")),
+        rule("ssm_conv1d.bias", "conv1d.bias", "ssm_inner"),
+        rule("ssm_x.weight", "x_proj.weight", "ssm_x", "ssm_inner"),
+        rule("ssm_dt.weight", "dt_proj.weight", "ssm_inner", "ssm_rank"),
+        rule("ssm_dt.bias", "dt_proj.bias", "ssm_inner"),
+        rule("ssm_a", "A_log", "ssm_inner", "ssm_state", pointwise=NegativeExp()),
+        rule("ssm_d", "D", "ssm_inner"),
+        rule("ssm_out.weight", "out_proj.weight", "hidden", "ssm_inner"),
+    )
+
+
+def mamba1_dims(config: Config, hidden: int, names: Mapping[str, str] = MAMBA1) -> dict[str, int]:
+    """Sizes of a Mamba mixer, twice as wide as the stream; ``names`` as for `mamba2_dims`."""
+    kernel, state, rank = names
+    ranks = -(-hidden // 16) if config.get(rank) == "auto" else integer(config, rank)
+    states, inner = integer(config, state), 2 * hidden
+    return {
+        "hidden": hidden,
+        "kernel": integer(config, kernel),
+        "ssm_state": states,
+        "ssm_rank": ranks,
+        "ssm_inner": inner,
+        "ssm_in": 2 * inner,
+        "ssm_x": ranks + 2 * states,
+    }
+
+
+def mamba1_keys(dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of a Mamba mixer."""
+    return {
+        "ssm.conv_kernel": u32(dims["kernel"]),
+        "ssm.inner_size": u32(dims["ssm_inner"]),
+        "ssm.state_size": u32(dims["ssm_state"]),
+        "ssm.time_step_rank": u32(dims["ssm_rank"]),
+    }
 
 
 def convolution(rule: Rule) -> Rule:

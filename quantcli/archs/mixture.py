@@ -17,16 +17,7 @@ from typing import Any
 
 from quantcli.archs.config import Config, class_name, count, flag, integer, number
 from quantcli.archs.decoder import MLP, expert_keys, experts, layer
-from quantcli.archs.fold import (
-    DECODER,
-    GATED,
-    GATED_EXPERTS,
-    NORMED_MLP,
-    VALUES,
-    WRITERS,
-    FoldRule,
-    Folds,
-)
+from quantcli.archs.fold import DECODER, GATED_SHARED, WRITERS, Folds
 from quantcli.archs.header import Header
 from quantcli.archs.rules import Dims, Rule
 from quantcli.errors import ArchitectureError
@@ -66,19 +57,7 @@ def mixture_dims(config: Config, names: MixtureNames = DEEPSEEK) -> dict[str, in
 
 
 FOLDS = Folds(
-    rules=(
-        DECODER.rules[0],
-        FoldRule(
-            "norm",
-            ("blk.{i}.ffn_norm",),
-            (*NORMED_MLP.consumers, "blk.{i}.ffn_gate_shexp", "blk.{i}.ffn_up_shexp"),
-        ),
-        VALUES,
-        GATED,
-        GATED_EXPERTS,
-        FoldRule("gated", ("blk.{i}.ffn_up_shexp",), ("blk.{i}.ffn_down_shexp",)),
-        DECODER.rules[-1],
-    ),
+    rules=(*DECODER.rules[:-1], GATED_SHARED, DECODER.rules[-1]),
     writers=(*WRITERS, "blk.{i}.ffn_down_shexp"),
     basis="",
 )
@@ -109,17 +88,25 @@ def mixture_rules(
     config: Config, names: MixtureNames = DEEPSEEK, *, gate: str = "gate",
     bias: str = "gate.e_score_correction_bias", shared: str = "shared_experts",
 ) -> tuple[Rule, ...]:  # fmt: skip
-    """The dense layers' MLP, and router, experts and shared experts of the others.
-
-    ``gate`` is the router, ``bias`` its bias, which need not be there.
-    """
+    """The dense layers' MLP, and `sparse_rules` for the others."""
     dense, layers = dense_layers(config, names), integer(config, "num_hidden_layers")
-    first, rest = range(dense), range(dense, layers)
+    sparse = sparse_rules(config, names, gate=gate, bias=bias, shared=shared)
+    return (*placed(MLP, range(dense)), *placed(sparse, range(dense, layers)))
+
+
+def sparse_rules(
+    config: Config, names: MixtureNames = DEEPSEEK, *, gate: str = "gate",
+    bias: str = "gate.e_score_correction_bias", shared: str = "shared_experts",
+) -> tuple[Rule, ...]:  # fmt: skip
+    """Router, experts and shared experts of a layer.
+
+    ``gate`` is the router, ``bias`` its bias; empty where it has none.
+    """
     router, *matrices = experts("mlp", "gate_proj", "up_proj", "down_proj")
     router = replace(router, source=f"model.layers.{{i}}.mlp.{gate}.weight")
-    scores = replace(layer("exp_probs_b.bias", f"mlp.{bias}", "experts"), optional=True)
+    scores = (layer("exp_probs_b.bias", f"mlp.{bias}", "experts"),) if bias else ()
     beside = shared_rules(f"mlp.{shared}") if config.get(names.shared) else ()
-    return (*placed(MLP, first), *placed((router, *matrices, scores, *beside), rest))
+    return (router, *matrices, *scores, *beside)
 
 
 def shared_rules(inside: str) -> tuple[Rule, ...]:

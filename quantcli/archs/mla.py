@@ -35,6 +35,9 @@ from quantcli.types import MetaValue, f32, text, u32
 
 _LATENT_EPSILON = 1e-6
 _BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+_LITE_LAYERS = (26, 27)
+_LITE_SIZES = ((48, 128256),)
+"""Layers, or layers and tokens, of DeepSeek V2-Lite, GigaChat 3 and Kanana 2."""
 _LOG_MULTIPLIER = 0.1
 """The key holds a tenth of mscale_all_dim."""
 
@@ -59,6 +62,8 @@ _VALUES = replace(
     stored=("kv_b", "rank"),
     parts=(Part(_VIEW, cut=((1, "nope", "kv_head"),)),),
 )
+EXPANSION = layer("attn_kv_b.weight", "self_attn.kv_b_proj.weight", "kv_b", "rank")
+"""Whole, as llama.cpp's older form has it."""
 OUTPUT = layer("attn_output.weight", "self_attn.o_proj.weight", "hidden", "o")
 
 FOLDS = Folds(
@@ -68,7 +73,7 @@ FOLDS = Folds(
             ("blk.{i}.attn_norm",),
             ("blk.{i}.attn_q", "blk.{i}.attn_q_a", "blk.{i}.attn_kv_a_mqa"),
         ),
-        FoldRule("norm", ("blk.{i}.attn_q_a_norm",), ("blk.{i}.attn_q_b",)),
+        FoldRule("norm", ("blk.{i}.attn_q_a_norm",), ("blk.{i}.attn_q_b",), stream=False),
         replace(VALUES, producers=("blk.{i}.attn_v_b",)),
         *(rule for rule in mixture.FOLDS.rules[1:] if rule.kind != "values"),
     ),
@@ -81,6 +86,11 @@ FOLDS = Folds(
 def mla_dims(config: Config) -> dict[str, int]:
     """Sizes of embeddings, latent attention and MLP; "q_rank" only where queries have a latent."""
     heads = integer(config, "num_attention_heads")
+    if integer(config, "num_key_value_heads", default=heads) != heads:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {config['num_key_value_heads']} key-value "
+            f"heads for {heads}, but latent attention makes one for each"
+        )
     rank = integer(config, "kv_lora_rank")
     nope, rope = integer(config, "qk_nope_head_dim"), integer(config, "qk_rope_head_dim")
     value = integer(config, "v_head_dim")
@@ -109,6 +119,17 @@ def mla_dims(config: Config) -> dict[str, int]:
     }
 
 
+def check_lite(config: Config, dims: Dims) -> None:
+    """Refuse a query latent in a model that llama.cpp takes for one without, by its size."""
+    layers, vocab = dims["layers"], dims["vocab"]
+    lite = layers in _LITE_LAYERS or (layers, vocab) in _LITE_SIZES
+    if lite and has_query_latent(config):
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has a q_lora_rank, but llama.cpp takes a model "
+            f"of {layers} layers and {vocab} tokens for one without"
+        )
+
+
 def has_query_latent(config: Config) -> bool:
     """Whether queries pass a latent vector too; a rank of 0 or null says no."""
     return bool(config.get("q_lora_rank"))
@@ -126,8 +147,11 @@ def mla_rules(config: Config) -> tuple[Rule, ...]:
     return (*queries, *COMPRESSION, keys, _VALUES, OUTPUT)
 
 
-def mla_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
-    """The key-values of latent attention, which llama.cpp takes for one key-value head."""
+def mla_keys(config: Config, dims: Dims, rope: Rope | None = None) -> dict[str, MetaValue]:
+    """The key-values of latent attention, which llama.cpp takes for one key-value head.
+
+    ``rope`` is `mla_rope`'s where none is given.
+    """
     return {
         "vocab_size": u32(dims["vocab"]),
         "context_length": u32(integer(config, "max_position_embeddings")),
@@ -145,7 +169,7 @@ def mla_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "attention.q_lora_rank": u32(dims.get("q_rank", 0)),
         RMS_EPSILON: f32(number(config, "rms_norm_eps")),
         "rope.dimension_count": u32(dims["rope"]),
-        **_rope_keys(mla_rope(config)),
+        **_rope_keys(mla_rope(config) if rope is None else rope),
     }
 
 
@@ -183,10 +207,10 @@ def mla_rope(config: Config) -> Rope:
     return read_rope(config, ("default", "yarn"))
 
 
-def mla_notes(config: Config) -> tuple[str, ...]:
+def mla_notes(config: Config, rope: Rope | None = None) -> tuple[str, ...]:
     """Notes on other betas of yarn and another epsilon than llama.cpp computes with."""
     notes = []
-    rope = mla_rope(config)
+    rope = mla_rope(config) if rope is None else rope
     if rope["rope_type"] == "yarn":
         for key, usual in _BETAS.items():
             found = number(rope, key, default=usual)

@@ -10,14 +10,10 @@ Sources: arXiv:2404.14219, LongRoPE (arXiv:2402.13753), llama.cpp's src/models/p
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, integer, number, positive
+from quantcli.archs.config import Config, integer, positive
 from quantcli.archs.decoder import (
     EMBEDDING,
     NORMS,
@@ -32,10 +28,10 @@ from quantcli.archs.decoder import (
     unwindowed_note,
 )
 from quantcli.archs.fold import FUSED
-from quantcli.archs.header import Header, shortest
+from quantcli.archs.header import Header
+from quantcli.archs.longrope import long_config, long_keys, long_values
 from quantcli.archs.rope import Rope, read_rope
 from quantcli.archs.rules import Dims, Rule, Values
-from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, f32, u32
 
 _LONG = ("longrope", "su")
@@ -75,41 +71,13 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "attention.sliding_window": u32(0 if window is None else integer(config, "sliding_window")),
     }
     if rope["rope_type"] in _LONG:
-        keys["rope.scaling.attn_factor"] = f32(_attention_factor(rope, original))
+        keys |= long_keys(rope)
     return keys
-
-
-def _attention_factor(rope: Rope, original: int) -> float:
-    """What LongRoPE multiplies cosines and sines by, to keep the softmax as sharp as before."""
-    factor = positive(rope, "factor", default=integer(rope, "max_position_embeddings") / original)
-    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return number(rope, "attention_factor", default=usual)
 
 
 def _values(config: Config, dims: Dims) -> Values:
     rope = _rope(config)
-    if rope["rope_type"] not in _LONG:
-        return {}
-    half = partial_rotation(_rope(config), dims) // 2
-    return {
-        "rope_factors_long.weight": _factors(rope, "long_factor", half),
-        "rope_factors_short.weight": _factors(rope, "short_factor", half),
-    }
-
-
-def _factors(rope: Rope, key: str, half: int) -> NDArray[np.float32]:
-    found = rope.get(key)
-    if (
-        not isinstance(found, list)
-        or len(found) != half
-        or not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in found)
-    ):
-        shown = f"{len(found)} values" if isinstance(found, list) else repr(found)
-        raise ArchitectureError(
-            f"{key} of {class_name(rope)}'s rotation in config.json is {shown}, "
-            f"expected {half} positive numbers"
-        )
-    return np.array(found, dtype=np.float32)
+    return long_values(rope, partial_rotation(rope, dims)) if rope["rope_type"] in _LONG else {}
 
 
 def _config(header: Header) -> dict[str, Any]:
@@ -117,19 +85,7 @@ def _config(header: Header) -> dict[str, Any]:
     keys = header.keys
     rope = partial_config(config, header) | {"rope_type": "default"}
     original = keys.get("rope.scaling.original_context_length", keys.get("context_length"))
-    if "rope_factors_long.weight" in header.shapes:
-        rope |= {
-            "rope_type": "longrope",
-            "original_max_position_embeddings": original,
-            "attention_factor": keys.get("rope.scaling.attn_factor", 1.0),
-            **{
-                f"{kind}_factor": [
-                    shortest(float(x))
-                    for x in header.read(f"rope_factors_{kind}.weight").reshape(-1)
-                ]
-                for kind in ("long", "short")
-            },
-        }
+    rope |= long_config(header)
     return {
         **config,
         "rope_parameters": rope,

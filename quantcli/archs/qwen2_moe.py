@@ -32,7 +32,7 @@ from quantcli.archs.rules import Dims, Rule
 from quantcli.types import MetaValue, u32
 
 _EXPERTS = experts("mlp", "gate_proj", "up_proj", "down_proj")
-_SHARED = (
+SHARED_EXPERT = (
     replace(
         layer("ffn_gate_inp_shexp.weight", "mlp.shared_expert_gate.weight", "hidden"),
         stored=(1, "hidden"),
@@ -53,12 +53,19 @@ def _dims(config: Config) -> dict[str, int]:
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:
-    return (EMBEDDING, OUTPUT_NORM, OUTPUT, *NORMS, *ATTENTION, *BIASES, *_EXPERTS, *_SHARED)
+    return (EMBEDDING, OUTPUT_NORM, OUTPUT, *NORMS, *ATTENTION, *BIASES, *_EXPERTS, *SHARED_EXPERT)
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     return {
         **keys(config, dims),
+        **mixture_keys(config, dims),
+    }
+
+
+def mixture_keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    """The key-values of experts beside one that every token visits."""
+    return {
         **expert_keys(config, dims),
         "expert_feed_forward_length": u32(dims["expert_ff"]),
         "expert_shared_feed_forward_length": u32(dims["shared_ff"]),

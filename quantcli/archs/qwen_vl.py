@@ -19,11 +19,11 @@ from quantcli.archs.decoder import check_square, decoder_keys, expert_keys
 from quantcli.archs.qwen2 import QWEN2
 from quantcli.archs.qwen3 import QWEN3
 from quantcli.archs.qwen3_moe import QWEN3_MOE
-from quantcli.archs.rope import read_rope, rope_keys
+from quantcli.archs.rope import read_rope, rope_keys, section_keys
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.wrappers import unwrapped
 from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, array, u32
+from quantcli.types import MetaValue, u32
 
 _SMALLEST = 1e-5
 _ROPE_TYPES = ("default", "mrope")
@@ -31,21 +31,10 @@ _ROPE_TYPES = ("default", "mrope")
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     rope = read_rope(config, _ROPE_TYPES, sections=True)
-    sections = rope.get("mrope_section")
-    if (
-        not isinstance(sections, list)
-        or not all(isinstance(part, int) and part >= 0 for part in sections)
-        or sum(sections) != dims["head_dim"] // 2
-    ):
-        raise ArchitectureError(
-            f"mrope_section of {class_name(config)} in config.json is {sections!r}, expected parts "
-            f"of {dims['head_dim'] // 2}"
-        )
-    parts = [*sections, 0, 0, 0, 0][:4]
     return {
         **decoder_keys(config, dims),
         **rope_keys({**rope, "rope_type": "default"}),
-        "rope.dimension_sections": array("i32", parts),
+        **section_keys(rope, dims["head_dim"] // 2),
     }
 
 

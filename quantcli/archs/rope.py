@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quantcli.archs.config import Config, class_name, flag, integer, number, positive
 from quantcli.archs.header import Header, shortest
 from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, f32, text, u32
+from quantcli.types import MetaValue, array, f32, text, u32
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -115,6 +115,27 @@ def rope_keys(rope: Rope, *, betas: bool = False, head_dim: int = 0) -> dict[str
     return keys
 
 
+def section_keys(rope: Rope, pairs: int) -> dict[str, MetaValue]:
+    """How the rotated ``pairs`` of a head are shared out among time, height and width."""
+    sections = rope.get("mrope_section")
+    if (
+        not isinstance(sections, list)
+        or not all(isinstance(part, int) and part >= 0 for part in sections)
+        or sum(sections) != pairs
+    ):
+        raise ArchitectureError(
+            f"mrope_section of {class_name(rope)} in config.json is {sections!r}, expected parts "
+            f"of {pairs}"
+        )
+    return {"rope.dimension_sections": array("i32", [*sections, 0, 0, 0, 0][:4])}
+
+
+def section_config(header: Header) -> dict[str, Any]:
+    """`section_keys` read backwards."""
+    found = header.keys.get("rope.dimension_sections")
+    return {} if found is None else {"mrope_section": [int(part) for part in found if part]}
+
+
 def rope_config(header: Header) -> dict[str, Any]:
     """`rope_keys` read backwards; 10000 is llama.cpp's base where a file names none."""
     keys = header.keys
@@ -194,7 +215,8 @@ def llama3_rope(divisors: NDArray[np.float64], theta: float) -> dict[str, Any]:
 
 
 def _entries(config: Config) -> Mapping[str, Any]:
-    found = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    given = (config.get("rope_parameters"), config.get("rope_scaling"))
+    found: Any = next((value for value in given if value is not None and value != {}), {})
     if not isinstance(found, Mapping):
         raise ArchitectureError(
             f"rope_parameters of {class_name(config)} in config.json is {found!r}, "

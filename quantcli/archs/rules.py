@@ -25,15 +25,16 @@ Size = str | int
 class Part:
     """Some of a stored tensor's elements, in another order: an `Order` in named dimensions.
 
-    ``view`` factorises the stored tensor, each ``cut`` (axis, start, stop) takes a range of it, and
-    ``axes`` reorder it, all in order where none are named. ``pointwise`` is applied to every value,
-    in place of the rule's.
+    ``view`` factorises the stored tensor, or some of its rows from ``start`` on; each ``cut``
+    (axis, start, stop) takes a range of it, and ``axes`` reorder it, all in order where none are
+    named. ``pointwise`` is applied to every value, in place of the rule's.
     """
 
     view: tuple[Size, ...]
     axes: tuple[int, ...] = ()
     cut: tuple[tuple[int, Size, Size], ...] = ()
     pointwise: Pointwise | None = None
+    start: Size = 0
 
     def order(self, dims: Dims, stored: tuple[int, ...]) -> Order:
         """The order for a tensor of shape ``stored``."""
@@ -99,8 +100,8 @@ class Rule:
 
     ``{i}`` in the names is the layer; the rule holds for ``layers``, for all of them where none are
     named, and a block behind the last layer has the number after it. ``{e}`` in ``source`` is the
-    expert: the experts' matrices become one tensor of shape (experts, rows, columns), and ``fused``
-    is the other layout that checkpoints use for it.
+    expert: the experts' matrices become one tensor of shape (experts, rows, columns). ``fused`` is
+    the other layout that checkpoints or transformers use for it.
 
     ``shape`` names dimensions, and ``stored`` those of the stored tensor where they differ.
     ``rotary`` names the count of heads whose two halves are interleaved, as ggml's pairwise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.errors import SourceError
-from quantcli.layouts.base import FolderFacts, Packing
+from quantcli.layouts.base import FolderFacts, FolderPart, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
-from quantcli.plan.recipe_file import dump_recipe
-from quantcli.plan.schemes import DTYPES
+from quantcli.plan.recipe_file import dump_recipe, recorded
+from quantcli.plan.schemes import DTYPES, Scheme
+from quantcli.plan.text_file import read_template
 from quantcli.sources.card import CARD
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -33,6 +33,8 @@ _COPIED = (
     "*.py",
     "LICENSE*",
 )
+_TEMPLATE = "chat_template.jinja"
+"""It goes before a template in tokenizer_config.json."""
 _OWN = (
     CONFIG,
     MANIFEST,
@@ -67,6 +69,11 @@ def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
     }
 
 
+def _describe_part(plan: FolderPlan, scheme: Scheme, packing: Packing | None) -> FolderPart:
+    modules = [item.matrix.module for item in plan.items if item.scheme == scheme]
+    return FolderPart(scheme.grid, packing or scheme.packing, scheme.inputs, modules)
+
+
 def to_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
@@ -80,15 +87,15 @@ def make_settings(
 ) -> dict[str, bytes]:
     """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
-    recipe = plan.recipe
-    if recipe.imatrix:
-        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
+    if plan.recipe.chat_template:
+        files[_TEMPLATE] = read_template(plan.recipe.chat_template).encode()
+    recipe = recorded(plan.recipe)
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
-    if plan.recipe.dtype is not None or plan.scheme is None:
+    if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
-    if packing is not None and plan.scheme is not None:
-        quantized = [item.matrix.module for item in plan.items]
-        config |= packing.describe(FolderFacts(config, plan.scheme.grid, quantized, plan.kept))
+    if plan.schemes:
+        parts = [_describe_part(plan, scheme, packing) for scheme in plan.schemes]
+        config |= parts[0].packing.describe(FolderFacts(config, parts, plan.kept))
     files[CONFIG] = to_json(config)
     files |= index_files(weights)
     source = {"repo": model.repo, "revision": model.revision, "digest": UNFINISHED}

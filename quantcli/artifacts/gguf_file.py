@@ -40,7 +40,7 @@ from quantcli.model import Model
 from quantcli.plan.budget import check_disk, thread_memory
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.recipe_file import dump_recipe
+from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import MetaValue, Note, text, u32
@@ -260,9 +260,7 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
             keys["quantize.imatrix.chunks_count"] = u32(importance.chunks)
     keys |= plan.overrides
     keys["quantcli.version"] = text(__version__)
-    recipe = plan.recipe
-    if recipe.imatrix:
-        recipe = replace(recipe, imatrix=Path(recipe.imatrix).name)
+    recipe = recorded(plan.recipe)
     keys["quantcli.recipe"] = text(dump_recipe(recipe))
     if model.repo:
         keys["quantcli.source.repo"] = text(model.repo)

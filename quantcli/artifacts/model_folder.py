@@ -106,16 +106,16 @@ class ModelFolder(FolderArtifact):
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
             return item.rows * item.columns * (4 if item.dtype == "F32" else 2)
-        scheme = self.plan.scheme
-        if scheme is None or self.packing is None:
+        packing = self._packing(item)
+        if packing is None or item.scheme is None:
             return item.matrix.elements * (4 if item.dtype == "F32" else 2)
-        declared = self.packing.declare(item.matrix, scheme.grid)
+        declared = packing.declare(item.matrix, item.scheme.grid)
         return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
     def parts(self) -> Iterator[ArtifactPart]:
         """The slabs of each matrix and each copied tensor, in the order of the stored tensors."""
         codes = self.codes
-        if codes is None and self.plan.scheme is not None:
+        if codes is None and self.plan.schemes:
             codes = RoundToNearest(self.plan, self.model.store, self.importance, SLAB_BYTES)
         items: list[Item | Copy] = [*self.plan.items, *self.plan.copies]
         for item in sorted(items, key=lambda item: (natural(item.source), item.first)):
@@ -154,12 +154,16 @@ class ModelFolder(FolderArtifact):
         start = slab.start - item.first
         if isinstance(item, Copy):
             yield from self._place(Patch(item.name, _cast(rows, item.dtype), item.row + start))
-        elif self.packing is None or self.plan.scheme is None:
+        elif (packing := self._packing(item)) is None or item.scheme is None:
             yield from self._place(self._decoded(item, start, rows))
         elif codes is not None:
             coded = codes(item.matrix, start, rows)
-            for patch in self.packing.place(item.matrix, self.plan.scheme.grid, start, coded):
+            for patch in packing.place(item.matrix, item.scheme.grid, start, coded):
                 yield from self._place(patch)
+
+    def _packing(self, item: Item) -> Packing | None:
+        """How a matrix is packed: as a GGUF's blocks, or by its scheme."""
+        return self.packing or (item.scheme.packing if item.scheme else None)
 
     def _decoded(self, item: Item, start: int, rows: NDArray[Any]) -> Patch:
         """The rows through a block format and back."""
@@ -181,7 +185,7 @@ class ModelFolder(FolderArtifact):
             row, column = column, row
         if isinstance(item, Copy):
             hint = "--dtype F32 holds any weight"
-        elif self.plan.scheme is None:
+        elif not self.plan.schemes:
             hint = "a wider type can hold it, such as --tensor-type with F32"
         else:
             hint = f"--keep '{item.matrix.module}' leaves its module as it is"
@@ -224,7 +228,8 @@ def prepare_folder(
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
     plan = plan or make_folder_plan(model, recipe, importance=shapes)
-    packing = packing or _choose_packing(model, plan)
+    if packing is None:
+        _check_packing(model, plan)
     declared = _declare(plan, packing, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
     header = {"format": find_layout(recipe.to).header}
@@ -238,37 +243,32 @@ def prepare_folder(
     return folder
 
 
-def _choose_packing(model: Model, plan: FolderPlan) -> Packing | None:
-    scheme = plan.scheme
-    if scheme is None:
-        return None
-    packing = scheme.grids.packing
+def _check_packing(model: Model, plan: FolderPlan) -> None:
+    """PlanError for a matrix that its scheme's packing does not take."""
     for item in plan.items:
-        reason = packing.refuse(item.matrix, scheme.grid)
-        if reason is not None:
-            matrix, info = item.matrix, model.store.tensors[item.matrix.source]
+        scheme, matrix = item.scheme, item.matrix
+        reason = None if scheme is None else scheme.packing.refuse(matrix, scheme.grid)
+        if scheme is not None and reason is not None:
+            info = model.store.tensors[matrix.source]
             raise PlanError(
                 f"{info.file}: {info.name} ({matrix.rows} x {matrix.columns}) does not fit "
                 f"--to {scheme.layout.name}: {reason}",
                 hint=f"--keep '{matrix.module}' leaves it as it is",
             )
-    return packing
 
 
 def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
     declared = [
         Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies if copy.row == 0
     ]
-    if packing is not None and plan.scheme is not None:
-        for item in plan.items:
-            if item.matrix.slot == 0:
-                declared += packing.declare(item.matrix, plan.scheme.grid)
-    else:
-        sources = {item.matrix.source: item.dtype for item in plan.items}
-        declared += [
-            Declared(name, dtype, model.store.tensors[name].shape)
-            for name, dtype in sources.items()
-        ]
+    sources = {item.matrix.source: item.dtype for item in plan.items if item.scheme is None}
+    declared += [
+        Declared(name, dtype, model.store.tensors[name].shape) for name, dtype in sources.items()
+    ]
+    for item in plan.items:
+        if item.scheme is not None and item.matrix.slot == 0:
+            own = packing or item.scheme.packing
+            declared += own.declare(item.matrix, item.scheme.grid)
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:
         raise PlanError(

@@ -1,4 +1,4 @@
-"""Round to nearest on the integer grid, with ranges that may be weighted by importance."""
+"""Round to nearest on the grids of a folder, with ranges that may be weighted by importance."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.largest_weights import LargestWeights
 from quantcli.formats import native
 from quantcli.formats.base import Floats
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, Search, encode, fit_tensor, quantize
+from quantcli.formats.integer import GridCodes
 from quantcli.plan.folders import FolderPlan
+from quantcli.plan.schemes import Scheme
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Matrix, TensorStore
 
-CodeSource = Callable[[Matrix, int, NDArray[Any]], IntegerCodes]
+CodeSource = Callable[[Matrix, int, NDArray[Any]], GridCodes]
 """Gives the codes of a matrix's rows from a row on: takes the matrix, that row, and the stored
 rows, in their stored dtype. Called from several threads, the rows of a matrix in any order."""
 
@@ -25,51 +27,56 @@ rows, in their stored dtype. Called from several threads, the rows of a matrix i
 def column_weights(
     importance: Importance | None, matrix: Matrix, used: bool
 ) -> NDArray[np.float32] | None:
-    """The importance of a matrix's columns, or None when none is ``used``."""
+    """The importance of a matrix's columns as they are stored, or None when none is ``used``."""
     if importance is None or not used:
         return None
     weights = importance.weights(matrix.tensor, matrix.of, matrix.columns)
-    return None if weights is None else weights[matrix.index]
+    if weights is None:
+        return None
+    own: NDArray[np.float32] = weights[matrix.index]
+    return own if matrix.turned is None else own[np.argsort(matrix.turned.turned_columns)]
 
 
 class RoundToNearest:
-    """A `CodeSource`; the ranges of strategy "tensor" are found when its first rows are asked."""
+    """A `CodeSource`; what a whole matrix shares is found when its first rows are asked for."""
 
     def __init__(
         self, plan: FolderPlan, store: TensorStore, importance: Importance | None, slab: int
     ) -> None:
-        scheme = plan.scheme
-        if scheme is None:
-            raise ValueError("the plan has no integer grid")
-        self._grid: IntegerGrid = scheme.grid
-        self._search: Search = scheme.search
+        self._schemes = {i.matrix.module: i.scheme for i in plan.items if i.scheme is not None}
         self._store = store
         self._importance = importance
         self._used = {item.matrix.module for item in plan.items if item.importance}
         self._slab = slab
+        self._largest = LargestWeights(store, [item.matrix for item in plan.items])
         self._ranges: dict[tuple[str, int], tuple[Floats, NDArray[Any] | None]] = {}
         self._locks: defaultdict[tuple[str, int], Lock] = defaultdict(Lock)
         self._lock = Lock()
 
-    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
+    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> GridCodes:
         """The codes of these rows."""
         floats = native.to_float32(rows)
-        if self._grid.strategy != "tensor":
-            return encode(floats, self._grid, self._weights(matrix), self._search)
-        scales, zeros = self._tensor_range(matrix)
-        return IntegerCodes(quantize(floats, scales, zeros, self._grid), scales, zeros)
+        scheme = self._schemes[matrix.module]
+        grid = scheme.grid
+        if grid.strategy == "tensor":
+            scales, zeros = self._tensor_range(matrix, scheme)
+        else:
+            if grid.needs_whole:
+                grid = grid.bind(self._largest(matrix))
+            scales, zeros = grid.fit(floats, self._weights(matrix), scheme.search)
+        return GridCodes(grid.quantize(floats, scales, zeros), scales, zeros, grid.whole)
 
     def _weights(self, matrix: Matrix) -> NDArray[np.float32] | None:
         return column_weights(self._importance, matrix, matrix.module in self._used)
 
-    def _tensor_range(self, matrix: Matrix) -> tuple[Floats, NDArray[Any] | None]:
+    def _tensor_range(self, matrix: Matrix, scheme: Scheme) -> tuple[Floats, NDArray[Any] | None]:
         key = matrix.source, matrix.first
         with self._lock:
             own = self._locks[key]
         with own:
             if key not in self._ranges:
-                self._ranges[key] = fit_tensor(
-                    lambda: self._slabs(matrix), self._grid, self._weights(matrix), self._search
+                self._ranges[key] = scheme.grid.fit_tensor(
+                    lambda: self._slabs(matrix), self._weights(matrix), scheme.search
                 )
             return self._ranges[key]
 

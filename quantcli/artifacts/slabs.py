@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from quantcli.errors import WeightError
+from quantcli.formats import FORMATS
 from quantcli.formats.native import UnencodableError
 from quantcli.model import Model
 from quantcli.types import OutputTensor, PackedType, Progress, TensorInfo
@@ -74,7 +75,7 @@ def cut_tensor(model: Model, tensor: OutputTensor) -> Iterator[Slab]:
     if tensor.dtype == "F8_E4M3":
         # The scales beside the codes do not count, lest digests change with them.
         row_bytes = tensor.columns
-    elif isinstance(tensor.dtype, PackedType):
+    elif isinstance(tensor.dtype, PackedType) and tensor.dtype not in FORMATS:
         # Its rows come as float32, whatever they take in the file.
         row_bytes = 4 * tensor.columns
     matrix = tensor.shape[-2] if len(tensor.shape) > 2 else None

@@ -78,6 +78,7 @@ def open_artifact(
     if not model.tensors:
         model.store.close()
         raise SourceError(f"{target} has no tensors")
+    model.require_next_token("evaluated by its predictions")
     if engine == AUTO:
         # Of a GGUF the smaller installation is asked for where neither is there.
         runs = find_spec("llama_cpp") or not find_spec("torch")

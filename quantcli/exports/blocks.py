@@ -19,7 +19,7 @@ from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
+from quantcli.formats.integer import GridCodes, IntegerGrid, dequantize
 from quantcli.formats.legacy import split_fifth_bits, split_nibbles
 from quantcli.formats.search import from_halves
 from quantcli.types import Matrix
@@ -57,7 +57,7 @@ class BlockCodes:
         self._view = view
         self._grid = grid
 
-    def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> IntegerCodes:
+    def __call__(self, matrix: Matrix, start: int, rows: NDArray[np.float32]) -> GridCodes:
         """The codes of the stored ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
         raw = self._view.read_held(matrix.source, first, first + len(rows))
@@ -83,11 +83,11 @@ class StoredRows:
     def __init__(self, view: CheckpointView) -> None:
         self._view = view
 
-    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> IntegerCodes:
+    def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> GridCodes:
         """The packed rows behind the decoded ``rows`` of ``matrix`` from ``start`` on."""
         first = matrix.first + start
         packed = self._view.read_held(matrix.source, first, first + len(rows))
-        return IntegerCodes(packed, np.empty((0, 0), np.float32))
+        return GridCodes(packed, np.empty((0, 0), np.float32))
 
 
 def encode_mxfp4(rows: NDArray[Any]) -> NDArray[np.uint8] | None:
@@ -116,19 +116,19 @@ def split_blocks(kind: str, packed: Bytes) -> tuple[NDArray[np.uint8], Floats, F
     return codes.astype(np.uint8).reshape(rows, -1), scales, edges
 
 
-def convert(kind: str, packed: Bytes, grid: IntegerGrid) -> IntegerCodes:
+def convert(kind: str, packed: Bytes, grid: IntegerGrid) -> GridCodes:
     """Packed rows as codes of ``grid``, of the same bits; the caller holds them against rows."""
     codes, scales, edges = split_blocks(kind, packed)
     middle = np.float32(grid.middle)
     if grid.zero == "middle":
-        return IntegerCodes(codes, scales)
+        return GridCodes(codes, scales)
     if grid.zero == "edge":
         if edges is None:
             with np.errstate(over="ignore"):
                 edges = (-middle * scales).astype(np.float16).astype(np.float32)
-        return IntegerCodes(codes, scales, edges)
+        return GridCodes(codes, scales, edges)
     if edges is None:
-        return IntegerCodes(codes, scales, np.full(scales.shape, grid.middle, np.int32))
+        return GridCodes(codes, scales, np.full(scales.shape, grid.middle, np.int32))
     with np.errstate(all="ignore"):
         zeros = np.where(scales != 0, np.rint(-edges / scales), 0)
-    return IntegerCodes(codes, scales, np.clip(zeros, 0, grid.top).astype(np.int32))
+    return GridCodes(codes, scales, np.clip(zeros, 0, grid.top).astype(np.int32))

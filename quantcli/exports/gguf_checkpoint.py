@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quantcli.archs import find_architecture, rebuild_config
 from quantcli.checkpoint_view import CheckpointView, find_uses
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
@@ -34,7 +34,14 @@ def view_checkpoint(model: Model, config: Mapping[str, Any]) -> CheckpointView:
     size what the GGUF spends on them. Rows have the GGUF's dtype where that is a float, else
     float32.
     """
-    architecture = find_architecture(config)
+    try:
+        architecture = find_architecture(config)
+    except UnknownArchitectureError as unknown:
+        raise ArchitectureError(
+            f"nothing says what a checkpoint calls the tensors of {model.path}, since "
+            f"{unknown.message}",
+            hint="the checkpoint that it was made from needs no table",
+        ) from unknown
     present = {tensor.name: tensor for tensor in model.tensors}
     layout = {
         name: TensorInfo(name, shape, "F32", 4 * int(np.prod(shape)), model.path)

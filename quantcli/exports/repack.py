@@ -21,7 +21,7 @@ from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.exports.blocks import GROUP, MXFP4, encode_mxfp4
 from quantcli.exports.exact import fit_rows
-from quantcli.formats import get_format
+from quantcli.formats import FORMATS, get_format
 from quantcli.model import Model
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.planner import TensorPlan, make_plan
@@ -94,18 +94,24 @@ def prepare_repacking(
         split_max_size=None if split_max_size is None else str(split_max_size),
     )
     plan = make_plan(model.tensors, model.metadata, recipe)
-    items, encoders = [], {}
+    items, encoders, copied = [], {}, set[str]()
     for item in plan.items:
         dtype = item.tensor.dtype
         if not isinstance(dtype, PackedType) or len(item.tensor.shape) < 2:
             items.append(item)
+            continue
+        if dtype in FORMATS:
+            blocks = get_format(dtype)
+            nbytes = item.tensor.rows * blocks.row_bytes(item.tensor.columns)
+            items.append(replace(item, format=blocks.name, nbytes=nbytes, reason="its own blocks"))
+            copied.add(blocks.name)
             continue
         kind, group, exact = _choose(model, item.tensor, dtype, requantize, hint)
         nbytes = item.tensor.rows * get_format(kind).row_bytes(item.tensor.columns)
         items.append(replace(item, format=kind, nbytes=nbytes, reason=f"the codes of {dtype}"))
         if exact:
             encoders[item.tensor.name] = _Exactly(model, group, hint)
-    types = {item.format for item in items if item.tensor.name in encoders}
+    types = copied | {item.format for item in items if item.tensor.name in encoders}
     name = "Q4_1" if "Q4_1" in types else min(types, default="Q4_0")
     name = "MXFP4_MOE" if name == MXFP4 else name
     plan = replace(

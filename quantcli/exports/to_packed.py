@@ -26,12 +26,12 @@ from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_ch
 from quantcli.exports.settings import complete_config
 from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.exports.to_hf import folder_files
+from quantcli.formats.integer import IntegerGrid
 from quantcli.layouts.base import Grids, Layout
 from quantcli.model import Model, open_model
 from quantcli.plan.folders import FolderPlan, make_folder_plan
 from quantcli.plan.linear_layers import find_matrices
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.schemes import Scheme
 from quantcli.report.units import size_text
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Matrix, row_count
@@ -66,22 +66,22 @@ def prepare(
     if options.split_max_size is not None:
         recipe = replace(recipe, split_max_size=str(options.split_max_size))
     plan = make_folder_plan(checkpoint, recipe, importance=None)
-    scheme, plan = _exact(plan, grids, view, options.dtype)
+    grid, plan = _exact(plan, grids, view, options.dtype)
     kind = _kind(view, plan.items[0].matrix) if plan.items else ""
     block = None if options.requantize else layout.blocks.get(kind)
     codes: CodeSource | None = None
     if block is not None:
         codes = StoredRows(view)
     elif not options.requantize:
-        codes = BlockCodes(view, scheme.grid)
-        if scheme.grid.zero == "integer":
+        codes = BlockCodes(view, grid)
+        if grid.zero == "integer":
             _try_all(plan, view, codes, to, label)
-    grid = plan.label if block is None else kind
+    label_of = plan.label if block is None else kind
     checkpoint = replace(
         checkpoint, config=complete_config(config, model.metadata, plan.dtype, options.config)
     )
     origin = "rounded again from" if options.requantize else "the codes of"
-    facts = [("weights", f"{grid}, {origin} {_types(plan, view)}")]
+    facts = [("weights", f"{label_of}, {origin} {_types(plan, view)}")]
     files, notes = folder_files(model, path, options, layout=layout, dtype=plan.dtype, facts=facts)
     job = prepare_folder(
         checkpoint,
@@ -98,7 +98,7 @@ def prepare(
     return Prepared(
         (path,),
         job.nbytes,
-        f"{len(plan.items)} matrices in {grid}, "
+        f"{len(plan.items)} matrices in {label_of}, "
         + ("rounded a second time" if options.requantize else "bit for bit"),
         lambda: write_artifact(job, threads=options.threads),
     )
@@ -108,7 +108,7 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     """What describes the grid that the GGUF has; PlanError where it has none of the layout's."""
     to = layout.name
     matrices = find_matrices(
-        model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False
+        model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True
     )
     inner = {matrix.source for matrix in find_matrices(model)}
     hint = (
@@ -118,8 +118,9 @@ def _recipe(model: Model, view: CheckpointView, layout: Layout, grids: Grids, la
     kept, taken = [], []
     for matrix in matrices:
         kind = _kind(view, matrix)
-        if any(not use.piece.makes_outputs for use in view.uses[matrix.source]):
-            # Blocks that lie across its rows cannot be put back: it is stored in floats.
+        pieces = [use.piece for use in view.uses[matrix.source]]
+        if any(not piece.makes_outputs or piece.turns_columns for piece in pieces):
+            # Blocks that lie across its rows or columns cannot be put back: it is stored in floats.
             kept.append(matrix)
         elif _holds(layout, grids, kind) and not matrix.transpose:
             taken.append(matrix)
@@ -171,7 +172,7 @@ def _holds(layout: Layout, grids: Grids, kind: str) -> bool:
 
 def _exact(
     plan: FolderPlan, grids: Grids, view: CheckpointView, dtype: str | None
-) -> tuple[Scheme, FolderPlan]:
+) -> tuple[IntegerGrid, FolderPlan]:
     """The plan with float16 scales, as blocks have, and floats that lose nothing.
 
     What computes in the dtype of its scales has them in float32, too, where the model is in it.
@@ -181,13 +182,14 @@ def _exact(
         for copy in plan.copies
     ]
     loaded = dtype or ("F32" if any(copy.dtype == "F32" for copy in copies) else "F16")
-    scheme = plan.scheme
-    if scheme is None:
+    scheme = plan.schemes[0] if plan.schemes else None
+    if scheme is None or not isinstance(scheme.grid, IntegerGrid):
         raise PlanError(f"--to {plan.recipe.to} has no integer grid")
     is_wide = loaded == "F32" and grids.computes_in_scales
     grid = replace(scheme.grid, scale_dtype="F32" if is_wide else "F16", lowest_zero=0)
     scheme = replace(scheme, grid=grid)
-    return scheme, replace(plan, copies=tuple(copies), scheme=scheme, dtype=loaded)
+    items = tuple(replace(item, scheme=scheme) for item in plan.items)
+    return grid, replace(plan, copies=tuple(copies), items=items, dtype=loaded)
 
 
 def _try_all(

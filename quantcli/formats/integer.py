@@ -6,7 +6,8 @@ the range for every group ("middle": a symmetric grid), a whole number of the gr
 ``scale * code + edge``). Scales, and edges, are rounded to the dtype that the target stores
 before codes are chosen, so that each code is the nearest for the scale that a runtime sees.
 
-Ranges are the smallest and the largest weight ("minmax"), or the range that gives the smallest
+Ranges are the smallest and the largest weight ("minmax"; of a symmetric grid the largest magnitude
+both ways, as compressed-tensors and GPTQ have it), or the range that gives the smallest
 squared error among shrunken ones, followed by least squares on the codes ("mse"); importance
 weights the columns' errors. Everything is computed in float32, row by row, so that the codes do
 not depend on how many rows are given at once.
@@ -75,30 +76,107 @@ class IntegerGrid:
         """The zero point of a symmetric grid."""
         return 1 << (self.bits - 1)
 
+    @property
+    def whole(self) -> None:
+        """A scale of the whole matrix beside the groups': there is none."""
+        return None
+
+    @property
+    def needs_whole(self) -> bool:
+        """Whether `bind` is needed first."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """What a table calls the grid."""
+        spread = f"g{self.group_size}" if self.strategy == "group" else self.strategy
+        return f"int{self.bits} {spread}"
+
+    @property
+    def levels(self) -> Floats:
+        """The values of codes without scales and zeros, in rising order."""
+        return np.arange(self.top + 1, dtype=np.float32)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether levels are one apart."""
+        return True
+
+    @property
+    def offset(self) -> float:
+        """The level that stands for zero where the grid is symmetric."""
+        return float(self.middle)
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether a row can be rounded without the others."""
+        return self.strategy != "tensor"
+
     def groups(self, columns: int) -> int:
         """Scales for each row; ``group_size`` must divide ``columns``."""
         return columns // self.group_size if self.strategy == "group" and self.group_size else 1
 
+    def bind(self, largest: float) -> IntegerGrid:
+        """The grid of a matrix whose largest magnitude is ``largest``: the same."""
+        return self
+
+    def fit(
+        self, rows: Floats, importance: Floats | None = None, search: Search = "minmax"
+    ) -> tuple[Floats, NDArray[Any] | None]:
+        """`fit_ranges`."""
+        return fit_ranges(rows, self, importance, search)
+
+    def fit_tensor(
+        self,
+        slabs: Callable[[], Iterable[Floats]],
+        importance: Floats | None = None,
+        search: Search = "minmax",
+    ) -> tuple[Floats, NDArray[Any] | None]:
+        """`fit_tensor`."""
+        return fit_tensor(slabs, self, importance, search)
+
+    def quantize(self, rows: Floats, scales: Floats, zeros: NDArray[Any] | None = None) -> Codes:
+        """`quantize`."""
+        return quantize(rows, scales, zeros, self)
+
+    def dequantize(self, coded: GridCodes) -> Floats:
+        """`dequantize`."""
+        return dequantize(coded, self)
+
+    def store(self, scales: Floats) -> Floats:
+        """`store_scales`."""
+        return store_scales(scales, self)
+
+    def to_codes(self, ranks: Codes) -> Codes:
+        """The codes of places in ``levels``: the same."""
+        return ranks
+
+    def to_ranks(self, codes: Codes) -> Codes:
+        """Places in ``levels``."""
+        return codes
+
 
 @dataclass(frozen=True, slots=True)
-class IntegerCodes:
+class GridCodes:
     """A quantized matrix, or some rows of it.
 
     ``codes`` is uint8 (rows, columns). ``scales`` is float32 (rows, groups), (1, 1) for strategy
     "tensor", and exact in the grid's scale dtype. ``zeros`` has the scales' shape: int32 zero
-    points for zero "integer", float32 edges for "edge", None for "middle".
+    points for zero "integer", float32 edges for "edge", None for "middle". ``whole`` is NVFP4's
+    scale of the whole matrix, in which the others are exact.
     """
 
     codes: Codes
     scales: Floats
     zeros: NDArray[Any] | None = None
+    whole: float | None = None
 
-    def rows(self, start: int, stop: int) -> IntegerCodes:
+    def rows(self, start: int, stop: int) -> GridCodes:
         """The rows ``start:stop``, without a copy."""
         if len(self.scales) != len(self.codes):
-            return IntegerCodes(self.codes[start:stop], self.scales, self.zeros)
+            return GridCodes(self.codes[start:stop], self.scales, self.zeros, self.whole)
         zeros = None if self.zeros is None else self.zeros[start:stop]
-        return IntegerCodes(self.codes[start:stop], self.scales[start:stop], zeros)
+        return GridCodes(self.codes[start:stop], self.scales[start:stop], zeros, self.whole)
 
 
 def fit_ranges(
@@ -107,7 +185,7 @@ def fit_ranges(
     importance: Floats | None = None,
     search: Search = "minmax",
 ) -> tuple[Floats, NDArray[Any] | None]:
-    """Scales and zeros (see `IntegerCodes`) of ``rows``, float32 (rows, columns).
+    """Scales and zeros (see `GridCodes`) of ``rows``, float32 (rows, columns).
 
     ``importance`` is one weight for each column, float32, used by the search "mse". For strategy
     "tensor" use `fit_tensor`. UnencodableError for a weight that is not finite, or too large for
@@ -118,8 +196,8 @@ def fit_ranges(
     scales = np.empty((count, groups), np.float32)
     zeros = None if grid.symmetric else np.empty((count, groups), _zero_dtype(grid))
     weights = None if importance is None else _group(importance[None], groups)
-    for part in _chunks(count, columns):
-        _refuse_infinite(rows[part], part.start)
+    for part in iterate_chunks(count, columns):
+        refuse_infinite(rows[part], part.start)
         found = _fit(_group(rows[part], groups), grid, weights, search)
         _refuse_overflow(rows[part], part.start, found[0])
         scales[part] = found[0]
@@ -141,10 +219,14 @@ def fit_tensor(
     low, high = np.float32(np.inf), np.float32(-np.inf)
     first = 0
     for rows in slabs():
-        _refuse_infinite(rows, first)
+        refuse_infinite(rows, first)
         low, high = min(low, rows.min()), max(high, rows.max())
         first += len(rows)
     factors = _factors(grid, search)
+    if search == "minmax" and grid.zero == "middle":
+        scales = _symmetric_range(np.full((1, 1), low), np.full((1, 1), high), grid)
+        _refuse_wide(scales, low, high, grid)
+        return scales, None
     ranges = [_range(np.full((1, 1), low), np.full((1, 1), high), f, grid) for f in factors]
     errors = np.zeros(len(factors))
     if len(factors) > 1:
@@ -154,10 +236,7 @@ def fit_tensor(
                 error = _errors(rows[:, None], *_spread(scales, zeros, len(rows)), grid, weights)
                 errors[index] += error.sum(dtype=np.float64)
     scales, zeros = ranges[int(errors.argmin())]
-    if not np.isfinite(scales).all():
-        raise UnencodableError(
-            0, 0, float(max(high, -low)), f"overflows a {grid.scale_dtype} scale"
-        )
+    _refuse_wide(scales, low, high, grid)
     return scales, zeros
 
 
@@ -166,14 +245,14 @@ def quantize(rows: Floats, scales: Floats, zeros: NDArray[Any] | None, grid: Int
     count, columns = rows.shape
     scales, zeros = _spread(scales, zeros, count)
     codes = np.empty((count, columns), np.uint8)
-    for part in _chunks(count, columns):
+    for part in iterate_chunks(count, columns):
         values = _group(rows[part], scales.shape[1])
         zero = None if zeros is None else zeros[part]
         codes[part] = _nearest(values, scales[part], zero, grid).reshape(-1, columns)
     return codes
 
 
-def dequantize(coded: IntegerCodes, grid: IntegerGrid) -> Floats:
+def dequantize(coded: GridCodes, grid: IntegerGrid) -> Floats:
     """The weights, float32 (rows, columns), that the codes stand for."""
     count, columns = coded.codes.shape
     scales, zeros = _spread(coded.scales, coded.zeros, count)
@@ -186,10 +265,10 @@ def encode(
     grid: IntegerGrid,
     importance: Floats | None = None,
     search: Search = "minmax",
-) -> IntegerCodes:
+) -> GridCodes:
     """Ranges and codes of ``rows`` in one call; not for strategy "tensor"."""
     scales, zeros = fit_ranges(rows, grid, importance, search)
-    return IntegerCodes(quantize(rows, scales, zeros, grid), scales, zeros)
+    return GridCodes(quantize(rows, scales, zeros, grid), scales, zeros)
 
 
 def store_scales(scales: Floats, grid: IntegerGrid) -> Floats:
@@ -205,6 +284,8 @@ def _fit(
 ) -> tuple[Floats, NDArray[Any] | None]:
     low, high = values.min(-1), values.max(-1)
     factors = _factors(grid, search)
+    if search == "minmax" and grid.zero == "middle":
+        return _symmetric_range(low, high, grid), None
     scales, zeros = _range(low, high, factors[0], grid)
     if len(factors) == 1:
         return scales, zeros
@@ -248,6 +329,19 @@ def _range(
     scales = _stored((high - low) / top, grid)
     zeros = np.clip(np.rint(-low / scales), grid.lowest_zero, grid.top)
     return scales, zeros.astype(np.int32)
+
+
+def _symmetric_range(low: Floats, high: Floats, grid: IntegerGrid) -> Floats:
+    """The references' rule: the largest magnitude at half a step beyond the largest code."""
+    widest = np.asarray(np.maximum(high, -low), np.float32)
+    return _stored(widest / np.float32(grid.top / 2), grid)
+
+
+def _refuse_wide(scales: Floats, low: np.float32, high: np.float32, grid: IntegerGrid) -> None:
+    if not np.isfinite(scales).all():
+        raise UnencodableError(
+            0, 0, float(max(high, -low)), f"overflows a {grid.scale_dtype} scale"
+        )
 
 
 def _edges(low: Floats, high: Floats, grid: IntegerGrid) -> tuple[Floats, Floats]:
@@ -361,13 +455,15 @@ def _spread(
     )
 
 
-def _chunks(count: int, columns: int) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(1, columns))
+def iterate_chunks(count: int, columns: int, multiple: int = 1) -> Iterator[slice]:
+    """Ranges of ``count`` rows that are worked on at once, in multiples of so many."""
+    step = max(1, _CHUNK // max(1, columns * multiple)) * multiple
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
-def _refuse_infinite(rows: Floats, first: int) -> None:
+def refuse_infinite(rows: Floats, first: int) -> None:
+    """UnencodableError for the first weight that is not finite, ``first`` rows into its matrix."""
     good = np.isfinite(rows)
     if not good.all():
         row, column = (int(index) for index in np.argwhere(~good)[0])

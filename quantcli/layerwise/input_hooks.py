@@ -11,12 +11,14 @@ another weight puts out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.overrides import TorchFunctionMode
 
 from quantcli.archs.rules import Feed
@@ -31,6 +33,24 @@ _OPERANDS = {
     torch.Tensor.bmm: (0, 1),
 }
 """Products, and where the rows and the weight, a matrix or a stack, are among their arguments."""
+
+
+def _operands(func: Any, args: Any, known: Container[int]) -> tuple[Any, Any, bool] | None:
+    """Rows and weight of a product, and whether it was turned: the weight first, then columns.
+
+    ``known`` are weights' addresses. Mamba's steps are made by a turned product.
+    """
+    places = _OPERANDS.get(func)
+    if places is None:
+        return None
+    rows, weight = args[places[0]], args[places[1]]
+    if places == (0, 1) and _address(weight) not in known and weight.dim() > 1:
+        return weight.mT, rows, True
+    return rows, weight, False
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +84,22 @@ class OutputGradient:
 class InputHooks(TorchFunctionMode):
     """Calls ``observe`` for each product with one of ``weights``, in one pass of one window.
 
-    ``feeds`` names the weights whose outputs are inputs as well.
+    ``feeds`` names the weights whose outputs are inputs as well; ``turned_columns`` those whose
+    tensor has its columns in another order, in which the input is told then.
     """
 
     def __init__(
         self, weights: Mapping[str, torch.Tensor], observe: Callable[[MatmulInput], None],
         feeds: Mapping[str, Sequence[Feed]] | None = None,
+        turned_columns: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self._feeds = feeds or {}
+        self._orders = {
+            name: torch.from_numpy(order) for name, order in (turned_columns or {}).items()
+        }
         self._by_storage = {
-            tensor.untyped_storage().data_ptr(): (name, tensor)
+            _address(tensor): (name, tensor)
             for name, tensor in weights.items()
             if tensor.dim() >= 2
         }
@@ -84,13 +109,14 @@ class InputHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        places = _OPERANDS.get(func)
-        if places is not None:
-            self._see(args[places[0]], args[places[1]], result)
+        operands = _operands(func, args, self._by_storage)
+        if operands is not None:
+            rows, weight, turned = operands
+            self._see(rows, weight, result.mT if turned else result)
         return result
 
     def _see(self, rows: torch.Tensor, weight: torch.Tensor, outputs: torch.Tensor) -> None:
-        found = self._by_storage.get(weight.untyped_storage().data_ptr())
+        found = self._by_storage.get(_address(weight))
         if found is None:
             return
         name, whole = found
@@ -109,6 +135,9 @@ class InputHooks(TorchFunctionMode):
                 self._tell(name, first + index, sent)
 
     def _tell(self, name: str, matrix: int, rows: torch.Tensor) -> None:
+        order = self._orders.get(name)
+        if order is not None:
+            rows = rows[:, order.to(rows.device)]
         shared = self._first_with(rows, (name, matrix))
         self._observe(MatmulInput(name, matrix, rows, shared))
 
@@ -131,7 +160,7 @@ class GradientHooks(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._names = {
-            tensor.untyped_storage().data_ptr(): (name, tensor.dim() > 2)
+            _address(tensor): (name, tensor.dim() > 2)
             for name, tensor in weights.items()
             if tensor.dim() >= 2
         }
@@ -139,12 +168,14 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        places = _OPERANDS.get(func)
-        if places is not None:
-            found = self._names.get(args[places[1]].untyped_storage().data_ptr())
+        operands = _operands(func, args, self._names)
+        if operands is not None:
+            _, weight, turned = operands
+            found = self._names.get(_address(weight))
             if found is not None and result.requires_grad:
-                result.register_hook(partial(self._see, *found))
+                result.register_hook(partial(self._see, *found, turned))
         return result
 
-    def _see(self, name: str, stacked: bool, gradient: torch.Tensor) -> None:
+    def _see(self, name: str, stacked: bool, turned: bool, gradient: torch.Tensor) -> None:
+        gradient = gradient.mT if turned else gradient
         self._observe(OutputGradient(name, gradient.reshape(-1, gradient.shape[-1]), stacked))

@@ -4,9 +4,10 @@ Every parameter starts on the meta device; `LayerwiseModel.filled` puts some par
 there for the time of a ``with`` block. What a layer is called with besides the hidden states
 (masks, rotary embeddings) comes from running the model once with its layers replaced by recorders,
 and what follows the head (soft-capping) from running it with its decoder replaced, so no
-architecture needs code of its own here. Rows of the embedding are looked up as a text needs them.
+architecture needs code of its own here. Rows of embeddings are looked up as a text needs them.
 
-Of a model that also sees images, the text model is taken.
+A decoder whose layers do not simply follow one another, each getting what the one before it gives,
+is refused. Of a model that also sees images, the text model is taken.
 """
 
 from __future__ import annotations
@@ -22,22 +23,26 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, QuantcliError
 from quantcli.layerwise import call_recorder as recorders
+from quantcli.layerwise.call_recorder import Answer, Call
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
+from quantcli.layerwise.shared_gradients import SharedGradients
+from quantcli.layerwise.stored_parameters import StoredParameters
 from quantcli.model import Model
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a layer is called with after the hidden states."""
+_UNFIT = (TypeError, ValueError, IndexError, AttributeError, RuntimeError)
+"""What a decoder raises when its layers answer in another form than it takes."""
 
 
 class LayerwiseModel:
     """The modules of one model: `Embedder.embed`, then `run` for each layer, `finish`, `logits`.
 
     ``dtype`` is what products are computed in; norms' sums are float32 inside transformers.
-    ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied.
+    ``embedding_name`` and ``head_name`` are parameters, one and the same when they are tied;
+    ``tables`` are those that tokens look up, the embedding among them, by name.
     """
 
     def __init__(
@@ -52,18 +57,29 @@ class LayerwiseModel:
         self.device = torch.device(device)
         self.module = build(config, dtype)
         self.decoder = _decoder(self.module)
-        blocks, self.layers = _blocks(self.decoder)
-        self._norm = _final_norm(self.decoder)
-        prefix = _path(self.module, self.decoder)
-        self._prefixes = [f"{prefix}{blocks}.{i}." for i in range(len(self.layers))]
+        self.layers = _blocks(self.decoder)
         named = dict(self.module.named_parameters()) | _stored_buffers(self.module)
         self._model = model
         self._shapes = {name: tuple(value.shape) for name, value in named.items()}
-        self.parameters = Parameters(model, config, self._shapes)
+        self.parameters = (
+            Parameters(model, config, self._shapes)
+            if model.untabled is None
+            else StoredParameters(model, self.module, self._shapes)
+        )
         names = {id(parameter): name for name, parameter in named.items()}
         self._names = list(named)
         self.embedding_name = names[id(self.module.get_input_embeddings().weight)]
         self.head_name = names[id(self.module.get_output_embeddings().weight)]
+        self._inside = [
+            {names[id(value)] for value in _values(layer) if id(value) in names}
+            for layer in self.layers
+        ]
+        self.tables = {
+            names[id(owner.weight)]: owner.weight
+            for owner in self.module.modules()
+            if isinstance(owner, nn.Embedding) and len(owner.weight) >= self.vocabulary
+        } | {self.embedding_name: self.module.get_input_embeddings().weight}
+        self._answer: Answer | None = None
         self._filled: dict[str, torch.Tensor] = {}
         self._slots: dict[str, list[tuple[Any, str]]] = {}
         for owner in self.module.modules():
@@ -78,7 +94,8 @@ class LayerwiseModel:
     @property
     def hidden_size(self) -> int:
         """Length of a hidden state."""
-        return int(self.module.get_input_embeddings().weight.shape[1])
+        own = getattr(getattr(self.decoder, "config", None), "hidden_size", None)
+        return int(own or self.module.get_input_embeddings().weight.shape[1])
 
     @property
     def vocabulary(self) -> int:
@@ -87,13 +104,12 @@ class LayerwiseModel:
 
     def layer_parameters(self, index: int) -> list[str]:
         """Names of the parameters of layer ``index``, and of buffers that checkpoints hold."""
-        return [name for name in self._names if name.startswith(self._prefixes[index])]
+        return [name for name in self._names if name in self._inside[index]]
 
     def outside_layers(self) -> list[str]:
-        """Names of the parameters that belong to no layer, the embedding and the head left out."""
-        apart = {self.embedding_name, self.head_name}
-        inside = tuple(self._prefixes)
-        return [n for n in self._names if not n.startswith(inside) and n not in apart]
+        """Names of the parameters in no layer, the head's and those that tokens look up apart."""
+        apart = {self.embedding_name, self.head_name, *self.tables}.union(*self._inside)
+        return [name for name in self._names if name not in apart]
 
     def element_count(self, names: Sequence[str]) -> int:
         """How many values these parameters have."""
@@ -164,24 +180,28 @@ class LayerwiseModel:
         with self.filled(self.outside_layers()):
             yield Embedder(self)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Layer ``index`` (its parameters filled) on a window's hidden states (1, tokens, size)."""
         result = self.layers[index](hidden, *call[0], **call[1])
         return result[0] if isinstance(result, tuple) else result
 
     def run_backwards(
-        self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call
-    ) -> torch.Tensor:
+        self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call,
+        shared: SharedGradients,
+    ) -> torch.Tensor:  # fmt: skip
         """The gradient by a layer's input (1, tokens, size), given the one by its output.
 
-        Parameters that require gradients have theirs added up.
+        Parameters that require gradients have theirs added up, as have ``shared`` states.
         """
         with torch.enable_grad():
             leaf = hidden.detach().clone().requires_grad_(True)
+            shared.cut()
             result = self.layers[index](leaf, *call[0], **call[1])
             result = result[0] if isinstance(result, tuple) else result
-            result.backward(gradient)
+            roots, seeds = zip((result, gradient), *shared.roots(), strict=True)
+            torch.autograd.backward(roots, seeds)
+            shared.add()
         return gradient_of(leaf)
 
     def head_input(self, hidden: torch.Tensor) -> MatmulInput:
@@ -201,7 +221,20 @@ class LayerwiseModel:
         return self._finish(hidden)
 
     def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        return getattr(self.decoder, self._norm)(hidden)
+        """What the decoder makes of its last layer's output, whatever comes after it."""
+        answer = self._answer or recorders.FORMS[0]
+        answers = [answer] * (len(self.layers) - 1) + [lambda _: answer(hidden)]
+        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
+        with (
+            recorders.replaced_layers(self.layers, answers),
+            recorders.Lookup(self.tables, self._empty_rows),
+        ):
+            result: torch.Tensor = self.decoder(input_ids=ids, use_cache=False)[0]
+        return result
+
+    def _empty_rows(self, table: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        shape = (len(rows), self.tables[table].shape[1])
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
     def logits(self, finished: torch.Tensor) -> torch.Tensor:
@@ -246,19 +279,33 @@ class Embedder:
     @torch.inference_mode()
     def _record(self, ids: Sequence[int]) -> tuple[torch.Tensor, list[Call]]:
         model = self._model
-        embedding = model.module.get_input_embeddings().weight
         tokens = torch.tensor([list(ids)], device=model.device)
-        with (
-            recorders.replaced_layers(model.layers) as seen,
-            recorders.Lookup(embedding, lambda rows: self._rows(rows)),
-        ):
-            model.decoder(input_ids=tokens, use_cache=False)
-        return seen[0].hidden, [(one.args, one.kwargs) for one in seen]
+        failed: Exception | None = None
+        for answer in [model._answer] if model._answer else recorders.FORMS:
+            with (
+                recorders.replaced_layers(model.layers, [answer] * len(model.layers)) as seen,
+                recorders.Lookup(model.tables, self.rows),
+            ):
+                try:
+                    model.decoder(input_ids=tokens, use_cache=False)
+                except QuantcliError:
+                    raise
+                except _UNFIT as unfit:
+                    failed = unfit
+                    continue
+            if recorders.find_gap(seen) is None:
+                model._answer = answer
+                return seen[0].hidden, [(one.args, one.kwargs) for one in seen]
+        raise ArchitectureError(
+            f"the layers of {type(model.decoder).__name__} cannot be run one by one, since they do "
+            "not simply follow one another",
+            hint="leave --method and --calibrate out",
+        ) from failed
 
-    def _rows(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def rows(self, table: str, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Rows of a table that tokens are looked up in."""
         model = self._model
-        values = model.parameters.lookup(model.embedding_name, rows)
-        return to_torch(values).to(model.device, model.dtype)
+        return to_torch(model.parameters.lookup(table, rows)).to(model.device, model.dtype)
 
 
 def gradient_of(leaf: torch.Tensor) -> torch.Tensor:
@@ -289,24 +336,16 @@ def _decoder(module: Any) -> Any:
     return decoder if decoder is not module else getattr(module, "model", module)
 
 
-def _blocks(decoder: Any) -> tuple[str, Any]:
-    """The list of layers, the longest that the decoder has, and its name."""
-    lists = [(n, m) for n, m in decoder.named_children() if isinstance(m, nn.ModuleList)]
+def _values(layer: Any) -> Iterator[torch.Tensor]:
+    """A layer's parameters and buffers."""
+    yield from layer.parameters()
+    yield from layer.buffers()
+
+
+def _blocks(decoder: Any) -> Any:
+    """The list of layers: the longest of those that lie in the decoder, or least deep in it."""
+    lists = [(n.count("."), m) for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList)]
     if not lists:
         raise ArchitectureError(f"{type(decoder).__name__} has no list of layers")
-    return max(lists, key=lambda entry: len(entry[1]))
-
-
-def _final_norm(decoder: Any) -> str:
-    """The name of the norm after the layers: the first that is defined after them."""
-    children = list(decoder.named_children())
-    names = [name for name, _ in children]
-    after = children[names.index(_blocks(decoder)[0]) :]
-    found: str | None = next((n for n, m in after if "Norm" in type(m).__name__), None)
-    if found is None:
-        raise ArchitectureError(f"{type(decoder).__name__} has no final norm")
-    return found
-
-
-def _path(root: Any, module: Any) -> str:
-    return next((f"{name}." for name, m in root.named_modules() if m is module and name), "")
+    least = min(depth for depth, _ in lists)
+    return max((found for depth, found in lists if depth == least), key=len)

@@ -7,8 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from quantcli.errors import ArchitectureError
 
@@ -26,7 +32,7 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     if not isinstance(kind, str):
         raise ArchitectureError("config.json names no model_type")
     try:
-        whole = AutoConfig.for_model(kind, **fields)
+        whole = _settings(kind, fields)
         settings, auto = whole.get_text_config(decoder=True), AutoModelForCausalLM
         # The mappings of transformers' classes have no public way to ask them.
         if type(settings) not in auto._model_mapping:
@@ -35,9 +41,12 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
             # Experts as a loop of plain products: they are seen one by one.
             module = auto.from_config(settings, dtype=dtype, experts_implementation="eager")
     except (ValueError, TypeError, KeyError) as refused:
+        # Of an unknown kind transformers lists all that it knows.
+        reason, _, _ = str(refused).partition(". Should contain one of")
+        own_code = "auto_map" in config and "its own code, beside the weights, is not run"
         raise ArchitectureError(
-            f"transformers cannot build this {kind} model: {refused}",
-            hint="another version of transformers may know it",
+            f"transformers cannot build this {kind} model: {reason}",
+            hint=own_code or "another version of transformers may know it",
         ) from refused
     if auto is AutoModelForImageTextToText:
         _drop_towers(module)
@@ -53,9 +62,23 @@ def _infinite(value: Any) -> Any:
     return [_infinite(item) for item in value] if isinstance(value, list) else value
 
 
+def _settings(kind: str, fields: Mapping[str, Any]) -> Any:
+    """The configuration of a known ``kind``, or else of the class that "architectures" names.
+
+    Models that come with code of their own may call their kind otherwise (Kimi K2 is DeepSeek V3).
+    """
+    names = fields.get("architectures")
+    named = getattr(transformers, str(names[0]), None) if names else None
+    if kind not in CONFIG_MAPPING and named is not None:
+        return named.config_class(**fields)
+    return AutoConfig.for_model(kind, **fields)
+
+
 def _drop_towers(module: Any) -> None:
     """Take out what stands beside the decoder of an image-text model and is not its head."""
     decoder = module.get_decoder()
+    if decoder is module.model:
+        return
     for name, part in list(module.model.named_children()):
         if part is not decoder:
             setattr(module.model, name, nn.Identity())

@@ -43,6 +43,12 @@ class Parameters:
         self._keys = architecture.key_places(config, layout)
         self.feeds: Mapping[str, list[Feed]] = architecture.feeds(config, layout)
         """Parameters whose outputs are inputs of tensors, by the parameter's name."""
+        self.turned_columns: Mapping[str, NDArray[np.int64]] = {
+            name: piece.turned_columns
+            for name, uses in self._uses.items()
+            if (piece := uses[0].piece).turns_columns
+        }
+        """For each column of a tensor the parameter's, where they are not the same."""
         self._fed = {feed.tensor for feeds in self.feeds.values() for feed in feeds}
 
     def uses(self, name: str) -> list[Use]:

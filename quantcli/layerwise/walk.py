@@ -20,13 +20,19 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.layerwise.call_recorder import Call
+from quantcli.layerwise.check_layers import check_layers
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
-from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
+from quantcli.layerwise.layer_calls import LayerCalls
+from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
 from quantcli.model import Model
 from quantcli.types import Event, Progress
+
+_CHECKED = 32
+"""Tokens that go through the whole decoder as well where no table knows its family."""
 
 ObserveInput = Callable[[MatmulInput], None]
 ObserveGradient = Callable[[OutputGradient], None]
@@ -65,7 +71,7 @@ class LayerWalk(Generic[States]):
         self.model = model
         self.ids = ids
         self.states = states
-        self.calls: list[Call] = []
+        self.calls = LayerCalls(model, ids)
         self._done = done
         self._commit = commit or (lambda done: states.turn_over())
         self.label = label
@@ -93,7 +99,12 @@ class LayerWalk(Generic[States]):
     def embed(self) -> None:
         """Embed the windows, unless an earlier run took them further."""
         with self.model.start() as start:
-            self.calls = start.calls(self.ids[0].tolist())
+            self.calls.record(start)
+            if self._done and self.calls.shares:
+                raise SourceError(
+                    "the layers of this model share states, which an interrupted run does not keep",
+                    hint="--force starts anew",
+                )
             if self._done:
                 return
             for number, window in enumerate(self.ids):
@@ -154,6 +165,8 @@ class LayerWalk(Generic[States]):
         with ExitStack() as stack:
             names = self.model.layer_parameters(index)
             weights = stack.enter_context(self.model.filled(names))
+            if self.calls.varies:
+                stack.enter_context(self.model.start())
             yield LayerPass(self, index, names, weights, stack.close)
 
     def check(self, hidden: torch.Tensor, what: str, window: int) -> None:
@@ -175,10 +188,9 @@ class LayerPass:
     weights: Mapping[str, torch.Tensor]
     release: Callable[[], None]
 
-    @property
-    def call(self) -> Call:
-        """What the layer is called with after the hidden states."""
-        return self.walk.calls[self.index]
+    def call(self, window: int) -> Call:
+        """What the layer is called with for a window, after the hidden states."""
+        return self.walk.calls.of(self.index, window)
 
     def forward(
         self, observe: Callable[[int], ObserveInput] | None = None,
@@ -191,18 +203,23 @@ class LayerPass:
         """
         walk = self.walk
         for number in walk.windows:
-            hidden = self.run(walk.get(number), observe and observe(number))
+            call = walk.calls.of(self.index, number, keep=True)
+            hidden = self._run(walk.get(number), call, observe and observe(number))
             walk.check(hidden, f"the output of {walk.label} {self.index}", number)
             walk.states.put(number, hidden)
             if after is not None:
                 after(number)
             yield walk.progress(self.index, number + 1)
 
-    def run(self, hidden: torch.Tensor, observe: ObserveInput | None = None) -> torch.Tensor:
-        """The layer's output for a window's states (1, tokens, size), its inputs observed."""
-        feeds = self.walk.model.parameters.feeds
-        with InputHooks(self.weights, observe, feeds) if observe else nullcontext():
-            return self.walk.model.run(self.index, hidden, self.call)
+    def run(self, window: int, hidden: torch.Tensor, observe: ObserveInput) -> torch.Tensor:
+        """The layer's output for other states (1, tokens, size) of a window, inputs observed."""
+        return self._run(hidden, self.call(window), observe)
+
+    def _run(self, hidden: torch.Tensor, call: Call, observe: ObserveInput | None) -> torch.Tensor:
+        parameters = self.walk.model.parameters
+        feeds, orders = parameters.feeds, parameters.turned_columns
+        with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
+            return self.walk.model.run(self.index, hidden, call)
 
     def backward(self) -> Iterator[Event]:
         """Take all windows' gradients back through the layer, yielding progress."""
@@ -225,7 +242,8 @@ class LayerPass:
 
     def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:
         walk = self.walk
-        return walk.model.run_backwards(self.index, walk.get(window), gradient, self.call)
+        call, shared = walk.calls.of_backward(self.index, window)
+        return walk.model.run_backwards(self.index, walk.get(window), gradient, call, shared)
 
 
 @contextmanager
@@ -262,6 +280,8 @@ def open_walk(
     try:
         if done:
             states.load()
+        elif model.untabled is not None and not follows:
+            check_layers(layers, ids[0, :_CHECKED].tolist())
         yield LayerWalk(
             layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
             task=task,

@@ -37,7 +37,9 @@ class Tokenizer:
         keys = {k: v.value for k, v in model.metadata.items() if k.startswith("tokenizer.ggml.")}
         adds = keys.get("tokenizer.ggml.model") in ADD_BOS
         self.bos: int | None = None
-        if keys.get("tokenizer.ggml.add_bos_token", adds):
+        if "tokenizer.ggml.tokens" not in keys:
+            self.bos = _first_special(model.path)
+        elif keys.get("tokenizer.ggml.add_bos_token", adds):
             self.bos = int(keys["tokenizer.ggml.bos_token_id"])
         self.vocabulary = int(model.value("vocab_size", 0)) or len(keys["tokenizer.ggml.tokens"])
         self._encode = _open(model.path)
@@ -75,7 +77,11 @@ def cut(ids: Ids, ctx: int, bos: int | None) -> Ids:
 def cut_windows(
     model: Model, texts: Sequence[Text], ctx: int, chunks: int | None, seed: int | None
 ) -> Windows:
-    """Windows for a run of ``model``; UsageError for a length that it does not take."""
+    """Windows for a run of ``model``; UsageError for a length that it does not take.
+
+    ArchitectureError for a model that does not predict the next token.
+    """
+    model.require_next_token("run layer by layer")
     longest = int(model.value("context_length", 0))
     if ctx < SHORTEST:
         raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
@@ -146,21 +152,43 @@ def _shares(
     ]
 
 
+def _first_special(folder: Path) -> int | None:
+    """The token that a folder's tokenizer puts before every text, if it is one."""
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        tokenizer = _load(file)
+        bare, special = (tokenizer.encode("a", add_special_tokens=on).ids for on in (False, True))
+    else:
+        slow = _load_slow(folder)
+        bare, special = (slow.encode("a", add_special_tokens=on) for on in (False, True))
+    before = special[: len(special) - len(bare)]
+    return int(before[0]) if len(before) == 1 and special[1:] == bare else None
+
+
+def _load(file: Path) -> Any:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as broken:  # tokenizers raises plain Exception
+        raise VocabularyError(f"{file} cannot be loaded: {broken}") from broken
+
+
 def _open(folder: Path) -> Any:
     """A function from text to token ids, without special tokens."""
     file = folder / "tokenizer.json"
     if file.is_file():
-        import tokenizers
-
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as broken:  # tokenizers raises plain Exception
-            raise VocabularyError(f"{file} cannot be loaded: {broken}") from broken
+        tokenizer = _load(file)
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
         # The fast form leaves out offsets, which would take most of the memory.
         return lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    slow = _load_slow(folder)
+    return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def _load_slow(folder: Path) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as missing:
@@ -170,7 +198,6 @@ def _open(folder: Path) -> Any:
             hint="pip install transformers",
         ) from missing
     try:
-        slow = AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError, ImportError, KeyError) as broken:
         raise VocabularyError(f"{folder}: its tokenizer cannot be loaded: {broken}") from broken
-    return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)

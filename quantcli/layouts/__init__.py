@@ -48,6 +48,7 @@ STORAGES = Registry(
     {
         "bitsandbytes": f"{_HERE}.bitsandbytes:find_bitsandbytes",
         "modelopt": f"{_HERE}.modelopt:find_modelopt",
+        "mxfp4": f"{_HERE}.mxfp4:find_mxfp4",
     },
     not_callable,
 )

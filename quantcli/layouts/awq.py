@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import (
     FolderFacts,
     Grids,
@@ -81,7 +81,7 @@ def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
     ]
 
 
-def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -> Iterator[Patch]:
+def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> Iterator[Patch]:
     if coded.zeros is None:
         raise ValueError("AWQ's layout has zero points")
     name = matrix.module

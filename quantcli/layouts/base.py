@@ -18,15 +18,19 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, Strategy, Zero
+from quantcli.formats.float_grid import FloatGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid, Search, Strategy, Zero
 from quantcli.layouts.settings import Settings
 from quantcli.layouts.stored import PackedWeight, StoredTensors
 from quantcli.types import Declared, Matrix, Note
 
 DTYPES: Mapping[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-ROWS = 32
-"""`Packing.place` gets multiples of so many rows, where words of zero points end, or the last."""
+CodeGrid = IntegerGrid | FloatGrid
+
+ROWS = 128
+"""`Packing.place` gets multiples of so many rows, where words of zero points and blocks of FP8
+scales end, or the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,7 @@ class Patch:
     column: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class FolderFacts:
-    """What a written config.json depends on: the source's, the grid, and the linear modules.
-
-    ``quantized`` and ``kept`` are the names of those that are quantized and those that are not.
-    """
-
-    config: Mapping[str, Any]
-    grid: IntegerGrid
-    quantized: Sequence[str]
-    kept: Sequence[str]
-
-
-def fits_always(matrix: Matrix, grid: IntegerGrid) -> str | None:
+def fits_always(matrix: Matrix, grid: CodeGrid) -> str | None:
     """For a packing that takes any shape."""
     return None
 
@@ -64,13 +55,68 @@ class Packing:
     ``declare`` returns the tensors of a matrix, or of the stack that it is in. ``place`` takes a
     row number and the codes of the rows from there on, and yields what to write where. ``describe``
     returns the keys that it sets in config.json. ``refuse`` returns why a matrix cannot be packed,
-    or None.
+    or None. ``form`` is the container's name and ``weights`` what a group of the settings says of a
+    grid, where a layout's folders may hold several.
     """
 
-    declare: Callable[[Matrix, IntegerGrid], Sequence[Declared]]
-    place: Callable[[Matrix, IntegerGrid, int, IntegerCodes], Iterable[Patch]]
+    declare: Callable[[Matrix, Any], Sequence[Declared]]
+    place: Callable[[Matrix, Any, int, GridCodes], Iterable[Patch]]
     describe: Callable[[FolderFacts], dict[str, Any]]
-    refuse: Callable[[Matrix, IntegerGrid], str | None] = fits_always
+    refuse: Callable[[Matrix, Any], str | None] = fits_always
+    form: str = ""
+    weights: Callable[[Any], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A scheme that a layout has under a name, such as "FP8_DYNAMIC".
+
+    ``grid`` lacks the dtype of float scales where it is "", which is the model's. ``inputs`` are
+    the settings of activations that a runtime quantizes. ``search`` is how scales are found unless
+    a recipe says otherwise.
+    """
+
+    name: str
+    help: str
+    grid: CodeGrid
+    packing: Packing
+    inputs: Mapping[str, Any] | None = None
+    search: Search = "mse"
+
+
+@dataclass(frozen=True, slots=True)
+class FolderPart:
+    """Modules of a folder that have one grid and packing, and settings of their activations."""
+
+    grid: CodeGrid
+    packing: Packing
+    inputs: Mapping[str, Any] | None
+    modules: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFacts:
+    """What a written config.json depends on: the source's, and the linear modules.
+
+    ``parts`` are those that are quantized, ``kept`` the names of those that are not.
+    """
+
+    config: Mapping[str, Any]
+    parts: Sequence[FolderPart]
+    kept: Sequence[str]
+
+    @property
+    def grid(self) -> IntegerGrid:
+        """The grid of a folder that has one."""
+        grid = self.parts[0].grid
+        if len(self.parts) > 1 or not isinstance(grid, IntegerGrid):
+            raise ValueError("the folder has no one integer grid")
+        return grid
+
+    @property
+    def quantized(self) -> Sequence[str]:
+        """The names of all quantized modules."""
+        return [module for part in self.parts for module in part.modules]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +141,8 @@ class Grids:
     computes_in_scales: bool = False
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
+    inputs: Mapping[str, Any] | None = None
+    """Settings of activations that a runtime quantizes."""
 
     @property
     def usual_bits(self) -> int:
@@ -117,12 +165,12 @@ def serve(name: str) -> str:
     return f"vllm serve {name}"
 
 
-def remark_nothing(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+def remark_nothing(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     """No notes."""
     yield from ()
 
 
-def remark_experts(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+def remark_experts(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     """A warning for quantized experts, which transformers 5 does not load from some layouts."""
     if any("_exps." in matrix.tensor for matrix in matrices):
         yield Note(
@@ -137,7 +185,8 @@ class Layout:
     """A model-folder format.
 
     ``grids`` are for float activations, None where no codes are stored; ``activations`` are the
-    grids for activations that a runtime quantizes, by their name in a recipe. ``blocks`` packs the
+    grids for activations that a runtime quantizes, by their name in a recipe. ``presets`` are its
+    named schemes. ``blocks`` packs the
     rows of a block format (uint8, in place of codes) as the same weights, by its name. ``read``
     returns a folder's quantized weights by name, if the ``quant_method`` of its settings is the
     layout's name; SourceError where it does not understand them. ``remark`` yields notes on what
@@ -148,13 +197,14 @@ class Layout:
     help: str
     grids: Grids | None = None
     activations: Mapping[str, Grids] = field(default_factory=dict)
+    presets: Mapping[str, Preset] = field(default_factory=dict)
     blocks: Mapping[str, Packing] = field(default_factory=dict)
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False
     """Whether the embedding and the head are quantized too."""
     stacked: bool = False
     """Whether a layer's experts are one tensor."""
-    remark: Callable[[IntegerGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
+    remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
     usage: Callable[[str], str] = serve
     """The command that runs the folder of a name."""
     library: str = "transformers"
@@ -167,9 +217,10 @@ class Layout:
         """The sections and single fields of a recipe that it takes."""
         if self.grids is None:
             return _FLOAT_FIELDS
-        return _GRID_FIELDS | {"activations"} if self.activations else _GRID_FIELDS
+        found = _GRID_FIELDS | ({"activations"} if self.activations else set())
+        return found | ({"scheme"} if self.presets else set())
 
 
-def as_stored(values: NDArray[Any], grid: IntegerGrid) -> NDArray[Any]:
+def as_stored(values: NDArray[Any], grid: CodeGrid) -> NDArray[Any]:
     """Scales or edges in the dtype that they are exact in."""
     return np.ascontiguousarray(values, DTYPES[grid.scale_dtype])

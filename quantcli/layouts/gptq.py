@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import (
     FolderFacts,
     Grids,
@@ -101,7 +101,7 @@ def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
 
 
 def _place(
-    layout: str, matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes
+    layout: str, matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes
 ) -> Iterator[Patch]:
     name = matrix.module
     zeros = coded.zeros

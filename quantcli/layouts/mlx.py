@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import FolderFacts, Grids, Layout, Packing, Patch, as_stored
 from quantcli.layouts.settings import MLX as NAME
 from quantcli.layouts.settings import Settings, count
@@ -65,7 +65,7 @@ def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
     ]
 
 
-def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -> Iterator[Patch]:
+def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> Iterator[Patch]:
     if coded.zeros is None:
         raise ValueError("MLX's layout has biases")
     name, row = matrix.module, matrix.slot * matrix.rows + start

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,18 @@ class PackedWeight(Protocol):
 
     def read(self, source: StoredTensors, rows: Span, columns: Span) -> Floats:
         """A rectangle of the weight, leading axes flattened, in float32."""
+
+
+@runtime_checkable
+class BlockedWeight(PackedWeight, Protocol):
+    """A packed stack whose columns are rows of the block format ``blocks``, code by code."""
+
+    @property
+    def blocks(self) -> str:
+        """The name of the block format."""
+
+    def read_blocks(self, source: StoredTensors, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed rows of some columns, those of all matrices counted through."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from quantcli.plan.linear_layers import (
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.schemes import DTYPES, Scheme, has_types, make_scheme
+from quantcli.plan.schemes import DTYPES, Scheme, SchemeRule, has_types, make_schemes
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -37,7 +37,7 @@ _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A matrix that is quantized: by the scheme's grid, or by a block format and back.
+    """A matrix that is quantized: by a scheme's grid, or by a block format and back.
 
     ``dtype`` is what a block format's weights are decoded to; ``importance`` tells that the
     importance matrix has weights for it.
@@ -47,6 +47,7 @@ class Item:
     format: str | None = None
     dtype: str = ""
     importance: bool = False
+    scheme: Scheme | None = None
 
     @property
     def source(self) -> str:
@@ -95,7 +96,6 @@ class FolderPlan:
     """Every decision about a model folder; ``kept`` are linear modules that stay as they are."""
 
     recipe: Recipe
-    scheme: Scheme | None
     dtype: str
     items: tuple[Item, ...]
     copies: tuple[Copy, ...]
@@ -105,7 +105,12 @@ class FolderPlan:
     @property
     def label(self) -> str:
         """What the quantized matrices become."""
-        return self.scheme.label if self.scheme else self.recipe.type
+        return " and ".join(scheme.label for scheme in self.schemes) or self.recipe.type
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """Those of the quantized matrices, each once; none where they have block formats."""
+        return tuple({s.label: s for item in self.items if (s := item.scheme)}.values())
 
     @property
     def elements(self) -> int:
@@ -146,16 +151,21 @@ def model_dtype(model: Model) -> str:
 
 
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
-    scheme = make_scheme(recipe, dtype, has_importance=importance is not None)
-    layout = scheme.layout
-    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, whole=False)
-    odd = [] if model.untabled is None else _unfit(found, recipe.keep, scheme)
-    matrices, dropped, widened = _keep(found, recipe.keep, {matrix.module for matrix in odd})
+    rules = make_schemes(recipe, dtype, has_importance=importance is not None)
+    layout = rules[0].scheme.layout
+    found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
+    schemes, split = _assign(found, rules)
+    bare = {matrix.module for matrix in found if matrix.module not in schemes}
+    odd = [] if model.untabled is None else _unfit(found, recipe.keep, schemes)
+    matrices, dropped, widened = _keep(found, recipe.keep, {m.module for m in odd} | bare)
     names = router_names(model)
     for matrix in matrices:
-        _check_matrix(model, matrix, scheme)
+        _check_matrix(model, matrix, schemes[matrix.module])
     used = _entries(model, recipe, importance)
-    items = tuple(Item(matrix, importance=matrix.tensor in used) for matrix in matrices)
+    items = tuple(
+        Item(matrix, importance=matrix.tensor in used, scheme=schemes[matrix.module])
+        for matrix in matrices
+    )
     again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
     notes = [
         Note(
@@ -187,8 +197,8 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     if odd:
         notes.append(
             Note(
-                f"{len(odd)} small matrices do not fit {scheme.label} of --to {recipe.to} and are "
-                f"kept as they are, such as {odd[0].module}"
+                f"{len(odd)} small matrices do not fit --to {recipe.to} and are kept as they are, "
+                f"such as {odd[0].module}"
             )
         )
     if widened:
@@ -201,12 +211,22 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 "warning",
             )
         )
-    notes += layout.remark(scheme.grid, matrices)
+    if split:
+        notes.append(
+            Note(
+                f"{len(split)} modules have the scheme of what vLLM and SGLang run with them as "
+                f"one: {', '.join(split[:3])}" + (" ..." if len(split) > 3 else ""),
+                "warning",
+            )
+        )
+    for scheme in {item.scheme.label: item.scheme for item in items if item.scheme}.values():
+        own = [item.matrix for item in items if item.scheme is scheme]
+        notes += layout.remark(scheme.grid, own)
     if model.untabled is None and not find_architecture(model.config).loads_packed:
         notes.append(
             Note(
-                f"transformers cannot load {class_name(model.config)} with packed weights, since "
-                "its class initialises them before they are there; --to hf makes what it loads",
+                f"transformers cannot load {class_name(model.config)} with packed weights, for "
+                "which its code is not made; --to hf makes what it loads",
                 "warning",
             )
         )
@@ -215,12 +235,10 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         notes.append(
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
+    notes += mtp_notes(model)
     copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
-    return FolderPlan(
-        recipe, scheme, dtype, items, copies,
-        kept, (*notes, *dropped_notes),
-    )  # fmt: skip
+    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes))
 
 
 def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
@@ -233,7 +251,20 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         for matrix, format_name, weighted in _coded(model, plan)
     )
     copies, notes = _copies(model, items, wanted, dtype)
-    return FolderPlan(recipe, None, wanted or dtype, items, copies, (), (*plan.notes, *notes))
+    notes = (*plan.notes, *mtp_notes(model), *notes)
+    return FolderPlan(recipe, wanted or dtype, items, copies, (), notes)
+
+
+def mtp_notes(model: Model) -> list[Note]:
+    """A note if there are blocks for multi-token prediction, which are copied."""
+    if not model.mtp_tensors:
+        return []
+    return [
+        Note(
+            f"the {len(model.mtp_tensors)} tensors of multi-token prediction are copied as they "
+            "are stored; --no-mtp leaves them out"
+        )
+    ]
 
 
 def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
@@ -256,23 +287,60 @@ _FEW = 0.1
 """Share of the weights up to which matrices without a table are kept where they do not fit."""
 
 
-def _unfit(found: Sequence[Matrix], kept: Sequence[str], scheme: Scheme) -> list[Matrix]:
-    """Matrices that the scheme does not hold, where they are a small part of ``found``.
+def _assign(
+    found: Sequence[Matrix], rules: Sequence[SchemeRule]
+) -> tuple[dict[str, Scheme], list[str]]:
+    """Each module's scheme, and modules that have it for the sake of those they are run with."""
+    schemes: dict[str, Scheme] = {}
+    order: dict[str, int] = {}
+    for rule in rules:
+        if rule.pattern and not any(re.search(rule.pattern, matrix.module) for matrix in found):
+            raise PlanError(
+                f"--scheme {rule.pattern}={rule.scheme.label} matches no linear module",
+                hint=f"they are named like {found[0].module}" if found else None,
+            )
+    for matrix in found:
+        for index, rule in enumerate(rules):
+            if rule.pattern is None or re.search(rule.pattern, matrix.module):
+                schemes[matrix.module], order[matrix.module] = rule.scheme, index
+                break
+    split = []
+    for module in [matrix.module for matrix in found]:
+        parts = [part for part in fused_with(module) if part in order]
+        first = min(parts, key=lambda part: order[part], default=module)
+        if first in schemes and schemes.get(module) is not schemes[first]:
+            schemes[module] = schemes[first]
+            split.append(module)
+    return schemes, split
+
+
+def fused_with(module: str) -> list[str]:
+    """The linear modules that servers run as one with ``module``, itself among them."""
+    block, _, leaf = module.rpartition(".")
+    return next(
+        ([f"{block}.{part}" for part in parts] for parts in _FUSED if leaf in parts), [module]
+    )
+
+
+def _unfit(
+    found: Sequence[Matrix], kept: Sequence[str], schemes: Mapping[str, Scheme]
+) -> list[Matrix]:
+    """Matrices that their scheme does not hold, where they are a small part of ``found``.
 
     Those that patterns have ``kept`` do not count.
 
     Such are the low ranks beside a model's linear layers: a state's step sizes, adapters.
     """
-    size, packing = scheme.grid.group_size, scheme.grids.packing
-    odd = [
-        matrix
-        for matrix in found
-        if not any(re.search(pattern, matrix.module) for pattern in kept)
-        and (
-            (size is not None and matrix.columns % size)
-            or packing.refuse(matrix, scheme.grid) is not None
-        )
-    ]
+
+    def fails(matrix: Matrix) -> bool:
+        scheme = schemes.get(matrix.module)
+        if scheme is None or any(re.search(pattern, matrix.module) for pattern in kept):
+            return False
+        size = scheme.grid.group_size
+        divides = size is None or matrix.columns % size == 0
+        return not divides or scheme.packing.refuse(matrix, scheme.grid) is not None
+
+    odd = [matrix for matrix in found if fails(matrix)]
     whole = sum(matrix.elements for matrix in found)
     return odd if sum(matrix.elements for matrix in odd) <= _FEW * whole else []
 
@@ -292,13 +360,7 @@ def _keep(
             )
     named = {m.module for m in found if any(re.search(pattern, m.module) for pattern in patterns)}
     named |= odd
-    fused = {
-        f"{block}.{part}"
-        for block, _, leaf in (module.rpartition(".") for module in named)
-        for parts in _FUSED
-        if leaf in parts
-        for part in parts
-    }
+    fused = {part for module in named for part in fused_with(module)}
     kept = [matrix for matrix in found if matrix.module in named | fused]
     dropped = set(kept)
     widened = list(dict.fromkeys(m.module for m in kept if m.module not in named))
@@ -315,7 +377,7 @@ def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
         )
     size = scheme.grid.group_size
     if size is not None and matrix.columns % size:
-        groups = scheme.grids.groups or (128, 64, 32, 16, 8)
+        groups = scheme.groups or (128, 64, 32, 16, 8)
         fits = next((g for g in sorted(groups, reverse=True) if matrix.columns % g == 0), None)
         hint = f"--group-size {fits} does, " if fits else ""
         alike = re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(matrix.module))

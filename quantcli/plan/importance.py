@@ -65,6 +65,15 @@ def is_required(name: str, format_name: str, file_type: str) -> bool:
     return format_name in _USELESS_WITHOUT or (format_name, file_type) == ("Q2_K", "Q2_K_S")
 
 
+_WITHOUT = {"IQ3_XXS": "IQ3_S", "Q2_K": "Q3_K"}
+"""What stands in where a type must not be used without an entry; Q2_K for the others."""
+
+
+def stand_in(format_name: str) -> str:
+    """The next type that needs no entry, for a tensor whose inputs no collector sees."""
+    return _WITHOUT.get(format_name, "Q2_K")
+
+
 def applies(entries: Shapes, tensor: OutputTensor) -> bool:
     """Whether there is an entry for ``tensor``; PlanError when it has the wrong length."""
     found = entries.get(tensor.name)

@@ -17,26 +17,37 @@ from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
 
 _SUFFIX = ".weight"
+_DIRECT = "ssm_dt.weight"
+"""Modules multiply by this weight themselves, so that they find no packed one."""
 _SWITCH = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exps": "down_proj"}
 """What MLX calls the stacked experts, below ``switch_mlp``."""
+_GATES = ("ssm_alpha.weight", "ssm_beta.weight", "ssm_ba.weight")
+"""A delta net's decay and learning rate, a row for each head: hardly any weights, on which its
+whole state depends. Publishers of quantized folders leave them as they are."""
 
 
 def find_matrices(
-    model: Model, *, embeddings: bool = False, stacked: bool = False, whole: bool = True
+    model: Model, *, embeddings: bool = False, stacked: bool = False, packed: bool = False
 ) -> list[Matrix]:
     """Every matrix that may be quantized, in the order of GGUF's tensors.
 
     ``embeddings`` includes the token embedding and the output head; ``stacked`` makes one tensor
-    of a layer's experts, under MLX's names; ``whole`` includes `whole_stacks`.
+    of a layer's experts, under MLX's names; ``packed`` leaves out what packed formats have no place
+    for: `whole_stacks`, delta nets' gates and steps of Mamba. Blocks for multi-token prediction are
+    left out: publishers of quantized folders leave them as they are, and some servers know no
+    other.
     """
-    left = set() if whole else set(whole_stacks(model))
+    left = set(whole_stacks(model)) if packed else set()
     patterns = model.stored_names()
     found: dict[tuple[str, int], Matrix] = {}
+    apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
         if not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
-        if outer and not embeddings:
+        if (outer and not embeddings) or tensor.name in apart:
+            continue
+        if packed and tensor.name.endswith((*_GATES, _DIRECT)):
             continue
         for matrix in _matrices(model, tensor, patterns, stacked):
             if matrix.source in left:
@@ -61,7 +72,7 @@ def _matrices(
                 rows, columns = columns, rows
             yield Matrix(
                 piece.source.removesuffix(_SUFFIX), piece.source, rows, columns, tensor.name,
-                of=count, transpose=piece.transposes,
+                of=count, transpose=piece.transposes, turned=piece if piece.turns_columns else None,
             )  # fmt: skip
         return
     experts, _, columns = tensor.shape
@@ -85,6 +96,7 @@ def whole_stacks(model: Model) -> list[str]:
     """Stored tensors with all experts of a layer, where no layout has a tensor for each of them.
 
     Runtimes read these as they were published, and a packed format has no name for their parts.
+    So it is with those that are published transposed.
     """
     patterns = model.stored_names()
     stored = model.store.tensors
@@ -94,7 +106,7 @@ def whole_stacks(model: Model) -> list[str]:
             for tensor in model.tensors
             for piece in tensor.pieces
             if len(stored[piece.source].shape) > 2
-            and "{e}" not in patterns[tensor.name]
+            and ("{e}" not in patterns[tensor.name] or not piece.keeps_rows)
             and may_be_quantized(tensor.name, tensor.shape, model.arch)
         )
     )
@@ -104,16 +116,24 @@ def router_names(model: Model) -> dict[str, str]:
     """What the layout with a tensor for each expert calls the routers, by stored name."""
     patterns = model.stored_names()
     return {
-        tensor.pieces[0].source: patterns[tensor.name]
+        tensor.pieces[0].source: _prefixed(patterns[tensor.name], tensor.pieces[0].source)
         for tensor in model.tensors
         if tensor.name.endswith("ffn_gate_inp.weight")
     }
 
 
+def _prefixed(name: str, stored: str) -> str:
+    """The table's ``name`` below the prefix of a ``stored`` name, which a wrapper's has."""
+    mark = ".layers."
+    if mark not in name or mark not in stored:
+        return name
+    return stored.partition(mark)[0] + mark + name.partition(mark)[2]
+
+
 def _expert_name(
     tensor: OutputTensor, patterns: Mapping[str, str], index: int, stacked: bool
 ) -> str:
-    source = patterns[tensor.name]
+    source = _prefixed(patterns[tensor.name], tensor.pieces[index].source)
     if not stacked:
         return source.replace("{e}", str(index)).removesuffix(_SUFFIX)
     block, _, leaf = source.removesuffix(_SUFFIX).partition(".{e}.")

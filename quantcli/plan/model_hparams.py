@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from quantcli.archs.towers import CLIP
 from quantcli.errors import PlanError
+from quantcli.plan.names import block_index
 from quantcli.types import MetaValue
 
 _70B_BLOCKS = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
@@ -28,6 +29,13 @@ class Traits:
     queries_per_key: int
     """Query heads that share one key-value head, in block 0; 0 without attention."""
     is_70b: bool
+    mtp: int = 0
+    """How many of the blocks, the last ones, are for multi-token prediction."""
+
+    def predicts_further(self, name: str) -> bool:
+        """Whether a tensor belongs to a block for multi-token prediction, which nothing runs."""
+        index = block_index(name)
+        return index is not None and index >= self.blocks - self.mtp
 
 
 PROJECTOR = CLIP
@@ -50,7 +58,7 @@ def read_traits(metadata: Mapping[str, MetaValue]) -> Traits:
     is_70b = _70B_BLOCKS.get(arch) == blocks - extra
     if arch in ("llama", "llama-embed"):
         is_70b = is_70b and experts != 8 and heads != key_heads
-    return Traits(arch, blocks, experts, heads // key_heads if key_heads else 0, is_70b)
+    return Traits(arch, blocks, experts, heads // key_heads if key_heads else 0, is_70b, extra)
 
 
 def _integer(metadata: Mapping[str, MetaValue], key: str, default: int | None) -> int:

@@ -90,9 +90,11 @@ _F32_PARTS = (
 
 _TOWER_KERNELS = (
     ".patch_embd.", "mm.patch_merger.", "mm.input_projection.", "a.conv1d.", "a.conv2d.",
-    ".conv_dw.",
 )  # fmt: skip
 """Of a vision or audio tower: kernels of convolutions, and a matrix that ggml transposes."""
+
+_TOWER_F32 = (".conv_dw.",)
+"""Kernels that ggml takes in F32 only."""
 
 _CACHED_NAMES = 1 << 14
 """A model's names are looked at again for each file type that its sizes are asked for."""
@@ -151,9 +153,16 @@ def is_always_f32(name: str, shape: tuple[int, ...]) -> bool:
     )
 
 
-def is_tower_kernel(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a vision or audio tower needs this tensor in F32 or F16, which ggml's kernels take.
+def tower_type(name: str, shape: tuple[int, ...], base: str) -> str | None:
+    """F32 or F16 for a tensor of a vision or audio tower that ggml takes in no other type.
 
-    llama.cpp's converter chooses F16 where that is the file's type, F32 elsewhere.
+    Where either does, llama.cpp's converter chooses F16 for files of that type, F32 for others.
+    None where any type does.
     """
-    return len(shape) > 1 and ".bias" not in name and any(part in name for part in _TOWER_KERNELS)
+    if len(shape) < 2 or not name.endswith((".weight", ".weight.1")):
+        return None
+    if any(part in name for part in _TOWER_F32):
+        return "F32"
+    if any(part in name for part in _TOWER_KERNELS):
+        return "F16" if base == "F16" else "F32"
+    return None

@@ -27,12 +27,19 @@ def source_notes(tensors: Sequence[OutputTensor], decisions: Mapping[str, Decisi
             again[tensor.dtype] += 1
     return [
         Note(
-            f"{number} tensors are stored as {dtype} and are rounded a second time; the original "
-            f"model gives a {'slightly ' if dtype == NEARLY_LOSSLESS else ''}better result",
+            f"{number} tensors are stored as {dtype} and are rounded a second time; "
+            f"{_better(dtype)}",
             level="warning",
         )
         for dtype, number in again.items()
     ]
+
+
+def _better(dtype: str) -> str:
+    if dtype == "MXFP4":
+        return "--type MXFP4_MOE copies them as they are"
+    slightly = "slightly " if dtype == NEARLY_LOSSLESS else ""
+    return f"the original model gives a {slightly}better result"
 
 
 def _is_packed(tensor: OutputTensor) -> bool:
@@ -88,6 +95,14 @@ def importance_notes(missing: Sequence[str], unfit: Sequence[str], total: int) -
         text = f"no importance for {len(missing)} of {total} tensors: {_list(missing)}"
         notes.append(Note(text, level="info" if usual else "warning"))
     return notes
+
+
+def unseen_note(names: Sequence[str]) -> Note:
+    """What no calibration covers: matrices of blocks that no forward pass meets."""
+    return Note(
+        f"no importance for the {len(names)} matrices of multi-token prediction, which "
+        f"transformers does not run: they are rounded without it ({_list(names)})"
+    )
 
 
 def _suggest(text: str, names: Mapping[str, Decision]) -> str:

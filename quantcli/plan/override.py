@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from quantcli.errors import UsageError
+from quantcli.plan.text_file import read_text
 from quantcli.types import MetaValue, boolean, f32, text
 
 _MOST_BYTES = 127
-_MOST_TEXT = 16 << 20
 _BOOLEANS = {"true": True, "false": False}
 _INTEGERS = {
     "u8": (0, 2**8 - 1), "i8": (-(2**7), 2**7 - 1),
@@ -59,28 +58,13 @@ def split_override(entry: str) -> tuple[str, str, str]:
     return key, kind, value
 
 
-def _read(name: str) -> str:
-    """The text of a file; UsageError when it cannot be read, or is too long for a key-value."""
-    path = Path(name)
-    try:
-        if not path.is_file():
-            raise UsageError(f"--override-kv: {name} is not a file")
-        if path.stat().st_size > _MOST_TEXT:
-            raise UsageError(f"--override-kv: {name} is larger than {_MOST_TEXT >> 20} MiB")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--override-kv: {name} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--override-kv: {name} is not UTF-8 at byte {error.start}") from None
-
-
 def _convert(entry: str, kind: str, value: str, existing: MetaValue | None) -> MetaValue:
     if kind == "bool":
         if value not in _BOOLEANS:
             raise UsageError(f"--override-kv {entry!r}: a bool is true or false")
         return boolean(_BOOLEANS[value])
     if kind == "str":
-        return text(_read(value[1:]) if value.startswith("@") else value)
+        return text(read_text(value[1:], "--override-kv") if value.startswith("@") else value)
     try:
         number = int(value) if kind == "int" else float(value)
     except ValueError:

@@ -51,6 +51,14 @@ def parse_tensor_type(text: str) -> TensorType:
     return TensorType(text, _compile(pattern), parse_format(name))
 
 
+def check_pattern(pattern: str) -> None:
+    """UsageError when a regular expression does not compile."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{pattern} is not a regular expression: {error}") from None
+
+
 def parse_format(name: str) -> str:
     """The canonical name of a block format; UsageError with near names when there is none."""
     return get_format(name.strip()).name

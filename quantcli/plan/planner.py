@@ -6,8 +6,8 @@ block sizes are fixed, the plan's sizes are exact.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from quantcli.errors import PlanError, UsageError
@@ -20,6 +20,7 @@ from quantcli.plan.importance import (
     is_required,
     refuse_foreign,
     select_entries,
+    stand_in,
 )
 from quantcli.plan.layer_overrides import Kept, resolve_keep
 from quantcli.plan.model_hparams import read_traits
@@ -29,6 +30,7 @@ from quantcli.plan.notes import (
     importance_notes,
     request_notes,
     source_notes,
+    unseen_note,
 )
 from quantcli.plan.override import resolve_overrides
 from quantcli.plan.patterns import parse_format, parse_tensor_type
@@ -128,9 +130,10 @@ def make_plan(
         )
     elif recipe.include_weights or recipe.exclude_weights:
         raise UsageError("include_weights and exclude_weights need an importance matrix")
+    traits = read_traits({**metadata, **overrides})
     decisions = decide(
         tensors,
-        read_traits({**metadata, **overrides}),
+        traits,
         request,
         has_importance=bool(entries),
         from_gguf=from_gguf,
@@ -138,12 +141,17 @@ def make_plan(
     notes = request_notes(request, decisions) + fallback_notes(decisions)
     notes += source_notes(tensors, decisions)
     by_name = {tensor.name: tensor for tensor in tensors}
+    unseen = [t for t in tensors if traits.predicts_further(t.name) and not applies(entries, t)]
+    if entries:
+        decisions |= {
+            tensor.name: _without_entry(decisions[tensor.name], request) for tensor in unseen
+        }
     items = tuple(
         _plan_tensor(by_name[name], decision, recipe, request, entries)
         for name, decision in decisions.items()
     )
     if importance is not None:
-        notes += _coverage(items, importance, entries)
+        notes += _coverage(items, importance, entries, {tensor.name for tensor in unseen})
     alignment = metadata.get(ALIGNMENT_KEY)
     return Plan(
         recipe, request.file_type.id, items, tuple(notes), overrides,
@@ -163,6 +171,15 @@ def _request(recipe: Recipe, tensors: Sequence[OutputTensor]) -> TypeRequest:
         leave_output=recipe.leave_output_tensor,
         pure=recipe.pure or file_type.id == GUESSED,
     )
+
+
+def _without_entry(decision: Decision, request: TypeRequest) -> Decision:
+    """The decision for a tensor whose inputs no collector sees, with a type that needs none."""
+    if not is_required("", decision.format, request.file_type.name):
+        return decision
+    name = stand_in(decision.format)
+    why = f"multi-token prediction, without importance: {name} in place of {decision.format}"
+    return replace(decision, format=name, reason=why)
 
 
 def _plan_tensor(
@@ -208,8 +225,13 @@ def _check_source(tensor: OutputTensor, decision: Decision, recipe: Recipe) -> N
         )
 
 
-def _coverage(items: Sequence[TensorPlan], given: Shapes, kept: Shapes) -> list[Note]:
-    """Notes on what the matrix as ``given`` lacks; what its filters took away was asked for."""
+def _coverage(
+    items: Sequence[TensorPlan], given: Shapes, kept: Shapes, unseen: Set[str]
+) -> list[Note]:
+    """Notes on what the matrix as ``given`` lacks; what its filters took away was asked for.
+
+    The ``unseen`` are the tensors of multi-token prediction.
+    """
     could = [
         item.tensor.name
         for item in items
@@ -217,8 +239,11 @@ def _coverage(items: Sequence[TensorPlan], given: Shapes, kept: Shapes) -> list[
     ]
     used = {item.tensor.name for item in items if item.importance}
     unfit = [name for name in could if name in kept and name not in used]
-    missing = [name for name in could if name not in given]
+    missing = [name for name in could if name not in given and name not in unseen]
     notes = importance_notes(missing, unfit, len(could))
+    further = [name for name in could if name not in given and name in unseen]
+    if further:
+        notes.append(unseen_note(further))
     if not kept:
         notes.append(Note("the filters leave nothing of the importance matrix", level="warning"))
     return notes

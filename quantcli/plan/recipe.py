@@ -254,6 +254,36 @@ class Recipe:
         "model. Its type is F16 unless --type or --bits names one.",
         default=False,
     )
+    no_mtp: bool = declare(
+        OUTPUT,
+        "Leave out the blocks behind the last layer that predict further tokens (multi-token "
+        "prediction, NextN). Without it a GGUF has them quantized, a model folder as they are.",
+        default=False,
+    )
+    ignore_tensors: tuple[str, ...] = declare(
+        OUTPUT,
+        "Leave out stored tensors whose name matches, such as those that a family does not know. "
+        "Repeatable.",
+        "REGEX",
+        default=(),
+        flags=("--ignore-tensor",),
+        check="quantcli.plan.patterns:check_pattern",
+    )
+    chat_template: str | None = declare(
+        OUTPUT,
+        "Put this chat template (Jinja) in place of the model's own.",
+        "FILE",
+        check="quantcli.plan.text_file:read_template",
+    )
+    scheme: tuple[str, ...] = declare(
+        ACTIVATIONS,
+        "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
+        "those whose name matches; the first match wins, and modules without one stay as they "
+        "are. Repeatable.",
+        "NAME|REGEX=NAME",
+        default=(),
+        check="quantcli.plan.schemes:split_scheme",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

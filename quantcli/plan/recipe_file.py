@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def dump_recipe(recipe: Recipe) -> str:
     fields: dict[str, Any] = {"type": recipe.type} if has_types(recipe.to) else {"to": recipe.to}
     fields |= {field.name: value for field, value in given_fields(recipe)}
     return "".join(f"{name} = {_toml(value)}\n" for name, value in fields.items())
+
+
+def recorded(recipe: Recipe) -> Recipe:
+    """The recipe as an output holds it: of files their names alone, wherever they lie here."""
+    imatrix, template = (
+        None if path is None else Path(path).name for path in (recipe.imatrix, recipe.chat_template)
+    )
+    return replace(recipe, imatrix=imatrix, chat_template=template)
 
 
 def _parse(content: str, suffix: str) -> dict[str, Any]:

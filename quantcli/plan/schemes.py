@@ -7,14 +7,16 @@ shapes is refused by `quantcli.plan.folders`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Strategy
 from quantcli.layouts import LAYOUTS, find_layout
-from quantcli.layouts.base import Grids, Layout
+from quantcli.layouts.base import CodeGrid, Grids, Layout, Packing
 from quantcli.plan.layer_overrides import parse_keep
-from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.recipe_field import Field
 from quantcli.registry import near
 
@@ -28,27 +30,29 @@ _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a model folder is made: its layout, a grid among ``grids``, and how ranges are found.
+    """How some matrices of a model folder are made: a grid, its packing, and how scales are found.
 
-    ``activations`` names what they are quantized to when the model runs, None for floats.
+    ``label`` is what a table calls them, such as "int4 g128". ``inputs`` are the settings of
+    activations that a runtime quantizes, None for floats. ``groups`` are the other sizes of groups
+    that the layout has, () for any.
     """
 
     layout: Layout
-    grids: Grids
-    grid: IntegerGrid
+    label: str
+    grid: CodeGrid
+    packing: Packing
     search: Search
     weighted: bool
-    activations: str | None
+    inputs: Mapping[str, Any] | None = None
+    groups: tuple[int, ...] = ()
 
-    @property
-    def label(self) -> str:
-        """What a table calls the quantized tensors, such as "int4 g128"."""
-        grid = self.grid
-        spread = f"g{grid.group_size}" if grid.strategy == "group" else grid.strategy
-        kind = "" if grid.symmetric or self.grids.symmetric is None else " asymmetric"
-        return f"int{grid.bits} {spread}{kind}" + (
-            f" + {self.activations} activations" if self.activations else ""
-        )
+
+@dataclass(frozen=True, slots=True)
+class SchemeRule:
+    """A scheme for the linear modules whose name ``pattern`` finds; None: for all others."""
+
+    pattern: str | None
+    scheme: Scheme
 
 
 def output_formats() -> list[str]:
@@ -105,7 +109,7 @@ def check_scheme(recipe: Recipe) -> None:
     if recipe.dtype is not None and recipe.dtype not in DTYPES:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if layout is not None and layout.grids is not None:
-        make_scheme(recipe, "BF16", has_importance=knows_importance(recipe))
+        make_schemes(recipe, "BF16", has_importance=knows_importance(recipe))
 
 
 def knows_importance(recipe: Recipe) -> bool:
@@ -127,6 +131,65 @@ def find_grids(recipe: Recipe) -> tuple[Layout, Grids]:
             hint=f"{', '.join(layout.activations)} is",
         )
     return layout, layout.activations[recipe.activations]
+
+
+def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[SchemeRule, ...]:
+    """The schemes of a folder for a model of that dtype ("BF16", "F16", "F32"), the first first.
+
+    Where they are named for some modules alone, the others are not quantized, unless bits are
+    given.
+    """
+    layout, _ = find_grids(recipe)
+    rules = [
+        SchemeRule(pattern, make_preset(recipe, layout, name, dtype, has_importance))
+        for pattern, name in map(split_scheme, recipe.scheme)
+    ]
+    if any(rule.pattern is None for rule in rules[:-1]):
+        raise UsageError("--scheme without a pattern comes last, since it is for all other modules")
+    if rules and rules[-1].pattern is None:
+        for name in ("bits", "group_size", "symmetric", "activations"):
+            if getattr(recipe, name) is not None:
+                raise UsageError(
+                    f"{FIELDS[name].flag} and --scheme {rules[-1].scheme.label} both say what "
+                    "weights become",
+                    hint="leave one out",
+                )
+    if not rules or (recipe.bits is not None and rules[-1].pattern is not None):
+        rules.append(SchemeRule(None, make_scheme(recipe, dtype, has_importance=has_importance)))
+    return tuple(rules)
+
+
+def split_scheme(entry: str) -> tuple[str | None, str]:
+    """The pattern and the name of "PATTERN=NAME" or "NAME"; UsageError for no expression."""
+    pattern, equals, name = entry.rpartition("=")
+    if not equals:
+        return None, name
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--scheme {entry}: no regular expression: {error}") from None
+    return pattern, name
+
+
+def make_preset(
+    recipe: Recipe, layout: Layout, name: str, dtype: str, has_importance: bool
+) -> Scheme:
+    """The scheme of a layout's preset; UsageError with near names when there is none."""
+    known = {preset.casefold(): preset for preset in layout.presets}
+    if name.casefold() not in known:
+        guesses = near(name, layout.presets)
+        hint = f"did you mean {' or '.join(guesses)}?" if guesses else ", ".join(layout.presets)
+        raise UsageError(f"--to {layout.name} has no scheme {name!r}", hint=hint)
+    preset = layout.presets[known[name.casefold()]]
+    grid = preset.grid if preset.grid.scale_dtype else replace(preset.grid, scale_dtype=dtype)
+    if recipe.range is None and not has_importance:
+        search, weighted = preset.search, False
+    else:
+        search, weighted = _search(recipe, has_importance)
+    return Scheme(
+        layout, preset.name, grid, preset.packing, search, weighted, preset.inputs,
+        (grid.group_size or 0,),
+    )  # fmt: skip
 
 
 def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
@@ -151,7 +214,13 @@ def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
         bits, zero, strategy, size, grids.scale_dtype or dtype,
         lowest_zero=grids.lowest_zero if zero == "integer" else 0,
     )  # fmt: skip
-    return Scheme(layout, grids, grid, search, weighted, recipe.activations)
+    kind = "" if grid.symmetric or grids.symmetric is None else " asymmetric"
+    label = grid.label + kind
+    if recipe.activations:
+        label += f" + {recipe.activations} activations"
+    return Scheme(
+        layout, label, grid, grids.packing, search, weighted, grids.inputs, grids.groups or ()
+    )
 
 
 def _group(recipe: Recipe, grids: Grids) -> tuple[Strategy, int | None]:

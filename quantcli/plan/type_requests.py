@@ -25,10 +25,10 @@ from quantcli.plan.names import (
     VALUE_LIKE,
     Kind,
     is_always_f32,
-    is_tower_kernel,
     kind_of,
     may_be_quantized,
     output_order,
+    tower_type,
 )
 from quantcli.plan.patterns import TensorType, first_match
 from quantcli.types import OutputTensor, PackedType
@@ -108,9 +108,10 @@ def decide(
 def _left_alone(
     tensor: OutputTensor, traits: Traits, request: TypeRequest, from_gguf: bool
 ) -> Decision | None:
-    if traits.arch == PROJECTOR and not from_gguf and is_tower_kernel(tensor.name, tensor.shape):
-        kept = "F16" if request.file_type.base == "F16" else "F32"
-        return Decision(kept, f"a convolution's kernel: {kept}")
+    if traits.arch == PROJECTOR and not from_gguf:
+        kept = tower_type(tensor.name, tensor.shape, request.file_type.base)
+        if kept is not None:
+            return Decision(kept, f"a convolution's kernel: {kept}")
     left = request.leave_output and tensor.name == HEAD_NAME
     if not left and may_be_quantized(tensor.name, tensor.shape, traits.arch):
         return None

@@ -96,7 +96,9 @@ def _from_shards(shards: Shards, path: Path, label: str, *, is_remote: bool) -> 
         architecture = find_architecture(store.config)
         outputs = tuple(architecture.tensors(store.config, store.tensors))
         keys = {"general.architecture": text(architecture.name)}
-        keys |= architecture.metadata(store.config, None if is_remote else store)
+        keys |= architecture.metadata(
+            store.config, None if is_remote else store, stored=store.tensors
+        )
     except UnknownArchitectureError:
         notes.append(_untabled(store))
         outputs, keys = (), {}

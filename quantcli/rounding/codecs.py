@@ -1,20 +1,26 @@
-"""Codecs of weight matrices: a block format of GGUF, or the integer grid of a model folder.
+"""Codecs of weight matrices: a block format of GGUF, or a grid of a model folder.
 
-Both have one interface: encode, decode and choice of codes, on packed rows. An integer
-grid's rows are packed for the run's own store alone: the codes, then the scales (float32), then
-the zero points (int32) or edges (float32).
+Both have one interface: encode, decode and choice of codes, on packed rows. A grid's rows are
+packed for the run's own store alone: the codes, then the scales (float32), then the zero points
+(int32) or edges (float32), or NVFP4's scale of the whole matrix (float32).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
 
+from quantcli.artifacts.largest_weights import largest_weight
 from quantcli.formats import get_format, native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize, quantize
+from quantcli.formats.float_grid import BLOCK
+from quantcli.formats.integer import GridCodes
+from quantcli.layouts.base import CodeGrid
+from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
 from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
@@ -23,6 +29,7 @@ from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_o
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
 from quantcli.statistics.hessian import Hessian
+from quantcli.types import Matrix
 from quantcli.workers import Workers
 
 
@@ -124,10 +131,21 @@ class BlockCodec:
 
 @dataclass(frozen=True)
 class GridCodec:
-    """An integer grid; ``label`` is the scheme's."""
+    """A grid of a model folder; ``label`` is the scheme's.
 
-    grid: IntegerGrid
+    ``largest`` gives the largest magnitude of what shares NVFP4's scale of a whole matrix.
+    """
+
+    unbound: CodeGrid
     label: str
+    largest: Callable[[], float] | None = None
+
+    @cached_property
+    def grid(self) -> CodeGrid:
+        """The grid with that scale, if it has one."""
+        if self.largest is None or not self.unbound.needs_whole:
+            return self.unbound
+        return self.unbound.bind(self.largest())
 
     @property
     def name(self) -> str:
@@ -137,7 +155,7 @@ class GridCodec:
     @property
     def identity(self) -> str:
         """All that the grid is."""
-        return repr(self.grid)
+        return repr(self.unbound)
 
     @property
     def rounds(self) -> bool:
@@ -151,8 +169,8 @@ class GridCodec:
 
     @property
     def by_rows(self) -> bool:
-        """Unless the whole matrix has one scale."""
-        return self.grid.strategy != "tensor"
+        """Unless rows share a scale."""
+        return self.unbound.by_rows
 
     def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """Round to nearest under the ranges of least weighted squared error."""
@@ -162,14 +180,14 @@ class GridCodec:
         def share(start: int, stop: int) -> None:
             part = slice(start, stop)
             zero = None if zeros is None else zeros[part]
-            codes[part] = quantize(rows[part], scales[part], zero, self.grid)
+            codes[part] = self.grid.quantize(rows[part], scales[part], zero)
 
         pool.run(len(rows), share)
-        return self.pack(IntegerCodes(codes, scales, zeros))
+        return self.pack(GridCodes(codes, scales, zeros, self.grid.whole))
 
     def decode(self, packed: Bytes) -> Floats:
         """The weights of the codes."""
-        return dequantize(self.unpack(packed), self.grid)
+        return self.grid.dequantize(self.unpack(packed))
 
     def descend(
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
@@ -181,40 +199,75 @@ class GridCodec:
         """Another sweep from packed rows towards ``rows``."""
         return self.pack(refine_on_grid(self.unpack(packed), rows, self.grid, hessian, pool))
 
-    def pack(self, coded: IntegerCodes) -> Bytes:
+    def pack(self, coded: GridCodes) -> Bytes:
         """Packed rows; scales and zeros have a row for each row of codes."""
         parts = [coded.codes, np.ascontiguousarray(coded.scales).view(np.uint8)]
         if coded.zeros is not None:
             parts.append(np.ascontiguousarray(coded.zeros).view(np.uint8))
+        if self.unbound.needs_whole:
+            whole = np.full((len(coded.codes), 1), coded.whole or 1.0, np.float32)
+            parts.append(whole.view(np.uint8))
         return np.concatenate(parts, axis=1)
 
-    def unpack(self, packed: Bytes) -> IntegerCodes:
+    def unpack(self, packed: Bytes) -> GridCodes:
         """The codes, scales and zeros of packed rows."""
-        width, each = packed.shape[1], 4 if self.grid.symmetric else 8
-        size = self.grid.group_size
-        groups = 1
-        if self.grid.strategy == "group" and size is not None:
-            groups = width // (size + each)
-        columns = width - groups * each
+        whole = None
+        if self.unbound.needs_whole:
+            whole = float(np.ascontiguousarray(packed[:1, -4:]).view(np.float32)[0, 0])
+            packed = packed[:, :-4]
+        groups, columns = self._split(packed.shape[1])
         floats = np.ascontiguousarray(packed[:, columns : columns + 4 * groups])
         zeros = None
-        if not self.grid.symmetric:
-            kind = np.float32 if self.grid.zero == "edge" else np.int32
+        if not self.unbound.symmetric:
+            kind = np.float32 if self.unbound.zero == "edge" else np.int32
             zeros = np.ascontiguousarray(packed[:, columns + 4 * groups :]).view(kind)
-        return IntegerCodes(
-            np.ascontiguousarray(packed[:, :columns]), floats.view(np.float32), zeros
+        return GridCodes(
+            np.ascontiguousarray(packed[:, :columns]), floats.view(np.float32), zeros, whole
         )
 
+    def _split(self, width: int) -> tuple[int, int]:
+        """Scales and columns of rows that take ``width`` bytes, without a whole matrix's scale."""
+        each = 4 if self.unbound.symmetric else 8
+        if self.unbound.strategy == "block":
+            groups = -(-width // (BLOCK + each))
+        elif self.unbound.strategy == "group" and self.unbound.group_size is not None:
+            groups = width // (self.unbound.group_size + each)
+        else:
+            groups = 1
+        return groups, width - groups * each
 
-def find_codecs(plan: Plan | FolderPlan) -> tuple[dict[str, WeightCodec], dict[str, WeightCodec]]:
+
+def find_codecs(
+    plan: Plan | FolderPlan, model: Model
+) -> tuple[dict[str, WeightCodec], dict[str, WeightCodec]]:
     """Forms by GGUF tensor: of what a method rounds, and of everything that is quantized."""
     if isinstance(plan, Plan):
         every: dict[str, WeightCodec] = {
             item.tensor.name: BlockCodec(get_format(item.format)) for item in plan.items
         }
         return {i.tensor.name: every[i.tensor.name] for i in plan.items if i.importance}, every
-    if plan.scheme is None:
-        raise ValueError("the plan has no integer grid")
-    codec = GridCodec(plan.scheme.grid, plan.scheme.label)
-    every = {item.matrix.tensor: codec for item in plan.items}
-    return {item.matrix.tensor: codec for item in plan.items if item.importance}, every
+    schemes = {item.matrix.tensor: item.scheme for item in plan.items if item.scheme is not None}
+    if not schemes:
+        raise ValueError("the plan has no grids")
+    every = {
+        name: GridCodec(scheme.grid, scheme.label, partial(largest_weight, model, name))
+        for name, scheme in schemes.items()
+    }
+    rounded = [
+        item.matrix.tensor
+        for item in plan.items
+        if item.importance and item.scheme and keeps_groups(item.matrix, item.scheme.grid)
+    ]
+    return {name: every[name] for name in rounded}, every
+
+
+def keeps_groups(matrix: Matrix, grid: CodeGrid) -> bool:
+    """Whether columns that share a scale in a folder are neighbours in the GGUF tensor as well."""
+    if matrix.turned is None:
+        return True
+    size = BLOCK if grid.strategy == "block" else grid.group_size or 1
+    if matrix.columns % size:
+        return False
+    groups = matrix.turned.turned_columns.reshape(-1, size)
+    firsts = groups[:, :1]
+    return bool((firsts % size == 0).all() and (groups == firsts + np.arange(size)).all())

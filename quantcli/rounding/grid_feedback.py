@@ -1,4 +1,4 @@
-"""GPTQ on a flat integer grid: error feedback, then descent on the codes and the scales.
+"""GPTQ on a grid of integers or small floats: error feedback, then descent on codes and scales.
 
 Where at least one whole group fits into 256 columns, each group's range is found in the weights as
 the feedback so far has changed them, and codes and scales are swept before the next columns are
@@ -15,21 +15,16 @@ Source: as in `quantcli.rounding.block_feedback`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
-from quantcli.formats.integer import (
-    Codes,
-    IntegerCodes,
-    IntegerGrid,
-    dequantize,
-    fit_ranges,
-    fit_tensor,
-    store_scales,
-)
+from quantcli.formats.float_grid import BLOCK
+from quantcli.formats.integer import Codes, GridCodes
+from quantcli.layouts.base import CodeGrid
 from quantcli.rounding.column_blocks import RUN, ColumnBlock, cut_column_blocks
 from quantcli.rounding.kernels import ScalarKernels
 from quantcli.rounding.options import Options
@@ -41,12 +36,14 @@ Zeros = NDArray[Any]
 
 
 def find_ranges(
-    rows: Floats, grid: IntegerGrid, importance: Floats | None, pool: Workers
+    rows: Floats, grid: CodeGrid, importance: Floats | None, pool: Workers
 ) -> tuple[Floats, Zeros | None]:
     """Scales and zeros of least squared error, each (rows, groups); all equal for "tensor"."""
     count = len(rows)
+    if grid.strategy == "block":
+        return grid.fit(rows, importance, "mse")
     if grid.strategy == "tensor":
-        scale, zero = fit_tensor(lambda: [rows], grid, importance, "mse")
+        scale, zero = grid.fit_tensor(lambda: [rows], importance, "mse")
         return np.repeat(scale, count, 0), None if zero is None else np.repeat(zero, count, 0)
     scales = np.empty((count, grid.groups(rows.shape[1])), np.float32)
     zeros: Zeros | None = None
@@ -54,7 +51,7 @@ def find_ranges(
         zeros = np.empty(scales.shape, np.float32 if grid.zero == "edge" else np.int32)
 
     def share(start: int, stop: int) -> None:
-        found = fit_ranges(rows[start:stop], grid, importance, "mse")
+        found = grid.fit(rows[start:stop], importance, "mse")
         scales[start:stop] = found[0]
         if zeros is not None and found[1] is not None:
             zeros[start:stop] = found[1]
@@ -64,9 +61,9 @@ def find_ranges(
 
 
 def round_on_grid(
-    rows: Floats, grid: IntegerGrid, hessian: Hessian, importance: Floats | None, pool: Workers,
+    rows: Floats, grid: CodeGrid, hessian: Hessian, importance: Floats | None, pool: Workers,
     options: Options,
-) -> IntegerCodes:  # fmt: skip
+) -> GridCodes:  # fmt: skip
     """Codes of ``rows`` (n, columns), float32, in the order of ``hessian``, after the sweeps.
 
     ``importance`` has a weight for each column, for the search for ranges. Scales and zeros have
@@ -79,29 +76,33 @@ def round_on_grid(
         _round_in_order(work, importance, options.block_sweeps)
     for _ in range(options.sweeps_after(hessian)):
         _sweep(work)
-    return IntegerCodes(work.codes, work.scales, work.zeros)
+    return work.result()
 
 
 def refine_on_grid(
-    coded: IntegerCodes, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers
-) -> IntegerCodes:
+    coded: GridCodes, rows: Floats, grid: CodeGrid, hessian: Hessian, pool: Workers
+) -> GridCodes:
     """A sweep over codes, then scales and edges, from ``coded`` towards ``rows`` (n, columns)."""
     work = _Work.of(rows, grid, hessian, pool)
-    work.codes[:], work.scales[:] = coded.codes, coded.scales
+    work.codes[:], work.scales[:] = grid.to_ranks(coded.codes), work.refine(coded.scales)
     if work.zeros is not None and coded.zeros is not None:
         work.zeros[:] = coded.zeros
     for block in work.blocks:
         work.update_errors(block.columns)
     _sweep(work)
-    return IntegerCodes(work.codes, work.scales, work.zeros)
+    return work.result()
 
 
 @dataclass
 class _Work:
-    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values."""
+    """A matrix being rounded: the codes chosen so far, and ``errors``, weights less values.
+
+    ``codes`` are places in the grid's levels. Scales are those of ``group`` columns each; where a
+    block's columns are no multiple of 128 several groups have one.
+    """
 
     rows: Floats
-    grid: IntegerGrid
+    grid: CodeGrid
     hessian: Hessian
     pool: Workers
     kernels: ScalarKernels
@@ -113,15 +114,17 @@ class _Work:
     errors: Floats
 
     @classmethod
-    def of(cls, rows: Floats, grid: IntegerGrid, hessian: Hessian, pool: Workers) -> _Work:
+    def of(cls, rows: Floats, grid: CodeGrid, hessian: Hessian, pool: Workers) -> _Work:
         count, columns = rows.shape
-        groups = grid.groups(columns)
-        kernels = ScalarKernels(np.arange(grid.top + 1, dtype=np.float32), True, RUN)
+        group = columns // grid.groups(columns)
+        if grid.strategy == "block":
+            group = gcd(BLOCK, columns)
+        groups = columns // group
+        kernels = ScalarKernels(grid.levels, grid.uniform, RUN)
         zeros: Zeros | None = None
         if not grid.symmetric:
             kind = np.float32 if grid.zero == "edge" else np.int32
             zeros = np.zeros((count, groups), kind)
-        group = columns // groups
         return cls(
             rows, grid, hessian, pool, kernels, group, cut_column_blocks(columns, group),
             np.zeros(rows.shape, np.uint8), np.ones((count, groups), np.float32), zeros,
@@ -132,7 +135,7 @@ class _Work:
     def lows(self) -> Floats:
         """A value is scale * code - low; (n, groups)."""
         if self.zeros is None:
-            return self.scales * np.float32(self.grid.middle)
+            return self.scales * np.float32(self.grid.offset)
         if self.grid.zero == "edge":
             return np.negative(self.zeros, dtype=np.float32)
         return self.scales * self.zeros.astype(np.float32)
@@ -142,10 +145,31 @@ class _Work:
         first = columns.start // self.group
         last = -(-columns.stop // self.group)
         zeros = None if self.zeros is None else self.zeros[:, first:last]
-        found = IntegerCodes(self.codes[:, columns], self.scales[:, first:last], zeros)
-        np.subtract(
-            self.rows[:, columns], dequantize(found, self.grid), out=self.errors[:, columns]
-        )
+        codes = self.grid.to_codes(self.codes[:, columns])
+        if self.grid.strategy == "block":
+            values = self.grid.levels[self.codes[:, columns]].reshape(len(codes), last - first, -1)
+            decoded = (values * self.scales[:, first:last, None]).reshape(codes.shape)
+        else:
+            decoded = self.grid.dequantize(GridCodes(codes, self.scales[:, first:last], zeros))
+        np.subtract(self.rows[:, columns], decoded, out=self.errors[:, columns])
+
+    def start(self, importance: Floats | None) -> None:
+        """Set scales and zeros to those of the untouched weights."""
+        scales, self.zeros = find_ranges(self.rows, self.grid, importance, self.pool)
+        self.scales = self.refine(scales)
+
+    def refine(self, scales: Floats) -> Floats:
+        """A grid's scales as those of ``group`` columns each."""
+        if self.grid.strategy != "block":
+            return scales
+        spread = np.repeat(scales, BLOCK // self.group, axis=1)
+        return np.ascontiguousarray(spread[:, : self.scales.shape[1]])
+
+    def result(self) -> GridCodes:
+        """The codes and scales as the grid has them."""
+        step = BLOCK // self.group if self.grid.strategy == "block" else 1
+        scales = np.ascontiguousarray(self.scales[:, ::step])
+        return GridCodes(self.grid.to_codes(self.codes), scales, self.zeros, self.grid.whole)
 
 
 class _Measure(Protocol):
@@ -200,7 +224,7 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
     factor = work.hessian.factor
     moving = work.grid.strategy == "group" and work.group <= KERNEL_COLUMNS
     if not moving:
-        work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
+        work.start(importance)
     for block in work.blocks:
         columns, first = block.columns, block.columns.start
         weights = work.rows[:, columns]
@@ -226,7 +250,7 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
 
 
 def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) -> None:
-    work.scales, work.zeros = find_ranges(work.rows, work.grid, importance, work.pool)
+    work.start(importance)
     lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
     errors = np.zeros_like(work.rows)
     for start in range(0, columns, KERNEL_COLUMNS):
@@ -271,12 +295,14 @@ def _sweep_codes(work: _Work, block: ColumnBlock, measure: _Measure) -> None:
 
 
 def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
-    """Every scale, then every edge, to its optimum, group after group."""
+    """Every scale, then every edge, to its optimum, group after group; not those of blocks."""
+    if work.grid.strategy == "block":
+        return
     for number in range(groups.start, groups.stop):
         columns = slice(number * work.group, (number + 1) * work.group)
-        along = work.codes[:, columns].astype(np.float32)
+        along = work.grid.levels[work.codes[:, columns]]
         if work.zeros is None:
-            along -= np.float32(work.grid.middle)
+            along -= np.float32(work.grid.offset)
         elif work.grid.zero == "integer":
             along -= work.zeros[:, number, None].astype(np.float32)
         work.scales[:, number] = _improve(work, columns, along, work.scales[:, number], measure)
@@ -294,7 +320,7 @@ def _improve(work: _Work, columns: slice, along: Floats, now: Floats, measure: _
     if work.grid.strategy == "tensor":
         slope, curvature = (np.broadcast_to(part.sum(), part.shape) for part in (slope, curvature))
     wanted = now + np.divide(slope, curvature, out=np.zeros(len(now)), where=curvature > 0)
-    stored = store_scales(wanted.astype(np.float32), work.grid)
+    stored = work.grid.store(wanted.astype(np.float32))
     moved = stored.astype(np.float64) - now
     with np.errstate(invalid="ignore"):
         better = (2 * moved * slope - moved * moved * curvature > 0) & (stored * now > 0)

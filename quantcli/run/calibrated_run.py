@@ -21,7 +21,7 @@ from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
 from quantcli.plan.recipe import usual
-from quantcli.rounding.codecs import find_codecs
+from quantcli.rounding.codecs import find_codecs, keeps_groups
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layer_rounding import RoundingTask, round_model
@@ -78,10 +78,16 @@ def prepare_run(
 
 
 def expected_importance(model: Model, windows: Windows | None = None) -> Importance:
-    """An importance matrix of the right shapes: weights in layers, the embedding and the head."""
+    """An importance matrix of the right shapes: weights in layers, the embedding and the head.
+
+    Not of multi-token prediction, which is not run.
+    """
     entries = {}
+    unseen = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         inside = tensor.name.startswith("blk.") and tensor.name.endswith(".weight")
+        if tensor.name in unseen:
+            continue
         if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
             matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
@@ -113,6 +119,7 @@ class Rounding:
     store: EncodedStore
     output: Path
     random_windows: int = 0
+    notes: tuple[Note, ...] = ()
 
     def finish(self) -> None:
         """The output is whole: the run's folders go."""
@@ -141,7 +148,7 @@ def begin_rounding(
 ) -> Rounding:  # fmt: skip
     """Open the run's folder, next to ``output``. UsageError, SourceError or OutputError."""
     options.check()
-    codecs, every = find_codecs(plan)
+    codecs, every = find_codecs(plan, job.model)
     if not codecs:
         raise PlanError(
             f"{plan.label} quantizes nothing that a method could round",
@@ -155,7 +162,26 @@ def begin_rounding(
     work = RoundingTask(run, codecs, options, every, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
-    return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows)
+    notes = _group_notes(plan) if isinstance(plan, FolderPlan) else ()
+    return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows, notes)
+
+
+def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:
+    """A remark on matrices that no method rounds, because GGUF has their columns by turns."""
+    left = [
+        item.matrix
+        for item in plan.items
+        if item.scheme is not None and not keeps_groups(item.matrix, item.scheme.grid)
+    ]
+    if not left:
+        return ()
+    return (
+        Note(
+            f"{len(left)} matrices such as {left[0].module} are rounded to nearest: columns that "
+            f"share a scale lie across the heads that they read, which llama.cpp has by turns",
+            "warning",
+        ),
+    )
 
 
 def plan_passes(
@@ -185,6 +211,7 @@ def round_tensors(rounding: Rounding) -> Events[None]:
         + (f" and {drawn} of random tokens" if drawn else "")
         + f", products in {run.dtype} on {run.device}"
     )
+    yield from rounding.notes
     if rounding.checkpoint.done:
         yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")
     yield from round_model(rounding.work, rounding.checkpoint, rounding.store)

@@ -28,7 +28,7 @@ from quantcli.transforms.chain import (
     needed_statistics,
     transform_model,
 )
-from quantcli.transforms.output_error import RoundRows, block_grids, integer_grid
+from quantcli.transforms.output_error import RoundRows, block_grids, folder_grid
 from quantcli.transforms.transformed_statistics import TransformedStatistics, transform_importance
 
 
@@ -82,20 +82,23 @@ def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:
     """
     if isinstance(plan, Plan):
         return block_grids({i.tensor.name: i.format for i in plan.items if i.importance})
-    if plan.scheme is None:
+    if not plan.schemes:
         formats = {i.matrix.tensor: i.format for i in plan.items if i.format and i.importance}
         return block_grids(formats)
-    grid = integer_grid(plan.scheme.grid, plan.scheme.search)
-    return {item.matrix.tensor: grid for item in plan.items}
+    return {
+        item.matrix.tensor: folder_grid(item.scheme.grid, item.scheme.search)
+        for item in plan.items
+        if item.scheme is not None
+    }
 
 
 def _options(plan: Plan | FolderPlan, chain: Chain, threads: int) -> TransformOptions:
     if isinstance(plan, Plan):
         return TransformOptions(feedback=chain.feeds_back, threads=threads)
     return TransformOptions(
-        weighted=plan.scheme is None or plan.scheme.weighted,
+        weighted=all(scheme.weighted for scheme in plan.schemes),
         feedback=chain.feeds_back,
-        groups=plan.scheme is not None and plan.scheme.grid.strategy == "group",
+        groups=any(scheme.grid.strategy == "group" for scheme in plan.schemes),
         threads=threads,
         dtypes={copy.source: copy.dtype for copy in plan.copies},
     )

@@ -165,7 +165,7 @@ class _RoundingVisitor(Visitor):
 
             def compare(number: int) -> None:
                 if prefix is not None:
-                    layer.run(prefix.get(number), sums.compare)
+                    layer.run(number, prefix.get(number), sums.compare)
 
             yield from layer.forward(observe, compare)
             layer.release()

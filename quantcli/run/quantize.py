@@ -8,12 +8,12 @@ everything else is known of every output.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.archs.towers import CLIP
+from quantcli.archs.towers import CLIP, has_tower
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
@@ -23,6 +23,8 @@ from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe
 from quantcli.plan.schemes import GGUF
+from quantcli.plan.text_file import read_template
+from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
 from quantcli.run.request import Request, Wanted, check_request
 from quantcli.sources.imatrix import Importance, read_importance
@@ -51,8 +53,14 @@ def quantize(
     begun: list[Rounding] = []
     try:
         with _open(request, recipes, on_fetch) as model:
+            # One model for all outputs that are without them, as these share what they read.
+            bare = drop_mtp(model) if any(recipe.no_mtp for recipe in recipes) else model
             # All that would be refused is refused before any long work begins.
-            planned = [_plan(request, model, wanted, known) for wanted in request.outputs]
+            planned = [
+                _plan(request, bare if wanted.recipe.no_mtp else model, wanted, known)
+                for wanted in request.outputs
+            ]
+            yield from _tower_note(model, recipes)
             if request.dry_run:
                 return (yield from _show_plans(planned))
             importance = yield from _calibrate(request, model, planned)
@@ -83,8 +91,18 @@ def _open(
         pre=recipes[0].pre,
         vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
         table=any(r.to == GGUF for r in recipes),
+        one_head=all(r.to == GGUF for r in recipes),
+        ignored=recipes[0].ignore_tensors,
+        template=read_template(template) if (template := recipes[0].chat_template) else None,
         on_progress=on_fetch,
     )
+
+
+def _tower_note(model: Model, recipes: Sequence[Recipe]) -> Iterator[Note]:
+    """That a GGUF leaves the tower out, where quantcli could write it."""
+    is_wanted = any(recipe.mmproj_only for recipe in recipes)
+    if not is_wanted and any(r.to == GGUF for r in recipes) and has_tower(model.config):
+        yield Note("the tower beside the text model is left out; --mmproj writes it as well")
 
 
 def _plan(

@@ -8,10 +8,13 @@ from pathlib import Path
 
 from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.plan.recipe import Recipe, given_fields
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
+
+_COMMON = ("pre", "ignore_tensors", "chat_template")
+"""Fields that say how the model is opened, which all outputs share."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,13 @@ def check_request(request: Request) -> None:
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UsageError(f"two outputs are called {twice}", hint="give each a name of its own")
-    if len({wanted.recipe.pre for wanted in request.outputs}) > 1:
-        raise UsageError("the outputs of one run have different --pre", hint="give them the same")
+    recipes = [each.recipe for each in request.outputs if not each.recipe.mmproj_only]
+    for name in _COMMON:
+        if len({getattr(recipe, name) for recipe in recipes}) > 1:
+            flag = FIELDS[name].flag
+            raise UsageError(
+                f"the outputs of one run have different {flag}", hint="give them the same"
+            )
 
 
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:

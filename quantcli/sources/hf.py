@@ -8,7 +8,7 @@ weights. Floats of a whole tensor are never held; what is held is what the calle
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.layouts.stored import BlockedWeight
 from quantcli.sources.files import WEIGHT_DTYPES, check_range, read_json
 from quantcli.sources.packed import find_packed, hidden_names
 from quantcli.sources.shards import Shards, open_shards
@@ -38,6 +39,10 @@ class HfCheckpoint:
         hidden = hidden_names(shards, self._packed)
         self._tensors = {n: info for n, info in shards.tensors.items() if n not in hidden}
         self._tensors |= {name: weight.info for name, weight in self._packed.items()}
+        packed = self._packed.items()
+        self._blocks = {
+            name: held.blocks for name, held in packed if isinstance(held, BlockedWeight)
+        }
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -48,6 +53,10 @@ class HfCheckpoint:
     def files(self) -> tuple[Path, ...]:
         """The safetensors files, by name."""
         return tuple(file.path for file in self._shards.files)
+
+    def leave_out(self, names: Container[str]) -> None:
+        """Do as if these tensors were not stored."""
+        self._tensors = {n: info for n, info in self._tensors.items() if n not in names}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop``, leading axes flattened, as a new array of shape (rows, columns).
@@ -67,6 +76,18 @@ class HfCheckpoint:
                 "only a matrix can be transposed"
             )
         return np.ascontiguousarray(self._read(name, (0, info.shape[0]), (start, stop)).T)
+
+    @property
+    def blocks(self) -> Mapping[str, str]:
+        """The block format of each stack that is stored in GGUF's blocks, by its name."""
+        return self._blocks
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Packed rows of columns of such a stack, counted through its matrices."""
+        held = self._packed[name]
+        if not isinstance(held, BlockedWeight):
+            raise TypeError(f"{name} is not stored in blocks")
+        return held.read_blocks(self._shards, start, stop)
 
     def close(self) -> None:
         """Release the files."""

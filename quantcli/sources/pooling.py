@@ -7,7 +7,7 @@ stage, not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,25 @@ _HARMLESS = ("Transformer", "Pooling", "Normalize")
 
 
 def pooling_metadata(
-    folder: Path, arch: str, on_note: Callable[[str], None]
+    folder: Path,
+    arch: str,
+    known: Mapping[str, MetaValue],
+    on_note: Callable[[str], None],
 ) -> dict[str, MetaValue]:
     """The key-value of the checkpoint in ``folder``, empty where nothing is pooled.
 
-    ``on_note`` takes a sentence on each stage that llama.cpp does not have.
+    ``known`` are the model's key-values. ``on_note`` takes a sentence on each stage that llama.cpp
+    does not have, and on an encoder for which nothing says how its vectors become one.
     """
     path = folder / "modules.json"
     if not path.is_file():
+        causal = known.get(f"{arch}.attention.causal")
+        if causal is not None and not causal.value and f"{arch}.pooling_type" not in known:
+            on_note(
+                f"{folder} has no modules.json, so the file does not say how the tokens' vectors "
+                f"become one; --override-kv {arch}.pooling_type=int:1 takes their mean, 2 the "
+                "first token's, 3 the last one's"
+            )
         return {}
     stages = read_json_value(path)
     if not isinstance(stages, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from quantcli.sources.files import read_json
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 """The later wins; it nests the settings of its parts."""
 _PARTS = ("media_proc_cfg", "image_processor", "feature_extractor")
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tekken.json")
 
 
 def read_processor(folder: Path) -> dict[str, Any]:
@@ -34,10 +35,21 @@ def find_added_token(folder: Path, content: str) -> int | None:
     for path in (folder / name for name in _TOKENIZERS):
         if not path.exists():
             continue
-        settings = read_json(path)
-        by_id = settings.get("added_tokens_decoder") or {}
-        listed = [{"id": number, **entry} for number, entry in by_id.items()]
-        for entry in [*(settings.get("added_tokens") or []), *listed]:
-            if entry.get("content") == content:
-                return int(entry["id"])
+        for number, text in _added_tokens(read_json(path)):
+            if text == content and str(number).isdigit():
+                return int(str(number))
     return None
+
+
+def _added_tokens(settings: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Ids and texts, from whichever of the three files it is."""
+    for key, number, text in (("added_tokens", "id", "content"),
+                              ("special_tokens", "rank", "token_str")):  # fmt: skip
+        entries = settings.get(key)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict):
+                yield entry.get(number), entry.get(text)
+    by_id = settings.get("added_tokens_decoder")
+    for name, entry in by_id.items() if isinstance(by_id, dict) else ():
+        if isinstance(entry, dict):
+            yield name, entry.get("content")

@@ -27,12 +27,15 @@ SETTINGS_PATTERNS = (
     "*.json",
     "*.jinja",
     "tokenizer.model",
+    "spiece.model",
     "merges.txt",
+    "vocab.txt",
     "README.md",
 )
 CHECKPOINT_PATTERNS = ("model*.safetensors", *SETTINGS_PATTERNS)
-CHECKPOINT_IGNORED = ("*/*.safetensors", "*/*.json")
-"""Sub-folders hold other forms of the model (ONNX, the authors' own layout)."""
+CHECKPOINT_IGNORED = ("*/*.safetensors", "[!0-9]*/*.json")
+"""Sub-folders hold other forms of the model (ONNX, the authors' own layout); those whose names
+begin with a number are the stages of sentence-transformers, such as "1_Pooling"."""
 
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _REPO = re.compile(rf"(?P<repo>{_NAME})(?:@(?P<revision>[\w.][\w./-]*))?")

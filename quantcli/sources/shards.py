@@ -62,6 +62,20 @@ _INSTEAD: tuple[tuple[str, str, str], ...] = (
 """Glob of files found in place of a checkpoint, what is said of them, and the next step."""
 
 
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def adapter_notes(folder: Path) -> tuple[str, ...]:
+    """A remark on an adapter that lies beside a whole model, and is no part of it."""
+    found = next((name for name in _ADAPTERS if (folder / name).is_file()), None)
+    if found is None:
+        return ()
+    return (
+        f"{folder / found} is an adapter, which is left out; if it is not yet merged into the "
+        "weights beside it, do that first (peft: merge_and_unload, save_pretrained)",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a tensor's bytes are."""

@@ -19,7 +19,8 @@ from quantcli.types import Event
 if TYPE_CHECKING:
     import torch
 
-    from quantcli.layerwise.layerwise_model import Call, LayerwiseModel
+    from quantcli.layerwise.call_recorder import Call
+    from quantcli.layerwise.layerwise_model import LayerwiseModel
 
 WindowStates = Callable[[int], "torch.Tensor"]
 """The hidden states (1, tokens, size) of a window."""
@@ -30,12 +31,13 @@ class RoundedLayer:
     """A layer's rounded tensors, ``packed`` by GGUF name, and how the layer is run.
 
     ``formats`` and ``read`` give a tensor's block format and its original rows, float32; ``inputs``
-    and ``outputs`` give what the layer gets and what it ought to give.
+    and ``outputs`` give what the layer gets and what it ought to give, ``call`` what it is called
+    with besides.
     """
 
     model: LayerwiseModel
     index: int
-    call: Call
+    call: Callable[[int], Call]
     formats: Callable[[str], str]
     read: Callable[[str], Floats]
     packed: dict[str, Bytes]

@@ -21,8 +21,13 @@ from quantcli.types import OutputTensor
 
 
 def model_groups(model: Model) -> list[FoldGroup]:
-    """The fold groups of ``model``; ArchitectureError when its family declares none."""
-    return fold_groups(find_folds(model.arch), model.arch, model.metadata, model.tensors)
+    """The fold groups of ``model``; ArchitectureError when its family declares none.
+
+    Not those of multi-token prediction, whose inputs nobody sees.
+    """
+    unseen = {tensor.name for tensor in model.mtp_tensors}
+    groups = fold_groups(find_folds(model.arch), model.arch, model.metadata, model.tensors)
+    return [group for group in groups if group.producers[0].tensor not in unseen]
 
 
 def spread(group: FoldGroup, scales: NDArray[Any]) -> NDArray[Any]:

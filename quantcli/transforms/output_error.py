@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from quantcli.archs.fold import FoldGroup
 from quantcli.errors import PlanError
-from quantcli.formats import get_format, integer, native
+from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
-from quantcli.formats.integer import IntegerGrid, Search
+from quantcli.formats.integer import GridCodes, Search
+from quantcli.layouts.base import CodeGrid
 from quantcli.model import Model
 from quantcli.statistics.hessian import output_error, prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
@@ -51,8 +52,8 @@ def block_grid(name: str) -> RoundRows:
     return round_rows
 
 
-def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
-    """An integer grid with ranges found by ``search``; not for strategy "tensor".
+def folder_grid(grid: CodeGrid, search: Search = "minmax") -> RoundRows:
+    """A folder's grid with scales found by ``search``; not for strategy "tensor".
 
     PlanError for a scale of a whole tensor, which cannot be found on a few rows.
     """
@@ -63,7 +64,9 @@ def integer_grid(grid: IntegerGrid, search: Search = "minmax") -> RoundRows:
         )
 
     def round_rows(rows: Floats, importance: Floats | None) -> Floats:
-        return integer.dequantize(integer.encode(rows, grid, importance, search), grid)
+        own = grid.bind(float(np.abs(rows).max()))
+        scales, zeros = own.fit(rows, importance, search)
+        return own.dequantize(GridCodes(own.quantize(rows, scales, zeros), scales, zeros))
 
     return round_rows
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 import numpy as np
 
 from quantcli.archs import find_folds
-from quantcli.archs.fold import FoldGroup, writer_tensors
+from quantcli.archs.fold import FoldGroup, is_prediction, writer_tensors
 from quantcli.errors import ArchitectureError
 from quantcli.model import Model
 from quantcli.statistics.input_statistics import InputStatistics
@@ -48,7 +48,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
     turn = RotationRef(_STREAM, 0, stream.size)
     operations: dict[str, Operation] = {}
     for group in groups:
-        if group.kind == "norm":
+        if group.stream:
             operations |= _read_stream(model, group, tensors, turn)
     operations |= _untie(model, tensors, folds.final_norm, turn)
     for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
@@ -79,6 +79,12 @@ class _Rotate:
             raise ArchitectureError(
                 f"{model.label} ({model.arch}) cannot be rotated, because {folds.basis}",
                 hint="awq and smoothquant, which scale channels, fit it",
+            )
+        if any(is_prediction(tensor.name) for tensor in model.tensors):
+            raise ArchitectureError(
+                f"{model.label} ({model.arch}) cannot be rotated, because its block for "
+                "multi-token prediction reads what the head reads, behind the final norm",
+                hint="--no-mtp leaves the block out; awq and smoothquant fit it as it is",
             )
 
     def find(

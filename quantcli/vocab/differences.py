@@ -15,7 +15,7 @@ from quantcli.vocab.added import added_tokens, wrongly_stripped
 from quantcli.vocab.files import TokenizerFiles
 from quantcli.vocab.normalizer import normalizer_parts
 from quantcli.vocab.special import unknown_ends
-from quantcli.vocab.whitespace import prefix_scheme
+from quantcli.vocab.whitespace import prefix_scheme, read_spaces
 
 _MARKS = frozenset({"gpt-4o", "tekken", "kimi-k2", "llama4"})
 """Pre-tokenizers whose expressions know marks (\\p{M}), which llama.cpp's own splitter lacks."""
@@ -26,6 +26,7 @@ def find_differences(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> It
     """A sentence for each setting of ``files`` that the key-values ``keys`` do not hold."""
     yield from _added_flags(files, keys)
     yield from _prefix(files, keys)
+    yield from _merged(files, keys)
     yield from _normalization(files, keys)
     yield from _ends(files, keys)
     yield from _words(keys)
@@ -44,10 +45,11 @@ def _added_flags(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterat
 
 def _prefix(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
     scheme = None if files.tokenizer is None else prefix_scheme(files.tokenizer)
-    if scheme == "always":
+    merged = keys.get("tokenizer.ggml.remove_extra_whitespaces")
+    if scheme == "always" and not (merged and merged.value):
         yield (
             "the tokenizer puts no further space before text that begins with one (Metaspace), "
-            "llama.cpp does, so such text gets another first id"
+            "llama.cpp does, so such text, also after a special token, gets another first id"
         )
     if scheme != "first":
         return
@@ -69,6 +71,24 @@ def _prefix(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[st
         )
 
 
+def _merged(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
+    merged = keys.get("tokenizer.ggml.remove_extra_whitespaces")
+    if files.tokenizer is None or merged is None or not merged.value:
+        return
+    spaces = read_spaces(files.tokenizer, "tokenizer.json")
+    if spaces.white and not spaces.charsmap:
+        yield (
+            "the tokenizer takes tabs, line ends and other white space for spaces "
+            "(WhitespaceSplit), llama.cpp only where the model's normalization (Precompiled) makes "
+            "spaces of them, so text with them gets other ids"
+        )
+    if not spaces.trimmed:
+        yield (
+            "the tokenizer keeps one of the spaces at the end of a text, llama.cpp none, so such "
+            "text gets a token less"
+        )
+
+
 def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iterator[str]:
     if files.tokenizer is None:
         return
@@ -82,7 +102,7 @@ def _normalization(files: TokenizerFiles, keys: Mapping[str, MetaValue]) -> Iter
     if pre is not None and pre.value in _MARKS:
         yield (
             f"llama.cpp's pre-tokenizer {pre.value!r} reads marks and capitals otherwise where no "
-            "English has them, so Thai, Devanagari and words such as 'неБольшая' get other ids"
+            "English has them, so Thai, Devanagari and words such as 'делоМосква' get other ids"
         )
 
 

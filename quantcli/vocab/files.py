@@ -62,7 +62,8 @@ class TokenizerJson(msgspec.Struct, frozen=True):
 class TokenizerFiles:
     """What a folder has: parsed files, and the path of ``tokenizer.model`` where there is one.
 
-    ``config`` is the model's config.json; a file that is missing is an empty mapping.
+    ``config`` is the model's config.json; a file that is missing is an empty mapping. ``template``
+    is a chat template in place of the folder's own.
     """
 
     folder: Path
@@ -73,6 +74,7 @@ class TokenizerFiles:
     special_tokens_map: Mapping[str, Any] = field(default_factory=dict)
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     added_tokens: Mapping[str, int] = field(default_factory=dict)
+    template: str | None = None
 
     def path(self, name: str) -> str:
         """``folder/name``, for messages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def load_vocabulary(
     vocab_size: int,
     pre: str | None = None,
     name: str | None = None,
+    template: str | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> dict[str, MetaValue]:
     """Every ``tokenizer.*`` key-value for the checkpoint in ``folder``.
@@ -32,11 +34,11 @@ def load_vocabulary(
     token list is filled up to it. ``pre`` names llama.cpp's pre-tokenizer instead of recognising
     it, and takes llama.cpp's way where the tokenizer does more than llama.cpp. ``name`` is the
     model's, which comes back as ``general.name``, since llama.cpp looks in it for Phi-3's way with
-    spaces. ``on_note`` takes
-    a sentence for each setting that a GGUF has no place for. VocabularyError
-    says what is missing, broken or not supported; UsageError that there is no such ``pre``.
+    spaces. ``template`` takes the place of the folder's chat template. ``on_note`` takes a sentence
+    for each setting that a GGUF has no place for. VocabularyError says what is missing, broken or
+    not supported; UsageError that there is no such ``pre``.
     """
-    files = find_files(folder, config)
+    files = replace(find_files(folder, config), template=template)
     kind = None if files.tokenizer is None else _kind(files, files.tokenizer, pre)
     if files.tokenizer is not None and kind == "byte-level":
         keys = byte_bpe_key_values(files, files.tokenizer, vocab_size, pre)

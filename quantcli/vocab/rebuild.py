@@ -22,6 +22,7 @@ from quantcli.vocab.gguf_vocabulary import HINT, GgufVocabulary, read_gguf_vocab
 from quantcli.vocab.rebuild_bytes import byte_level_parts, escaped_parts
 from quantcli.vocab.rebuild_pieces import piece_parts
 from quantcli.vocab.rebuild_unigram import unigram_parts
+from quantcli.vocab.rebuild_words import word_parts, word_token
 from quantcli.vocab.special import ADD_BOS, KEYS
 from quantcli.vocab.tokens import TokenType
 
@@ -40,6 +41,7 @@ class Rebuilt:
 Builder = Callable[[GgufVocabulary], tuple[dict[str, Any], list[str]]]
 
 _MODELS: Mapping[str, Builder] = {
+    "bert": word_parts,
     "gemma4": escaped_parts,
     "gpt2": byte_level_parts,
     "llama": piece_parts,
@@ -73,7 +75,7 @@ def rebuild_tokenizer(
         "post_processor": _template(vocab, kind),
     }
     templates = read_templates(metadata)
-    settings = _settings(vocab, context)
+    settings = _settings(vocab, kind, context)
     if set(templates) - {"default"}:
         settings["chat_template"] = [
             {"name": name, "template": template} for name, template in templates.items()
@@ -117,6 +119,8 @@ def _template(vocab: GgufVocabulary, kind: str) -> dict[str, Any] | None:
     added = kind == "gemma4" or vocab.keys.get("add_bos_token", kind in ADD_BOS)
     bos = vocab.token("bos") if added else None
     eos = vocab.token("eos") if vocab.keys.get("add_eos_token", False) else None
+    if kind == "bert":
+        bos, eos = word_token(vocab, "bos"), word_token(vocab, "sep")
     around = [token for token in (bos, eos) if token is not None]
     if not around:
         # transformers takes this for a sign that nothing is added.
@@ -125,7 +129,8 @@ def _template(vocab: GgufVocabulary, kind: str) -> dict[str, Any] | None:
 
     def body(number: int) -> list[dict[str, Any]]:
         text = {"Sequence": {"id": "AB"[number], "type_id": number}}
-        before = [{"SpecialToken": {"id": bos, "type_id": number}}] if bos else []
+        begins = bos is not None and (number == 0 or kind != "bert")
+        before = [{"SpecialToken": {"id": bos, "type_id": number}}] if begins else []
         after = [{"SpecialToken": {"id": eos, "type_id": number}}] if eos else []
         return [*before, text, *after]
 
@@ -140,9 +145,11 @@ def _template(vocab: GgufVocabulary, kind: str) -> dict[str, Any] | None:
     }
 
 
-def _settings(vocab: GgufVocabulary, context: int | None) -> dict[str, Any]:
+def _settings(vocab: GgufVocabulary, kind: str, context: int | None) -> dict[str, Any]:
     """tokenizer_config.json; its class is the one that runs tokenizer.json as it stands."""
     named = {f"{role}_token": vocab.token(role) for role in KEYS}
+    if kind == "bert":
+        named |= {"cls_token": word_token(vocab, "bos"), "sep_token": word_token(vocab, "sep")}
     return {
         "clean_up_tokenization_spaces": False,
         **{key: value for key, value in named.items() if value is not None},

@@ -124,9 +124,9 @@ def _named_token(files: TokenizerFiles, role: str) -> str | None:
 
 def _configured(files: TokenizerFiles, role: str) -> list[int]:
     """Ids of ``role`` in the configurations, in order; some hold lists, some -1 for none."""
-    text_config = files.config.get("text_config")
-    sources = (files.config, text_config if isinstance(text_config, Mapping) else {},
-               files.generation_config)  # fmt: skip
+    inner = (files.config.get(key) for key in ("text_config", "llm_config"))
+    text_config = next((part for part in inner if isinstance(part, Mapping)), {})
+    sources = (files.config, text_config, files.generation_config)
     found: list[int] = []
     for source in sources:
         value = source.get(f"{role}_token_id")

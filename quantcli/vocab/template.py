@@ -17,7 +17,7 @@ from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, array, text
 from quantcli.vocab.files import TokenizerFiles, read_json
 
-_KEY = "tokenizer.chat_template"
+TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 def template_key_values(files: TokenizerFiles) -> dict[str, MetaValue]:
@@ -29,11 +29,11 @@ def template_key_values(files: TokenizerFiles) -> dict[str, MetaValue]:
     result: dict[str, MetaValue] = {}
     others = sorted(name for name in templates if name != "default")
     if "default" in templates:
-        result[_KEY] = text(templates["default"])
+        result[TEMPLATE_KEY] = text(templates["default"])
     for name in others:
-        result[f"{_KEY}.{name}"] = text(templates[name])
+        result[f"{TEMPLATE_KEY}.{name}"] = text(templates[name])
     if others:
-        result[f"{_KEY}s"] = array("str", others)
+        result[f"{TEMPLATE_KEY}s"] = array("str", others)
     return result
 
 
@@ -60,6 +60,11 @@ def begins_with_special(files: TokenizerFiles, special: Collection[str]) -> bool
 
 
 def _read_templates(files: TokenizerFiles) -> dict[str, str]:
+    found = _stored_templates(files)
+    return found if files.template is None else {**found, "default": files.template}
+
+
+def _stored_templates(files: TokenizerFiles) -> dict[str, str]:
     single = files.folder / "chat_template.jinja"
     more = sorted((files.folder / "additional_chat_templates").glob("*.jinja"))
     if single.is_file() or more:

@@ -26,12 +26,15 @@ class Spaces:
     """What happens to spaces.
 
     ``escaped``: they become ▁; ``prefix``: text gets one in front; ``merged``: runs become one;
-    ``split``: no piece reaches over one; ``other``: components that llama.cpp does not have.
+    ``trimmed``: those at the end go; ``white``: all white space counts as spaces; ``split``: no
+    piece reaches over one; ``other``: components that llama.cpp does not have.
     """
 
     escaped: bool = False
     prefix: bool = False
     merged: bool = False
+    trimmed: bool = False
+    white: bool = False
     split: bool = False
     charsmap: bytes = b""
     other: tuple[str, ...] = ()
@@ -39,7 +42,7 @@ class Spaces:
 
 def read_spaces(tokenizer: TokenizerJson, file: str) -> Spaces:
     """What the normalizer and the pre-tokenizer of ``tokenizer`` do to text."""
-    escaped = prefix = merged = split = stripped = False
+    escaped = prefix = merged = split = stripped = white = False
     charsmap = b""
     other: list[str] = []
     for part in normalizer_parts(tokenizer.normalizer):
@@ -68,12 +71,12 @@ def read_spaces(tokenizer: TokenizerJson, file: str) -> Spaces:
             )
             split = split or bool(part.get("split", True))
         elif kind == "WhitespaceSplit":
-            merged = split = True
+            merged = split = white = True
         elif not (kind == "Split" and escaped and _is_space(part.get("pattern"))):
             other.append(str(kind))
     if stripped and not merged:
         other.append("Strip")
-    return Spaces(escaped, prefix, merged, split, charsmap, tuple(other))
+    return Spaces(escaped, prefix, merged, stripped or white, white, split, charsmap, tuple(other))
 
 
 def prefix_scheme(tokenizer: TokenizerJson) -> str | None:

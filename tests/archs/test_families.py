@@ -18,6 +18,7 @@ from support.tiny_models import MODELS
 
 import quantcli
 from quantcli.errors import PlanError
+from quantcli.model import open_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -38,9 +39,14 @@ FOLDER_NOISE = 1e-5
 def test_gptq_leaves_less_divergence_than_the_encoder(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it."""
-    before, after, missed = compare_gptq(checkpoint(name), tmp_path)
-    assert not missed
+    """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it.
+
+    But for those of multi-token prediction, which nothing runs.
+    """
+    before, after, missed = compare_gptq(checkpoint(name), tmp_path, chunks=MODELS[name].chunks)
+    with open_model(checkpoint(name), vocabulary=False) as model:
+        unseen = {tensor.name for tensor in model.mtp_tensors}
+    assert missed <= unseen
     assert after < max(before, UNSEEN)
 
 
@@ -53,14 +59,25 @@ def test_a_packed_folder_is_the_decoded_model_in_transformers(
         with pytest.raises(PlanError, match="is stored transposed"):
             compare_folder(checkpoint(name), tmp_path)
         return
+    if not MODELS[name].loads_packed:
+        done = quantcli.quantize(
+            checkpoint(name), tmp_path / "w4", to="compressed-tensors", bits=4, group_size=16
+        )
+        assert any("transformers cannot load" in note.message for note in done.notes)
+        return
     assert compare_folder(checkpoint(name), tmp_path) < FOLDER_NOISE
 
 
-def compare_gptq(source: Path, folder: Path) -> tuple[float, float, set[str]]:
+def compare_gptq(source: Path, folder: Path, chunks: int = 12) -> tuple[float, float, set[str]]:
     """KL divergences of Q4_0 by the encoder and by gptq, and matrices that gptq did not round."""
     nearest = quantcli.quantize(source, folder / "nearest.gguf", type="Q4_0").paths[0]
     done = quantcli.quantize(
-        source, folder / "gptq.gguf", type="Q4_0", method="gptq", calibrate=[], chunks=12
+        source,
+        folder / "gptq.gguf",
+        type="Q4_0",
+        method="gptq",
+        calibrate=[],
+        chunks=chunks,
     )
     rounded = {tensor["tensor"] for tensor in done.document["tensors"]}
     encoded = {t.name for t in GGUFReader(nearest).tensors if t.tensor_type.name == "Q4_0"}

@@ -88,7 +88,7 @@ def test_the_samples_are_accepted() -> None:
             "architecture LlamaForCausal is not supported (convert it with llama.cpp's",
         ),
         (["Gemma9ForCausalLM"], "Gemma9ForCausalLM is not supported (convert it with llama.cpp's"),
-        (["BertModel"], "architecture BertModel is not supported (convert it with llama.cpp's"),
+        (["AlbertModel"], "architecture AlbertModel is not supported (convert it with llama.cpp's"),
         ([], 'config.json names no architecture (it needs a line such as "architectures"'),
         ("LlamaForCausalLM", "config.json names no architecture"),
         ([7], "config.json names no architecture"),

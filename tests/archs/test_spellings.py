@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quantcli.archs import find_architecture
+from quantcli.errors import ArchitectureError
 from quantcli.types import TensorInfo
 
 LLAMA: dict[str, Any] = {
@@ -227,3 +228,52 @@ def test_an_untied_head_of_lfm2(spelling: str) -> None:
     names = find_architecture(LFM2).stored({**LFM2, spelling: False}, ())
     assert "lm_head.weight" in names
     assert "lm_head.weight" not in find_architecture(LFM2).stored({**LFM2, spelling: True}, ())
+
+
+QWEN3_5: dict[str, Any] = {
+    "architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 100, "hidden_size": 64,
+    "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 128,
+    "linear_num_value_heads": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "factor", "given", "expected"),
+    [
+        (256, 0.25, None, [11, 11, 10, 0]), (256, 0.25, [11, 11, 10], [11, 11, 10, 0]),
+        (64, 0.5, None, [11, 11, 10, 0]), (16, 0.5, None, [2, 1, 1, 0]),
+        (16, 1.0, None, [3, 3, 2, 0]), (64, 0.5, [6, 5, 5, 0], [6, 5, 5, 0]),
+    ],
+)  # fmt: skip
+def test_shares_of_a_rotation_reach_every_frequency(
+    head_dim: int, factor: float, given: list[int] | None, expected: list[int]
+) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": factor}
+    if given:
+        rope["mrope_section"] = given
+    found = keys({**QWEN3_5, "head_dim": head_dim, "rope_parameters": rope})
+    assert found["rope.dimension_sections"] == expected
+
+
+@pytest.mark.parametrize("given", [[4, 0, 0], [11, 11], [40, 40, 40], "x", [8, -1, 8], [2, 9, 9]])
+def test_shares_that_leave_a_frequency_out_are_refused(given: object) -> None:
+    rope = {"rope_type": "default", "partial_rotary_factor": 0.5, "mrope_section": given}
+    with pytest.raises(ArchitectureError, match="mrope_section of Qwen3_5ForCausalLM"):
+        keys({**QWEN3_5, "rope_parameters": rope})
+
+
+def test_attention_stands_where_old_files_say_by_an_interval() -> None:
+    found = keys({**QWEN3_5, "full_attention_interval": 2})
+    assert found["attention.recurrent_layers"] == [True, False, True, False]
+    found = keys({**QWEN3_5, "layer_types": ["full_attention", *["linear_attention"] * 3]})
+    assert found["attention.recurrent_layers"] == [False, True, True, True]
+    for wrong in (["full_attention"], ["conv"] * 4, "linear_attention"):
+        with pytest.raises(ArchitectureError, match="layer_types of Qwen3_5ForCausalLM"):
+            keys({**QWEN3_5, "layer_types": wrong})
+
+
+def test_heads_of_a_delta_net_have_one_size() -> None:
+    for change in ({"linear_value_head_dim": 64}, {"linear_num_value_heads": 17}):
+        with pytest.raises(ArchitectureError, match="needs one size and a multiple"):
+            keys({**QWEN3_5, **change})

@@ -17,7 +17,7 @@ from support.model_folders import CHECKPOINT, TEXT, linear_names, make_folder
 from support.tiny_models import build
 from support.unpackers import unpack_awq, unpack_gptq
 
-from quantcli.formats.integer import IntegerCodes as Codes
+from quantcli.formats.integer import GridCodes as Codes
 from quantcli.formats.integer import IntegerGrid, dequantize, encode, fit_tensor, quantize
 from quantcli.types import Note
 

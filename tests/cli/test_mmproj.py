@@ -53,6 +53,13 @@ def test_beside_the_text_model(wrapper: Path, capsys: pytest.CaptureFixture[str]
     assert not any(name.startswith(("blk.", "token_embd")) for name in found)
 
 
+def test_a_tower_left_out_is_said(wrapper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "the tower beside the text model is left out; --mmproj writes it as well"
+    assert said in call(capsys, wrapper, "--dry-run")[2]
+    assert said not in call(capsys, wrapper, "--dry-run", "--mmproj")[2]
+    assert said not in call(capsys, wrapper, "--dry-run", "--to", "mlx")[2]
+
+
 def test_alone_and_in_a_type(wrapper: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, wrapper, "--mmproj-only", "--type", "BF16", "-q")
     assert (code, out) == (0, "mmproj-tiny-gemma-BF16.gguf\n")

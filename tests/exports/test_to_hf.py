@@ -24,10 +24,10 @@ F32_BOUND = 1e-3
 GELU_BOUND = 6e-3
 """ggml's GELU is a table over float16."""
 _TOWERS = (
-    "vision_tower",
-    "vision_model",
+    "vision_",
     "visual.",
     "multi_modal",
+    "projector",
     "audio_tower",
     "embed_vision",
     "embed_audio",

@@ -52,7 +52,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def test_logits_of_a_checkpoint(name: str, checkpoint: Callable[..., Path]) -> None:
     wanted, config = _reference(checkpoint(name))
     found = _logits(checkpoint(name), config)
-    bound = ROUNDING if "mixtral" in name or "moe" in name else 0
+    bound = ROUNDING if MODELS[name].routed else 0
     assert (found - wanted).abs().max() <= bound
 
 

@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from support.llama_plan import Shape, write_hollow
 from support.llama_quantize import llama_quantize
-from support.model_shapes import MODELS
+from support.model_shapes import MODELS, delta_net
 
 from quantcli.errors import PlanError, UsageError
 from quantcli.formats import get_format
@@ -317,3 +317,41 @@ def test_nbytes_are_rows_of_whole_blocks(type_name: str) -> None:
     for item in plan(model, type=type_name, importance=entries(model, without="-")).items:
         block_format = get_format(item.format)
         assert item.nbytes * block_format.block == item.tensor.elements * block_format.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "base", "instead"),
+    [
+        ("IQ1_S", "IQ1_S", "Q2_K"), ("IQ2_XXS", "IQ2_XXS", "Q2_K"), ("Q2_K_S", "Q2_K", "Q3_K"),
+        ("IQ3_XXS", "IQ3_XXS", "IQ3_S"), ("Q4_K_M", "Q4_K", "Q4_K"),
+    ],
+)  # fmt: skip
+def test_multi_token_prediction_takes_a_type_that_needs_no_importance(
+    kind: str, base: str, instead: str
+) -> None:
+    """No collector sees its inputs: llama.cpp refuses such a file."""
+    model = delta_net("qwen35", 9, mtp=1)
+    seen = {
+        tensor.name: (1, tensor.columns)
+        for tensor in model.output_tensors()
+        if len(tensor.shape) == 2 and not tensor.name.startswith("blk.8.")
+    }
+    made = make_plan(model.output_tensors(), model.metadata(), Recipe(type=kind), importance=seen)
+    types = {item.tensor.name: item.format for item in made.items}
+    assert types["blk.0.ssm_out.weight"] == types["blk.7.ffn_gate.weight"] == base
+    assert types["blk.8.nextn.eh_proj.weight"] == types["blk.8.ffn_gate.weight"] == instead
+    assert types["blk.8.nextn.enorm.weight"] == "F32"
+    said = [note for note in made.notes if "matrices of multi-token prediction" in note.message]
+    assert len(said) == 1
+    assert said[0].message.startswith("no importance for the 8 matrices")
+    assert not any("no importance for 8 of" in note.message for note in made.notes)
+    reasons = {item.tensor.name: item.reason for item in made.items}
+    assert ("multi-token" in reasons["blk.8.ffn_gate.weight"]) == (base != instead)
+
+
+def test_a_layer_without_importance_is_refused_beside_multi_token_prediction() -> None:
+    model = delta_net("qwen35", 9, mtp=1)
+    seen = {name: (1, shape[1]) for name, shape in model.tensors.items() if len(shape) == 2}
+    del seen["blk.7.attn_q.weight"]
+    with pytest.raises(PlanError, match=r"makes blk\.7\.attn_q\.weight IQ2_XXS, which needs"):
+        make_plan(model.output_tensors(), model.metadata(), Recipe(type="IQ2_XXS"), importance=seen)

@@ -15,6 +15,9 @@ from quantcli.plan.recipe_field import SECTIONS, Field
 from quantcli.plan.schemes import find_output_layout, is_taken, output_formats, targets_of
 from quantcli.run.request import Request, Wanted, check_request
 
+TEMPLATE = __file__
+"""Any text will do."""
+
 VALUES: dict[str, Any] = {
     "type": "Q8_0", "tensor_types": ("a=Q8_0",), "output_tensor_type": "Q8_0",
     "token_embedding_type": "Q8_0", "leave_output_tensor": True, "pure": True,
@@ -25,7 +28,8 @@ VALUES: dict[str, Any] = {
     "dtype": "F16", "method": "gptq", "damping": 0.1, "column_order": "activation", "sweeps": 2,
     "fisher_windows": 8, "random_share": 0.1, "propagate": True, "tune_steps": 5,
     "allocate": True, "target_size": "2G", "tune": "e2e", "e2e_steps": 5,
-    "mmproj_only": True,
+    "mmproj_only": True, "no_mtp": True, "ignore_tensors": ("a",), "chat_template": TEMPLATE,
+    "scheme": ["W4A16"],
 }  # fmt: skip
 """A value of every field that is not its default."""
 

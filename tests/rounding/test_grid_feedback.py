@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.schur import remaining
 
-from quantcli.formats.integer import IntegerCodes, IntegerGrid, dequantize
+from quantcli.formats.integer import GridCodes, IntegerGrid, dequantize
 from quantcli.rounding.codecs import GridCodec
 from quantcli.rounding.column_blocks import cut_column_blocks
 from quantcli.rounding.grid_feedback import find_ranges, round_on_grid
@@ -147,7 +147,7 @@ def test_scales_of_a_sweep_are_at_an_optimum(name: str) -> None:
         for group in range(found.scales.shape[1]):
             scales = found.scales.copy()
             scales[:, group] *= np.float32(factor)
-            other = dequantize(IntegerCodes(found.codes, scales, found.zeros), grid)
+            other = dequantize(GridCodes(found.codes, scales, found.zeros), grid)
             after = _row_losses(weights - other, hessian.matrix)
             if grid.strategy == "tensor":
                 assert after.sum() >= start.sum()

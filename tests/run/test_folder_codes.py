@@ -25,7 +25,6 @@ from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.artifacts.write import write_artifact
 from quantcli.cli.app import run as quantcli
 from quantcli.errors import OutputError, SourceError, UsageError
-from quantcli.formats.integer import dequantize
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
@@ -80,7 +79,7 @@ def _weights(job: ModelFolder, store: EncodedStore) -> dict[str, np.ndarray]:
     codes, found = stored_codes(job, store), {}
     for item in job.plan.items:
         rows = np.zeros((item.rows, item.columns), np.float32)
-        found[item.matrix.module] = dequantize(codes(item.matrix, 0, rows), job.plan.scheme.grid)
+        found[item.matrix.module] = item.scheme.grid.dequantize(codes(item.matrix, 0, rows))
     return found
 
 
@@ -170,6 +169,9 @@ def test_an_interrupted_run_goes_on(mini: Model, tmp_path: Path, propagate: bool
         ("phi3", "gptq", {"group_size": 8, "symmetric": False}),
         ("gemma2", "gptq-v2", {"group_size": "channel", "bits": 3}),
         ("llama", "compressed-tensors", {"activations": "int8"}),
+        ("qwen35", "compressed-tensors", {"group_size": 16, "symmetric": False}),
+        ("qwen35-moe", "gptq", {"group_size": "channel"}),
+        ("qwen3-next", "compressed-tensors", {"group_size": 16}),
     ],
 )
 def test_other_formats_and_architectures(
@@ -192,6 +194,27 @@ def test_other_formats_and_architectures(
             after = model.store.read_rows(weight, 0, len(before)).astype(np.float32)
             norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
             assert ((before * after).sum(axis=1) > 0.6 * norms).all(), weight
+
+
+def test_groups_across_columns_that_gguf_has_elsewhere_are_rounded_to_nearest(
+    tmp_path: Path,
+) -> None:
+    """Heads of 16 values stand by turns in llama.cpp, so that groups of 32 are no neighbours."""
+    source = tiny_models.build("qwen35", tmp_path / "model")
+    done = quantize(
+        source, tmp_path / "made", to="gptq", group_size=32, method="gptq", calibrate=[TEXT],
+        chunks=4,
+    )  # fmt: skip
+    rounded = {row["tensor"] for row in done.document["tensors"]}
+    assert "blk.0.attn_qkv.weight" in rounded
+    assert "blk.0.ssm_out.weight" not in rounded
+    said = [note.message for note in done.notes if "rounded to nearest" in note.message]
+    assert len(said) == 1
+    assert said[0].startswith("3 matrices such as model.layers.0.linear_attn.out_proj")
+    before = load_file(source / "model.safetensors")["model.layers.0.linear_attn.out_proj.weight"]
+    with open_model(tmp_path / "made", vocabulary=False) as model:
+        after = model.store.read_rows("model.layers.0.linear_attn.out_proj.weight", 0, len(before))
+    assert np.abs(after - before).max() < np.abs(before).max() / 7
 
 
 REFUSED = {

@@ -10,7 +10,7 @@ import pytest
 
 from quantcli.errors import SourceError
 from quantcli.sources.pooling import pooling_metadata
-from quantcli.types import u32
+from quantcli.types import boolean, u32
 
 
 def write(folder: Path, pooling: dict[str, Any], *more: str) -> Path:
@@ -37,7 +37,7 @@ def write(folder: Path, pooling: dict[str, Any], *more: str) -> Path:
 )
 def test_llama_cpps_own_poolings(settings: dict[str, Any], number: int, tmp_path: Path) -> None:
     notes: list[str] = []
-    found = pooling_metadata(write(tmp_path, settings, "Normalize"), "qwen3", notes.append)
+    found = pooling_metadata(write(tmp_path, settings, "Normalize"), "qwen3", {}, notes.append)
     assert found == {"qwen3.pooling_type": u32(number)}
     assert notes == []
 
@@ -52,30 +52,40 @@ def test_llama_cpps_own_poolings(settings: dict[str, Any], number: int, tmp_path
 )
 def test_other_poolings_are_said(settings: dict[str, Any], word: str, tmp_path: Path) -> None:
     notes: list[str] = []
-    assert pooling_metadata(write(tmp_path, settings), "qwen3", notes.append) == {}
+    assert pooling_metadata(write(tmp_path, settings), "qwen3", {}, notes.append) == {}
     assert word in notes[0]
 
 
 def test_a_dense_stage_is_said(tmp_path: Path) -> None:
     notes: list[str] = []
     folder = write(tmp_path, {"pooling_mode_mean_tokens": True}, "Dense")
-    assert pooling_metadata(folder, "bert", notes.append) == {"bert.pooling_type": u32(1)}
+    assert pooling_metadata(folder, "bert", {}, notes.append) == {"bert.pooling_type": u32(1)}
     assert "the stage Dense" in notes[0]
 
 
 def test_no_stages_no_key(tmp_path: Path) -> None:
-    assert pooling_metadata(tmp_path, "llama", print) == {}
+    assert pooling_metadata(tmp_path, "llama", {}, print) == {}
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "["])
 def test_broken_lists_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "modules.json").write_text(content)
     with pytest.raises(SourceError, match=r"modules\.json"):
-        pooling_metadata(tmp_path, "llama", print)
+        pooling_metadata(tmp_path, "llama", {}, print)
 
 
 def test_a_stage_outside_the_folder_is_refused(tmp_path: Path) -> None:
     stage = {"path": "../elsewhere", "type": "sentence_transformers.models.Pooling"}
     (tmp_path / "modules.json").write_text(json.dumps([stage]))
     with pytest.raises(SourceError, match="leaves the folder"):
-        pooling_metadata(tmp_path, "llama", print)
+        pooling_metadata(tmp_path, "llama", {}, print)
+
+
+def test_an_encoder_that_does_not_say_how_is_remarked(tmp_path: Path) -> None:
+    notes: list[str] = []
+    keys = {"bert.attention.causal": boolean(False)}
+    assert pooling_metadata(tmp_path, "bert", keys, notes.append) == {}
+    assert "--override-kv bert.pooling_type=int:1 takes their mean" in notes[0]
+    scored = {**keys, "bert.pooling_type": u32(4)}
+    assert pooling_metadata(tmp_path, "bert", scored, notes.append) == {}
+    assert len(notes) == 1

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from support.calibrations import run
 
+from quantcli.model import open_model
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
@@ -131,6 +133,35 @@ def test_parts_of_latent_attention_see_what_llama_cpp_multiplies_them_with(
         _close(found["blk.1.attn_k_b.weight.hessian"][head], rows.T @ rows)
         _close(found["blk.1.attn_k_b.weight.abs_max"][head], np.abs(rows).max(0))
     assert shares["blk.1.attn_k_b.weight"] == "blk.1.attn_k_b.weight"
+
+
+def test_columns_come_in_the_order_that_gguf_has(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Qwen3.5's delta nets, whose value heads llama.cpp has by turns, not in groups of a key's."""
+    folder, keys, sharers, size = checkpoint("qwen35"), 2, 3, 16
+    calibration = run(folder, tmp_path / "m.gguf", collect=EVERYTHING)
+    path = tmp_path / "m.stats.safetensors"
+    found, shares = load_file(path), _shares(path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    seen: dict[str, list[Any]] = {"in_proj_z": [], "out_proj": []}
+    for name, rows in seen.items():
+        getattr(model.model.layers[2].linear_attn, name).register_forward_pre_hook(
+            lambda _m, args, rows=rows: rows.append(args[0].flatten(0, -2))
+        )
+    with torch.inference_mode():
+        for window in _windows(folder):
+            model(input_ids=torch.tensor([window.tolist()]))
+    normed, heads = (torch.cat(rows).double().numpy() for rows in seen.values())
+    by_turns = heads.reshape(-1, keys, sharers, size).swapaxes(1, 2).reshape(len(heads), -1)
+    _close(calibration.squares["blk.2.ssm_out.weight"][0], np.square(by_turns).sum(0))
+    _close(found["blk.2.ssm_out.weight.hessian"][0], by_turns.T @ by_turns)
+    home = {shares[f"blk.2.{name}.weight"] for name in ("attn_gate", "attn_qkv", "ssm_alpha")}
+    assert len(home) == 1
+    _close(found[f"{home.pop()}.hessian"][0], normed.T @ normed)
+    with open_model(folder, vocabulary=False) as opened:
+        matrices = {t.name for t in opened.tensors if len(t.shape) == 2 and "conv" not in t.name}
+    assert calibration.squares.keys() == matrices - {"token_embd.weight"}
 
 
 def test_an_unknown_statistic_is_refused() -> None:

@@ -101,7 +101,8 @@ def write_model(folder: Path, path: Path, *, dtype: str) -> Path:
     for tensor in architecture.tensors(config, infos):
         values = materialise(tensor, arrays)
         kind = gguf.GGMLQuantizationType.F32
-        if values.ndim > 1 and not tensor.name.endswith(_ALWAYS_F32):
+        matrix = values.ndim > 1 and tensor.name.endswith(".weight")
+        if matrix and not tensor.name.endswith(_ALWAYS_F32):
             kind = gguf.GGMLQuantizationType[dtype]
         if kind != gguf.GGMLQuantizationType.F32:
             values = gguf.quants.quantize(values, kind)

@@ -43,6 +43,7 @@ class Shape:
         found = {"general.architecture": MetaValue("str", self.arch)}
         for key, value in self.keys.items():
             kind = "f32" if isinstance(value, float) else "u32"
+            kind = "bool" if isinstance(value, bool) else kind
             name = f"{self.arch}.{key}"
             found[name] = MetaValue(f"[{kind}]" if isinstance(value, list) else kind, value)
         return found
@@ -61,6 +62,8 @@ def write_hollow(path: Path, model: Shape) -> Path:
         name = f"{model.arch}.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
         elif isinstance(value, float):
             writer.add_float32(name, value)
         else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from support.llama_plan import Shape
+from support.state_space_shapes import CONFIGS, shape_of
 
 D, F, V = 256, 512, 320
 
@@ -179,6 +181,57 @@ def hybrid(blocks: int) -> Shape:
     return Shape("llama", model.keys, kept)
 
 
+def delta_net(
+    arch: str, blocks: int, *, experts: int = 0, mtp: int = 0, key_heads: int = 1
+) -> Shape:
+    """Gated delta nets with attention in every fourth layer, and in blocks behind the last one."""
+    heads, state, values = 4, 64, 8
+    value, qkv = values * state, (2 * heads + values) * state
+    tensors: dict[str, tuple[int, ...]] = {"token_embd.weight": (V, D), "output.weight": (V, D)}
+    for block in range(blocks):
+        part: dict[str, tuple[int, ...]] = {"attn_norm.weight": (D,)}
+        part["post_attention_norm.weight"] = (D,)
+        if block % 4 == 3 or block >= blocks - mtp:
+            part |= {
+                "attn_q.weight": (2 * D, D),
+                "attn_k.weight": (key_heads * 64, D),
+                "attn_v.weight": (key_heads * 64, D),
+                "attn_output.weight": (D, D),
+            }
+        else:
+            part |= {
+                "attn_qkv.weight": (qkv, D),
+                "attn_gate.weight": (value, D),
+                "ssm_conv1d.weight": (qkv, 4),
+                "ssm_norm.weight": (state,),
+                "ssm_out.weight": (D, value),
+                "ssm_a": (values,),
+                "ssm_dt.bias": (values,),
+            }
+            gates = ("ssm_ba",) if arch == "qwen3next" else ("ssm_alpha", "ssm_beta")
+            part |= {f"{name}.weight": (2 * values // len(gates), D) for name in gates}
+        for name, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
+            suffix = "_exps" if experts else ""
+            part[f"ffn_{name}{suffix}.weight"] = (experts, *shape) if experts else shape
+            if experts:
+                part[f"ffn_{name}_shexp.weight"] = shape
+        if experts:
+            part |= {"ffn_gate_inp.weight": (experts, D), "ffn_gate_inp_shexp.weight": (D,)}
+        if block >= blocks - mtp:
+            part |= {"nextn.eh_proj.weight": (D, 2 * D), "nextn.enorm.weight": (D,)}
+        tensors |= {f"blk.{block}.{name}": shape for name, shape in part.items()}
+    more: dict[str, object] = {
+        "rope.dimension_sections": [11, 11, 10, 0], "ssm.conv_kernel": 4, "ssm.state_size": state,
+        "ssm.group_count": heads, "ssm.time_step_rank": values, "ssm.inner_size": value,
+        "full_attention_interval": 4,
+    }  # fmt: skip
+    if experts:
+        more |= {"expert_count": experts, "expert_used_count": 2, "expert_feed_forward_length": F}
+    if mtp:
+        more["nextn_predict_layers"] = mtp
+    return Shape(arch, keys(blocks, 4, key_heads) | more, tensors)
+
+
 MODELS: dict[str, Callable[[], Shape]] = {
     "llama-2": lambda: decoder("llama", 2),
     "llama-4-gqa": lambda: decoder("llama", 4, heads=8, key_heads=2),
@@ -234,5 +287,11 @@ MODELS: dict[str, Callable[[], Shape]] = {
     "jais2-68": lambda: decoder("jais2", 68, biases=True, gate=False),
     "glm5-next-6": lambda: glm5_next(6),
     "bailingmoe3-6": lambda: bailing_moe3(6),
+    "qwen35-33-mtp": lambda: delta_net("qwen35", 33, mtp=1),
+    "qwen35-12": lambda: delta_net("qwen35", 12, key_heads=2),
+    "qwen35moe-9-mtp": lambda: delta_net("qwen35moe", 9, experts=8, mtp=1),
+    "qwen3next-12": lambda: delta_net("qwen3next", 12, experts=16),
+    "qwen3next-13-mtp": lambda: delta_net("qwen3next", 13, experts=4, mtp=1),
     "olmo-80": lambda: decoder("olmo", 80, heads=8, key_heads=4, tied=True),
+    **{name: partial(shape_of, config) for name, config in CONFIGS.items()},
 }  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from support.tiny.base import BASE, GEMMA3, LAYER_NORM, MROPE, VOCAB
+from support.tiny.base import BASE, GEMMA, GEMMA3, LAYER_NORM, MROPE, VOCAB
 
 TOKENIZER = Path(__file__).parent.parent / "data" / "bookworm-mini"
 NORMALISATION = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.4, 0.3]}
@@ -44,6 +44,19 @@ _LFM2 = LAYER_NORM | {
     "norm_eps": 0.01,
     "block_multiple_of": 32,
     "layer_types": ["conv", "full_attention"],
+}
+_GEMMA4 = {
+    "text_config": {key: value for key, value in GEMMA.items() if key != "rope_parameters"}
+    | {"global_head_dim": 32, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    | {"layer_types": ["sliding_attention", "full_attention"]}
+    | {"vocab_size_per_layer_input": VOCAB},
+    "vision_config": {key: value for key, value in _VISION.items() if key != "image_size"}
+    | {"num_key_value_heads": 3, "head_dim": 16, "position_embedding_size": 64}
+    | {"use_clipped_linears": True, "standardize": True, "rms_norm_eps": 1e-3},
+    "audio_config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    | {"output_proj_dims": 48, "subsampling_conv_channels": [128, 8]},
+    "image_token_id": VOCAB - 1,
+    "audio_token_id": VOCAB - 2,
 }
 _MISTRAL = BASE | {"model_type": "mistral", "sliding_window": None}
 
@@ -71,7 +84,8 @@ def _rows(found: Any) -> Any:
 
 def plain(model: Any, pixels: Pixels) -> Any:
     """One image, one call."""
-    return _rows(model.get_image_features(normalised(pixels)))
+    holder = model if hasattr(model, "get_image_features") else model.model
+    return _rows(holder.get_image_features(normalised(pixels)))
 
 
 def tiled(model: Any, pixels: Pixels) -> Any:
@@ -100,9 +114,11 @@ def class_kept(model: Any, pixels: Pixels) -> Any:
 
 
 def projected(model: Any, pixels: Pixels) -> Any:
-    """Llama 4's features, which its projector has not seen yet."""
+    """Llama 4's features through its projector, in llama.cpp's order: column by column."""
     found = model.get_image_features(normalised(pixels), vision_feature_select_strategy="default")
-    return _rows(model.multi_modal_projector(_rows(found.last_hidden_state)))
+    rows = _rows(model.multi_modal_projector(_rows(found.last_hidden_state)))
+    side = math.isqrt(len(rows))
+    return rows.reshape(side, side, -1).transpose(0, 1).reshape(rows.shape)
 
 
 def rows_of_pixels(model: Any, pixels: Pixels) -> Any:
@@ -137,12 +153,39 @@ def flattened(model: Any, pixels: Pixels) -> Any:
     return torch.cat([_rows(found), *map(_rows, taps)], dim=-1)
 
 
+def sized(model: Any, pixels: Pixels) -> Any:
+    """One image and its size."""
+    import torch
+
+    sizes = torch.tensor([pixels.shape[:2]])
+    return _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
+
+
+def patched(model: Any, pixels: Pixels) -> Any:
+    """PaddleOCR-VL's patches, row by row, and their grid."""
+    import torch
+
+    patch = model.config.vision_config.patch_size
+    high, wide = (side // patch for side in pixels.shape[:2])
+    image = normalised(pixels)[0].reshape(3, high, patch, wide, patch)
+    grid = torch.tensor([[1, high, wide]])
+    return _rows(model.get_image_features(image.permute(1, 3, 0, 2, 4).flatten(0, 1), grid))
+
+
+def overviewed(model: Any, pixels: Pixels) -> Any:
+    """The small picture of the whole image, which comes before its tiles."""
+    import torch
+
+    found = model.model.vision_tower(normalised(pixels), output_hidden_states=True).hidden_states
+    taken = [found[layer] for layer in model.config.vision_feature_layer]
+    return _rows(model.model.multi_modal_projector(torch.cat(taken, dim=-1)))
+
+
 def broken(model: Any, pixels: Pixels) -> Any:
     """Pixtral's rows of tokens, with the embedding of [IMG_BREAK] between them."""
     import torch
 
-    sizes = torch.tensor([pixels.shape[:2]])
-    found = _rows(model.get_image_features(normalised(pixels), image_sizes=sizes))
+    sizes, found = torch.tensor([pixels.shape[:2]]), sized(model, pixels)
     merge = getattr(model.config, "spatial_merge_size", 1)
     high, wide = (side // model.config.vision_config.patch_size // merge for side in sizes[0])
     end = model.get_input_embeddings().weight[BREAK].expand(int(high), 1, -1)
@@ -164,6 +207,37 @@ def heard(model: Any, samples: NDArray[np.float32]) -> Any:
     masked = "input_features_mask" in inspect.signature(tower.forward).parameters
     states = tower(found, **(whole if masked else {})).last_hidden_state
     return _rows(model.model.multi_modal_projector(states))
+
+
+LIMITS = {"input_max": 2.5, "input_min": -2.0, "output_max": 2.0, "output_min": -3.0}
+"""Where Gemma 4's linear layers clamp."""
+
+
+def placed(model: Any, pixels: Pixels) -> Any:
+    """Gemma 4's patches: one row each, colours last, with their places across and down."""
+    import torch
+
+    patch = model.config.vision_config.patch_size
+    high, wide = (side // patch for side in pixels.shape[:2])
+    image = (torch.tensor(pixels).float() / 255).permute(2, 0, 1)
+    image = image.reshape(3, high, patch, wide, patch)
+    places = torch.stack(
+        [torch.arange(wide).repeat(high), torch.arange(high).repeat_interleave(wide)], dim=-1
+    )
+    rows = image.permute(1, 3, 2, 4, 0).reshape(1, high * wide, -1)
+    return _rows(model.get_image_features(rows, image_position_ids=places[None]))
+
+
+def overheard(model: Any, samples: NDArray[np.float32]) -> Any:
+    """A sound through Gemma 4's spectrogram, conformer and projection."""
+    import torch
+    from transformers import Gemma4AudioFeatureExtractor
+
+    extractor = Gemma4AudioFeatureExtractor()
+    found = extractor([samples], return_tensors="pt", pad_to_multiple_of=None)
+    frames = found["input_features"]
+    mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+    return _rows(model.model.get_audio_features(frames, mask))
 
 
 BREAK = 9
@@ -356,6 +430,85 @@ TINY: dict[str, TinyTower] = {
         (20, 16000),
         heard,
     ),
+    "gemma4": TinyTower(
+        "Gemma4ForConditionalGeneration",
+        _GEMMA4,
+        (240, 192),
+        placed,
+        {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]},
+    ),
+    "gemma4-ears": TinyTower(
+        "Gemma4ForConditionalGeneration",
+        _GEMMA4,
+        (4, 16000),
+        overheard,
+    ),
+    "lighton-ocr": TinyTower(
+        "LightOnOcrForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen3", "head_dim": 16},
+            "vision_config": _VISION | {"head_dim": 16, "hidden_act": "silu"},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 48),
+        sized,
+        {"size": {"longest_edge": 64}},
+    ),
+    "glm4v": TinyTower(
+        "Glm4vForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"image_size": 64, "out_hidden_size": WIDTH},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        flattened,
+    ),
+    "paddleocr-vl": TinyTower(
+        "PaddleOCRVLForConditionalGeneration",
+        {
+            "text_config": BASE | {"rope_parameters": MROPE},
+            "vision_config": _VISION | {"num_attention_heads": 2},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 64),
+        patched,
+        {"min_pixels": 1024, "max_pixels": 65536},
+    ),
+    "glm-ocr": TinyTower(
+        "GlmOcrForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}},
+            "vision_config": _QWEN | {"out_hidden_size": WIDTH, "rms_norm_eps": 1e-3},
+            "image_token_id": VOCAB - 1,
+        },
+        (64, 96),
+        flattened,
+    ),
+    "janus": TinyTower(
+        "JanusForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION
+            | {"mlp_ratio": 1.5, "projection_dim": WIDTH, "num_image_tokens": 64},
+        },
+        (64, 64),
+    ),
+    "granite-vision": TinyTower(
+        "LlavaNextForConditionalGeneration",
+        {
+            "text_config": _LLAMA,
+            "vision_config": _VISION
+            | {"model_type": "siglip_vision_model", "num_hidden_layers": 4},
+            "image_token_index": VOCAB - 1,
+            "image_grid_pinpoints": [[64, 128], [128, 64]],
+            "vision_feature_layer": [-4, -1],
+            "vision_feature_select_strategy": "full",
+        },
+        (64, 64),
+        overviewed,
+    ),
     "llava-siglip": TinyTower(
         "LlavaForConditionalGeneration",
         {
@@ -388,6 +541,10 @@ def build(name: str, folder: Path, changes: Mapping[str, Any] | None = None) -> 
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_draw(label, weight, generator))
+        for label, limit in model.named_buffers():
+            kind = label.rpartition(".")[2]
+            if kind in LIMITS:
+                limit.fill_(LIMITS[kind])
     model.save_pretrained(folder)
     _write_tokenizer(folder, tiny.token)
     settings = NORMALISATION | tiny.processor

@@ -31,7 +31,7 @@ from quantcli.transforms.output_error import (
     RoundRows,
     block_grid,
     block_grids,
-    integer_grid,
+    folder_grid,
 )
 from quantcli.transforms.reorder import REORDER
 from quantcli.transforms.spec import Operation, dump_transform
@@ -160,18 +160,18 @@ def test_an_integer_grid_is_searched_as_it_is_written(checkpoint: Callable[..., 
     grid = IntegerGrid(bits=4, group_size=32)
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         measured = Drawn({tensor.name: tensor.columns for tensor in model.tensors})
-        grids = dict.fromkeys(matrices(model), integer_grid(grid))
+        grids = dict.fromkeys(matrices(model), folder_grid(grid))
         found = search(model, grids, measured, weighted=False)
         changed = apply_transform(model, found.transform)
         after = TransformedStatistics(measured, found.transform)
-        rounded = integer_grid(grid)
+        rounded = folder_grid(grid)
         for group in model_groups(model):
             before = group_loss(model, group, measured, rounded)
             now = group_loss(changed, group, after, rounded, found.transform.operations)
             assert now <= before * (1 + 1e-3), group.name
     assert any(outcome.choice for outcome in found.outcomes)
     with pytest.raises(PlanError, match="one scale for a whole tensor"):
-        integer_grid(IntegerGrid(bits=8, strategy="tensor"))
+        folder_grid(IntegerGrid(bits=8, strategy="tensor"))
 
 
 @pytest.mark.parametrize("feedback", [False, True])

@@ -170,7 +170,8 @@ def _keys(**changes: MetaValue) -> dict[str, MetaValue]:
 REFUSED = {
     "no tokenizer": ({}, r"m\.gguf has no tokenizer"),
     "no model": (_keys(model=text("none")), r"m\.gguf has no tokenizer"),
-    "a kind": (_keys(model=text("bert")), "of the kind 'bert' cannot be rebuilt"),
+    "a kind": (_keys(model=text("rwkv")), "of the kind 'rwkv' cannot be rebuilt"),
+    "no separator": (_keys(model=text("bert")), "the unk token is 100, which is none of the 2"),
     "unigram": (_keys(model=text("t5")), "2 pieces but 0 scores"),
     "no unknown": (
         _keys(model=text("t5"), scores=array("f32", [0.0, -1.0])),

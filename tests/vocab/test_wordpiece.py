@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from quantcli.errors import UsageError, VocabularyError
 from quantcli.vocab import load_vocabulary
+from quantcli.vocab.rebuild import rebuild_tokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZE = 1400
@@ -85,6 +86,20 @@ def test_vocab_txt_alone_gives_the_same(tmp_path: Path) -> None:
     assert load_vocabulary(words, {}, vocab_size=SIZE) == load_vocabulary(
         folder, {}, vocab_size=SIZE
     )
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_a_tokenizer_comes_back_from_a_gguf(lowercase: bool, tmp_path: Path) -> None:
+    made = trained(lowercase=lowercase)
+    folder = write_folder(tmp_path / "m", tokenizer=made, tokenizer_config=NAMES)
+    rebuilt = rebuild_tokenizer(load_vocabulary(folder, {}, vocab_size=SIZE), "m.gguf").objects
+    again = rebuilt["tokenizer.json"]
+    assert again["model"]["vocab"] == made["model"]["vocab"]
+    wanted = encode_all(made, PAGE, special=True)
+    assert encode_all(dict(again), PAGE, special=True) == wanted
+    pair = [Tokenizer.from_str(json.dumps(one)).encode("one", "two").ids for one in (made, again)]
+    assert pair[0] == pair[1]
+    assert rebuilt["tokenizer_config.json"]["cls_token"] == "[CLS]"
 
 
 @pytest.mark.parametrize(

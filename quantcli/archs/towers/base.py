@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantcli.archs.assemble import assemble, rename
-from quantcli.archs.config import Config, class_name
+from quantcli.archs.config import Config, class_name, text_part
 from quantcli.archs.rules import Dims, Rule, Values
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, OutputTensor, TensorInfo, array, boolean, f32, text, u32
@@ -37,19 +37,19 @@ class Wrapper:
     """The id of an added token of its tokenizer."""
 
     def section(self, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-        """A tower's part of config.json, with transformers' ``defaults`` below it."""
+        """A tower's part of config.json, with transformers' ``defaults`` below what it gives."""
         found = self.config.get(name)
         if not isinstance(found, Mapping):
             raise ArchitectureError(
                 f"config.json of {class_name(self.config)} has no {name}, which tells its tower"
             )
-        return {**defaults, **found, "architectures": [class_name(self.config)]}
+        given = {key: value for key, value in found.items() if value is not None}
+        return {**defaults, **given, "architectures": [class_name(self.config)]}
 
     @property
     def text(self) -> dict[str, Any]:
         """The text model's part of config.json, or all of it where there is none."""
-        inner = self.config.get("text_config")
-        return {**self.config, **(inner if isinstance(inner, Mapping) else {})}
+        return {**self.config, **text_part(self.config)}
 
     def channels(self, key: str) -> list[float]:
         """Three numbers of the image processor: image_mean or image_std.

@@ -1,9 +1,11 @@
-"""InternVL 2.5 to 3.5 and Intern-S1 in transformers' layout; llama.cpp's "internvl".
+"""InternVL 2.5 to 3.5 and Intern-S1; llama.cpp's "internvl".
 
 A vision transformer with a class token and scaled layers; squares of patches side by side are
 normed and projected. llama.cpp puts the class token behind the patches and leaves the learned
 positions where they were, so that each patch gets its neighbour's; the file holds what its
 converter writes.
+
+The authors' own code (InternVLChatModel) has other names, and q, k and v in one matrix.
 
 Refused: RMSNorm, except in the size at which llama.cpp takes it for granted.
 Sources: llama.cpp's tools/mtmd/models/internvl.cpp, transformers' modeling_internvl.py.
@@ -14,11 +16,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantcli.archs.config import check_fixed, class_name, number, positive
+from quantcli.archs.config import check_fixed, class_name, integer, number, positive
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import patches, tensor, vision_dims
+from quantcli.archs.towers.parts import patches, tensor, thirds, vision_dims
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -33,6 +35,24 @@ _FIXED = {
     "use_absolute_position_embeddings": (True,),
     "use_mask_token": (False,),
 }
+_CHAT = "InternVLChatModel"
+_LAYER = r"^(vision_tower\.encoder\.layer\.\d+)\."
+_CHAT_NAMES = (
+    (r"^mlp1\.0\.", "multi_modal_projector.layer_norm."),
+    (r"^mlp1\.1\.", "multi_modal_projector.linear_1."),
+    (r"^mlp1\.3\.", "multi_modal_projector.linear_2."),
+    (r"^vision_model\.embeddings\.", "vision_tower.embeddings."),
+    (r"^(vision_tower\.embeddings)\.class_embedding$", r"\1.cls_token"),
+    (r"^(vision_tower\.embeddings)\.position_embedding$", r"\1.position_embeddings"),
+    (r"^(vision_tower\.embeddings)\.patch_embedding\.", r"\1.patch_embeddings.projection."),
+    (r"^vision_model\.encoder\.layers\.", "vision_tower.encoder.layer."),
+    (rf"{_LAYER}attn\.proj\.", r"\1.attention.projection_layer."),
+    (rf"{_LAYER}attn\.", r"\1.attention."),
+    (rf"{_LAYER}ls([12])$", r"\1.lambda_\2"),
+    (rf"{_LAYER}norm1\.", r"\1.layernorm_before."),
+    (rf"{_LAYER}norm2\.", r"\1.layernorm_after."),
+)
+"""From the names of InternVLChatModel to transformers'."""
 _RMS_SIZE = (3200, 45)
 _AT, _OF = "v.blk.{i}", "vision_tower.encoder.layer.{i}"
 _EMBEDDINGS = "vision_tower.embeddings"
@@ -40,9 +60,12 @@ _ATTENTION = tuple(
     tensor(f"{_AT}.attn_{name}.weight", f"{_OF}.attention.{name}_proj.weight", "hidden", "hidden")
     for name in "qkv"
 )
+_APART = (*_ATTENTION, *(replace(bias, optional=True) for bias in biased(*_ATTENTION)[1::2]))
+_FUSED = tuple(
+    replace(rule, optional=rule.name.endswith("bias"))
+    for rule in thirds(_AT, f"{_OF}.attention.qkv")
+)
 _BLOCK = (
-    *_ATTENTION,
-    *(replace(bias, optional=True) for bias in biased(*_ATTENTION)[1::2]),
     *(
         tensor(
             f"{_AT}.attn_{name}_norm.weight",
@@ -113,7 +136,8 @@ def _dims(wrapper: Wrapper) -> dict[str, int]:
 def _rules(wrapper: Wrapper) -> tuple[Rule, ...]:
     has_biases = _vision(wrapper)["norm_type"] == "layer_norm"
     norms = biased(*_NORMS) if has_biases else _NORMS
-    return (*_OUTSIDE, *_BLOCK, *norms, *_PROJECTOR)
+    attention = _FUSED if class_name(wrapper.config) == _CHAT else _APART
+    return (*_OUTSIDE, *attention, *_BLOCK, *norms, *_PROJECTOR)
 
 
 def _check(wrapper: Wrapper, dims: Dims) -> None:
@@ -129,9 +153,9 @@ def _check(wrapper: Wrapper, dims: Dims) -> None:
 def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     config = _vision(wrapper)
     tiles = {
-        f"vision.preproc_{word}_tiles": u32(wrapper.processor[f"{word}_patches"])
+        f"vision.preproc_{word}_tiles": u32(count)
         for word in ("min", "max")
-        if wrapper.processor.get(f"{word}_patches")
+        if (count := _tiles(wrapper, word)) is not None
     }
     return {
         **vision_keys(wrapper, dims, "internvl", number(config, "layer_norm_eps")),
@@ -139,6 +163,15 @@ def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
         "vision.projector.scale_factor": u32(_merge(wrapper)),
         **tiles,
     }
+
+
+def _tiles(wrapper: Wrapper, word: str) -> int | None:
+    """How many tiles an image is cut into, at least or at most."""
+    key = f"{word}_dynamic_patch"
+    found = wrapper.config.get(key, wrapper.processor.get(f"{word}_patches"))
+    if not found:
+        return None
+    return integer({key: found, "architectures": wrapper.config["architectures"]}, key)
 
 
 def _notes(wrapper: Wrapper) -> tuple[str, ...]:
@@ -155,5 +188,5 @@ INTERNVL = Tower(
     to_keys=_keys,
     check=_check,
     read_notes=_notes,
-    renames=((r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),),
+    renames=((r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."), *_CHAT_NAMES),
 )

@@ -14,7 +14,7 @@ from quantcli.archs.config import check_fixed, class_name, integer, number, posi
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, tensor, vision_dims
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -63,8 +63,7 @@ _PROJECTOR = (
 def _vision(wrapper: Wrapper) -> dict[str, Any]:
     config = wrapper.section("vision_config", _DEFAULTS)
     check_fixed(config, _FIXED)
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"rope_theta": (_BASE, int(_BASE))})
+    check_base(config, _BASE)
     return config
 
 
@@ -103,11 +102,19 @@ def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
+def _notes(wrapper: Wrapper) -> tuple[str, ...]:
+    return (
+        "llama.cpp gives the tokens of a Llama 4 image column by column, where transformers gives "
+        "them row by row; what the model sees differs",
+    )
+
+
 LLAMA4 = Tower(
     own=r"(vision_model|multi_modal_projector)\.",
     read_dims=_dims,
     read_rules=_rules,
     to_keys=_keys,
+    read_notes=_notes,
     renames=((r"^model\.(vision_model|multi_modal_projector)\.", r"\1."),),
     ignored=(r"vision_model\.rotary_embedding\..*",),
 )

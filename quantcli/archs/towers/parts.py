@@ -6,9 +6,10 @@ transformers'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from quantcli.archs.config import Config, class_name, integer
+from quantcli.archs.config import Config, check_fixed, class_name, integer
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Part, Rule, Size
 from quantcli.archs.towers.base import Wrapper
@@ -123,6 +124,31 @@ def side(config: Config, key: str) -> int:
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         return integer({**config, key: value[0]}, key)
     return integer(config, key)
+
+
+def integers(config: Config, key: str) -> list[int]:
+    """A list of whole numbers from 0 on."""
+    value = config.get(key)
+    if not isinstance(value, list) or not all(_is_whole(entry) for entry in value):
+        raise ArchitectureError(
+            f"{key} of the tower of {class_name(config)} in config.json is {value!r}, expected a "
+            "list of whole numbers"
+        )
+    return list(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_base(config: Config, base: float) -> None:
+    """Refuse a rotation with another base than llama.cpp's constant."""
+    rope = config.get("rope_parameters")
+    if rope is not None and not isinstance(rope, Mapping):
+        raise ArchitectureError(
+            f"rope_parameters of the tower of {class_name(config)} in config.json is not an object"
+        )
+    check_fixed({**config, **(rope or {})}, {"rope_theta": (base, int(base))})
 
 
 def refuse_swapped(wrapper: Wrapper, dims: Dims) -> None:

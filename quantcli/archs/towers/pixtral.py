@@ -1,9 +1,9 @@
-"""Pixtral's tower: Pixtral 12B, Mistral Small 3.x, Ministral 3, Devstral; llama.cpp's "pixtral".
+"""Pixtral's tower: Pixtral, Mistral Small 3.x, Ministral 3; llama.cpp's "pixtral", "lightonocr".
 
 RMSNorm, a gated MLP and a rotation in two dimensions, whose heads llama.cpp pairs as its text
 models do. Mistral 3 merges squares of patches before it projects. A row of the text model's
 embeddings is written as well: llama.cpp puts the token [IMG_BREAK] behind each row of an image
-itself.
+itself. LightOnOCR is Mistral 3's without it.
 
 Refused: activations of the projector other than GELU, taps into several layers, rotations with
 another base than 10000.
@@ -19,7 +19,7 @@ from typing import Any
 from quantcli.archs.config import check_fixed, class_name, integer
 from quantcli.archs.rules import Dims, Part, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import patches, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, patches, tensor, vision_dims
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -76,8 +76,7 @@ def _vision(wrapper: Wrapper) -> dict[str, Any]:
         {"projector_hidden_act": None, "vision_feature_layer": None, **wrapper.config},
         {"projector_hidden_act": ("gelu",), "vision_feature_layer": (-1,)},
     )
-    rope = config.get("rope_parameters") or {}
-    check_fixed({**config, **rope}, {"rope_theta": (_BASE, int(_BASE))})
+    check_base(config, _BASE)
     return config
 
 
@@ -116,12 +115,23 @@ def _rules(wrapper: Wrapper) -> tuple[Rule, ...]:
 
 
 def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
+    return _named_keys(wrapper, dims, "pixtral")
+
+
+def _named_keys(wrapper: Wrapper, dims: Dims, projector: str) -> dict[str, MetaValue]:
     merge = _merge(wrapper)
     return {
-        **vision_keys(wrapper, dims, "pixtral", _EPSILON),
+        **vision_keys(wrapper, dims, projector, _EPSILON),
         **activation_keys(_vision(wrapper)),
         **({} if merge is None else {"vision.spatial_merge_size": u32(merge)}),
     }
+
+
+def _lighton_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
+    keys = _named_keys(wrapper, dims, "lightonocr")
+    size = wrapper.processor.get("size")
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    return keys | ({} if longest is None else {"vision.preproc_image_size": u32(longest)})
 
 
 PIXTRAL = Tower(
@@ -134,4 +144,14 @@ PIXTRAL = Tower(
         (r"^(model\.)?(language_model\.)?(model\.)?embed_tokens\.", "embed_tokens."),
     ),
     extra=(_EMBEDDINGS,),
+)
+LIGHTON_OCR = Tower(
+    own=r"(vision_tower|multi_modal_projector)\.",
+    read_dims=_dims,
+    read_rules=lambda wrapper: (*_ENCODER, *_PROJECTOR, *_MERGER),
+    to_keys=_lighton_keys,
+    renames=(
+        (r"^(model\.)?vision_(encoder|tower)\.", "vision_tower."),
+        (r"^(model\.)?(vision_projection|multi_modal_projector)\.", "multi_modal_projector."),
+    ),
 )

@@ -16,7 +16,7 @@ from quantcli.archs.config import check_fixed, class_name, integer
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import frames, tensor, vision_dims
+from quantcli.archs.towers.parts import frames, integers, tensor, vision_dims
 from quantcli.archs.towers.qwen_vl import EPSILON, FIXED, RENAMES
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, array, u32
@@ -66,7 +66,7 @@ def _config(wrapper: Wrapper) -> dict[str, Any]:
 
 
 def _taps(wrapper: Wrapper, layers: int) -> list[int]:
-    found = list(_config(wrapper)["deepstack_visual_indexes"])
+    found = integers(_config(wrapper), "deepstack_visual_indexes")
     if found != sorted(set(found)) or any(not 0 <= layer < layers for layer in found):
         raise ArchitectureError(
             f"deepstack_visual_indexes of {class_name(wrapper.config)} in config.json is {found}, "

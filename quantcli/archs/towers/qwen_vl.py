@@ -12,11 +12,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.archs.config import check_fixed, class_name, integer
+from quantcli.archs.config import check_fixed, class_name, integer, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import frames, refuse_swapped, tensor, thirds, vision_dims
+from quantcli.archs.towers.parts import (
+    frames,
+    integers,
+    refuse_swapped,
+    tensor,
+    thirds,
+    vision_dims,
+)
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, u32
 
@@ -55,7 +62,7 @@ def _qwen2(wrapper: Wrapper) -> dict[str, Any]:
     return {
         **config,
         "hidden_size": width,
-        "intermediate_size": int(width * float(config["mlp_ratio"])),
+        "intermediate_size": int(width * number(config, "mlp_ratio")),
     }
 
 
@@ -98,7 +105,7 @@ def _qwen2_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
 def _qwen2_5_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     config = _qwen2_5(wrapper)
     check_fixed(config, {"window_size": (112,)})
-    full = list(config["fullatt_block_indexes"])
+    full = integers(config, "fullatt_block_indexes")
     every = full[0] + 1 if full else dims["layers"] + 1
     if full != list(range(every - 1, dims["layers"], every)):
         raise ArchitectureError(

@@ -28,6 +28,9 @@ from quantcli.sources.hf import read_config
 
 INSTALL = "pip install torch transformers"
 
+_CHECKED = 32
+"""Tokens that go through the whole decoder as well where no table knows its family."""
+
 _CAPPED = "attn_logit_softcapping"
 """transformers caps attention logits in its eager attention alone."""
 
@@ -104,6 +107,7 @@ class TorchEngine:
         label: str,
         memory: int | None = None,
     ) -> None:
+        from quantcli.layerwise.check_layers import check_layers
         from quantcli.layerwise.layerwise_model import LayerwiseModel
 
         self._label = label
@@ -112,6 +116,8 @@ class TorchEngine:
         if getattr(layers.module.config, _CAPPED, None):
             layers.module.set_attn_implementation("eager")
         self.vocabulary = layers.vocabulary
+        if model.untabled is not None:
+            check_layers(layers, range(min(_CHECKED, self.vocabulary)))
         self.begin: int | None = words.begin
         self._memory = available() // 2 if memory is None else memory
         self._held = ExitStack()

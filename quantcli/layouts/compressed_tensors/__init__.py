@@ -1,8 +1,8 @@
 """compressed-tensors, the format of llm-compressor, vLLM and transformers.
 
 A folder may have packed and plain integers, FP8, MXFP4 and NVFP4 side by side: "pack-quantized"
-(`packed`), a byte for each weight (`single_bytes`), and E2M1 codes with one
-``X.weight_global_scale`` for NVFP4 (`quantcli.layouts.float4`). Names and shapes are those of
+(`packed`), a byte for each weight (`single_bytes`), and pairs of E2M1 codes (`pairs`; read by
+`quantcli.layouts.float4`). Names and shapes are those of
 compressed-tensors 0.20's compressors. What was written of activations is of no use to a reader.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from quantcli.formats.integer import IntegerGrid
-from quantcli.layouts.base import Grids, Layout
+from quantcli.layouts.base import CodeGrid, Grids, Layout
 from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
-from quantcli.layouts.compressed_tensors.mxfp4 import MXFP4
 from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
-from quantcli.layouts.compressed_tensors.single_bytes import INT8_TOKENS, build_bytes
+from quantcli.layouts.compressed_tensors.pairs import MXFP4_BLOCKS
+from quantcli.layouts.compressed_tensors.presets import INT8_TOKENS, PRESETS
+from quantcli.layouts.compressed_tensors.single_bytes import INT8_BYTES, build_bytes
 from quantcli.layouts.float4 import build_float4
 from quantcli.layouts.scaled import E4M3, INT8
 from quantcli.layouts.settings import Settings
@@ -56,14 +56,14 @@ def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[s
     return found
 
 
-def _remark(grid: IntegerGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric and grid.strategy != "tensor":
         yield Note(_ASYMMETRIC)
 
 
 COMPRESSED_TENSORS = Layout(
     name=METHOD,
-    help="2 to 8 bits as llm-compressor stores them, for vLLM and transformers; also W8A8",
+    help="2 to 8 bits, FP8 and FP4 as llm-compressor stores them, for vLLM and transformers",
     grids=Grids(
         tuple(range(2, 9)),
         PACKED,
@@ -75,15 +75,17 @@ COMPRESSED_TENSORS = Layout(
     activations={
         "int8": Grids(
             (8,),
-            INT8_TOKENS,
+            INT8_BYTES,
             "middle",
             group="channel",
             groups=None,
             strategies=("channel", "tensor"),
             computes_in_scales=True,
+            inputs=INT8_TOKENS,
         )
     },
-    blocks={"MXFP4": MXFP4},
+    presets=PRESETS,
+    blocks={"MXFP4": MXFP4_BLOCKS},
     read=find_compressed_tensors,
     remark=_remark,
 )

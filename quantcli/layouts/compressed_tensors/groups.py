@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import IntegerGrid
-from quantcli.layouts.base import FolderFacts
+from quantcli.layouts.base import CodeGrid, FolderFacts, FolderPart
 from quantcli.layouts.fp8 import block_size
 from quantcli.layouts.settings import Settings, count
 from quantcli.types import Matrix
@@ -28,20 +29,22 @@ _FORMATS = (
     "mixed-precision", "nvfp4-pack-quantized", "mxfp4-pack-quantized", "mxfp8-quantized",
 )  # fmt: skip
 _STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
+_SCALE_DTYPES = {"E4M3": "torch.float8_e4m3fn", "E8M0": "torch.uint8"}
 _REGEX = "re:"
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embeddings)$")
 
 
-def scale_shape(matrix: Matrix, grid: IntegerGrid) -> tuple[int, ...]:
-    """Of ``weight_scale`` for an integer grid."""
-    return (1,) if grid.strategy == "tensor" else (matrix.rows, grid.groups(matrix.columns))
+def scale_shape(matrix: Matrix, grid: CodeGrid) -> tuple[int, ...]:
+    """Of ``weight_scale``."""
+    if grid.strategy == "tensor":
+        return (1,)
+    rows = -(-matrix.rows // BLOCK) if grid.strategy == "block" else matrix.rows
+    return rows, grid.groups(matrix.columns)
 
 
-def integer_scheme(
-    grid: IntegerGrid, activations: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """What a group says of integer weights, and of ``activations`` that are quantized."""
-    weights = {
+def integer_weights(grid: IntegerGrid) -> dict[str, Any]:
+    """What a group says of integer weights."""
+    return {
         "num_bits": grid.bits,
         "type": "int",
         "symmetric": grid.symmetric,
@@ -50,21 +53,58 @@ def integer_scheme(
         "dynamic": False,
         "actorder": None,
     }
-    return {"weights": weights, "input_activations": activations, "output_activations": None}
 
 
-def describe_config(subject: FolderFacts, form: str, scheme: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``quantization_config`` of a folder whose linear layers all have the format ``form``."""
+def float_weights(grid: FloatGrid) -> dict[str, Any]:
+    """What a group says of weights that are small floats."""
+    strategy = "tensor_group" if grid.scales == "E4M3" else grid.strategy
+    found: dict[str, Any] = {
+        "num_bits": grid.bits,
+        "type": "float",
+        "symmetric": True,
+        "strategy": strategy,
+        "group_size": grid.group_size,
+        "dynamic": False,
+    }
+    if grid.strategy == "block":
+        found["block_structure"] = [BLOCK, BLOCK]
+    if grid.scales != "float":
+        found["scale_dtype"] = found["zp_dtype"] = _SCALE_DTYPES[grid.scales]
+    return found
+
+
+def describe_config(subject: FolderFacts) -> dict[str, Any]:
+    """The ``quantization_config`` of a folder: a group for each scheme.
+
+    The one scheme of a folder is for all linear layers; of several, each names its modules.
+    """
+    forms = [part.packing.form for part in subject.parts]
+    groups = {
+        f"group_{index}": {
+            "targets": ["Linear"] if len(forms) == 1 else list(part.modules),
+            "weights": _weights(part),
+            "input_activations": part.inputs,
+            "output_activations": None,
+            "format": part.packing.form,
+        }
+        for index, part in enumerate(subject.parts)
+    }
     return {
         "quantization_config": {
             "quant_method": METHOD,
-            "format": form,
+            "format": forms[0] if len(set(forms)) == 1 else "mixed-precision",
             "quantization_status": "compressed",
-            "config_groups": {"group_0": {"targets": ["Linear"], **scheme, "format": form}},
+            "config_groups": groups,
             "ignore": _ignored(subject),
             "kv_cache_scheme": None,
         }
     }
+
+
+def _weights(part: FolderPart) -> dict[str, Any]:
+    if part.packing.weights is None:
+        raise ValueError("the packing says nothing of its weights")
+    return part.packing.weights(part.grid)
 
 
 def _ignored(subject: FolderFacts) -> list[str]:

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import FolderFacts, Packing, Patch, as_stored
+from quantcli.formats.integer import GridCodes, IntegerGrid
+from quantcli.layouts.base import Packing, Patch, as_stored
 from quantcli.layouts.compressed_tensors.groups import (
     METHOD,
     StoredScheme,
     describe_config,
-    integer_scheme,
+    integer_weights,
     scale_shape,
 )
 from quantcli.layouts.scaled import INT8
@@ -95,7 +95,7 @@ def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
     return [*tensors, zero]
 
 
-def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -> Iterator[Patch]:
+def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> Iterator[Patch]:
     name = matrix.module
     yield Patch(f"{name}.weight_packed", pack_codes(coded.codes, grid.bits), start)
     if start == 0:
@@ -111,11 +111,7 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -
             yield Patch(f"{name}.weight_zero_point", (coded.zeros - grid.middle).astype(np.int8))
 
 
-def _describe(subject: FolderFacts) -> dict[str, Any]:
-    return describe_config(subject, "pack-quantized", integer_scheme(subject.grid))
-
-
-PACKED = Packing(_declare, _place, _describe)
+PACKED = Packing(_declare, _place, describe_config, form="pack-quantized", weights=integer_weights)
 
 
 def build_words(

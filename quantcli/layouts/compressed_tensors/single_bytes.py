@@ -1,7 +1,7 @@
 """compressed-tensors' "int-quantized" and "float-quantized": a byte for each weight.
 
-``X.weight`` (int8 or E4M3) with ``X.weight_scale`` and perhaps ``X.weight_zero_point``. int8 is
-written for runtimes that quantize each token's activations to int8 as they come.
+``X.weight`` (int8 or E4M3) with ``X.weight_scale`` and perhaps ``X.weight_zero_point``, written for
+runtimes that quantize activations too. "mxfp8-quantized" is E4M3 with powers of two as bytes.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.integer import IntegerCodes, IntegerGrid
-from quantcli.layouts.base import FolderFacts, Packing, Patch, as_stored
+from quantcli.formats.float_grid import BLOCK, FloatGrid
+from quantcli.formats.integer import GridCodes
+from quantcli.layouts.base import CodeGrid, Packing, Patch, as_stored
 from quantcli.layouts.compressed_tensors.groups import (
     METHOD,
     StoredScheme,
     describe_config,
-    integer_scheme,
+    float_weights,
+    integer_weights,
     scale_shape,
 )
 from quantcli.layouts.fp8 import find_scale
@@ -34,33 +37,39 @@ from quantcli.layouts.stored import StoredTensors, check_group, describe, expect
 from quantcli.types import Declared, Matrix, TensorInfo
 
 
-def _declare(matrix: Matrix, grid: IntegerGrid) -> list[Declared]:
+def _declare(matrix: Matrix, grid: CodeGrid) -> list[Declared]:
+    kind, scale = INT8, grid.scale_dtype
+    if isinstance(grid, FloatGrid):
+        kind, scale = E4M3, "U8" if grid.scales == "E8M0" else grid.scale_dtype
     return [
-        Declared(f"{matrix.module}.weight", "I8", (matrix.rows, matrix.columns)),
-        Declared(f"{matrix.module}.weight_scale", grid.scale_dtype, scale_shape(matrix, grid)),
+        Declared(f"{matrix.module}.weight", kind, (matrix.rows, matrix.columns)),
+        Declared(f"{matrix.module}.weight_scale", scale, scale_shape(matrix, grid)),
     ]
 
 
-def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: IntegerCodes) -> Iterator[Patch]:
-    signed = (coded.codes ^ np.uint8(grid.middle)).view(np.int8)
-    yield Patch(f"{matrix.module}.weight", signed, start)
+def _place(matrix: Matrix, grid: CodeGrid, start: int, coded: GridCodes) -> Iterator[Patch]:
+    codes, step = coded.codes, BLOCK if grid.strategy == "block" else 1
+    scales = coded.scales[::step]
+    stored: NDArray[Any]
+    if isinstance(grid, FloatGrid):
+        is_power = grid.scales == "E8M0"
+        stored = grid.scale_codes(scales) if is_power else as_stored(scales, grid)
+    else:
+        codes, stored = (codes ^ np.uint8(grid.middle)).view(np.int8), as_stored(scales, grid)
+    yield Patch(f"{matrix.module}.weight", codes, start)
     if grid.strategy != "tensor" or start == 0:
-        yield Patch(f"{matrix.module}.weight_scale", as_stored(coded.scales, grid), start)
+        yield Patch(f"{matrix.module}.weight_scale", stored, start // step)
 
 
-def _describe(subject: FolderFacts) -> dict[str, Any]:
-    tokens = {
-        "num_bits": 8,
-        "type": "int",
-        "symmetric": True,
-        "strategy": "token",
-        "group_size": None,
-        "dynamic": True,
-    }
-    return describe_config(subject, "int-quantized", integer_scheme(subject.grid, tokens))
-
-
-INT8_TOKENS = Packing(_declare, _place, _describe)
+INT8_BYTES = Packing(
+    _declare, _place, describe_config, form="int-quantized", weights=integer_weights
+)
+E4M3_BYTES = Packing(
+    _declare, _place, describe_config, form="float-quantized", weights=float_weights
+)
+MXFP8_BYTES = Packing(
+    _declare, _place, describe_config, form="mxfp8-quantized", weights=float_weights
+)
 
 
 def build_bytes(source: StoredTensors, codes: TensorInfo, scheme: StoredScheme) -> ScaledWeight:

@@ -86,6 +86,8 @@ class Tiny:
     config: dict[str, Any]
     config_class: str = ""
     save: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Tensors of the checkpoint that transformers leaves out, such as a block behind the layers."""
     beyond: bool = False
     """Whether its attention changes beyond some length: scaled rotations, sliding windows."""
     routed: bool = False
@@ -100,3 +102,5 @@ class Tiny:
     """Whether transformers' class takes packed weights."""
     folded: bool = False
     """Whether multipliers of its configuration become part of the weights in GGUF."""
+    chunks: int = 12
+    """Windows to calibrate on; fewer where transformers takes one token after the other."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from support.tiny.base import (
     BASE,
     EXPERTS,
+    HALF_ROPE,
     LAYER_NORM,
     LLAMA3_ROPE,
     MROPE,
@@ -46,6 +47,37 @@ _LAGUNA = (
         },
     }
 )
+_GLM4V = {
+    "vision_config": VISION | {"depth": 1, "out_hidden_size": 64, "num_heads": 2},
+    "image_token_id": VOCAB - 1,
+    "video_token_id": VOCAB - 2,
+    "image_start_token_id": VOCAB - 3,
+    "image_end_token_id": VOCAB - 4,
+    "video_start_token_id": VOCAB - 5,
+    "video_end_token_id": VOCAB - 6,
+}
+_GRANITE_SWA = (
+    BASE
+    | {"num_hidden_layers": 3, "sliding_window": 16, "layer_rope_theta": [300.0, 0, 300.0]}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.4}
+    | {"attention_multiplier": 0.125, "logits_scaling": 0.5}
+)
+_NEXTN: dict[str, tuple[int, ...]] = {
+    "eh_proj": (64, 128),
+    "enorm": (64,),
+    "hnorm": (64,),
+    "shared_head.norm": (64,),
+}
+_EXPERTS_BESIDE: dict[str, tuple[int, ...]] = {
+    f"mlp.experts.{expert}.{name}": shape
+    for expert in range(4)
+    for name, shape in {
+        "gate_proj": (32, 64),
+        "up_proj": (32, 64),
+        "down_proj": (64, 32),
+    }.items()
+}
 _NTK_ROPE = {"rope_type": "dynamic", "rope_theta": 300.0, "alpha": 20.0, "factor": 1.0}
 
 MODELS: dict[str, Tiny] = {
@@ -79,7 +111,7 @@ MODELS: dict[str, Tiny] = {
         "Llama4ForCausalLM",
         _LLAMA4 | {"interleave_moe_layer_step": 2},
         config_class="Llama4TextConfig",
-        transposed=True,
+        loads_packed=False,
         routed=True,
     ),
     "llama4-images": Tiny(
@@ -97,7 +129,7 @@ MODELS: dict[str, Tiny] = {
             "image_token_index": VOCAB - 1,
         },
         config_class="Llama4Config",
-        transposed=True,
+        loads_packed=False,
         routed=True,
     ),
     "qwen3-vl-moe": Tiny(
@@ -115,7 +147,6 @@ MODELS: dict[str, Tiny] = {
             "vision_start_token_id": VOCAB - 3,
         },
         routed=True,
-        transposed=True,
         turned=True,
     ),
     "hunyuan-dense": Tiny(
@@ -135,7 +166,24 @@ MODELS: dict[str, Tiny] = {
         "Cohere2MoeForCausalLM",
         _COHERE
         | {"first_k_dense_replace": 1, "prefix_dense_intermediate_size": 80}
-        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False},
+        | {"num_shared_experts": 2, "expert_selection_fn": "sigmoid", "norm_topk_prob": False}
+        | {"num_nextn_predict_layers": 1},
+        beside={
+            f"model.layers.2.{name}.weight": shape
+            for name, shape in {
+                **_NEXTN,
+                "input_layernorm": (64,),
+                **_EXPERTS_BESIDE,
+                "self_attn.q_proj": (64, 64),
+                "self_attn.k_proj": (32, 64),
+                "self_attn.v_proj": (32, 64),
+                "self_attn.o_proj": (64, 64),
+                "mlp.gate": (4, 64),
+                "mlp.shared_experts.gate_proj": (64, 64),
+                "mlp.shared_experts.up_proj": (64, 64),
+                "mlp.shared_experts.down_proj": (64, 64),
+            }.items()
+        },
         beyond=True,
         routed=True,
     ),
@@ -190,5 +238,162 @@ MODELS: dict[str, Tiny] = {
         | {"mup_enabled": True, "sliding_window": 16},
         beyond=True,
         routed=True,
+    ),
+    "mimo2": Tiny(
+        "MiMoV2FlashForCausalLM",
+        BASE
+        | {"num_hidden_layers": 2, "head_dim": 48, "v_head_dim": 32, "moe_intermediate_size": 32}
+        | {"num_key_value_heads": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+        | {"attention_value_scale": 0.6, "sliding_window": 16}
+        | {"layer_types": ["full_attention", "sliding_attention"]}
+        | {
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.334}
+                for kind, theta in {"full_attention": 3000.0, "sliding_attention": 300.0}.items()
+            },
+        },
+        config_class="MiMoV2FlashConfig",
+        beyond=True,
+        routed=True,
+    ),
+    "jais2": Tiny("Jais2ForCausalLM", LAYER_NORM | {"head_dim": 32, "layer_norm_eps": 0.01}),
+    "glm4v": Tiny(
+        "Glm4vForConditionalGeneration",
+        _GLM4V
+        | {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0},
+        },
+    ),
+    "glm4v-moe": Tiny(
+        "Glm4vMoeForConditionalGeneration",
+        _GLM4V
+        | {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0}
+            | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+            | {"first_k_dense_replace": 1, "routed_scaling_factor": 1.5, "norm_topk_prob": True},
+        },
+        routed=True,
+    ),
+    "paddleocr": Tiny(
+        "PaddleOCRVLForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"head_dim": 16, "pad_token_id": 0, "rope_parameters": MROPE}
+            | {"tie_word_embeddings": True},
+            "vision_config": VISION | {"spatial_merge_size": 1},
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "vision_start_token_id": VOCAB - 3,
+            "vision_end_token_id": VOCAB - 4,
+        },
+    ),
+    "solar-open": Tiny(
+        "SolarOpenForCausalLM",
+        {key: value for key, value in BASE.items() if key != "intermediate_size"}
+        | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        | {"head_dim": 32, "routed_scaling_factor": 1.5, "rope_parameters": YARN_ROPE},
+        beyond=True,
+        routed=True,
+    ),
+    "muse-glimmer": Tiny(
+        "MuseGlimmerForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"qk_scale_factor": 1.3, "output_multiplier": 0.7, "final_logit_softcapping": 9.0}
+            | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+            | {"layer_rope_theta": [3000.0, 0, 3000.0]},
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+            "video_token_id": VOCAB - 2,
+            "out_hidden_size": 64,
+            "projector_hidden_size": 64,
+        },
+        beyond=True,
+    ),
+    "step35": Tiny(
+        "Step3p7ForConditionalGeneration",
+        {
+            "text_config": BASE
+            | {"num_hidden_layers": 3, "head_dim": 32, "sliding_window": 16, "pad_token_id": 0}
+            | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+            | {"share_expert_dim": 48, "moe_router_scaling_factor": 1.5}
+            | {"num_nextn_predict_layers": 1, "mtp_layer_types": ["sliding_attention"]}
+            | {"mtp_mlp_layer_types": ["dense"]}
+            | {"num_sliding_attention_heads": 6, "swiglu_limits": [0.0, 0.0, 0.7]}
+            | {"swiglu_limits_shared": [0.0, 1.1, 0.9]}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+            | {"mlp_layer_types": ["dense", "dense", "sparse"]}
+            | {
+                "rope_parameters": {
+                    "full_attention": LLAMA3_ROPE | {"partial_rotary_factor": 0.5},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+                },
+            },
+            "vision_config": VISION,
+            "image_token_id": VOCAB - 1,
+        },
+        beside={
+            f"model.layers.3.{name}.weight": shape
+            for name, shape in {
+                **{key: value for key, value in _NEXTN.items() if key != "shared_head.norm"},
+                "transformer.shared_head.norm": (64,),
+                "input_layernorm": (64,),
+                "post_attention_layernorm": (64,),
+                "self_attn.q_norm": (32,),
+                "self_attn.k_norm": (32,),
+                "self_attn.g_proj": (6, 64),
+                "self_attn.q_proj": (192, 64),
+                "self_attn.k_proj": (64, 64),
+                "self_attn.v_proj": (64, 64),
+                "self_attn.o_proj": (64, 192),
+                "mlp.gate_proj": (96, 64),
+                "mlp.up_proj": (96, 64),
+                "mlp.down_proj": (64, 96),
+            }.items()
+        },
+        beyond=True,
+        routed=True,
+        loads_packed=False,
+    ),
+    "granite-swa": Tiny("GraniteSWAForCausalLM", _GRANITE_SWA, beyond=True),
+    "granite-swa-moe": Tiny(
+        "GraniteMoeSWAForCausalLM",
+        _GRANITE_SWA
+        | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 32}
+        | {"shared_intermediate_size": 48},
+        config_class="GraniteMoeSWAConfig",
+        beyond=True,
+        routed=True,
+    ),
+    "glm-ocr": Tiny(
+        "GlmOcrForConditionalGeneration",
+        _GLM4V
+        | {
+            "text_config": BASE
+            | {"rope_parameters": HALF_ROPE | {"mrope_section": [2, 1, 1]}, "pad_token_id": 0}
+            | {"head_dim": 16, "num_nextn_predict_layers": 1},
+        },
+        beside={
+            f"model.language_model.layers.2.{name}.weight": shape
+            for name, shape in {
+                "eh_proj": (64, 128),
+                "enorm": (64,),
+                "hnorm": (64,),
+                "shared_head.norm": (64,),
+                "input_layernorm": (64,),
+                "post_attention_layernorm": (64,),
+                "post_self_attn_layernorm": (64,),
+                "post_mlp_layernorm": (64,),
+                "self_attn.q_proj": (64, 64),
+                "self_attn.k_proj": (32, 64),
+                "self_attn.v_proj": (32, 64),
+                "self_attn.o_proj": (64, 64),
+                "mlp.gate_up_proj": (192, 64),
+                "mlp.down_proj": (64, 96),
+            }.items()
+        },
     ),
 }

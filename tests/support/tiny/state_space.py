@@ -70,6 +70,18 @@ _FALCON_H1 = BASE | {
     "mamba_d_head": 16,
     "mamba_chunk_size": 32,
 }
+_MAMBA = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 1,  # transformers takes one token after the other
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "layer_norm_epsilon": 0.01,
+    "conv_kernel": 3,
+    "state_size": 24,
+    "tie_word_embeddings": False,
+}
 
 MODELS: dict[str, Tiny] = {
     "lfm2-moe": Tiny("Lfm2MoeForCausalLM", _LFM2_MOE, routed=True),
@@ -153,5 +165,25 @@ MODELS: dict[str, Tiny] = {
     "falcon-h1-norm": Tiny(
         "FalconH1ForCausalLM",
         _FALCON_H1 | {"mamba_rms_norm": True, "mamba_norm_before_gate": False},
+    ),
+    "mamba": Tiny("MambaForCausalLM", _MAMBA | {"time_step_rank": 8}, loads_packed=False, chunks=3),
+    "falcon-mamba": Tiny(
+        "FalconMambaForCausalLM", _MAMBA | {"mixer_rms_eps": 0.01}, loads_packed=False, chunks=3
+    ),
+    "mamba2": Tiny(
+        "Mamba2ForCausalLM",
+        _MAMBA
+        | {"num_hidden_layers": 3, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 32},
+        loads_packed=False,
+    ),
+    "jamba": Tiny(
+        "JambaForCausalLM",
+        {key: value for key, value in BASE.items() if key != "rope_parameters"}
+        | EXPERTS
+        | {"num_experts": 4, "mamba_d_state": 24, "mamba_dt_rank": 8, "mamba_d_conv": 3}
+        | {"attn_layer_period": 2, "attn_layer_offset": 1}
+        | {"expert_layer_period": 2, "expert_layer_offset": 1},
+        routed=True,
+        chunks=3,
     ),
 }
