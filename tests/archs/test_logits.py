@@ -41,9 +41,13 @@ Measured: 0.01 to 0.055. A router near a tie moves single tokens by more."""
 
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_logits_are_those_of_transformers(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     errors = _compare(checkpoint(name), name, tmp_path, "F32", count=64)
+    record_property("logits", float(errors.max()))
     assert errors.max() < F32_BOUND
 
 
