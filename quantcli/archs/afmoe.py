@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, integer, number
+from quantcli.archs.config import Config, count, integer, number
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -59,7 +59,7 @@ _SHARED = gated_mlp("mlp.shared_experts", "_shexp", "shared_ff")
 
 
 def _dense(config: Config) -> int:
-    return min(int(config.get("num_dense_layers") or 0), integer(config, "num_hidden_layers"))
+    return min(count(config, "num_dense_layers", default=0), integer(config, "num_hidden_layers"))
 
 
 def _dims(config: Config) -> dict[str, int]:

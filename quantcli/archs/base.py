@@ -211,9 +211,9 @@ class Architecture:
             return notes
         return (
             *notes,
-            f"config.json names {self.mtp.declared(settled)} blocks for multi-token prediction "
-            f"({self.mtp.key}), of which the checkpoint holds {dims['mtp']}; the model is written "
-            "with those",
+            f"config.json sets {self.mtp.key} to {self.mtp.declared(settled)}, but of these blocks "
+            f"for multi-token prediction the checkpoint holds {dims['mtp'] or 'none'}, and so does "
+            "what is made of it",
         )
 
     def _rules(self, settled: Config, dims: Dims) -> tuple[Rule, ...]:

@@ -43,7 +43,7 @@ def _layer(name: str, source: str, *shape: str) -> Rule:
     return Rule(f"blk.{{i}}.{name}.weight", f"encoder.layer.{{i}}.{source}.weight", shape)
 
 
-_EMBEDDINGS = (
+EMBEDDINGS = (
     Rule("token_embd.weight", "embeddings.word_embeddings.weight", ("vocab", "hidden")),
     Rule("token_types.weight", "embeddings.token_type_embeddings.weight", ("types", "hidden")),
     *biased(Rule("token_embd_norm.weight", "embeddings.LayerNorm.weight", ("hidden",))),
@@ -55,7 +55,7 @@ _POSITIONS = Rule(
     stored=("positions", "hidden"),
     parts=(Part(("positions", "hidden"), cut=((0, "offset", "positions"),)),),
 )
-_LAYERS = biased(
+LAYERS = biased(
     _layer("attn_q", "attention.self.query", "q", "hidden"),
     _layer("attn_k", "attention.self.key", "kv", "hidden"),
     _layer("attn_v", "attention.self.value", "kv", "hidden"),
@@ -73,18 +73,18 @@ _CLASSIFIER = biased(
     Rule("cls.weight", "classifier.dense.weight", ("hidden", "hidden")),
     Rule("cls.output.weight", "classifier.out_proj.weight", ("labels", "hidden")),
 )
-_SPELLINGS = (
+SPELLINGS = (
     (r"^(bert|roberta|distilbert|camembert|xlm_roberta)\.", ""),
     (r"\.gamma$", ".weight"),
     (r"\.beta$", ".bias"),
 )
-_IGNORED = (
+IGNORED = (
     r"embeddings\.(position_ids|token_type_ids)",
     r"pooler\.dense\.(weight|bias)",
     r"cls\.(predictions|seq_relationship)\..*",
     r"lm_head\..*",
 )
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -128,12 +128,12 @@ def _shifted_dims(config: Config) -> dict[str, int]:
 
 def _rules(config: Config) -> tuple[Rule, ...]:
     head = _POOLED if is_classifier(config) else ()
-    return (*_EMBEDDINGS, replace(_POSITIONS, parts=()), *_LAYERS, *head)
+    return (*EMBEDDINGS, replace(_POSITIONS, parts=()), *LAYERS, *head)
 
 
 def _shifted_rules(config: Config) -> tuple[Rule, ...]:
     head = _CLASSIFIER if is_classifier(config) else ()
-    return (*_EMBEDDINGS, _POSITIONS, *_LAYERS, *head)
+    return (*EMBEDDINGS, _POSITIONS, *LAYERS, *head)
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
@@ -184,21 +184,21 @@ BERT = Architecture(
     to_config=_config,
     check=check_square,
     read_notes=lambda config: exact_gelu_note(config, config["hidden_act"]),
-    defaults=_DEFAULTS,
+    defaults=DEFAULTS,
     fixed=_FIXED,
-    renames=_SPELLINGS,
-    ignored=_IGNORED,
+    renames=SPELLINGS,
+    ignored=IGNORED,
 )
 BERT_CLASSIFIER = replace(
     BERT,
-    ignored=(_IGNORED[0], *_IGNORED[2:]),
+    ignored=(IGNORED[0], *IGNORED[2:]),
     published=((r"^(?!classifier)", "bert."),),
 )
 ROBERTA = replace(
     BERT,
     read_dims=_shifted_dims,
     read_rules=_shifted_rules,
-    defaults=_DEFAULTS | {"pad_token_id": 1},
+    defaults=DEFAULTS | {"pad_token_id": 1},
 )
 ROBERTA_CLASSIFIER = replace(ROBERTA, published=((r"^(?!classifier)", "roberta."),))
 
@@ -244,9 +244,9 @@ DISTILBERT = replace(
     ),
     to_keys=lambda config, dims: _keys(_distilled(config), dims),
     read_notes=lambda config: exact_gelu_note(config, config["activation"]),
-    defaults=_DEFAULTS | {"num_hidden_layers": 6, "activation": "gelu"},
+    defaults=DEFAULTS | {"num_hidden_layers": 6, "activation": "gelu"},
     fixed={"activation": _FIXED["hidden_act"]},
-    renames=(*_SPELLINGS, *_DISTILLED),
-    ignored=(*_IGNORED, r"vocab_(transform|layer_norm|projector)\..*"),
+    renames=(*SPELLINGS, *_DISTILLED),
+    ignored=(*IGNORED, r"vocab_(transform|layer_norm|projector)\..*"),
     published=_REDISTILLED,
 )

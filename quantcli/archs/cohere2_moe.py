@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag, integer, number
+from quantcli.archs.config import Config, class_name, count, flag, integer, listing, number
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -50,11 +50,11 @@ _SHARED = gated_mlp("mlp.shared_experts", "_shexp", "shared_ff")
 
 def dense_layers(config: Config, layers: int) -> int:
     """How many layers come first that have a dense MLP, before all that have experts."""
-    kinds = config.get("mlp_layer_types")
+    kinds = listing(config, "mlp_layer_types", str, length=layers)
     if kinds is None:
-        return int(config.get("first_k_dense_replace") or 0)
+        return count(config, "first_k_dense_replace", default=0)
     dense = len([kind for kind in kinds if kind == "dense"])
-    if list(kinds) != ["dense"] * dense + ["sparse"] * (layers - dense):
+    if kinds != ["dense"] * dense + ["sparse"] * (layers - dense):
         raise ArchitectureError(
             f"mlp_layer_types of {class_name(config)} in config.json is {kinds!r}, but llama.cpp "
             "computes dense layers before all layers with experts only"
@@ -70,7 +70,7 @@ def _kinds(config: Config, layers: int, dense: int) -> list[str]:
 
 def _dims(config: Config) -> dict[str, int]:
     dims = attention_dims(config)
-    shared = int(config.get("num_shared_experts") or 0)
+    shared = count(config, "num_shared_experts", default=0)
     return {
         **dims,
         "experts": integer(config, "num_experts"),
@@ -98,7 +98,7 @@ def _behind(config: Config, blocks: range) -> tuple[Rule, ...]:
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     dense = dense_layers(config, dims["layers"])
-    gate = str(config["expert_selection_fn"])
+    gate = config.get("expert_selection_fn") or "softmax"
     rms = config.get("rms_norm_eps") is not None
     norm = ("rms_norm_eps", RMS_EPSILON) if rms else ("layer_norm_eps", EPSILON)
     # A block behind the layers attends to the whole context.

@@ -111,6 +111,19 @@ def _whole(config: Config, keys: tuple[str, ...], default: int | None, least: in
     return value
 
 
+def listing(config: Config, key: str, *kinds: type, length: int | None = None) -> list[Any] | None:
+    """A list under ``key`` of values that are of these ``kinds``; None where there is none."""
+    found = config.get(key)
+    if found is None:
+        return None
+    fits = isinstance(found, list) and all(isinstance(item, kinds) for item in found)
+    if not fits or (length is not None and len(found) != length):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        long = "" if length is None else f"{length} "
+        raise _wrong(config, key, found, f"a list of {long}values of type {names}")
+    return list(found)
+
+
 def _find(config: Config, keys: tuple[str, ...], default: Any) -> tuple[str, Any]:
     for key in keys:
         if config.get(key) is not None:

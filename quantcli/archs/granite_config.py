@@ -2,7 +2,8 @@
 
 Granite 4's class, whose layers may be state-space ones, has experts or none and attention with or
 without positions. Where all its layers are attention it is written as a "granite" or "granitemoe";
-what gives it away is the key-value that says whether positions are rotated.
+what gives it away is the key-value that says whether positions are rotated. A Bamba has that, but
+no multipliers.
 """
 
 from __future__ import annotations
@@ -54,6 +55,15 @@ def _hybrid(header: Header) -> dict[str, Any]:
     config = _decoder(header, "GraniteMoeHybridForCausalLM", "granitemoehybrid")
     heads = config.get("num_key_value_heads", 0)
     each = heads if isinstance(heads, list) else [heads] * config.get("num_hidden_layers", 0)
+    if MULTIPLIERS["logits_scaling"] not in header.keys:
+        return {
+            **config,
+            **mamba2_config(header),
+            "architectures": ["BambaForCausalLM"],
+            "model_type": "bamba",
+            "num_key_value_heads": max(each, default=0),
+            "attn_layer_indices": [index for index, count in enumerate(each) if count],
+        }
     return {
         **config,
         **mamba2_config(header),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, positive
+from quantcli.archs.config import Config, class_name, integer, listing, positive
 from quantcli.archs.decoder import attention_dims, decoder_config, layer
 from quantcli.archs.fold import Folds
 from quantcli.archs.granite import DEFAULTS, FIXED, IGNORED, keys
@@ -62,7 +62,7 @@ def _kinds(config: Config, layers: int) -> list[str]:
 def _base(config: Config) -> float:
     """The one base that all layers that are rotated have."""
     own = positive(read_rope(config, ("default", "linear", "llama3", "yarn")), "rope_theta")
-    bases = {base for base in config.get("layer_rope_theta") or [own] if base}
+    bases = {base for base in listing(config, "layer_rope_theta", int, float) or [own] if base}
     if len(bases) > 1:
         raise ArchitectureError(
             f"layer_rope_theta of {class_name(config)} in config.json has {len(bases)} bases, but "
@@ -75,6 +75,10 @@ def _dims(config: Config) -> dict[str, int]:
     return mixture_dims(config, attention_dims(config))
 
 
+def _mixture_dims(config: Config) -> dict[str, int]:
+    return {**_dims(config), "experts": integer(config, "num_local_experts")}
+
+
 def _rules(config: Config) -> tuple[Rule, ...]:
     return (*rules(config), _SINKS)
 
@@ -85,9 +89,11 @@ def _mixture_rules(config: Config) -> tuple[Rule, ...]:
 
 
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
+    base = _base(config)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    single = {**config, "rope_parameters": {**rope, "rope_theta": _base(config)}}
-    bases = config.get("layer_rope_theta") or [1] * dims["layers"]
+    single = {**config, "rope_parameters": {**rope, "rope_theta": base}}
+    listed = listing(config, "layer_rope_theta", int, float, length=dims["layers"])
+    bases = [1] * dims["layers"] if listed is None else listed
     return {
         **keys(single, dims),
         **window_keys(config, _kinds(config, dims["layers"])),
@@ -140,6 +146,7 @@ GRANITE_SWA = Architecture(
 
 GRANITE_MOE_SWA = replace(
     GRANITE_SWA,
+    read_dims=_mixture_dims,
     read_rules=_mixture_rules,
     defaults={
         **DEFAULTS,

@@ -141,6 +141,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
 
 
 def _check(config: Config, dims: Dims) -> None:
+    _gating(config)
     kv_heads = dims["kv_heads"]
     if any(heads % kv_heads for heads in _heads(config, dims["layers"])):
         raise ArchitectureError(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag, integer
+from quantcli.archs.config import Config, class_name, flag, integer, listing
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -77,7 +77,7 @@ def _sparse(config: Config, layers: int) -> tuple[int, ...]:
     """The layers with experts."""
     step = integer(config, "interleave_moe_layer_step")
     expected = tuple(range(step - 1, layers, step))
-    found = config.get("moe_layers")
+    found = listing(config, "moe_layers", int)
     if found is not None and tuple(found) != expected:
         raise ArchitectureError(
             f"config.json of {class_name(config)} has experts in the layers {found!r}, but "
@@ -110,6 +110,7 @@ def _rules(config: Config) -> tuple[Rule, ...]:
 
 def _check(config: Config, dims: Dims) -> None:
     layers, name = dims["layers"], class_name(config)
+    _sparse(config, layers)
     rotated = [int((index + 1) % _UNROTATED != 0) for index in range(layers)]
     if (config.get("no_rope_layers") or rotated) != rotated:
         raise ArchitectureError(

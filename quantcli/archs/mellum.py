@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from quantcli.archs.config import Config, class_name, positive
+from quantcli.archs.config import Config, class_name, listing, positive
 from quantcli.archs.decoder import decoder_config, decoder_keys, expert_keys
 from quantcli.archs.header import Header
 from quantcli.archs.qwen3_moe import QWEN3_MOE
@@ -47,7 +47,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
 
 
 def _check(config: Config, dims: Dims) -> None:
-    kinds = config.get("mlp_layer_types") or []
+    kinds = listing(config, "mlp_layer_types", str) or []
     if "dense" in kinds:
         raise ArchitectureError(
             f"mlp_layer_types of {class_name(config)} in config.json has dense layers, but "

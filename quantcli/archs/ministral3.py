@@ -45,13 +45,13 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
 
 def _rope_keys(rope: Rope) -> dict[str, MetaValue]:
     """llama.cpp divides YaRN's scale by that of mscale_all_dim, and takes mscale for 1."""
-    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    over, under = (number(rope, key, default=0.0) for key in ("mscale", "mscale_all_dim"))
     if rope["rope_type"] != "yarn" or rope.get("attention_factor") is not None:
         return rope_keys(rope, betas=True)
-    if not under or not over or not math.isclose(over, 1):
+    if not under or not math.isclose(over, 1):
         return rope_keys(rope, betas=True)
     keys = rope_keys({**rope, "mscale": None}, betas=True)
-    return {**keys, _LOG_MULTIPLIER: f32(number(rope, "mscale_all_dim"))}
+    return {**keys, _LOG_MULTIPLIER: f32(under)}
 
 
 def _config(header: Header) -> dict[str, Any]:

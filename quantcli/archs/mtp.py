@@ -116,12 +116,15 @@ def nextn_rules(config: Config) -> tuple[Rule, ...]:
 
 
 def count_blocks(arch: str, keys: Mapping[str, MetaValue]) -> range:
-    """The numbers of the blocks behind the last layer in a model with these key-values."""
-    blocks = keys.get(f"{arch}.{_BLOCKS}")
-    extra = keys.get(f"{arch}.{COUNT}")
-    if blocks is None or extra is None:
+    """The numbers of the blocks behind the last layer in a model with these key-values.
+
+    None where the two that tell are no whole numbers.
+    """
+    found = (keys.get(f"{arch}.{_BLOCKS}"), keys.get(f"{arch}.{COUNT}"))
+    blocks, extra = (value.value if value is not None else None for value in found)
+    if not isinstance(blocks, int) or not isinstance(extra, int):
         return range(0)
-    return range(max(0, int(blocks.value) - int(extra.value)), int(blocks.value))
+    return range(max(0, blocks - extra), blocks)
 
 
 def add_blocks(keys: Mapping[str, MetaValue], layers: int, count: int) -> dict[str, MetaValue]:

@@ -3,7 +3,9 @@
 llama.cpp's "nemotron_h", or "nemotron_h_moe" where the MLPs are experts (Nemotron 3 Nano and
 Super), which may work on a shortened stream and stand beside one that every token visits. Which
 kind a layer is shows in GGUF's lists of key-value heads and widths: neither is a mixer. The MLPs
-square their positive half and have no gate. Published files call the decoder "backbone".
+square their positive half and have no gate. Published files call the decoder "backbone". The block
+for multi-token prediction is one of attention and experts in GGUF, and two layers where it is
+stored.
 
 transformers lifts time steps to ``time_step_min``, NVIDIA's own code and llama.cpp do not.
 Refused: biases, groups of experts, dense MLPs beside experts, and limits of time steps.
@@ -13,11 +15,12 @@ src/models/nemotron-h.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag, integer, positive
+from quantcli.archs.config import Config, class_name, flag, integer, listing, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EPSILON,
@@ -31,6 +34,7 @@ from quantcli.archs.decoder import (
 from quantcli.archs.fold import VALUES, FoldRule, Folds
 from quantcli.archs.header import Header
 from quantcli.archs.mamba_mixer import STEP_LIMITS, mamba2, mamba2_dims, mamba2_keys
+from quantcli.archs.mtp import Mtp, behind
 from quantcli.archs.rules import Dims, Rule, Share
 from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, array, boolean, f32, u32
@@ -48,6 +52,7 @@ _MAMBA = {
     "mamba_num_heads": "ssm.time_step_rank",
     "n_groups": "ssm.group_count",
 }
+_LAYER = "model.layers.{i}."
 _OLDER = {"n_groups": "mamba_n_groups", "conv_kernel": "mamba_d_conv"}
 """Spellings of older files, which transformers prefers."""
 
@@ -89,7 +94,7 @@ _LATENT_RULES = (
 
 def _kinds(config: Config) -> list[str]:
     """What each layer is."""
-    found = config.get("layers_block_type") or config.get("layer_types")
+    found = listing(config, "layers_block_type", str) or listing(config, "layer_types", str)
     pattern = config.get("hybrid_override_pattern")
     if found is None and isinstance(pattern, str):
         found = [_LETTERS.get(letter, letter) for letter in pattern]
@@ -123,12 +128,16 @@ def _dims(config: Config) -> dict[str, int]:
     return dims
 
 
+def _expert_rules(config: Config) -> tuple[Rule, ...]:
+    latent = config.get("moe_latent_size") is not None
+    return (*_EXPERT_RULES, *(_LATENT_RULES if latent else ()))
+
+
 def _rules(config: Config) -> tuple[Rule, ...]:
-    latent = _LATENT_RULES if config.get("moe_latent_size") is not None else ()
     parts = (
         (_ATTENTION, _ATTENTION_RULES),
         (_MLP, _MLP_RULES),
-        (_EXPERTS, (*_EXPERT_RULES, *latent)),
+        (_EXPERTS, _expert_rules(config)),
     )
     return (
         Rule("token_embd.weight", "model.embeddings.weight", ("vocab", "hidden")),
@@ -144,18 +153,47 @@ def _rules(config: Config) -> tuple[Rule, ...]:
     )  # fmt: skip
 
 
+def _block_rules(config: Config, blocks: range) -> tuple[Rule, ...]:
+    """The block behind the last layer: attention and experts, stored as two layers."""
+    hidden = integer(config, "hidden_size")
+    first, second = "mtp.layers.0.", "mtp.layers.1."
+
+    def inside(rules: Iterable[Rule], layer: str) -> Iterator[Rule]:
+        for rule in rules:
+            fused = rule.fused
+            if fused is not None:
+                fused = replace(fused, source=fused.source.replace(_LAYER, layer))
+            yield replace(rule, source=rule.source.replace(_LAYER, layer), fused=fused)
+
+    return behind(
+        blocks,
+        Rule("blk.{i}.nextn.eh_proj.weight", f"{first}eh_proj.weight", (hidden, 2 * hidden)),
+        Rule("blk.{i}.nextn.enorm.weight", f"{first}enorm.weight", (hidden,)),
+        Rule("blk.{i}.nextn.hnorm.weight", f"{first}hnorm.weight", (hidden,)),
+        Rule("blk.{i}.attn_norm.weight", f"{first}norm.weight", (hidden,)),
+        *inside(_ATTENTION_RULES, first),
+        Rule("blk.{i}.post_attention_norm.weight", f"{second}norm.weight", (hidden,)),
+        *inside(_expert_rules(config), second),
+        Rule("blk.{i}.nextn.shared_head_norm.weight", f"{second}final_layernorm.weight", (hidden,)),
+    )
+
+
 def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
     kinds = _kinds(config)
     width = dims["expert_ff" if _has_experts(config) else "ff"]
+    behind_width, behind_heads = [width] * dims["mtp"], [dims["kv_heads"]] * dims["mtp"]
     found = {
         **decoder_keys(config, dims, epsilon="layer_norm_epsilon"),
         EPSILON: f32(positive(config, "layer_norm_epsilon")),
         **mamba2_keys(dims),
+        "rope.scaling.finetuned": boolean(False),
         "feed_forward_length": array(
-            "i32", [width if kind in (_MLP, _EXPERTS) else 0 for kind in kinds]
+            "i32",
+            [width if kind in (_MLP, _EXPERTS) else 0 for kind in kinds] + behind_width,
         ),
         "attention.head_count_kv": array(
-            "i32", [dims["kv_heads"] if kind == _ATTENTION else 0 for kind in kinds]
+            "i32",
+            [dims["kv_heads"] if kind == _ATTENTION else 0 for kind in kinds] + behind_heads,
         ),
     }
     if not _has_experts(config):
@@ -169,6 +207,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "expert_shared_feed_forward_length": u32(dims["shared_ff"]),
         "expert_shared_count": u32(integer(config, "n_shared_experts")),
         "expert_group_count": u32(1),
+        "expert_group_used_count": u32(1),
         "expert_weights_norm": boolean(flag(config, "norm_topk_prob")),
         "expert_weights_scale": f32(positive(config, "routed_scaling_factor")),
     }
@@ -221,18 +260,12 @@ def _check(config: Config, dims: Dims) -> None:
 
 def _notes(config: Config) -> tuple[str, ...]:
     least = config.get("time_step_min")
-    notes = []
-    if isinstance(least, float) and least >= _NO_STEP and _MIXER in _kinds(config):
-        notes.append(
-            f"transformers lifts time steps below time_step_min {least:g} to it; llama.cpp, like "
-            "NVIDIA's own code, does not"
-        )
-    if config.get("num_nextn_predict_layers"):
-        notes.append(
-            "the block for multi-token prediction behind the last layer is left out; the model "
-            "computes the same without it"
-        )
-    return tuple(notes)
+    if not isinstance(least, float) or least < _NO_STEP or _MIXER not in _kinds(config):
+        return ()
+    return (
+        f"transformers lifts time steps below time_step_min {least:g} to it; llama.cpp, like "
+        "NVIDIA's own code, does not",
+    )
 
 
 _NO_STEP = 1e-9
@@ -307,8 +340,12 @@ _DENSE = Architecture(
         "sliding_window": (),
     },
     renames=((r"^backbone\.", "model."),),
-    ignored=(r"mtp\..*",),
     folds=_FOLDS,
     published=((r"^model\.", "backbone."),),
 )
-NEMOTRON_H = replace(_DENSE, others=((_has_experts, replace(_DENSE, name="nemotron_h_moe")),))
+_MIXTURE = replace(
+    _DENSE,
+    name="nemotron_h_moe",
+    mtp=Mtp("num_nextn_predict_layers", "mtp.layers.0.eh_proj.weight", _block_rules, most=1),
+)
+NEMOTRON_H = replace(_DENSE, others=((_has_experts, _MIXTURE),))

@@ -69,6 +69,11 @@ def read_layer_rope(config: Config, layer: str, theta_key: str, types: tuple[str
     found = _entries(config)
     if any(name in found for name in _LAYER_TYPES):
         found = found.get(layer) or {}
+        if not isinstance(found, Mapping):
+            raise ArchitectureError(
+                f"rope_parameters of {class_name(config)} in config.json holds {found!r} for "
+                f"{layer}, expected an object"
+            )
     elif layer != "full_attention":
         found = {}
     return _settle(config, found, types, theta_key)
@@ -97,6 +102,10 @@ def rope_keys(rope: Rope, *, betas: bool = False, head_dim: int = 0) -> dict[str
     keys = {"rope.freq_base": f32(positive(rope, "rope_theta"))}
     if rope["rope_type"] == "ntk_alpha":
         # Once for all lengths, unlike "dynamic".
+        if head_dim <= 2:
+            raise ArchitectureError(
+                f"config.json of {class_name(rope)} has heads of {head_dim}, too small for alpha"
+            )
         stretch = positive(rope, "alpha") ** (head_dim / (head_dim - 2))
         keys["rope.freq_base"] = f32(positive(rope, "rope_theta") * stretch)
     elif rope["rope_type"] == "linear":

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, integer, number, positive
+from quantcli.archs.config import Config, class_name, integer, listing, number, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -94,23 +94,31 @@ _NO_TOWER = {
 def _kinds(config: Config, blocks: int = 0) -> list[str]:
     """Of the layers, and of so many ``blocks`` behind them."""
     layers = integer(config, "num_hidden_layers")
-    count, found = layers + blocks, config.get("layer_types") or [_FULL] * layers
-    kinds = [*found, *(config.get("mtp_layer_types") or ()), *[_FULL] * count][:count]
+    count, found = layers + blocks, listing(config, "layer_types", str) or [_FULL] * layers
+    behind = listing(config, "mtp_layer_types", str) or []
+    kinds = [*found, *behind, *[_FULL] * count][:count]
     return layer_kinds({**config, "layer_types": kinds}, count, ())
 
 
 def _sparse(config: Config, blocks: int = 0) -> list[int]:
     """The layers with experts, and the ``blocks`` behind them."""
     layers = integer(config, "num_hidden_layers")
-    kinds, listed = config.get("mlp_layer_types"), config.get("moe_layers_enum")
-    if isinstance(kinds, list):
-        kinds = [*kinds, *(config.get("mtp_mlp_layer_types") or ())]
+    kinds, listed = listing(config, "mlp_layer_types", str), config.get("moe_layers_enum")
+    if kinds is not None:
+        kinds += listing(config, "mtp_mlp_layer_types", str) or []
         found = [index for index, kind in enumerate(kinds) if kind == "sparse"]
     elif listed is None:
         found = list(range(_DENSE_LAYERS, layers))
     else:
-        numbers = listed.split(",") if isinstance(listed, str) else listed
-        found = sorted({int(item) for item in numbers if str(item).strip()})
+        items = listed.split(",") if isinstance(listed, str) else listed
+        numbers = [str(item).strip() for item in items] if isinstance(items, list) else ["?"]
+        numbers = [number for number in numbers if number]
+        if not all(number.isdecimal() for number in numbers):
+            raise ArchitectureError(
+                f"moe_layers_enum of {class_name(config)} in config.json is {listed!r}, expected "
+                "numbers of layers"
+            )
+        found = sorted(set(map(int, numbers)))
     return [index for index in found if index < layers + blocks]
 
 
@@ -121,9 +129,14 @@ def _heads(config: Config, kind: str) -> tuple[int, int]:
     if kind == _FULL:
         return heads, groups
     other = config.get("attention_other_setting") or {}
+    if not isinstance(other, Mapping):
+        raise ArchitectureError(
+            f"attention_other_setting of {class_name(config)} in config.json is not an object"
+        )
+    other = {**config, "num_attention_heads": heads, "num_attention_groups": groups, **other}
     return (
-        int(config.get("num_sliding_attention_heads") or other.get("num_attention_heads", heads)),
-        int(other.get("num_attention_groups", groups)),
+        integer(other, "num_sliding_attention_heads", "num_attention_heads"),
+        integer(other, "num_attention_groups"),
     )
 
 
@@ -200,8 +213,9 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "leading_dense_block_count": u32(min(_sparse(config), default=dims["layers"])),
     }
     for ours, theirs in _LIMITS.items():
-        if config.get(ours):
-            limits = [*config[ours], *[0] * len(kinds)][: len(kinds)]
+        listed = listing(config, ours, int, float, type(None))
+        if listed:
+            limits = [*listed, *[0] * len(kinds)][: len(kinds)]
             keys[theirs] = array("f32", [float(limit or 0) for limit in limits])
     return keys
 

@@ -99,10 +99,13 @@ def replaced_layers(layers: Any, answers: Sequence[Answer]) -> Iterator[list[Rec
             layers[i] = layer
 
 
-def find_gap(seen: Sequence[Recorder]) -> int | None:
-    """The first layer that does not get exactly what the one before it gives, if any."""
+def find_gap(seen: Sequence[Recorder], axes: int = 3) -> int | None:
+    """The first layer that does not get exactly what the one before it gives, if any.
+
+    Hidden states have so many ``axes``.
+    """
     for number, stand_in in enumerate(seen):
-        if not stand_in.is_called or stand_in.hidden.dim() != 3:
+        if not stand_in.is_called or stand_in.hidden.dim() != axes:
             return number
         if number and not _is_view(stand_in.hidden, seen[number - 1].hidden):
             return number

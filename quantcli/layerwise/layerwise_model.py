@@ -77,7 +77,7 @@ class LayerwiseModel:
         self.tables = {
             names[id(owner.weight)]: owner.weight
             for owner in self.module.modules()
-            if isinstance(owner, nn.Embedding) and len(owner.weight) >= self.vocabulary
+            if isinstance(owner, nn.Embedding) and len(owner.weight) > self.vocabulary // 2
         } | {self.embedding_name: self.module.get_input_embeddings().weight}
         self._answer: Answer | None = None
         self._filled: dict[str, torch.Tensor] = {}
@@ -93,9 +93,17 @@ class LayerwiseModel:
 
     @property
     def hidden_size(self) -> int:
-        """Length of a hidden state."""
+        """Length of a hidden state, all its streams one after another."""
         own = getattr(getattr(self.decoder, "config", None), "hidden_size", None)
-        return int(own or self.module.get_input_embeddings().weight.shape[1])
+        return self.streams * int(own or self.module.get_input_embeddings().weight.shape[1])
+
+    @property
+    def streams(self) -> int:
+        """How many states of a token layers pass on, along a first axis if it is not one (AltUp).
+
+        The embedding is the first, and what the others begin with is made of it.
+        """
+        return int(getattr(getattr(self.decoder, "config", None), "altup_num_inputs", 1))
 
     @property
     def vocabulary(self) -> int:
@@ -126,6 +134,7 @@ class LayerwiseModel:
             hidden = start.embed(window.tolist())[0].float().cpu().numpy()
         rows = self.parameters.lookup(self.embedding_name, window.astype(np.int64))
         rows = rows.astype(np.float32)
+        hidden = hidden[:, : hidden.shape[1] // self.streams]
         return float((hidden * rows).sum() / max(float((rows * rows).sum()), 1e-30))
 
     @cached_property
@@ -183,8 +192,21 @@ class LayerwiseModel:
     @torch.no_grad()
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Layer ``index`` (its parameters filled) on a window's hidden states (1, tokens, size)."""
-        result = self.layers[index](hidden, *call[0], **call[1])
-        return result[0] if isinstance(result, tuple) else result
+        return self.output(index, hidden, call)
+
+    def output(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
+        """The same, through which gradients may flow."""
+        result = self.layers[index](self._part(hidden), *call[0], **call[1])
+        return self.join(result[0] if isinstance(result, tuple) else result)
+
+    def join(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Streams (streams, 1, tokens, size) as one state (1, tokens, streams * size)."""
+        return hidden if hidden.dim() < 4 else hidden.permute(1, 2, 0, 3).flatten(2)
+
+    def _part(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.streams == 1:
+            return hidden
+        return hidden.unflatten(2, (self.streams, -1)).permute(2, 0, 1, 3).contiguous()
 
     def run_backwards(
         self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call,
@@ -197,8 +219,7 @@ class LayerwiseModel:
         with torch.enable_grad():
             leaf = hidden.detach().clone().requires_grad_(True)
             shared.cut()
-            result = self.layers[index](leaf, *call[0], **call[1])
-            result = result[0] if isinstance(result, tuple) else result
+            result = self.output(index, leaf, call)
             roots, seeds = zip((result, gradient), *shared.roots(), strict=True)
             torch.autograd.backward(roots, seeds)
             shared.add()
@@ -223,7 +244,7 @@ class LayerwiseModel:
     def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """What the decoder makes of its last layer's output, whatever comes after it."""
         answer = self._answer or recorders.FORMS[0]
-        answers = [answer] * (len(self.layers) - 1) + [lambda _: answer(hidden)]
+        answers = [answer] * (len(self.layers) - 1) + [lambda _: answer(self._part(hidden))]
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=self.device)
         with (
             recorders.replaced_layers(self.layers, answers),
@@ -293,9 +314,9 @@ class Embedder:
                 except _UNFIT as unfit:
                     failed = unfit
                     continue
-            if recorders.find_gap(seen) is None:
+            if recorders.find_gap(seen, 3 if model.streams == 1 else 4) is None:
                 model._answer = answer
-                return seen[0].hidden, [(one.args, one.kwargs) for one in seen]
+                return model.join(seen[0].hidden), [(one.args, one.kwargs) for one in seen]
         raise ArchitectureError(
             f"the layers of {type(model.decoder).__name__} cannot be run one by one, since they do "
             "not simply follow one another",

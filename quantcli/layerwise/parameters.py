@@ -70,7 +70,7 @@ class Parameters:
 
         Only these rows are read, so a vocabulary of any size costs what a text uses of it.
         """
-        (use,) = self._uses[name]
+        use, *_ = self._uses[name]
         found = [self._floats(name, use.tensor, int(row), int(row) + 1) for row in rows]
         values: NDArray[Any] = use.piece.undo(np.concatenate(found))
         return values

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantcli.archs.mtp import drop_blocks
 from quantcli.types import MetaValue
 
 Number = int | tuple[int, ...] | None
@@ -59,6 +60,8 @@ def facts_of_metadata(
     """The facts that GGUF key-values state; ``config`` adds the model class."""
     found = metadata.get("general.architecture")
     arch = str(found.value) if found is not None else ""
+    # config.json counts no blocks for multi-token prediction among the layers.
+    metadata = drop_blocks(arch, metadata)
     values = {
         field: _number(metadata[key].value)
         for field, suffix, _ in _SOURCES

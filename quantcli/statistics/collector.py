@@ -70,6 +70,7 @@ class Collector:
         self._homes: dict[str, str] = {}
         self._hessians: dict[str, NDArray[np.float64]] = {}
         self._pass: dict[tuple[str, int], _Row] = {}
+        self._whole: tuple[str, Totals] | None = None
 
     def __enter__(self) -> Collector:
         return self
@@ -80,6 +81,7 @@ class Collector:
     def watch(self, number: int) -> Callable[[MatmulInput], None]:
         """Inputs of window ``number`` follow: none of them was seen before. Returns `observe`."""
         self._pass.clear()
+        self._whole = None
         return self.observe
 
     def observe(self, product: MatmulInput) -> None:
@@ -107,6 +109,14 @@ class Collector:
         There is one where all matrices of the tensor have one input.
         """
         return self._hessians
+
+    def whole_hessian(self, home: str) -> Totals:
+        """The sum over all matrices of a stack, kept for the next of them."""
+        if self._whole is None or self._whole[0] != home:
+            sums = self._hessians[home]
+            total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
+            self._whole = (home, np.asarray(total))
+        return self._whole[1]
 
     def close(self) -> None:
         """Remove the Hessians' files."""

@@ -87,13 +87,13 @@ class LayerGradients:
             gradient = torch.from_numpy(np.array(values)).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
-    def embedding(self) -> EmbeddingFisher:
-        """Means at the embedding's output."""
+    def embedding(self, streams: int) -> EmbeddingFisher:
+        """Means at the embedding's output, the first of a state's ``streams``."""
         if self._values is None:
             raise ValueError("there are no gradients")
-        size = self._values.shape[-1]
+        size = self._values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number, rows in enumerate(self._values[0]):
+        for number, rows in enumerate(self._values[0][:, :, :size]):
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
@@ -148,7 +148,7 @@ def embedding_fisher(
     model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients
 ) -> EmbeddingFisher:
     """How much directions of the embedding matter, in units of its rows."""
-    fisher = gradients.embedding()
+    fisher = gradients.embedding(model.streams)
     scale = model.embedding_scale(window) ** 2
     return EmbeddingFisher(fisher.fit * scale, fisher.held_out * scale)
 

@@ -169,5 +169,5 @@ def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
     if len(sums) == 1:
         return np.asarray(sums[0] / counts[0], np.float32)
     columns = sums.shape[1]
-    everyone = sum(sums[i] for i in range(len(counts))) / counts.sum()
+    everyone = collector.whole_hessian(home) / counts.sum()
     return np.asarray((sums[matrix] + columns * everyone) / (counts[matrix] + columns), np.float32)

@@ -55,7 +55,9 @@ class LayerwiseBackprop:
             loss = self._divergence(walk, numbers, gradients=True)
             if np.isfinite(loss):
                 run_silently(walk.backward(self._layer))
-                self._learn_embedding(numbers, walk.states.values[0])
+                # Of several streams the embedding is the first.
+                width = self._quantized.hidden_size // self._quantized.streams
+                self._learn_embedding(numbers, walk.states.values[0][..., :width])
         return loss
 
     @contextmanager

@@ -83,7 +83,6 @@ class _LayerTraining:
         self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str]
     ) -> None:
         self._layer, self._tensors = layer, tensors
-        self._module = layer.model.layers[layer.index]
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
         for name in names:
             uses = [u for u in layer.model.parameters.uses(name) if u.tensor.name in layer.packed]
@@ -158,9 +157,7 @@ class _LayerTraining:
         """
         layer = self._layer
         aim = layer.outputs(number).float()
-        args, named = layer.call(number)
-        found = self._module(layer.inputs(number), *args, **named)
-        found = found[0] if isinstance(found, tuple) else found
+        found = layer.model.output(layer.index, layer.inputs(number), layer.call(number))
         errors = (found.float() - aim).square().sum(dim=-1)
         return (errors / aim.square().sum(dim=-1).clamp(min=1e-20)).mean()
 

@@ -114,6 +114,8 @@ def _reference(
         kind = type(module).__name__
         if "gelu" in kind.lower():
             module.register_forward_hook(_gelu_over_float16)
+        if hasattr(module, "_gaussian_topk"):
+            module._gaussian_topk = _over_one_less
         if round_inputs and (kind in ("Linear", "Conv1D") or kind.endswith("Experts")):
             module.register_forward_pre_hook(_round_input)
     with torch.no_grad(), _RoundedColumns() if round_inputs else nullcontext():
@@ -126,6 +128,12 @@ def _gelu_over_float16(module: Any, inputs: Any, output: Any) -> Any:
     x = inputs[0]
     table = torch.nn.functional.gelu(x.half().float(), approximate="tanh").half().float()
     return torch.where(x >= 10, x, torch.where(x <= -10, torch.zeros_like(x), table))
+
+
+def _over_one_less(inputs: Any) -> Any:
+    """llama.cpp's gaussian_topk: the deviation over one value less than there are."""
+    mean, deviation = inputs.mean(-1, keepdim=True), inputs.std(-1, keepdim=True)
+    return torch.relu(inputs - mean - 1.6448535 * deviation)
 
 
 def _round_input(module: Any, inputs: Any) -> Any:

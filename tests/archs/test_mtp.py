@@ -19,7 +19,7 @@ from quantcli.archs.decoder import ATTENTION, MLP, NORMS
 from quantcli.archs.llama import LLAMA
 from quantcli.archs.mtp import Mtp, behind, count_blocks, drop_blocks, nextn_rules
 from quantcli.errors import ArchitectureError
-from quantcli.types import TensorInfo, array, u32
+from quantcli.types import TensorInfo, array, text, u32
 
 WITH = [name for name, tiny in MODELS.items() if tiny.beside]
 KEY = "num_nextn_predict_layers"
@@ -71,7 +71,7 @@ def test_blocks_are_those_that_are_stored(blocks: int) -> None:
     assert FAMILY.sources(CONFIG, stored).keys() >= found.keys() - {"output.weight"}
     notes = FAMILY.notes(CONFIG, stored)
     assert len(notes) == (0 if blocks else 1)
-    assert blocks or "1 blocks for multi-token prediction (num_nextn_predict_layers)" in notes[0]
+    assert blocks or "sets num_nextn_predict_layers to 1, but of these blocks" in notes[0]
 
 
 def test_what_a_block_shares_with_the_model_may_be_left_out() -> None:
@@ -117,6 +117,8 @@ def test_key_values_without_the_blocks() -> None:
     }
     assert drop_blocks("x", found) == found
     assert count_blocks("x", found) == count_blocks("y", keys) == range(0)
+    assert count_blocks("x", {**keys, "x.block_count": text("five")}) == range(0)
+    assert count_blocks("x", {**keys, "x.nextn_predict_layers": u32(9)}) == range(5)
 
 
 @pytest.mark.parametrize("name", WITH)
@@ -221,3 +223,21 @@ def test_a_block_that_config_json_does_not_name(
 
     one, other = (load_file(each / "model.safetensors") for each in (folder, back))
     assert one.keys() == other.keys()
+
+
+def test_a_calibration_says_what_it_does_not_see(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    text = Path(__file__).parent.parent / "data" / "pride-and-prejudice.txt"
+    done = quantcli.calibrate(
+        checkpoint("qwen35-mtp"), data=[text], output=tmp_path / "m.gguf", ctx=32, chunks=2
+    )
+    said = [note.message for note in done.notes if "multi-token prediction" in note.message]
+    assert said == [
+        "nothing is known of the 8 matrices of multi-token prediction, because transformers does "
+        "not run them"
+    ]
+    names = {tensor.name for tensor in GGUFReader(done.paths[0]).tensors}
+    assert any(name.startswith("blk.3.ssm_out") for name in names)
+    assert not any(name.startswith("blk.4.") for name in names)

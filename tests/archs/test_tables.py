@@ -28,11 +28,14 @@ ADDED = {"vocab_size", "attention.key_length", "attention.value_length", "rope.f
 NOT_IN_TRANSFORMERS = {
     "BailingMoeV2ForCausalLM", "InternLM3ForCausalLM", "XverseForCausalLM", "MiniCPMForCausalLM",
     "OrionForCausalLM", "InternLM2ForCausalLM", "DeciLMForCausalLM",
+    "JinaBertModel", "JinaBertForMaskedLM",
 }  # fmt: skip
-"""Families whose class comes with the checkpoints alone (test_bailing.py, test_deci.py and
-test_relatives.py)."""
+"""Families whose class comes with the checkpoints alone (test_bailing.py, test_deci.py,
+test_jina_bert.py, test_relatives.py)."""
 
-NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name}
+NEXTN = {name for name in gguf.TENSOR_NAMES.values() if ".nextn." in name} | {
+    gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ATTN_POST_NORM]
+}
 NEWER_KEYS = {
     "attention.indexer.types",
     "attention.recurrent_layers",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support import tiny_models
-from support.tiny_towers import TINY, WIDTH, build, heard, overheard
+from support.tiny_towers import EARS, TINY, WIDTH, build
 
 from quantcli import quantize
 
@@ -30,7 +30,7 @@ def test_llama_cpp_sees_what_transformers_sees(name: str, plain_text: Path, tmp_
 
     folder = tmp_path / "model"
     model = build(name, folder)
-    is_ear = TINY[name].look in (heard, overheard)
+    is_ear = TINY[name].look in EARS
     seen = _sound(*TINY[name].image) if is_ear else _image(*TINY[name].image)
     with torch.no_grad():
         expected = TINY[name].look(model, seen).numpy()

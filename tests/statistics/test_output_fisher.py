@@ -63,7 +63,7 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray
         walk.embed()
         for index in walk.layers:
             run_silently(walk.layer(index, visit))
-        return found, gradients.embedding().fit
+        return found, gradients.embedding(1).fit
 
 
 def _whole(folder: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -30,6 +30,8 @@ _ALWAYS_F32 = (
     "position_embd.weight",
     "ffn_gate_inp.weight",
     "_norm.weight",
+    "altup_correct_coef.weight",
+    "altup_predict_coef.weight",
     "conv.weight",
     "conv1d.weight",
     "ssm_a",

@@ -15,7 +15,7 @@ from support.llama_plan import Shape
 from quantcli.archs import find_architecture
 from quantcli.types import TensorInfo
 
-_BASE = {
+BASE = {
     "vocab_size": 320,
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -108,7 +108,7 @@ class _Everything(Container[str]):
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The model of `config`, its output matrix among the tensors unless that is tied."""
-    config = {**_BASE, **config}
+    config = {**BASE, **config}
     family = find_architecture(config)
     tied = bool(config.get("tie_word_embeddings"))
     stored = {

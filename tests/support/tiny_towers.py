@@ -209,6 +209,19 @@ def heard(model: Any, samples: NDArray[np.float32]) -> Any:
     return _rows(model.model.multi_modal_projector(states))
 
 
+def transcribed(model: Any, samples: NDArray[np.float32]) -> Any:
+    """The first eight seconds, which are encoded at a time, through Qwen3-ASR's encoder."""
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+    found = WhisperFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)(
+        samples, sampling_rate=16000, return_tensors="pt", padding=False
+    )["input_features"]
+    mask = torch.ones(1, found.shape[-1], dtype=torch.long)
+    states = model.model.audio_tower(found, mask).last_hidden_state
+    return _rows(model.model.multi_modal_projector(states))[: 8 * 13]
+
+
 LIMITS = {"input_max": 2.5, "input_min": -2.0, "output_max": 2.0, "output_min": -3.0}
 """Where Gemma 4's linear layers clamp."""
 
@@ -239,6 +252,9 @@ def overheard(model: Any, samples: NDArray[np.float32]) -> Any:
     mask = torch.ones(frames.shape[:2], dtype=torch.bool)
     return _rows(model.model.get_audio_features(frames, mask))
 
+
+EARS = (heard, overheard, transcribed)
+"""Those that hear."""
 
 BREAK = 9
 """The token that stands for [IMG_BREAK] here."""
@@ -313,6 +329,20 @@ TINY: dict[str, TinyTower] = {
         },
         (224, 336),
         flattened,
+    ),
+    "exaone4.5": TinyTower(
+        "Exaone4_5_ForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "exaone4"},
+            "vision_config": _QWEN
+            | {"depth": 4, "num_heads": 4, "num_key_value_heads": 2, "hidden_size": 96}
+            | {"out_hidden_size": WIDTH, "patch_size": 14, "window_size": 112}
+            | {"fullatt_block_indexes": [1, 3]},
+            **_IMAGE_TOKENS,
+        },
+        (224, 336),
+        flattened,
+        {"min_pixels": 1024, "max_pixels": 100_000},
     ),
     "qwen3-vl": TinyTower(
         "Qwen3VLForConditionalGeneration",
@@ -429,6 +459,17 @@ TINY: dict[str, TinyTower] = {
         },
         (20, 16000),
         heard,
+    ),
+    "qwen3-asr": TinyTower(
+        "Qwen3ASRForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "qwen3", "head_dim": 16},
+            "audio_config": {"d_model": 48, "encoder_layers": 2, "encoder_attention_heads": 3}
+            | {"encoder_ffn_dim": 80, "downsample_hidden_size": 20, "output_dim": WIDTH},
+            "audio_token_id": VOCAB - 1,
+        },
+        (9, 16000),
+        transcribed,
     ),
     "gemma4": TinyTower(
         "Gemma4ForConditionalGeneration",

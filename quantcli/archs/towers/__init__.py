@@ -26,6 +26,7 @@ TOWERS = Registry(
         "LightOnOcrForConditionalGeneration": "quantcli.archs.towers.pixtral:LIGHTON_OCR",
         "Glm4vForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
         "Glm4vMoeForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
+        "Exaone4_5_ForConditionalGeneration": "quantcli.archs.towers.exaone4_5:EXAONE4_5",
         "GlmOcrForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM_OCR",
         "PaddleOCRVLForConditionalGeneration": "quantcli.archs.towers.paddleocr:PADDLEOCR_VL",
         "JanusForConditionalGeneration": "quantcli.archs.towers.janus:JANUS",
@@ -34,6 +35,7 @@ TOWERS = Registry(
         "Lfm2VlForConditionalGeneration": "quantcli.archs.towers.lfm2_vl:LFM2_VL",
         "Llama4ForConditionalGeneration": "quantcli.archs.towers.llama4:LLAMA4",
         "Qwen2AudioForConditionalGeneration": "quantcli.archs.towers.whisper:QWEN2_AUDIO",
+        "Qwen3ASRForConditionalGeneration": "quantcli.archs.towers.qwen3_asr:QWEN3_ASR",
         "AudioFlamingo3ForConditionalGeneration": "quantcli.archs.towers.whisper:AUDIO_FLAMINGO3",
     },
 )

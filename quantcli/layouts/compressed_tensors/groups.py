@@ -116,7 +116,7 @@ def _ignored(subject: FolderFacts) -> list[str]:
     found: dict[str, None] = {}
     for module in subject.kept:
         root = _root(module)
-        apart = "." in module and root not in inside
+        apart = "." in module.removeprefix("model.") and root not in inside
         found[rf"{_REGEX}(.*\.)?{re.escape(root)}\..*" if apart else module] = None
     return list(found)
 

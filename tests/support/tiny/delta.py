@@ -69,6 +69,12 @@ _EXPERTS_BLOCK = _block(
         "shared_expert.down_proj.weight": (64, 96),
     }
 )
+_STACKED_BLOCK = {
+    name: shape for name, shape in _EXPERTS_BLOCK.items() if ".experts." not in name
+} | {
+    "mtp.layers.0.mlp.experts.gate_up_proj": (4, 128, 64),
+    "mtp.layers.0.mlp.experts.down_proj": (4, 64, 64),
+}
 _SECTIONS = {"mrope_section": [3, 3, 2], "mrope_interleaved": True}
 _VISION = {
     **VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 64, "num_position_embeddings": 16,
@@ -120,6 +126,24 @@ MODELS: dict[str, Tiny] = {
         config_class="Qwen3_5MoeTextConfig",
         save={"save_original_format": False},
         beside=_EXPERTS_BLOCK,
+        routed=True,
+    ),
+    "qwen35-moe-vl": Tiny(
+        "Qwen3_5MoeForConditionalGeneration",
+        {
+            "text_config": {
+                key: value for key, value in _DELTA.items() if key != "intermediate_size"
+            }
+            | _EXPERTS
+            | _MTP
+            # All of its experts, since a token that rounding sends to another stays in the state.
+            | {"num_experts_per_tok": 4}
+            | {"rope_parameters": {**_DELTA["rope_parameters"], **_SECTIONS}},
+            "vision_config": _VISION,
+            "tie_word_embeddings": False,
+        },
+        save={"save_original_format": False},
+        beside=_STACKED_BLOCK,
         routed=True,
     ),
 }

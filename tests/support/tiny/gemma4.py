@@ -1,4 +1,4 @@
-"""Gemma 4: dense with keys that are values, with experts, and with per-layer embeddings."""
+"""Gemma 3n; Gemma 4 with keys that are values, with experts, with per-layer embeddings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,25 @@ SMALL = {
     "final_logit_softcapping": 10.0,
 }
 
+GEMMA3N = {
+    **{key: value for key, value in BASE.items() if key != "rope_parameters"},
+    "num_hidden_layers": 3,
+    "intermediate_size": 2048,
+    "head_dim": 16,
+    "vocab_size_per_layer_input": VOCAB,
+    "sliding_window": 16,
+    "tie_word_embeddings": True,
+    "num_kv_shared_layers": 0,
+    "activation_sparsity_pattern": [0.95] * 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 30000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 3000.0},
+    },
+}
+
 MODELS: dict[str, Tiny] = {
+    "gemma3n": Tiny("Gemma3nForCausalLM", GEMMA3N, config_class="Gemma3nTextConfig", beyond=True),
     "gemma4": Tiny("Gemma4ForCausalLM", GEMMA4, config_class="Gemma4TextConfig", beyond=True),
     "gemma4-moe": Tiny(
         "Gemma4ForCausalLM",

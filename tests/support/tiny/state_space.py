@@ -47,7 +47,7 @@ _NEMOTRON_H: dict[str, Any] = {
     "pad_token_id": None,
     "layer_norm_epsilon": 0.01,
     "ssm_state_size": 24,
-    "mamba_num_heads": 6,
+    "mamba_num_heads": 12,
     "mamba_head_dim": 16,
     "n_groups": 2,
     "chunk_size": 32,
@@ -60,6 +60,24 @@ _NEMOTRON_3 = _NEMOTRON_H | {
     "moe_intermediate_size": 32,
     "moe_shared_expert_intermediate_size": 48,
     "routed_scaling_factor": 2.5,
+}
+_NEMOTRON_BLOCK = {
+    "mtp.layers.0.enorm.weight": (64,),
+    "mtp.layers.0.hnorm.weight": (64,),
+    "mtp.layers.0.eh_proj.weight": (64, 128),
+    "mtp.layers.0.norm.weight": (64,),
+    "mtp.layers.0.mixer.q_proj.weight": (128, 64),
+    "mtp.layers.0.mixer.k_proj.weight": (64, 64),
+    "mtp.layers.0.mixer.v_proj.weight": (64, 64),
+    "mtp.layers.0.mixer.o_proj.weight": (64, 128),
+    "mtp.layers.1.norm.weight": (64,),
+    "mtp.layers.1.mixer.gate.weight": (4, 64),
+    "mtp.layers.1.mixer.gate.e_score_correction_bias": (4,),
+    **{f"mtp.layers.1.mixer.experts.{e}.up_proj.weight": (32, 64) for e in range(4)},
+    **{f"mtp.layers.1.mixer.experts.{e}.down_proj.weight": (64, 32) for e in range(4)},
+    "mtp.layers.1.mixer.shared_experts.up_proj.weight": (48, 64),
+    "mtp.layers.1.mixer.shared_experts.down_proj.weight": (64, 48),
+    "mtp.layers.1.final_layernorm.weight": (64,),
 }
 _FALCON_H1 = BASE | {
     "head_dim": 32,
@@ -150,6 +168,12 @@ MODELS: dict[str, Tiny] = {
         },
     ),
     "nemotron-h-moe": Tiny("NemotronHForCausalLM", _NEMOTRON_3, routed=True),
+    "nemotron-h-mtp": Tiny(
+        "NemotronHForCausalLM",
+        _NEMOTRON_3 | {"num_hidden_layers": 4, "num_nextn_predict_layers": 1},
+        beside=_NEMOTRON_BLOCK,
+        routed=True,
+    ),
     "nemotron-h-latent": Tiny(
         "NemotronHForCausalLM", _NEMOTRON_3 | {"moe_latent_size": 32}, routed=True
     ),
@@ -185,5 +209,11 @@ MODELS: dict[str, Tiny] = {
         | {"expert_layer_period": 2, "expert_layer_offset": 1},
         routed=True,
         chunks=3,
+    ),
+    "bamba": Tiny(
+        "BambaForCausalLM",
+        BASE
+        | {"num_hidden_layers": 3, "attn_layer_indices": [1]}
+        | {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 24, "mamba_chunk_size": 32},
     ),
 }

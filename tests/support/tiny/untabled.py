@@ -6,7 +6,6 @@ from support.tiny.base import BASE, LAYER_NORM, Tiny
 
 _SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 1}
 _GPT = {**_SMALL, "n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
-_STATE = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16}
 
 UNTABLED: dict[str, Tiny] = {
     "gptj": Tiny("GPTJForCausalLM", {**_GPT, "n_inner": 96}),
@@ -19,9 +18,6 @@ UNTABLED: dict[str, Tiny] = {
         "XGLMForCausalLM",
         {**_SMALL, "d_model": 64, "num_layers": 2, "attention_heads": 4, "ffn_dim": 96,
          "max_position_embeddings": 512, "pad_token_id": 2},
-    ),
-    "bamba": Tiny(
-        "BambaForCausalLM", {**BASE, **_STATE, "num_hidden_layers": 3, "attn_layer_indices": [1]}
     ),
     "zamba2": Tiny(
         "Zamba2ForCausalLM",
