@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from support.results import Record, record
 from support.tiny_models import MODELS
 
 import quantcli
@@ -40,7 +41,7 @@ def test_gptq_leaves_less_divergence_than_the_encoder(
     name: str,
     checkpoint: Callable[..., Path],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    record_property: Record,
 ) -> None:
     """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it.
 
@@ -49,7 +50,8 @@ def test_gptq_leaves_less_divergence_than_the_encoder(
     before, after, missed = compare_gptq(checkpoint(name), tmp_path, chunks=MODELS[name].chunks)
     with open_model(checkpoint(name), vocabulary=False) as model:
         unseen = {tensor.name for tensor in model.mtp_tensors}
-    record_property("gptq", after / before if before > UNSEEN else 1.0)
+    if before > UNSEEN:
+        record(record_property, checkpoint(name), gptq=after / before)
     assert missed <= unseen
     assert after < max(before, UNSEEN)
 
@@ -59,7 +61,7 @@ def test_a_packed_folder_is_the_decoded_model_in_transformers(
     name: str,
     checkpoint: Callable[..., Path],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    record_property: Record,
 ) -> None:
     pytest.importorskip("compressed_tensors")
     if MODELS[name].transposed:
@@ -73,7 +75,7 @@ def test_a_packed_folder_is_the_decoded_model_in_transformers(
         assert any("transformers cannot load" in note.message for note in done.notes)
         return
     error = compare_folder(checkpoint(name), tmp_path)
-    record_property("folder", error)
+    record(record_property, checkpoint(name), folder=error)
     assert error < FOLDER_NOISE
 
 

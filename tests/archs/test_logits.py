@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.gguf_models import write_model
+from support.results import Record, record
 from support.tiny_models import MODELS
 
 torch = pytest.importorskip("torch")
@@ -44,10 +45,10 @@ def test_float32_logits_are_those_of_transformers(
     name: str,
     checkpoint: Callable[..., Path],
     tmp_path: Path,
-    record_property: Callable[[str, object], None],
+    record_property: Record,
 ) -> None:
     errors = _compare(checkpoint(name), name, tmp_path, "F32", count=64)
-    record_property("logits", float(errors.max()))
+    record(record_property, checkpoint(name), logits=errors.max())
     assert errors.max() < F32_BOUND
 
 
