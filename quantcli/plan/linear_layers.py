@@ -165,7 +165,7 @@ def kept_modules(
     left = whole_stacks(model)
     if model.untabled is not None:
         embeddings |= model.untabled.embeddings
-        left = [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
+        left += [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
     kept |= {name.removesuffix(_SUFFIX) for name in left}
     for name, info in model.store.tensors.items():
