@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import refuse_existing
 from quantcli.errors import SourceError
@@ -163,11 +164,17 @@ def _collect(job: CalibrationJob) -> Iterator[Event]:
 
 
 def _gather(run: ModelRun, checkpoint: Checkpoint, layers: int) -> Calibration:
-    squares, counts = {}, {}
+    squares: dict[str, NDArray[np.float64]] = {}
+    counts: dict[str, NDArray[np.int64]] = {}
     for layer in range(layers):
         with checkpoint.read(layer) as file:
             for name, entry in LayerStatistics(file).entries().items():
-                squares[name], counts[name] = entry.squares, entry.counts
+                if name in squares:
+                    # Layers may share weights, as Zamba's do.
+                    squares[name] = squares[name] + entry.squares
+                    counts[name] = counts[name] + entry.counts
+                else:
+                    squares[name], counts[name] = entry.squares, entry.counts
     count, size = run.windows.ids.shape
     return Calibration(squares, counts, run.windows.labels, count, size)
 

@@ -34,6 +34,7 @@ from quantcli.errors import (
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
+from quantcli.reranker import PROMPT_KEY, find_reranker
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.tied_head import without_equal_head
 from quantcli.types import (
@@ -108,7 +109,7 @@ class Model(AbstractContextManager["Model"]):
         ``purpose`` ends the sentence "..., so it cannot be ...".
         """
         alone = self.value("attention.causal") is False
-        if not alone and self.value("pooling_type") == RANK:
+        if not alone and self.value("pooling_type") == RANK and PROMPT_KEY not in self.metadata:
             raise ArchitectureError(
                 f"{self.label} is a classifier, which predicts no next token, so it cannot be "
                 f"{purpose}"
@@ -195,7 +196,7 @@ def open_model(
     pre: str | None = None,
     vocabulary: bool = True,
     table: bool = True,
-    one_head: bool = False,
+    gguf_only: bool = False,
     ignored: Sequence[str] = (),
     template: str | None = None,
     on_progress: Callable[..., None] | None = None,
@@ -204,7 +205,7 @@ def open_model(
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
-    have a tokenizer that llama.cpp has not. ``one_head``: a stored head that equals the embeddings
+    have a tokenizer that llama.cpp has not. ``gguf_only``: a stored head that equals the embeddings
     of a tied model is left out, which reads both once. Stored tensors that a pattern in ``ignored``
     matches are left out; ``template`` takes the place of the chat template. Raises a SourceError
     that says what is wrong with the files, a PlanError for a pattern that matches nothing.
@@ -218,11 +219,27 @@ def open_model(
         )
     wish = _Wish(pre, vocabulary, table, tuple(ignored), template)
     model = _open_checkpoint(str(target), found, wish)
-    return _without_equal_head(model) if one_head else model
+    return _for_gguf(model) if gguf_only else model
+
+
+def _for_gguf(model: Model) -> Model:
+    if model.from_gguf or model.untabled is not None:
+        return model
+    model = _without_equal_head(model)
+    names = (model.path.name, model.repo or "", str(model.metadata["general.name"].value))
+    found = find_reranker(names, model.arch, model.metadata, model.tensors)
+    if found is None:
+        return model
+    return replace(
+        model,
+        tensors=(*model.tensors, found.tensor),
+        metadata={**model.metadata, **found.metadata},
+        notes=(*model.notes, Note(found.remark)),
+    )
 
 
 def _without_equal_head(model: Model) -> Model:
-    if model.untabled is not None or not find_architecture(model.config).is_tied(model.config):
+    if not find_architecture(model.config).is_tied(model.config):
         return model
     tensors, remark = without_equal_head(model.tensors, model.store)
     if remark is None:
@@ -279,7 +296,7 @@ def _ignored_names(stored: Iterable[str], patterns: Sequence[str]) -> set[str]:
 
 def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -> Model:
     from quantcli.sources.card import count_parameters, general_metadata
-    from quantcli.sources.pooling import pooling_metadata
+    from quantcli.sources.pooling import dense_tensors, pooling_metadata
     from quantcli.sources.shards import adapter_notes
     from quantcli.vocab import load_vocabulary
 
@@ -295,7 +312,8 @@ def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -
         on_note=sentences.append,
     )
     keys |= architecture.metadata(store.config, store)
-    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append)
+    dense = dense_tensors(found.path, architecture.name, keys)
+    keys |= pooling_metadata(found.path, architecture.name, keys, sentences.append, dense)
     sentences += adapter_notes(found.path)
     if wish.vocabulary:
         size = int(keys[f"{architecture.name}.vocab_size"].value)
@@ -314,7 +332,7 @@ def _with_table(label: str, found: Resolved, store: HfCheckpoint, wish: _Wish) -
                 raise
     notes = tuple(Note(sentence, "warning") for sentence in sentences)
     return Model(
-        label, found.path, architecture.name, keys, tuple(tensors), store, from_gguf=False,
+        label, found.path, architecture.name, keys, (*tensors, *dense), store, from_gguf=False,
         config=store.config, notes=notes,
         repo=found.repo, revision=found.revision,
     )  # fmt: skip

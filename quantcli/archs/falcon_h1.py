@@ -60,9 +60,10 @@ _PARTS = ("z", "x", "b", "c", "dt", "ssm_in")
 
 def _dims(config: Config) -> dict[str, int]:
     dims = attention_dims(config)
-    inner = config.get("mamba_d_ssm")
-    if inner is None:
+    if config.get("mamba_d_ssm") is None:
         inner = integer(config, "mamba_expand") * dims["hidden"]
+    else:
+        inner = integer(config, "mamba_d_ssm")
     dims |= mamba2_dims(config, dims["hidden"], inner)
     states = dims["ssm_groups"] * dims["ssm_state"]
     starts = (0, inner, 2 * inner, 2 * inner + states, 2 * inner + 2 * states)

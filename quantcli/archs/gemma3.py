@@ -158,6 +158,7 @@ EMBEDDER = replace(
     check=_check_embedder,
     fixed={key: value for key, value in _GEMMA3.fixed.items() if "bidirectional" not in key},
     published=((r"^model\.", ""),),
+    folds=replace(POST_NORMED, apart=("dense_2", "dense_3")),
     tied=True,
 )
 GEMMA3 = replace(

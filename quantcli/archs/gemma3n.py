@@ -16,14 +16,13 @@ llama.cpp's src/models/gemma3n.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, integer, positive
+from quantcli.archs.config import Config, class_name, integer, listing, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -70,15 +69,13 @@ _ALTUP = (
 
 
 def _kinds(config: Config, layers: int) -> list[str]:
-    found = config.get("layer_types")
-    if found is None:
-        found = [_WINDOWED if (i + 1) % _WINDOW_EVERY else _FULL for i in range(layers)]
-    return list(found)
+    usual = [_WINDOWED if (i + 1) % _WINDOW_EVERY else _FULL for i in range(layers)]
+    return listing(config, "layer_types", str) or usual
 
 
 def _dims(config: Config) -> dict[str, int]:
-    widths = config.get("intermediate_size")
-    if isinstance(widths, Sequence):
+    if isinstance(config.get("intermediate_size"), list):
+        widths = listing(config, "intermediate_size", int) or []
         if len(set(widths)) != 1:
             raise ArchitectureError(
                 f"intermediate_size of {class_name(config)} in config.json is {widths!r}, but "
@@ -119,10 +116,10 @@ def _check(config: Config, dims: Dims) -> None:
             f"the two before them, which have to be {_WINDOWED} and {_FULL}"
         )
     usual = _sparsity(layers)
-    found = config.get("activation_sparsity_pattern")
+    found = listing(config, "activation_sparsity_pattern", int, float)
     if found is None:
         found = usual if layers > _SPARSE else [0.0] * layers
-    if list(found) != usual:
+    if found != usual:
         raise ArchitectureError(
             f"activation_sparsity_pattern of {class_name(config)} in config.json is {found!r}, but "
             f"llama.cpp computes it with {_SPARSITY} in the first {_SPARSE} layers only"

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config, class_name, flag, integer, number, positive
+from quantcli.archs.config import Config, class_name, count, flag, integer, number, positive
 from quantcli.archs.decoder import (
     ATTENTION,
     EMBEDDING,
@@ -146,6 +146,11 @@ def _heads(config: Config, kind: str) -> tuple[int, int]:
                 )
         return usual["head_dim"], usual["num_key_value_heads"]
     layers = [index for index, found in enumerate(_kinds(config)) if found == kind]
+    if not _is_by_layer(special):
+        raise ArchitectureError(
+            f"per_layer_config of {class_name(config)} in config.json is {special!r}, expected an "
+            "object of sizes for each layer"
+        )
     found = {
         tuple(sorted({**usual, **special.get(str(index), {})}.items()))
         for index in layers or [-1]
@@ -161,11 +166,19 @@ def _heads(config: Config, kind: str) -> tuple[int, int]:
     )
 
 
+def _is_by_layer(found: object) -> bool:
+    """Whether it is an object of objects of numbers."""
+    return isinstance(found, Mapping) and all(
+        isinstance(own, Mapping) and all(isinstance(size, int) for size in own.values())
+        for own in found.values()
+    )
+
+
 def _dims(config: Config) -> dict[str, int]:
     windowed = attention_dims(config)
     head_dim, kv_heads = _heads(config, _FULL)
     full = attention_dims({**config, "head_dim": head_dim, "num_key_value_heads": kv_heads})
-    per_layer = config.get("hidden_size_per_layer_input") or 0
+    per_layer = count(config, "hidden_size_per_layer_input", default=0)
     dims = {
         **windowed,
         "one": 1,

@@ -90,7 +90,8 @@ def around(config: Config) -> tuple[Rule, ...]:
 
 
 def _dims(config: Config) -> dict[str, int]:
-    return mixture_dims(config, attention_dims(config))
+    experts = integer(config, "num_local_experts")
+    return {**mixture_dims(config, attention_dims(config)), "experts": experts}
 
 
 def _rules(config: Config) -> tuple[Rule, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from quantcli.archs import delta_net
 from quantcli.archs.base import Architecture
-from quantcli.archs.config import Config
+from quantcli.archs.config import Config, integer
 from quantcli.archs.decoder import layer
 from quantcli.archs.header import Header
 from quantcli.archs.qwen2_moe import mixture_keys
@@ -32,6 +32,7 @@ def _dims(config: Config) -> dict[str, int]:
     own = dims["sharers"] * dims["state"]
     return {
         **dims,
+        "experts": integer(config, "num_experts"),
         "keys_head": 2 * dims["state"],
         "qkv_head": 2 * dims["state"] + own,
         "qkvz_head": 2 * dims["state"] + 2 * own,

@@ -106,8 +106,8 @@ def read_untabled(config: Config, stored: Mapping[str, TensorInfo]) -> Untabled:
         name,
         tensors,
         {tensor.name: source for tensor, source in made},
-        frozenset(n for n in stored if is_embedding(n) and not in_tower(n)) | found.tables,
-        _left(stored, used),
+        found.tables.union(n for n in stored if is_embedding(n) and found.is_main(n)),
+        _left({n: info for n, info in stored.items() if not found.is_beside(n)}, used),
         _read_keys(name, text_config, found),
     )
 
@@ -135,6 +135,8 @@ class _Reader:
         self.stored = stored
         self.stem = main_list(stored)
         self.mixtures = expert_blocks(stored)
+        layers = config.get("num_hidden_layers")
+        self.layers = layers if isinstance(layers, int) and layers > 0 else self.blocks
         outside = [
             name
             for name, info in stored.items()
@@ -161,6 +163,16 @@ class _Reader:
         ]
         return max(numbers, default=-1) + 1
 
+    def is_beside(self, name: str) -> bool:
+        """Whether it is in a block for multi-token prediction, which folders keep as it is."""
+        place = place_of(name)
+        behind = place.stem == self.stem and (place.block or 0) >= self.layers
+        return behind or "mtp" in place.stem
+
+    def is_main(self, name: str) -> bool:
+        """Whether it is in the language model itself."""
+        return not in_tower(name) and not self.is_beside(name)
+
     def outputs(self) -> Iterator[tuple[OutputTensor, str]]:
         """Each output tensor and its stored name or pattern."""
         if self.embedding is not None:
@@ -170,11 +182,16 @@ class _Reader:
         for name, info in self.stored.items():
             if is_per_layer(name) and len(info.shape) == 2 and not in_tower(name):
                 yield self._whole("per_layer_token_embd.weight", name)
-        linear = [n for n, i in self.stored.items() if is_linear(n, i, self.mixtures)]
+        linear = [
+            name
+            for name, info in self.stored.items()
+            if is_linear(name, info, self.mixtures) and not self.is_beside(name)
+        ]
         stacks = numbered_experts(linear, self.stored)
         apart = {name for members in stacks.values() for name in members}
         entries = {name: [name] for name in linear if name not in apart} | stacks
-        names = self._unique([*entries, *(f"{s}{SUFFIX}" for s, *_ in self._halves())])
+        halves = [f"{pattern}{SUFFIX}" for pattern, *_ in self._halves()]
+        names = self._unique([*entries, *halves, *(name for name, _ in self._nameless())])
         turned = self._turned(linear)
         for pattern, members in entries.items():
             if len(members) == 1 and "{e}" not in pattern:
@@ -193,6 +210,21 @@ class _Reader:
             shape = (experts, rows, info.shape[2])
             pattern += SUFFIX
             yield OutputTensor(names[pattern], shape, info.dtype, pieces), pattern
+
+        for name, info in self._nameless():
+            experts, rows, columns = info.shape
+            pieces = tuple(Piece(name, rows, start=e * rows) for e in range(experts))
+            yield OutputTensor(names[name], info.shape, info.dtype, pieces), name
+
+    def _nameless(self) -> Iterator[tuple[str, TensorInfo]]:
+        """Stacks of experts for whose parts no layout has a name."""
+        for name, info in self.stored.items():
+            outward = leaf_of(name) == "output_linear"
+            if not outward and leaf_of(name) != "input_linear":
+                continue
+            whole = len(info.shape) == 3 and holds_floats(info) and place_of(name).block is not None
+            if whole and not in_tower(name) and info.shape[1 if outward else 2] == self.hidden:
+                yield name, info
 
     def _whole(self, name: str, source: str, turned: bool = False) -> tuple[OutputTensor, str]:
         info = self.stored[source]
@@ -225,6 +257,8 @@ class _Reader:
             if len(info.shape) != 3 or leaf not in _STACKS or "expert" not in parent:
                 continue
             if in_tower(name) or place_of(name).block is None or not self._by_rows(parent):
+                continue
+            if self.is_beside(name):
                 continue
             parts = _STACKED.get(leaf, (leaf,))
             for index, part in enumerate(parts):

@@ -74,7 +74,7 @@ def _prepare_regrouping(
 def _prepare_floats(
     found: Resolved, label: str, options: ExportOptions, stack: ExitStack
 ) -> Prepared:
-    model = stack.enter_context(open_model(label, one_head=True))
+    model = stack.enter_context(open_model(label, gguf_only=True))
     if options.dtype is None and is_packed(model):
         return _prepare_codes(found, model, label, options)
     dtype = options.dtype or _plain_type(model)

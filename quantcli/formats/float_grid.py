@@ -50,6 +50,7 @@ _E4M3 = ml_dtypes.float8_e4m3fn
 _SMALLEST_E4M3 = np.float32(2**-9)
 _E4M3_STEPS = np.arange(128, dtype=np.uint8)[:-1].view(_E4M3).astype(np.float32)
 """Values of E4M3 codes 0 to 126."""
+_MINUS_ZERO = 8
 _CODES_ABOVE, _CODES_BELOW = 1, 6
 """E4M3 scales that are tried around that which brings the largest magnitude to 6: six codes are
 three quarters of an octave, below which the largest magnitude would be clipped by a third."""
@@ -62,7 +63,9 @@ class FloatGrid:
     ``strategy`` says what shares a scale: ``group_size`` weights of a row, a row ("channel"), the
     matrix ("tensor") or 128 x 128 weights ("block", whose rows at hand begin at a multiple of 128).
     ``scales`` is how a scale is stored, and ``scale_dtype`` of "float" ones "F32", "F16" or "BF16".
-    ``whole`` is NVFP4's scale of the matrix.
+    ``whole`` is NVFP4's scale of the matrix. ``mlx`` is for what ``mlx.core.quantize`` does
+    otherwise than compressed-tensors: powers of two are rounded up, so that nothing is clipped,
+    ties of FP4 go to the smaller magnitude, it has no minus zero, and scales may be zero.
     """
 
     kind: FloatKind
@@ -71,6 +74,7 @@ class FloatGrid:
     scales: ScaleKind = "float"
     scale_dtype: str = "F32"
     whole: float | None = None
+    mlx: bool = False
 
     zero: Literal["middle"] = "middle"
     symmetric: Literal[True] = True
@@ -83,7 +87,7 @@ class FloatGrid:
     @property
     def needs_whole(self) -> bool:
         """Whether `bind` is needed first."""
-        return self.scales == "E4M3"
+        return self.scales == "E4M3" and self.whole is None
 
     @property
     def label(self) -> str:
@@ -122,7 +126,7 @@ class FloatGrid:
 
     def bind(self, largest: float) -> FloatGrid:
         """The grid of a matrix whose largest magnitude is ``largest``, where that matters."""
-        if self.scales != "E4M3":
+        if not self.needs_whole:
             return self
         with np.errstate(divide="ignore", over="ignore"):
             whole = np.float32(448.0 * 6.0) / np.float32(largest)
@@ -177,7 +181,7 @@ class FloatGrid:
         codes = np.empty((count, columns), np.uint8)
         for part in iterate_chunks(count, columns):
             spread = self._spread(scales[part], columns)
-            codes[part] = _nearest(rows[part] / spread, self.kind)
+            codes[part] = self._nearest(rows[part], spread)
         return codes
 
     def dequantize(self, coded: GridCodes) -> Floats:
@@ -206,6 +210,8 @@ class FloatGrid:
             return np.asarray(np.frexp(scales)[1] + 126, np.uint8)
         scaled = np.minimum(scales * np.float32(self.whole or 1.0), np.float32(448))
         codes = np.asarray(scaled, np.float32).astype(_E4M3).view(np.uint8)
+        if self.mlx:
+            return codes
         # The reference takes 2**-3 where a scale rounds to zero; every weight there is zero then.
         return np.asarray(np.where(codes == 0, np.uint8(0x20), codes), np.uint8)
 
@@ -221,7 +227,7 @@ class FloatGrid:
         largest = self._largest(rows)
         tried: list[Floats]
         if self.scales == "E8M0":
-            usual = _power_under(largest, self.kind)
+            usual = (_power_above if self.mlx else _power_under)(largest, self.kind)
             half, double = np.float32(0.5), np.float32(2)
             tried = [usual] if search == "minmax" else [usual, usual * double, usual * half]
         elif self.scales == "E4M3":
@@ -260,11 +266,20 @@ class FloatGrid:
         self, rows: Floats, scales: Floats, importance: Floats | None, columns: int
     ) -> Floats:
         spread = self._spread(scales, columns)
-        missed = _values(self.kind)[_nearest(rows / spread, self.kind)] * spread - rows
+        codes = self._nearest(rows, spread)
+        missed = _values(self.kind)[codes] * spread - rows
         missed *= missed
         if importance is not None:
             missed *= importance
         return np.asarray(missed.reshape(len(rows), scales.shape[1], -1).sum(-1), np.float32)
+
+    def _nearest(self, rows: Floats, spread: Floats) -> Codes:
+        scaled = rows / np.where(spread == 0, np.float32(1), spread)
+        plain = self.mlx and self.kind == "E2M1"
+        codes = _nearest(np.asarray(scaled, np.float32), self.kind, even=not plain)
+        if plain:
+            codes[codes == _MINUS_ZERO] = 0
+        return codes
 
     def _largest(self, rows: Floats) -> Floats:
         """The largest magnitude under each scale, (rows, groups)."""
@@ -316,8 +331,10 @@ def _code_ranks(kind: FloatKind) -> Codes:
     return np.searchsorted(_levels(kind), _values(kind)).astype(np.uint8)
 
 
-def _nearest(scaled: Floats, kind: FloatKind) -> Codes:
-    """The nearest codes of values that are divided by their scale; ties go to the even code.
+def _nearest(scaled: Floats, kind: FloatKind, *, even: bool = True) -> Codes:
+    """The nearest codes of values that are divided by their scale.
+
+    Ties go to the ``even`` code, or to the smaller magnitude.
 
     The float32's own exponent and leading mantissa bits, rounded, are the code but for the bias;
     magnitudes below the least normal one are rounded as whole steps.
@@ -327,7 +344,7 @@ def _nearest(scaled: Floats, kind: FloatKind) -> Codes:
     magnitude = np.minimum(np.abs(scaled), np.float32(_LARGEST[kind]))
     bits = magnitude.view(np.uint32)
     codes = bits >> np.uint32(drop)
-    codes &= np.uint32(1)
+    codes &= np.uint32(even)
     codes += bits
     codes += np.uint32((1 << (drop - 1)) - 1)
     codes >>= np.uint32(drop)
@@ -335,7 +352,8 @@ def _nearest(scaled: Floats, kind: FloatKind) -> Codes:
     small = np.flatnonzero(magnitude < np.float32(2.0 ** (1 - bias)))
     if len(small):
         steps = np.float32(2.0 ** (mantissa + bias - 1))
-        codes.reshape(-1)[small] = np.rint(magnitude.reshape(-1)[small] * steps)
+        parts = magnitude.reshape(-1)[small] * steps
+        codes.reshape(-1)[small] = np.rint(parts) if even else np.ceil(parts - np.float32(0.5))
     sign = np.signbit(scaled).view(np.uint8) << np.uint8(7 if kind == "E4M3" else 3)
     return np.asarray(codes.astype(np.uint8) | sign, np.uint8)
 
@@ -349,6 +367,14 @@ def _power_under(largest: Floats, kind: FloatKind) -> Floats:
     exponent = (rounded >> np.uint32(23)).astype(np.int32) - 127
     exponent -= 2 if kind == "E2M1" else 8
     return np.asarray(np.ldexp(np.float32(1), np.clip(exponent, -127, 127)), np.float32)
+
+
+def _power_above(largest: Floats, kind: FloatKind) -> Floats:
+    """The least power of two under which no magnitude is beyond the largest code."""
+    mantissa, exponent = np.frexp(np.asarray(largest / np.float32(_LARGEST[kind]), np.float32))
+    exponent = np.where(mantissa == 0.5, exponent - 1, exponent)
+    power = np.ldexp(np.float32(1), np.clip(exponent, -127, 127))
+    return np.asarray(np.where(largest == 0, 1, power), np.float32)
 
 
 def _power(scales: Floats) -> Floats:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _HERE = "quantcli.layouts"
 FLOATS = "hf"
 """The layout without codes."""
+FP8 = "fp8"
+"""The layout of FP8 alone."""
 
 
 def _check_layout(found: object) -> str | None:
@@ -37,6 +39,7 @@ LAYOUTS = Registry(
         "gptq-v2": f"{_HERE}.gptq:GPTQ_V2",
         "awq": f"{_HERE}.awq:AWQ",
         MLX: f"{_HERE}.mlx:MLX",
+        FP8: f"{_HERE}.fp8:FP8",
     },
     _check_layout,
 )
@@ -58,6 +61,11 @@ STORAGES = Registry(
 def code_layouts() -> list[str]:
     """The names of the layouts that store codes."""
     return [name for name in LAYOUTS if name != FLOATS]
+
+
+def repacked_layouts() -> list[str]:
+    """Of these the ones that can hold a GGUF's own codes."""
+    return [name for name in code_layouts() if name != FP8]
 
 
 def find_layout(name: str) -> Layout:

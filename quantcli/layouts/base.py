@@ -157,6 +157,7 @@ class Grids:
 
 
 _GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
+_PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype"})
 _FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
 
 
@@ -184,9 +185,9 @@ def remark_experts(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]
 class Layout:
     """A model-folder format.
 
-    ``grids`` are for float activations, None where no codes are stored; ``activations`` are the
+    ``grids`` are for float activations, None where there are none; ``activations`` are the
     grids for activations that a runtime quantizes, by their name in a recipe. ``presets`` are its
-    named schemes. ``blocks`` packs the
+    named schemes, the first of which is the default where there are no grids. ``blocks`` packs the
     rows of a block format (uint8, in place of codes) as the same weights, by its name. ``read``
     returns a folder's quantized weights by name, if the ``quant_method`` of its settings is the
     layout's name; SourceError where it does not understand them. ``remark`` yields notes on what
@@ -198,6 +199,8 @@ class Layout:
     grids: Grids | None = None
     activations: Mapping[str, Grids] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=dict)
+    shorthands: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Presets by the names of activations and bits, where no grids of ``activations`` are meant."""
     blocks: Mapping[str, Packing] = field(default_factory=dict)
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False
@@ -213,10 +216,17 @@ class Layout:
     """The ``format`` in the headers of the safetensors files."""
 
     @property
+    def has_codes(self) -> bool:
+        """Whether weights are stored as codes."""
+        return self.grids is not None or bool(self.presets)
+
+    @property
     def takes(self) -> frozenset[str]:
         """The sections and single fields of a recipe that it takes."""
-        if self.grids is None:
+        if not self.has_codes:
             return _FLOAT_FIELDS
+        if self.grids is None:
+            return _PRESET_FIELDS
         found = _GRID_FIELDS | ({"activations"} if self.activations else set())
         return found | ({"scheme"} if self.presets else set())
 

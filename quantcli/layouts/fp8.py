@@ -1,18 +1,23 @@
 """FP8 checkpoints: which config.json means one, and the scales beside the weights.
 
-The scale is named with ``_scale_inv`` (DeepSeek; multiplied all the same) or ``_scale`` (FBGEMM,
+What is written is the form of DeepSeek and Qwen: E4M3 under a scale for each 128 x 128 weights. The
+scale is named with ``_scale_inv`` (DeepSeek; multiplied all the same) or ``_scale`` (FBGEMM,
 ModelOpt, compressed-tensors). Source: DeepSeek-V3's weight_dequant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.formats.float_grid import BLOCK, FloatGrid
+from quantcli.formats.integer import GridCodes
+from quantcli.layouts.base import FolderFacts, Layout, Packing, Patch, Preset, as_stored
 from quantcli.layouts.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
 from quantcli.layouts.settings import Settings
-from quantcli.types import TensorInfo
+from quantcli.layouts.stored import StoredTensors
+from quantcli.types import Declared, Matrix, TensorInfo
 
 METHODS = ("fp8", "fbgemm_fp8")
 
@@ -62,3 +67,49 @@ def find_scale(tensors: Mapping[str, TensorInfo], weight: TensorInfo) -> TensorI
         f"{weight.file}: tensor {weight.name!r} is {kind} but has no scale beside it "
         f"(looked for {weight.name}_scale_inv and {weight.name}_scale)"
     )
+
+
+def _declare(matrix: Matrix, grid: FloatGrid) -> list[Declared]:
+    shape = (-(-matrix.rows // BLOCK), grid.groups(matrix.columns))
+    return [
+        Declared(f"{matrix.module}.weight", E4M3, (matrix.rows, matrix.columns)),
+        Declared(f"{matrix.module}.weight{_SUFFIXES[0]}", grid.scale_dtype, shape),
+    ]
+
+
+def _place(matrix: Matrix, grid: FloatGrid, start: int, coded: GridCodes) -> Iterator[Patch]:
+    yield Patch(f"{matrix.module}.weight", coded.codes, start)
+    scales = as_stored(coded.scales[::BLOCK], grid)
+    yield Patch(f"{matrix.module}.weight{_SUFFIXES[0]}", scales, start // BLOCK)
+
+
+def _describe(subject: FolderFacts) -> dict[str, Any]:
+    return {
+        "quantization_config": {
+            "quant_method": METHODS[0],
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [BLOCK, BLOCK],
+            "modules_to_not_convert": list(subject.kept),
+        }
+    }
+
+
+def _read(source: StoredTensors, settings: Settings) -> Mapping[str, ScaledWeight]:
+    return find_fp8(source.tensors, settings)
+
+
+FP8 = Layout(
+    name=METHODS[0],
+    help="FP8 in blocks of 128 x 128, as DeepSeek and Qwen publish it, for vLLM and SGLang",
+    presets={
+        "FP8_BLOCK": Preset(
+            name="FP8_BLOCK",
+            help="FP8 in blocks of 128 x 128, for FP8 activations",
+            grid=FloatGrid("E4M3", "block", None, "float", "F32"),
+            packing=Packing(_declare, _place, _describe),
+            search="minmax",
+        )
+    },
+    read=_read,
+)

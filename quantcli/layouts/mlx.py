@@ -1,10 +1,10 @@
-"""MLX's affine mode, as ``mlx_lm`` writes and reads it; embeddings and the head are quantized too.
+"""MLX's folders, as ``mlx_lm`` writes and reads them; embeddings and the head are quantized too.
 
-A matrix, or a stack of them, is ``X.weight`` of dense 32-bit words along each row, ``X.scales`` and
-``X.biases``; a weight is ``scale * code + bias``. config.json gives bits and group size under
-``quantization``, for single modules under their names. mlx_lm sees by its scales whether a module
-is quantized, so nothing lists those that are not. The experts of a layer are one tensor for each
-projection. Modes other than "affine" are refused.
+In the affine mode a matrix, or a stack of them, is ``X.weight`` of dense 32-bit words along each
+row, ``X.scales`` and ``X.biases``; a weight is ``scale * code + bias``. config.json gives bits and
+group size under ``quantization``, for single modules under their names. mlx_lm sees by its scales
+whether a module is quantized, so nothing lists those that are not. The experts of a layer are one
+tensor for each projection. The other modes are in `mlx_floats`.
 
 Source: ``mlx.core.quantize``; its three bytes for eight 3-bit or four 6-bit codes, and five for
 eight 5-bit codes, are the same stream.
@@ -20,8 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import FolderFacts, Grids, Layout, Packing, Patch, as_stored
+from quantcli.layouts.mlx_floats import GRIDS as MODES
+from quantcli.layouts.mlx_floats import build_floats, describe_mode, list_presets
 from quantcli.layouts.settings import MLX as NAME
 from quantcli.layouts.settings import Settings, count
 from quantcli.layouts.stored import (
@@ -75,8 +78,11 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> I
 
 
 def _describe(subject: FolderFacts) -> dict[str, Any]:
-    grid = subject.grid
-    settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
+    grid = subject.parts[0].grid
+    if isinstance(grid, FloatGrid):
+        settings = describe_mode(grid)
+    else:
+        settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
     stored_head = "lm_head" in (*subject.quantized, *subject.kept)
     return {
         **_older_keys(subject.config),
@@ -126,6 +132,8 @@ def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowW
             f"{words.file}: tensor {words.name!r} is packed, but {settings.where} says it is not"
         )
     mode = values.get("mode", "affine")
+    if mode in MODES:
+        return build_floats(source, words, mode)
     if mode != "affine":
         raise settings.refuse(f"mode {mode}")
     bits = count(values, "bits", settings.where)
@@ -171,7 +179,7 @@ def _usage(name: str) -> str:
 
 MLX = Layout(
     name=NAME,
-    help="2 to 8 bits with biases, embeddings and head included, for mlx_lm",
+    help="2 to 8 bits with biases, or FP4 and FP8, embeddings and head included, for mlx_lm",
     grids=Grids(
         BITS,
         Packing(_declare, _place, _describe),
@@ -179,6 +187,7 @@ MLX = Layout(
         group=_USUAL_GROUP,
         groups=GROUPS,
     ),
+    presets=list_presets(_describe),
     read=find_mlx,
     embeddings=True,
     stacked=True,

@@ -43,7 +43,7 @@ def find_matrices(
     apart = {tensor.name for tensor in model.mtp_tensors}
     for tensor in model.tensors:
         outer = kind_of(tensor.name) in (Kind.HEAD, Kind.EMBEDDING)
-        if not may_be_quantized(tensor.name, tensor.shape, model.arch):
+        if not tensor.pieces or not may_be_quantized(tensor.name, tensor.shape, model.arch):
             continue
         if (outer and not embeddings) or tensor.name in apart:
             continue
@@ -165,7 +165,7 @@ def kept_modules(
     left = whole_stacks(model)
     if model.untabled is not None:
         embeddings |= model.untabled.embeddings
-        left = [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
+        left += [n for n in model.untabled.left if len(model.store.tensors[n].shape) > 2]
     kept = {matrix.module for matrix in dropped} | ({"lm_head"} if head else set())
     kept |= {name.removesuffix(_SUFFIX) for name in left}
     for name, info in model.store.tensors.items():

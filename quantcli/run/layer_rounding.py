@@ -55,7 +55,7 @@ from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import OutputFisher
 from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
 from quantcli.training.end_to_end import Task, train_end_to_end
-from quantcli.types import Event, OutputTensor
+from quantcli.types import Event, Note, OutputTensor
 from quantcli.workers import Workers, workers
 
 
@@ -263,6 +263,9 @@ class _RoundingVisitor(Visitor):
         outcomes: list[Outcome] = []
         for name in names:
             if name not in self.work.codecs:
+                continue
+            if name in self.store:
+                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
                 continue
             tensor = self.tensors[name]
             packed[name], outcome = round_tensor(

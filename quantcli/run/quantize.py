@@ -91,7 +91,7 @@ def _open(
         pre=recipes[0].pre,
         vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
         table=any(r.to == GGUF for r in recipes),
-        one_head=all(r.to == GGUF for r in recipes),
+        gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,
         template=read_template(template) if (template := recipes[0].chat_template) else None,
         on_progress=on_fetch,

@@ -32,8 +32,8 @@ SETTINGS_PATTERNS = (
     "vocab.txt",
     "README.md",
 )
-CHECKPOINT_PATTERNS = ("model*.safetensors", *SETTINGS_PATTERNS)
-CHECKPOINT_IGNORED = ("*/*.safetensors", "[!0-9]*/*.json")
+CHECKPOINT_PATTERNS = ("model*.safetensors", "[0-9]*_Dense/model.safetensors", *SETTINGS_PATTERNS)
+CHECKPOINT_IGNORED = ("[!0-9]*/*.safetensors", "[!0-9]*/*.json")
 """Sub-folders hold other forms of the model (ONNX, the authors' own layout); those whose names
 begin with a number are the stages of sentence-transformers, such as "1_Pooling"."""
 

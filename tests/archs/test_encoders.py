@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.gguf_models import read_config, write_model
+from support.results import Record, record_error
 from support.tiny_models import ENCODERS, TRANSLATORS
 
 import quantcli
@@ -32,7 +33,11 @@ _SILU = ("nomic-bert", "modern-bert-silu", "eurobert", "qwen3")
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("count", LENGTHS)
 def test_float32_embeddings_are_those_of_transformers(
-    name: str, count: int, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    count: int,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """Each token's, in texts shorter and longer than a window."""
     from support.llama_embeddings import llama_embeddings
@@ -41,7 +46,7 @@ def test_float32_embeddings_are_those_of_transformers(
     found, expected = llama_embeddings(file, _tokens(count)), _reference(checkpoint(name), count)[0]
     assert expected.std() > 0.1, "flat embeddings would hide a fault"
     bound = BOUND if name.startswith(_SILU) else GELU_BOUND
-    assert np.abs(found - expected).max() / expected.std() < bound
+    assert record_error(record_property, checkpoint(name), found, expected) < bound
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -65,7 +70,11 @@ def test_scores_are_those_of_transformers(
 @pytest.mark.parametrize("name", TRANSLATORS)
 @pytest.mark.parametrize("count", LENGTHS)
 def test_translators_logits_are_those_of_transformers(
-    name: str, count: int, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    count: int,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """The head's scale included, which llama.cpp does not compute."""
     from support.llama_logits import llama_logits
@@ -75,7 +84,7 @@ def test_translators_logits_are_those_of_transformers(
     found = llama_logits(file, written, context=320, before=read)
     expected = _translated(checkpoint(name), read, written)
     assert expected.std() > 0.1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < GELU_BOUND
+    assert record_error(record_property, checkpoint(name), found, expected) < GELU_BOUND
 
 
 @pytest.mark.parametrize("name", TRANSLATORS)
@@ -226,3 +235,44 @@ def test_what_needs_a_next_token_is_refused(
     for model in (folder, gguf(name, "Q8_0")):
         with pytest.raises(ArchitectureError, match=f"{encoder} evaluated by its predictions"):
             quantcli.evaluate([model], text)
+
+
+def test_the_layers_behind_pooling_are_sentence_transformers(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """EmbeddingGemma's two, from its size to another and back."""
+    from safetensors.numpy import save_file
+    from support.llama_embeddings import llama_embeddings
+
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint("gemma-embedding"), folder)
+    kinds = ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]
+    stages = [
+        {"type": f"sentence_transformers.models.{kind}", "path": f"{i}_{kind}" if i else ""}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(stages))
+    for stage in stages[1:4]:
+        (folder / stage["path"]).mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    rng, expected = np.random.default_rng(3), _reference(folder, 40)[0].mean(axis=0)
+    for path, (columns, rows) in (("2_Dense", (64, 96)), ("3_Dense", (96, 64))):
+        settings = {
+            "in_features": columns, "out_features": rows, "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }  # fmt: skip
+        (folder / path / "config.json").write_text(json.dumps(settings))
+        weight = rng.normal(0, columns**-0.5, (rows, columns)).astype(np.float32)
+        save_file({"linear.weight": weight}, folder / path / "model.safetensors")
+        expected = weight @ expected
+    done = quantcli.quantize(folder, tmp_path / "model.gguf", type="F32")
+    assert not any("Dense" in note.message for note in done.notes)
+    found = llama_embeddings(done.paths[0], _tokens(40), pooling=-1)
+    assert np.abs(found - expected).max() < GELU_BOUND * expected.std()
+    settings["activation_function"] = "torch.nn.modules.activation.Tanh"
+    (folder / "3_Dense" / "config.json").write_text(json.dumps(settings))
+    other = quantcli.quantize(folder, tmp_path / "other.gguf", type="F32")
+    assert any("has the stage Dense" in note.message for note in other.notes)
+    pooled = _reference(folder, 40)[0].mean(axis=0)
+    found = llama_embeddings(other.paths[0], _tokens(40), pooling=-1)
+    assert np.abs(found - pooled).max() < GELU_BOUND * pooled.std()

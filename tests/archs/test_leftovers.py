@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def _changed(folder: Path, path: Path, change: Callable[[dict[str, Any]], None])
 
 
 def _notes(folder: Path) -> tuple[set[str], list[str]]:
-    with open_model(folder, vocabulary=False, one_head=True) as model:
+    with open_model(folder, vocabulary=False, gguf_only=True) as model:
         return {tensor.name for tensor in model.tensors}, [note.message for note in model.notes]
 
 
@@ -87,3 +88,34 @@ def test_an_adapter_beside_a_model_is_remarked(checkpoint: Checkpoint, tmp_path:
     (note,) = _notes(folder)[1]
     assert note.startswith(f"{folder / 'adapter_model.safetensors'} is an adapter, which is left")
     assert "peft: merge_and_unload" in note
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_reranker_known_by_its_name_ranks(tied: bool, tmp_path: Path) -> None:
+    """llama.cpp's scores are the softmax of the two answers' logits at the last token."""
+    transformers = pytest.importorskip("transformers")
+    from support.llama_embeddings import llama_embeddings
+    from support.llama_logits import llama_logits
+    from support.tiny_models import build
+
+    folder = build("qwen3", tmp_path / "Qwen3-Reranker-tiny",
+                   changes={"tie_word_embeddings": tied})  # fmt: skip
+    # The tiny tokenizer has no "yes", so what its last merge makes is called so.
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    ids, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    last = merges.pop()
+    ids["yes"] = ids.pop("".join(last.split() if isinstance(last, str) else last))
+    yes, no = ids["yes"], ids["no"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = quantcli.quantize(folder, tmp_path / "m.gguf", type="F32")
+    assert any("by its name this is Qwen3-Reranker" in note.message for note in done.notes)
+    tokens = np.random.default_rng(0).integers(3, 4000, 40).tolist()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens])).logits[0]
+    scores = llama_embeddings(done.paths[0], tokens, pooling=-1)
+    expected = logits[-1, [yes, no]].softmax(-1).numpy()
+    np.testing.assert_allclose(scores[0], expected, atol=1e-4)
+    # It writes text as before.
+    found = llama_logits(done.paths[0], tokens)
+    np.testing.assert_allclose(found, logits.numpy(), atol=1e-3)

@@ -23,7 +23,6 @@ from quantcli.errors import (
     QuantcliError,
     UnknownArchitectureError,
 )
-from quantcli.model import open_model
 from quantcli.types import TensorInfo
 
 Checkpoint = Callable[..., Path]
@@ -44,10 +43,14 @@ APART = {
     "step35": "its table knows that stacks of experts have the names of matrices",
     "nemotron-h-moe": "its table knows that experts are those of an MLP, which is called a mixer",
     "nemotron-h-latent": "its table knows that experts are those of an MLP, called a mixer",
+    "granite-moe-stacked": "its table knows that the family is published in other stacks",
     "mixtral-stacked": "its table knows the names under which Mixtral publishes experts",
 }
-"""Models whose folder without a table is another, and why; those with a block for multi-token
-prediction besides, which only a table knows to leave as it is."""
+"""Models whose folder without a table is another, and why."""
+
+TYPES_APART = ("Falcon", "NemotronH", "GraniteMoe")
+"""Classes whose decoded folders differ in the choice of types: Falcon's head takes eight bits,
+Nemotron-H counts heads by layer, Granite's experts are two tensors of a GGUF."""
 
 QUICK = {"gemma3-images", "gpt2", "llama", "lfm2", "qwen3-moe", "qwen3-moe-stacked"}
 
@@ -67,15 +70,18 @@ def without_tables(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     [
         pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
         for name in MODELS
-        if name not in APART and not MODELS[name].beside
+        if name not in APART
     ],
 )
 def test_a_folder_without_a_table_is_that_with_one(
     name: str, checkpoint: Checkpoint, tmp_path: Path, without_tables: Callable[[], None]
 ) -> None:
     source = checkpoint(name)
-    # What GGUF holds transposed is rounded in blocks that a checkpoint does not have.
-    layouts = [each for each in LAYOUTS if each != "hf" or not MODELS[name].absorbed]
+    tiny = MODELS[name]
+    # What GGUF holds transposed is rounded in blocks that a checkpoint does not have, and blocks
+    # for multi-token prediction are kept without a table.
+    apart = tiny.absorbed or tiny.beside or tiny.model.startswith(TYPES_APART)
+    layouts = [each for each in LAYOUTS if each != "hf" or not apart]
     tabled = {each: _make(source, tmp_path / "tabled" / each, each) for each in layouts}
     assert any(isinstance(files, dict) for files in tabled.values())
     without_tables()
@@ -92,10 +98,8 @@ def test_a_folder_without_a_table_is_that_with_one(
 def _make(source: Path, output: Path, layout: str) -> dict[str, bytes] | QuantcliError:
     """The folder's files, or why there is none."""
     output.parent.mkdir(exist_ok=True)
-    # One mixture looks at the architecture: Falcon's head takes eight bits.
-    pure = layout == "hf" and "Falcon" in (source / "config.json").read_text()
     try:
-        quantcli.quantize(source, output, threads=1, pure=pure, **LAYOUTS[layout])
+        quantcli.quantize(source, output, threads=1, **LAYOUTS[layout])
     except QuantcliError as refused:
         return refused
     return {path.name: path.read_bytes() for path in output.iterdir()}
@@ -206,19 +210,19 @@ def test_small_matrices_that_do_not_fit_are_kept_with_a_remark(
         checkpoint("zamba2"), tmp_path / "w4", to="compressed-tensors", group_size=32
     )
     (remark,) = (note.message for note in done.notes if "small matrices" in note.message)
-    assert remark.startswith("4 small matrices do not fit int4 g32 of --to compressed-tensors")
+    assert remark.startswith("4 small matrices do not fit --to compressed-tensors and are kept")
 
 
 def test_what_is_kept_and_large_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with open_model(checkpoint("jetmoe"), vocabulary=False, table=False) as model:
-        assert model.untabled is not None
-        assert set(model.untabled.left) == {
-            f"model.layers.{i}.{each}.weight"
-            for i in range(2)
-            for block in ("mlp.", "self_attention.experts.")
-            for each in (f"{block}input_linear", f"{block}output_linear")
-        }
-        assert "25% of the weights, are none by name and kept" in model.untabled.remark
+    done = quantcli.quantize(checkpoint("jetmoe"), tmp_path / "w4", to="awq", group_size=32)
+    (remark,) = (note.message for note in done.notes if "stacks of experts" in note.message)
+    assert remark.startswith("8 stacks of experts are kept as they are")
+    shapes = {"model.embed_tokens.weight": (64, 8), "model.layers.0.mlp.up.weight": (8, 8)}
+    free = read_untabled({}, _stored(**shapes, **{"model.layers.0.memory": (64, 16)}))
+    assert list(free.left) == ["model.layers.0.memory"]
+    assert free.remark.endswith(
+        "model.layers.0.memory, 64% of the weights, is none by name and kept"
+    )
 
 
 def _stored(**shapes: tuple[int, ...]) -> dict[str, TensorInfo]:

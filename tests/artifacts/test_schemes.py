@@ -12,7 +12,9 @@ import pytest
 
 import quantcli
 from quantcli.errors import PlanError, UsageError
+from quantcli.formats import native
 from quantcli.layouts.compressed_tensors.presets import PRESETS
+from quantcli.model import open_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -127,6 +129,23 @@ def test_transformers_computes_with_the_decoded_weights(
         assert 0 < error < (FOUR_BITS if PRESETS[name].inputs["num_bits"] == 4 else ACTIVATIONS)
 
 
+@pytest.mark.parametrize(
+    ("activations", "bits", "name"),
+    [("int8", 4, "W4A8"), ("fp8", 4, "W4AFP8"), ("fp8", 8, "FP8_DYNAMIC"), ("int8", 8, "W8A8")],
+)
+def test_bits_and_activations_say_a_scheme(
+    activations: str, bits: int, name: str, mini: Path, tmp_path: Path
+) -> None:
+    short = quantcli.quantize(
+        mini, tmp_path / "short", to="compressed-tensors", bits=bits, activations=activations
+    ).paths[0]
+    named = make(mini, tmp_path / "named", name)
+    assert settings(short) == settings(named)
+    one, other = tensors(short), tensors(named)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key].float(), other[key].float()) for key in one)
+
+
 def test_schemes_of_some_modules(mini: Path, tmp_path: Path) -> None:
     """FP4 for one part, FP8 for another; what no pattern names stays as it is."""
     folder = make(mini, tmp_path / "out", r"mlp\.=NVFP4A16", "layers.0.self_attn=fp8_dynamic")
@@ -181,3 +200,46 @@ def test_what_is_refused(
     with pytest.raises((UsageError, PlanError), match=sentence):
         make(mini, tmp_path / "out", *schemes, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+def test_mlx_modes_are_mlxs_own(mode: str, mini: Path, tmp_path: Path) -> None:
+    """Of its rule the bytes, of the searched scales the decoded weights."""
+    mx = pytest.importorskip("mlx.core")
+    source = mx.load(str(mini / "model.safetensors"))
+    for search in ("minmax", "mse"):
+        folder = quantcli.quantize(
+            mini, tmp_path / search, to="mlx", scheme=[mode], range=search
+        ).paths[0]
+        found = mx.load(str(folder / "model.safetensors"))
+        config = json.loads((folder / "config.json").read_text())
+        assert config["quantization"]["mode"] == mode
+        module = "model.layers.1.self_attn.q_proj"
+        ours = found[f"{module}.weight"], found[f"{module}.scales"]
+        weight = source[f"{module}.weight"].astype(mx.float32)
+        if search == "minmax":
+            for part, theirs in zip(ours, mx.quantize(weight, mode=mode), strict=True):
+                assert mx.array_equal(part, theirs)
+        decoded = np.array(mx.dequantize(*ours, mode=mode).astype(mx.float32))
+        with open_model(folder, vocabulary=False) as model:
+            read = native.to_float32(model.store.read_rows(f"{module}.weight", 0, len(decoded)))
+        # mlx decodes to bfloat16.
+        assert np.allclose(read, decoded, rtol=2**-8)
+
+
+def test_fp8_is_the_form_of_deepseek(mini: Path, tmp_path: Path) -> None:
+    """Codes times ``weight_scale_inv`` by block, as its ``weight_dequant`` has it."""
+    folder = quantcli.quantize(mini, tmp_path / "fp8", to="fp8").paths[0]
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["weight_block_size"]) == ("fp8", [128, 128])
+    assert "lm_head" in config["modules_to_not_convert"]
+    stored, module = tensors(folder), "model.layers.0.mlp.up_proj"
+    scale = stored[f"{module}.weight_scale_inv"]
+    weight = tensors(mini)[f"{module}.weight"].float()
+    assert torch.equal(scale[0, 0], weight[:128, :128].abs().max() / 448)
+    spread = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    rows, columns = weight.shape
+    expected = stored[f"{module}.weight"].float() * spread[:rows, :columns]
+    assert float((expected - weight).norm() / weight.norm()) < 0.03
+    decoded = quantcli.quantize(folder, tmp_path / "decoded", to="hf", type="F32").paths[0]
+    assert torch.equal(tensors(decoded)[f"{module}.weight"], expected)

@@ -156,3 +156,21 @@ def test_transforms_are_refused_where_nothing_says_what_they_may_change(
             **extra,
         )  # fmt: skip
     assert "HeliumForCausalLM" in refused.value.message
+
+
+@pytest.mark.slow
+def test_weights_that_layers_share_are_summed_up_and_rounded_once(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    source, options = checkpoint("zamba2"), {"ctx": 32, "chunks": 2, "data": NOVEL}
+    done = quantcli.calibrate(source, output=tmp_path / "c.gguf", **options)
+    counts = {name: int(count.sum()) for name, count in done.calibration.counts.items()}
+    assert counts["blk.1.shared_transformer.self_attn.q_proj.weight"] == 2 * 64
+    assert counts["blk.0.ssm_in.weight"] == 64
+    rounded = quantcli.quantize(
+        source, tmp_path / "w4", to="compressed-tensors", group_size=32, method="gptq",
+        calibrate=[], chunks=4,
+    )  # fmt: skip
+    names = [tensor["tensor"] for tensor in rounded.document["tensors"]]
+    assert len(set(names)) == len(names)
+    assert any("serves several layers" in note.message for note in rounded.notes)

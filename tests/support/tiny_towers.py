@@ -330,6 +330,20 @@ TINY: dict[str, TinyTower] = {
         (224, 336),
         flattened,
     ),
+    "exaone4.5": TinyTower(
+        "Exaone4_5_ForConditionalGeneration",
+        {
+            "text_config": BASE | {"model_type": "exaone4"},
+            "vision_config": _QWEN
+            | {"depth": 4, "num_heads": 4, "num_key_value_heads": 2, "hidden_size": 96}
+            | {"out_hidden_size": WIDTH, "patch_size": 14, "window_size": 112}
+            | {"fullatt_block_indexes": [1, 3]},
+            **_IMAGE_TOKENS,
+        },
+        (224, 336),
+        flattened,
+        {"min_pixels": 1024, "max_pixels": 100_000},
+    ),
     "qwen3-vl": TinyTower(
         "Qwen3VLForConditionalGeneration",
         {

@@ -26,6 +26,7 @@ TOWERS = Registry(
         "LightOnOcrForConditionalGeneration": "quantcli.archs.towers.pixtral:LIGHTON_OCR",
         "Glm4vForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
         "Glm4vMoeForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM4V",
+        "Exaone4_5_ForConditionalGeneration": "quantcli.archs.towers.exaone4_5:EXAONE4_5",
         "GlmOcrForConditionalGeneration": "quantcli.archs.towers.glm4v:GLM_OCR",
         "PaddleOCRVLForConditionalGeneration": "quantcli.archs.towers.paddleocr:PADDLEOCR_VL",
         "JanusForConditionalGeneration": "quantcli.archs.towers.janus:JANUS",

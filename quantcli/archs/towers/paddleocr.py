@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.archs.config import check_fixed, class_name, number
+from quantcli.archs.config import check_fixed, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
-from quantcli.archs.towers.parts import check_base, patches, tensor, vision_dims
+from quantcli.archs.towers.parts import check_base, patches, pixel_keys, tensor, vision_dims
 from quantcli.archs.towers.siglip import ENCODER
-from quantcli.errors import ArchitectureError
-from quantcli.types import MetaValue, u32
+from quantcli.types import MetaValue
 
 _DEFAULTS = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
@@ -50,26 +49,12 @@ def _rules(wrapper: Wrapper) -> tuple[Rule, ...]:
     return _RULES
 
 
-def _pixels(wrapper: Wrapper, name: str, edge: str) -> int:
-    """How many pixels the processor leaves at least or at most."""
-    size = wrapper.processor.get("size")
-    found = wrapper.processor.get(name, size.get(edge) if isinstance(size, dict) else None)
-    if not isinstance(found, int):
-        raise ArchitectureError(
-            f"{name} of the image processor of {class_name(wrapper.config)} is {found!r}, "
-            "expected a number of pixels",
-            hint="fetch preprocessor_config.json from the model's repository",
-        )
-    return found
-
-
 def _keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     config = _vision(wrapper)
     return {
         **vision_keys(wrapper, dims, "paddleocr", number(config, "layer_norm_eps")),
         **activation_keys(config),
-        "vision.image_min_pixels": u32(_pixels(wrapper, "min_pixels", "shortest_edge")),
-        "vision.image_max_pixels": u32(_pixels(wrapper, "max_pixels", "longest_edge")),
+        **pixel_keys(wrapper),
     }
 
 

@@ -14,6 +14,7 @@ from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Part, Rule, Size
 from quantcli.archs.towers.base import Wrapper
 from quantcli.errors import ArchitectureError
+from quantcli.types import MetaValue, u32
 
 
 def tensor(name: str, source: str, *shape: Size, optional: bool = False) -> Rule:
@@ -158,3 +159,23 @@ def refuse_swapped(wrapper: Wrapper, dims: Dims) -> None:
             f"the tower of {class_name(wrapper.config)} has intermediate_size {dims['ff']} equal "
             "to hidden_size, and llama.cpp would swap the two matrices of its MLP"
         )
+
+
+def pixel_keys(wrapper: Wrapper) -> dict[str, MetaValue]:
+    """How many pixels the processor leaves at least and at most, where llama.cpp asks for both."""
+    return {
+        "vision.image_min_pixels": u32(_pixels(wrapper, "min_pixels", "shortest_edge")),
+        "vision.image_max_pixels": u32(_pixels(wrapper, "max_pixels", "longest_edge")),
+    }
+
+
+def _pixels(wrapper: Wrapper, name: str, edge: str) -> int:
+    size = wrapper.processor.get("size")
+    found = wrapper.processor.get(name, size.get(edge) if isinstance(size, dict) else None)
+    if not isinstance(found, int):
+        raise ArchitectureError(
+            f"{name} of the image processor of {class_name(wrapper.config)} is {found!r}, "
+            "expected a number of pixels",
+            hint="fetch preprocessor_config.json from the model's repository",
+        )
+    return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from quantcli.archs.config import check_fixed, class_name, integer, number
+from quantcli.archs.config import Config, check_fixed, class_name, integer, number
 from quantcli.archs.decoder import biased
 from quantcli.archs.rules import Dims, Rule
 from quantcli.archs.towers.base import Tower, Wrapper, activation_keys, vision_keys
@@ -44,11 +44,16 @@ _ATTENTION = (
     *thirds(_AT, f"{_OF}.attn.qkv"),
     *biased(tensor(f"{_AT}.attn_out.weight", f"{_OF}.attn.proj.weight", "hidden", "hidden")),
 )
-_PROJECTOR = biased(
+PROJECTOR = biased(
     tensor("mm.0.weight", "visual.merger.mlp.0.weight", "merged", "merged"),
     tensor("mm.2.weight", "visual.merger.mlp.2.weight", "width", "merged"),
 )
-_NORMS = (
+GATED_MLP = biased(
+    tensor(f"{_AT}.ffn_gate.weight", f"{_OF}.mlp.gate_proj.weight", "ff", "hidden"),
+    tensor(f"{_AT}.ffn_up.weight", f"{_OF}.mlp.up_proj.weight", "ff", "hidden"),
+    tensor(f"{_AT}.ffn_down.weight", f"{_OF}.mlp.down_proj.weight", "hidden", "ff"),
+)
+NORMS = (
     tensor(f"{_AT}.ln1.weight", f"{_OF}.norm1.weight", "hidden"),
     tensor(f"{_AT}.ln2.weight", f"{_OF}.norm2.weight", "hidden"),
     tensor("v.post_ln.weight", "visual.merger.ln_q.weight", "hidden"),
@@ -82,17 +87,12 @@ def _qwen2_rules(wrapper: Wrapper) -> tuple[Rule, ...]:
         tensor(f"{_AT}.ffn_down.weight", f"{_OF}.mlp.fc2.weight", "hidden", "ff"),
     )
     patches = frames("visual.patch_embed.proj.weight")
-    return (*patches, *_ATTENTION, *_PROJECTOR, *biased(*_NORMS, *mlp))
+    return (*patches, *_ATTENTION, *PROJECTOR, *biased(*NORMS, *mlp))
 
 
 def _qwen2_5_rules(wrapper: Wrapper) -> tuple[Rule, ...]:
-    mlp = (
-        tensor(f"{_AT}.ffn_gate.weight", f"{_OF}.mlp.gate_proj.weight", "ff", "hidden"),
-        tensor(f"{_AT}.ffn_up.weight", f"{_OF}.mlp.up_proj.weight", "ff", "hidden"),
-        tensor(f"{_AT}.ffn_down.weight", f"{_OF}.mlp.down_proj.weight", "hidden", "ff"),
-    )
     patches = frames("visual.patch_embed.proj.weight")
-    return (*patches, *_ATTENTION, *_PROJECTOR, *_NORMS, *biased(*mlp))
+    return (*patches, *_ATTENTION, *PROJECTOR, *NORMS, *GATED_MLP)
 
 
 def _qwen2_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
@@ -102,20 +102,28 @@ def _qwen2_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
     }
 
 
-def _qwen2_5_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
-    config = _qwen2_5(wrapper)
-    check_fixed(config, {"window_size": (112,)})
+def window_pattern(config: Config, layers: int) -> int:
+    """How many layers there are from one with full attention to the next, the first included.
+
+    ArchitectureError where they are not evenly spaced, as llama.cpp has them.
+    """
     full = integers(config, "fullatt_block_indexes")
-    every = full[0] + 1 if full else dims["layers"] + 1
-    if full != list(range(every - 1, dims["layers"], every)):
+    every = full[0] + 1 if full else layers + 1
+    if full != list(range(every - 1, layers, every)):
         raise ArchitectureError(
             f"fullatt_block_indexes of {class_name(config)} in config.json is {full}, but "
             "llama.cpp's layers with full attention are evenly spaced"
         )
+    return every
+
+
+def _qwen2_5_keys(wrapper: Wrapper, dims: Dims) -> dict[str, MetaValue]:
+    config = _qwen2_5(wrapper)
+    check_fixed(config, {"window_size": (112,)})
     return {
         **vision_keys(wrapper, dims, "qwen2.5vl_merger", EPSILON),
         **activation_keys(config),
-        "vision.n_wa_pattern": u32(every),
+        "vision.n_wa_pattern": u32(window_pattern(config, dims["layers"])),
     }
 
 
