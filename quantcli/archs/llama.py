@@ -147,8 +147,12 @@ MIXTRAL = Architecture(
     folds=DECODER,
 )
 
-INTERNLM3 = replace(LLAMA, fixed={**_FIXED, "bias": (False,), "qkv_bias": (False,)})
-"""InternLM 3, whose class comes with the checkpoints alone."""
+INTERNLM3 = replace(
+    LLAMA,
+    fixed={**_FIXED, "bias": (False,), "qkv_bias": (False,)},
+    defaults={**LLAMA.defaults, "head_dim": 128, "rms_norm_eps": 1e-5},
+)
+"""InternLM 3, whose class is Llama's in transformers."""
 
 
 def _xverse(header: Header) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from quantcli.archs.mamba_mixer import (
     mamba2_keys,
 )
 from quantcli.archs.rules import Dims, Rule
+from quantcli.errors import ArchitectureError
 from quantcli.types import MetaValue, boolean, f32, u32
 
 _CONTEXT = 2**20
@@ -72,7 +73,16 @@ def _sizes(config: Config) -> dict[str, int]:
 
 def _dims(config: Config) -> dict[str, int]:
     sizes = _sizes(config)
-    return {**sizes, **mamba1_dims(config, sizes["hidden"], _MAMBA)}
+    hidden = sizes["hidden"]
+    # Falcon-Mamba's config.json has an expand that its intermediate_size belies.
+    inner = config.get("intermediate_size")
+    inner = integer(config, "expand") * hidden if inner is None else inner
+    if inner != 2 * hidden:
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has mixers {inner!r} wide (intermediate_size, or "
+            f"expand times hidden_size), but llama.cpp needs twice hidden_size {hidden}"
+        )
+    return {**sizes, **mamba1_dims(config, hidden, _MAMBA)}
 
 
 def _dims2(config: Config) -> dict[str, int]:
@@ -186,10 +196,11 @@ MAMBA = Architecture(
     defaults={
         **_DEFAULTS,
         "tie_word_embeddings": True,
+        "expand": 2,
         "state_size": 16,
         "time_step_rank": "auto",
     },
-    fixed={**_FIXED, "expand": (2,)},
+    fixed=_FIXED,
     renames=_RENAMES,
     folds=_FOLDS,
     loads_packed=False,

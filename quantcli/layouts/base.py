@@ -199,6 +199,8 @@ class Layout:
     grids: Grids | None = None
     activations: Mapping[str, Grids] = field(default_factory=dict)
     presets: Mapping[str, Preset] = field(default_factory=dict)
+    shorthands: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    """Presets by the names of activations and bits, where no grids of ``activations`` are meant."""
     blocks: Mapping[str, Packing] = field(default_factory=dict)
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False

@@ -140,8 +140,9 @@ class Recipe:
     )
     activations: str | None = declare(
         ACTIVATIONS,
-        "Quantize activations too, with a dynamic scale per token (W8A8; compressed-tensors).",
-        "int8",
+        "Let the runtime quantize activations too, with a dynamic scale per token: int8 with 8 or "
+        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8).",
+        "int8|fp8",
     )
     range: str | None = declare(
         GRID,

@@ -128,9 +128,34 @@ def find_grids(recipe: Recipe) -> tuple[Layout, Grids]:
     if recipe.activations not in layout.activations:
         raise UsageError(
             f"--activations {recipe.activations} is not known",
-            hint=f"{', '.join(layout.activations)} is",
+            hint="known: "
+            + ", ".join(dict.fromkeys([*layout.activations, *(k for k, _ in layout.shorthands)])),
         )
     return layout, layout.activations[recipe.activations]
+
+
+def find_shorthand(recipe: Recipe) -> tuple[Layout, str] | None:
+    """The preset that a recipe's activations and bits stand for; UsageError for other bits."""
+    layout = find_output_layout(recipe.to)
+    if layout is None or recipe.activations is None:
+        return None
+    bits = [number for kind, number in layout.shorthands if kind == recipe.activations]
+    if not bits or (recipe.bits not in bits and recipe.activations in layout.activations):
+        return None
+    number = max(bits) if recipe.bits is None else recipe.bits
+    if number not in bits:
+        raise UsageError(
+            f"--to {recipe.to} has no {number}-bit weights with {recipe.activations} activations",
+            hint=f"it has {' and '.join(map(str, bits))}",
+        )
+    for name in ("group_size", "symmetric"):
+        if getattr(recipe, name) is not None:
+            raise UsageError(
+                f"{FIELDS[name].flag} is not for --bits {number} --activations "
+                f"{recipe.activations}",
+                hint=f"it is the scheme {layout.shorthands[recipe.activations, number]}",
+            )
+    return layout, layout.shorthands[recipe.activations, number]
 
 
 def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[SchemeRule, ...]:
@@ -196,7 +221,10 @@ def make_preset(
 
 
 def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
-    """The grid of an integer layout for a model of that dtype ("BF16", "F16", "F32")."""
+    """The grid of a layout for a model of that dtype ("BF16", "F16", "F32")."""
+    short = find_shorthand(recipe)
+    if short is not None:
+        return make_preset(recipe, *short, dtype, has_importance)
     layout, grids = find_grids(recipe)
     what = f" with {recipe.activations} activations" if recipe.activations else ""
     bits = recipe.bits or grids.usual_bits

@@ -117,8 +117,6 @@ def _left_alone(
         return None
     if not from_gguf and is_always_f32(tensor.name, tensor.shape):
         return Decision("F32", "kept in full precision: F32")
-    if not from_gguf and not left and request.file_type.is_float:
-        return None  # The converter gives it the file's type, which quantizes nothing.
     dtype = _EXACT.get(tensor.dtype, tensor.dtype)
     if isinstance(dtype, PackedType):
         dtype = "F32"
@@ -127,6 +125,8 @@ def _left_alone(
             f"{tensor.name} is stored as {tensor.dtype}, which cannot be written to a GGUF",
             hint="known: " + ", ".join(FORMATS),
         )
+    if not from_gguf and not left and request.file_type.is_float:
+        return None  # The converter gives it the file's type, which quantizes nothing.
     why = "left as it is" if left else "never quantized"
     return Decision(dtype, f"{why}: {dtype}")
 

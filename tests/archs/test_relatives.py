@@ -101,7 +101,8 @@ RELATIVES = {
     "InternLM3ForCausalLM": Relative(
         "llama-tied",
         {
-            "model_type": "internlm3", "qkv_bias": False, "bias": False, "rope_theta": 3000.0,
+            "model_type": "internlm3", "qkv_bias": False, "bias": False, "head_dim": 16,
+            "rope_theta": 3000.0,
             "rope_scaling": {"rope_type": "dynamic", "factor": 6.0},
         },
     ),

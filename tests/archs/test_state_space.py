@@ -59,7 +59,8 @@ REFUSED = [
         {"tie_word_embeddings": True, "lm_head_multiplier": 0.5},
         "lm_head_multiplier to 0.5",
     ),
-    ("mamba-12", {"expand": 4}, "expand"),
+    ("mamba-12", {"intermediate_size": None, "expand": 4}, "mixers 1024 wide"),
+    ("mamba-12", {"intermediate_size": 768}, "mixers 768 wide"),
     ("mamba-12", {"use_bias": True}, "use_bias"),
     ("mamba-12", {"time_step_rank": "small"}, "time_step_rank"),
     ("mamba2-12", {"time_step_limit": [0.001, math.inf]}, "time_step_limit"),
@@ -140,3 +141,10 @@ def test_what_differs_from_transformers_is_said() -> None:
     (note,) = find_architecture(nemotron).notes(nemotron)
     assert "time_step_min 0.001" in note
     assert find_architecture(nemotron).notes({**nemotron, "time_step_min": 0.0}) == ()
+
+
+def test_the_width_of_a_mamba_counts_before_its_expansion() -> None:
+    for name in ("MambaForCausalLM", "FalconMambaForCausalLM"):
+        config = config_of("mamba-12", architectures=[name])
+        assert keys({**config, "expand": 16}) == keys(config)
+        assert keys(config)["ssm.inner_size"] == 2 * config["hidden_size"]

@@ -129,6 +129,23 @@ def test_transformers_computes_with_the_decoded_weights(
         assert 0 < error < (FOUR_BITS if PRESETS[name].inputs["num_bits"] == 4 else ACTIVATIONS)
 
 
+@pytest.mark.parametrize(
+    ("activations", "bits", "name"),
+    [("int8", 4, "W4A8"), ("fp8", 4, "W4AFP8"), ("fp8", 8, "FP8_DYNAMIC"), ("int8", 8, "W8A8")],
+)
+def test_bits_and_activations_say_a_scheme(
+    activations: str, bits: int, name: str, mini: Path, tmp_path: Path
+) -> None:
+    short = quantcli.quantize(
+        mini, tmp_path / "short", to="compressed-tensors", bits=bits, activations=activations
+    ).paths[0]
+    named = make(mini, tmp_path / "named", name)
+    assert settings(short) == settings(named)
+    one, other = tensors(short), tensors(named)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key].float(), other[key].float()) for key in one)
+
+
 def test_schemes_of_some_modules(mini: Path, tmp_path: Path) -> None:
     """FP4 for one part, FP8 for another; what no pattern names stays as it is."""
     folder = make(mini, tmp_path / "out", r"mlp\.=NVFP4A16", "layers.0.self_attn=fp8_dynamic")

@@ -102,8 +102,8 @@ USAGE = {
     "bits of awq": (["--to", "awq", "--bits", "8"], "--to awq has no 8-bit weights", "it has 4"),
     "bits of mlx": (["--to", "mlx", "--bits", "7"], "--to mlx has no 7-bit weights", "5, 6, 8"),
     "bits of w8a8": (
-        ["--to", "compressed-tensors", "--activations", "int8", "--bits", "4"],
-        "has no 4-bit weights with int8 activations", "it has 8",
+        ["--to", "compressed-tensors", "--activations", "int8", "--bits", "6"],
+        "has no 6-bit weights with int8 activations", "it has 8",
     ),
     "symmetric awq": (["--to", "awq", "--symmetric"], "--to awq has no symmetric", "leave it out"),
     "symmetric mlx": (["--to", "mlx", "--symmetric"], "--to mlx has no symmetric", "leave it out"),
@@ -124,7 +124,11 @@ USAGE = {
         "--activations is not for --to gptq", "for: compressed-tensors",
     ),
     "other activations": (
-        ["--to", "compressed-tensors", "--activations", "fp8"], "--activations fp8", "int8",
+        ["--to", "compressed-tensors", "--activations", "int2"], "--activations int2", "int8, fp8",
+    ),
+    "bits of FP8": (
+        ["--to", "compressed-tensors", "--activations", "fp8", "--bits", "6"],
+        "no 6-bit weights with fp8 activations", "4 and 8",
     ),
     "type of gptq": (["--to", "gptq", "--type", "Q4_0"], "--type is not for", "for: gguf, hf"),
     "groups of gguf": (["--group-size", "32"], "--group-size is not for --to gguf", "gptq, "),
