@@ -186,6 +186,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         **decoder_keys(config, dims, epsilon="layer_norm_epsilon"),
         EPSILON: f32(positive(config, "layer_norm_epsilon")),
         **mamba2_keys(dims),
+        "rope.scaling.finetuned": boolean(False),
         "feed_forward_length": array(
             "i32",
             [width if kind in (_MLP, _EXPERTS) else 0 for kind in kinds] + behind_width,
@@ -206,6 +207,7 @@ def _keys(config: Config, dims: Dims) -> dict[str, MetaValue]:
         "expert_shared_feed_forward_length": u32(dims["shared_ff"]),
         "expert_shared_count": u32(integer(config, "n_shared_experts")),
         "expert_group_count": u32(1),
+        "expert_group_used_count": u32(1),
         "expert_weights_norm": boolean(flag(config, "norm_topk_prob")),
         "expert_weights_scale": f32(positive(config, "routed_scaling_factor")),
     }

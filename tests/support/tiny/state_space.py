@@ -47,7 +47,7 @@ _NEMOTRON_H: dict[str, Any] = {
     "pad_token_id": None,
     "layer_norm_epsilon": 0.01,
     "ssm_state_size": 24,
-    "mamba_num_heads": 6,
+    "mamba_num_heads": 12,
     "mamba_head_dim": 16,
     "n_groups": 2,
     "chunk_size": 32,
