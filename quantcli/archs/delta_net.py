@@ -8,7 +8,8 @@ attention in a list of truth values, one for each block.
 Behind the last layer these models have a block for multi-token prediction, of which llama.cpp runs
 one.
 
-Refused: heads of keys and values that differ in size, and another epsilon than 1e-6, which
+Refused: models in which all layers are of one kind, at which llama.cpp aborts; heads of keys and
+values that differ in size, and another epsilon than 1e-6, which
 llama.cpp takes for the length of keys as well, where transformers has 1e-6.
 Sources: Gated DeltaNet (arXiv:2412.06464), transformers' modeling_qwen3_next.py and
 modeling_qwen3_5.py, llama.cpp's src/models/qwen3next.cpp and qwen35.cpp, conversion/qwen.py.
@@ -255,5 +256,10 @@ def _kinds(config: Config) -> list[str]:
         raise ArchitectureError(
             f"layer_types of {class_name(config)} in config.json is {found!r}, expected one of "
             f"{' and '.join(_KINDS)} for each of {layers} layers"
+        )
+    if set(found) != set(_KINDS):
+        raise ArchitectureError(
+            f"config.json of {class_name(config)} has {layers} layers of {found[0]} "
+            "(num_hidden_layers, layer_types), but llama.cpp runs it with layers of both kinds only"
         )
     return found

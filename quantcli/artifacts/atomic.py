@@ -67,7 +67,7 @@ def refuse_node(path: Path) -> None:
 def _is_stream(path: Path) -> bool:
     """Whether the path is an open file's other name, such as /dev/stdout or /dev/fd/1."""
     try:
-        target = path.parent / os.readlink(path)
+        target = path.parent / path.readlink()
     except OSError:
         return False
     return any(_PROC in (place.parent, *place.parent.resolve().parents) for place in (path, target))

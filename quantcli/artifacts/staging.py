@@ -21,6 +21,7 @@ from quantcli.errors import OutputError
 MARK = ".quantcli"
 """A file in the folder, by which it is known as ours."""
 
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -39,13 +40,13 @@ class Staging:
 
     def clear(self) -> None:
         """Remove everything but the mark; links go, what they point to stays."""
-        for entry in os.scandir(self.folder):
-            if entry.name == MARK:
+        for path in self.folder.iterdir():
+            if path.name == MARK:
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             else:
-                os.unlink(entry.path)
+                path.unlink()
 
     def remove(self) -> None:
         """Remove the folder, as far as the disk lets us, and give its lock back."""

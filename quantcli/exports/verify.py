@@ -38,6 +38,8 @@ from quantcli.types import Event, MetaValue, Note, OutputTensor
 
 DIGEST = "quantcli.source.digest"
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3")
+_HUGE = 1 << 28
+"""Weights beyond this are more than any block with float16 scales holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,8 @@ def _measure(
     stored = against.read_rows(other, slab.start, slab.stop)
     leaf = hash_rows(stored)
     wanted = _decode(other, stored)
+    if wanted is not None and fault is None:
+        fault = _find_lost(model, tensor, values, against, wanted, slab.start)
     if wanted is None or fault is not None:
         return _Part(_Sums(), leaf, fault)
     wide = wanted.astype(np.float64)
@@ -196,6 +200,28 @@ def _find_fault(model: Model, tensor: OutputTensor, values: NDArray[Any], start:
     return (
         f"{model.path}: {tensor.name} ({tensor.dtype}) has {what} {values[row, column]} at row "
         f"{start + row}, column {column}"
+    )
+
+
+def _find_lost(
+    model: Model,
+    tensor: OutputTensor,
+    values: NDArray[Any],
+    against: Model,
+    wanted: NDArray[Any],
+    start: int,
+) -> str | None:
+    """A huge weight of the source of which less than half is left: beyond the format's reach."""
+    if np.abs(wanted).max(initial=0.0) < _HUGE:
+        return None
+    huge = np.abs(wanted.astype(np.float64))
+    lost = (huge >= _HUGE) & (np.abs(values.astype(np.float64) - wanted) > huge / 2)
+    if not lost.any():
+        return None
+    row, column = (int(i) for i in np.unravel_index(int(np.argmax(lost)), lost.shape))
+    return (
+        f"{model.path}: {tensor.name} ({tensor.dtype}) lost the weight {wanted[row, column]!s} of "
+        f"{against.path} at row {start + row}, column {column}: {values[row, column]!s} is left"
     )
 
 

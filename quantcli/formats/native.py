@@ -20,6 +20,9 @@ from quantcli.formats.grids import install_grid
 
 _STORED = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30, "float8_e4m3fn": 63}
 """NumPy's name of a stored dtype, and the type id by which the kernels know it."""
+_SUPER = 256
+_REACH = np.float32(1 << 28)
+"""No block with float16 scales holds this: 65504 * 128 * 32, Q6_K's largest weight, is less."""
 
 
 class UnencodableError(WeightError):
@@ -84,6 +87,8 @@ def encode(
     if bad >= 0:
         raise _not_finite(rows, bad)
     _refuse_overflow(fmt, kernel, rows, flat)
+    if fmt.block >= _SUPER:
+        _refuse_lost(fmt, rows)
     return packed
 
 
@@ -159,6 +164,9 @@ def _refuse_overflow(fmt: BlockFormat, kernel: int, rows: NDArray[Any], flat: By
             return
         row, first = divmod((start + found) * fmt.block, columns)
         values = rows[row, first : first + fmt.block].astype(np.float64)
+        if fmt.half_scales and np.abs(whole := rows[row].astype(np.float64)).max() >= _REACH:
+            # Its square overflowed in a sum over the row, and so did other blocks' scales.
+            first, values = 0, whole
         column = int(np.abs(values).argmax())
         value = float(values[column])
         if abs(value) > fmt.holds:
@@ -167,6 +175,29 @@ def _refuse_overflow(fmt: BlockFormat, kernel: int, rows: NDArray[Any], flat: By
             verb = "underflows" if fmt.byte_scales and abs(value) <= 1 else "overflows"
             raise UnencodableError(row, first + column, value, f"{verb} {what}")
         start += found + 1
+
+
+def _refuse_lost(fmt: BlockFormat, rows: NDArray[Any]) -> None:
+    """UnencodableError for a weight that is beyond every scale of 256 weights.
+
+    The search's squares overflow for it, and some of llama.cpp's searches then give up and write
+    zeros; smaller blocks divide their largest weight, so their scale overflows by itself.
+    """
+    if rows.dtype == np.float16 or not rows.size:
+        return
+    wide = rows if rows.dtype.name in ("float32", "bfloat16") else to_float32(rows)
+    bits = np.dtype(f"i{wide.itemsize}")
+    limit = int(_REACH.astype(wide.dtype).view(bits))
+    # Bits of one sign are in the order of magnitudes, and integers compare faster than bfloat16.
+    whole = wide.view(bits)
+    if whole.max() < limit and wide.view(f"u{wide.itemsize}").max() < limit + (
+        1 << 8 * wide.itemsize - 1
+    ):
+        return
+    values = np.abs(to_float32(wide))
+    row, column = divmod(int(np.argmax(values >= _REACH)), rows.shape[1])
+    scale = f"overflows a float16 scale of {fmt.name}"
+    raise UnencodableError(row, column, float(rows[row, column]), scale)
 
 
 def _stored_id(rows: NDArray[Any]) -> int:

@@ -23,7 +23,9 @@ def source_notes(tensors: Sequence[OutputTensor], decisions: Mapping[str, Decisi
     again: dict[str, int] = defaultdict(int)
     for tensor in tensors:
         to = decisions[tensor.name].format
-        if tensor.dtype == NEARLY_LOSSLESS != to or (_is_packed(tensor) and to not in _FLOATS):
+        if to == tensor.dtype:
+            continue
+        if tensor.dtype == NEARLY_LOSSLESS or (_is_packed(tensor) and to not in _FLOATS):
             again[tensor.dtype] += 1
     return [
         Note(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.gguf_models import read_config, read_stored, write_model
+from support.results import Record, record_error
 from support.tiny_models import build
 
 import quantcli
@@ -82,7 +83,7 @@ def ling(glm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [64, 300])
 def test_logits_are_those_of_the_same_weights_in_transformers(
-    glm: Path, ling: Path, count: int, tmp_path: Path
+    glm: Path, ling: Path, count: int, tmp_path: Path, record_property: Record
 ) -> None:
     from support.llama_logits import llama_logits
 
@@ -94,7 +95,7 @@ def test_logits_are_those_of_the_same_weights_in_transformers(
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0].numpy()
     assert expected.std() > 1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < 1e-3
+    assert record_error(record_property, ling, found, expected) < 1e-3
 
 
 def test_a_gguf_gives_the_checkpoint_back(ling: Path, tmp_path: Path) -> None:

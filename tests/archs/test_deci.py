@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.gguf_models import read_config, read_stored, write_model
+from support.results import Record, record_error
 from support.tiny.base import LLAMA3_ROPE, VOCAB
 from support.tiny_models import TOKENIZER, draw
 
@@ -133,7 +134,7 @@ def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("count", [64, 300])
 def test_logits_are_those_of_the_layers(
-    model: Any, folder: Path, count: int, tmp_path: Path
+    model: Any, folder: Path, count: int, tmp_path: Path, record_property: Record
 ) -> None:
     from support.llama_logits import llama_logits
 
@@ -143,7 +144,7 @@ def test_logits_are_those_of_the_layers(
     with torch.no_grad():
         expected = model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
     assert expected.std() > 1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < 1e-3
+    assert record_error(record_property, folder, found, expected) < 1e-3
 
 
 def test_a_gguf_gives_the_checkpoint_back(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.gguf_models import read_config, write_model
+from support.results import Record, record_error
 from support.tiny_models import ENCODERS, TRANSLATORS
 
 import quantcli
@@ -32,7 +33,11 @@ _SILU = ("nomic-bert", "modern-bert-silu", "eurobert", "qwen3")
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("count", LENGTHS)
 def test_float32_embeddings_are_those_of_transformers(
-    name: str, count: int, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    count: int,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """Each token's, in texts shorter and longer than a window."""
     from support.llama_embeddings import llama_embeddings
@@ -41,7 +46,7 @@ def test_float32_embeddings_are_those_of_transformers(
     found, expected = llama_embeddings(file, _tokens(count)), _reference(checkpoint(name), count)[0]
     assert expected.std() > 0.1, "flat embeddings would hide a fault"
     bound = BOUND if name.startswith(_SILU) else GELU_BOUND
-    assert np.abs(found - expected).max() / expected.std() < bound
+    assert record_error(record_property, checkpoint(name), found, expected) < bound
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -65,7 +70,11 @@ def test_scores_are_those_of_transformers(
 @pytest.mark.parametrize("name", TRANSLATORS)
 @pytest.mark.parametrize("count", LENGTHS)
 def test_translators_logits_are_those_of_transformers(
-    name: str, count: int, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    count: int,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """The head's scale included, which llama.cpp does not compute."""
     from support.llama_logits import llama_logits
@@ -75,7 +84,7 @@ def test_translators_logits_are_those_of_transformers(
     found = llama_logits(file, written, context=320, before=read)
     expected = _translated(checkpoint(name), read, written)
     assert expected.std() > 0.1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < GELU_BOUND
+    assert record_error(record_property, checkpoint(name), found, expected) < GELU_BOUND
 
 
 @pytest.mark.parametrize("name", TRANSLATORS)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from support.results import Record, record
 from support.tiny_models import MODELS
 
 import quantcli
@@ -37,7 +38,10 @@ FOLDER_NOISE = 1e-5
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gptq_leaves_less_divergence_than_the_encoder(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """On held-out text, and every matrix of a layer that the encoder rounds is rounded by it.
 
@@ -46,13 +50,18 @@ def test_gptq_leaves_less_divergence_than_the_encoder(
     before, after, missed = compare_gptq(checkpoint(name), tmp_path, chunks=MODELS[name].chunks)
     with open_model(checkpoint(name), vocabulary=False) as model:
         unseen = {tensor.name for tensor in model.mtp_tensors}
+    if before > UNSEEN:
+        record(record_property, checkpoint(name), gptq=after / before)
     assert missed <= unseen
     assert after < max(before, UNSEEN)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_packed_folder_is_the_decoded_model_in_transformers(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     pytest.importorskip("compressed_tensors")
     if MODELS[name].transposed:
@@ -65,7 +74,9 @@ def test_a_packed_folder_is_the_decoded_model_in_transformers(
         )
         assert any("transformers cannot load" in note.message for note in done.notes)
         return
-    assert compare_folder(checkpoint(name), tmp_path) < FOLDER_NOISE
+    error = compare_folder(checkpoint(name), tmp_path)
+    record(record_property, checkpoint(name), folder=error)
+    assert error < FOLDER_NOISE
 
 
 def compare_gptq(source: Path, folder: Path, chunks: int = 12) -> tuple[float, float, set[str]]:

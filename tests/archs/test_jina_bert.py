@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.gguf_models import read_config, read_stored, write_model
+from support.results import Record, record_error
 from support.tiny.base import VOCAB
 from support.tiny_models import TOKENIZER, draw
 
@@ -120,7 +121,7 @@ def _embeddings(weights: dict[str, Any], tokens: list[int]) -> Any:
 
 @pytest.mark.parametrize("count", [40, 300])
 def test_embeddings_are_those_of_the_formulas(
-    weights: dict[str, Any], folder: Path, count: int, tmp_path: Path
+    weights: dict[str, Any], folder: Path, count: int, tmp_path: Path, record_property: Record
 ) -> None:
     from support.llama_embeddings import llama_embeddings
 
@@ -128,7 +129,7 @@ def test_embeddings_are_those_of_the_formulas(
     found = llama_embeddings(write_model(folder, tmp_path / "m.gguf", dtype="F32"), tokens)
     expected = _embeddings(weights, tokens)
     assert expected.std() > 0.1, "flat embeddings would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < 4e-3
+    assert record_error(record_property, folder, found, expected) < 4e-3
 
 
 def test_a_gguf_gives_the_checkpoint_back(folder: Path, tmp_path: Path) -> None:

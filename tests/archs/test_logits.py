@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.gguf_models import write_model
+from support.results import Record, record
 from support.tiny_models import MODELS
 
 torch = pytest.importorskip("torch")
@@ -41,9 +42,13 @@ Measured: 0.01 to 0.055. A router near a tie moves single tokens by more."""
 
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_logits_are_those_of_transformers(
-    name: str, checkpoint: Callable[..., Path], tmp_path: Path
+    name: str,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     errors = _compare(checkpoint(name), name, tmp_path, "F32", count=64)
+    record(record_property, checkpoint(name), logits=errors.max())
     assert errors.max() < F32_BOUND
 
 

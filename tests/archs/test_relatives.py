@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.gguf_models import read_config, read_stored, write_model
+from support.results import Record, record_error
 from support.tiny.base import LONG_ROPE
 from support.tiny_models import build
 
@@ -162,7 +163,7 @@ def theirs(name: str, ours: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.mark.parametrize("count", [64, 300])
 def test_logits_are_those_of_the_same_weights_in_transformers(
-    ours: Path, theirs: Path, count: int, tmp_path: Path
+    ours: Path, theirs: Path, count: int, tmp_path: Path, record_property: Record
 ) -> None:
     from support.llama_logits import llama_logits
 
@@ -177,7 +178,7 @@ def test_logits_are_those_of_the_same_weights_in_transformers(
     with torch.no_grad():
         expected = model(torch.tensor([tokens])).logits[0].numpy()
     assert expected.std() > 1, "flat logits would hide a fault"
-    assert np.abs(found - expected).max() / expected.std() < 1e-3
+    assert record_error(record_property, theirs, found, expected) < 1e-3
 
 
 def test_a_gguf_gives_the_checkpoint_back(name: str, theirs: Path, tmp_path: Path) -> None:

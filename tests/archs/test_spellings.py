@@ -273,6 +273,14 @@ def test_attention_stands_where_old_files_say_by_an_interval() -> None:
             keys({**QWEN3_5, "layer_types": wrong})
 
 
+@pytest.mark.parametrize(
+    "change", [{"num_hidden_layers": 3}, {"layer_types": ["full_attention"] * 4}]
+)
+def test_layers_of_one_kind_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ArchitectureError, match="with layers of both kinds only"):
+        keys({**QWEN3_5, **change})
+
+
 def test_heads_of_a_delta_net_have_one_size() -> None:
     for change in ({"linear_value_head_dim": 64}, {"linear_num_value_heads": 17}):
         with pytest.raises(ArchitectureError, match="needs one size and a multiple"):

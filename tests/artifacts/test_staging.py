@@ -158,7 +158,7 @@ def test_without_locks_who_makes_the_folder_has_it(
     target = tmp_path / "a.bin"
     write(target)
     held = claim(target)
-    with pytest.raises(OutputError, match="no locks that would tell.*remove it if none is"):
+    with pytest.raises(OutputError, match=r"no locks that would tell.*remove it if none is"):
         write(target)
     assert (held.folder / staging.MARK).exists()
     held.remove()

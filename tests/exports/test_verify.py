@@ -9,6 +9,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 
 import quantcli
+from quantcli.errors import WeightError
 from quantcli.exports.verify import VerificationDone, verify
 from quantcli.types import Note
 
@@ -97,6 +98,24 @@ def test_what_is_not_finite_is_named(case: tuple[str, int, bytes, str], file: Pa
     import re
 
     assert re.search(words, problem)
+
+
+def test_a_huge_weight_that_became_nothing_is_a_problem(mini: Path, tmp_path: Path) -> None:
+    """As of a source with a flipped exponent bit, and an artifact that an older version wrote."""
+    (sound,) = quantcli.quantize(mini, tmp_path / "sound.gguf", type="F32").paths
+    reader = GGUFReader(sound, "r+")
+    weights = next(t for t in reader.tensors if t.name == "blk.1.ffn_up.weight").data
+    kept = float(weights[2, 3])
+    weights[2, 3] = 1e18
+    weights.flush()
+    del reader, weights
+    (artifact,) = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q8_0").paths
+    assert kept < 1
+    (problem,) = run(artifact, sound).problems
+    assert "blk.1.ffn_up.weight (Q8_0) lost the weight 1e+18 of " in problem
+    assert "at row 2, column 3" in problem
+    with pytest.raises(WeightError, match=r"tensor blk\.1\.ffn_up\.weight: the weight 1e18|1e\+18"):
+        quantcli.quantize(sound, tmp_path / "again.gguf", type="Q6_K")
 
 
 def test_missing_and_misshapen_tensors_are_problems(mini: Path, tmp_path: Path) -> None:

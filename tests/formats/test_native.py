@@ -150,6 +150,26 @@ def test_a_scale_that_overflows_is_refused(fmt: BlockFormat, isa: str) -> None:
     assert (caught.value.row, caught.value.column) == (3, columns - 7)
 
 
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F64"])
+@pytest.mark.parametrize("value", [2.0**28, 1e18, -1e20, 1e30, -3e38])
+def test_a_weight_that_no_scale_reaches_is_refused(
+    fmt: BlockFormat, stored: str, value: float
+) -> None:
+    """A flipped bit of an exponent; some of llama.cpp's searches write zeros for it."""
+    if not fmt.half_scales and fmt.first_infinite is None:
+        pytest.skip("no float16 scales")
+    if fmt.block == 1:
+        pytest.skip("no scales")
+    x = np.random.default_rng(5).normal(0, 0.02, (3, 512)).astype(STORED[stored])
+    x[1, 300] = value
+    for importance in (None, np.linspace(0.1, 2, 512, dtype=np.float32)):
+        if importance is None and fmt.needs_importance:
+            continue
+        with pytest.raises(native.UnencodableError, match=f"overflows .*{fmt.name}") as refused:
+            native.encode(fmt, x, importance)
+        assert (refused.value.row, refused.value.column) == (1, 300)
+
+
 @pytest.mark.parametrize("value", [2688.0, -2688.0, 1600.0])
 def test_nvfp4_keeps_what_its_largest_scale_holds(isa: str, value: float) -> None:
     fmt, x = get_format("NVFP4"), rows.make("random", 6, 192)

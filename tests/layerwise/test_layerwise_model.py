@@ -15,6 +15,8 @@ transformers = pytest.importorskip("transformers")
 IDS = [7, 5, 7, *range(300, 361)]
 ROUNDING = 1e-5
 """Experts run one by one sum in another order than transformers' grouped product."""
+_CONVOLVED = ("falcon-h1", "falcon-mamba", "mamba", "jamba")
+"""Whose convolutions torch sums in an order that goes by where the weights lie in memory."""
 
 
 def _logits(path: Path, config: dict[str, Any]) -> Any:
@@ -52,7 +54,7 @@ def _config(folder: Path) -> dict[str, Any]:
 def test_logits_of_a_checkpoint(name: str, checkpoint: Callable[..., Path]) -> None:
     wanted, config = _reference(checkpoint(name))
     found = _logits(checkpoint(name), config)
-    bound = ROUNDING if MODELS[name].routed else 0
+    bound = ROUNDING if MODELS[name].routed or name.startswith(_CONVOLVED) else 0
     assert (found - wanted).abs().max() <= bound
 
 

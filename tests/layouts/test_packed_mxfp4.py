@@ -84,7 +84,9 @@ def _pack_one(codes: NDArray[np.uint8], scale: int) -> bytes:
 
 
 def test_codes_are_copied_where_the_type_is_mxfp4(folder: Path, tmp_path: Path) -> None:
-    file = quantcli.quantize(folder, tmp_path / "m.gguf", type="MXFP4_MOE").paths[0]
+    done = quantcli.quantize(folder, tmp_path / "m.gguf", type="MXFP4_MOE")
+    assert not any("second time" in note.message for note in done.notes)
+    file = done.paths[0]
     exported = quantcli.export(folder, tmp_path / "e.gguf", to="gguf").paths[0]
     tensors = load_file(folder / "model.safetensors")
     for path in (file, exported):
