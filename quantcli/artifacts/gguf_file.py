@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
@@ -211,6 +211,10 @@ def prepare_gguf(
     layouts = _lay_out(metadata, shards)
     artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force)
     if check:
+        read = {info.file for info in model.store.tensors.values()}
+        if importance is not None and importance.path.name:
+            read.add(importance.path)
+        refuse_own(artifact.paths, read)
         refuse_existing(artifact.paths, force=force)
         check_disk(artifact.nbytes, output.parent)
     return artifact

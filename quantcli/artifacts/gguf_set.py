@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
@@ -27,7 +27,6 @@ from quantcli.artifacts.gguf_shards import GgufShards
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import SLAB_BYTES, cut_slabs
 from quantcli.artifacts.write import ArtifactPart, Chunk
-from quantcli.errors import UsageError
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
 from quantcli.plan.budget import check_disk
 from quantcli.sources.ggml_types import GGML_TYPES
@@ -106,7 +105,7 @@ def prepare_gguf_set(
     layouts = lay_out_shards(metadata, entries)
     job = GgufSet(store, dict(zip(paths, groups, strict=True)), layouts, force)
     if check:
-        _refuse_own(store, paths)
+        refuse_own(paths, store.files)
         refuse_existing(paths, force=force)
         check_disk(job.nbytes, output.parent)
     return job
@@ -115,13 +114,3 @@ def prepare_gguf_set(
 def _alignment(metadata: Mapping[str, MetaValue]) -> int:
     found = metadata.get(ALIGNMENT_KEY)
     return DEFAULT_ALIGNMENT if found is None else int(found.value)
-
-
-def _refuse_own(store: GgufCheckpoint, paths: Sequence[Path]) -> None:
-    own = {file.resolve() for file in store.files}
-    for path in paths:
-        if path.resolve() in own:
-            raise UsageError(
-                f"{path} would be written over the file that is read",
-                hint="name another one with -o",
-            )

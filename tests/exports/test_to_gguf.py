@@ -12,6 +12,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 
 import quantcli
+from quantcli.artifacts.imatrix_container import Calibration, pack_gguf
 from quantcli.errors import OutputError, SourceError, UsageError
 
 
@@ -145,3 +146,31 @@ def test_shards_must_belong_together(
         open_export([*one, whole], "gguf", options),
     ):
         pass
+
+
+def test_nothing_is_written_over_what_is_read(whole: Path, tmp_path: Path) -> None:
+    """Whatever is made of it, and by whichever of its names."""
+    own = tmp_path / "own.gguf"
+    own.write_bytes(whole.read_bytes())
+    link = tmp_path / "link.gguf"
+    link.symlink_to(own)
+    for output in (own, link):
+        with pytest.raises(UsageError, match="written over the file that is read"):
+            quantcli.quantize(own, output, type="Q4_0", allow_requantize=True, force=True)
+        for to, more in (("gguf", {"dtype": "f16"}), ("ollama", {}), ("card", {})):
+            with pytest.raises(UsageError, match="written over the file that is read"):
+                quantcli.export(own, output, to=to, force=True, **more)
+    assert own.read_bytes() == whole.read_bytes()
+
+
+def test_an_importance_matrix_is_not_replaced_by_what_it_helps_to_make(
+    mini: Path, tmp_path: Path
+) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    name = "blk.0.attn_q.weight"
+    sums = {name: np.ones((1, 256))}
+    matrix.write_bytes(pack_gguf(Calibration(sums, {name: np.array([1])}, ("t",), 1, 512)))
+    before = matrix.read_bytes()
+    with pytest.raises(UsageError, match="written over the file that is read"):
+        quantcli.quantize(mini, matrix, type="Q4_0", imatrix=str(matrix), force=True)
+    assert matrix.read_bytes() == before
