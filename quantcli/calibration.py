@@ -104,6 +104,7 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
         f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
         + (f" ({available} were there)" if available > count else "")
     )
+    yield from (Note(remark, "warning") for remark in run.windows.remarks)
     if run.model.untabled is not None:
         yield Note(run.model.untabled.remark)
     if checkpoint.done:
