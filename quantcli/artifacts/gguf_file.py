@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,11 @@ class GgufFile(GgufShards):
     layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
-    hashed: ClassVar[bool] = True
+
+    @property
+    def hashed(self) -> bool:
+        """It records the model's digest."""
+        return True
 
     @property
     def label(self) -> str:

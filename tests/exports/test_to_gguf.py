@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +174,49 @@ def test_an_importance_matrix_is_not_replaced_by_what_it_helps_to_make(
     with pytest.raises(UsageError, match="written over the file that is read"):
         quantcli.quantize(mini, matrix, type="Q4_0", imatrix=str(matrix), force=True)
     assert matrix.read_bytes() == before
+
+
+def _set_ids(paths: Iterable[Path]) -> set[str]:
+    return {str(GGUFReader(p).fields["quantcli.split.id"].contents()) for p in paths}
+
+
+@pytest.mark.parametrize("reader", ["verify", "merge", "quantize"])
+def test_a_mixture_of_two_runs_is_not_read(mini: Path, tmp_path: Path, reader: str) -> None:
+    """Recipes that differ in the last shard alone, whose files have the same tensors."""
+    sets = []
+    for name, rules in (("a", ()), ("b", ("blk.3.ffn_down=Q4_1",))):
+        output = tmp_path / name / "m.gguf"
+        output.parent.mkdir()
+        done = quantcli.quantize(
+            mini, output, type="Q4_0", tensor_types=rules, split_max_size="500K"
+        )
+        sets.append(done.paths)
+    assert [path.name for path in sets[0]] == [path.name for path in sets[1]]
+    mixed = sets[0][0].with_name(sets[0][1].name)
+    mixed.write_bytes(sets[1][1].read_bytes())
+    with pytest.raises(SourceError, match=r"-00002-of-.*is of another run than m-00001-of-"):
+        if reader == "verify":
+            quantcli.export(sets[0][0], verify=True)
+        elif reader == "merge":
+            quantcli.export(sets[0][0], tmp_path / "merged.gguf", to="gguf")
+        else:
+            quantcli.quantize(sets[0][0], tmp_path / "q.gguf", type="Q2_K", allow_requantize=True)
+
+
+def test_a_set_has_the_same_id_whenever_it_is_made(whole: Path, tmp_path: Path) -> None:
+    """And another one where a weight differs, though nothing else does."""
+    damaged = tmp_path / "other.gguf"
+    data = bytearray(whole.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    found = []
+    for name, source in (("a", whole), ("b", whole), ("c", damaged)):
+        paths = quantcli.export(
+            source, tmp_path / f"{name}.gguf", to="gguf", split_max_size="1M"
+        ).paths
+        found.append(_set_ids(paths))
+        merged = tmp_path / f"{name}-whole.gguf"
+        quantcli.export(paths[0], merged, to="gguf")
+        assert merged.read_bytes() == source.read_bytes()
+    assert [len(ids) for ids in found] == [1, 1, 1]
+    assert found[0] == found[1] != found[2]
