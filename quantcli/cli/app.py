@@ -66,6 +66,10 @@ class _Command(TyperCommand):
     """A command that refuses an option of one value given twice, which typer drops unsaid."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        root = ctx.find_root().obj
+        if "--json" in args and isinstance(root, Output):
+            # Already, so that wrong usage is told as JSON too.
+            root.json = True
         given, _, order = self.make_parser(ctx).parse_args(list(args))
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (
@@ -145,7 +149,8 @@ for _name in COMMANDS:
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line ``args`` (default: the process's own); returns the exit code."""
-    output = Output(debug="--debug" in (sys.argv[1:] if args is None else args))
+    given = sys.argv[1:] if args is None else args
+    output = Output(debug="--debug" in given, json="--json" in given)
     try:
         code = get_command(app).main(args, prog_name="quantcli", standalone_mode=False)
         sys.stdout.flush()
