@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
@@ -79,6 +79,7 @@ def prepare(
             hint="give the checkpoint that it was made from",
         )
     needs = check_needs(collect)
+    refuse_own(output_paths(output, needs), {info.file for info in model.store.tensors.values()})
     refuse_existing(output_paths(output, needs), force=force or resume)
     windows = cut_windows(model, texts, ctx, chunks, seed)
     device = choose_device(device)
@@ -103,6 +104,7 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
         f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
         + (f" ({available} were there)" if available > count else "")
     )
+    yield from (Note(remark, "warning") for remark in run.windows.remarks)
     if run.model.untabled is not None:
         yield Note(run.model.untabled.remark)
     if checkpoint.done:

@@ -1,25 +1,26 @@
 """Files that appear under their final name only when they are whole.
 
-Each file is written as ``.NAME.partial`` in the target's folder, at its full size from the start
-so that a full disk shows at once, and renamed after its data have reached the disk. The partial
-file is locked while it is written: a second run for the same target is refused, and what a killed
-run left behind is taken over by the next one instead of piling up. A thread sends what has been
-written to the disk on the way, so that little is left to wait for at the end.
+Each file is written in a folder of our own beside its place (see `quantcli.artifacts.staging`), at
+its full size from the start so that a full disk shows at once, and renamed after its data have
+reached the disk. A second run for the same target is refused, and what a killed run left behind is
+cleared away by the next one instead of piling up. A thread sends what has been written to the disk
+on the way, so that little is left to wait for at the end.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
+import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from quantcli.errors import OutputError
+from quantcli.artifacts.space import reserve
+from quantcli.artifacts.staging import Staging, claim, output_error
+from quantcli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -27,20 +28,60 @@ if TYPE_CHECKING:
 _FLUSH_BYTES = 64 << 20
 """Written bytes after which a file is sent to the disk."""
 
-
-def partial_path(path: Path) -> Path:
-    """Where a file is written until it is whole."""
-    return path.with_name(f".{path.name}.partial")
+_NODES = {
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+_PROC = Path("/proc")
 
 
 def refuse_existing(paths: Sequence[Path], *, force: bool) -> None:
-    """OutputError when a target exists (unless ``force``) or its folder cannot take a file."""
+    """OutputError when a target exists (unless ``force``) or its folder cannot take a file.
+
+    What exists and is no regular file is never replaced.
+    """
     for path in paths:
+        refuse_node(path)
         if path.is_dir():
             raise OutputError(f"{path} is a folder", hint="name a file with -o FILE.gguf")
-        if path.exists() and not force:
+        if (path.exists() or path.is_symlink()) and not force:
             raise OutputError(f"{path} exists already", hint="--force replaces it")
         refuse_parent(path.parent)
+
+
+def refuse_node(path: Path) -> None:
+    """OutputError for a device, a FIFO or a socket, a link to one, and for standard output."""
+    hint = "name a file with -o, which can be copied when it is whole"
+    if str(path) == "-" or _is_stream(path):
+        raise OutputError(f"{path}: outputs are not written to a stream", hint=hint)
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return
+    if kind in _NODES:
+        raise OutputError(f"{path} is {_NODES[kind]}, not a file, so it is not replaced", hint=hint)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether the path is an open file's other name, such as /dev/stdout or /dev/fd/1."""
+    try:
+        target = path.parent / path.readlink()
+    except OSError:
+        return False
+    return any(_PROC in (place.parent, *place.parent.resolve().parents) for place in (path, target))
+
+
+def refuse_own(paths: Iterable[Path], read: Iterable[Path]) -> None:
+    """UsageError for a target that is one of the files that are read."""
+    own = {path.resolve() for path in read}
+    for path in paths:
+        if path.resolve() in own:
+            raise UsageError(
+                f"{path} would be written over the file that is read",
+                hint="name another one with -o",
+            )
 
 
 def refuse_parent(folder: Path) -> None:
@@ -51,35 +92,19 @@ def refuse_parent(folder: Path) -> None:
         raise OutputError(f"the folder {folder} cannot be written to")
 
 
-def open_locked(partial: Path, flags: int, path: Path) -> int:
-    """A descriptor of ``partial``, which no other run holds; OutputError when one does.
-
-    ``path`` is what it will be called.
-    """
-    try:
-        descriptor = os.open(partial, flags | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise output_error(path, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise OutputError(
-            f"another run is writing {path} at this moment", hint="wait for it or use -o"
-        ) from error
-    return descriptor
-
-
 class AtomicFiles:
     """A set of files written at random offsets and published together.
 
     A context manager: leaving it without `publish` removes what was written. `write` may be
-    called from several threads.
+    called from several threads. With ``fresh`` the files' folder is new and ours, so that they are
+    written under their own names.
     """
 
-    def __init__(self, sizes: dict[Path, int], *, force: bool = False) -> None:
+    def __init__(self, sizes: dict[Path, int], *, force: bool = False, fresh: bool = False) -> None:
         self._sizes = sizes
         self._force = force
+        self._fresh = fresh
+        self._staged: dict[Path, Staging] = {}
         self._open: dict[Path, int] = {}
         self._unsent = dict.fromkeys(sizes, 0)
         self._lock = threading.Lock()
@@ -90,6 +115,10 @@ class AtomicFiles:
     def __enter__(self) -> Self:
         refuse_existing(list(self._sizes), force=self._force)
         try:
+            if not self._fresh:
+                for path in self._sizes:
+                    self._staged[path] = claim(path)
+                    self._staged[path].clear()
             for path, size in self._sizes.items():
                 self._create(path, size)
         except BaseException:
@@ -139,9 +168,7 @@ class AtomicFiles:
                 flush.result()
             for descriptor in self._open.values():
                 os.fsync(descriptor)
-            refuse_existing(list(self._sizes), force=self._force)
-            for path in self._sizes:
-                partial_path(path).replace(path)
+            self._rename()
             self._published = True
             for folder in {path.parent for path in self._sizes}:
                 _flush_folder(folder)
@@ -151,21 +178,37 @@ class AtomicFiles:
             raise output_error(next(iter(self._sizes)), error) from error
         self._close()
 
+    def _rename(self) -> None:
+        """Give the files their names, the first one's last.
+
+        Of several that replace others the first goes away before, so that whatever stops us leaves
+        no mixture of old and new that could be read: without the first there is no set.
+        """
+        if self._fresh:
+            return
+        refuse_existing(list(self._sizes), force=self._force)
+        first, *others = self._sizes
+        if others:
+            first.unlink(missing_ok=True)
+        for path in (*others, first):
+            self._place(path).replace(path)
+
+    def _place(self, path: Path) -> Path:
+        """Where the file is written until it is whole."""
+        return path if self._fresh else self._staged[path].folder / "file"
+
     def _create(self, path: Path, size: int) -> None:
-        descriptor = open_locked(partial_path(path), os.O_RDWR | os.O_CREAT, path)
-        self._open[path] = descriptor
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            os.ftruncate(descriptor, 0)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(descriptor, 0, size)
-            else:
-                os.ftruncate(descriptor, size)
+            self._open[path] = os.open(self._place(path), flags, 0o666)
+            reserve(self._open[path], size)
         except OSError as error:
             raise output_error(path, error) from error
 
     def _discard(self) -> None:
-        for path in self._open:
-            partial_path(path).unlink(missing_ok=True)
+        if self._fresh:
+            for path in self._open:
+                path.unlink(missing_ok=True)
         self._close()
 
     def _close(self) -> None:
@@ -173,6 +216,9 @@ class AtomicFiles:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open = {}
+        for staging in self._staged.values():
+            staging.remove()
+        self._staged = {}
 
 
 def write_file(path: Path, content: bytes, *, force: bool) -> None:
@@ -188,12 +234,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def output_error(path: Path, error: OSError) -> OutputError:
-    """What to say of a file that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(
-            f"{path}: the disk is full", hint="free some space or choose another folder with -o"
-        )
-    return OutputError(f"{path}: {error.strerror or error}")

@@ -4,11 +4,12 @@ Layout (GGUF v3, little-endian; ggml/docs/gguf.md): magic, version, counts, key-
 descriptions, padding, then each tensor at an offset that is a multiple of ``general.alignment``.
 All block sizes are fixed, so every offset is known from the plan alone and tensors can be written
 in any order. Files are split as llama.cpp's gguf-split does: ``NAME-00001-of-00003.gguf``, all
-key-values in the first, ``split.*`` in each.
+key-values in the first, ``split.*`` in each, and an id by which a file of another run is known.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from quantcli.formats.container import (
     DEFAULT_ALIGNMENT,
     MAGIC,
     SCALAR_STRUCTS,
+    SPLIT_ID,
     VALUE_CODES,
     VERSION,
     padded,
 )
-from quantcli.types import MetaValue
+from quantcli.types import MetaValue, text
 
 _NUMPY = {
     "u8": "<u1", "i8": "<i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4",
@@ -77,14 +79,39 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
 
 
 def lay_out_shards(
-    metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorEntry]]
+    metadata: Mapping[str, MetaValue],
+    shards: Mapping[Path, Sequence[TensorEntry]],
+    content: str = "",
 ) -> dict[Path, FileLayout]:
-    """The layout of each file of a set that holds ``metadata`` and the tensors of ``shards``."""
+    """The layout of each file of a set that holds ``metadata`` and the tensors of ``shards``.
+
+    ``content`` is a digest of the weights where ``metadata`` has none.
+    """
     tensors = sum(map(len, shards.values()))
+    set_id = identify_set(metadata, list(shards.values()), content)
     return {
-        path: lay_out(shard_metadata(metadata, index, len(shards), tensors), entries)
+        path: lay_out(shard_metadata(metadata, index, len(shards), tensors, set_id), entries)
         for index, (path, entries) in enumerate(shards.items())
     }
+
+
+def identify_set(
+    metadata: Mapping[str, MetaValue], shards: Sequence[Sequence[TensorEntry]], content: str
+) -> str:
+    """What tells a set of files from that of another run, as hexadecimal digits.
+
+    SHA-256 of the key-values, recipe and source's digest among them, of the tensors of each file,
+    and of ``content``; so the same run over again gives the same.
+    """
+    found = hashlib.sha256(content.encode())
+    for key, value in metadata.items():
+        found.update(pack_string(key) + pack_value(value))
+    for entries in shards:
+        found.update(struct.pack("<Q", len(entries)))
+        for entry in entries:
+            found.update(pack_string(entry.name))
+            found.update(f"{entry.shape} {entry.type_id} {entry.nbytes}".encode())
+    return found.hexdigest()
 
 
 def shard_paths(path: Path, count: int) -> list[Path]:
@@ -96,9 +123,9 @@ def shard_paths(path: Path, count: int) -> list[Path]:
 
 
 def shard_metadata(
-    metadata: Mapping[str, MetaValue], index: int, count: int, tensors: int
+    metadata: Mapping[str, MetaValue], index: int, count: int, tensors: int, set_id: str
 ) -> dict[str, MetaValue]:
-    """Key-values of shard ``index``: all of them in the first, ``split.*`` in each."""
+    """Key-values of shard ``index``: all in the first, ``split.*`` and the set's id in each."""
     if count == 1:
         return dict(metadata)
     keys = dict(metadata) if index == 0 else {}
@@ -107,6 +134,7 @@ def shard_metadata(
     keys["split.no"] = MetaValue("u16", index)
     keys["split.count"] = MetaValue("u16", count)
     keys["split.tensors.count"] = MetaValue("i32", tensors)
+    keys[SPLIT_ID] = text(set_id)
     return keys
 
 

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import refuse_existing
+from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
@@ -77,7 +77,11 @@ class GgufFile(GgufShards):
     layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
-    hashed: ClassVar[bool] = True
+
+    @property
+    def hashed(self) -> bool:
+        """It records the model's digest."""
+        return True
 
     @property
     def label(self) -> str:
@@ -211,6 +215,10 @@ def prepare_gguf(
     layouts = _lay_out(metadata, shards)
     artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force)
     if check:
+        read = {info.file for info in model.store.tensors.values()}
+        if importance is not None and importance.path.name:
+            read.add(importance.path)
+        refuse_own(artifact.paths, read)
         refuse_existing(artifact.paths, force=force)
         check_disk(artifact.nbytes, output.parent)
     return artifact

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,11 @@ class ModelFolder(FolderArtifact):
     files: Mapping[str, bytes]
     force: bool
     codes: CodeSource | None = None
-    hashed: ClassVar[bool] = True
+
+    @property
+    def hashed(self) -> bool:
+        """It records the model's digest."""
+        return True
 
     @property
     def label(self) -> str:

@@ -7,14 +7,14 @@ process with a signal, and no sentence could be said.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from quantcli.artifacts.atomic import output_error
+from quantcli.artifacts.space import fill
+from quantcli.artifacts.staging import output_error
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -22,10 +22,7 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.mem
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         with path.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                file.truncate(size)
+            fill(file.fileno(), size)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise output_error(path, error) from error

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -70,8 +70,10 @@ class ArtifactPart:
 class Artifact(Protocol):
     """A decided file or folder: everything but the weights has been read and checked."""
 
-    hashed: ClassVar[bool] = False
-    """Whether it records a digest of the source."""
+    @property
+    def hashed(self) -> bool:
+        """Whether it records a digest of the source, or something that is made of one."""
+        return False
 
     @property
     def label(self) -> str:

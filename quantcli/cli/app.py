@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import quantcli
@@ -24,6 +24,7 @@ from quantcli.cli import streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
+from quantcli.errors import UsageError
 
 COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
 """A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
@@ -58,6 +59,23 @@ class _Group(TyperGroup):
             output = ctx.obj if isinstance(ctx.obj, Output) else Output()
             raise typer.Exit(_report(error, output)) from error
         return result
+
+
+class _Command(TyperCommand):
+    """A command that refuses an option of one value given twice, which typer drops unsaid."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        for index, parameter in enumerate(order):
+            once = parameter.param_type_name == "option" and not (
+                getattr(parameter, "multiple", False) or getattr(parameter, "is_flag", False)
+            )
+            if once and parameter in order[:index]:
+                raise UsageError(
+                    f"{parameter.opts[0]} is given twice",
+                    hint=f"leave one out; the last is {given[parameter.name]}",
+                )
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(
@@ -121,7 +139,7 @@ def _top(
 
 for _name in COMMANDS:
     _function = _name.replace("-", "_")
-    app.command(_name)(getattr(import_module(f"quantcli.cli.{_function}"), _function))
+    app.command(_name, cls=_Command)(getattr(import_module(f"quantcli.cli.{_function}"), _function))
 
 
 _stopped = False

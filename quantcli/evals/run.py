@@ -121,6 +121,15 @@ def evaluate(job: EvaluationJob) -> Iterator[Event]:
 
 
 def _notes(job: EvaluationJob) -> Iterator[Note]:
+    yield from (Note(text.remark, "warning") for text in job.texts if text.remark is not None)
+    for artifact in (*job.artifacts, *([job.reference] if job.reference else ())):
+        longest = int(artifact.model.value("context_length", 0))
+        if 0 < longest < job.length:
+            yield Note(
+                f"{artifact.label} takes {longest} tokens, and windows have {job.length}: the "
+                f"figures say little of it; --ctx {longest} or less",
+                "warning",
+            )
     base = job.reference
     other = next((a for a in job.artifacts if base and a.engine != base.engine), None)
     if base is not None and other is not None:

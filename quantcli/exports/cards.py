@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.atomic import refuse_existing, write_file
+from quantcli.artifacts.atomic import refuse_existing, refuse_own, write_file
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import Card, fence, format_table, render_card
 from quantcli.artifacts.write import ArtifactDone
@@ -33,6 +33,7 @@ def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStac
         raise SourceError(f"{label} is no GGUF, and no folder that quantcli made")
     path = options.output or card_beside(found.path)
     if options.check:
+        refuse_own([path], [found.path])
         refuse_existing([path], force=options.force)
 
     def run() -> Iterator[Event]:

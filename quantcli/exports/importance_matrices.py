@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quantcli.artifacts.atomic import refuse_existing, write_file
+from quantcli.artifacts.atomic import refuse_existing, refuse_own, write_file
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
 from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError, UsageError
@@ -73,6 +73,7 @@ def _prepare(found: Resolved, label: str, options: ExportOptions, *, legacy: boo
         raise UsageError(f"{label} is an importance matrix of that form already")
     output = options.output or Path(f"{stem(found)}{'.dat' if legacy else '.gguf'}")
     if options.check:
+        refuse_own([output], [found.path])
         refuse_existing([output], force=options.force)
     form = "means times calls (legacy)" if legacy else "sums and counts (GGUF)"
     return Prepared(

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import refuse_existing, write_file
+from quantcli.artifacts.atomic import refuse_existing, refuse_own, write_file
 from quantcli.artifacts.write import ArtifactDone
 from quantcli.errors import SourceError
 from quantcli.exports.chat import ChatText, explain_template
@@ -147,6 +147,7 @@ def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStac
     check_single(model)
     output = options.output or default_modelfile(found.path)
     if options.check:
+        refuse_own([output], [found.path])
         refuse_existing([output], force=options.force)
     return Prepared(
         (output,), 0, f"a Modelfile for {found.path.name}",

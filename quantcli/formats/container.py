@@ -11,6 +11,8 @@ VERSION = 3
 READABLE_VERSIONS = (2, 3)
 
 DEFAULT_ALIGNMENT = 32
+SPLIT_ID = "quantcli.split.id"
+"""In each file of a set: what tells the sets of two runs apart."""
 ALIGNMENT_KEY = "general.alignment"
 
 MAX_KEY_BYTES = 2**16 - 1

@@ -1,6 +1,7 @@
 """Texts in: plain files, JSON lines, standard input, and the text that comes with quantcli.
 
-A text is what it would be for llama.cpp: one trailing newline is dropped, nothing else is changed.
+A text is what it would be for llama.cpp: one trailing newline is dropped. Line ends of Windows are
+read as newlines, as text files are there, with a remark: a model has hardly ever seen others.
 The documents of JSON lines follow one another, an empty line between them. Refused: invalid UTF-8
 and empty texts, since either means that something else was meant.
 """
@@ -29,6 +30,8 @@ class Text:
     label: str
     content: str
     weight: float | None = None
+    remark: str | None = None
+    """What the user should know of how it was read."""
 
 
 def default_text() -> Text:
@@ -97,10 +100,14 @@ def _read(name: str, field: str | None) -> Text:
     content = _decode(raw, label)
     if lines:
         content = _BETWEEN.join(_documents(content, label, field or "text"))
+    remark, ends = None, 0 if lines else content.count("\r\n")
+    if ends:
+        content = content.replace("\r\n", "\n")
+        remark = f"{label} has {ends} line ends of Windows (CRLF), which are read as newlines"
     content = content.removesuffix("\n")
     if not content.strip():
         raise SourceError(f"{label} is empty", hint="give a text of some thousand words")
-    return Text(label, content, weight)
+    return Text(label, content, weight, remark)
 
 
 def _decode(raw: bytes, label: str) -> str:

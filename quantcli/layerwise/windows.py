@@ -64,6 +64,8 @@ class Windows:
     labels: tuple[str, ...]
     available: int
     """How many windows the texts would have given."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know of how the texts were read."""
 
 
 def cut(ids: Ids, ctx: int, bos: int | None) -> Ids:
@@ -123,7 +125,8 @@ def make_windows(
     else:
         parts = zip(each, wanted, strict=True)
         ids = np.concatenate([windows[_pick(len(windows), n, seed)] for windows, n in parts])
-    return Windows(ids, tuple(text.label for text in texts), available)
+    remarks = tuple(text.remark for text in texts if text.remark is not None)
+    return Windows(ids, tuple(text.label for text in texts), available, remarks)
 
 
 def _pick(count: int, wanted: int | None, seed: int | None) -> NDArray[np.int64]:

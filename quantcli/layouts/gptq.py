@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from quantcli.layouts.base import (
     as_stored,
     remark_experts,
 )
+from quantcli.layouts.patterns import fit_patterns
 from quantcli.layouts.settings import Settings, count
 from quantcli.layouts.stored import (
     FLOATS,
@@ -173,12 +174,13 @@ def find_gptq(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]
         version = "marlin"
     if version not in STORED_LESS:
         raise settings.refuse(version)
+    modules = [name.removesuffix(_SUFFIX) for name in source.tensors if name.endswith(_SUFFIX)]
+    overrides = _override(modules, settings)
     found = {}
-    for name, info in source.tensors.items():
-        if not name.endswith(_SUFFIX):
-            continue
-        module = name.removesuffix(_SUFFIX)
-        found[f"{module}.weight"] = _build(source, info, module, settings, version)
+    for module in modules:
+        info = source.tensors[module + _SUFFIX]
+        own = replace(settings, values=overrides.get(module, settings.values))
+        found[f"{module}.weight"] = _build(source, info, module, own, version)
     return found
 
 
@@ -186,7 +188,7 @@ def _build(
     source: StoredTensors, words: TensorInfo, module: str, settings: Settings, version: str
 ) -> RowWeight:
     tensors = source.tensors
-    values = _override(module, settings)
+    values = settings.values
     bits = count(values, "bits", settings.where)
     if bits not in BITS:
         raise SourceError(
@@ -222,21 +224,25 @@ def _build(
     return RowWeight(info, tuple(parts), partial(_decode, matrix))
 
 
-def _override(module: str, settings: Settings) -> Mapping[str, Any]:
-    """The settings of one module: GPTQModel's ``dynamic`` maps patterns to what differs."""
+def _override(modules: Sequence[str], settings: Settings) -> dict[str, Mapping[str, Any]]:
+    """The settings of modules that have their own: GPTQModel's ``dynamic`` maps patterns to them.
+
+    The first that fits a module holds.
+    """
     dynamic = settings.values.get("dynamic") or {}
     if not isinstance(dynamic, Mapping):
         raise SourceError(f"{settings.where}: dynamic is not an object")
-    for pattern, changes in dynamic.items():
-        try:
-            fits = re.match(pattern.removeprefix("+:"), module) is not None
-        except re.error as error:
-            raise SourceError(
-                f"{settings.where}: dynamic has the pattern {pattern!r}: {error}"
-            ) from error
-        if fits and not pattern.startswith("-:") and isinstance(changes, Mapping):
-            return {**settings.values, **changes}
-    return settings.values
+    expressions = {
+        pattern: pattern.removeprefix("+:")
+        for pattern, changes in dynamic.items()
+        if not pattern.startswith("-:") and isinstance(changes, Mapping)
+    }
+    fitted = fit_patterns(expressions.values(), modules, f"{settings.where}: dynamic")
+    found: dict[str, Mapping[str, Any]] = {}
+    for pattern, expression in expressions.items():
+        for module in fitted[expression] - found.keys():
+            found[module] = {**settings.values, **dynamic[pattern]}
+    return found
 
 
 def _is_ordered(source: StoredTensors, name: str, group: int) -> bool:

@@ -211,6 +211,7 @@ def round_tensors(rounding: Rounding) -> Events[None]:
         + (f" and {drawn} of random tokens" if drawn else "")
         + f", products in {run.dtype} on {run.device}"
     )
+    yield from (Note(remark, "warning") for remark in run.windows.remarks)
     yield from rounding.notes
     if rounding.checkpoint.done:
         yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")

@@ -2,7 +2,7 @@
 
 Float rows come as they are stored; rows of block formats, and of integers, as their raw bytes.
 A model split by llama.cpp (``name-00001-of-00003.gguf``) opens as one, from whichever of its
-files is named; a missing shard, one of another model or a tensor in two shards is refused.
+files is named; a missing shard, one of another model or run or a tensor in two shards is refused.
 Source: the ``split.*`` keys of llama.cpp's gguf-split.
 """
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
 from quantcli.formats import get_format
+from quantcli.formats.container import SPLIT_ID
 from quantcli.sources.files import WEIGHT_DTYPES, StoredFile, check_range
 from quantcli.sources.ggml_types import GGML_TYPES
 from quantcli.sources.gguf_header import GgufHeader, is_gguf, parse_gguf, read_gguf
@@ -35,6 +36,11 @@ def shard_name(stem: str, number: int, count: int) -> str:
     return f"{stem}-{number + 1:05d}-of-{count:05d}.gguf"
 
 
+def is_split_key(key: str) -> bool:
+    """Whether a key says how a model is divided into files."""
+    return key.startswith("split.") or key == SPLIT_ID
+
+
 class GgufCheckpoint:
     """The tensors of a GGUF model; a `quantcli.types.TensorStore`.
 
@@ -48,7 +54,7 @@ class GgufCheckpoint:
         self.metadata: dict[str, MetaValue] = {
             key: value
             for key, value in headers[0].metadata.items()
-            if not key.startswith("split.") or len(headers) == 1
+            if len(headers) == 1 or not is_split_key(key)
         }
         self._files = tuple(files)
         self._tensors: dict[str, TensorInfo] = {}
@@ -165,6 +171,7 @@ def _open_shards(
                 f"{number} of {count}"
             )
         headers.append(header)
+    _refuse_mixture(headers)
     total = _split_value(headers[0], SPLIT_TENSORS)
     held = sum(len(header.tensors) for header in headers)
     if total is not None and total != held:
@@ -172,6 +179,18 @@ def _open_shards(
             f"{headers[0].path}: promises {total} tensors in {count} shards, which hold {held}"
         )
     return headers
+
+
+def _refuse_mixture(headers: Sequence[GgufHeader]) -> None:
+    """SourceError where two shards of ours are of different runs."""
+    ids = [header.metadata.get(SPLIT_ID) for header in headers]
+    for header, found in zip(headers, ids, strict=True):
+        if found != ids[0]:
+            raise SourceError(
+                f"{header.path}: is of another run than {headers[0].path.name}, as the key "
+                f"{SPLIT_ID} tells",
+                hint="a run that replaced them was stopped, or files were mixed; make them again",
+            )
 
 
 def _split_value(header: GgufHeader, key: str) -> int | None:

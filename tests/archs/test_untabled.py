@@ -210,7 +210,7 @@ def test_small_matrices_that_do_not_fit_are_kept_with_a_remark(
         checkpoint("zamba2"), tmp_path / "w4", to="compressed-tensors", group_size=32
     )
     (remark,) = (note.message for note in done.notes if "small matrices" in note.message)
-    assert remark.startswith("4 small matrices do not fit --to compressed-tensors and are kept")
+    assert remark.startswith("2 small matrices do not fit --to compressed-tensors and are kept")
 
 
 def test_what_is_kept_and_large_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:

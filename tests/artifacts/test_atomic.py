@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from quantcli.artifacts import atomic
-from quantcli.artifacts.atomic import AtomicFiles, partial_path
+from quantcli.artifacts import atomic, space
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.staging import partial_path
 from quantcli.errors import OutputError
 
 
@@ -71,10 +72,7 @@ def test_second_writer_of_the_same_file_is_refused(tmp_path: Path) -> None:
 def test_full_disk_is_said_before_a_byte_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(space, "_allocate", lambda *_: errno.ENOSPC)
     with pytest.raises(OutputError, match="disk is full"), AtomicFiles({tmp_path / "a.bin": 3}):
         pass
     assert list(tmp_path.iterdir()) == []

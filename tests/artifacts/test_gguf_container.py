@@ -77,10 +77,13 @@ def test_shards_are_named_and_keyed_as_llama_cpp_does() -> None:
         "m-00001-of-00002.gguf",
         "m-00002-of-00002.gguf",
     ]
-    first, second = (shard_metadata(KEYS, i, 2, 9) for i in range(2))
-    assert first.keys() - KEYS.keys() == {"split.no", "split.count", "split.tensors.count"}
+    first, second = (shard_metadata(KEYS, i, 2, 9, "af") for i in range(2))
+    assert first.keys() - KEYS.keys() == {
+        "split.no", "split.count", "split.tensors.count", "quantcli.split.id",
+    }  # fmt: skip
     assert second == {
         "split.no": MetaValue("u16", 1),
         "split.count": MetaValue("u16", 2),
         "split.tensors.count": MetaValue("i32", 9),
+        "quantcli.split.id": MetaValue("str", "af"),
     }

@@ -63,6 +63,27 @@ def test_a_perplexity(evaluate, models) -> None:
     assert "KLD" not in text
 
 
+def test_line_ends_of_windows_are_newlines_and_long_windows_are_warned_of(
+    models, tmp_path, capsys
+) -> None:
+    """A perplexity must not move from 52 to 143 by them, and not without a word."""
+    text = tmp_path / "windows.txt"
+    text.write_bytes(TEXT.read_bytes().replace(b"\n", b"\r\n"))
+    scores = []
+    for file in (TEXT, text):
+        command = ["eval-ppl", str(models["Q8_0"]), "--data", str(file), "--json", *SHORT]
+        assert run_here(command) == 0
+        found = capsys.readouterr()
+        scores.append(found.out)
+        assert ("line ends of Windows (CRLF), which are read as newlines" in found.err) is (
+            file is text
+        )
+    assert scores[0].replace(str(TEXT), "") == scores[1].replace(str(text), "")
+    long = ["--ctx", "2049", "--chunks", "1", "-t", "1"]
+    assert run_here(["eval-ppl", str(models["Q8_0"]), "--data", str(TEXT), *long]) == 0
+    assert "takes 2048 tokens, and windows have 2049" in capsys.readouterr().err
+
+
 def test_several_models_against_a_reference(evaluate, models, tmp_path) -> None:
     picture = tmp_path / "kld.svg"
     text = evaluate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 
 import quantcli
+from quantcli.artifacts.imatrix_container import Calibration, pack_gguf
 from quantcli.errors import OutputError, SourceError, UsageError
 
 
@@ -145,3 +146,77 @@ def test_shards_must_belong_together(
         open_export([*one, whole], "gguf", options),
     ):
         pass
+
+
+def test_nothing_is_written_over_what_is_read(whole: Path, tmp_path: Path) -> None:
+    """Whatever is made of it, and by whichever of its names."""
+    own = tmp_path / "own.gguf"
+    own.write_bytes(whole.read_bytes())
+    link = tmp_path / "link.gguf"
+    link.symlink_to(own)
+    for output in (own, link):
+        with pytest.raises(UsageError, match="written over the file that is read"):
+            quantcli.quantize(own, output, type="Q4_0", allow_requantize=True, force=True)
+        for to, more in (("gguf", {"dtype": "f16"}), ("ollama", {}), ("card", {})):
+            with pytest.raises(UsageError, match="written over the file that is read"):
+                quantcli.export(own, output, to=to, force=True, **more)
+    assert own.read_bytes() == whole.read_bytes()
+
+
+def test_an_importance_matrix_is_not_replaced_by_what_it_helps_to_make(
+    mini: Path, tmp_path: Path
+) -> None:
+    matrix = tmp_path / "imatrix.gguf"
+    name = "blk.0.attn_q.weight"
+    sums = {name: np.ones((1, 256))}
+    matrix.write_bytes(pack_gguf(Calibration(sums, {name: np.array([1])}, ("t",), 1, 512)))
+    before = matrix.read_bytes()
+    with pytest.raises(UsageError, match="written over the file that is read"):
+        quantcli.quantize(mini, matrix, type="Q4_0", imatrix=str(matrix), force=True)
+    assert matrix.read_bytes() == before
+
+
+def _set_ids(paths: Iterable[Path]) -> set[str]:
+    return {str(GGUFReader(p).fields["quantcli.split.id"].contents()) for p in paths}
+
+
+@pytest.mark.parametrize("reader", ["verify", "merge", "quantize"])
+def test_a_mixture_of_two_runs_is_not_read(mini: Path, tmp_path: Path, reader: str) -> None:
+    """Recipes that differ in the last shard alone, whose files have the same tensors."""
+    sets = []
+    for name, rules in (("a", ()), ("b", ("blk.3.ffn_down=Q4_1",))):
+        output = tmp_path / name / "m.gguf"
+        output.parent.mkdir()
+        done = quantcli.quantize(
+            mini, output, type="Q4_0", tensor_types=rules, split_max_size="500K"
+        )
+        sets.append(done.paths)
+    assert [path.name for path in sets[0]] == [path.name for path in sets[1]]
+    mixed = sets[0][0].with_name(sets[0][1].name)
+    mixed.write_bytes(sets[1][1].read_bytes())
+    with pytest.raises(SourceError, match=r"-00002-of-.*is of another run than m-00001-of-"):
+        if reader == "verify":
+            quantcli.export(sets[0][0], verify=True)
+        elif reader == "merge":
+            quantcli.export(sets[0][0], tmp_path / "merged.gguf", to="gguf")
+        else:
+            quantcli.quantize(sets[0][0], tmp_path / "q.gguf", type="Q2_K", allow_requantize=True)
+
+
+def test_a_set_has_the_same_id_whenever_it_is_made(whole: Path, tmp_path: Path) -> None:
+    """And another one where a weight differs, though nothing else does."""
+    damaged = tmp_path / "other.gguf"
+    data = bytearray(whole.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    found = []
+    for name, source in (("a", whole), ("b", whole), ("c", damaged)):
+        paths = quantcli.export(
+            source, tmp_path / f"{name}.gguf", to="gguf", split_max_size="1M"
+        ).paths
+        found.append(_set_ids(paths))
+        merged = tmp_path / f"{name}-whole.gguf"
+        quantcli.export(paths[0], merged, to="gguf")
+        assert merged.read_bytes() == source.read_bytes()
+    assert [len(ids) for ids in found] == [1, 1, 1]
+    assert found[0] == found[1] != found[2]

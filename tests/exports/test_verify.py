@@ -114,7 +114,7 @@ def test_a_huge_weight_that_became_nothing_is_a_problem(mini: Path, tmp_path: Pa
     (problem,) = run(artifact, sound).problems
     assert "blk.1.ffn_up.weight (Q8_0) lost the weight 1e+18 of " in problem
     assert "at row 2, column 3" in problem
-    with pytest.raises(WeightError, match=r"tensor blk\.1\.ffn_up\.weight: the weight 1e18|1e\+18"):
+    with pytest.raises(WeightError, match=r"tensor blk\.1\.ffn_up\.weight: the weight 9\.99"):
         quantcli.quantize(sound, tmp_path / "again.gguf", type="Q6_K")
 
 

@@ -222,7 +222,7 @@ CASES: dict[str, Case] = {
         "gptq", "dynamic is not an object", settings={"dynamic": [1]}
     ),
     "GPTQ with a broken pattern": Case(
-        "gptq", "dynamic has the pattern '+:('", settings={"dynamic": {"+:(": {"bits": 8}}}
+        "gptq", "dynamic: '(' is no regular expression", settings={"dynamic": {"+:(": {"bits": 8}}}
     ),
     # ---- AWQ
     "AWQ without scales": Case("awq", LACKS, {f"{X}.scales": None}, tensor=f"{X}.qweight"),
@@ -300,7 +300,7 @@ CASES: dict[str, Case] = {
         settings={"config_groups": {"g": group() | {"targets": "Linear"}}},
     ),
     "a broken pattern": Case(
-        "packed", "'re:(' is no regular expression", settings={"ignore": ["re:("]}
+        "packed", "'(' is no regular expression", settings={"ignore": ["re:("]}
     ),
     "nine bits": Case("packed", "(int of 9 bits)", settings=groups(num_bits=9)),
     "no bits": Case("packed", "num_bits is 0", settings=groups(num_bits=0)),

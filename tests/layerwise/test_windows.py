@@ -90,7 +90,10 @@ def test_standard_input_and_names_with_weights(
 ) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes(b"a\r\nb\n\n")
-    assert read_texts([f"{path}:2.5"])[0] == Text(str(path), "a\r\nb\n", 2.5)
+    remark = f"{path} has 1 line ends of Windows (CRLF), which are read as newlines"
+    assert read_texts([f"{path}:2.5"])[0] == Text(str(path), "a\nb\n", 2.5, remark)
+    path.with_suffix(".jsonl").write_bytes(b'{"text": "a\\r\\nb"}\r\n')
+    assert read_texts([str(path.with_suffix(".jsonl"))])[0].content == "a\r\nb"
     odd = tmp_path / "t.txt:2"
     odd.write_text("odd")
     assert read_texts([str(odd)])[0] == Text(str(odd), "odd")

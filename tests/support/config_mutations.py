@@ -164,7 +164,11 @@ def _transformers(model: Path) -> Any:
     import transformers
 
     config = json.loads((model / "config.json").read_text())
-    loaded, report = getattr(transformers, config["architectures"][0]).from_pretrained(
+    kind = getattr(transformers, config["architectures"][0])
+    if "text_config" in config and not hasattr(kind.config_class(), "text_config"):
+        # It would fill its own sizes in, those of a model of 7 billion weights.
+        raise ValueError(f"{kind.__name__} knows no text_config")
+    loaded, report = kind.from_pretrained(
         model, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     if report["missing_keys"] or report["mismatched_keys"]:

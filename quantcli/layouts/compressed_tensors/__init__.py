@@ -33,15 +33,16 @@ _ASYMMETRIC = (
 
 def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[str, PackedWeight]:
     """Every quantized weight; SourceError names the first part that is wrong."""
-    schemes = read_schemes(settings)
+    coded = {
+        name: name.removesuffix(_PACKED)
+        for name, info in source.tensors.items()
+        if name.endswith(_PACKED) or (info.dtype in (E4M3, INT8) and not name.endswith(_BESIDE))
+    }
+    schemes = read_schemes(settings, [weight.removesuffix(".weight") for weight in coded.values()])
     found: dict[str, PackedWeight] = {}
-    for name, info in source.tensors.items():
-        weight = name.removesuffix(_PACKED)
-        is_codes = info.dtype in (E4M3, INT8) and not name.endswith(_BESIDE)
-        if weight == name and not is_codes:
-            continue
-        module = weight.removesuffix(".weight")
-        scheme = schemes.find(module, info.file)
+    for name, weight in coded.items():
+        info = source.tensors[name]
+        scheme = schemes.find(weight.removesuffix(".weight"), info.file)
         if weight == name:
             found[weight] = build_bytes(source, info, scheme)
         elif scheme.kind == "float":

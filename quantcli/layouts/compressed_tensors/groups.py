@@ -10,7 +10,7 @@ applied at run time) is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import IntegerGrid
 from quantcli.layouts.base import CodeGrid, FolderFacts, FolderPart
 from quantcli.layouts.fp8 import block_size
+from quantcli.layouts.patterns import fit_patterns
 from quantcli.layouts.settings import Settings, count
 from quantcli.types import Matrix
 
@@ -139,27 +140,37 @@ class StoredScheme:
 
 @dataclass(frozen=True, slots=True)
 class StoredSchemes:
-    """All groups, and the modules that none of them means."""
+    """All groups, and the modules that none of them means.
+
+    ``fitted`` are the modules that each expression means.
+    """
 
     groups: tuple[StoredScheme, ...]
     ignored: tuple[str, ...]
     where: str
+    fitted: Mapping[str, frozenset[str]]
 
     def find(self, module: str, file: object) -> StoredScheme:
         """The scheme of a quantized module; SourceError when no group means it."""
-        if any(_is_named(module, entry) for entry in self.ignored):
+        if any(module == entry or self._fits_regex(module, entry) for entry in self.ignored):
             raise SourceError(
                 f"{file}: {module} holds codes, but {self.where} lists it under 'ignore'"
             )
-        for fits in (str.__eq__, _fits_regex, _fits_class):
+        for fits in (str.__eq__, self._fits_regex, _fits_class):
             for scheme in self.groups:
                 if any(fits(module, target) for target in scheme.targets):
                     return scheme
         raise SourceError(f"{file}: {module} holds codes, but no group of {self.where} targets it")
 
+    def _fits_regex(self, module: str, target: str) -> bool:
+        return target.startswith(_REGEX) and module in self.fitted[target.removeprefix(_REGEX)]
 
-def read_schemes(settings: Settings) -> StoredSchemes:
-    """The groups of a ``quantization_config``; SourceError for what is not understood."""
+
+def read_schemes(settings: Settings, modules: Sequence[str]) -> StoredSchemes:
+    """The groups of a ``quantization_config``; SourceError for what is not understood.
+
+    ``modules`` are those that will be looked for.
+    """
     values, where = settings.values, f"{settings.where}.config_groups"
     _refuse_more(settings)
     groups = values.get("config_groups") or {}
@@ -177,9 +188,11 @@ def read_schemes(settings: Settings) -> StoredSchemes:
                 raise SourceError(f"{where}: two groups target {target!r}")
             seen.add(target)
     ignored = _strings(values, "ignore", settings.where)
-    for pattern in (*seen, *ignored):
-        _check_pattern(pattern, settings.where)
-    return StoredSchemes(schemes, ignored, settings.where)
+    patterns = [
+        entry.removeprefix(_REGEX) for entry in (*seen, *ignored) if entry.startswith(_REGEX)
+    ]
+    fitted = fit_patterns(patterns, modules, settings.where)
+    return StoredSchemes(schemes, ignored, settings.where, fitted)
 
 
 def _refuse_more(settings: Settings) -> None:
@@ -225,23 +238,6 @@ def _strings(values: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]
     if not isinstance(found, list) or not all(isinstance(entry, str) for entry in found):
         raise SourceError(f"{where}: {key} is not a list of names")
     return tuple(found)
-
-
-def _check_pattern(pattern: str, where: str) -> None:
-    if pattern.startswith(_REGEX):
-        try:
-            re.compile(pattern.removeprefix(_REGEX))
-        except re.error as error:
-            raise SourceError(f"{where}: {pattern!r} is no regular expression: {error}") from error
-
-
-def _is_named(module: str, entry: str) -> bool:
-    return module == entry or _fits_regex(module, entry)
-
-
-def _fits_regex(module: str, target: str) -> bool:
-    found = target.startswith(_REGEX) and re.match(target.removeprefix(_REGEX), module)
-    return bool(found)
 
 
 def _fits_class(module: str, target: str) -> bool:

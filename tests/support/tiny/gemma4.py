@@ -54,7 +54,13 @@ GEMMA3N = {
 
 MODELS: dict[str, Tiny] = {
     "gemma3n": Tiny("Gemma3nForCausalLM", GEMMA3N, config_class="Gemma3nTextConfig", beyond=True),
-    "gemma4": Tiny("Gemma4ForCausalLM", GEMMA4, config_class="Gemma4TextConfig", beyond=True),
+    # With the embeddings as its head and no soft cap it would only ever repeat a token.
+    "gemma4": Tiny(
+        "Gemma4ForCausalLM",
+        GEMMA4 | {"tie_word_embeddings": False},
+        config_class="Gemma4TextConfig",
+        beyond=True,
+    ),
     "gemma4-moe": Tiny(
         "Gemma4ForCausalLM",
         GEMMA4
@@ -86,7 +92,8 @@ MODELS: dict[str, Tiny] = {
     ),
     "gemma4-unified": Tiny(
         "Gemma4UnifiedForCausalLM",
-        {key: value for key, value in GEMMA4.items() if "per_layer" not in key},
+        {key: value for key, value in GEMMA4.items() if "per_layer" not in key}
+        | {"tie_word_embeddings": False},
         config_class="Gemma4UnifiedTextConfig",
         beyond=True,
     ),

@@ -24,7 +24,7 @@ UNTABLED: dict[str, Tiny] = {
         {**BASE, "num_hidden_layers": 4, "num_key_value_heads": 4, "mamba_d_state": 16,
          "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "hybrid_layer_ids": [1, 3],
          "num_mem_blocks": 1, "mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_headdim": 16,
-         "adapter_rank": 8},
+         "adapter_rank": 8, "tie_word_embeddings": True},
     ),
     "recurrent-gemma": Tiny(
         "RecurrentGemmaForCausalLM",

@@ -1,0 +1,162 @@
+"""The folder in which an output is made: ``.NAME.partial`` beside its place.
+
+It is made by us, readable for nobody else, marked by a file and locked while a run writes. A link,
+a file or a folder of somebody else's that has its name is refused and left alone; what a killed run
+of ours left is recognised by the mark and taken over. Anybody may remove or rename the folder
+between opening and locking it, so after locking it must still be the one that has the name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantcli.errors import OutputError
+
+MARK = ".quantcli"
+"""A file in the folder, by which it is known as ours."""
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ATTEMPTS = 100
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+
+
+def partial_path(path: Path) -> Path:
+    """The folder in which the file or folder ``path`` is made."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """A folder that is ours; ``descriptor`` holds its lock."""
+
+    folder: Path
+    descriptor: int
+
+    def clear(self) -> None:
+        """Remove everything but the mark; links go, what they point to stays."""
+        for path in self.folder.iterdir():
+            if path.name == MARK:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Remove the folder, as far as the disk lets us, and give its lock back."""
+        try:
+            with suppress(OSError):
+                self.clear()
+                (self.folder / MARK).unlink()
+                self.folder.rmdir()
+        finally:
+            os.close(self.descriptor)
+
+
+def claim(path: Path) -> Staging:
+    """The folder in which ``path`` can be made, locked; what a killed run left is still in it.
+
+    OutputError while another run writes there, and for anything of that name that is not ours.
+    """
+    folder = partial_path(path)
+    for _ in range(_ATTEMPTS):
+        try:
+            made = _make(folder)
+            descriptor = os.open(
+                folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            # Removed meanwhile by the run that had it, or the parent folder is gone.
+            if folder.parent.is_dir():
+                continue
+            raise OutputError(f"the folder {folder.parent} does not exist") from None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise _foreign(folder) from error
+            raise output_error(path, error) from error
+        try:
+            _lock(descriptor, folder, path, made=made)
+            if not _is_named(descriptor, folder):
+                os.close(descriptor)
+                continue
+            _mark(descriptor, folder, made=made)
+        except OutputError:
+            os.close(descriptor)
+            raise
+        except OSError as error:
+            os.close(descriptor)
+            raise output_error(path, error) from error
+        return Staging(folder, descriptor)
+    raise OutputError(f"other runs write {path} again and again", hint="wait for them or use -o")
+
+
+def _make(folder: Path) -> bool:
+    """Make the folder; returns False where something has its name."""
+    try:
+        folder.mkdir(0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, folder: Path, path: Path, *, made: bool) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"another run is writing {path} at this moment", hint="wait for it or use -o"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        # Whoever made the folder has it.
+        if not made:
+            raise OutputError(
+                f"{folder} is there, and its filesystem has no locks that would tell whether a "
+                f"run is writing it ({error.strerror})",
+                hint="remove it if none is, or choose another name with -o",
+            ) from error
+
+
+def _is_named(descriptor: int, folder: Path) -> bool:
+    """Whether the open folder still has its name."""
+    held = os.fstat(descriptor)
+    try:
+        named = os.lstat(folder)
+    except FileNotFoundError:
+        return False
+    return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+
+
+def _mark(descriptor: int, folder: Path, *, made: bool) -> None:
+    """Mark the folder; OutputError where it was there and is not ours."""
+    if not made:
+        names = os.listdir(descriptor)
+        if os.fstat(descriptor).st_uid != os.geteuid() or (names and MARK not in names):
+            raise _foreign(folder)
+        if names:
+            return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    os.close(os.open(MARK, flags, 0o600, dir_fd=descriptor))
+
+
+def _foreign(folder: Path) -> OutputError:
+    return OutputError(
+        f"{folder} is not quantcli's, and the output is to be made in a folder of that name",
+        hint="move it away, or choose another name with -o",
+    )
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What to say of a file that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"{path}: the disk is full", hint="free some space or choose another folder with -o"
+        )
+    return OutputError(f"{path}: {error.strerror or error}")
