@@ -6,15 +6,18 @@ the template renders conversations of marked words, the text between the marks i
 whether that text explains the template is tried on further conversations. A template that does
 more (that depends on the date, rearranges messages or trims others' words) is not explained.
 
-Templates come out of files that anybody made, so they run in Jinja's sandbox.
+Templates come out of files that anybody made, so they run in Jinja's sandbox, and in a child
+process with limits of time and memory, which the sandbox does not set.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from quantcli.bounded import BoundError, call_bounded
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 _MARKS = {
@@ -24,6 +27,8 @@ _MARKS = {
 }
 _CHANGING = ("strftime_now", "date_string")
 """What a template calls the day of the rendering."""
+_SECONDS = 5.0
+_MEMORY = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,24 @@ def explain_template(
     """
     if any(word in template for word in _CHANGING):
         return None
+    question = {"template": template, "bos": bos, "eos": eos, "adds_bos": adds_bos}
+    try:
+        found = call_bounded(
+            "quantcli.exports.chat:answer", question, seconds=_SECONDS, memory=_MEMORY
+        )
+    except BoundError:
+        # A simple template is rendered in no time.
+        return None
+    return None if found is None else ChatText(**found)
+
+
+def answer(question: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The child's part: the fields of the explanation."""
+    found = _explain(**question)
+    return None if found is None else asdict(found)
+
+
+def _explain(template: str, bos: str, eos: str, adds_bos: bool) -> ChatText | None:
     strip = bos if adds_bos else ""
 
     def render(*roles: str) -> str:

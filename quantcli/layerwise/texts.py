@@ -8,8 +8,12 @@ and empty texts, since either means that something else was meant.
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import stat
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -21,6 +25,9 @@ STDIN = "-"
 DEFAULT_LABEL = "built-in English prose"
 _LINES = (".jsonl", ".ndjson")
 _BETWEEN = "\n\n"
+_WRITER_SECONDS = 5.0
+"""What a FIFO's writer may take to open it."""
+_PAUSE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +97,7 @@ def _read(name: str, field: str | None) -> Text:
             raise SourceError(f"{path} is a folder", hint="name a text file")
         if not path.exists():
             raise SourceError(f"{path}: there is no such file", hint="check the path")
-        label, raw = str(path), path.read_bytes()
+        label, raw = str(path), _read_file(path)
         lines = path.suffix.lower() in _LINES
         if field is not None and not lines:
             raise UsageError(
@@ -108,6 +115,25 @@ def _read(name: str, field: str | None) -> Text:
     if not content.strip():
         raise SourceError(f"{label} is empty", hint="give a text of some thousand words")
     return Text(label, content, weight, remark)
+
+
+def _read_file(path: Path) -> bytes:
+    """The bytes of a file, or of a FIFO that somebody writes to; SourceError for other nodes."""
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFIFO) and not path.samefile(os.devnull):
+        raise SourceError(f"{path} is no file of text", hint="name a text file")
+    if kind != stat.S_IFIFO:
+        return path.read_bytes()
+    # Opened otherwise, a FIFO without a writer waits for ever; like this it is as if empty.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with io.FileIO(descriptor) as file:
+        deadline = time.monotonic() + _WRITER_SECONDS
+        while (first := file.read(1)) == b"" and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        if first == b"":
+            raise SourceError(f"{path} is a FIFO that nobody writes to")
+        os.set_blocking(descriptor, True)
+        return (first or b"") + file.read()
 
 
 def _decode(raw: bytes, label: str) -> str:

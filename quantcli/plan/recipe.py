@@ -190,7 +190,7 @@ class Recipe:
         "Sweeps of coordinate descent over codes and scales after error feedback.",
         "N",
         usual=1,
-        within="[0, inf)",
+        within="[0, 1000]",
     )
     fisher_windows: int | None = declare(
         METHOD,
@@ -198,7 +198,7 @@ class Recipe:
         "information; 0 weights all outputs alike.",
         "N",
         usual=40,
-        within="[0, inf)",
+        within="[0, 100000]",
     )
     random_share: float | None = declare(
         METHOD,
@@ -219,7 +219,7 @@ class Recipe:
         "Training steps per layer, with --method tune.",
         "N",
         usual=150,
-        within="[1, inf)",
+        within="[1, 100000]",
     )
     allocate: bool = declare(
         ALLOCATION,
@@ -246,7 +246,7 @@ class Recipe:
         "Steps of that end-to-end training.",
         "N",
         usual=120,
-        within="[1, inf)",
+        within="[1, 100000]",
         of_field="tune",
     )
     mmproj_only: bool = declare(

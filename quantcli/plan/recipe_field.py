@@ -93,9 +93,8 @@ class Field:
         if self.choices and value not in self.choices:
             raise UsageError(f"{self.flag} {value} is not one of {', '.join(self.choices)}")
         if self.within is not None and not _holds(self.within, value):
-            raise UsageError(
-                f"{self.flag} {value:g} is out of range", hint=_limits_text(self.within)
-            )
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise UsageError(f"{self.flag} {shown} is out of range", hint=_limits_text(self.within))
         if self.check is not None:
             check = resolve_name(self.check)
             for entry in value if isinstance(value, tuple | list) else (value,):

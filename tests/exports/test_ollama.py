@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,25 @@ NOT_EXPLAINED = {
 @pytest.mark.parametrize("template", NOT_EXPLAINED.values(), ids=NOT_EXPLAINED.keys())
 def test_what_does_more_is_not_explained(template: str) -> None:
     assert explain_template(template) is None
+
+
+ENDLESS = {
+    "nested ranges": "{% set n = 99999 %}"
+    "{% for i in range(n) %}{% for j in range(n) %}{% endfor %}{% endfor %}",
+    "a power": "{{ 3 ** (3 ** 15) }}",
+    "a long text": "{{ 'a' * 900000000 }}",
+    "a long list": "{% set x = [0] * 900000000 %}",
+}
+
+
+@pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS.keys())
+def test_what_never_ends_or_takes_all_memory_is_not_explained(template: str) -> None:
+    """The process's own peak does not move, and an answer comes."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun = time.monotonic()
+    assert explain_template(template + CHATML) is None
+    assert time.monotonic() - begun < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 64 << 10
 
 
 @pytest.fixture

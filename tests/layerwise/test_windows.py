@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from quantcli.errors import QuantcliError, UsageError, VocabularyError
+from quantcli.layerwise import texts
 from quantcli.layerwise.texts import Text, read_texts
 from quantcli.layerwise.windows import Tokenizer, cut, make_windows
 from quantcli.model import open_model
@@ -151,3 +155,35 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tokenizer.vocabulary = 300
     with pytest.raises(VocabularyError, match="but the model has 300 tokens"):
         tokenizer.encode(PROSE)
+
+
+def test_a_fifo_that_nobody_writes_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "_WRITER_SECONDS", 0.2)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(QuantcliError, match="pipe is a FIFO that nobody writes to"):
+        read_texts([str(tmp_path / "pipe")])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+def test_a_fifo_is_read_to_its_end(tmp_path: Path, delay: float) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    long = PROSE * 5000
+
+    def write() -> None:
+        time.sleep(delay)
+        with pipe.open("w") as file:
+            time.sleep(delay)
+            file.write(long)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert read_texts([str(pipe)])[0].content == long
+    writer.join()
+
+
+def test_a_device_without_end_is_refused() -> None:
+    with pytest.raises(QuantcliError, match="/dev/zero is no file of text"):
+        read_texts(["/dev/zero"])
