@@ -1,6 +1,24 @@
-"""``python -m quantcli``."""
+"""``quantcli`` and ``python -m quantcli``.
 
-from quantcli.cli.app import main
+The modules that the command line is made of take a moment to load, and Ctrl-C in it would end in a
+traceback; so it is caught before they are.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from quantcli.cli.stopping import quit_early
+
+
+def main() -> None:
+    """The console script."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, quit_early)
+    from quantcli.cli import app
+
+    app.main()
+
 
 if __name__ == "__main__":
     main()

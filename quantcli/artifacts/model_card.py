@@ -6,10 +6,12 @@ Whoever makes an artifact gives the facts; every card is rendered here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -19,6 +21,7 @@ from quantcli.sources.card import CARD
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Of the source's front matter."""
+_FENCE = "```"
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,25 @@ class Card:
 def render_card(card: Card) -> bytes:
     """The card as Markdown with its front matter."""
     head = yaml.safe_dump(dict(card.front), sort_keys=False, allow_unicode=True)
-    return (f"---\n{head}---\n" + "\n\n".join(card.paragraphs) + "\n").encode()
+    whole = f"---\n{head}---\n" + "\n\n".join(map(_inert, card.paragraphs)) + "\n"
+    # The bytes of a name that is not UTF-8 have no place in Markdown.
+    return whole.encode("utf-8", "replace")
+
+
+def _inert(paragraph: str) -> str:
+    """A paragraph in which names out of a model make no HTML, and no link but to http."""
+    if paragraph.startswith(_FENCE):
+        return paragraph
+    paragraph = paragraph.replace("<", "&lt;")
+    paragraph = re.sub(r"\]\((?!https?://)", r"]\\(", paragraph)
+    return re.sub(r"^( *)\[(?=[^\n]*\]:)", r"\1\\[", paragraph, flags=re.MULTILINE)
 
 
 def fence(text: str, language: str = "") -> str:
-    """A block of code."""
-    return f"```{language}\n{text}\n```"
+    """A block of code, between marks that are longer than any in it."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    mark = "`" * max(len(_FENCE), longest + 1)
+    return f"{mark}{language}\n{text}\n{mark}"
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -64,6 +80,8 @@ def describe_folder(
     """The card of a folder made of the checkpoint in ``source``, whose license it keeps."""
     layout = find_layout(to)
     front = {key: value for key, value in _front_matter(source).items() if key in _KEPT}
+    if urlsplit(str(front.get("license_link", ""))).scheme not in ("", "http", "https"):
+        del front["license_link"]
     if repo is not None:
         front["base_model"] = repo
     front |= {"library_name": layout.library, "tags": ["quantcli", to]}
@@ -89,6 +107,6 @@ def _front_matter(folder: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text[4:].partition("\n---")[0])
         json.dumps(found)
-    except (yaml.YAMLError, TypeError):
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -6,13 +6,12 @@ so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import os
 import platform
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -20,11 +19,12 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import quantcli
-from quantcli.cli import streams
+from quantcli.cli import stopping, streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
 from quantcli.errors import UsageError
+from quantcli.interrupts import left_behind
 
 COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
 """A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
@@ -35,7 +35,8 @@ _REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "t
 def _report(error: BaseException, output: Output) -> int:
     """Tell the user what went wrong; returns the exit code."""
     output.close()
-    if _stopped:
+    stopping.settle()
+    if stopping.stopped:
         error = KeyboardInterrupt()
     if debug_wanted(output) and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
@@ -65,6 +66,10 @@ class _Command(TyperCommand):
     """A command that refuses an option of one value given twice, which typer drops unsaid."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        root = ctx.find_root().obj
+        if "--json" in args and isinstance(root, Output):
+            # Already, so that wrong usage is told as JSON too.
+            root.json = True
         given, _, order = self.make_parser(ctx).parse_args(list(args))
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (
@@ -142,29 +147,10 @@ for _name in COMMANDS:
     app.command(_name, cls=_Command)(getattr(import_module(f"quantcli.cli.{_function}"), _function))
 
 
-_stopped = False
-"""Whether a signal has asked us to stop; libraries may turn the interrupt into another error."""
-
-
-def _stop(signum: int, frame: FrameType | None) -> None:
-    """Treat a polite kill like Ctrl-C, so that temporary files are removed; the next one waits."""
-    global _stopped
-    _stopped = True
-    signal.signal(signum, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-def _catch_signals() -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # nohup has the hang-up ignored, and so it stays.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-
-
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line ``args`` (default: the process's own); returns the exit code."""
-    output = Output(debug="--debug" in (sys.argv[1:] if args is None else args))
+    given = sys.argv[1:] if args is None else args
+    output = Output(debug="--debug" in given, json="--json" in given)
     try:
         code = get_command(app).main(args, prog_name="quantcli", standalone_mode=False)
         sys.stdout.flush()
@@ -173,11 +159,19 @@ def run(args: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, output)
+    finally:
+        stopping.settle()
     return code if isinstance(code, int) else 0
 
 
 def main() -> None:
     """The console script."""
     streams.install()
-    _catch_signals()
-    sys.exit(run())
+    stopping.catch_signals()
+    code = run()
+    if left_behind.is_set():
+        # Python would wait for the threads.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -75,6 +75,13 @@ def _from_os(error: OSError) -> Failure:
     return Failure(f"{error.filename}: {reason[:1].lower()}{reason[1:]}", hint, 1)
 
 
+def _from_runtime(error: RuntimeError) -> Failure:
+    if "can't start new thread" not in str(error):
+        return _from_bug(error)
+    hint = "use fewer --threads, or raise the limits that 'ulimit -u' and 'ulimit -v' show"
+    return Failure("the system starts no further thread", hint, 1)
+
+
 def _from_bug(error: BaseException) -> Failure:
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return Failure(
@@ -91,6 +98,7 @@ _TABLE: tuple[tuple[type[BaseException], Callable[..., Failure]], ...] = (
     (KeyboardInterrupt, _from_interrupt),
     (MemoryError, _from_memory),
     (OSError, _from_os),
+    (RuntimeError, _from_runtime),
     (BaseException, _from_bug),
 )
 

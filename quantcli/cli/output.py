@@ -9,6 +9,7 @@ file may hold anything, escape sequences included, so control characters are sho
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -35,7 +36,10 @@ def printable(text: str) -> str:
 
 
 class Output:
-    """Where a command writes. ``json``: only `document` reaches standard output."""
+    """Where a command writes. ``json``: only `document` reaches standard output.
+
+    Of a failure without one that is the error, beside the sentence on standard error.
+    """
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Output:
         self.debug = debug
         self.json = json
         self._label = "working"
+        self._documented = False
         self._display: Display | None = None
 
     # -- data -------------------------------------------------------------------------------
@@ -87,13 +92,22 @@ class Output:
 
     def result(self, path: Path | str) -> None:
         """The path that was made: with ``-q`` the only thing on standard output."""
-        self.line(str(path))
+        text = str(path)
+        if self.json or text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text):
+            self.line(text)
+            return
+        # The bytes of a name that is not UTF-8, so that a script finds the file.
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+        sys.stdout.buffer.flush()
 
     def document(self, kind: str, version: int, fields: Mapping[str, Any]) -> None:
         """The command's one JSON object; ``schema`` is ``quantcli.KIND/VERSION``."""
         body = {"schema": f"quantcli.{kind}/{version}", **fields}
         indent = 2 if sys.stdout.isatty() else None
-        sys.stdout.write(json.dumps(body, ensure_ascii=False, allow_nan=False, indent=indent))
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False, indent=indent)
+        self._documented = True
+        sys.stdout.write("".join(map(_json_character, text)) if _is_odd(text) else text)
         sys.stdout.write("\n")
 
     # -- talk -------------------------------------------------------------------------------
@@ -115,6 +129,9 @@ class Output:
     def fail(self, failure: Failure) -> None:
         """The last words of a command that failed."""
         self.close()
+        if self.json and not self._documented:
+            fields = {"message": failure.message, "hint": failure.hint}
+            self.document("error", 1, fields | {"exit_code": failure.exit_code})
         self._talk(failure.message, label="error", style="bold red")
         if failure.hint:
             self._talk(failure.hint, label="hint", style="cyan")
@@ -175,6 +192,19 @@ class Output:
         if live and not _no_color():
             return Bar(self._label, console)
         return Lines(self._label, self._talk)
+
+
+def _is_odd(text: str) -> bool:
+    return "\x7f" in text or not (text.isascii() or text.isprintable())
+
+
+def _json_character(character: str) -> str:
+    """What a terminal would obey rather than show, as JSON's escape."""
+    if character == "\x7f":
+        return "\\u007f"
+    if character < "\x7f" or character.isprintable():
+        return character
+    return json.dumps(character)[1:-1]
 
 
 def _no_color() -> bool:

@@ -10,7 +10,9 @@ flushes that follow would only repeat it.
 from __future__ import annotations
 
 import io
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -46,9 +48,12 @@ def _tolerant(stream: TextIO) -> TextIO:
     )
 
 
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8", errors="backslashreplace")
+
+
 def install() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr``, where they are open."""
-    if sys.stdout is not None:
-        sys.stdout = _tolerant(sys.stdout)
-    if sys.stderr is not None:
-        sys.stderr = _tolerant(sys.stderr)
+    """Replace ``sys.stdout`` and ``sys.stderr``; what is written to a closed one is dropped."""
+    # Of a closed descriptor Python has None, which nothing can write to.
+    sys.stdout = _tolerant(sys.stdout) if sys.stdout is not None else _nowhere()
+    sys.stderr = _tolerant(sys.stderr) if sys.stderr is not None else _nowhere()

@@ -65,6 +65,14 @@ def export_modelfile(model: Model, output: Path, *, force: bool = False) -> Iter
             "the chat template takes no system message; TEMPLATE puts one before the first words "
             "of the user"
         )
+    if not str(model.path).isprintable():
+        raise SourceError(f"{model.path}: a Modelfile takes no such name", hint="rename the file")
+    if not all(map(str.isprintable, ending_texts(model.metadata))):
+        yield Note(
+            "a token that ends texts holds line ends or control characters, which a Modelfile "
+            "cannot say, so it is not among the stop texts",
+            "warning",
+        )
     content = modelfile(model, explained, output.parent).encode()
     write_file(output, content, force=force)
     yield ArtifactDone((output,), len(content))
@@ -127,12 +135,17 @@ def modelfile(model: Model, explained: ChatText | None, folder: Path) -> str:
     if explained is not None:
         lines += ["", f'TEMPLATE """{go_template(explained)}"""']
     parameters = [(_NAMES.get(k, k), v) for k, v in sampling(model.metadata).items()]
-    tokens = token_texts(model.metadata)
-    ends = [str(tokens[n]) for n in ending_ids(model.metadata) if 0 <= n < len(tokens)]
+    ends = [text for text in ending_texts(model.metadata) if text.isprintable()]
     parameters += [("stop", _quote(text)) for text in ends]
     if parameters:
         lines += ["", *(f"PARAMETER {name} {value}" for name, value in parameters)]
     return "\n".join(lines) + "\n"
+
+
+def ending_texts(metadata: Mapping[str, MetaValue]) -> list[str]:
+    """The texts of the tokens that end a text, as the GGUF has them."""
+    tokens = token_texts(metadata)
+    return [str(tokens[n]) for n in ending_ids(metadata) if 0 <= n < len(tokens)]
 
 
 def _quote(text: str) -> str:

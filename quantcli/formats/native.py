@@ -150,6 +150,18 @@ def to_float32(rows: NDArray[Any]) -> Floats:
     return values
 
 
+_EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
+
+
+def first_not_finite(rows: NDArray[Any]) -> int:
+    """The flat index of the first infinity or NaN of float32, float16 or bfloat16 rows, or -1."""
+    mask = _EXPONENTS[rows.dtype.name]
+    # Integers compare faster than bfloat16 does, and the mask is the exponent of what is no number.
+    bits = np.ascontiguousarray(rows).view(f"u{rows.itemsize}").reshape(-1)
+    bad = bits & mask == mask
+    return int(bad.argmax()) if bad.any() else -1
+
+
 def _refuse_overflow(fmt: BlockFormat, kernel: int, rows: NDArray[Any], flat: Bytes) -> None:
     """UnencodableError for the first block with a scale that llama.cpp's loader would refuse, or
     that lies below its weights."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -40,9 +41,9 @@ def build(config: Mapping[str, Any], dtype: torch.dtype) -> Any:
         with _parameters_on_meta():
             # Experts as a loop of plain products: they are seen one by one.
             module = auto.from_config(settings, dtype=dtype, experts_implementation="eager")
-    except (ValueError, TypeError, KeyError) as refused:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as refused:
         # Of an unknown kind transformers lists all that it knows.
-        reason, _, _ = str(refused).partition(". Should contain one of")
+        reason, _, _ = " ".join(str(refused).split()).partition(". Should contain one of")
         own_code = "auto_map" in config and "its own code, beside the weights, is not run"
         raise ArchitectureError(
             f"transformers cannot build this {kind} model: {reason}",

@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from quantcli.archs import find_architecture
 from quantcli.archs.rules import Feed
 from quantcli.checkpoint_view import Use, find_uses, read_back
-from quantcli.errors import ArchitectureError
+from quantcli.errors import ArchitectureError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.types import OutputTensor, TensorInfo, row_count
+
+_WIDTHS = ("float32", "float16", "bfloat16")
 
 
 class Parameters:
@@ -121,4 +123,14 @@ class Parameters:
                     "which quantcli cannot decode"
                 )
             return native.decode(get_format(tensor.dtype), rows)
-        return rows.astype(np.float32) if rows.dtype == np.float64 else rows
+        rows = rows.astype(np.float32) if rows.dtype == np.float64 else rows
+        bad = native.first_not_finite(rows) if rows.dtype.name in _WIDTHS else -1
+        if bad >= 0:
+            row, column = divmod(bad, rows.shape[1])
+            stored, at, column_at = self._model.origin(tensor, start + row, column)
+            raise WeightError(
+                f"{stored.file}: tensor {stored.name}: the weight {float(rows[row, column])} at "
+                f"row {at}, column {column_at} is not a finite number",
+                hint="the checkpoint is damaged, or its training had diverged; get it again",
+            )
+        return rows

@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,21 @@ def _open(folder: Path) -> Any:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        # The fast form leaves out offsets, which would take most of the memory.
-        return lambda text: tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return partial(_encode, file, tokenizer)
     slow = _load_slow(folder)
     return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def _encode(file: Path, tokenizer: Any, text: str) -> list[int]:
+    try:
+        # The fast form leaves out offsets, which would take most of the memory.
+        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    except BaseException as broken:
+        # A panic of Rust's is no Exception, and its class cannot be imported.
+        if type(broken).__name__ != "PanicException" and not isinstance(broken, Exception):
+            raise
+        raise VocabularyError(f"{file} cannot split this text: {broken}") from broken
+    return ids
 
 
 def _load_slow(folder: Path) -> Any:

@@ -73,6 +73,8 @@ def _parse(content: str, suffix: str) -> dict[str, Any]:
         fields = yaml.load(content, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise UsageError(f"not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError("nested too deeply") from None
     if fields is None:
         return {}
     if not isinstance(fields, dict):

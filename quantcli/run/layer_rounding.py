@@ -21,7 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from quantcli.errors import WeightError
 from quantcli.formats.base import Bytes, Floats
+from quantcli.formats.native import UnencodableError
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
@@ -268,11 +270,19 @@ class _RoundingVisitor(Visitor):
                 yield Note(f"{name} serves several layers; the first one's inputs rounded it")
                 continue
             tensor = self.tensors[name]
-            packed[name], outcome = round_tensor(
-                name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
-                _matrix_reader(self.work.run.model, tensor), partial(statistics, name),
-                self.work.options, self.pool,
-            )  # fmt: skip
+            try:
+                packed[name], outcome = round_tensor(
+                    name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
+                    _matrix_reader(self.work.run.model, tensor), partial(statistics, name),
+                    self.work.options, self.pool,
+                )  # fmt: skip
+            except UnencodableError as refused:
+                # Its row counts from where one thread began, so it says nothing here.
+                raise WeightError(
+                    f"{self.work.run.model.path}: tensor {name}: the weight {refused.value:g} "
+                    f"{refused.reason}",
+                    hint="leave this tensor in a wider type, or get the checkpoint again",
+                ) from refused
             outcomes.append(outcome)
             yield outcome
         if trained is not None and self.work.trainer is not None:

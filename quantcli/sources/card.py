@@ -21,6 +21,8 @@ from quantcli.formats.container import ARRAY_CODE, VALUE_KINDS
 from quantcli.sources.files import read_json
 from quantcli.types import MetaValue, OutputTensor, text
 
+_LARGEST = 3.4028234663852886e38
+"""Of float32."""
 CARD, GENERATION = "README.md", "generation_config.json"
 _SAMPLING_NAMES = {
     "temp": ("temperature",),
@@ -155,13 +157,21 @@ def _make_text(found: Any) -> None:
 
 def _as_meta(key: str, code: int, value: Any, folder: Path) -> MetaValue:
     if code == ARRAY_CODE:
-        return MetaValue("[str]", list(value))
+        return MetaValue("[str]", [_whole(key, item, folder) for item in value])
     kind = VALUE_KINDS[code]
     if kind == "str":
-        return text(value)
+        return text(_whole(key, value, folder))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (kind != "f32" and value != int(value)):
+    fits = is_number and abs(value) <= _LARGEST
+    if not fits or not math.isfinite(value) or (kind != "f32" and value != int(value)):
         raise SourceError(
             f"{folder / GENERATION}: the value for {key} is {value!r}; a number belongs there"
         )
     return MetaValue(kind, float(value) if kind == "f32" else int(value))
+
+
+def _whole(key: str, value: str, folder: Path) -> str:
+    """The text, unless it has a surrogate that stands for no byte of a file's name."""
+    if any("\ud800" <= c <= "\udfff" and not "\udc80" <= c <= "\udcff" for c in value):
+        raise SourceError(f"{folder / CARD}: the value for {key} has half a surrogate pair")
+    return value

@@ -29,6 +29,7 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
 
 _LFS_POINTER = b"version https://git-lfs"
 _JSON_CAP = 256 << 20
+_MOST_DIGITS = 300
 _SHORT_ROW = 1 << 13
 _CHUNK = 1 << 16
 """Rows of at most so many bytes are read whole, so many bytes at once."""
@@ -138,6 +139,16 @@ def check_range(name: str, span: tuple[int, int], count: int) -> None:
         raise IndexError(f"{name}: {span[0]}:{span[1]} is not within 0:{count}")
 
 
+class _HugeIntegerError(ValueError):
+    """An integer that no float holds."""
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise _HugeIntegerError(f"an integer of {len(digits.lstrip('-'))} digits, {digits[:8]}...")
+    return int(digits)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; SourceError when it is missing, broken or not an object."""
     value = read_json_value(path)
@@ -157,8 +168,10 @@ def read_json_value(path: Path) -> Any:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(content.decode("utf-8"), parse_int=_parse_int)
     except UnicodeDecodeError as error:
         raise SourceError(f"{path}: is not UTF-8 at byte {error.start}") from error
+    except _HugeIntegerError as error:
+        raise SourceError(f"{path}: holds {error}, which is beyond every number type") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: is not JSON: {error}") from error

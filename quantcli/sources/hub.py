@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.interrupts import wait_unless_interrupted
 from quantcli.types import Event, Note, Progress
 
 OnEvent = Callable[[Event], None]
@@ -50,7 +53,9 @@ def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
         return cached
     on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
     with explaining(wanted), _dark():
-        folder = _snapshot(wanted, tqdm_class=_bar_class(wanted.label, on_event))
+        stop = threading.Event()
+        bar = _bar_class(wanted.label, on_event, stop)
+        folder = wait_unless_interrupted(partial(_snapshot, wanted, tqdm_class=bar), stop)
     missing = wanted.lacks(folder)
     if missing is not None:
         raise explain_gap(wanted, missing)
@@ -194,8 +199,11 @@ def _dark() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _bar_class(label: str, on_event: OnEvent) -> type[Any]:
-    """A tqdm that draws nothing and tells ``on_event`` the bytes so far."""
+def _bar_class(label: str, on_event: OnEvent, stop: threading.Event) -> type[Any]:
+    """A tqdm that draws nothing and tells ``on_event`` the bytes so far.
+
+    When ``stop`` is set it raises KeyboardInterrupt, which ends the thread that downloads.
+    """
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     told = 0
@@ -212,6 +220,8 @@ def _bar_class(label: str, on_event: OnEvent) -> type[Any]:
 
         def update(self, n: float | None = 1) -> None:
             nonlocal told
+            if stop.is_set():
+                raise KeyboardInterrupt
             super().update(n)
             # Several bars count the same bytes (received, written); follow the foremost.
             if self.unit == "B" and self.n > told:

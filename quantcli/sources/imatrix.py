@@ -101,7 +101,7 @@ def read_sums(path: Path) -> ImatrixSums:
         datasets, chunks = _read_facts(store, path)
         entries = {name: _read_pair(store, name, path) for name in names}
         size = int(store.metadata[CHUNK_SIZE].value)
-        enough = _enough(store)
+        enough = _enough(store, path)
     finally:
         store.close()
     return ImatrixSums(path, entries, datasets, chunks, size, enough)
@@ -206,12 +206,16 @@ def _read_pair(
 
 
 def _read_entry(store: GgufCheckpoint, name: str, path: Path) -> NDArray[np.float32]:
-    return shrink(*_read_pair(store, name, path), _enough(store))
+    return shrink(*_read_pair(store, name, path), _enough(store, path))
 
 
-def _enough(store: GgufCheckpoint) -> int:
+def _enough(store: GgufCheckpoint, path: Path) -> int:
     found = store.metadata.get(ENOUGH)
-    return 0 if found is None else int(found.value)
+    if found is None:
+        return 0
+    if found.kind != "u32":
+        raise SourceError(f"{path}: key {ENOUGH!r} is of kind {found.kind}; u32 belongs there")
+    return int(found.value)
 
 
 def shrink(

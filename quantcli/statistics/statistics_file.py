@@ -93,6 +93,16 @@ class CheckpointStatistics:
                         offset += part.nbytes
 
 
+def _parse_shares(path: Path, content: str | None) -> dict[str, str]:
+    try:
+        found = json.loads(content or "")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
+        raise SourceError(f"{path}: its metadata has no names by name under 'hessian_of'")
+    return found
+
+
 class StatisticsFile:
     """A statistics file, open for reading; a context manager that closes it."""
 
@@ -104,7 +114,13 @@ class StatisticsFile:
             facts = self._header.metadata
             if facts.get("format") != STATISTICS_FORMAT:
                 raise SourceError(f"{path}: is no statistics file of quantcli")
-            self.shares: dict[str, str] = json.loads(facts["hessian_of"])
+            self.shares = _parse_shares(path, facts.get("hessian_of"))
+            for name, info in self._header.tensors.items():
+                if info.dtype not in _TYPES or not info.shape or 0 in info.shape:
+                    raise SourceError(
+                        f"{path}: {name} has dtype {info.dtype} and shape {info.shape}, which "
+                        "no statistics have"
+                    )
         except BaseException:
             self._file.close()
             raise

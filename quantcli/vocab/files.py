@@ -17,6 +17,9 @@ from quantcli.errors import VocabularyError
 
 T = TypeVar("T")
 
+_SEQUENCES = {"normalizers", "pretokenizers", "processors"}
+_DEEPEST = 50
+
 
 class AddedToken(msgspec.Struct, frozen=True):
     """A token that is looked for in the text before the model runs."""
@@ -84,13 +87,40 @@ class TokenizerFiles:
 def read_json(path: Path, shape: type[T]) -> T:
     """The JSON file ``path`` as ``shape``; VocabularyError naming the file and the place."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=shape)
+        found = msgspec.json.decode(path.read_bytes(), type=shape)
+        _check_sequences(found, path)
+        return found
     except msgspec.ValidationError as error:
         raise VocabularyError(f"{path} has not the form it should have: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise VocabularyError(f"{path} is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise VocabularyError(f"{path} is nested too deeply") from error
     except OSError as error:
         raise VocabularyError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_sequences(found: Any, path: Path) -> None:
+    """VocabularyError where a part that holds parts does not hold a list of objects."""
+    if not isinstance(found, TokenizerJson):
+        return
+    nodes = [found.normalizer, found.pre_tokenizer, found.post_processor]
+    for depth in range(_DEEPEST + 1):
+        inner: list[Any] = []
+        for node in filter(None, nodes):
+            for key in _SEQUENCES & node.keys():
+                parts = node[key]
+                if not isinstance(parts, list) or not all(isinstance(p, dict) for p in parts):
+                    raise VocabularyError(
+                        f"{path} has not the form it should have: {key} of a "
+                        f"{node.get('type')} is no list of objects"
+                    )
+                inner += parts
+        if not inner:
+            return
+        if depth == _DEEPEST:
+            raise VocabularyError(f"{path} is nested too deeply: {_DEEPEST} sequences in another")
+        nodes = inner
 
 
 def read_mapping(path: Path) -> Mapping[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from gguf import GGUFReader
 from support.broken import legacy, legacy_entry
 from support.fake_hub import serve
 from support.gguf_files import write_imatrix, write_model
-from support.process import environment, run
+from support.process import command, environment, run
 
 from quantcli.cli.app import run as run_here
 
@@ -282,3 +284,24 @@ def test_statistics_of_a_model_on_the_hub_fetch_it(on_the_hub):
     assert (done.returncode, done.stderr) == (0, "")
     assert "blk.3.attn_v.weight" in done.stdout
     assert "model.safetensors" in hub.downloaded()
+
+
+def test_an_interrupted_download_is_not_waited_for(on_the_hub):
+    """Not even where the server has stopped talking in the middle of a file."""
+    hub, env = on_the_hub
+    hub.stalls = "model.safetensors"
+    process = subprocess.Popen(
+        [*command(), "-q", "inspect", "org/mini", "--stats"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(**env),
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while "STALLS model.safetensors" not in hub.asked:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=30)
+    taken = time.monotonic() - begun
+    hub.released.set()
+    assert (process.returncode, talk) == (130, "error: interrupted\n")
+    assert taken < 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -67,13 +68,13 @@ def test_a_name_that_the_encoding_lacks_is_escaped(tmp_path):
 SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP}
 
 
-def _waiting(tmp_path) -> subprocess.Popen[str]:
+def _waiting(tmp_path, *arguments: str, until: str = "temporary") -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [*command(tmp_path), "wait", str(tmp_path), "30"],
+        [*command(tmp_path), *(arguments or ("wait", str(tmp_path), "30"))],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     deadline = time.monotonic() + 30
-    while not (tmp_path / "temporary").exists():
+    while not (tmp_path / until).exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return process
@@ -97,6 +98,47 @@ def test_a_second_kill_does_not_break_the_cleaning(tmp_path):
     process.communicate(timeout=30)
     assert process.returncode == 130
     assert (tmp_path / "cleaned").exists()
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_stop_that_is_dropped_on_the_way_is_made_again(name, tmp_path):
+    """The signal falls into a callback whose errors Python drops, as in the import system."""
+    process = _waiting(tmp_path, "lose", str(tmp_path), until="dropping")
+    process.send_signal(SIGNALS[name])
+    _, talk = process.communicate(timeout=15)
+    assert process.returncode == 130
+    assert talk.endswith("\nerror: interrupted\n")
+    assert (tmp_path / "cleaned").exists()
+
+
+def test_a_download_that_hears_nothing_is_left(tmp_path):
+    process = _waiting(tmp_path, "download", str(tmp_path))
+    process.send_signal(signal.SIGINT)
+    _, talk = process.communicate(timeout=15)
+    assert (process.returncode, talk) == (130, "error: interrupted\n")
+
+
+_EARLY = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+from quantcli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["quantcli.cli.app", "typer", "quantcli.errors"])
+def test_an_interrupt_while_modules_load_is_no_traceback(module):
+    done = subprocess.run(
+        [sys.executable, "-c", _EARLY, module],
+        capture_output=True, text=True, env=environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 def test_nohup_is_respected(tmp_path):

@@ -206,3 +206,27 @@ def test_shards_and_checkpoints_are_refused(source: Path, tmp_path: Path) -> Non
     done = quantcli.quantize(source, tmp_path / "m.gguf", type="BF16", split_max_size="3M")
     with pytest.raises(SourceError, match=f"is in {len(done.paths)} shards"):
         quantcli.export(done.paths[0], to="ollama")
+
+
+def test_a_tokens_text_makes_no_line_of_its_own(source: Path, tmp_path: Path) -> None:
+    """A planted FROM would run another model."""
+    file = quantcli.quantize(source, tmp_path / "m.gguf", type="Q8_0").paths[0]
+    raw = file.read_bytes()
+    with quantcli.open_model(file) as model:
+        end = str(
+            model.metadata["tokenizer.ggml.tokens"].value[
+                model.metadata["tokenizer.ggml.eos_token_id"].value
+            ]
+        )
+    assert len(end) > 10
+    planted = ("x\nFROM b" + "y" * len(end))[: len(end)].encode()
+    (tmp_path / "odd.gguf").write_bytes(raw.replace(end.encode(), planted))
+    done = quantcli.export(tmp_path / "odd.gguf", to="ollama")
+    lines = done.paths[0].read_text().splitlines()
+    assert [line for line in lines if line.startswith("FROM")] == ["FROM ./odd.gguf"]
+    assert not any("FROM b" in line for line in lines)
+    assert any("cannot say" in note.message for note in done.notes)
+    named = tmp_path / "a\nFROM b.gguf"
+    named.write_bytes(raw)
+    with pytest.raises(SourceError, match="takes no such name"):
+        quantcli.export(named, to="ollama")

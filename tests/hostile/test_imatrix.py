@@ -25,7 +25,13 @@ class Case(NamedTuple):
 
 
 def write_gguf(
-    path: Path, tensors: dict[str, Any], *, drop: str = "", chunks: Any = 3, datasets: Any = ("x",)
+    path: Path,
+    tensors: dict[str, Any],
+    *,
+    drop: str = "",
+    chunks: Any = 3,
+    datasets: Any = ("x",),
+    enough: str = "",
 ) -> None:
     writer = gguf.GGUFWriter(path, "")
     writer.kv_data[0].clear()
@@ -42,6 +48,8 @@ def write_gguf(
     for key, write in facts.items():
         if key != drop:
             write()
+    if enough:
+        writer.add_string("quantcli.imatrix.enough_tokens", enough)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
@@ -138,6 +146,10 @@ CASES: dict[str, Case] = {
     "more values than bytes": Case(
         old(legacy(legacy_entry(NAME.encode(), [1.0], count=2**31 - 1))),
         f"ends inside the values of {NAME!r}: 8589934588 bytes",
+    ),
+    "tokens that are enough as text": Case(
+        new(data(), enough="many"),
+        "key 'quantcli.imatrix.enough_tokens' is of kind str; u32 belongs there",
     ),
     "value is not a number": Case(
         old(legacy(legacy_entry(NAME.encode(), [0.0, np.nan]))), "the value nan at index 1", NAME

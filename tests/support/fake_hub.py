@@ -10,11 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -31,6 +31,9 @@ class Hub:
     url: str = ""
     asked: list[str] = field(default_factory=list)
     sends_parts: bool = True
+    stalls: str | None = None
+    """A file of which half is sent, and then nothing until `released` is set."""
+    released: Event = field(default_factory=Event)
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
@@ -127,8 +130,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
+        if body and self.hub.stalls is not None and self.path.endswith(self.hub.stalls):
+            half = len(content) // 2
+            self.wfile.write(content[:half])
+            self.hub.asked.append(f"STALLS {self.hub.stalls}")
+            self.hub.released.wait(60)
+            content = content[half:]
         if body:
-            self.wfile.write(content)
+            with suppress(ConnectionError):
+                self.wfile.write(content)
 
 
 def _etag(content: bytes) -> str:

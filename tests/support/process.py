@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 EXTRA = """
-import sys, time
+import sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import typer
 from quantcli.cli import app as cli
@@ -17,6 +18,7 @@ from quantcli.cli.options import command
 from quantcli.cli.output import Output
 from quantcli.errors import GateError, SourceError, UsageError
 from quantcli.events import PhaseBegun, PhaseDone
+from quantcli.interrupts import wait_unless_interrupted
 from quantcli.types import Note, Progress
 
 def fail(kind: str) -> None:
@@ -51,6 +53,25 @@ def wait(folder: Path, seconds: float) -> None:
         temporary.unlink()
         (folder / "cleaned").write_text("yes")
 
+class Dropping:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __del__(self) -> None:
+        (self.folder / "dropping").write_text("yes")
+        time.sleep(30)
+
+def lose(folder: Path) -> None:
+    Dropping(folder)
+    wait(folder, 30)
+
+def download(folder: Path) -> None:
+    def run() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            (folder / "temporary").write_text("half")
+            pool.submit(time.sleep, 60).result()
+    wait_unless_interrupted(run, threading.Event())
+
 @command
 def work(out: Output) -> None:
     out.event(PhaseBegun("working"))
@@ -63,7 +84,7 @@ def work(out: Output) -> None:
     out.detail("a detail")
     out.result("/tmp/result.gguf")
 
-for command in (fail, lines, wait, work):
+for command in (fail, lines, wait, lose, download, work):
     cli.app.command(command.__name__)(command)
 if __name__ == "__main__":
     cli.main()

@@ -1,0 +1,39 @@
+"""What an interrupt leaves running.
+
+Some threads can be told to stop but not be waited for: a download that hears nothing of its server
+would hold up Ctrl-C for as long as the server likes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+T = TypeVar("T")
+
+left_behind = threading.Event()
+"""Set where such threads were left; the process should end without waiting for them."""
+
+
+def wait_unless_interrupted(work: Callable[[], T], stop: threading.Event) -> T:
+    """What ``work`` returns or raises, done in a thread of its own.
+
+    When waiting is interrupted, ``stop`` is set, at which the work should end, and it is left.
+    """
+    outcome: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, name="unwaited", daemon=True).start()
+    try:
+        return outcome.result()
+    finally:
+        if not outcome.done():
+            stop.set()
+            left_behind.set()
