@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from quantcli.errors import SourceError
 from quantcli.formats.container import (
     ALIGNMENT_KEY,
     ARRAY_CODE,
@@ -35,6 +36,10 @@ _NUMPY = {
     "u8": "<u1", "i8": "<i1", "u16": "<u2", "i16": "<i2", "u32": "<u4", "i32": "<i4",
     "f32": "<f4", "u64": "<u8", "i64": "<i8", "f64": "<f8", "bool": "?",
 }  # fmt: skip
+
+
+_SHOWN = 80
+"""Characters of a value that a message quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
         alignment = int(metadata[ALIGNMENT_KEY].value)
     parts = [struct.pack("<4sIQQ", MAGIC, VERSION, len(entries), len(metadata))]
     for key, value in metadata.items():
-        parts += [pack_string(key), pack_value(value)]
+        parts.append(_pack_pair(key, value))
     relative: dict[str, int] = {}
     end = 0
     for entry in entries:
@@ -105,7 +110,7 @@ def identify_set(
     """
     found = hashlib.sha256(content.encode())
     for key, value in metadata.items():
-        found.update(pack_string(key) + pack_value(value))
+        found.update(_pack_pair(key, value))
     for entries in shards:
         found.update(struct.pack("<Q", len(entries)))
         for entry in entries:
@@ -142,6 +147,18 @@ def pack_string(value: str | bytes) -> bytes:
     """A length-prefixed UTF-8 string."""
     raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(raw)) + raw
+
+
+def _pack_pair(key: str, value: MetaValue) -> bytes:
+    """A key and its value; SourceError where the value is beyond its type."""
+    try:
+        return pack_string(key) + pack_value(value)
+    except (OverflowError, struct.error, UnicodeEncodeError) as error:
+        shown = repr(value.value)
+        shown = shown if len(shown) < _SHOWN else shown[:_SHOWN] + "..."
+        raise SourceError(
+            f"the key {key} cannot be {shown}, which no {value.kind} of a GGUF holds: {error}"
+        ) from error
 
 
 def pack_value(value: MetaValue) -> bytes:

@@ -7,6 +7,7 @@ planner gives to the GGUF tensor of the same weights, and back. Only headers are
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
@@ -159,8 +160,9 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     odd = [] if model.untabled is None else _unfit(found, recipe.keep, schemes)
     matrices, dropped, widened = _keep(found, recipe.keep, {m.module for m in odd} | bare)
     names = router_names(model)
+    shared = math.gcd(*(matrix.columns for matrix in matrices if not matrix.transpose))
     for matrix in matrices:
-        _check_matrix(model, matrix, schemes[matrix.module])
+        _check_matrix(model, matrix, schemes[matrix.module], shared)
     used = _entries(model, recipe, importance)
     items = tuple(
         Item(matrix, importance=matrix.tensor in used, scheme=schemes[matrix.module])
@@ -367,7 +369,8 @@ def _keep(
     return [matrix for matrix in found if matrix not in dropped], kept, widened
 
 
-def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
+def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme, shared: int) -> None:
+    """PlanError for a matrix that the scheme does not take; ``shared`` divides all columns."""
     info = model.store.tensors[matrix.source]
     if matrix.transpose:
         raise PlanError(
@@ -378,7 +381,7 @@ def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme) -> None:
     size = scheme.grid.group_size
     if size is not None and matrix.columns % size:
         groups = scheme.groups or (128, 64, 32, 16, 8)
-        fits = next((g for g in sorted(groups, reverse=True) if matrix.columns % g == 0), None)
+        fits = next((g for g in sorted(groups, reverse=True) if shared % g == 0), None)
         hint = f"--group-size {fits} does, " if fits else ""
         alike = re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(matrix.module))
         raise PlanError(

@@ -57,6 +57,10 @@ ODD = {
     "200 sequences": (_nested, r"tokenizer\.json is nested too deeply"),
     "100,000 brackets": (_deep, r"tokenizer\.json is nested too deeply"),
     "epsilon": (_edit("config.json", rms_norm_eps=HUGE), r"config\.json: .*integer of 401 digits"),
+    "epsilon beyond float32": (
+        _edit("config.json", rms_norm_eps=1e39),
+        r"the key llama\.attention\.layer_norm_rms_epsilon cannot be 1e\+39, which no f32",
+    ),
     "top_p": (
         _edit("generation_config.json", top_p=-1e308),
         r"generation_config\.json: the value for general\.sampling\.top_p is -1e\+308",
@@ -203,3 +207,24 @@ def test_a_method_names_the_tensor_of_a_bad_weight(
     said = capsys.readouterr().err
     assert re.search(f"error: .*{sentence}", said), said
     assert "internal error" not in said
+
+
+def test_hints_of_groups_work_when_followed(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The size that a hint names is one of the target's, and its pattern means every layer."""
+    plan = ["quantize", str(mini), "--dry-run", "--to"]
+    assert app.run([*plan, "mlx", "--group-size", "16"]) == 2
+    hint = capsys.readouterr().err.splitlines()[1]
+    sizes = re.findall(r"\d+", hint)
+    assert sizes == ["32", "64", "128"]
+    for size in sizes:
+        assert app.run([*plan, "mlx", "--group-size", size]) == 0
+    capsys.readouterr()
+    assert app.run([*plan, "gptq", "--group-size", "48"]) == 1
+    found = re.search(r"--group-size (\d+) does, or --keep '(\S+)'", capsys.readouterr().err)
+    assert found is not None
+    assert app.run([*plan, "gptq", "--group-size", found[1]]) == 0
+    kept = re.compile(found[2])
+    assert all(kept.fullmatch(f"model.layers.{n}.self_attn.k_proj") for n in (0, 3, 10))
+    capsys.readouterr()
+    assert app.run([*plan, "gptq", "--group-size", "48", "--keep", found[2]]) == 1
+    assert "k_proj" not in capsys.readouterr().err
