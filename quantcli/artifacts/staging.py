@@ -40,13 +40,7 @@ class Staging:
 
     def clear(self) -> None:
         """Remove everything but the mark; links go, what they point to stays."""
-        for path in self.folder.iterdir():
-            if path.name == MARK:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+        _clear(self.folder)
 
     def remove(self) -> None:
         """Remove the folder, as far as the disk lets us, and give its lock back."""
@@ -94,6 +88,47 @@ def claim(path: Path) -> Staging:
             raise output_error(path, error) from error
         return Staging(folder, descriptor)
     raise OutputError(f"other runs write {path} again and again", hint="wait for them or use -o")
+
+
+def own_folder(folder: Path, *, empty: bool) -> None:
+    """Make a folder for the work of a run, or take over what an earlier one of ours left there.
+
+    ``empty`` clears it. OutputError for a link, a file or somebody else's folder of that name.
+    """
+    try:
+        made = _make(folder)
+        descriptor = os.open(folder, _FOLDER)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _foreign(folder) from error
+        raise output_error(folder, error) from error
+    try:
+        _mark(descriptor, folder, made=made)
+        if empty:
+            _clear(folder)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(folder, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def remove_own(folder: Path) -> None:
+    """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
+    if not folder.is_symlink() and (folder / MARK).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove everything but the mark; links go, what they point to stays."""
+    for path in folder.iterdir():
+        if path.name == MARK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _make(folder: Path) -> bool:

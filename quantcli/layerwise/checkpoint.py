@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.safetensors_container import lay_out
+from quantcli.artifacts.staging import own_folder, remove_own
 from quantcli.errors import OutputError, SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
@@ -57,9 +57,9 @@ class Checkpoint:
                 hint="--resume continues it, --force starts anew",
             )
         if not (resume and state.is_file()):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir()
+            own_folder(self.folder, empty=True)
             return
+        own_folder(self.folder, empty=False)
         try:
             found = json.loads(state.read_text())
             begun, self.done, self.turn = found["identity"], found["done"], found["turn"]
@@ -107,7 +107,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The calibration is complete: take the folder away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_own(self.folder)
 
     def _layer(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:04d}.safetensors"

@@ -132,7 +132,7 @@ def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowW
             f"{words.file}: tensor {words.name!r} is packed, but {settings.where} says it is not"
         )
     mode = values.get("mode", "affine")
-    if mode in MODES:
+    if isinstance(mode, str) and mode in MODES:
         return build_floats(source, words, mode)
     if mode != "affine":
         raise settings.refuse(f"mode {mode}")

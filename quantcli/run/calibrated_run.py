@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from quantcli.artifacts.staging import remove_own
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
@@ -104,7 +104,7 @@ def costs_folder(output: Path) -> Path:
 
 def remove_costs(output: Path) -> None:
     """The choice of types is not needed again."""
-    shutil.rmtree(costs_folder(output), ignore_errors=True)
+    remove_own(costs_folder(output))
 
 
 @dataclass(frozen=True)

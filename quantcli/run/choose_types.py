@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
+from quantcli.artifacts.staging import own_folder
 from quantcli.errors import PlanError
 from quantcli.events import Events
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
@@ -44,7 +45,7 @@ def choose_types(
     overhead = _with_types(run, artifact, output, smallest).nbytes - smallest.nbytes
     allocate(plan, free, limit - overhead, beside=overhead)
     folder = costs_folder(output)
-    folder.mkdir(exist_ok=True)
+    own_folder(folder, empty=False)
     passes = plan_passes(run, folder, None, None, max_memory, threads)
     try:
         costs = yield from measure_type_costs(passes, candidates, options)

@@ -6,9 +6,9 @@ again and finds the same, since nothing in it is random.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from quantcli.artifacts.staging import own_folder, remove_own
 from quantcli.calibration import CalibrationDone, execute
 from quantcli.calibration import prepare as prepare_calibration
 from quantcli.events import Events, take
@@ -57,8 +57,7 @@ def find_transforms(
         return (yield from take(found, TransformsApplied)).model, None
     grids = find_grids(plan)
     folder = output.with_name(f".{output.name}.transform")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    own_folder(folder, empty=True)
     try:
         path = folder / "inputs.gguf"
         job = prepare_calibration(
@@ -72,7 +71,7 @@ def find_transforms(
             importance = read_importance(path) if options.weighted and not chain.rounds else None
             return applied.model, _carry(importance, applied, measured)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_own(folder)
 
 
 def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:

@@ -23,12 +23,18 @@ def groups(model: Model, *more: OutputTensor) -> dict[str, FoldGroup]:
     return {group.name: group for group in found}
 
 
-def test_every_family_declares_groups() -> None:
-    for name in ARCHITECTURES:
-        if name == "Qwen2MoeForCausalLM":
-            # Its shared expert's gate reads the normed stream, and is stored as a vector.
-            continue
-        assert find_folds(ARCHITECTURES.get(name).name).rules, name
+UNGROUPED = {
+    "afmoe", "bert", "cohere2moe", "eurobert", "gemma3n", "granite_swa", "hunyuan-moe",
+    "jina-bert-v2", "jina-bert-v3", "laguna", "llama4", "mimo2", "modern-bert", "muse-glimmer",
+    "nomic-bert", "qwen2moe", "step35", "t5", "t5encoder",
+}  # fmt: skip
+"""Architectures that no transform takes: encoders, which no method calibrates, and those whose
+gates, shared experts or windows of their own no fold group describes yet."""
+
+
+def test_every_other_family_declares_groups() -> None:
+    families = {ARCHITECTURES.get(name).name for name in ARCHITECTURES}
+    assert {name for name in families if not find_folds(name).rules} == UNGROUPED
 
 
 def test_values_belong_to_key_value_heads(checkpoint: Callable[..., Path]) -> None:

@@ -11,8 +11,9 @@ import pytest
 from quantcli.artifacts import space, staging
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.atomic_folder import MANIFEST, AtomicFolder
-from quantcli.artifacts.staging import claim, partial_path
+from quantcli.artifacts.staging import claim, own_folder, partial_path, remove_own
 from quantcli.errors import OutputError
+from quantcli.layerwise.checkpoint import Checkpoint
 
 
 def _write_file(path: Path) -> None:
@@ -214,3 +215,35 @@ def test_a_set_killed_between_its_names_has_no_first_file(
         b"new",
         b"old",
     ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_a_run_works_in_no_folder_of_others(tmp_path: Path, kind: str) -> None:
+    """Checkpoints and the work of transforms lie beside the output, too."""
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis").write_bytes(b"years of work")
+    folder = {"folder": precious, "file": precious / "thesis", "link": tmp_path / "link"}[kind]
+    if kind == "link":
+        folder.symlink_to(precious)
+    before = _contents(tmp_path)
+    for empty in (False, True):
+        with pytest.raises(OutputError, match="is not quantcli's"):
+            own_folder(folder, empty=empty)
+    remove_own(folder)
+    with pytest.raises(OutputError, match="is not quantcli's"):
+        Checkpoint(folder, {}).begin(resume=False, force=True)
+    Checkpoint(folder, {}).remove()
+    assert _contents(tmp_path) == before
+
+
+def test_a_runs_own_folder_is_taken_over_and_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    own_folder(folder, empty=True)
+    (folder / "left").write_bytes(b"half")
+    own_folder(folder, empty=False)
+    assert (folder / "left").exists()
+    own_folder(folder, empty=True)
+    assert [path.name for path in folder.iterdir()] == [staging.MARK]
+    remove_own(folder)
+    assert not folder.exists()

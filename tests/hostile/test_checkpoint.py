@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
     ),
     "GPTQ of floats": Case(quantized("gptq", bits=4), "(gptq), but no tensor is", "config.json"),
     "an unknown method": Case(quantized("hqq"), "already quantized with hqq", "config.json"),
-    "MXFP4": Case(quantized("mxfp4"), "already quantized with mxfp4", "config.json"),
+    "MXFP4 of floats": Case(quantized("mxfp4"), "(mxfp4), but no tensor is", "config.json"),
     "compressed-tensors of integers": Case(
         quantized("compressed-tensors", format="pack-quantized", config_groups={"g": PACKED}),
         "(compressed-tensors), but no tensor is",

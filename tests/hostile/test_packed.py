@@ -440,7 +440,11 @@ CASES: dict[str, Case] = {
         tensor=f"{X}.scales",
     ),
     "MLX of seven bits": Case("mlx", "model.up has 7 bits", settings={"bits": 7}),
-    "MLX in another mode": Case("mlx", "with mlx (mode mxfp4)", settings={"mode": "mxfp4"}),
+    "MLX in another mode": Case("mlx", "with mlx (mode mxfp6)", settings={"mode": "mxfp6"}),
+    "MLX in a mode that is no name": Case("mlx", "with mlx (mode [4])", settings={"mode": [4]}),
+    "MLX floats with scales of affine codes": Case(
+        "mlx", "has dtype BF16", settings={"mode": "mxfp4"}, tensor="model.up.scales"
+    ),
     "MLX groups that do not divide": Case(
         "mlx", UNDIVIDED, settings={"group_size": 48}, tensor=f"{X}.weight"
     ),

@@ -99,11 +99,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+LAYERS = 12
+"""Of every model here."""
+
+
 class _Everything(Container[str]):
-    """The tensors of a model that lacks none of those that may be missing."""
+    """The tensors of a model without a block for further tokens, and with all others."""
 
     def __contains__(self, name: object) -> bool:
-        return True
+        return not str(name).startswith(f"blk.{LAYERS}.")
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
