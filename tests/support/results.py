@@ -14,7 +14,7 @@ Record = Callable[[str, object], None]
 """pytest's ``record_property``."""
 
 
-def record(property_of: Record, folder: Path, **numbers: Any) -> None:
+def record(property_of: Record, folder: Path, /, **numbers: Any) -> None:
     """Note numbers of the model in ``folder`` under GGUF's name for its architecture."""
     property_of("architecture", find_architecture(read_config(folder)).name)
     for name, value in numbers.items():
