@@ -31,6 +31,8 @@ _FORMATS = (
 )  # fmt: skip
 _STRATEGIES = ("tensor", "channel", "group", "tensor_group", "block")
 _SCALE_DTYPES = {"E4M3": "torch.float8_e4m3fn", "E8M0": "torch.uint8"}
+_LOADED_AS = {"mlp_AR": ("projector",)}
+"""What transformers calls a part beside the language model (PaddleOCR-VL's projector) in memory."""
 _REGEX = "re:"
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|word_embeddings|wte|embeddings)$")
 
@@ -118,7 +120,10 @@ def _ignored(subject: FolderFacts) -> list[str]:
     for module in subject.kept:
         root = _root(module)
         apart = "." in module.removeprefix("model.") and root not in inside
-        found[rf"{_REGEX}(.*\.)?{re.escape(root)}\..*" if apart else module] = None
+        names = (root, *_LOADED_AS.get(root, ())) if apart else ()
+        found |= {rf"{_REGEX}(.*\.)?{re.escape(name)}\..*": None for name in names}
+        if not apart:
+            found[module] = None
     return list(found)
 
 
