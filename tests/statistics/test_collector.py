@@ -187,13 +187,13 @@ def test_values_that_are_not_finite_are_refused_by_name(
     folder = tmp_path / "broken"
     shutil.copytree(checkpoint("llama"), folder)
     weights = load(folder / "model.safetensors")
-    name, said = {
-        "weights": ("model.layers.1.self_attn.v_proj.weight", "layer 1: .*blk.1.attn_output"),
-        "embedding": ("model.embed_tokens.weight", "the embedding holds"),
+    name = {
+        "weights": "model.layers.1.self_attn.v_proj.weight",
+        "embedding": "model.embed_tokens.weight",
     }[kind]
     weights[name][:, 3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=f"tensor {name}: the weight nan at row 0, column 3 "):
         run(folder, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 
