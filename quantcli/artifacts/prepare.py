@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.model import Model
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.schemes import GGUF, find_grids, has_types, knows_importance
+from quantcli.plan.schemes import GGUF, has_types, knows_importance, scheme_name
 from quantcli.sources.imatrix import Importance
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ def default_output(model: Model, recipe: Recipe) -> Path:
         return Path(f"{name.removesuffix('.gguf')}-{recipe.type}.gguf")
     if has_types(recipe.to):
         return Path(f"{name}-hf-{recipe.type}")
-    if recipe.activations:
-        return Path(f"{name}-{recipe.to}-w8a8")
-    return Path(f"{name}-{recipe.to}-{recipe.bits or find_grids(recipe)[1].usual_bits}bit")
+    scheme = scheme_name(recipe)
+    return Path(
+        f"{name}-{scheme}" if scheme.startswith(recipe.to) else f"{name}-{recipe.to}-{scheme}"
+    )
 
 
 def prepare_artifact(

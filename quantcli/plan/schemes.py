@@ -158,6 +158,21 @@ def find_shorthand(recipe: Recipe) -> tuple[Layout, str] | None:
     return layout, layout.shorthands[recipe.activations, number]
 
 
+def scheme_name(recipe: Recipe) -> str:
+    """What a folder's name says of its weights: "4bit", "w8a8", "fp8_dynamic", "mixed"."""
+    layout, short = find_output_layout(recipe.to), find_shorthand(recipe)
+    named = [split_scheme(entry)[1] for entry in recipe.scheme]
+    if short is not None:
+        named = [short[1]]
+    elif layout is not None and layout.grids is None:
+        named = named or list(layout.presets)[:1]
+    if named:
+        return named[0].lower() if len(named) == 1 else "mixed"
+    if recipe.activations:
+        return "w8a8"
+    return f"{recipe.bits or find_grids(recipe)[1].usual_bits}bit"
+
+
 def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[SchemeRule, ...]:
     """The schemes of a folder for a model of that dtype ("BF16", "F16", "F32"), the first first.
 
