@@ -38,7 +38,6 @@ from quantcli.archs.decoder import (
     layer,
     output,
 )
-from quantcli.archs.fold import DECODER, GATED, NORMED_MLP, POST_NORMED, WRITERS, FoldRule, Folds
 from quantcli.archs.gemma2 import LAYER_NORMS
 from quantcli.archs.header import Header
 from quantcli.archs.rope import Rope, read_layer_rope
@@ -78,27 +77,6 @@ _EXPERTS = (
     layer("post_ffw_norm_1.weight", "post_feedforward_layernorm_1.weight", "hidden"),
     layer("post_ffw_norm_2.weight", "post_feedforward_layernorm_2.weight", "hidden"),
 )
-_ATTENTION_NORM, *_, _HEAD_NORM = (rule for rule in DECODER.rules if rule.kind == "norm")
-_FOLDS = Folds(
-    rules=(
-        _ATTENTION_NORM,
-        NORMED_MLP,
-        GATED,
-        FoldRule("norm", ("blk.{i}.pre_ffw_norm_2",), ("blk.{i}.ffn_gate_up_exps",)),
-        FoldRule("gated", ("blk.{i}.ffn_gate_up_exps",), ("blk.{i}.ffn_down_exps",), part="up"),
-        _HEAD_NORM,
-    ),
-    writers=WRITERS,
-    basis=POST_NORMED.basis,
-    # Values are normed before they are read, and the router has a norm without a weight.
-    apart=(
-        "per_layer_token_embd", "per_layer_model_proj", "blk.{i}.attn_output",
-        *(f"blk.{{i}}.{name}" for name in (
-            "ffn_gate_inp", "inp_gate", "proj", "layer_output_scale",
-            "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2",
-        )),
-    ),
-)  # fmt: skip
 
 
 def _kinds(config: Config) -> list[str]:
@@ -405,7 +383,6 @@ GEMMA4 = Architecture(
         r".*\.rotary_emb\.\w*inv_freq",
         r"model\.layers\.\d+\.self_attn\.(k_proj|v_proj|k_norm)\.weight",
     ),
-    folds=_FOLDS,
 )
 
 GEMMA4_UNIFIED = replace(

@@ -31,7 +31,6 @@ from quantcli.archs.decoder import (
     expert_keys,
     layer,
 )
-from quantcli.archs.fold import DECODER, VALUES, FoldRule, Folds
 from quantcli.archs.gemma2 import layer_pattern, windowed_layers
 from quantcli.archs.header import Header
 from quantcli.archs.rope import Rope, read_rope, rope_keys
@@ -76,23 +75,6 @@ _EXPERTS = (
     layer("ffn_down_exps.bias", "mlp.experts.down_proj_bias", "experts", "hidden"),
 )
 _SINKS = layer("attn_sinks.weight", "self_attn.sinks", "heads")
-_ATTENTION_NORM, *_, _HEAD_NORM = (rule for rule in DECODER.rules if rule.kind == "norm")
-_FOLDS = Folds(
-    rules=(
-        _ATTENTION_NORM,
-        FoldRule(
-            "norm",
-            ("blk.{i}.post_attention_norm",),
-            ("blk.{i}.ffn_gate_inp", "blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps"),
-        ),
-        VALUES,
-        _HEAD_NORM,
-    ),
-    writers=DECODER.writers,
-    basis="",
-    # Up's outputs are clamped and gain 1 before they are read, so their scale is not free.
-    apart=("blk.{i}.ffn_down_exps", "blk.{i}.attn_sinks"),
-)
 
 
 def _dims(config: Config) -> dict[str, int]:
@@ -205,5 +187,4 @@ GPT_OSS = Architecture(
         "tie_word_embeddings": (False,),
     },
     ignored=(r".*\.rotary_emb\.inv_freq",),
-    folds=_FOLDS,
 )
