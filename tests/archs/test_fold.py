@@ -24,7 +24,8 @@ def groups(model: Model, *more: OutputTensor) -> dict[str, FoldGroup]:
 
 
 UNGROUPED = {
-    "afmoe", "bert", "cohere2moe", "eurobert", "gemma3n", "gemma4", "gpt-oss", "granite_swa", "hunyuan-moe",
+    "afmoe", "bert", "cohere2moe", "eurobert", "gemma3n", "gemma4", "gpt-oss", "granite_swa",
+    "hunyuan-moe",
     "jina-bert-v2", "jina-bert-v3", "laguna", "llama4", "mimo2", "modern-bert", "muse-glimmer",
     "nomic-bert", "qwen2moe", "step35", "t5", "t5encoder",
 }  # fmt: skip
