@@ -47,7 +47,6 @@ _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtyp
 _EPSILON = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """What the references store in place of a scale of zero."""
 _E4M3 = ml_dtypes.float8_e4m3fn
-_SMALLEST_E4M3 = np.float32(2**-9)
 _E4M3_STEPS = np.arange(128, dtype=np.uint8)[:-1].view(_E4M3).astype(np.float32)
 """Values of E4M3 codes 0 to 126."""
 _MINUS_ZERO = 8
