@@ -16,17 +16,19 @@ from typing import Any
 
 import yaml
 
+from quantcli.bounded_yaml import MOST_CHARACTERS, load_yaml
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.plan.recipe import Recipe, given_fields, make_recipe, refuse_unknown
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.schemes import has_types
+from quantcli.whole_files import read_whole_text
 
 
 def load_recipe(path: str | Path) -> Recipe:
     """The recipe in a .toml, .yaml or .yml file; UsageError that names the file and the field."""
     path = Path(path)
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_whole_text(path, MOST_CHARACTERS)
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -63,18 +65,18 @@ def _parse(content: str, suffix: str) -> dict[str, Any]:
     if suffix == ".toml":
         try:
             return tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise UsageError(f"not TOML: {error}") from None
+        except RecursionError:
+            raise UsageError("nested too deeply") from None
     if suffix not in (".yaml", ".yml"):
         raise UsageError(
             f"expected a .toml, .yaml or .yml file, found {suffix or 'no suffix'}"
         ) from None
     try:
-        fields = yaml.load(content, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UsageError("nested too deeply") from None
+        fields = load_yaml(content, _StrictLoader)
+    except ValueError as error:
+        raise UsageError(f"not YAML: {error}") from None
     if fields is None:
         return {}
     if not isinstance(fields, dict):
@@ -86,10 +88,13 @@ class _StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which would take the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise UsageError(f"field {twice} is given twice")
+        seen: set[Hashable] = set()
+        for key in (self.construct_object(key) for key, _ in node.value):
+            # A list as a key is refused in a moment, with its place.
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise UsageError(f"field {key} is given twice")
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 

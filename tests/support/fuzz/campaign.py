@@ -71,7 +71,9 @@ class Campaign:
             number += len(done)
             for outcome in done:
                 if outcome["fault"] and len(batch) > 1:
-                    alone = next(iter(self._fork(name, range(outcome["number"], outcome["number"] + 1))))
+                    alone = next(
+                        iter(self._fork(name, range(outcome["number"], outcome["number"] + 1)))
+                    )
                     if not alone["fault"]:
                         alone["fault"] = f"only behind others: {outcome['fault']}"
                     outcome = {**outcome, **alone}
@@ -106,7 +108,7 @@ class Campaign:
         os.close(writer)
         at_work = numbers[0]
         finished = False
-        with open(reader, encoding="utf-8") as lines:
+        with os.fdopen(reader, encoding="utf-8") as lines:
             for line in lines:
                 outcome = json.loads(line)
                 yield outcome
@@ -126,10 +128,18 @@ class Campaign:
 
         _remove(self.folder / f"trial-{os.getpid()}-{at_work}")
         yield {
-            "kind": name, "number": at_work, "what": self._what(name, at_work), "command": "",
-            "code": -1, "fault": fault, "frame": frame, "trace": stack[-4000:], "said": "",
-            "seconds": float(SECONDS) if late else 0.0, "memory": 0,
-        }  # fmt: skip
+            "kind": name,
+            "number": at_work,
+            "what": self._what(name, at_work),
+            "command": "",
+            "code": -1,
+            "fault": fault,
+            "frame": frame,
+            "trace": stack[-4000:],
+            "said": "",
+            "seconds": float(SECONDS) if late else 0.0,
+            "memory": 0,
+        }
 
     def _what(self, name: str, number: int) -> str:
         """What a trial does, found without running it."""
@@ -149,10 +159,9 @@ class Campaign:
 
     def _serve(self, name: str, numbers: range, writer: int, stacks: Any) -> None:
         """The child's part."""
-        with open(os.devnull) as nothing:
-            os.dup2(nothing.fileno(), 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         limit(stacks)
-        with open(writer, "w", encoding="utf-8") as answers:
+        with os.fdopen(writer, "w", encoding="utf-8") as answers:
             for number in numbers:
                 folder = self.folder / f"trial-{os.getppid()}-{number}"
                 outcome = run_trial(self.kinds[name], number, folder, self.bases[name])
@@ -165,14 +174,29 @@ def warm_up(folder: Path) -> None:
     source = micro.model(folder)
     output = folder / "m.gguf"
     for args in (
-        ("inspect", source), ("inspect", source, "--json", "--tensors"), ("inspect", source, "--stats"),
-        ("quantize", source, "--dry-run"), ("quantize", source, "--type", "Q4_K_M", "-o", output),
+        ("inspect", source),
+        ("inspect", source, "--json", "--tensors"),
+        ("inspect", source, "--stats"),
+        ("quantize", source, "--dry-run"),
+        ("quantize", source, "--type", "Q4_K_M", "-o", output),
         ("quantize", source, "--to", "gptq", "--group-size", "32", "-o", folder / "g"),
-        ("quantize", source, "--to", "compressed-tensors", "--group-size", "32", "-o", folder / "c"),
-        ("inspect", folder / "g"), ("export", folder / "g", "--verify"), ("export", output, "--verify"),
-        ("export", output, "--to", "hf", "-o", folder / "h"), ("inspect", output, "--kv"),
+        (
+            "quantize",
+            source,
+            "--to",
+            "compressed-tensors",
+            "--group-size",
+            "32",
+            "-o",
+            folder / "c",
+        ),
+        ("inspect", folder / "g"),
+        ("export", folder / "g", "--verify"),
+        ("export", output, "--verify"),
+        ("export", output, "--to", "hf", "-o", folder / "h"),
+        ("inspect", output, "--kv"),
         ("export", output, "--to", "card", "-o", folder / "c.md"),
-    ):  # fmt: skip
+    ):
         micro.run(*args)
 
 
@@ -183,7 +207,9 @@ def clusters(faults: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any
         said = fault.get("said", "").strip().splitlines()
         where = fault.get("frame") or (said[-1][:100] if said else "")
         error = fault.get("trace", "").strip().splitlines()
-        kind = error[-1].partition(":")[0] if error and not fault["fault"].startswith("time") else ""
+        kind = (
+            error[-1].partition(":")[0] if error and not fault["fault"].startswith("time") else ""
+        )
         groups.setdefault(f"{fault['fault']} | {kind} | {where}", []).append(fault)
     return sorted(groups.items(), key=lambda item: -len(item[1]))
 

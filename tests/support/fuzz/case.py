@@ -44,6 +44,8 @@ class Kind:
     make: Callable[[Random, Path, Any], Case]
     imports: tuple[str, ...] = field(default=())
     """Modules that the commands need, imported before processes are forked."""
+    trials: int = 200
+    """How many of them the suite runs."""
 
 
 def command(*args: str | Path, sound: bool = False) -> Command:

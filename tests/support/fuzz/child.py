@@ -104,6 +104,7 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         with _Meddler(case), warnings.catch_warnings():
             warnings.simplefilter("default")
+            warnings.showwarning = _show
             code = app.run(list(command.args))
     except BaseException as error:
         fallen = f"{type(error).__name__}: {error}"
@@ -162,10 +163,10 @@ def _left(case: Case, code: int, before: Any, after: Any) -> str | None:
         return "destroyed: an input"
     if after["tmp"] != before["tmp"]:
         return "left: a temporary file"
-    if code and after["out"] != before["out"]:
-        return "left: a file of a failed command"
     if any(".partial" in name for name in after["out"]):
         return "left: a partial file"
+    if code and after["out"] != before["out"]:
+        return "left: a file of a failed command"
     return None
 
 
@@ -182,6 +183,11 @@ def top_frame(trace: TracebackType | None) -> str:
             own = last
         trace = trace.tb_next
     return own if own == last else f"{own} < {last}"
+
+
+def _show(message: Any, category: Any, *place: Any) -> None:
+    """What Python itself does with a warning, whoever records them in this process."""
+    sys.stderr.write(warnings.formatwarning(message, category, *place[:2]))
 
 
 class _Meddler:
@@ -231,9 +237,9 @@ def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     found: dict[str, tuple[int, int, int]] = {}
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            path = os.path.join(root, name)
+            path = f"{root}/{name}"
             status = os.lstat(path)
-            key = os.path.relpath(path, folder).encode(errors="surrogateescape").decode("latin-1")
+            key = path.removeprefix(f"{folder}/").encode(errors="surrogateescape").decode("latin-1")
             is_folder = name in folders
             found[key] = (
                 status.st_ino,
@@ -247,19 +253,19 @@ def _remove(folder: Path) -> None:
     for root, folders, _ in os.walk(folder):
         for name in folders:
             with suppress(OSError):
-                os.chmod(os.path.join(root, name), 0o700, follow_symlinks=True)
+                Path(root, name).chmod(0o700)
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _status(key: str) -> str:
-    with open("/proc/self/status") as file:
-        return next(line.split()[1] for line in file if line.startswith(key + ":"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(key + ":"))
 
 
 def _reset_memory() -> int:
     """Let the peak of resident memory begin anew; the bytes resident now."""
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
     return int(_status("VmRSS")) << 10
 
 

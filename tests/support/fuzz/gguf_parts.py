@@ -30,7 +30,9 @@ class Pair:
         body = self.value
         if self.items is not None:
             count = len(self.items) if self.count is None else self.count
-            body = pack("<IQ", (self.sub or 0) & 0xFFFFFFFF, count & (1 << 64) - 1) + b"".join(self.items)
+            body = pack("<IQ", (self.sub or 0) & 0xFFFFFFFF, count & (1 << 64) - 1) + b"".join(
+                self.items
+            )
         return pack("<Q", len(self.key)) + self.key + pack("<I", self.code & 0xFFFFFFFF) + body
 
 

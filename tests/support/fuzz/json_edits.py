@@ -14,7 +14,7 @@ Place = tuple[Any, Any]
 
 
 def dump(value: Any) -> str:
-    """JSON with `Raw` parts as they are; keys may be `Raw` too, and a list of pairs is no object."""
+    """JSON with `Raw` parts as they are, and `Pairs` as objects."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, Pairs):

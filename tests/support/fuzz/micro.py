@@ -79,15 +79,29 @@ def config() -> dict[str, Any]:
 def tokenizer_config() -> dict[str, Any]:
     """tokenizer_config.json."""
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>",
-        "eos_token": {"content": "<|eos|>", "lstrip": False, "special": True, "__type": "AddedToken"},
-        "add_bos_token": True, "clean_up_tokenization_spaces": False, "chat_template": TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|bos|>",
+        "eos_token": {
+            "content": "<|eos|>",
+            "lstrip": False,
+            "special": True,
+            "__type": "AddedToken",
+        },
+        "add_bos_token": True,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": TEMPLATE,
         "added_tokens_decoder": {
-            "0": {"content": "<|bos|>", "special": True, "lstrip": False, "rstrip": False,
-                  "normalized": False, "single_word": False},
+            "0": {
+                "content": "<|bos|>",
+                "special": True,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "single_word": False,
+            },
         },
         "model_max_length": 256,
-    }  # fmt: skip
+    }
 
 
 def generation_config() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def odd_text(chance: Random) -> str:
 
 
 def odd_like(chance: Random, value: Any) -> Any:
-    """An odd value that most likely has the type of ``value``, so that the first check lets it by."""
+    """An odd value, most likely of the type of ``value``, which the first check lets by."""
     if chance.random() < 0.3:
         return odd(chance)
     if isinstance(value, bool):
@@ -62,12 +62,33 @@ def odd_like(chance: Random, value: Any) -> Any:
     if isinstance(value, float):
         return chance.choice((-value, value * 1e30, value * 1e-30, 1 / (value or 1), *NUMBERS))
     if isinstance(value, str):
-        return chance.choice((value * 2, value.upper(), value[:-1], value + "\n", value + "é",
-                              value[::-1], f" {value}", *TEXTS))  # fmt: skip
+        return chance.choice(
+            (
+                value * 2,
+                value.upper(),
+                value[:-1],
+                value + "\n",
+                value + "é",
+                value[::-1],
+                f" {value}",
+                *TEXTS,
+            )
+        )
     if isinstance(value, list):
-        return chance.choice((value * 2, value[::-1], value[:1], value[1:], [value], [*value, None],
-                              value * 200, dict(enumerate(map(str, value)))))  # fmt: skip
+        return chance.choice(
+            (
+                value * 2,
+                value[::-1],
+                value[:1],
+                value[1:],
+                [value],
+                [*value, None],
+                value * 200,
+                dict(enumerate(map(str, value))),
+            )
+        )
     if isinstance(value, dict):
-        return chance.choice((list(value), list(value.items()), {}, [value], {"": value},
-                              {key: None for key in value}))  # fmt: skip
+        return chance.choice(
+            (list(value), list(value.items()), {}, [value], {"": value}, dict.fromkeys(value))
+        )
     return odd(chance)

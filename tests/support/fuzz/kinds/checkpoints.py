@@ -61,11 +61,15 @@ def edit_header(chance: Random, header: dict[str, Any], size: int) -> tuple[byte
         if chance.random() < 0.5:
             entry["data_offsets"] = [0, chance.choice((2**63, 2**40, 0, size, 10**30))]
     elif what == "negative":
-        entry[chance.choice(("shape", "data_offsets"))] = chance.choice(([-1, 4], [4, -4], [-0.0, 1]))
+        entry[chance.choice(("shape", "data_offsets"))] = chance.choice(
+            ([-1, 4], [4, -4], [-0.0, 1])
+        )
     elif what == "name":
         header[odd_text(chance)] = header.pop(name)
     elif what == "metadata":
-        header["__metadata__"] = chance.choice((odd(chance), {"format": odd(chance)}, {"a": "b" * 10**5}))
+        header["__metadata__"] = chance.choice(
+            (odd(chance), {"format": odd(chance)}, {"a": "b" * 10**5})
+        )
     elif what == "empty":
         header = chance.choice(({}, {"__metadata__": {"format": "pt"}}))
     elif what == "scalar":
@@ -74,7 +78,11 @@ def edit_header(chance: Random, header: dict[str, Any], size: int) -> tuple[byte
         entry["shape"] = [1] * chance.choice((9, 64, 65, 3000)) + entry["shape"]
     elif what == "many":
         for number in range(chance.choice((100, 3000))):
-            header[f"model.layers.{number}.x.weight"] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+            header[f"model.layers.{number}.x.weight"] = {
+                "dtype": "F32",
+                "shape": [0],
+                "data_offsets": [0, 0],
+            }
     else:
         return edit_json(chance, header)
     return dump(header).encode("utf-8", "surrogatepass"), f"{what} {name}"
@@ -160,11 +168,24 @@ def _make_places(chance: Random, folder: Path, bases: Any) -> Case:
         name = chance.choice(names)
         done.append(f"{name} {spoil_file(chance, place / name)}")
     if chance.random() < 0.15:
-        name = chance.choice(("adapter_config.json", "adapter_model.safetensors", "params.json",
-                              "pytorch_model.bin", "consolidated.safetensors", "README.md",
-                              "chat_template.jinja", "preprocessor_config.json", "added_tokens.json",
-                              "special_tokens_map.json", "model.safetensors.index.json"))  # fmt: skip
-        (place / name).write_bytes(chance.choice((b"", b"{}", b"[]", b"\xff", b"---\n{", b'{"a": 1}')))
+        name = chance.choice(
+            (
+                "adapter_config.json",
+                "adapter_model.safetensors",
+                "params.json",
+                "pytorch_model.bin",
+                "consolidated.safetensors",
+                "README.md",
+                "chat_template.jinja",
+                "preprocessor_config.json",
+                "added_tokens.json",
+                "special_tokens_map.json",
+                "model.safetensors.index.json",
+            )
+        )
+        (place / name).write_bytes(
+            chance.choice((b"", b"{}", b"[]", b"\xff", b"---\n{", b'{"a": 1}'))
+        )
         done.append(f"{name} added")
     return Case("; ".join(done), micro.checkpoint_commands(chance, "m"))
 

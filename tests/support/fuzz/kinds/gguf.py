@@ -12,7 +12,7 @@ from support.fuzz import micro
 from support.fuzz.byte_edits import edit_bytes, spoil_file
 from support.fuzz.case import Case, Kind, command
 from support.fuzz.gguf_parts import ARRAY, STRING, Info, Pair, Parts, string, take_apart
-from support.fuzz.kinds.tokenizers import _BOMBS
+from support.fuzz.kinds.templates import BOMBS
 from support.fuzz.values import odd_text
 
 _LARGE = (0, 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62, 2**63, 2**64 - 1)
@@ -48,15 +48,34 @@ def _value(chance: Random) -> tuple[int, bytes]:
     if code == ARRAY:
         return STRING, string(b"")
     sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 7: 1, 10: 8, 11: 8}
-    return code, (chance.choice(_LARGE) & (1 << 8 * sizes[code]) - 1).to_bytes(sizes[code], "little")
+    return code, (chance.choice(_LARGE) & (1 << 8 * sizes[code]) - 1).to_bytes(
+        sizes[code], "little"
+    )
 
 
 def _change_pair(chance: Random, parts: Parts) -> str:
     at = chance.randrange(len(parts.pairs))
     pair = parts.pairs[at]
     name = pair.key.decode()
-    what = chance.choice(("value", "value", "value", "near", "drop", "twice", "type", "key", "add", "items",
-                          "items", "count", "nest", "template", "move"))  # fmt: skip
+    what = chance.choice(
+        (
+            "value",
+            "value",
+            "value",
+            "near",
+            "drop",
+            "twice",
+            "type",
+            "key",
+            "add",
+            "items",
+            "items",
+            "count",
+            "nest",
+            "template",
+            "move",
+        )
+    )
     if what == "value":
         pair.code, pair.value = _value(chance)
         pair.items = None
@@ -72,7 +91,9 @@ def _change_pair(chance: Random, parts: Parts) -> str:
     elif what == "type":
         pair.code = chance.choice((*range(14), 255, 2**32 - 1))
     elif what == "key":
-        pair.key = chance.choice((b"", b"\xff\xfe", b"a" * 70_000, b"x\0y", b"\x1b[31m", pair.key + b"\n", b"llama."))
+        pair.key = chance.choice(
+            (b"", b"\xff\xfe", b"a" * 70_000, b"x\0y", b"\x1b[31m", pair.key + b"\n", b"llama.")
+        )
     elif what == "add":
         code, value = _value(chance)
         parts.pairs.insert(at, Pair(chance.choice(_KEYS), code, value))
@@ -111,7 +132,7 @@ def _change_pair(chance: Random, parts: Parts) -> str:
         pair.value = pack("<IQ", ARRAY, 1) * depth + pack("<IQ", 0, 1) + b"\1"
         what = f"nest {depth}"
     elif what == "template":
-        text = chance.choice(_BOMBS).encode("utf-8", "surrogatepass")
+        text = chance.choice(BOMBS).encode("utf-8", "surrogatepass")
         parts.pairs = [p for p in parts.pairs if p.key != b"tokenizer.chat_template"]
         parts.pairs.append(Pair(b"tokenizer.chat_template", STRING, string(text)))
         name = text[:40].decode("utf-8", "replace")
@@ -123,26 +144,69 @@ def _change_pair(chance: Random, parts: Parts) -> str:
 def _change_info(chance: Random, parts: Parts) -> str:
     at = chance.randrange(len(parts.infos))
     info = parts.infos[at]
-    what = chance.choice(("dims", "dims", "axes", "type", "type", "offset", "name", "drop", "twice", "swap",
-                          "add", "many", "empty"))  # fmt: skip
+    what = chance.choice(
+        (
+            "dims",
+            "dims",
+            "axes",
+            "type",
+            "type",
+            "offset",
+            "name",
+            "drop",
+            "twice",
+            "swap",
+            "add",
+            "many",
+            "empty",
+        )
+    )
     if what == "dims":
         place = chance.randrange(len(info.dims))
         dim = info.dims[place]
         info.dims[place] = chance.choice((*_LARGE, dim + 1, dim - 1, dim * 2, dim // 2, dim + 32))
         what = f"dims {info.dims}"
     elif what == "axes":
-        info.dims = chance.choice(([], [1] * 4 + info.dims, info.dims + [1], info.dims[:1], [2**32, 2**32], [0, 5],
-                                   [1] * 5000, info.dims[::-1], [2**63, 0]))  # fmt: skip
+        info.dims = chance.choice(
+            (
+                [],
+                [1] * 4 + info.dims,
+                [*info.dims, 1],
+                info.dims[:1],
+                [2**32, 2**32],
+                [0, 5],
+                [1] * 5000,
+                info.dims[::-1],
+                [2**63, 0],
+            )
+        )
     elif what == "type":
         info.type_id = chance.choice((*range(45), 255, 2**31, 2**32 - 1))
         what = f"type {info.type_id}"
     elif what == "offset":
-        info.offset = chance.choice((*_LARGE, info.offset + 1, info.offset + 32, info.offset - 32, 16))
+        info.offset = chance.choice(
+            (*_LARGE, info.offset + 1, info.offset + 32, info.offset - 32, 16)
+        )
         what = f"offset {info.offset}"
     elif what == "name":
-        info.name = chance.choice((b"", b"\xff", b"x" * 65, b"x" * 70_000, b"a\0b", b"\x1b[31m", b"blk.99.attn_q.weight",
-                                   b"blk.-1.attn_q.weight", b"blk.99999999999.ffn_up.weight", b"output.weight",
-                                   b"../x", b"rope_freqs.weight", info.name.upper(), b"v.blk.0.x"))  # fmt: skip
+        info.name = chance.choice(
+            (
+                b"",
+                b"\xff",
+                b"x" * 65,
+                b"x" * 70_000,
+                b"a\0b",
+                b"\x1b[31m",
+                b"blk.99.attn_q.weight",
+                b"blk.-1.attn_q.weight",
+                b"blk.99999999999.ffn_up.weight",
+                b"output.weight",
+                b"../x",
+                b"rope_freqs.weight",
+                info.name.upper(),
+                b"v.blk.0.x",
+            )
+        )
         what = f"name {info.name[:20]!r}"
     elif what == "drop":
         del parts.infos[at]
@@ -176,7 +240,15 @@ def spoil(chance: Random, raw: bytes, parts: Parts) -> tuple[bytes, str]:
         elif how == "pairs":
             parts.pair_count = chance.choice((*_LARGE, 2))
         elif how == "magic":
-            parts.head = chance.choice((b"GGUF\0\0\0\3", b"GGUF\1\0\0\0", b"GGUF\2\0\0\0", b"GGUF\4\0\0\0", b"ggml\3\0\0\0"))
+            parts.head = chance.choice(
+                (
+                    b"GGUF\0\0\0\3",
+                    b"GGUF\1\0\0\0",
+                    b"GGUF\2\0\0\0",
+                    b"GGUF\4\0\0\0",
+                    b"ggml\3\0\0\0",
+                )
+            )
         else:
             parts.head = b"GGUF" + pack("<I", chance.choice((0, 1, 2, 4, 99, 2**31)))
         return parts.pack(), how
@@ -194,25 +266,50 @@ def spoil(chance: Random, raw: bytes, parts: Parts) -> tuple[bytes, str]:
 def _commands(chance: Random, name: str) -> tuple[Any, ...]:
     place, one = f"../in/{name}", ("--threads", "1")
     return (
-        chance.choice((
-            command("inspect", place), command("inspect", place, "--kv"),
-            command("inspect", place, "--json", "--tensors"), command("inspect", place, "--kv", "--json"),
-            command("inspect", place, "--stats", *one),
-            command("export", place, "--verify", *one), command("export", place, "--verify", *one, "--json"),
-            command("export", place, "--to", "hf", "-o", "back", *one),
-            command("export", place, "--to", "hf", "--dry-run"),
-            command("export", place, "--to", "gguf", "-o", "g.gguf", *one),
-            command("export", place, "--to", "gguf", "--dtype", "f16", "-o", "g.gguf", *one),
-            command("export", place, "--to", "gguf", "--split-max-size", "100K", "-o", "g.gguf", *one),
-            command("export", place, "--to", "ollama", "-o", "Modelfile"),
-            command("export", place, "--to", "card", "-o", "c.md"),
-            command("export", place, "--to", chance.choice(("mlx", "gptq", "awq", "compressed-tensors")),
-                    "-o", "p", *one, *chance.choice(((), ("--requantize",)))),
-            command("quantize", place, "--type", "Q4_0", "--allow-requantize", "-o", "q.gguf", *one),
-            command("quantize", place, "--type", "Q8_0", "--dry-run", "--allow-requantize"),
-            command("quantize", place, "--to", "mlx", "--allow-requantize", "-o", "f", *one),
-        )),
-    )  # fmt: skip
+        chance.choice(
+            (
+                command("inspect", place),
+                command("inspect", place, "--kv"),
+                command("inspect", place, "--json", "--tensors"),
+                command("inspect", place, "--kv", "--json"),
+                command("inspect", place, "--stats", *one),
+                command("export", place, "--verify", *one),
+                command("export", place, "--verify", *one, "--json"),
+                command("export", place, "--to", "hf", "-o", "back", *one),
+                command("export", place, "--to", "hf", "--dry-run"),
+                command("export", place, "--to", "gguf", "-o", "g.gguf", *one),
+                command("export", place, "--to", "gguf", "--dtype", "f16", "-o", "g.gguf", *one),
+                command(
+                    "export",
+                    place,
+                    "--to",
+                    "gguf",
+                    "--split-max-size",
+                    "100K",
+                    "-o",
+                    "g.gguf",
+                    *one,
+                ),
+                command("export", place, "--to", "ollama", "-o", "Modelfile"),
+                command("export", place, "--to", "card", "-o", "c.md"),
+                command(
+                    "export",
+                    place,
+                    "--to",
+                    chance.choice(("mlx", "gptq", "awq", "compressed-tensors")),
+                    "-o",
+                    "p",
+                    *one,
+                    *chance.choice(((), ("--requantize",))),
+                ),
+                command(
+                    "quantize", place, "--type", "Q4_0", "--allow-requantize", "-o", "q.gguf", *one
+                ),
+                command("quantize", place, "--type", "Q8_0", "--dry-run", "--allow-requantize"),
+                command("quantize", place, "--to", "mlx", "--allow-requantize", "-o", "f", *one),
+            )
+        ),
+    )
 
 
 def _make(chance: Random, folder: Path, bases: Any) -> Case:
@@ -238,8 +335,17 @@ def _make_set(chance: Random, folder: Path, bases: Any) -> Case:
     elif what == "twice":
         shards[chance.choice(names)] = shards[name]
     elif what == "rename":
-        shards[chance.choice(("set-00001-of-99999.gguf", "set-00000-of-00002.gguf", "x.gguf",
-                              "set-00009-of-00002.gguf", "set-99999-of-99999.gguf"))] = shards.pop(name)  # fmt: skip
+        shards[
+            chance.choice(
+                (
+                    "set-00001-of-99999.gguf",
+                    "set-00000-of-00002.gguf",
+                    "x.gguf",
+                    "set-00009-of-00002.gguf",
+                    "set-99999-of-99999.gguf",
+                )
+            )
+        ] = shards.pop(name)
     elif what == "swap":
         other = chance.choice(names)
         shards[name], shards[other] = shards[other], shards[name]

@@ -62,7 +62,12 @@ def _legacy(chance: Random) -> tuple[bytes, str]:
     place = chance.randrange(len(_NAMES))
     how = chance.choice(("values", "columns", "calls", "count", "name", "twice", "drop"))
     for number, name in enumerate(_NAMES):
-        label, values, calls, count = f"blk.0.{name}.weight".encode(), [1.0] * _columns(name), 3, None
+        label, values, calls, count = (
+            f"blk.0.{name}.weight".encode(),
+            [1.0] * _columns(name),
+            3,
+            None,
+        )
         if number == place and how == "values":
             values[chance.randrange(len(values))] = chance.choice(_FLOATS)
             if chance.random() < 0.3:
@@ -74,15 +79,24 @@ def _legacy(chance: Random) -> tuple[bytes, str]:
         elif number == place and how == "count":
             count = chance.choice((-1, 0, 2**31 - 1, len(values) + 1))
         elif number == place and how == "name":
-            label = chance.choice((b"", b"\xff", b"\x1b[31m", b"a" * 100_000, b"x\0", b"output.weight"))
+            label = chance.choice(
+                (b"", b"\xff", b"\x1b[31m", b"a" * 100_000, b"x\0", b"output.weight")
+            )
         elif number == place and how == "drop":
             continue
         entries.append(legacy_entry(label, values, calls, count=count))
         if number == place and how == "twice":
             entries.append(entries[-1])
     count = chance.choice((None, None, None, -1, 0, 2**31 - 1, 1))
-    tail = chance.choice((b"", pack("<ii", 3, 8) + b"wiki.txt", pack("<ii", -1, 2**31 - 1), b"\xff" * 3,
-                          pack("<ii", 3, 4) + b"\xff\xfe\x1b["))  # fmt: skip
+    tail = chance.choice(
+        (
+            b"",
+            pack("<ii", 3, 8) + b"wiki.txt",
+            pack("<ii", -1, 2**31 - 1),
+            b"\xff" * 3,
+            pack("<ii", 3, 4) + b"\xff\xfe\x1b[",
+        )
+    )
     return legacy(*entries, count=count, tail=tail), how
 
 
@@ -98,20 +112,71 @@ def _make(chance: Random, folder: Path, bases: Any) -> Case:
     if chance.random() < 0.02:
         what = spoil_file(chance, folder / name)
     place, one, model = f"../in/{name}", ("--threads", "1"), bases["model"]
-    commands = chance.choice((
-        (command("inspect", place),), (command("inspect", place, "--json"),), (command("inspect", place, "--kv"),),
-        (command("quantize", model, "--type", chance.choice(("Q4_0", "IQ4_NL", "Q4_K")), "--imatrix", place,
-                 "-o", "m.gguf", *one), command("export", "m.gguf", "--verify", *one, sound=True)),
-        (command("quantize", model, "--to", chance.choice(("gptq", "mlx")), "--group-size", "32", "--imatrix", place,
-                 "-o", "f", *one),),
-        (command("quantize", model, "--type", "Q4_0", "--imatrix", place, "--dry-run"),),
-        (command("quantize", model, "--type", "Q4_0", "--allocate", "--imatrix", place, "-o", "m.gguf", *one),),
-        (command("export", place, "--to", "imatrix", "-o", "j.gguf"), command("inspect", "j.gguf", sound=True)),
-        (command("export", place, "--to", "dat", "-o", "j.dat"), command("inspect", "j.dat", sound=True)),
-        (command("calibrate", place, "--stats"),), (command("calibrate", place, "--stats", "--json"),),
-        (command("calibrate", "--merge", place, "--merge", place, "-o", "k.gguf"),
-         command("inspect", "k.gguf", sound=True)),
-    ))  # fmt: skip
+    commands = chance.choice(
+        (
+            (command("inspect", place),),
+            (command("inspect", place, "--json"),),
+            (command("inspect", place, "--kv"),),
+            (
+                command(
+                    "quantize",
+                    model,
+                    "--type",
+                    chance.choice(("Q4_0", "IQ4_NL", "Q4_K")),
+                    "--imatrix",
+                    place,
+                    "-o",
+                    "m.gguf",
+                    *one,
+                ),
+                command("export", "m.gguf", "--verify", *one, sound=True),
+            ),
+            (
+                command(
+                    "quantize",
+                    model,
+                    "--to",
+                    chance.choice(("gptq", "mlx")),
+                    "--group-size",
+                    "32",
+                    "--imatrix",
+                    place,
+                    "-o",
+                    "f",
+                    *one,
+                ),
+            ),
+            (command("quantize", model, "--type", "Q4_0", "--imatrix", place, "--dry-run"),),
+            (
+                command(
+                    "quantize",
+                    model,
+                    "--type",
+                    "Q4_0",
+                    "--allocate",
+                    "--imatrix",
+                    place,
+                    "-o",
+                    "m.gguf",
+                    *one,
+                ),
+            ),
+            (
+                command("export", place, "--to", "imatrix", "-o", "j.gguf"),
+                command("inspect", "j.gguf", sound=True),
+            ),
+            (
+                command("export", place, "--to", "dat", "-o", "j.dat"),
+                command("inspect", "j.dat", sound=True),
+            ),
+            (command("calibrate", place, "--stats"),),
+            (command("calibrate", place, "--stats", "--json"),),
+            (
+                command("calibrate", "--merge", place, "--merge", place, "-o", "k.gguf"),
+                command("inspect", "k.gguf", sound=True),
+            ),
+        )
+    )
     return Case(f"{name}: {what}", commands)
 
 
@@ -124,9 +189,11 @@ def _statistics() -> tuple[dict[str, Any], bytes]:
         columns = _columns(name)
         inputs = noise.standard_normal((columns, columns))
         parts = {
-            "hessian": (inputs @ inputs.T).astype(np.float32), "abs_max": np.ones(columns, np.float32),
-            "mean_abs": np.ones(columns, np.float32), "counts": np.full(1, 64, np.int64),
-        }  # fmt: skip
+            "hessian": (inputs @ inputs.T).astype(np.float32),
+            "abs_max": np.ones(columns, np.float32),
+            "mean_abs": np.ones(columns, np.float32),
+            "counts": np.full(1, 64, np.int64),
+        }
         for part, values in parts.items():
             kind = "I64" if values.dtype == np.int64 else "F32"
             header[f"blk.0.{name}.weight.{part}"] = {
@@ -152,8 +219,19 @@ def _make_statistics(chance: Random, folder: Path, bases: Any) -> Case:
         header, data = micro.split_safetensors(raw)
         header = deepcopy(header)
         key = chance.choice(("format", "hessian_of"))
-        header["__metadata__"][key] = chance.choice(("", "{}", "[", '{"a": {}}', '{"blk.0.attn_q.weight": "x"}', "5",
-                                                     '{"a":"a"}', "[" * 50_000, "\ud800"))  # fmt: skip
+        header["__metadata__"][key] = chance.choice(
+            (
+                "",
+                "{}",
+                "[",
+                '{"a": {}}',
+                '{"blk.0.attn_q.weight": "x"}',
+                "5",
+                '{"a":"a"}',
+                "[" * 50_000,
+                "\ud800",
+            )
+        )
         raw, what = micro.join_safetensors(json.dumps(header).encode(), data), f"metadata {key}"
     else:
         raw, what = spoil_weights(chance, raw)
@@ -163,11 +241,14 @@ def _make_statistics(chance: Random, folder: Path, bases: Any) -> Case:
     if chance.random() < 0.03:
         what = spoil_file(chance, folder / name)
     place = chance.choice(("../in/c.calib.gguf", f"../in/{name}"))
-    commands = chance.choice((
-        (command("calibrate", place, "--stats"),), (command("calibrate", place, "--stats", "--json"),),
-        (command("inspect", place),),
-        (command("calibrate", "--merge", place, "--merge", place, "-o", "k.gguf"),),
-    ))  # fmt: skip
+    commands = chance.choice(
+        (
+            (command("calibrate", place, "--stats"),),
+            (command("calibrate", place, "--stats", "--json"),),
+            (command("inspect", place),),
+            (command("calibrate", "--merge", place, "--merge", place, "-o", "k.gguf"),),
+        )
+    )
     return Case(f"{name}: {what}", commands)
 
 

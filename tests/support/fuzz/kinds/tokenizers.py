@@ -1,8 +1,9 @@
-"""Tokenizers in all their forms, and chat templates."""
+"""Tokenizers in all their forms."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
 from pathlib import Path
 from random import Random
@@ -15,10 +16,27 @@ from support.fuzz.json_edits import dump, edit_json
 from support.fuzz.values import odd_text
 
 _REGEXES = (
-    "((a+)+)+$", "(a|a)*$", "(?:(?:x*)*)*y", "(", "[", "(?<=a+)b", r"\p{Nonsense}", "a{99999999}",
-    "(" * 500 + ")" * 500, "a" * 50_000, "(?R)", r"\1", "", "(?i:", "[^\\x00-\\U0010FFFF]", ".*" * 30,
-    "(((((((((a{30}){30}){30}){30}){30}){30})))))", "\x00", "(?=" * 50 + "a" + ")" * 50, "🤗{2,1}",
-)  # fmt: skip
+    "((a+)+)+$",
+    "(a|a)*$",
+    "(?:(?:x*)*)*y",
+    "(",
+    "[",
+    "(?<=a+)b",
+    r"\p{Nonsense}",
+    "a{99999999}",
+    "(" * 500 + ")" * 500,
+    "a" * 50_000,
+    "(?R)",
+    r"\1",
+    "",
+    "(?i:",
+    "[^\\x00-\\U0010FFFF]",
+    ".*" * 30,
+    "(((((((((a{30}){30}){30}){30}){30}){30})))))",
+    "\x00",
+    "(?=" * 50 + "a" + ")" * 50,
+    "🤗{2,1}",
+)
 _NORMALIZERS: tuple[Any, ...] = (
     {"type": "NFC"}, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "▁"},
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
@@ -33,11 +51,20 @@ _NORMALIZERS: tuple[Any, ...] = (
 
 def sentencepiece_tokenizers() -> dict[str, bytes]:
     """tokenizer.model of both kinds, trained on the spot."""
-    from support.tokenizers_spm import train
+    import sentencepiece
+
+    def train(kind: str, size: int, *, byte_fallback: bool) -> bytes:
+        out = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(micro.TEXT.split(". ")), model_writer=out, model_type=kind,
+            vocab_size=size, byte_fallback=byte_fallback, hard_vocab_limit=False, minloglevel=3,
+            num_threads=1,
+        )  # fmt: skip
+        return out.getvalue()
 
     return {
-        "bpe": train("bpe", size=420, character_coverage=0.9, byte_fallback=True),
-        "unigram": train("unigram", size=300, character_coverage=0.9),
+        "bpe": train("bpe", 320, byte_fallback=True),
+        "unigram": train("unigram", 60, byte_fallback=False),
     }
 
 
@@ -47,16 +74,36 @@ def _warm(_: Path) -> Any:
     models = sentencepiece_tokenizers()
     tree = micro.tokenizer_tree()
     order = sorted(tree["model"]["vocab"], key=tree["model"]["vocab"].__getitem__)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij", *(f"##{c}" for c in "abcd")]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *"abcdefghij",
+        *(f"##{c}" for c in "abcd"),
+    ]
     ranks = [bytes([number]) for number in range(256)] + [b"th", b"he", b"the", b" t"]
     tekken = {
-        "config": {"pattern": "\\p{L}+|\\p{N}|\\s+", "default_vocab_size": 270, "version": "v3",
-                   "default_num_special_tokens": 10, "num_vocab_tokens": 260},
-        "vocab": [{"rank": rank, "token_bytes": base64.b64encode(token).decode(),
-                   "token_str": token.decode("latin-1")} for rank, token in enumerate(ranks)],
-        "special_tokens": [{"rank": rank, "token_str": f"<s{rank}>", "is_control": True}
-                           for rank in range(10)],
-    }  # fmt: skip
+        "config": {
+            "pattern": "\\p{L}+|\\p{N}|\\s+",
+            "default_vocab_size": 270,
+            "version": "v3",
+            "default_num_special_tokens": 10,
+            "num_vocab_tokens": 260,
+        },
+        "vocab": [
+            {
+                "rank": rank,
+                "token_bytes": base64.b64encode(token).decode(),
+                "token_str": token.decode("latin-1"),
+            }
+            for rank, token in enumerate(ranks)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": f"<s{rank}>", "is_control": True} for rank in range(10)
+        ],
+    }
     tiktoken = b"".join(
         base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)
     )
@@ -88,51 +135,126 @@ def _place(folder: Path, bases: Any, rows: int | None = None, **parts: bytes) ->
 
 def _cunning(chance: Random, tree: dict[str, Any]) -> str:
     """A change of a tokenizer.json that only its own kind of file has."""
-    what = chance.choice(("regex", "regex", "normalizer", "pre", "merges", "ids", "added", "post", "vocab", "same"))
+    what = chance.choice(
+        ("regex", "regex", "normalizer", "pre", "merges", "ids", "added", "post", "vocab", "same")
+    )
     if what == "regex":
         pattern = {"Regex": chance.choice(_REGEXES)}
-        tree["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        tree["pre_tokenizer"] = {
+            "type": "Split",
+            "pattern": pattern,
+            "behavior": "Isolated",
+            "invert": False,
+        }
         if chance.random() < 0.6:
-            last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-            tree["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [tree["pre_tokenizer"], last]}
+            last = {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": False,
+            }
+            tree["pre_tokenizer"] = {
+                "type": "Sequence",
+                "pretokenizers": [tree["pre_tokenizer"], last],
+            }
     elif what == "normalizer":
         parts = chance.sample(_NORMALIZERS, chance.choice((1, 2, 3)))
-        tree["normalizer"] = parts[0] if len(parts) == 1 else {"type": "Sequence", "normalizers": parts}
+        tree["normalizer"] = (
+            parts[0] if len(parts) == 1 else {"type": "Sequence", "normalizers": parts}
+        )
     elif what == "pre":
-        parts = [chance.choice(({"type": "Whitespace"}, {"type": "Digits", "individual_digits": True},
-                                {"type": "Metaspace", "replacement": odd_text(chance), "prepend_scheme": "first"},
-                                {"type": "Punctuation", "behavior": odd_text(chance)},
-                                {"type": "FixedLength", "length": 0}, {"type": "BertPreTokenizer"},
-                                {"type": "CharDelimiterSplit", "delimiter": ""})) for _ in range(3)]  # fmt: skip
-        tree["pre_tokenizer"] = chance.choice((parts[0], {"type": "Sequence", "pretokenizers": parts}, None))
+        parts = [
+            chance.choice(
+                (
+                    {"type": "Whitespace"},
+                    {"type": "Digits", "individual_digits": True},
+                    {
+                        "type": "Metaspace",
+                        "replacement": odd_text(chance),
+                        "prepend_scheme": "first",
+                    },
+                    {"type": "Punctuation", "behavior": odd_text(chance)},
+                    {"type": "FixedLength", "length": 0},
+                    {"type": "BertPreTokenizer"},
+                    {"type": "CharDelimiterSplit", "delimiter": ""},
+                )
+            )
+            for _ in range(3)
+        ]
+        tree["pre_tokenizer"] = chance.choice(
+            (parts[0], {"type": "Sequence", "pretokenizers": parts}, None)
+        )
     elif what == "merges" and tree["model"].get("merges"):
         merges = tree["model"]["merges"]
         merges[chance.randrange(len(merges))] = chance.choice(
-            ("a b c", "", "ab", "zz zz", ["a"], ["", ""], ["a", "b", "c"], [1, 2], None, "a\0 b", ["x y", "z"])
+            (
+                "a b c",
+                "",
+                "ab",
+                "zz zz",
+                ["a"],
+                ["", ""],
+                ["a", "b", "c"],
+                [1, 2],
+                None,
+                "a\0 b",
+                ["x y", "z"],
+            )
         )
         if chance.random() < 0.3:
             merges += merges
     elif what == "ids" and isinstance(tree["model"]["vocab"], dict):
         key = chance.choice(list(tree["model"]["vocab"]))
-        tree["model"]["vocab"][key] = chance.choice((-1, 2**31, 2**40, 10**9, 0, 5000, 2**63, 1.5, "3"))
+        tree["model"]["vocab"][key] = chance.choice(
+            (-1, 2**31, 2**40, 10**9, 0, 5000, 2**63, 1.5, "3")
+        )
     elif what == "added":
-        tree["added_tokens"].append({
-            "id": chance.choice((-1, 0, 2**31, 10**9, 300, 299, 1.0)), "content": odd_text(chance),
-            "special": chance.choice((True, False, None)), "single_word": False, "lstrip": False,
-            "rstrip": False, "normalized": False,
-        })  # fmt: skip
+        tree["added_tokens"].append(
+            {
+                "id": chance.choice((-1, 0, 2**31, 10**9, 300, 299, 1.0)),
+                "content": odd_text(chance),
+                "special": chance.choice((True, False, None)),
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
+        )
     elif what == "post":
-        tree["post_processor"] = chance.choice((
-            {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}],
-             "pair": [], "special_tokens": {}},
-            {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {"a": {"ids": [2**40]}}},
-            {"type": "BertProcessing", "sep": ["[SEP]", -1], "cls": ["[CLS]"]},
-            {"type": "RobertaProcessing", "sep": "x", "cls": 5},
-            {"type": "Sequence", "processors": [{"type": "Sequence", "processors": []}] * 3},
-        ))  # fmt: skip
+        tree["post_processor"] = chance.choice(
+            (
+                {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "nope", "type_id": 0}}],
+                    "pair": [],
+                    "special_tokens": {},
+                },
+                {
+                    "type": "TemplateProcessing",
+                    "single": [],
+                    "pair": [],
+                    "special_tokens": {"a": {"ids": [2**40]}},
+                },
+                {"type": "BertProcessing", "sep": ["[SEP]", -1], "cls": ["[CLS]"]},
+                {"type": "RobertaProcessing", "sep": "x", "cls": 5},
+                {"type": "Sequence", "processors": [{"type": "Sequence", "processors": []}] * 3},
+            )
+        )
     elif what == "vocab":
-        tree["model"]["vocab"] = chance.choice(({}, [], [["a", 0.0]], [["a"]], {"": 0}, None, [["a", "b"]], 5,
-                                                {odd_text(chance): 0}, [[odd_text(chance), float(10**30)]]))  # fmt: skip
+        tree["model"]["vocab"] = chance.choice(
+            (
+                {},
+                [],
+                [["a", 0.0]],
+                [["a"]],
+                {"": 0},
+                None,
+                [["a", "b"]],
+                5,
+                {odd_text(chance): 0},
+                [[odd_text(chance), float(10**30)]],
+            )
+        )
     elif isinstance(tree["model"]["vocab"], dict):
         tree["model"]["vocab"] = dict.fromkeys(tree["model"]["vocab"], 0)
     return what
@@ -159,7 +281,9 @@ def _make_json(chance: Random, folder: Path, bases: Any) -> Case:
         parts["added_tokens__json"], more = edit_json(chance, {"<x>": 291, "<y>": 292})
         what += f"; added {more}"
     _place(folder, bases, None if name == "bytes" else 512, **parts)
-    extra = ("--pre", chance.choice(("qwen2", "nonsense", "gpt-2"))) if chance.random() < 0.2 else ()
+    extra = (
+        ("--pre", chance.choice(("qwen2", "nonsense", "gpt-2"))) if chance.random() < 0.2 else ()
+    )
     commands = (
         (command("quantize", "../in/m", "--dry-run", *extra),)
         if extra
@@ -173,7 +297,9 @@ def _protobuf(chance: Random, raw: bytes) -> tuple[bytes, str]:
     what = chance.choice(("bytes", "bytes", "wire", "nested", "repeat", "length", "cut", "varint"))
     if what == "wire":
         at = chance.randrange(len(raw))
-        return raw[:at] + bytes([chance.randrange(8) | chance.randrange(16) << 3]) + raw[at + 1 :], what
+        return raw[:at] + bytes([chance.randrange(8) | chance.randrange(16) << 3]) + raw[
+            at + 1 :
+        ], what
     if what == "nested":
         for _ in range(chance.choice((3, 300))):
             raw = b"\x0a" + _varint(len(raw)) + raw
@@ -219,105 +345,53 @@ def _make_ranks(chance: Random, folder: Path, bases: Any) -> Case:
     elif what == "tiktoken":
         lines = bases["tiktoken"].splitlines()
         at = chance.randrange(len(lines))
-        lines[at] = chance.choice((b"", b"x", b"!! 5", b"YQ== -1", b"YQ== 99999999999999999999", lines[0],
-                                   b"YQ== 1.5", b"YQ==  5 6", b"\xff 3", b"= 4", b"YQ== " + b"9" * 5000))  # fmt: skip
-        parts[chance.choice(("tiktoken__model", "qwen__tiktoken", "tokenizer__model"))] = b"\n".join(lines)
+        lines[at] = chance.choice(
+            (
+                b"",
+                b"x",
+                b"!! 5",
+                b"YQ== -1",
+                b"YQ== 99999999999999999999",
+                lines[0],
+                b"YQ== 1.5",
+                b"YQ==  5 6",
+                b"\xff 3",
+                b"= 4",
+                b"YQ== " + b"9" * 5000,
+            )
+        )
+        parts[chance.choice(("tiktoken__model", "qwen__tiktoken", "tokenizer__model"))] = (
+            b"\n".join(lines)
+        )
         done = str(lines[at][:20])
     elif what == "words":
         raw = bases["words"]
-        parts["vocab__txt"] = chance.choice((
-            edit_bytes(chance, raw), raw * 3, raw.replace(b"\n", b"\r\n"), b"", b"\n" * 5000, raw + b"\xff\n",
-            raw.replace(b"[UNK]", b""), b"\0".join(raw.splitlines()),
-        ))  # fmt: skip
+        parts["vocab__txt"] = chance.choice(
+            (
+                edit_bytes(chance, raw),
+                raw * 3,
+                raw.replace(b"\n", b"\r\n"),
+                b"",
+                b"\n" * 5000,
+                raw + b"\xff\n",
+                raw.replace(b"[UNK]", b""),
+                b"\0".join(raw.splitlines()),
+            )
+        )
         done = "vocab.txt"
     else:
         tree = bases["json"]["bytes"]["model"]
         parts["vocab__json"], done = edit_json(chance, tree["vocab"])
-        merges = "\n".join(m if isinstance(m, str) else " ".join(m) for m in tree["merges"]).encode()
+        merges = "\n".join(
+            m if isinstance(m, str) else " ".join(m) for m in tree["merges"]
+        ).encode()
         parts["merges__txt"] = edit_bytes(chance, b"#version: 0.2\n" + merges)
     _place(folder, bases, 300, **parts)
     return Case(f"{what}: {done}", micro.checkpoint_commands(chance, "m", light=True))
-
-
-_BOMBS = (
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}x{% endfor %}{% endfor %}{% endfor %}",
-    "{{ 3 ** (3 ** 15) }}", "{{ 'a' * 900000000 }}", "{{ [0] * 900000000 }}", "{{ 'x'.rjust(2000000000) }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ '%999999999d' % 5 }}", "{{ range(10**9)|list|length }}",
-    "{% set x = namespace(v='a') %}{% for i in range(60) %}{% set x.v = x.v ~ x.v %}{% endfor %}{{ x.v }}",
-    "{% include '/etc/passwd' %}", "{% import 'x' as y %}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ messages.__init__.__globals__ }}", "{{ self._TemplateReference__context }}", "{{ raise_exception('no') }}",
-    "{{ strftime_now('%Y' * 100000) }}", "{% if " + "(" * 3000 + "1" + ")" * 3000 + " %}x{% endif %}",
-    "{{ " + "[" * 2000 + "]" * 2000 + " }}", "{{ a" + ".b" * 5000 + " }}", "{% raw %}", "{{", "{% endfor %}", "{#",
-    "{{ messages|map('upper')|join }}", "{{ 1/0 }}", "{{ undefined_name.x }}", "{% break %}", "{{ messages[99] }}",
-    "{% generation %}{{ 'x' }}{% endgeneration %}", "{{ 'a'|indent(10**9) }}", "{{ ('a'*1000)|replace('a','b'*100000) }}",
-    "{{ lipsum(n=100000) }}", "{{ cycler(*range(10**8)) }}", "{{ 'x'|center(10**10) }}", "{{ 10**5000 }}",
-    "{%- for i in range(5) recursive %}{{ loop([1]) }}{% endfor %}", "{{ tools|tojson(indent=10**6) }}",
-    "FROM evil\n{{ messages[0].content }}", '"""\nSYSTEM x\n"""{{ messages[0]["content"] }}', "{{ '\\ud800' }}",
-    "{{ messages|tojson }}" * 200, "{% set ns = namespace() %}{{ ns.x }}", "{{ '\x00\x1b[31m' }}", "x" * 200_000,
-)  # fmt: skip
-_PARTS = (
-    "{% for message in messages %}", "{% endfor %}", "{{ message['content'] }}", "{{ message.role }}",
-    "<|im_start|>", "<|im_end|>\n", "{% if add_generation_prompt %}", "{% endif %}", "{{ bos_token }}",
-    "{% if message['role'] == 'system' %}", "{% else %}", "{{ eos_token }}", "[INST] ", " [/INST]",
-    "{% set x = messages[1:] %}", "{{- '\\n' -}}", "{% if tools %}", "{{ tools | tojson }}", "\u202e", "\r\n",
-    "{% if loop.first %}", "{{ raise_exception('x') }}", "{{ message.content | trim }}", "{% macro m() %}",
-    "{% endmacro %}", "\x00", '"""', "FROM x\n", "{{ strftime_now('%d') }}", "{% filter upper %}", "{% endfilter %}",
-)  # fmt: skip
-
-
-def _make_template(chance: Random, folder: Path, bases: Any) -> Case:
-    what = chance.choice(("bomb", "parts", "parts", "bytes", "tree"))
-    value: Any
-    if what == "bomb":
-        text = chance.choice(_BOMBS)
-    elif what == "parts":
-        text = "".join(chance.choices(_PARTS, k=chance.randrange(1, 14)))
-    else:
-        raw = edit_bytes(chance, micro.TEMPLATE.encode())
-        text = raw.decode("utf-8", "replace")
-    value = text
-    if what == "tree":
-        value = chance.choice((
-            [{"name": "default", "template": text}], [{"name": "tool_use", "template": text}], [{}], {"a": text},
-            [{"name": 5, "template": None}], [text], 5, [{"name": "default", "template": micro.TEMPLATE}] * 3, [],
-            [{"name": "../x", "template": text}, {"name": "default", "template": text}],
-        ))  # fmt: skip
-    parts = dict(bases["files"])
-    settings = json.loads(parts["tokenizer_config.json"])
-    where = chance.choice(("settings", "settings", "jinja", "json", "option", "folder"))
-    extra: tuple[str, ...] = ()
-    if where == "settings" or not isinstance(value, str):
-        settings["chat_template"] = value
-    else:
-        settings.pop("chat_template")
-        if where == "json":
-            parts["chat_template.json"] = json.dumps({"chat_template": value}).encode()
-        elif where == "option":
-            parts["option.txt"] = text.encode("utf-8", "surrogatepass")
-            extra = ("--chat-template", "../in/m/option.txt")
-        elif where == "jinja":
-            parts["chat_template.jinja"] = text.encode("utf-8", "surrogatepass")
-    parts["tokenizer_config.json"] = json.dumps(settings).encode()
-    place = micro.write(folder / "m", parts)
-    if where == "folder":
-        (place / "additional_chat_templates").mkdir()
-        (place / "additional_chat_templates" / "tool_use.jinja").write_bytes(text.encode("utf-8", "surrogatepass"))
-    commands = [command("quantize", "../in/m", "--type", "Q8_0", "-o", "m.gguf", "--threads", "1", *extra)]
-    choice = chance.random()
-    if choice < 0.25:
-        commands.append(command("export", "m.gguf", "--to", "ollama", "-o", "Modelfile"))
-    elif choice < 0.5:
-        commands.append(command("inspect", "m.gguf", "--kv", sound=True))
-    elif choice < 0.75:
-        commands.append(command("export", "m.gguf", "--to", "hf", "-o", "back", "--threads", "1"))
-    else:
-        commands = [command("quantize", "../in/m", *chance.choice(micro.LAYOUTS), "-o", "f", *extra)]
-    return Case(f"{what} in {where}: {text[:60]!r}", tuple(commands))
 
 
 KINDS = (
     Kind("tokenizer.json", _warm, _make_json),
     Kind("sentencepiece", _warm, _make_model),
     Kind("ranks", _warm, _make_ranks),
-    Kind("templates", _warm, _make_template),
 )
