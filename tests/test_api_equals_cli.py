@@ -54,6 +54,7 @@ PLANS = """
 --keep first,last=Q8_0 -o other.gguf --recipe recipe.toml
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
+--to gptq --strict --keep o_proj --on-fallback nearest
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate

@@ -21,7 +21,7 @@ class RecipeOptions(TypedDict, total=False):
     exclude_weights: Sequence[str]
     allow_requantize: bool
     override_kv: Sequence[str]
-    on_fallback: Literal["warn", "error"]
+    on_fallback: Literal["warn", "nearest", "error"]
     split_max_size: str
     pre: str
     to: str | Sequence[str]
@@ -49,3 +49,4 @@ class RecipeOptions(TypedDict, total=False):
     ignore_tensors: Sequence[str]
     chat_template: str | Path
     scheme: Sequence[str]
+    strict: bool

@@ -107,11 +107,12 @@ class Recipe:
         default=(),
         check="quantcli.plan.override:split_override",
     )
-    on_fallback: Literal["warn", "error"] = declare(
+    on_fallback: Literal["warn", "nearest", "error"] = declare(
         TYPES,
-        "When a type's blocks do not divide a row: use the next larger type and warn, or stop "
-        "with an error. Default: warn.",
-        "warn|error",
+        "When a type's blocks or a folder's groups do not divide a row: warn and use the next "
+        "larger type, in a folder keep the matrix as it is; take the nearest smaller group "
+        "(folders); or stop with an error. Default: warn.",
+        "warn|nearest|error",
         default="warn",
     )
     split_max_size: str | None = declare(
@@ -300,6 +301,13 @@ class Recipe:
         default=(),
         flags=("--scheme", "--mode"),
         check="quantcli.plan.schemes:split_scheme",
+    )
+    strict: bool = declare(
+        GRID,
+        "Stop where a remark would say that a known reader (vLLM, SGLang, transformers, "
+        "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
+        "what servers run as one matrix.",
+        default=False,
     )
 
 

@@ -22,13 +22,17 @@ from quantcli.plan.output_set import SEVERAL, Output, combine, split_values
 from quantcli.plan.recipe import Recipe, given_fields, make_recipe, refuse_unknown
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.schemes import has_types
+from quantcli.plan.shipped_recipes import find_recipe
 
 OUTPUTS, NAME = "outputs", "name"
 """The list of outputs in a recipe file, and what one of them is called."""
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a .toml, .yaml or .yml file; UsageError that names the file and the field."""
+    """The recipe in a .toml, .yaml or .yml file, or one that comes with quantcli, by its name.
+
+    UsageError names the file and the field.
+    """
     outputs = load_outputs(path)
     if len(outputs) > 1:
         raise UsageError(f"recipe {path} holds {len(outputs)} outputs, and one is asked for")
@@ -37,7 +41,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def load_outputs(path: str | Path) -> tuple[Output, ...]:
     """The outputs that a file holds, one or several; UsageError as for `load_recipe`."""
-    path = Path(path)
+    path = find_recipe(Path(path))
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
