@@ -107,6 +107,7 @@ class Output:
         text = str(path)
         if self.json or text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text):
             self.line(text)
+            sys.stdout.flush()
             return
         # The bytes of a name that is not UTF-8, so that a script finds the file.
         sys.stdout.flush()
