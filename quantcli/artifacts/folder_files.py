@@ -77,7 +77,11 @@ def _describe_part(plan: FolderPlan, scheme: Scheme, packing: Packing | None) ->
 
 def to_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is an escape in the source too: UTF-8 has no bytes for it.
+        return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def make_settings(

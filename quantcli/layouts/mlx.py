@@ -100,12 +100,12 @@ def _describe_grid(grid: CodeGrid) -> dict[str, Any]:
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that transformers 5 writes otherwise, and that mlx_lm reads or assumes a default for."""
     keys: dict[str, Any] = {}
-    rope = config.get("rope_parameters") or {}
+    rope = _mapping(config.get("rope_parameters"))
     if "full_attention" in rope:
-        local = rope.get("sliding_attention") or {}
+        local = _mapping(rope.get("sliding_attention"))
         if "rope_theta" in local:
             keys["rope_local_base_freq"] = local["rope_theta"]
-        rope = rope["full_attention"]
+        rope = _mapping(rope["full_attention"])
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             keys[key] = rope[key]
@@ -116,6 +116,11 @@ def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     if "num_local_experts" in config:
         keys["num_experts"] = config["num_local_experts"]
     return {key: value for key, value in keys.items() if key not in config}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where a family without a table has something else of that name."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def find_mlx(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
