@@ -14,6 +14,7 @@ from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, FolderPart, Packing
+from quantcli.layouts.settings import QUANTIZATION_KEYS
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe, recorded
@@ -90,7 +91,7 @@ def make_settings(
     if plan.recipe.chat_template:
         files[_TEMPLATE] = read_template(plan.recipe.chat_template).encode()
     recipe = recorded(plan.recipe)
-    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    config = without_quantization(model.config)
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
     if plan.schemes:
@@ -123,6 +124,18 @@ def make_settings(
     )
     files[CARD] = render_card(card)
     return dict(sorted(files.items()))
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what it, or the one of its text model, says of quantized weights.
+
+    Other storages than the output's may have their settings under another key.
+    """
+    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    text_config = kept.get("text_config")
+    if isinstance(text_config, Mapping):
+        kept["text_config"] = without_quantization(text_config)
+    return kept
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
