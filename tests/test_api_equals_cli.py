@@ -63,6 +63,7 @@ PLANS = """
 --method gptq --allocate
 --quality high
 --max-memory 300M --no-mtp
+--fit 2G --on mac --ctx 4k --kv-type q8_0
 """
 RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf
@@ -108,6 +109,10 @@ quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
 quantize nowhere
+quantize mini --fit 2G --bits 4
+quantize mini --fit 1M
+quantize mini --ctx 4k
+quantize q4.gguf --fit 2G
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
 quantize mini --to compressed-tensors --scheme FP9

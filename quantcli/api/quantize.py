@@ -16,6 +16,7 @@ from quantcli.api.calls import (
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
 from quantcli.plan.recipe import FIELDS, Recipe
@@ -53,6 +54,10 @@ def quantize(
     output: str | Path | None = None,
     *,
     quality: Literal["fast", "high"] | None = None,
+    fit: str | None = None,
+    on: str | None = None,
+    ctx: int | str | None = None,
+    kv_type: str | None = None,
     mmproj: bool = False,
     mmproj_type: str | None = None,
     calibrate: Names = (),
@@ -74,12 +79,17 @@ def quantize(
     what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
+    ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
     limits the memory while weights are written, in bytes or as "300M".
     """
     refuse_below_one(threads=threads)
     base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
     fields = {name: _as_field(name, value) for name, value in options.items()}
+    watch = Watch(on_event)
+    wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
+    if wish is not None:
+        fields["type"] = choose_type(str(source), wish, fields, watch)
     resolved = resolve_recipe(base, quality=quality, **fields)
     outputs = [Wanted(resolved, as_path(output), fields.get("bits"))]
     if mmproj or mmproj_type:
@@ -95,7 +105,6 @@ def quantize(
         threads=threads,
         max_memory=parse_bytes(max_memory),
     )
-    watch = Watch(on_event)
     done, *towers = drain(quantizing.quantize(request, on_fetch=watch), watch)
     document = whole_document([done, *towers], planned=dry_run)
     return QuantizeResult(
