@@ -49,3 +49,5 @@ class RecipeOptions(TypedDict, total=False):
     ignore_tensors: Sequence[str]
     chat_template: str | Path
     scheme: Sequence[str]
+    kv_cache: Literal["fp8"]
+    statistics: str | Path

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from quantcli.archs.towers import CLIP, has_tower
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
@@ -26,7 +26,7 @@ from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
-from quantcli.run.request import Request, Wanted, check_request
+from quantcli.run.request import Request, Wanted, check_request, check_texts, takes_importance
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
 
@@ -45,6 +45,7 @@ def quantize(
     that were rounded are kept for ``resume``, and the last note says where.
     """
     check_request(request)
+    check_texts(request)
     recipes = [wanted.recipe for wanted in request.outputs]
     if request.texts:
         require_torch()
@@ -56,10 +57,10 @@ def quantize(
             # One model for all outputs that are without them, as these share what they read.
             bare = drop_mtp(model) if any(recipe.no_mtp for recipe in recipes) else model
             # All that would be refused is refused before any long work begins.
-            planned = [
-                _plan(request, bare if wanted.recipe.no_mtp else model, wanted, known)
-                for wanted in request.outputs
-            ]
+            planned = []
+            for wanted in request.outputs:
+                own = bare if wanted.recipe.no_mtp else model
+                planned.append((yield from _plan(request, own, wanted, known)))
             yield from _tower_note(model, recipes)
             if request.dry_run:
                 return (yield from _show_plans(planned))
@@ -107,7 +108,7 @@ def _tower_note(model: Model, recipes: Sequence[Recipe]) -> Iterator[Note]:
 
 def _plan(
     request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance]
-) -> Planned:
+) -> Events[Planned]:
     """Decide everything about an output without reading a weight."""
     recipe = wanted.recipe
     if recipe.mmproj_only and model.arch != CLIP:
@@ -124,11 +125,16 @@ def _plan(
     elif request.texts and not recipe.mmproj_only:
         from quantcli.run.calibrated_run import expected_importance
 
-        recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
-        importance = expected_importance(model)
+        if takes_importance(recipe):
+            recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
+            importance = expected_importance(model)
     artifact = prepare_artifact(
         model, recipe, path, importance=importance, force=request.force, check=not request.dry_run
     )
+    if recipe.statistics is not None and needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = yield from take_scales(artifact, Path(recipe.statistics))
     threads = threads_within(artifact, request.threads, request.max_memory)
     return Planned(artifact, path, threads, run)
 
@@ -146,8 +152,11 @@ def _calibrate(
     if not request.texts or not takers:
         return None
     from quantcli.run.calibrate import calibrate_for
+    from quantcli.run.static_scales import needed_statistics
 
-    return (yield from calibrate_for(request, model, calibration_path(takers[0].path)))
+    needs = {need for each in takers for need in needed_statistics(each.artifact.plan)}
+    path = calibration_path(takers[0].path)
+    return (yield from calibrate_for(request, model, path, collect=sorted(needs)))
 
 
 def _make_ready(
@@ -160,14 +169,30 @@ def _make_ready(
         return (yield from apply_methods(request, planned, planned.run, begun))
     if importance is None or planned.is_tower:
         return planned
+    from quantcli.run.static_scales import take_scales
+    from quantcli.statistics.importance_file import stats_path
+
+    artifact, recipe = planned.artifact, planned.artifact.plan.recipe
+    weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
+    if weighted:
+        recipe = replace(recipe, imatrix=str(importance.path))
+    if needs_text(artifact):
+        recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        artifact.model,
+        recipe,
         planned.path,
-        importance=importance,
+        importance=importance if weighted else None,
         force=request.force,
     )
+    if needs_text(artifact):
+        artifact = yield from take_scales(artifact, measured)
     return replace(planned, artifact=artifact)
+
+
+def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
+    """Whether it is a folder with scales that are found on texts."""
+    return not isinstance(artifact, GgufFile) and artifact.plan.needs_text
 
 
 def calibration_path(output: Path) -> Path:
@@ -181,6 +206,8 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
         recipe = each.artifact.plan.recipe
         if recipe.allocate or recipe.target_size:
             yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if needs_text(each.artifact) and each.artifact.scales is None:
+            yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads) for each in planned]
 
 
