@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,39 +20,36 @@ from quantcli.artifacts.static_scales import StaticScales
 from quantcli.errors import SourceError
 from quantcli.events import Events, take
 from quantcli.layouts.base import Extremes
-from quantcli.plan.folders import FolderPlan, fused_with
+from quantcli.plan.folders import FolderPlan
+from quantcli.plan.fused import fused_with
 from quantcli.plan.schemes import Scheme
-from quantcli.run.calibrated_run import CalibratedRun
+from quantcli.run.outputs import needed_statistics
 from quantcli.sources.imatrix import ENOUGH_TOKENS
-from quantcli.statistics.importance_file import stats_path
-from quantcli.statistics.input_statistics import CACHE, MIN_MAX
+from quantcli.statistics.input_statistics import MIN_MAX
 from quantcli.statistics.statistics_file import StatisticsFile, cache_name
 from quantcli.types import Matrix, Note
 
-
-def needed_statistics(plan: object) -> tuple[str, ...]:
-    """What a calibration must collect for a plan's static scales."""
-    if not isinstance(plan, FolderPlan):
-        return ()
-    inputs = (MIN_MAX,) if plan.static_items else ()
-    return (*inputs, CACHE) if plan.caches else inputs
+if TYPE_CHECKING:
+    from quantcli.run.calibrated_run import CalibratedRun
 
 
-def take_scales(artifact: ModelFolder, path: Path) -> Events[ModelFolder]:
-    """The folder with its scales from the statistics file ``path``; remarks are yielded.
+def take_scales(artifact: ModelFolder, path: Path) -> ModelFolder:
+    """The folder with its scales from the statistics file ``path``, and remarks in its plan.
 
     SourceError where the file says nothing, or nothing but zeros, of what is needed.
     """
     with StatisticsFile(path) as statistics:
         found = _Reader(statistics, artifact.plan)
         scales = StaticScales(found.inputs(), found.caches())
+    plan = artifact.plan
     if found.few:
-        yield Note(
+        few = Note(
             f"{found.few} experts saw fewer than {ENOUGH_TOKENS} tokens; the scales of their "
             "activations are those of the largest of their layer's experts",
             "warning",
         )
-    return replace(artifact, scales=scales)
+        plan = replace(plan, notes=(*plan.notes, few))
+    return replace(artifact, scales=scales, plan=plan)
 
 
 def calibrate_scales(
@@ -59,6 +57,7 @@ def calibrate_scales(
 ) -> Events[ModelFolder]:
     """The folder with scales from a walk of ``run``'s text through its model."""
     from quantcli.calibration import CalibrationDone, execute, prepare
+    from quantcli.statistics.importance_file import stats_path
 
     cut = run.cut
     folder = artifact.path.with_name(f".{artifact.path.name}.scales")
@@ -67,10 +66,10 @@ def calibrate_scales(
         path = folder / "inputs.gguf"
         job = prepare(
             run.model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed,
-            collect=needed_statistics(artifact.plan), max_memory=max_memory, threads=threads,
+            collect=needed_statistics(artifact), max_memory=max_memory, threads=threads,
         )  # fmt: skip
         yield from take(execute(job), CalibrationDone)
-        return (yield from take_scales(artifact, stats_path(path)))
+        return take_scales(artifact, stats_path(path))
     finally:
         remove_own(folder)
 

@@ -67,7 +67,7 @@ def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[s
 
 def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric and grid.strategy != "tensor":
-        yield Note(_ASYMMETRIC)
+        yield Note(_ASYMMETRIC, refused_by="transformers")
 
 
 def _int8_weights(inputs: Mapping[str, Any]) -> Grids:
@@ -112,5 +112,6 @@ COMPRESSED_TENSORS = Layout(
     inputs=INPUT_SCALES,
     caches={"fp8": FP8_CACHE},
     read=find_compressed_tensors,
+    mixed=True,
     remark=_remark,
 )
