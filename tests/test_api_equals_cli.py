@@ -54,6 +54,7 @@ PLANS = """
 --keep first,last=Q8_0 -o other.gguf --recipe recipe.toml
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
+--to gptq --strict --keep o_proj --on-fallback nearest
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate
@@ -63,11 +64,16 @@ PLANS = """
 --method gptq --allocate
 --quality high
 --max-memory 300M --no-mtp
+--set popular --type BF16 -o set/
+--to gptq,mlx --bits 4,8
+--type Q4_0,Q8_0 --method gptq --to gguf
 """
 RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf
 quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
+quantize mini --type Q4_0 --type Q8_0 -o set/
+quantize mini --to gguf,mlx --type q4_k --bits 4 -o set
 quantize seeing --type Q8_0 --mmproj --mmproj-type F32 -o out.gguf
 quantize seeing --mmproj-only
 quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.gguf
@@ -111,6 +117,11 @@ quantize nowhere
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
 quantize mini --to compressed-tensors --scheme FP9
+quantize mini --type Q4_0,IQ2_XXS
+quantize mini --type Q4_0,q4_0
+quantize mini --type Q4_0,Q8_0 -o a.gguf
+quantize mini --set nothing
+quantize mini --bits 4,,8
 calibrate
 calibrate mini --merge m.gguf
 calibrate mini --ctx 4
@@ -201,8 +212,9 @@ def _made(folder: Path) -> dict[str, bytes]:
 
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
-    for key in ("schema", "free_disk_bytes"):
-        left.pop(key, None)
+    for part in (left, *left.get("outputs", ())):
+        for key in ("schema", "free_disk_bytes"):
+            part.pop(key, None)
     return left
 
 

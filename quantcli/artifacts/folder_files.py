@@ -20,6 +20,7 @@ from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.schemes import DTYPES, Scheme
 from quantcli.plan.text_file import read_template
 from quantcli.sources.card import CARD
+from quantcli.whole_files import read_whole
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -53,7 +54,7 @@ def read_settings(folder: Path) -> dict[str, bytes]:
         if path.name in _OWN or path.name.endswith(".index.json") or not path.is_file():
             continue
         try:
-            files[path.name] = path.read_bytes()
+            files[path.name] = read_whole(path)
         except OSError as error:
             raise SourceError(f"{path}: {error.strerror or error}") from error
     return files

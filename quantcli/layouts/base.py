@@ -107,11 +107,21 @@ class FolderFacts:
 
     @property
     def grid(self) -> IntegerGrid:
-        """The grid of a folder that has one."""
-        grid = self.parts[0].grid
-        if len(self.parts) > 1 or not isinstance(grid, IntegerGrid):
-            raise ValueError("the folder has no one integer grid")
+        """The grid of a folder of integers: of several that of most modules."""
+        grid = self.usual.grid
+        if not isinstance(grid, IntegerGrid):
+            raise ValueError("the folder has no integer grid")
         return grid
+
+    @property
+    def usual(self) -> FolderPart:
+        """The part with the most modules, whose settings stand for all that have none."""
+        return max(self.parts, key=lambda part: len(part.modules))
+
+    @property
+    def others(self) -> Sequence[FolderPart]:
+        """The other parts."""
+        return [part for part in self.parts if part is not self.usual]
 
     @property
     def quantized(self) -> Sequence[str]:
@@ -156,8 +166,8 @@ class Grids:
         )
 
 
-_GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
-_PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype"})
+_GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype", "on_fallback"})
+_PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype", "on_fallback", "strict"})
 _FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
 
 
@@ -171,13 +181,28 @@ def remark_nothing(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]
     yield from ()
 
 
-def remark_experts(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
-    """A warning for quantized experts, which transformers 5 does not load from some layouts."""
+_GPTQMODEL_GROUPS = (32, 64, 128, 256)
+
+
+def remark_readers(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    """What transformers 5 and GPTQModel 7.7 do not take of GPTQ and AWQ folders."""
+    if grid.group_size not in _GPTQMODEL_GROUPS:
+        yield Note(
+            "GPTQModel runs groups of 32, 64, 128 and 256 only on a CPU", refused_by="GPTQModel"
+        )
+    if any(matrix.module.endswith(".gate_up_proj") for matrix in matrices):
+        yield Note(
+            "GPTQModel looks for gate_proj and up_proj where this model has gate_up_proj, and does "
+            "not load it; vLLM does",
+            "warning",
+            "GPTQModel",
+        )
     if any("_exps." in matrix.tensor for matrix in matrices):
         yield Note(
             "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset "
             "without an error; --to compressed-tensors is what it loads",
             "warning",
+            "transformers",
         )
 
 
@@ -207,6 +232,10 @@ class Layout:
     """Whether the embedding and the head are quantized too."""
     stacked: bool = False
     """Whether a layer's experts are one tensor."""
+    mixed: bool = False
+    """Whether modules of a folder may have several grids."""
+    fuses: bool = True
+    """Whether its runtimes run several modules as one matrix, which then has one scheme."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
     usage: Callable[[str], str] = serve
     """The command that runs the folder of a name."""

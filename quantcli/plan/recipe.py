@@ -33,6 +33,16 @@ _FORMAT = "quantcli.plan.patterns:parse_format"
 _SIZE = "quantcli.plan.size_text:parse_size"
 
 
+def _type_name(text: str) -> str:
+    """The type's own spelling, such as Q4_K_M for q4_k; what is none is left for the check."""
+    from quantcli.plan.filetypes import find_file_type
+
+    try:
+        return find_file_type(text).name
+    except UsageError:
+        return text
+
+
 def _group_size(text: Any) -> Any:
     return int(text) if isinstance(text, str) and text.isdigit() else text
 
@@ -47,10 +57,13 @@ class Recipe:
 
     type: str = declare(
         TYPES,
-        "The exact type, such as Q4_K_S or Q5_K_M. Default: Q4_K_M.",
-        "NAME",
+        "The exact type, such as Q4_K_S or Q5_K_M; of several (Q4_K_M,Q8_0) each makes a file. "
+        "Default: Q4_K_M.",
+        "NAME[,NAME]",
         default="Q4_K_M",
         check="quantcli.plan.filetypes:find_file_type",
+        normalize=_type_name,
+        several=True,
     )
     tensor_types: tuple[str, ...] = declare(
         TYPES,
@@ -94,11 +107,12 @@ class Recipe:
         default=(),
         check="quantcli.plan.override:split_override",
     )
-    on_fallback: Literal["warn", "error"] = declare(
+    on_fallback: Literal["warn", "nearest", "error"] = declare(
         TYPES,
-        "When a type's blocks do not divide a row: use the next larger type and warn, or stop "
-        "with an error. Default: warn.",
-        "warn|error",
+        "When a type's blocks or a folder's groups do not divide a row: warn and use the next "
+        "larger type, in a folder keep the matrix as it is; take the nearest smaller group "
+        "(folders); or stop with an error. Default: warn.",
+        "warn|nearest|error",
         default="warn",
     )
     split_max_size: str | None = declare(
@@ -112,18 +126,20 @@ class Recipe:
     to: str = declare(
         OUTPUT,
         f"gguf (the default), or a model folder: {', '.join(code_layouts())}, or "
-        "hf (any --type, dequantized again, to try a type in any runtime).",
-        "FORMAT",
+        "hf (any --type, dequantized again, to try a type in any runtime). Several make one each.",
+        "FORMAT[,FORMAT]",
         default="gguf",
         normalize=str.lower,
+        several=True,
     )
     bits: int | None = declare(
         BITS,
         "2, 3, 4, 5, 6, 8 or 16: short for the types Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0 and "
-        "BF16; in a model folder the bits of an integer weight. Default: 4, with int8 activations "
-        "8.",
-        "N",
+        "BF16; in a model folder the bits of an integer weight. Several (2,4,8) make one each. "
+        "Default: 4, with int8 activations 8.",
+        "N[,N]",
         flags=("--bits", "-b"),
+        several=True,
     )
     group_size: int | str | None = declare(
         GRID,
@@ -285,6 +301,13 @@ class Recipe:
         default=(),
         flags=("--scheme", "--mode"),
         check="quantcli.plan.schemes:split_scheme",
+    )
+    strict: bool = declare(
+        GRID,
+        "Stop where a remark would say that a known reader (vLLM, SGLang, transformers, "
+        "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
+        "what servers run as one matrix.",
+        default=False,
     )
 
 

@@ -34,7 +34,7 @@ class Scheme:
 
     ``label`` is what a table calls them, such as "int4 g128". ``inputs`` are the settings of
     activations that a runtime quantizes, None for floats. ``groups`` are the other sizes of groups
-    that the layout has, () for any.
+    that the layout has, () for any, and ``strategies`` wider spans of a scale.
     """
 
     layout: Layout
@@ -45,6 +45,7 @@ class Scheme:
     weighted: bool
     inputs: Mapping[str, Any] | None = None
     groups: tuple[int, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +266,9 @@ def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
     if recipe.activations:
         label += f" + {recipe.activations} activations"
     return Scheme(
-        layout, label, grid, grids.packing, search, weighted, grids.inputs, grids.groups or ()
-    )
+        layout, label, grid, grids.packing, search, weighted, grids.inputs, grids.groups or (),
+        grids.strategies,
+    )  # fmt: skip
 
 
 def _group(recipe: Recipe, grids: Grids) -> tuple[Strategy, int | None]:

@@ -58,7 +58,7 @@ def calibrate_for(request: Request, model: Model, path: Path) -> Events[Importan
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
         model, texts, path, chunks=request.chunks, max_memory=states_memory(),
-        threads=request.threads or default_threads(), force=request.force,
+        threads=request.threads or default_threads(), resume=request.resume, force=request.force,
     )  # fmt: skip
     done = yield from _run(job)
     return read_importance(done.paths[0])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from quantcli.types import Event
+
 if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 class Quantized:
     """One output: written, or planned where ``digest`` is None.
 
-    ``threads`` write it, in ``seconds``. ``outcomes`` are those of the tensors that a method
-    rounded, ``training`` says what training end to end changed.
+    ``threads`` write it; it was whole ``seconds`` after the run began. ``outcomes`` are those of
+    the tensors that a method rounded, ``training`` says what training end to end changed.
+    ``kept``: an interrupted run of the same set had made it.
     """
 
     artifact: GgufFile | ModelFolder
@@ -27,13 +30,27 @@ class Quantized:
     seconds: float = 0.0
     outcomes: tuple[Outcome, ...] = ()
     training: dict[str, object] | None = None
+    kept: bool = False
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it is a vision or audio tower."""
+        return self.artifact.plan.recipe.mmproj_only
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDone(Event):
+    """An output is whole, under its name."""
+
+    output: Quantized
 
 
 @dataclass(frozen=True)
 class Planned:
     """An output before its weights are written.
 
-    ``run`` is how its methods run the model, ``rounding`` holds the tensors that they chose.
+    ``run`` is how its methods run the model, ``rounding`` holds the tensors that they chose. Of one
+    that is whole already, ``kept`` is the digest of its source.
     """
 
     artifact: GgufFile | ModelFolder
@@ -41,6 +58,7 @@ class Planned:
     threads: int
     run: CalibratedRun | None = None
     rounding: Rounding | None = None
+    kept: str | None = None
 
     @property
     def is_tower(self) -> bool:

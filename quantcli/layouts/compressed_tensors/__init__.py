@@ -59,7 +59,7 @@ def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[s
 
 def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric and grid.strategy != "tensor":
-        yield Note(_ASYMMETRIC)
+        yield Note(_ASYMMETRIC, refused_by="transformers")
 
 
 COMPRESSED_TENSORS = Layout(
@@ -89,5 +89,6 @@ COMPRESSED_TENSORS = Layout(
     shorthands={("int8", 4): "W4A8", ("fp8", 4): "W4AFP8", ("fp8", 8): "FP8_DYNAMIC"},
     blocks={"MXFP4": MXFP4_BLOCKS},
     read=find_compressed_tensors,
+    mixed=True,
     remark=_remark,
 )
