@@ -40,8 +40,8 @@ def choose_type(source: str, wish: FitWish, fields: Mapping[str, Any], show: Sho
 
     UsageError where ``fields`` of a recipe name a type already, PlanError where nothing fits.
     """
-    for name in ("type", "bits", "target_size", "to"):
-        if fields.get(name) not in (None, "gguf"):
+    for name in ("type", "bits", "set", "target_size", "to"):
+        if fields.get(name) not in (None, (), [], "gguf", ["gguf"], ("gguf",)):
             flag = name.replace("_", "-")
             raise UsageError(
                 f"--fit chooses the type of a GGUF, and --{flag} does too",

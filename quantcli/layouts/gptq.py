@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import (
+    CodeGrid,
     FolderFacts,
     Grids,
     Layout,
     Packing,
     Patch,
     as_stored,
-    remark_experts,
+    remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
 from quantcli.layouts.settings import Settings, count
@@ -52,7 +53,7 @@ from quantcli.layouts.stored import (
     take_part,
 )
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
-from quantcli.types import Declared, Matrix, TensorInfo
+from quantcli.types import Declared, Matrix, Note, TensorInfo
 
 Ints = NDArray[np.int32]
 
@@ -124,6 +125,11 @@ def _place(
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
+    own = {
+        f"+:^{re.escape(name)}$": {"bits": part.grid.bits, "group_size": part.grid.group_size or -1}
+        for part in subject.others
+        for name in _with_fused(part.modules)
+    }
     settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": grid.bits,
@@ -134,10 +140,28 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "checkpoint_format": layout,
         "pack_dtype": "int32",
     }
+    if inner or own:
+        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
     if inner:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
+
+
+_FUSED = {
+    "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
+    "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
+}  # fmt: skip
+"""What vLLM calls the matrix that begins with a module; it looks for patterns by that name."""
+
+
+def _with_fused(modules: Sequence[str]) -> list[str]:
+    """The modules, and the names under which vLLM runs them with others."""
+    names = dict.fromkeys(modules)
+    for module in modules:
+        block, _, leaf = module.rpartition(".")
+        if leaf in _FUSED:
+            names[f"{block}.{_FUSED[leaf]}"] = None
+    return list(names)
 
 
 def _endings(quantized: Sequence[str], kept: Sequence[str]) -> list[str]:
@@ -317,16 +341,29 @@ def _grids(version: str, lowest_zero: int) -> Grids:
     )
 
 
+def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if not grid.symmetric:
+        yield Note(
+            "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
+            "else of these; vLLM reads both",
+            "warning",
+            "GPTQModel",
+        )
+    yield from remark_readers(grid, matrices)
+
+
 GPTQ = Layout(
     name="gptq",
     help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
     grids=_grids("gptq", 1),
     read=find_gptq,
-    remark=remark_experts,
+    mixed=True,
+    remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
     name="gptq-v2",
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
-    remark=remark_experts,
+    mixed=True,
+    remark=remark_readers,
 )

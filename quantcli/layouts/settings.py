@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.whole_files import read_whole
 
 MLX = "mlx"
 """The method of folders that name none but say how MLX packed them."""
@@ -89,7 +90,9 @@ def read_beside(path: Path) -> Settings | None:
         if not beside.is_file():
             continue
         try:
-            values = json.loads(beside.read_bytes())
+            values = json.loads(read_whole(beside))
+        except OSError as error:
+            raise SourceError(f"{beside}: cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{beside}: is not JSON: {error}") from error
         if not isinstance(values, Mapping):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantcli.errors import UsageError
 from quantcli.plan.recipe import Recipe, given_fields
-from quantcli.plan.schemes import check_scheme
+from quantcli.plan.schemes import check_scheme, has_types
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -12,6 +12,11 @@ def check_recipe(recipe: Recipe) -> None:
     check_scheme(recipe)
     for field, value in given_fields(recipe):
         field.refuse_wrong(value)
+    if recipe.on_fallback == "nearest" and has_types(recipe.to):
+        raise UsageError(
+            f"--on-fallback nearest is about a folder's groups, and --to {recipe.to} has none",
+            hint="warn takes the next larger type, error stops",
+        )
     if recipe.mmproj_only:
         _check_tower(recipe)
     if recipe.include_weights and recipe.exclude_weights:
