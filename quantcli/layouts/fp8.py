@@ -46,7 +46,8 @@ def find_fp8(
     return {
         name: build_scaled(tensors, info, fit_scale(info, find_scale(tensors, info), block))
         for name, info in tensors.items()
-        if info.dtype == E4M3
+        # Zero points of symmetric activations and caches may be E4M3 too.
+        if info.dtype == E4M3 and not name.endswith("_zero_point")
     }
 
 
