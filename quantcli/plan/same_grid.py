@@ -19,7 +19,7 @@ from quantcli.errors import PlanError
 from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import IntegerGrid, Strategy
 from quantcli.formats.regrid import UnfitError, convert_ranges
-from quantcli.layouts.base import CodeGrid, Grids, Layout
+from quantcli.layouts.base import CodeGrid, Grids, Layout, is_static
 from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan, Item, list_copies, model_dtype, mtp_notes
@@ -258,15 +258,21 @@ def _integer_scheme(layout: Layout, grids: Grids, grid: IntegerGrid) -> Scheme:
 
 
 def _float_schemes(layout: Layout, grid: FloatGrid) -> list[Scheme]:
-    """Schemes with these codes, those that leave activations alone first."""
-    presets = [preset for preset in layout.presets.values() if _spans(preset.grid, grid)]
+    """Schemes with these codes, those that leave activations alone first.
+
+    None that has scales of activations from a text.
+    """
+    presets = [
+        preset
+        for preset in layout.presets.values()
+        if _spans(preset.grid, grid) and not is_static(preset.inputs)
+    ]
     found = []
     for preset in sorted(presets, key=lambda preset: preset.inputs is not None):
         target = preset.grid
         if not isinstance(target, FloatGrid):
             continue
         kinds = (target.scale_dtype,) if target.scale_dtype else (grid.scale_dtype, "F32")
-        # A scale of zero stays one, which a grid that is rounded to has not.
         found += [
             Scheme(
                 layout, preset.name, replace(target, scale_dtype=kind), preset.packing, "minmax",

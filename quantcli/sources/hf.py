@@ -40,7 +40,9 @@ class HfCheckpoint:
         self.config = config
         self._shards = shards
         self._packed = find_packed(shards, config, folder / CONFIG)
-        hidden = hidden_names(shards, self._packed)
+        hidden = hidden_names(shards, self._packed, config, folder / CONFIG)
+        parts = {part for weight in self._packed.values() for part in weight.parts}
+        self._passed_over = tuple(sorted(hidden - parts))
         self._tensors = {n: info for n, info in shards.tensors.items() if n not in hidden}
         self._tensors |= {name: weight.info for name, weight in self._packed.items()}
         packed = self._packed.items()
@@ -71,8 +73,7 @@ class HfCheckpoint:
     @property
     def passed_over(self) -> tuple[str, ...]:
         """Stored scales of activations and caches, which belong to no weight."""
-        parts = {part for weight in self._packed.values() for part in weight.parts}
-        return tuple(sorted(hidden_names(self._shards, self._packed) - parts))
+        return self._passed_over
 
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
