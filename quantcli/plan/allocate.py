@@ -62,7 +62,7 @@ def find_candidates(plan: Plan, types: Sequence[str] = TYPES) -> dict[str, tuple
         )
         for item in plan.items
         if item.importance
-        and len(item.tensor.shape) == 2
+        and len(item.tensor.shape) > 1
         and get_format(item.format).block > 1
         and item.tensor.name not in asked
         and first_match(patterns, item.tensor.name) is None

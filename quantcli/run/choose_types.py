@@ -10,9 +10,11 @@ from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.artifacts.staging import own_folder
 from quantcli.errors import PlanError
 from quantcli.events import Events
+from quantcli.formats import get_format
 from quantcli.plan.allocate import Allocation, allocate, find_candidates
 from quantcli.plan.recipe import merge_recipe
 from quantcli.plan.size_text import parse_size
+from quantcli.rounding.codecs import BlockCodec
 from quantcli.rounding.options import Options
 from quantcli.run.calibrated_run import CalibratedRun, costs_folder, plan_passes, remove_costs
 from quantcli.run.type_costs import measure_type_costs
@@ -48,7 +50,11 @@ def choose_types(
     own_folder(folder, empty=False)
     passes = plan_passes(run, folder, None, None, max_memory, threads)
     try:
-        costs = yield from measure_type_costs(passes, candidates, options)
+        codecs = {
+            name: {kind: BlockCodec(get_format(kind)) for kind in kinds}
+            for name, kinds in candidates.items()
+        }
+        costs = yield from measure_type_costs(passes, codecs, options)
     except BaseException:
         remove_costs(output)
         raise
