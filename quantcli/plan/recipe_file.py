@@ -20,11 +20,15 @@ from quantcli.errors import QuantcliError, UsageError
 from quantcli.plan.recipe import Recipe, given_fields, make_recipe, refuse_unknown
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.schemes import has_types
+from quantcli.plan.shipped_recipes import find_recipe
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a .toml, .yaml or .yml file; UsageError that names the file and the field."""
-    path = Path(path)
+    """The recipe in a .toml, .yaml or .yml file, or one that comes with quantcli, by its name.
+
+    UsageError names the file and the field.
+    """
+    path = find_recipe(Path(path))
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
