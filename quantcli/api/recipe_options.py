@@ -49,3 +49,5 @@ class RecipeOptions(TypedDict, total=False):
     ignore_tensors: Sequence[str]
     chat_template: str | Path
     scheme: Sequence[str]
+    target_bpw: float
+    allocate_from: str

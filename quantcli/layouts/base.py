@@ -207,6 +207,8 @@ class Layout:
     """Whether the embedding and the head are quantized too."""
     stacked: bool = False
     """Whether a layer's experts are one tensor."""
+    mixes: bool = False
+    """Whether its settings can give modules integer grids of their own."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
     usage: Callable[[str], str] = serve
     """The command that runs the folder of a name."""
@@ -228,7 +230,8 @@ class Layout:
         if self.grids is None:
             return _PRESET_FIELDS
         found = _GRID_FIELDS | ({"activations"} if self.activations else set())
-        return found | ({"scheme"} if self.presets else set())
+        found |= {"scheme"} if self.presets or self.mixes else set()
+        return found | ({"allocation"} if self.mixes else set())
 
 
 def as_stored(values: NDArray[Any], grid: CodeGrid) -> NDArray[Any]:

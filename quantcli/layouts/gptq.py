@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import (
+    CodeGrid,
     FolderFacts,
     Grids,
     Layout,
@@ -122,22 +123,69 @@ def _place(
 
 
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
-    grid = subject.grid
+    parts = sorted(subject.parts, key=lambda part: -len(part.modules))
     inner = [name for name in subject.kept if name != "lm_head"]
     settings: dict[str, Any] = {
         "quant_method": "gptq",
-        "bits": grid.bits,
-        "group_size": grid.group_size or -1,
-        "desc_act": False,
-        "sym": grid.symmetric,
+        **_grid_settings(parts[0].grid),
         "lm_head": False,
         "checkpoint_format": layout,
         "pack_dtype": "int32",
     }
+    apart = [f"{block}.{_RUN_AS[leaf]}" for name in inner
+             for block, _, leaf in [name.rpartition(".")] if leaf in _RUN_AS]  # fmt: skip
+    dynamic: dict[str, dict[str, Any]] = {
+        f"-:^{re.escape(name)}$": {} for name in dict.fromkeys([*inner, *apart])
+    }
+    for part in parts[1:]:
+        own = _grid_settings(part.grid)
+        dynamic |= {f"+:^{expression}$": own for expression in name_together(part.modules)}
+    if dynamic:
+        settings["dynamic"] = dynamic
     if inner:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
+
+
+def _grid_settings(grid: CodeGrid) -> dict[str, Any]:
+    if not isinstance(grid, IntegerGrid):
+        raise ValueError("GPTQ's layout has integers")
+    return {
+        "bits": grid.bits,
+        "group_size": grid.group_size or -1,
+        "desc_act": False,
+        "sym": grid.symmetric,
+    }
+
+
+_RUN_AS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
+           "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}  # fmt: skip
+"""What vLLM and SGLang call the one module that they make of several."""
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+
+
+def name_together(modules: Sequence[str]) -> list[str]:
+    """Expressions for modules, those of a block in one, and for what servers make of them.
+
+    All experts of a block are one module there.
+    """
+    blocks: dict[str, dict[str, None]] = {}
+    experts: dict[str, None] = {}
+    for module in modules:
+        found = _EXPERT.match(module)
+        if found:
+            experts[found[1]] = None
+            continue
+        block, _, leaf = module.rpartition(".")
+        own = blocks.setdefault(block, {})
+        own[leaf] = None
+        if leaf in _RUN_AS:
+            own[_RUN_AS[leaf]] = None
+    return [
+        *(f"{re.escape(block)}\\.(?:{'|'.join(map(re.escape, own))})"
+          for block, own in blocks.items()),
+        *(rf"{re.escape(block)}(?:\..*)?" for block in experts),
+    ]  # fmt: skip
 
 
 def _endings(quantized: Sequence[str], kept: Sequence[str]) -> list[str]:
@@ -322,11 +370,13 @@ GPTQ = Layout(
     help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
     grids=_grids("gptq", 1),
     read=find_gptq,
+    mixes=True,
     remark=remark_experts,
 )
 GPTQ_V2 = Layout(
     name="gptq-v2",
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
+    mixes=True,
     remark=remark_experts,
 )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes, IntegerGrid
-from quantcli.layouts.base import FolderFacts, Grids, Layout, Packing, Patch, as_stored
+from quantcli.layouts.base import CodeGrid, FolderFacts, Grids, Layout, Packing, Patch, as_stored
 from quantcli.layouts.mlx_floats import GRIDS as MODES
 from quantcli.layouts.mlx_floats import build_floats, describe_mode, list_presets
 from quantcli.layouts.settings import MLX as NAME
@@ -78,11 +78,11 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> I
 
 
 def _describe(subject: FolderFacts) -> dict[str, Any]:
-    grid = subject.parts[0].grid
-    if isinstance(grid, FloatGrid):
-        settings = describe_mode(grid)
-    else:
-        settings = {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
+    parts = sorted(subject.parts, key=lambda part: -len(part.modules))
+    settings = _describe_grid(parts[0].grid)
+    for part in parts[1:]:
+        # mlx_lm takes a module's settings by its name.
+        settings |= {module: _describe_grid(part.grid) for module in dict.fromkeys(part.modules)}
     stored_head = "lm_head" in (*subject.quantized, *subject.kept)
     return {
         **_older_keys(subject.config),
@@ -91,6 +91,12 @@ def _describe(subject: FolderFacts) -> dict[str, Any]:
         "quantization": settings,
         "quantization_config": settings,
     }
+
+
+def _describe_grid(grid: CodeGrid) -> dict[str, Any]:
+    if isinstance(grid, FloatGrid):
+        return describe_mode(grid)
+    return {"group_size": grid.group_size, "bits": grid.bits, "mode": "affine"}
 
 
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,6 +197,7 @@ MLX = Layout(
     read=find_mlx,
     embeddings=True,
     stacked=True,
+    mixes=True,
     usage=_usage,
     library="mlx",
     header="mlx",

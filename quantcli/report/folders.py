@@ -87,4 +87,6 @@ def _name(part: Item | Copy) -> str:
 def _label(job: ModelFolder, part: Item | Copy) -> str:
     if isinstance(part, Copy):
         return part.dtype
-    return f"{part.format} as {part.dtype}" if part.format else job.plan.label
+    if part.format:
+        return f"{part.format} as {part.dtype}"
+    return part.scheme.label if part.scheme else job.plan.label

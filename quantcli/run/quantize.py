@@ -21,9 +21,11 @@ from quantcli.errors import UsageError
 from quantcli.events import Events, in_phase, take_all
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower, tower_of
-from quantcli.plan.recipe import Recipe, merge_recipe
+from quantcli.plan.allocate import Costs
+from quantcli.plan.recipe import Recipe, is_allocated, merge_recipe
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
+from quantcli.run.allocation_targets import Candidates, find_target
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, Quantized
 from quantcli.run.request import Request, Wanted, check_request
@@ -158,16 +160,36 @@ def _make_ready(
         from quantcli.run.apply_methods import apply_methods
 
         return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None or planned.is_tower:
-        return planned
-    artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
-        planned.path,
-        importance=importance,
-        force=request.force,
-    )
-    return replace(planned, artifact=artifact)
+    if importance is not None and not planned.is_tower:
+        artifact = prepare_artifact(
+            planned.artifact.model,
+            replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+            planned.path,
+            importance=importance,
+            force=request.force,
+        )
+        planned = replace(planned, artifact=artifact)
+    if is_allocated(planned.artifact.plan.recipe) and not planned.is_tower:
+        return (yield from _choose_by_importance(planned))
+    return planned
+
+
+def _choose_by_importance(planned: Planned) -> Events[Planned]:
+    """Types or schemes by an importance matrix, without running the model."""
+    from quantcli.run.choose_types import choose_types
+    from quantcli.run.importance_costs import measure_importance_costs
+
+    artifact = planned.artifact
+    importance = artifact.importance
+    if importance is None:
+        raise ValueError("nothing tells what types cost")
+    target = find_target(artifact.model, artifact, planned.path, importance)
+
+    def measure(candidates: Candidates) -> Events[Costs]:
+        return measure_importance_costs(artifact.model, importance, candidates, planned.threads)
+
+    events = in_phase(f"choosing {target.noun}s", choose_types(target, measure))
+    return replace(planned, artifact=(yield from events))
 
 
 def calibration_path(output: Path) -> Path:
@@ -179,8 +201,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
     return [Quantized(each.artifact, each.threads) for each in planned]
 
 

@@ -25,9 +25,11 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor, open_walk
+from quantcli.plan.allocate import Costs
 from quantcli.rounding.base import ROUNDERS
-from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Options
+from quantcli.run.allocation_targets import Candidates
+from quantcli.run.sample_rows import matrix_count, sample_rows
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
@@ -40,24 +42,11 @@ from quantcli.statistics.layer_gradients import (
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.output_fisher import OutputFisher
-from quantcli.types import Event, OutputTensor, Progress
+from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
-_ROWS = 8192
-"""Rows that are encoded at once."""
-_RUN = 128
-"""Of a large tensor so many neighbouring rows are taken at once, which a scale may span."""
-_ENOUGH = 1 << 23
-"""Weights of a tensor that are encoded; of a larger one, the runs of rows that matter most."""
 
-TypeCosts = Mapping[str, Mapping[str, float]]
-Candidates = Mapping[str, Mapping[str, WeightCodec]]
-"""By tensor and the candidate's name: how it stores the weights."""
-
-
-def measure_type_costs(
-    run: ModelRun, candidates: Candidates, options: Options
-) -> Events[TypeCosts]:
+def measure_type_costs(run: ModelRun, candidates: Candidates, options: Options) -> Events[Costs]:
     """For each tensor the KL divergence that each of its candidates costs.
 
     ``run.folder`` keeps the result for a second call. Tensors that no gradient reaches have no
@@ -190,26 +179,6 @@ class _CostVisitor(Visitor):
                 errors = rows - codec.decode(codec.encode(rows, importance, self.pool))
                 part = float(row_weights[start:stop] @ (errors * errors) @ columns)
                 into[kind] += scale * part
-
-
-def matrix_count(tensor: OutputTensor) -> int:
-    """Matrices of a tensor: one, or one for each expert."""
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
-
-
-def sample_rows(weights: NDArray[np.float64], columns: int) -> list[tuple[int, int]]:
-    """Runs of rows, start and stop, that stand for all rows, each of ``columns`` weights.
-
-    All of them where these are not too many; else the runs of neighbours that ``weights``, one for
-    each row, make the most of.
-    """
-    rows = len(weights)
-    if rows * columns <= _ENOUGH:
-        return [(start, min(start + _ROWS, rows)) for start in range(0, rows, _ROWS)]
-    firsts = np.arange(0, rows, _RUN)
-    count = max(1, _ENOUGH // (columns * _RUN))
-    most = np.argsort(-np.add.reduceat(weights, firsts), kind="stable")[:count]
-    return [(int(first), min(int(first) + _RUN, rows)) for first in np.sort(firsts[most])]
 
 
 def _pivots(hessian: Hessian) -> NDArray[np.float64]:

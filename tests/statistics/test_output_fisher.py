@@ -38,7 +38,7 @@ def _ids(vocabulary: int) -> np.ndarray:
 
 
 def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray]:
-    """Means by GGUF tensor, and matrix of a stack, and the fitted mean at the embedding's output."""
+    """Means by GGUF tensor or matrix of a stack, and the one at the embedding's output."""
     found: dict[str, OutputFisher] = {}
     with open_model(folder) as model:
         layers = LayerwiseModel(model, model.config, dtype=torch.float32, device="cpu")

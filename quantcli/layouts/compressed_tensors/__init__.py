@@ -88,6 +88,7 @@ COMPRESSED_TENSORS = Layout(
     presets=PRESETS,
     shorthands={("int8", 4): "W4A8", ("fp8", 4): "W4AFP8", ("fp8", 8): "FP8_DYNAMIC"},
     blocks={"MXFP4": MXFP4_BLOCKS},
+    mixes=True,
     read=find_compressed_tensors,
     remark=_remark,
 )
