@@ -5,26 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Unpack, get_origin
 
 from quantcli.api.calls import (
     Names,
     Watch,
     as_names,
-    as_path,
     parse_bytes,
     refuse_below_one,
     takes_keywords,
 )
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
+from quantcli.plan.output_set import Output, expand_outputs
 from quantcli.plan.recipe import FIELDS, Recipe
-from quantcli.plan.recipe_defaults import resolve_recipe
-from quantcli.plan.recipe_file import load_recipe
-from quantcli.report.quantized import whole_document
+from quantcli.plan.recipe_file import read_bases
+from quantcli.report.quantized import output_document, whole_document
 from quantcli.run import quantize as quantizing
-from quantcli.run.request import Request, Wanted, tower_beside
+from quantcli.run.outputs import Quantized
+from quantcli.run.request import Request, place_outputs
 from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class OutputResult:
+    """One output: its files, their size, bits per weight over all tensors, and its document."""
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    bits_per_weight: float
+    document: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class QuantizeResult:
     ``nbytes`` is the exact size of all files together, but for ``mmproj``. ``document`` holds the
     facts that ``quantcli quantize --json`` prints: with ``dry_run`` what each tensor would become
     and why, else, under "tensors", what became of each one that a method rounded.
-    ``source_digest`` is None for a dry run.
+    ``source_digest`` is None for a dry run. Of several outputs, ``paths`` and ``nbytes`` are of
+    all, ``bits_per_weight`` is their mean, and ``outputs`` has each one's own.
     """
 
     paths: tuple[Path, ...]
@@ -45,6 +57,7 @@ class QuantizeResult:
     notes: tuple[Note, ...]
     mmproj: Path | None = None
     """The file of the vision or audio tower, if one was asked for beside the text model."""
+    outputs: tuple[OutputResult, ...] = ()
 
 
 @takes_keywords
@@ -52,6 +65,7 @@ def quantize(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    output_set: Literal["popular", "small", "all"] | None = None,
     quality: Literal["fast", "high"] | None = None,
     mmproj: bool = False,
     mmproj_type: str | None = None,
@@ -69,44 +83,57 @@ def quantize(
     """Quantize a model to a GGUF, or with ``to`` to a model folder.
 
     ``options`` win over those of ``recipe``, a file or a `Recipe`. ``output`` defaults to a name
-    made of the model's and the recipe's, in the current folder. ``mmproj`` writes the vision or
-    audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
+    made of the model's and the recipe's, in the current folder. Several types, bits or layouts
+    (``type=["Q4_K_M", "Q8_0"]``), an ``output_set`` by name or a recipe of several outputs make
+    one file each from one read of the model, in the folder ``output``. ``mmproj`` writes the vision
+    or audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
     what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
-    ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
-    limits the memory while weights are written, in bytes or as "300M".
+    ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M".
     """
     refuse_below_one(threads=threads)
-    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
-    fields = {name: _as_field(name, value) for name, value in options.items()}
-    resolved = resolve_recipe(base, quality=quality, **fields)
-    outputs = [Wanted(resolved, as_path(output), fields.get("bits"))]
-    if mmproj or mmproj_type:
-        outputs.append(tower_beside(outputs[0], mmproj_type))
+    texts = as_names(calibrate)
+    asked = expand_outputs(
+        [Output(recipe)] if isinstance(recipe, Recipe) else read_bases(recipe),
+        output_set=output_set,
+        quality=quality,
+        has_texts=bool(texts),
+        **{name: _as_field(name, value) for name, value in options.items()},
+    )
     request = Request(
         str(source),
-        outputs,
-        as_names(calibrate),
+        place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
+        texts,
         chunks=chunks,
         resume=resume,
         force=force,
         dry_run=dry_run,
         threads=threads,
         max_memory=parse_bytes(max_memory),
+        left_out=asked.left_out,
     )
     watch = Watch(on_event)
-    done, *towers = drain(quantizing.quantize(request, on_fetch=watch), watch)
-    document = whole_document([done, *towers], planned=dry_run)
+    finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
+    main = [done for done in finished if not done.is_tower] or finished
+    tower = next((done for done in finished if done.is_tower and done not in main), None)
     return QuantizeResult(
-        done.artifact.paths,
-        done.artifact.nbytes,
-        done.artifact.bits_per_weight,
-        done.digest,
-        document,
+        tuple(path for done in main for path in done.artifact.paths),
+        sum(done.artifact.nbytes for done in main),
+        fmean(done.artifact.bits_per_weight for done in main),
+        main[0].digest,
+        whole_document(finished, planned=dry_run),
         tuple(watch.notes),
-        towers[0].artifact.paths[0] if towers else None,
+        tower.artifact.paths[0] if tower else None,
+        tuple(_result(done, planned=dry_run) for done in main),
     )
+
+
+def _result(done: Quantized, *, planned: bool) -> OutputResult:
+    document = output_document(done, planned=planned)
+    artifact = done.artifact
+    return OutputResult(artifact.paths, artifact.nbytes, artifact.bits_per_weight, document)
 
 
 def _as_field(name: str, value: Any) -> Any:

@@ -116,7 +116,15 @@ class GgufFile(GgufShards):
                         partial(self.model.read_rows, item.tensor, slab.start, slab.stop),
                         partial(self._encode, item, slab, place),
                         partial(self._refuse, item, slab),
+                        self._content(item),
+                        place,
                     )
+
+    def _content(self, item: TensorPlan) -> tuple[str, int] | None:
+        """What decides the bytes of a tensor's rows; None where no other file has the same."""
+        if item.tensor.name in self.encoders:
+            return None
+        return item.format, id(self.importance) if item.importance else 0
 
     @property
     def bits_per_weight(self) -> float:

@@ -1,4 +1,4 @@
-"""The largest magnitudes of matrices, where a scale of the whole matrix depends on them (NVFP4).
+"""The largest magnitudes of matrices, for a scale of the whole matrix (NVFP4, FP8 by tensor).
 
 Matrices that servers run as one get one such scale, so the largest of all counts.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from quantcli.formats import native
 from quantcli.model import Model
-from quantcli.plan.folders import fused_with
+from quantcli.plan.fused import fused_with
 from quantcli.types import Matrix, TensorStore
 
 _SLAB = 4 << 20
@@ -21,6 +21,8 @@ _FUSED = (
     ("ffn_gate", "ffn_up"),
     ("ffn_gate_exps", "ffn_up_exps"),
     ("ffn_gate_shexp", "ffn_up_shexp"),
+    ("attn_q_a", "attn_kv_a_mqa"),
+    ("attn_qkv", "attn_gate"),
 )
 """GGUF's names of what servers run as one."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from quantcli.plan.recipe_field import METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
     from quantcli.run.request import Request
+    from quantcli.types import Event
 
 
 @command
@@ -50,7 +52,11 @@ def quantize(
     ] = None,
     resume: Annotated[
         bool,
-        option("--resume", help="Continue an interrupted --method run.", panel=METHOD.title),
+        option(
+            "--resume", panel=OUTPUT.title,
+            help="Continue an interrupted --method run, or a set of several outputs: those that "
+            "are whole stay.",
+        ),
     ] = False,
     recipe: Annotated[
         Path | None,
@@ -66,11 +72,21 @@ def quantize(
             "--print-recipe", panel=TYPES.title, help="Print the options as a recipe file and stop."
         ),
     ] = False,
+    output_set: Annotated[
+        str | None,
+        option(
+            "--set", metavar="popular|small|all", panel=TYPES.title,
+            help="Many types from one read of the model: what most publishers offer, those below "
+            "four and a half bits, or all. --type adds to them.",
+        ),
+    ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         option(
             "--output", "-o", metavar="PATH", panel=OUTPUT.title,
-            help="Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this folder.",
+            help="The file or folder to make; with a slash behind it, and for several outputs, the "
+            "folder to put them in. Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this "
+            "folder.",
         ),
     ] = None,
     mmproj: Annotated[
@@ -115,29 +131,30 @@ def quantize(
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
+    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M,Q8_0 -o out/
+
     For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
-    from quantcli.plan.recipe import Recipe
-    from quantcli.plan.recipe_defaults import resolve_recipe
-    from quantcli.plan.recipe_file import dump_recipe, load_recipe
+    from quantcli.plan.output_set import expand_outputs
+    from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
-    from quantcli.run.request import Request, Wanted, check_request, tower_beside
+    from quantcli.run.request import Request, check_request, place_outputs
 
-    base = load_recipe(recipe) if recipe else Recipe()
-    resolved = resolve_recipe(base, quality=quality, **fields)
-    outputs = [Wanted(resolved, output, fields.get("bits"))]
-    if mmproj or mmproj_type:
-        outputs.append(tower_beside(outputs[0], mmproj_type))
+    asked = expand_outputs(
+        read_bases(recipe), output_set=output_set, quality=quality, has_texts=bool(calibrate),
+        **fields,
+    )  # fmt: skip
     request = Request(
-        model, outputs, calibrate or (),
+        model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
+        calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
     )  # fmt: skip
     if print_recipe:
         check_request(request)
-        for line in dump_recipe(resolved).splitlines():
+        for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
     _run(out, request)
@@ -145,18 +162,33 @@ def quantize(
 
 def _run(out: Output, request: Request) -> None:
     from quantcli.events import drain
-    from quantcli.report import quantized as report
+    from quantcli.report import output_sets, quantized
+    from quantcli.run.outputs import OutputDone
     from quantcli.run.quantize import quantize as run
 
-    finished = drain(run(request, on_fetch=out.event), out.event)
-    if out.json:
-        document = report.whole_document(finished, planned=request.dry_run)
-        out.document("plan" if request.dry_run else "quantize", 1, document)
-    for done in finished:
-        if request.dry_run and not out.json:
-            for table in report.planned_tables(done):
-                out.table(table)
-        elif not request.dry_run:
-            out.say(report.quantized_sentence(done))
-            for path in done.artifact.paths if not out.json else ():
+    began = time.monotonic()
+
+    def show(event: Event) -> None:
+        out.event(event)
+        if isinstance(event, OutputDone):
+            # As soon as it is whole: what reads the pipe may go on with it.
+            if request.is_set:
+                out.say(output_sets.line_of(event.output))
+            else:
+                out.say(quantized.quantized_sentence(event.output))
+            for path in event.output.artifact.paths if not out.json else ():
                 out.result(path)
+
+    finished = drain(run(request, on_fetch=out.event), show)
+    if out.json:
+        document = quantized.whole_document(finished, planned=request.dry_run)
+        out.document("plan" if request.dry_run else "quantize", 1, document)
+    elif request.dry_run and request.is_set:
+        for table in output_sets.set_tables(finished):
+            out.table(table)
+    elif request.dry_run:
+        for done in finished:
+            for table in quantized.planned_tables(done):
+                out.table(table)
+    if request.is_set and not request.dry_run:
+        out.say(output_sets.set_sentence(finished, time.monotonic() - began))

@@ -8,6 +8,7 @@ its eight. The other versions (GEMV, Marlin) lie differently and are refused. So
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
-    remark_experts,
+    remark_readers,
 )
 from quantcli.layouts.settings import Settings
 from quantcli.layouts.stored import (
@@ -91,16 +92,19 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> I
 
 
 def _describe(subject: FolderFacts) -> dict[str, Any]:
-    return {
-        "quantization_config": {
-            "quant_method": "awq",
-            "bits": subject.grid.bits,
-            "group_size": subject.grid.group_size or -1,
-            "zero_point": True,
-            "version": "gemm",
-            "modules_to_not_convert": list(subject.kept),
-        }
+    settings = {
+        "quant_method": "awq",
+        "bits": subject.grid.bits,
+        "group_size": subject.grid.group_size or -1,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": list(subject.kept),
     }
+    inner = [name for name in subject.kept if name != "lm_head"]
+    if inner:
+        # GPTQModel passes over the list, and reads this.
+        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
+    return {"quantization_config": settings}
 
 
 def _refuse(matrix: Matrix, grid: IntegerGrid) -> str | None:
@@ -171,5 +175,5 @@ AWQ = Layout(
         scale_dtype="F16",
     ),
     read=find_awq,
-    remark=remark_experts,
+    remark=remark_readers,
 )

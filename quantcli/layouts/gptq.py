@@ -36,7 +36,7 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
-    remark_experts,
+    remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
 from quantcli.layouts.settings import Settings, count
@@ -53,7 +53,7 @@ from quantcli.layouts.stored import (
     take_part,
 )
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
-from quantcli.types import Declared, Matrix, TensorInfo
+from quantcli.types import Declared, Matrix, Note, TensorInfo
 
 Ints = NDArray[np.int32]
 
@@ -123,69 +123,53 @@ def _place(
 
 
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
-    parts = sorted(subject.parts, key=lambda part: -len(part.modules))
+    grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
+    own = {
+        f"+:^{re.escape(name)}$": {
+            "bits": part.grid.bits,
+            "group_size": part.grid.group_size or -1,
+            **({} if part.grid.symmetric == grid.symmetric else {"sym": part.grid.symmetric}),
+        }
+        for part in subject.others
+        for name in _with_fused(part.modules)
+    }
     settings: dict[str, Any] = {
         "quant_method": "gptq",
-        **_grid_settings(parts[0].grid),
+        "bits": grid.bits,
+        "group_size": grid.group_size or -1,
+        "desc_act": False,
+        "sym": grid.symmetric,
         "lm_head": False,
         "checkpoint_format": layout,
         "pack_dtype": "int32",
     }
-    apart = [f"{block}.{_RUN_AS[leaf]}" for name in inner
-             for block, _, leaf in [name.rpartition(".")] if leaf in _RUN_AS]  # fmt: skip
-    dynamic: dict[str, dict[str, Any]] = {
-        f"-:^{re.escape(name)}$": {} for name in dict.fromkeys([*inner, *apart])
-    }
-    for part in parts[1:]:
-        own = _grid_settings(part.grid)
-        dynamic |= {f"+:^{expression}$": own for expression in name_together(part.modules)}
-    if dynamic:
-        settings["dynamic"] = dynamic
+    if inner or own:
+        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
     if inner:
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
 
 
-def _grid_settings(grid: CodeGrid) -> dict[str, Any]:
-    if not isinstance(grid, IntegerGrid):
-        raise ValueError("GPTQ's layout has integers")
-    return {
-        "bits": grid.bits,
-        "group_size": grid.group_size or -1,
-        "desc_act": False,
-        "sym": grid.symmetric,
-    }
-
-
-_RUN_AS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj",
-           "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}  # fmt: skip
-"""What vLLM and SGLang call the one module that they make of several."""
+_FUSED = {
+    "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
+    "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
+}  # fmt: skip
+"""What vLLM calls the matrix that begins with a module; it looks for patterns by that name."""
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+"""All experts of a layer are one module there."""
 
 
-def name_together(modules: Sequence[str]) -> list[str]:
-    """Expressions for modules, those of a block in one, and for what servers make of them.
-
-    All experts of a block are one module there.
-    """
-    blocks: dict[str, dict[str, None]] = {}
-    experts: dict[str, None] = {}
+def _with_fused(modules: Sequence[str]) -> list[str]:
+    """The modules, and the names under which vLLM runs them with others."""
+    names = dict.fromkeys(modules)
     for module in modules:
-        found = _EXPERT.match(module)
-        if found:
-            experts[found[1]] = None
-            continue
         block, _, leaf = module.rpartition(".")
-        own = blocks.setdefault(block, {})
-        own[leaf] = None
-        if leaf in _RUN_AS:
-            own[_RUN_AS[leaf]] = None
-    return [
-        *(f"{re.escape(block)}\\.(?:{'|'.join(map(re.escape, own))})"
-          for block, own in blocks.items()),
-        *(rf"{re.escape(block)}(?:\..*)?" for block in experts),
-    ]  # fmt: skip
+        if leaf in _FUSED:
+            names[f"{block}.{_FUSED[leaf]}"] = None
+        if (expert := _EXPERT.match(module)) is not None:
+            names[expert[1]] = None
+    return list(names)
 
 
 def _endings(quantized: Sequence[str], kept: Sequence[str]) -> list[str]:
@@ -365,18 +349,29 @@ def _grids(version: str, lowest_zero: int) -> Grids:
     )
 
 
+def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if not grid.symmetric:
+        yield Note(
+            "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
+            "else of these; vLLM reads both",
+            "warning",
+            "GPTQModel",
+        )
+    yield from remark_readers(grid, matrices)
+
+
 GPTQ = Layout(
     name="gptq",
     help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
     grids=_grids("gptq", 1),
     read=find_gptq,
-    mixes=True,
-    remark=remark_experts,
+    mixed=True,
+    remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
     name="gptq-v2",
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
-    mixes=True,
-    remark=remark_experts,
+    mixed=True,
+    remark=remark_readers,
 )

@@ -78,11 +78,9 @@ def _place(matrix: Matrix, grid: IntegerGrid, start: int, coded: GridCodes) -> I
 
 
 def _describe(subject: FolderFacts) -> dict[str, Any]:
-    parts = sorted(subject.parts, key=lambda part: -len(part.modules))
-    settings = _describe_grid(parts[0].grid)
-    for part in parts[1:]:
-        # mlx_lm takes a module's settings by its name.
-        settings |= {module: _describe_grid(part.grid) for module in dict.fromkeys(part.modules)}
+    settings = _describe_grid(subject.usual.grid)
+    for part in subject.others:
+        settings |= {module: _describe_grid(part.grid) for module in part.modules}
     stored_head = "lm_head" in (*subject.quantized, *subject.kept)
     return {
         **_older_keys(subject.config),
@@ -197,7 +195,8 @@ MLX = Layout(
     read=find_mlx,
     embeddings=True,
     stacked=True,
-    mixes=True,
+    mixed=True,
+    fuses=False,
     usage=_usage,
     library="mlx",
     header="mlx",

@@ -33,6 +33,16 @@ _FORMAT = "quantcli.plan.patterns:parse_format"
 _SIZE = "quantcli.plan.size_text:parse_size"
 
 
+def _type_name(text: str) -> str:
+    """The type's own spelling, such as Q4_K_M for q4_k; what is none is left for the check."""
+    from quantcli.plan.filetypes import find_file_type
+
+    try:
+        return find_file_type(text).name
+    except UsageError:
+        return text
+
+
 def _group_size(text: Any) -> Any:
     return int(text) if isinstance(text, str) and text.isdigit() else text
 
@@ -47,10 +57,13 @@ class Recipe:
 
     type: str = declare(
         TYPES,
-        "The exact type, such as Q4_K_S or Q5_K_M. Default: Q4_K_M.",
-        "NAME",
+        "The exact type, such as Q4_K_S or Q5_K_M; of several (Q4_K_M,Q8_0) each makes a file. "
+        "Default: Q4_K_M.",
+        "NAME[,NAME]",
         default="Q4_K_M",
         check="quantcli.plan.filetypes:find_file_type",
+        normalize=_type_name,
+        several=True,
     )
     tensor_types: tuple[str, ...] = declare(
         TYPES,
@@ -94,11 +107,12 @@ class Recipe:
         default=(),
         check="quantcli.plan.override:split_override",
     )
-    on_fallback: Literal["warn", "error"] = declare(
+    on_fallback: Literal["warn", "nearest", "error"] = declare(
         TYPES,
-        "When a type's blocks do not divide a row: use the next larger type and warn, or stop "
-        "with an error. Default: warn.",
-        "warn|error",
+        "When a type's blocks or a folder's groups do not divide a row: warn and use the next "
+        "larger type, in a folder keep the matrix as it is; take the nearest smaller group "
+        "(folders); or stop with an error. Default: warn.",
+        "warn|nearest|error",
         default="warn",
     )
     split_max_size: str | None = declare(
@@ -112,18 +126,20 @@ class Recipe:
     to: str = declare(
         OUTPUT,
         f"gguf (the default), or a model folder: {', '.join(code_layouts())}, or "
-        "hf (any --type, dequantized again, to try a type in any runtime).",
-        "FORMAT",
+        "hf (any --type, dequantized again, to try a type in any runtime). Several make one each.",
+        "FORMAT[,FORMAT]",
         default="gguf",
         normalize=str.lower,
+        several=True,
     )
     bits: int | None = declare(
         BITS,
         "2, 3, 4, 5, 6, 8 or 16: short for the types Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0 and "
-        "BF16; in a model folder the bits of an integer weight. Default: 4, with int8 activations "
-        "8.",
-        "N",
+        "BF16; in a model folder the bits of an integer weight. Several (2,4,8) make one each. "
+        "Default: 4, with int8 activations 8.",
+        "N[,N]",
         flags=("--bits", "-b"),
+        several=True,
     )
     group_size: int | str | None = declare(
         GRID,
@@ -141,8 +157,10 @@ class Recipe:
     activations: str | None = declare(
         ACTIVATIONS,
         "Let the runtime quantize activations too, with a dynamic scale per token: int8 with 8 or "
-        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8).",
-        "int8|fp8",
+        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8). With :static one "
+        "scale for all of them, found on the text of --calibrate (8 bits); int8 with :asymmetric "
+        "has zero points.",
+        "int8|fp8[:static][:asymmetric]",
     )
     range: str | None = declare(
         GRID,
@@ -278,12 +296,32 @@ class Recipe:
     scheme: tuple[str, ...] = declare(
         ACTIVATIONS,
         "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
-        "those whose name matches; the first match wins, and modules without one stay as they "
-        "are. Repeatable.",
+        "those whose name matches; the first match wins, and modules without one, or with "
+        "UNQUANTIZED, stay as they are. Static ones (FP8, NVFP4) need --calibrate or "
+        "--statistics. Repeatable.",
         "NAME|REGEX=NAME",
         default=(),
         flags=("--scheme", "--mode"),
         check="quantcli.plan.schemes:split_scheme",
+    )
+    strict: bool = declare(
+        GRID,
+        "Stop where a remark would say that a known reader (vLLM, SGLang, transformers, "
+        "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
+        "what servers run as one matrix.",
+        default=False,
+    )
+    kv_cache: Literal["fp8"] | None = declare(
+        ACTIVATIONS,
+        "Write scales for a key-value cache of FP8, from the largest key and value of each layer "
+        "on the text of --calibrate. Goes with any scheme, and with --scheme UNQUANTIZED.",
+        "fp8",
+    )
+    statistics: str | None = declare(
+        ACTIVATIONS,
+        "Take static scales from this file of 'quantcli calibrate --collect min_max,kv_max' "
+        "(NAME.stats.safetensors) instead of a run on --calibrate.",
+        "FILE",
     )
     target_bpw: float | None = declare(
         ALLOCATION,

@@ -9,6 +9,7 @@ from quantcli.plan.schemes import (
     check_scheme,
     find_output_layout,
     find_scheme,
+    has_types,
     knows_importance,
 )
 
@@ -18,6 +19,11 @@ def check_recipe(recipe: Recipe) -> None:
     check_scheme(recipe)
     for field, value in given_fields(recipe):
         field.refuse_wrong(value)
+    if recipe.on_fallback == "nearest" and has_types(recipe.to):
+        raise UsageError(
+            f"--on-fallback nearest is about a folder's groups, and --to {recipe.to} has none",
+            hint="warn takes the next larger type, error stops",
+        )
     if recipe.mmproj_only:
         _check_tower(recipe)
     _check_allocation(recipe)

@@ -14,7 +14,8 @@ from quantcli.errors import PlanError, UsageError
 from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model
 from quantcli.plan.allocate import Choice
-from quantcli.plan.folders import FolderPlan, Item, float_of, fused_with
+from quantcli.plan.folders import FolderPlan, Item, float_of
+from quantcli.plan.fused import scheme_groups
 from quantcli.plan.recipe import KEPT
 from quantcli.plan.schemes import Scheme, find_scheme, scheme_title, split_scheme
 from quantcli.types import Matrix
@@ -83,7 +84,7 @@ def find_scheme_choices(
         for scheme in [find_scheme(recipe, usual.layout, name, plan.dtype, has_importance)]
     }
     choices, found = [], {}
-    for group in _group(items):
+    for group in _group(items, fuses=usual.layout.fuses):
         modules = list(dict.fromkeys(item.matrix.module for item in group))
         sizes = {
             kind: sum(_size(item.matrix, scheme) for item in group)
@@ -111,16 +112,14 @@ def list_schemes(usual: Scheme, own: str) -> list[str]:
     return list(family)
 
 
-def _group(items: Sequence[Item]) -> list[list[Item]]:
+def _group(items: Sequence[Item], *, fuses: bool) -> list[list[Item]]:
     """Items that have one scheme: those that are run as one, and parts of one GGUF tensor."""
+    together = scheme_groups(item.matrix.module for item in items) if fuses else {}
     groups: list[list[Item]] = []
     known: dict[str, int] = {}
     for item in items:
-        matrix = item.matrix
-        expert = _EXPERT.match(matrix.module)
-        block = expert[1] if expert else None
-        keys = [f"module {name}" for name in ([block] if block else fused_with(matrix.module))]
-        keys.append(f"tensor {matrix.tensor}")
+        first = together.get(item.matrix.module, (item.matrix.module,))[0]
+        keys = (f"module {first}", f"tensor {item.matrix.tensor}")
         met = sorted({known[key] for key in keys if key in known})
         place = met[0] if met else len(groups)
         if not met:

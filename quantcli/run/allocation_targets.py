@@ -198,11 +198,12 @@ class FolderTarget:
                 recipe, scheme=(*asked, *self._found.entries(kinds)), bits=None, group_size=None,
                 symmetric=None, activations=None,
             )  # fmt: skip
-        return prepare_folder(
+        folder = prepare_folder(
             self.model, recipe, self.output,
             importance=self.importance if knows_importance(recipe) else None,
             force=self.artifact.force, check=self.check,
         )  # fmt: skip
+        return replace(folder, scales=self.artifact.scales)
 
 
 def _codec(model: Model, tensor: str, scheme: Scheme) -> GridCodec:
