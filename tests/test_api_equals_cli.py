@@ -68,6 +68,7 @@ PLANS = """
 --to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
 --max-memory 300M --no-mtp
+--fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
 --type Q4_0,Q8_0 --method gptq --to gguf
@@ -120,6 +121,10 @@ quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
 quantize nowhere
+quantize mini --fit 2G --bits 4
+quantize mini --fit 1M
+quantize mini --ctx 4k
+quantize q4.gguf --fit 2G
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
 quantize mini --to compressed-tensors --scheme FP9
