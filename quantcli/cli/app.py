@@ -66,7 +66,8 @@ class _Group(TyperGroup):
 class _Command(TyperCommand):
     """A command that refuses an option of one value given twice, which typer drops unsaid.
 
-    Its help comes in two tiers.
+    Its help comes in two tiers, and its function's ``read_args``, if it has one, sees the arguments
+    first.
     """
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -85,6 +86,7 @@ class _Command(TyperCommand):
         if "--json" in args and isinstance(root, Output):
             # Already, so that wrong usage is told as JSON too.
             root.json = True
+        args = getattr(self.callback, "read_args", list)(args)
         given, _, order = self.make_parser(ctx).parse_args(list(args))
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (

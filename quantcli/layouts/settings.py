@@ -50,10 +50,19 @@ class Settings:
         that was left beside weights that are no longer quantized."""
         if self.key in _BESIDE:
             return True
+        if self.method == "modelopt":
+            return self.is_of_caches
         if self.method != "compressed-tensors":
             return False
-        of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")
-        return self.values.get("format") == "dense" or of_cache
+        return self.values.get("format") == "dense" or self.is_of_caches
+
+    @property
+    def is_of_caches(self) -> bool:
+        """Whether they speak of key-value caches alone."""
+        of_cache = self.values.get("kv_cache_scheme") or self.values.get("kv_cache_quant_algo")
+        return bool(of_cache) and not (
+            self.values.get("config_groups") or self.values.get("quant_algo")
+        )
 
     def refuse(self, detail: str | None = None) -> SourceError:
         """The sentence on a method, or a kind of it, that is not read."""
