@@ -102,6 +102,15 @@ class Output:
         else:
             self.line(printable(text))
 
+    def sentence(self, text: str) -> None:
+        """A sentence of data, broken between words on a terminal."""
+        if self.pretty and not self.json:
+            from rich.text import Text
+
+            self._stdout.print(Text(printable(text)))
+        else:
+            self.line(printable(text))
+
     def result(self, path: Path | str) -> None:
         """The path that was made: with ``-q`` the only thing on standard output."""
         text = str(path)

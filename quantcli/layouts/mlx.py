@@ -23,6 +23,7 @@ from quantcli.errors import SourceError
 from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import CodeGrid, FolderFacts, Grids, Layout, Packing, Patch, as_stored
+from quantcli.layouts.mlx_experts import split_experts
 from quantcli.layouts.mlx_floats import GRIDS as MODES
 from quantcli.layouts.mlx_floats import build_floats, describe_mode, list_presets
 from quantcli.layouts.settings import MLX as NAME
@@ -38,6 +39,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, Words, pack_bits, unpack_bits, word_count
 from quantcli.types import Declared, Matrix, TensorInfo
 
@@ -125,11 +127,12 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def find_mlx(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
     """Every packed matrix; SourceError names the first part that is wrong."""
-    return {
+    packed = {
         name: _build(source, info, settings)
         for name, info in source.tensors.items()
         if info.dtype == "U32" and name.endswith(_SUFFIX)
     }
+    return dict(split_experts(source, packed))
 
 
 def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowWeight:
@@ -168,14 +171,24 @@ def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowW
         )
     kind = describe("MLX", bits, shape[-1], group)
     info = show(words.name, shape, kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, module, bits))
+    dtype = scale_kind(tensors[parts[1]].dtype)
+    grid = IntegerGrid(bits, "edge", *span_of(shape[-1], group), dtype)
+    coded = StoredCodes(grid, partial(_codes, module, bits), partial(_ranges, module))
+    return RowWeight(info, tuple(parts), partial(_decode, module, bits), coded)
+
+
+def _codes(module: str, bits: int, source: StoredTensors, start: int, stop: int) -> Codes:
+    return unpack_codes(source.load(f"{module}.weight", (start, stop)), bits)
+
+
+def _ranges(module: str, source: StoredTensors, start: int, stop: int) -> tuple[Floats, Floats]:
+    scales = source.load(f"{module}.scales", (start, stop)).astype(np.float32)
+    return scales, source.load(f"{module}.biases", (start, stop)).astype(np.float32)
 
 
 def _decode(module: str, bits: int, source: StoredTensors, start: int, stop: int) -> Floats:
-    codes = unpack_codes(source.load(f"{module}.weight", (start, stop)), bits)
-    scales = source.load(f"{module}.scales", (start, stop)).astype(np.float32)
-    biases = source.load(f"{module}.biases", (start, stop)).astype(np.float32)
-    weights = codes.astype(np.float32)
+    weights = _codes(module, bits, source, start, stop).astype(np.float32)
+    scales, biases = _ranges(module, source, start, stop)
     grouped = weights.reshape(*scales.shape, -1)
     grouped *= scales[:, :, None]
     grouped += biases[:, :, None]

@@ -115,10 +115,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def recorded(recipe: Recipe) -> Recipe:
     """The recipe as an output holds it: of files their names alone, wherever they lie here."""
-    imatrix, template = (
-        None if path is None else Path(path).name for path in (recipe.imatrix, recipe.chat_template)
+    imatrix, template, statistics = (
+        None if path is None else Path(path).name
+        for path in (recipe.imatrix, recipe.chat_template, recipe.statistics)
     )
-    return replace(recipe, imatrix=imatrix, chat_template=template)
+    return replace(recipe, imatrix=imatrix, chat_template=template, statistics=statistics)
 
 
 def _parse(content: str, suffix: str) -> dict[str, Any]:

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
-from quantcli.events import Events
+from quantcli.events import Events, in_phase
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.allocate import Costs
+from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
-from quantcli.run.outputs import Planned, Quantized
+from quantcli.run.allocation_targets import Candidates, find_target
+from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
-from quantcli.run.request import Request, check_request
+from quantcli.run.request import Request, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.write_outputs import Ledger, write_outputs
 from quantcli.sources.imatrix import Importance, read_importance
@@ -46,6 +48,7 @@ def quantize(
     """
     began = time.monotonic()
     check_request(request)
+    check_texts(request)
     recipes = [wanted.recipe for wanted in request.outputs]
     if request.texts:
         require_torch()
@@ -108,9 +111,9 @@ def _make(
     takers = [each for each in left if each.run is None and not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
-        importance = yield from _calibrate(request, model, matrix)
+        importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add([matrix])
+            ledger.journal.add(files)
     for batch in _batches(left):
         ready = []
         for each in batch:
@@ -176,11 +179,16 @@ def _matrix_path(request: Request, model: Model, placed: Sequence[Placed]) -> Pa
     return calibration_path(takers[0].path)
 
 
-def _calibrate(request: Request, model: Model, path: Path) -> Events[Importance]:
-    """The importance matrix of the texts."""
+def _calibrate(
+    request: Request, model: Model, path: Path, takers: Sequence[Planned]
+) -> Events[tuple[Importance, list[Path]]]:
+    """The importance matrix of the texts, and its files: what static scales need lies beside it."""
     from quantcli.run.calibrate import calibrate_for
+    from quantcli.statistics.importance_file import output_paths
 
-    return (yield from calibrate_for(request, model, path))
+    needs = {need for each in takers for need in needed_statistics(each.artifact)}
+    importance = yield from calibrate_for(request, model, path, collect=sorted(needs))
+    return importance, output_paths(path, tuple(needs))
 
 
 def _make_ready(
@@ -191,16 +199,53 @@ def _make_ready(
         from quantcli.run.apply_methods import apply_methods
 
         return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None or planned.is_tower:
-        return planned
+    if importance is not None and not planned.is_tower:
+        planned = _with_importance(request, planned, importance)
+    if is_allocated(planned.artifact.plan.recipe) and not planned.is_tower:
+        return (yield from _choose_by_importance(planned))
+    return planned
+
+
+def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
+    """The output with what the texts gave: an importance matrix, and static scales."""
+    from quantcli.statistics.importance_file import stats_path
+
+    artifact, recipe = planned.artifact, planned.artifact.plan.recipe
+    weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
+    if weighted:
+        recipe = replace(recipe, imatrix=str(importance.path))
+    if needs_text(artifact):
+        recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        artifact.model,
+        recipe,
         planned.path,
-        importance=importance,
+        importance=importance if weighted else None,
         force=request.force,
     )
+    if needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = take_scales(artifact, measured)
     return replace(planned, artifact=artifact)
+
+
+def _choose_by_importance(planned: Planned) -> Events[Planned]:
+    """Types or schemes by an importance matrix, without running the model."""
+    from quantcli.run.choose_types import choose_types
+    from quantcli.run.importance_costs import measure_importance_costs
+
+    artifact = planned.artifact
+    importance = artifact.importance
+    if importance is None:
+        raise ValueError("nothing tells what types cost")
+    target = find_target(artifact.model, artifact, planned.path, importance)
+
+    def measure(candidates: Candidates) -> Events[Costs]:
+        return measure_importance_costs(artifact.model, importance, candidates, planned.threads)
+
+    events = in_phase(f"choosing {target.noun}s", choose_types(target, measure))
+    return replace(planned, artifact=(yield from events))
 
 
 def calibration_path(output: Path) -> Path:
@@ -212,6 +257,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
+        if needs_text(each.artifact) and each.artifact.scales is None:
+            yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]
