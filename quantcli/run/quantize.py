@@ -97,36 +97,34 @@ def _make(
     """Make all outputs that are not whole yet, batch by batch."""
     if ledger.journal is not None and request.force:
         ledger.journal.remove()
-    left = []
     for each in ledger.planned:
-        if each.kept is None:
-            left.append(each)
-        else:
+        if each.kept is not None:
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
-    if kept := len(ledger.planned) - len(left):
+    if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
-    takers = [each for each in left if each.run is None and not each.is_tower]
+    plain = [each for each in ledger.planned if each.run is None and each.kept is None]
+    takers = [each for each in plain if not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
         importance = yield from _calibrate(request, model, matrix)
         if ledger.journal is not None:
             ledger.journal.add([matrix])
-    for batch in _batches(left):
-        ready = []
-        for each in batch:
-            ready.append((yield from _make_ready(request, each, importance, begun)))
-        yield from write_outputs(ready, ledger)
-    ledger.refuse_failed()
-
-
-def _batches(planned: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The outputs that are written together: those without a method, and each that has one."""
-    plain = [each for each in planned if each.run is None]
     if plain:
-        yield plain
-    for each in planned:
-        if each.run is not None:
-            yield [each]
+        ready = [_with_importance(request, each, importance) for each in plain]
+        yield from write_outputs(ready, ledger)
+    methodical = [each for each in ledger.planned if each.run is not None]
+    if methodical:
+        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.calibrated_run import remove_run
+
+        for batch in group_runs(methodical):
+            if all(each.kept is not None for each in batch):
+                remove_run(batch[0].path)
+                continue
+            # Those that are whole take part: the run that was interrupted was theirs too.
+            made = yield from apply_methods(request, batch, begun)
+            yield from write_outputs([each for each in made if each.kept is None], ledger)
+    ledger.refuse_failed()
 
 
 def _refuse_same_paths(placed: Sequence[Placed]) -> None:
@@ -183,14 +181,8 @@ def _calibrate(request: Request, model: Model, path: Path) -> Events[Importance]
     return (yield from calibrate_for(request, model, path))
 
 
-def _make_ready(
-    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
-) -> Events[Planned]:
-    """Everything that comes before the weights of one output are written."""
-    if planned.run is not None:
-        from quantcli.run.apply_methods import apply_methods
-
-        return (yield from apply_methods(request, planned, planned.run, begun))
+def _with_importance(request: Request, planned: Planned, importance: Importance | None) -> Planned:
+    """The output with the importance matrix that was made for it."""
     if importance is None or planned.is_tower:
         return planned
     artifact = prepare_artifact(
