@@ -50,3 +50,5 @@ class RecipeOptions(TypedDict, total=False):
     chat_template: str | Path
     scheme: Sequence[str]
     strict: bool
+    kv_cache: Literal["fp8"]
+    statistics: str | Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.artifacts.slabs import UNFINISHED
+from quantcli.artifacts.static_scales import cache_scales
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, FolderPart, Packing
 from quantcli.model import TRANSFORMS_KEY, Model
@@ -20,6 +22,7 @@ from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.schemes import DTYPES, Scheme
 from quantcli.plan.text_file import read_template
 from quantcli.sources.card import CARD
+from quantcli.whole_files import read_whole
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -53,7 +56,7 @@ def read_settings(folder: Path) -> dict[str, bytes]:
         if path.name in _OWN or path.name.endswith(".index.json") or not path.is_file():
             continue
         try:
-            files[path.name] = path.read_bytes()
+            files[path.name] = read_whole(path)
         except OSError as error:
             raise SourceError(f"{path}: {error.strerror or error}") from error
     return files
@@ -93,9 +96,15 @@ def make_settings(
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
-    if plan.schemes:
+    if plan.schemes or plan.caches:
         parts = [_describe_part(plan, scheme, packing) for scheme in plan.schemes]
-        config |= parts[0].packing.describe(FolderFacts(config, parts, plan.kept))
+        subject = FolderFacts(config, parts, plan.kept)
+        if plan.caches:
+            cache = cache_scales(plan)
+            subject = replace(subject, cache=cache.settings)
+            config |= cache.describe(subject)
+        if parts:
+            config |= parts[0].packing.describe(subject)
     files[CONFIG] = to_json(config)
     files |= index_files(weights)
     source = {"repo": model.repo, "revision": model.revision, "digest": UNFINISHED}

@@ -33,6 +33,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
+from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native
@@ -57,7 +58,8 @@ temporaries."""
 class ModelFolder(FolderArtifact):
     """A decided model folder: everything but the weights has been read and checked.
 
-    ``codes`` gives the codes in place of rounding to nearest.
+    ``codes`` gives the codes in place of rounding to nearest, ``scales`` those that were found
+    beforehand.
     """
 
     model: Model
@@ -69,6 +71,7 @@ class ModelFolder(FolderArtifact):
     files: Mapping[str, bytes]
     force: bool
     codes: CodeSource | None = None
+    scales: StaticScales | None = None
 
     @property
     def hashed(self) -> bool:
@@ -143,7 +146,12 @@ class ModelFolder(FolderArtifact):
         )
 
     def tails(self, digest: str | None) -> Iterator[Chunk]:
-        """The manifest again, with the digest in its place."""
+        """The scales that were found beforehand, and the manifest with the digest in its place."""
+        if self.plan.needs_text:
+            if self.scales is None:
+                raise ValueError("no text has told the scales of activations")
+            for patch in place_scales(self.plan, self.scales):
+                yield from self._place(patch)
         manifest = self.files[MANIFEST].replace(UNFINISHED.encode(), (digest or "").encode())
         yield MANIFEST, 0, manifest
 
@@ -273,6 +281,7 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
         if item.scheme is not None and item.matrix.slot == 0:
             own = packing or item.scheme.packing
             declared += own.declare(item.matrix, item.scheme.grid)
+    declared += declare_scales(plan)
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:
         raise PlanError(

@@ -63,13 +63,17 @@ class _Group(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command that refuses an option of one value given twice, which typer drops unsaid."""
+    """A command that refuses an option of one value given twice, which typer drops unsaid.
+
+    Its function's ``read_args``, if it has one, sees the arguments first.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         root = ctx.find_root().obj
         if "--json" in args and isinstance(root, Output):
             # Already, so that wrong usage is told as JSON too.
             root.json = True
+        args = getattr(self.callback, "read_args", list)(args)
         given, _, order = self.make_parser(ctx).parse_args(list(args))
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (

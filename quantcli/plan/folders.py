@@ -16,8 +16,10 @@ from quantcli.archs import find_architecture
 from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
+from quantcli.layouts import find_layout
 from quantcli.layouts.base import Layout
 from quantcli.model import Model
+from quantcli.plan.caches import CacheOwner, find_caches
 from quantcli.plan.fused import scheme_groups
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import (
@@ -31,7 +33,14 @@ from quantcli.plan.misfits import fit_matrices, shown, widen
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.schemes import DTYPES, Scheme, SchemeRule, has_types, make_schemes
+from quantcli.plan.schemes import (
+    DTYPES,
+    UNQUANTIZED,
+    Scheme,
+    SchemeRule,
+    has_types,
+    make_schemes,
+)
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -96,7 +105,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """Every decision about a model folder; ``kept`` are linear modules that stay as they are."""
+    """Every decision about a model folder; ``kept`` are linear modules that stay as they are.
+
+    ``caches`` are the attention modules that have scales of a key-value cache beside them.
+    """
 
     recipe: Recipe
     dtype: str
@@ -104,16 +116,29 @@ class FolderPlan:
     copies: tuple[Copy, ...]
     kept: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    caches: tuple[CacheOwner, ...] = ()
 
     @property
     def label(self) -> str:
         """What the quantized matrices become."""
-        return " and ".join(scheme.label for scheme in self.schemes) or self.recipe.type
+        if not self.schemes:
+            return self.recipe.type if has_types(self.recipe.to) else UNQUANTIZED.lower()
+        return " and ".join(scheme.label for scheme in self.schemes)
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
         """Those of the quantized matrices, each once; none where they have block formats."""
         return tuple({s.label: s for item in self.items if (s := item.scheme)}.values())
+
+    @property
+    def static_items(self) -> tuple[Item, ...]:
+        """Matrices whose activations have scales that are found beforehand."""
+        return tuple(item for item in self.items if item.scheme and item.scheme.is_static)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether some scales are found by running the model on texts."""
+        return bool(self.static_items or self.caches)
 
     @property
     def elements(self) -> int:
@@ -155,7 +180,7 @@ def model_dtype(model: Model) -> str:
 
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     rules = make_schemes(recipe, dtype, has_importance=importance is not None)
-    layout = rules[0].scheme.layout
+    layout = find_layout(recipe.to)
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
     schemes, split = _assign(found, rules, layout)
     matched = {matrix.module for matrix in found if matrix.module not in schemes}
@@ -246,9 +271,13 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     refused = next((note for note in notes if note.refused_by), None)
     if recipe.strict and refused is not None:
         raise PlanError(refused.message, hint="without --strict this is a remark")
+    if not items:
+        # Nothing is quantized, so everything keeps its place and name.
+        dropped, names = [], {}
     copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
-    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes))
+    caches = () if recipe.kv_cache is None else find_caches(model)
+    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes), caches)
 
 
 def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
@@ -298,13 +327,15 @@ def _assign(
     for rule in rules:
         if rule.pattern and not any(re.search(rule.pattern, matrix.module) for matrix in found):
             raise PlanError(
-                f"--scheme {rule.pattern}={rule.scheme.label} matches no linear module",
+                f"--scheme {rule.pattern}={rule.label} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
     for matrix in found:
         for index, rule in enumerate(rules):
             if rule.pattern is None or re.search(rule.pattern, matrix.module):
-                schemes[matrix.module], order[matrix.module] = rule.scheme, index
+                order[matrix.module] = index
+                if rule.scheme is not None:
+                    schemes[matrix.module] = rule.scheme
                 break
     split = []
     groups = scheme_groups(matrix.module for matrix in found) if layout.fuses else {}

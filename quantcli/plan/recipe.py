@@ -157,8 +157,10 @@ class Recipe:
     activations: str | None = declare(
         ACTIVATIONS,
         "Let the runtime quantize activations too, with a dynamic scale per token: int8 with 8 or "
-        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8).",
-        "int8|fp8",
+        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8). With :static one "
+        "scale for all of them, found on the text of --calibrate (8 bits); int8 with :asymmetric "
+        "has zero points.",
+        "int8|fp8[:static][:asymmetric]",
     )
     range: str | None = declare(
         GRID,
@@ -295,8 +297,9 @@ class Recipe:
     scheme: tuple[str, ...] = declare(
         ACTIVATIONS,
         "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
-        "those whose name matches; the first match wins, and modules without one stay as they "
-        "are. Repeatable.",
+        "those whose name matches; the first match wins, and modules without one, or with "
+        "UNQUANTIZED, stay as they are. Static ones (FP8, NVFP4) need --calibrate or "
+        "--statistics. Repeatable.",
         "NAME|REGEX=NAME",
         default=(),
         flags=("--scheme", "--mode"),
@@ -308,6 +311,18 @@ class Recipe:
         "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
         "what servers run as one matrix.",
         default=False,
+    )
+    kv_cache: Literal["fp8"] | None = declare(
+        ACTIVATIONS,
+        "Write scales for a key-value cache of FP8, from the largest key and value of each layer "
+        "on the text of --calibrate. Goes with any scheme, and with --scheme UNQUANTIZED.",
+        "fp8",
+    )
+    statistics: str | None = declare(
+        ACTIVATIONS,
+        "Take static scales from this file of 'quantcli calibrate --collect min_max,kv_max' "
+        "(NAME.stats.safetensors) instead of a run on --calibrate.",
+        "FILE",
     )
 
 

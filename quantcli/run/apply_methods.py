@@ -33,6 +33,7 @@ from quantcli.run.methods import parse_methods
 from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
+from quantcli.run.static_scales import calibrate_scales
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -95,6 +96,13 @@ def apply_methods(
             )  # fmt: skip
             if isinstance(artifact, ModelFolder):
                 yield from note_copies(run.model, artifact.plan)
+        if (
+            isinstance(artifact, ModelFolder)
+            and artifact.plan.needs_text
+            and artifact.scales is None
+        ):
+            found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
+            artifact = yield from in_phase("finding static scales", found)
         ready.append(replace(each, artifact=artifact, run=run))
     if not chain.rounds:
         return ready

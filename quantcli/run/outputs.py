@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from quantcli.statistics.input_statistics import CACHE, MIN_MAX
 from quantcli.types import Event
 
 if TYPE_CHECKING:
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     from quantcli.rounding.options import Outcome
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.calibrated_run import CalibratedRun
+
+
+def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
+    """Whether it is a folder with scales that are found on texts."""
+    return bool(getattr(artifact.plan, "needs_text", False))
+
+
+def needed_statistics(artifact: GgufFile | ModelFolder) -> tuple[str, ...]:
+    """What a calibration must collect for these scales."""
+    if not needs_text(artifact):
+        return ()
+    inputs = (MIN_MAX,) if artifact.plan.static_items else ()
+    return (*inputs, CACHE) if artifact.plan.caches else inputs
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from quantcli.plan.budget import check_disks
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.schemes import GGUF
 from quantcli.run.drop_mtp import drop_mtp
-from quantcli.run.outputs import Planned
-from quantcli.run.request import Request, Wanted
+from quantcli.run.outputs import Planned, needs_text
+from quantcli.run.request import Request, Wanted, takes_importance
 from quantcli.run.set_journal import SetJournal
 from quantcli.sources.imatrix import Importance
 
@@ -99,7 +99,7 @@ def _plan(
         key = id(model), value_of(recipe, "random_share")
         run = runs[key] = runs.get(key) or plan_methods(request, model, recipe)
         importance = run.importance
-    elif matrix is not None and not recipe.mmproj_only:
+    elif matrix is not None and not recipe.mmproj_only and takes_importance(recipe):
         recipe = merge_recipe(recipe, imatrix=str(matrix))
         importance = known.get(str(matrix))
         if importance is None:
@@ -124,6 +124,10 @@ def _plan(
             label = recipe.type if recipe.to == GGUF else recipe.to
             raise PlanError(f"{label}: {refused.message}", hint=refused.hint) from refused
         raise
+    if recipe.statistics is not None and needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = take_scales(artifact, Path(recipe.statistics))
     threads = threads_within(artifact, request.threads, request.max_memory)
     return Planned(artifact, path, threads, run, kept=kept)
 

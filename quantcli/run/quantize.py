@@ -23,9 +23,9 @@ from quantcli.model import Model, open_model, open_tower
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
-from quantcli.run.outputs import Planned, Quantized
+from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
-from quantcli.run.request import Request, check_request
+from quantcli.run.request import Request, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.write_outputs import Ledger, write_outputs
 from quantcli.sources.imatrix import Importance, read_importance
@@ -46,6 +46,7 @@ def quantize(
     """
     began = time.monotonic()
     check_request(request)
+    check_texts(request)
     recipes = [wanted.recipe for wanted in request.outputs]
     if request.texts:
         require_torch()
@@ -106,9 +107,9 @@ def _make(
     takers = [each for each in plain if not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
-        importance = yield from _calibrate(request, model, matrix)
+        importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add([matrix])
+            ledger.journal.add(files)
     if plain:
         ready = [_with_importance(request, each, importance) for each in plain]
         yield from write_outputs(ready, ledger)
@@ -174,24 +175,41 @@ def _matrix_path(request: Request, model: Model, placed: Sequence[Placed]) -> Pa
     return calibration_path(takers[0].path)
 
 
-def _calibrate(request: Request, model: Model, path: Path) -> Events[Importance]:
-    """The importance matrix of the texts."""
+def _calibrate(
+    request: Request, model: Model, path: Path, takers: Sequence[Planned]
+) -> Events[tuple[Importance, list[Path]]]:
+    """The importance matrix of the texts, and its files: what static scales need lies beside it."""
     from quantcli.run.calibrate import calibrate_for
+    from quantcli.statistics.importance_file import output_paths
 
-    return (yield from calibrate_for(request, model, path))
+    needs = {need for each in takers for need in needed_statistics(each.artifact)}
+    importance = yield from calibrate_for(request, model, path, collect=sorted(needs))
+    return importance, output_paths(path, tuple(needs))
 
 
 def _with_importance(request: Request, planned: Planned, importance: Importance | None) -> Planned:
     """The output with the importance matrix that was made for it."""
     if importance is None or planned.is_tower:
         return planned
+    from quantcli.statistics.importance_file import stats_path
+
+    artifact, recipe = planned.artifact, planned.artifact.plan.recipe
+    weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
+    if weighted:
+        recipe = replace(recipe, imatrix=str(importance.path))
+    if needs_text(artifact):
+        recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        artifact.model,
+        recipe,
         planned.path,
-        importance=importance,
+        importance=importance if weighted else None,
         force=request.force,
     )
+    if needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = take_scales(artifact, measured)
     return replace(planned, artifact=artifact)
 
 
@@ -206,4 +224,6 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
         recipe = each.artifact.plan.recipe
         if recipe.allocate or recipe.target_size:
             yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if needs_text(each.artifact) and each.artifact.scales is None:
+            yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]

@@ -14,7 +14,7 @@ from quantcli.plan.output_set import OutputSet
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
-from quantcli.plan.schemes import GGUF, has_types
+from quantcli.plan.schemes import GGUF, has_static_scales, has_types
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -161,6 +161,51 @@ def _check_importance(request: Request) -> None:
             hint="add --calibrate TEXT or --imatrix FILE, or leave "
             f"{'it' if len(lacking) == 1 else 'them'} out",
         )
+
+
+def takes_importance(recipe: Recipe) -> bool:
+    """Whether a text that is run without a method makes an importance matrix for the recipe.
+
+    With ranges that are found without one, it may be for static scales alone.
+    """
+    return recipe.range in (None, "imatrix") or not has_static_scales(recipe)
+
+
+def check_texts(request: Request) -> None:
+    """UsageError where scales are to be found on a text and none is given, or one too many."""
+    for wanted in request.outputs:
+        recipe = wanted.recipe
+        if not has_static_scales(recipe):
+            if recipe.statistics is not None:
+                raise UsageError(
+                    "--statistics tells static scales, and there are none", hint="leave it out"
+                )
+            continue
+        what = "--kv-cache" if recipe.kv_cache else "a scheme with static scales"
+        if recipe.statistics is not None:
+            transforms = recipe.method is not None and _transforms(recipe.method)
+            if transforms:
+                raise UsageError(
+                    f"--method {recipe.method} changes the activations whose scales --statistics "
+                    "tells",
+                    hint="leave --statistics out: the method's own text tells them",
+                )
+            if request.texts and recipe.method is None:
+                raise UsageError(
+                    "--calibrate and --statistics both tell static scales", hint="give one of them"
+                )
+        elif not request.texts and recipe.method is None and not request.dry_run:
+            dynamic = "" if recipe.kv_cache else "; FP8_DYNAMIC, W8A8 and NVFP4A16 need none"
+            raise UsageError(
+                f"{what} needs a text to run the model on, since they are found there",
+                hint=f"--calibrate TEXT, or --statistics FILE of 'quantcli calibrate'{dynamic}",
+            )
+
+
+def _transforms(method: str) -> bool:
+    from quantcli.run.methods import parse_methods
+
+    return bool(parse_methods(method).transforms)
 
 
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:

@@ -36,7 +36,7 @@ class HfCheckpoint:
         self.config = config
         self._shards = shards
         self._packed = find_packed(shards, config, folder / CONFIG)
-        hidden = hidden_names(shards, self._packed)
+        hidden = hidden_names(shards, self._packed, config, folder / CONFIG)
         self._tensors = {n: info for n, info in shards.tensors.items() if n not in hidden}
         self._tensors |= {name: weight.info for name, weight in self._packed.items()}
         packed = self._packed.items()
