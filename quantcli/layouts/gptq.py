@@ -126,7 +126,11 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
     own = {
-        f"+:^{re.escape(name)}$": {"bits": part.grid.bits, "group_size": part.grid.group_size or -1}
+        f"+:^{re.escape(name)}$": {
+            "bits": part.grid.bits,
+            "group_size": part.grid.group_size or -1,
+            **({} if part.grid.symmetric == grid.symmetric else {"sym": part.grid.symmetric}),
+        }
         for part in subject.others
         for name in _with_fused(part.modules)
     }
@@ -152,6 +156,8 @@ _FUSED = {
     "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
 }  # fmt: skip
 """What vLLM calls the matrix that begins with a module; it looks for patterns by that name."""
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+"""All experts of a layer are one module there."""
 
 
 def _with_fused(modules: Sequence[str]) -> list[str]:
@@ -161,6 +167,8 @@ def _with_fused(modules: Sequence[str]) -> list[str]:
         block, _, leaf = module.rpartition(".")
         if leaf in _FUSED:
             names[f"{block}.{_FUSED[leaf]}"] = None
+        if (expert := _EXPERT.match(module)) is not None:
+            names[expert[1]] = None
     return list(names)
 
 

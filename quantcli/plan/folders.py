@@ -286,7 +286,7 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
     wanted = recipe.dtype or plain
     stored = model.store.tensors
     items = tuple(
-        Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
+        Item(matrix, format_name, wanted or float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
     copies, notes = _copies(model, items, wanted, dtype)
@@ -408,7 +408,7 @@ def _copies(
                 Copy(
                     matrix.source, f"{matrix.module}.weight",
                     (*lead, matrix.rows, matrix.columns),
-                    wanted or _float_of(stored[matrix.source].dtype, dtype),
+                    wanted or float_of(stored[matrix.source].dtype, dtype),
                     matrix.rows, matrix.first, matrix.slot * matrix.rows,
                 )
             )  # fmt: skip
@@ -419,7 +419,7 @@ def _copies(
         if name not in weights and info.dtype not in _FLOATS and not info.dtype.startswith("F8_"):
             left.append(name)
             continue
-        kind = wanted or _float_of(info.dtype, dtype)
+        kind = wanted or float_of(info.dtype, dtype)
         name_out = (names or {}).get(name, name)
         copies.append(Copy(name, name_out, info.shape, kind, row_count(info.shape)))
     notes: tuple[Note, ...] = ()
@@ -428,6 +428,6 @@ def _copies(
     return tuple(copies), notes
 
 
-def _float_of(stored: str, dtype: str) -> str:
+def float_of(stored: str, dtype: str) -> str:
     """What is written for a tensor that is stored as ``stored`` in a model of ``dtype``."""
     return _FLOATS.get(stored, dtype)

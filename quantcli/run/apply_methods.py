@@ -9,20 +9,25 @@ from pathlib import Path
 from quantcli.artifacts.gguf_file import GgufFile, add_metadata
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
+from quantcli.artifacts.staging import own_folder
 from quantcli.artifacts.write import default_threads
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model
-from quantcli.plan.recipe import Recipe, value_of
+from quantcli.plan.allocate import Costs
+from quantcli.plan.recipe import Recipe, is_allocated, value_of
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
+from quantcli.rounding.options import Options
 from quantcli.rounding.run_store import EncodedStore
+from quantcli.run.allocation_targets import Candidates, find_target
 from quantcli.run.calibrate import states_memory
 from quantcli.run.calibrated_run import (
     CalibratedRun,
     Rounding,
     begin_rounding,
     costs_folder,
+    plan_passes,
     prepare_run,
     remove_costs,
     round_tensors,
@@ -34,6 +39,8 @@ from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
 from quantcli.run.static_scales import calibrate_scales
+from quantcli.run.survey import Survey
+from quantcli.run.type_costs import measure_type_costs
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -72,18 +79,28 @@ def apply_methods(
     first = batch[0].artifact.plan.recipe
     chain, options = parse_methods(first.method or USUAL_ROUNDER), read_options(first)
     memory, threads = states_memory(), request.threads or default_threads()
-    gradients = None
+    gradients: Path | None = None
+    original, output = _run_of(batch[0]), batch[0].path
+
+    def measure(candidates: Candidates) -> Events[Costs]:
+        return _measure_costs(original, output, candidates, options, memory, threads)
+
+    targets = {
+        each.path: find_target(
+            original.model, each.artifact, each.path, original.importance, check=each.kept is None
+        )
+        for each in batch
+        if is_allocated(each.artifact.plan.recipe)
+    }
+    survey = Survey(list(targets.values()), measure)
     ready = []
     for each in batch:
-        run, artifact, path, recipe = _parts(each)
-        if isinstance(artifact, GgufFile) and (recipe.allocate or recipe.target_size):
-            choice = choose_types(run, artifact, path, options, max_memory=memory, threads=threads)
-            artifact = yield from in_phase("choosing types", choice)
-            # Those of a transformed model are others.
-            if gradients is None and not chain.transforms:
-                gradients = costs_folder(path)
-            elif each is not batch[0]:
-                remove_costs(path)
+        run, artifact, path = _run_of(each), each.artifact, each.path
+        recipe = artifact.plan.recipe
+        if path in targets:
+            target = targets[path]
+            choice = choose_types(target, survey.costs)
+            artifact = yield from in_phase(f"choosing {target.noun}s", choice)
         if chain.transforms:
             search = find_transforms(
                 run, chain, artifact.plan, path, max_memory=memory, threads=threads
@@ -104,10 +121,14 @@ def apply_methods(
             found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
             artifact = yield from in_phase("finding static scales", found)
         ready.append(replace(each, artifact=artifact, run=run))
+    # Those of a transformed model are others.
+    if targets and not chain.transforms and costs_folder(output).exists():
+        gradients = costs_folder(output)
     if not chain.rounds:
+        remove_costs(output)
         return ready
     rounding = begin_rounding(
-        _parts(ready[0])[0], [each.artifact.plan for each in ready], ready[0].path, options,
+        _run_of(ready[0]), [each.artifact.plan for each in ready], output, options,
         max_memory=memory, threads=threads, resume=request.resume, force=request.force,
         gradients=gradients,
     )  # fmt: skip
@@ -119,10 +140,10 @@ def apply_methods(
     ]
 
 
-def _parts(planned: Planned) -> tuple[CalibratedRun, GgufFile | ModelFolder, Path, Recipe]:
+def _run_of(planned: Planned) -> CalibratedRun:
     if planned.run is None:
         raise ValueError(f"{planned.path} has no method")
-    return planned.run, planned.artifact, planned.path, planned.artifact.plan.recipe
+    return planned.run
 
 
 def _with_gain(artifact: GgufFile | ModelFolder, store: EncodedStore) -> GgufFile | ModelFolder:
@@ -130,3 +151,18 @@ def _with_gain(artifact: GgufFile | ModelFolder, store: EncodedStore) -> GgufFil
     if store.trained is None or not isinstance(artifact, GgufFile):
         return artifact
     return add_metadata(artifact, store.trained.gain.keys)
+
+
+def _measure_costs(
+    run: CalibratedRun, output: Path, candidates: Candidates, options: Options, max_memory: int,
+    threads: int,
+) -> Events[Costs]:  # fmt: skip
+    """By running the model; what was measured stays in `costs_folder` for a second call."""
+    folder = costs_folder(output)
+    own_folder(folder, empty=False)
+    passes = plan_passes(run, folder, None, None, max_memory, threads)
+    try:
+        return (yield from measure_type_costs(passes, candidates, options))
+    except BaseException:
+        remove_costs(output)
+        raise

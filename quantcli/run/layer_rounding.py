@@ -58,7 +58,7 @@ from quantcli.statistics.layer_gradients import (
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
 from quantcli.statistics.matrix_statistics import MatrixStatistics
-from quantcli.statistics.output_fisher import OutputFisher
+from quantcli.statistics.output_fisher import LayerFisher
 from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
 from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.types import Event, Note, OutputTensor
@@ -177,9 +177,11 @@ class _RoundingVisitor(Visitor):
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """All windows pass, the layer's tensors are rounded, the prefix passes what came of it."""
         prefix = self.prefix
-        with self._accumulator(f"layer {layer.index}") as sums:
+        with self._accumulator(f"layer {layer.index}") as sums, ExitStack() as held:
             # Before the windows' hidden states give way to the next layer's.
             outputs = yield from self._output_fisher(layer)
+            if outputs is not None:
+                held.enter_context(outputs)
 
             def observe(number: int) -> ObserveInput:
                 sums.watch(number)
@@ -242,21 +244,22 @@ class _RoundingVisitor(Visitor):
         statistics = MatrixStatistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: statistics)
 
-    def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, dict[str, OutputFisher]]:
+    def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, LayerFisher | None]:
         """How much a filled layer's outputs matter to predictions, by tensor."""
         options = self.work.options
         if not ("fisher" in self.work.rounder.needs and options.fisher_windows):
-            return {}
+            return None
         yield from self._measure()
-        rows = {
-            name: self.tensors[name].shape[-2]
+        names = {
+            name
             for output in self.work.outputs
             for name, codec in output.codecs.items()
-            if codec.by_rows and _shares_outputs(self.tensors[name])
+            if codec.by_rows
         }
+        tensors = [tensor for name, tensor in self.tensors.items() if name in names]
         gradients = self.gradients.of(layer.index, self.model)
-        numbers = self.gradients.numbers
-        return measure_output_fisher(layer, zip(numbers, gradients, strict=True), rows)
+        pairs = zip(self.gradients.numbers, gradients, strict=True)
+        return measure_output_fisher(layer, pairs, tensors, self.work.run.folder)
 
     def _measure(self) -> Iterator[Event]:
         """Gradients of all layers, once for the run."""
@@ -358,14 +361,11 @@ def _matrices(tensor: OutputTensor) -> int:
     return tensor.shape[-3] if len(tensor.shape) > 2 else 1
 
 
-def _shares_outputs(tensor: OutputTensor) -> bool:
-    """Whether its matrices, if it has many, put out the same channels: the residual stream's."""
-    return _matrices(tensor) == 1 or tensor.name.endswith("ffn_down_exps.weight")
-
-
 def _with_outputs(
-    statistics: Callable[[str, int], MatrixStatistics | None], outputs: Mapping[str, OutputFisher],
+    statistics: Callable[[str, int], MatrixStatistics | None], outputs: LayerFisher | None,
     name: str, matrix: int,
 ) -> MatrixStatistics | None:  # fmt: skip
     found = statistics(name, matrix)
-    return None if found is None else replace(found, outputs=outputs.get(name))
+    if found is None or outputs is None:
+        return found
+    return replace(found, outputs=outputs.of(name, matrix))

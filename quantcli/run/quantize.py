@@ -20,9 +20,10 @@ from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
+from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.request import Request, check_request, check_texts
@@ -111,8 +112,16 @@ def _make(
         if ledger.journal is not None:
             ledger.journal.add(files)
     if plain:
-        ready = [_with_importance(request, each, importance) for each in plain]
-        yield from write_outputs(ready, ledger)
+        if importance is not None:
+            plain = [
+                each if each.is_tower else _with_importance(request, each, importance)
+                for each in plain
+            ]
+        if any(is_allocated(each.artifact.plan.recipe) for each in plain):
+            from quantcli.run.choose_by_importance import choose_by_importance
+
+            plain = yield from choose_by_importance(plain)
+        yield from write_outputs(plain, ledger)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs
@@ -187,10 +196,8 @@ def _calibrate(
     return importance, output_paths(path, tuple(needs))
 
 
-def _with_importance(request: Request, planned: Planned, importance: Importance | None) -> Planned:
-    """The output with the importance matrix that was made for it."""
-    if importance is None or planned.is_tower:
-        return planned
+def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
+    """The output with what the texts gave: an importance matrix, and static scales."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
@@ -222,8 +229,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]
