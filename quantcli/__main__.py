@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 
+from quantcli.cli.completion import answers_completion
 from quantcli.cli.stopping import quit_early
 
 
@@ -15,6 +16,8 @@ def main() -> None:
     """The console script."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, quit_early)
+    if answers_completion():
+        return
     from quantcli.cli import app
 
     app.main()

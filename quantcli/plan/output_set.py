@@ -35,6 +35,8 @@ SETS: Mapping[str, tuple[str, ...]] = {
 """Named sets, finest first: what most publishers offer, what is below four and a half bits, and
 every type but those of models that were trained in them (ternary, MXFP4, NVFP4)."""
 
+_MOST_VALUES = 200
+"""Of a list: there are fewer types than that."""
 SEVERAL = tuple(name for name, field in FIELDS.items() if field.several)
 """The fields of which each value makes an output of its own."""
 
@@ -140,6 +142,8 @@ def split_values(name: str, given: Any) -> list[Any]:
     for each in given if isinstance(given, list | tuple) else () if given is None else (given,):
         parts += [part.strip() for part in each.split(",")] if isinstance(each, str) else [each]
     flag = FIELDS[name].flag
+    if len(parts) > _MOST_VALUES:
+        raise UsageError(f"{flag} lists {len(parts):,} values; {_MOST_VALUES} are more than all")
     if "" in parts:
         raise UsageError(f"{flag} has an empty entry", hint="separate entries by one comma")
     found: list[Any] = []
@@ -149,6 +153,8 @@ def split_values(name: str, given: Any) -> list[Any]:
             if not part.isdigit():
                 raise UsageError(f"{flag} {part} is not a number", hint=f"{flag} 4, or {flag} 2,4")
             value = int(part)
+        elif name != "bits" and not isinstance(part, str):
+            raise UsageError(f"{flag} lists {part!r}, which is no text")
         elif normalize := FIELDS[name].normalize:
             value = normalize(part)
         if value in found:
