@@ -274,7 +274,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     if not items:
         # Nothing is quantized, so everything keeps its place and name.
         dropped, names = [], {}
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    copies, dropped_notes = list_copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
     caches = () if recipe.kv_cache is None else find_caches(model)
     return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes), caches)
@@ -289,7 +289,7 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         Item(matrix, format_name, wanted or float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype)
+    copies, notes = list_copies(model, items, wanted, dtype)
     notes = (*plan.notes, *mtp_notes(model), *notes)
     return FolderPlan(recipe, wanted or dtype, items, copies, (), notes)
 
@@ -384,7 +384,7 @@ def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str
     return {tensor.name for tensor in model.tensors if applies(entries, tensor)}
 
 
-def _copies(
+def list_copies(
     model: Model,
     items: Sequence[Item],
     wanted: str | None,
