@@ -63,6 +63,9 @@ PLANS = """
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
 --method best --target-size 3M
 --method gptq --allocate
+--method gptq --target-bpw 4 --allocate-from q4_k,q6_k
+--imatrix m.gguf --allocate
+--to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
 --max-memory 300M --no-mtp
 --fit 2G --on mac --ctx 4k --kv-type q8_0
