@@ -14,7 +14,7 @@ from quantcli.errors import UsageError
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import resolve_recipe
-from quantcli.plan.schemes import GGUF, has_types
+from quantcli.plan.schemes import GGUF, find_output_layout, has_types, is_taken
 from quantcli.registry import near
 
 SETS: Mapping[str, tuple[str, ...]] = {
@@ -93,7 +93,9 @@ def expand_outputs(
                 )
     outputs = tuple(
         Output(
-            resolve_recipe(base.recipe, quality=quality, **fields, **chosen),
+            resolve_recipe(
+                base.recipe, quality=quality, **_taken(fields, chosen, values["to"]), **chosen
+            ),
             chosen.get("bits") or base.bits,
             base.name,
         )
@@ -102,6 +104,23 @@ def expand_outputs(
     )
     _refuse_twice(outputs)
     return OutputSet(outputs, left)
+
+
+def _taken(
+    fields: Mapping[str, Any], chosen: Mapping[str, Any], layouts: Sequence[str]
+) -> dict[str, Any]:
+    """The fields for one of several layouts: not what is only for others of them."""
+    if len(layouts) < 2:
+        return dict(fields)
+    own = find_output_layout(chosen["to"])
+    every = [find_output_layout(layout) for layout in layouts]
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in FIELDS
+        or is_taken(FIELDS[name], own)
+        or not any(is_taken(FIELDS[name], layout) for layout in every)
+    }
 
 
 def find_set(name: str) -> tuple[str, ...]:
