@@ -63,8 +63,12 @@ PLANS = """
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
 --method best --target-size 3M
 --method gptq --allocate
+--method gptq --target-bpw 4 --allocate-from q4_k,q6_k
+--imatrix m.gguf --allocate
+--to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
 --max-memory 300M --no-mtp
+--fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
 --type Q4_0,Q8_0 --method gptq --to gguf
@@ -93,6 +97,7 @@ eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config min
 --save-base base.kld --top-k 8 --max-kld 9 --min-top1 0 --plot p.svg --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
+eval-ppl q4.gguf --speed --threads 1
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
 export q4.gguf --to gptq --requantize --threads 1
@@ -117,6 +122,10 @@ quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
 quantize nowhere
+quantize mini --fit 2G --bits 4
+quantize mini --fit 1M
+quantize mini --ctx 4k
+quantize q4.gguf --fit 2G
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
 quantize mini --to compressed-tensors --scheme FP9
@@ -219,7 +228,7 @@ def _made(folder: Path) -> dict[str, bytes]:
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
     for part in (left, *left.get("outputs", ())):
-        for key in ("schema", "free_disk_bytes"):
+        for key in ("schema", "free_disk_bytes", "speeds"):
             part.pop(key, None)
     return left
 

@@ -52,3 +52,5 @@ class RecipeOptions(TypedDict, total=False):
     strict: bool
     kv_cache: Literal["fp8"]
     statistics: str | Path
+    target_bpw: float
+    allocate_from: str

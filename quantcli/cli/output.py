@@ -83,7 +83,7 @@ class Output:
         if self.pretty:
             from quantcli.cli.drawing import draw
 
-            self._stdout.print(draw(table, printable))
+            self._stdout.print(draw(table, printable, self._stdout.width))
             self._stdout.print()
         else:
             self.line("\n".join([*_plain(table), ""]))
@@ -99,6 +99,15 @@ class Output:
             from rich.text import Text
 
             self._stdout.print(Text(printable(text), style="bold"))
+        else:
+            self.line(printable(text))
+
+    def sentence(self, text: str) -> None:
+        """A sentence of data, broken between words on a terminal."""
+        if self.pretty and not self.json:
+            from rich.text import Text
+
+            self._stdout.print(Text(printable(text)))
         else:
             self.line(printable(text))
 

@@ -314,7 +314,8 @@ class Layout:
         if self.grids is None:
             return _PRESET_FIELDS | ({"kv_cache", "statistics"} if self.caches else set())
         found = _GRID_FIELDS | ({"activations"} if self.activations else set())
-        return found | ({"scheme"} if self.presets else set())
+        found |= {"scheme"} if self.presets or self.mixed else set()
+        return found | ({"allocation"} if self.mixed else set())
 
 
 def as_stored(values: NDArray[Any], grid: CodeGrid) -> NDArray[Any]:

@@ -241,16 +241,15 @@ class Recipe:
     )
     allocate: bool = declare(
         ALLOCATION,
-        "Mixed precision: choose each tensor's type by its measured cost, within the size that "
-        "--type or --bits gives.",
+        "Mixed precision: choose each tensor's type, in a model folder each module's scheme, by "
+        "its cost, within the size that the output has without. Costs are measured by a method's "
+        "calibration, or taken from --imatrix.",
         default=False,
-        of_method="gptq",
     )
     target_size: str | None = declare(
         ALLOCATION,
-        "Like --allocate, for a file of at most SIZE, such as 4G or 500M.",
+        "Like --allocate, for an output of at most SIZE, such as 4G or 500M.",
         "SIZE",
-        of_method="gptq",
         check=_SIZE,
     )
     tune: Literal["e2e"] | None = declare(
@@ -324,6 +323,19 @@ class Recipe:
         "(NAME.stats.safetensors) instead of a run on --calibrate.",
         "FILE",
     )
+    target_bpw: float | None = declare(
+        ALLOCATION,
+        "Like --allocate, for at most X bits for each weight: the bits of all tensors, scales, "
+        "zero points and what stays unquantized included, over the number of weights.",
+        "X",
+        within="(0, 32]",
+    )
+    allocate_from: str | None = declare(
+        ALLOCATION,
+        "The types, or schemes, to choose from; 'keep' leaves modules of a folder as they are. "
+        "Default: IQ2_XXS to Q8_0, or the family of --scheme or --bits, and keep.",
+        "NAME,NAME",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))
@@ -340,6 +352,21 @@ def given_fields(recipe: Recipe) -> Iterator[tuple[Field, Any]]:
         value = getattr(recipe, name)
         if value is not field.default:
             yield field, value
+
+
+KEPT = "keep"
+"""The scheme, of those to choose from, of modules that are not quantized."""
+
+
+def is_allocated(recipe: Recipe) -> bool:
+    """Whether types or schemes are to be chosen by their costs."""
+    return recipe.allocate or recipe.target_size is not None or recipe.target_bpw is not None
+
+
+def list_wanted(recipe: Recipe) -> tuple[str, ...]:
+    """The types or schemes to choose from, where the recipe names some."""
+    parts = (part.strip() for part in (recipe.allocate_from or "").split(","))
+    return tuple(KEPT if part.lower() == KEPT else part for part in parts if part)
 
 
 def usual(name: str) -> Any:

@@ -25,6 +25,8 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
 _GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep"})
+_INTEGER = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
+"""The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
 
 
@@ -221,7 +223,7 @@ def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[S
     def find(name: str) -> Scheme | None:
         if name.upper() == UNQUANTIZED and layout.grids is not None and layout.caches:
             return None
-        return make_preset(recipe, layout, name, dtype, has_importance)
+        return find_scheme(recipe, layout, name, dtype, has_importance)
 
     rules = [SchemeRule(pattern, find(name)) for pattern, name in map(split_scheme, named)]
     if any(rule.pattern is None for rule in rules[:-1]):
@@ -253,6 +255,51 @@ def split_scheme(entry: str) -> tuple[str | None, str]:
     except re.error as error:
         raise UsageError(f"--scheme {entry}: no regular expression: {error}") from None
     return pattern, name
+
+
+def find_scheme(
+    recipe: Recipe, layout: Layout, name: str, dtype: str, has_importance: bool
+) -> Scheme:
+    """The scheme of that name: a preset, or integers such as "W4A16_G64"; UsageError for neither.
+
+    The name of integers gives bits and, where they are not the layout's usual ones, what shares a
+    scale ("G64", "CHANNEL") and zero points ("ASYM", "SYM").
+    """
+    found = _INTEGER.fullmatch(name)
+    if name.upper() in layout.presets or found is None or layout.grids is None:
+        return make_preset(recipe, layout, name, dtype, has_importance)
+    bits, group, zero = found.groups()
+    size: int | str | None = None
+    if group is not None:
+        size = group[1:] if group[1:].isdigit() else group.lower()
+    plain = replace(
+        recipe, bits=int(bits), group_size=size, activations=None, scheme=(),
+        symmetric=None if zero is None else zero.upper() == "SYM",
+    )  # fmt: skip
+    return make_scheme(plain, dtype, has_importance=has_importance)
+
+
+def scheme_title(scheme: Scheme) -> str | None:
+    """The name by which `find_scheme` finds it; None where it has none."""
+    grid, grids = scheme.grid, scheme.layout.grids
+    if scheme.label in scheme.layout.presets:
+        return scheme.label
+    same = [
+        preset.name
+        for preset in scheme.layout.presets.values()
+        if (preset.grid.label, preset.grid.zero, preset.inputs, preset.packing)
+        == (grid.label, grid.zero, scheme.inputs, scheme.packing)
+    ]
+    if same:
+        return same[0]
+    if not isinstance(grid, IntegerGrid) or grids is None or scheme.inputs is not None:
+        return None
+    usual = grid.group_size == grids.group or grid.strategy == grids.group
+    spread = f"G{grid.group_size}" if grid.strategy == "group" else grid.strategy.upper()
+    zero = "SYM" if grid.symmetric else "ASYM"
+    is_usual = grid.zero == (grids.symmetric or grids.asymmetric)
+    parts = [f"W{grid.bits}A16", *([] if usual else [spread]), *([] if is_usual else [zero])]
+    return "_".join(parts)
 
 
 def make_preset(

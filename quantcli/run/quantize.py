@@ -20,9 +20,10 @@ from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
+from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.request import Request, check_request, check_texts
@@ -98,36 +99,42 @@ def _make(
     """Make all outputs that are not whole yet, batch by batch."""
     if ledger.journal is not None and request.force:
         ledger.journal.remove()
-    left = []
     for each in ledger.planned:
-        if each.kept is None:
-            left.append(each)
-        else:
+        if each.kept is not None:
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
-    if kept := len(ledger.planned) - len(left):
+    if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
-    takers = [each for each in left if each.run is None and not each.is_tower]
+    plain = [each for each in ledger.planned if each.run is None and each.kept is None]
+    takers = [each for each in plain if not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
         importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
             ledger.journal.add(files)
-    for batch in _batches(left):
-        ready = []
-        for each in batch:
-            ready.append((yield from _make_ready(request, each, importance, begun)))
-        yield from write_outputs(ready, ledger)
-    ledger.refuse_failed()
-
-
-def _batches(planned: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The outputs that are written together: those without a method, and each that has one."""
-    plain = [each for each in planned if each.run is None]
     if plain:
-        yield plain
-    for each in planned:
-        if each.run is not None:
-            yield [each]
+        if importance is not None:
+            plain = [
+                each if each.is_tower else _with_importance(request, each, importance)
+                for each in plain
+            ]
+        if any(is_allocated(each.artifact.plan.recipe) for each in plain):
+            from quantcli.run.choose_by_importance import choose_by_importance
+
+            plain = yield from choose_by_importance(plain)
+        yield from write_outputs(plain, ledger)
+    methodical = [each for each in ledger.planned if each.run is not None]
+    if methodical:
+        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.calibrated_run import remove_run
+
+        for batch in group_runs(methodical):
+            if all(each.kept is not None for each in batch):
+                remove_run(batch[0].path)
+                continue
+            # Those that are whole take part: the run that was interrupted was theirs too.
+            made = yield from apply_methods(request, batch, begun)
+            yield from write_outputs([each for each in made if each.kept is None], ledger)
+    ledger.refuse_failed()
 
 
 def _refuse_same_paths(placed: Sequence[Placed]) -> None:
@@ -189,16 +196,8 @@ def _calibrate(
     return importance, output_paths(path, tuple(needs))
 
 
-def _make_ready(
-    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
-) -> Events[Planned]:
-    """Everything that comes before the weights of one output are written."""
-    if planned.run is not None:
-        from quantcli.run.apply_methods import apply_methods
-
-        return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None or planned.is_tower:
-        return planned
+def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
+    """The output with what the texts gave: an importance matrix, and static scales."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
@@ -230,8 +229,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]

@@ -11,7 +11,7 @@ from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.output_set import OutputSet
-from quantcli.plan.recipe import FIELDS, Recipe, given_fields
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF, has_static_scales, has_types
@@ -116,10 +116,11 @@ def check_request(request: Request) -> None:
         raise UsageError("no output is asked for", hint="add --type NAME")
     if request.is_set:
         _check_importance(request)
+    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if request.chunks is not None and not runs:
+        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     for wanted in request.outputs:
         recipe = wanted.recipe
-        if request.chunks is not None and recipe.method is None and not request.texts:
-            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
         if recipe.method is not None:
             # Methods are loaded to be checked.
             require_torch()
@@ -131,6 +132,12 @@ def check_request(request: Request) -> None:
             if request.texts and not recipe.mmproj_only:
                 _check_calibration(recipe, request)
         check_recipe(recipe)
+        known = recipe.method or recipe.imatrix or request.texts
+        if is_allocated(recipe) and not known and not recipe.mmproj_only:
+            raise UsageError(
+                "--allocate needs to know what each choice costs",
+                hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
+            )
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
