@@ -55,6 +55,7 @@ PLANS = """
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
 --to gptq --strict --keep o_proj --on-fallback nearest
+--bits 4 --push org/name --public
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8

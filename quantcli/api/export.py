@@ -14,7 +14,7 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_options, open_export
 from quantcli.exports.targets import TARGETS
-from quantcli.exports.to_hub import Uploaded, plan_upload, upload
+from quantcli.exports.to_hub import plan_upload, upload_artifacts
 from quantcli.exports.verdicts import verdict_document, verdict_tables
 from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
@@ -149,7 +149,7 @@ def _push(
         rows += [("repository", f"{repo} ({access})"), ("size", size_text(wanted.nbytes))]
         tables = [facts(rows)]
     else:
-        url = drain(in_phase("uploading", take(upload(wanted), Uploaded)), watch).url
+        url = drain(upload_artifacts(names, repo, public=public), watch)
     document |= {"paths": list(map(str, paths)), "bytes": wanted.nbytes, "url": url}
     summary = f"{len(paths)} files in {repo}" if len(paths) != 1 else f"1 file in {repo}"
     return ExportResult(

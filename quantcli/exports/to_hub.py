@@ -19,6 +19,7 @@ from typing import Any
 
 from quantcli import __version__
 from quantcli.errors import SourceError, UsageError
+from quantcli.events import Events, in_phase, take
 from quantcli.interrupts import wait_unless_interrupted
 from quantcli.sources.card import CARD
 from quantcli.sources.gguf import open_gguf
@@ -81,6 +82,22 @@ def check_repo(repo: str) -> None:
         raise UsageError(f"{repo!r} names no owner", hint=f"say whose it is: your-name/{repo}")
 
 
+def check_push(repo: str | None, *, public: bool, dry_run: bool) -> None:
+    """Before hours of work: UsageError for a name or an option, SourceError without a token."""
+    from huggingface_hub import get_token
+
+    if repo is None:
+        if public:
+            raise UsageError("--public is for uploads", hint="add --push your-name/your-model")
+        return
+    check_repo(repo)
+    if not dry_run and get_token() is None:
+        raise SourceError(
+            f"{repo}: there is no token of an account that may write there",
+            hint="hf auth login, or set HF_TOKEN",
+        )
+
+
 def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
     if artifact.is_dir():
         inside = [path for path in sorted(artifact.rglob("*")) if path.is_file()]
@@ -99,6 +116,15 @@ def _files(artifact: Path) -> Iterator[tuple[str, Path]]:
     store = open_gguf(artifact)
     store.close()
     yield from ((path.name, path) for path in store.files)
+
+
+def upload_artifacts(
+    artifacts: Sequence[str | Path], repo: str, *, public: bool = False
+) -> Events[str]:
+    """Upload what was made as a phase of a run; returns the repository's address."""
+    wanted = plan_upload(artifacts, repo, public=public)
+    done = yield from in_phase("uploading", take(upload(wanted), Uploaded))
+    return done.url
 
 
 def upload(wanted: Upload) -> Iterator[Event]:

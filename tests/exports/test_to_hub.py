@@ -120,3 +120,29 @@ def test_refusals_are_one_sentence(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     push(folder / "README.md", code=1)
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_quantize_pushes_what_it_made(
+    hub: Hub, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "made"
+    command = ["quantize", str(mini), "--type", "Q4_K_M,Q8_0", "-o", f"{output}/", "--push", REPO]
+    assert run_here(command) == 0
+    sent = hub.repos[REPO]
+    assert isinstance(sent, dict)
+    assert sent == {path.name: path.read_bytes() for path in output.iterdir()}
+    assert len(sent) == 2
+    assert f"uploaded to {hub.url}/{REPO}" in capsys.readouterr().err
+
+
+def test_a_push_is_refused_before_the_work(
+    hub: Hub, mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "q.gguf"
+    command = ["quantize", str(mini), "--bits", "4", "-o", str(output)]
+    assert run_here([*command, "--push", "no/such/name"]) == 2
+    assert run_here([*command, "--public"]) == 2
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert run_here([*command, "--push", REPO]) == 1
+    assert not output.exists()
