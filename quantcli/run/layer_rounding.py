@@ -299,7 +299,8 @@ class _RoundingVisitor(Visitor):
 
         return RoundedLayer(
             self.model, layer.index, layer.call, lambda name: self.work.every_codec[name].name,
-            read, packed, (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
+            read, lambda name, rows: self.work.every_codec[name].decode(rows), packed,
+            (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
         )  # fmt: skip
 
 
