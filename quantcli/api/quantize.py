@@ -16,6 +16,7 @@ from quantcli.api.calls import (
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
 from quantcli.plan.output_set import Output, expand_outputs
@@ -67,6 +68,10 @@ def quantize(
     *,
     output_set: Literal["popular", "small", "all"] | None = None,
     quality: Literal["fast", "high"] | None = None,
+    fit: str | None = None,
+    on: str | None = None,
+    ctx: int | str | None = None,
+    kv_type: str | None = None,
     mmproj: bool = False,
     mmproj_type: str | None = None,
     calibrate: Names = (),
@@ -90,17 +95,24 @@ def quantize(
     what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
+    ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
     ``max_memory`` limits the memory while weights are written, in bytes or as "300M".
     """
     refuse_below_one(threads=threads)
+    watch = Watch(on_event)
+    fields = {name: _as_field(name, value) for name, value in options.items()}
+    wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
+    if wish is not None:
+        taken = fields | {"set": output_set}
+        fields["type"] = (choose_type(str(source), wish, taken, watch),)
     texts = as_names(calibrate)
     asked = expand_outputs(
         [Output(recipe)] if isinstance(recipe, Recipe) else read_bases(recipe),
         output_set=output_set,
         quality=quality,
         has_texts=bool(texts),
-        **{name: _as_field(name, value) for name, value in options.items()},
+        **fields,
     )
     request = Request(
         str(source),
@@ -114,7 +126,6 @@ def quantize(
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
     )
-    watch = Watch(on_event)
     finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
     main = [done for done in finished if not done.is_tower] or finished
     tower = next((done for done in finished if done.is_tower and done not in main), None)

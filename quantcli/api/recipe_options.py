@@ -50,3 +50,7 @@ class RecipeOptions(TypedDict, total=False):
     chat_template: str | Path
     scheme: Sequence[str]
     strict: bool
+    kv_cache: Literal["fp8"]
+    statistics: str | Path
+    target_bpw: float
+    allocate_from: str

@@ -1,4 +1,4 @@
-"""The largest magnitudes of matrices, where a scale of the whole matrix depends on them (NVFP4).
+"""The largest magnitudes of matrices, for a scale of the whole matrix (NVFP4, FP8 by tensor).
 
 Matrices that servers run as one get one such scale, so the largest of all counts.
 """

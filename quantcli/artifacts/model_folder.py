@@ -34,6 +34,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
+from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native, scaled_nvfp4
@@ -59,8 +60,9 @@ temporaries."""
 class ModelFolder(FolderArtifact):
     """A decided model folder: everything but the weights has been read and checked.
 
-    ``codes`` gives the codes in place of rounding to nearest, ``scales`` those of whole tensors
-    under which weights go through a block format.
+    ``codes`` gives the codes in place of rounding to nearest, ``scales`` those that were found
+    beforehand, ``tensor_scales`` those of whole tensors under which weights go through a block
+    format.
     """
 
     model: Model
@@ -72,7 +74,8 @@ class ModelFolder(FolderArtifact):
     files: Mapping[str, bytes]
     force: bool
     codes: CodeSource | None = None
-    scales: TensorScales | None = None
+    scales: StaticScales | None = None
+    tensor_scales: TensorScales | None = None
 
     @property
     def hashed(self) -> bool:
@@ -147,7 +150,12 @@ class ModelFolder(FolderArtifact):
         )
 
     def tails(self, digest: str | None) -> Iterator[Chunk]:
-        """The manifest again, with the digest in its place."""
+        """The scales that were found beforehand, and the manifest with the digest in its place."""
+        if self.plan.needs_text:
+            if self.scales is None:
+                raise ValueError("no text has told the scales of activations")
+            for patch in place_scales(self.plan, self.scales):
+                yield from self._place(patch)
         manifest = self.files[MANIFEST].replace(UNFINISHED.encode(), (digest or "").encode())
         yield MANIFEST, 0, manifest
 
@@ -177,8 +185,8 @@ class ModelFolder(FolderArtifact):
         """The rows through a block format and back."""
         fmt, matrix = get_format(item.format or "F32"), item.matrix
         weights = column_weights(self.importance, matrix, item.importance)
-        if self.scales is not None and matrix.tensor in self.scales:
-            scale = self.scales[matrix.tensor]
+        if self.tensor_scales is not None and matrix.tensor in self.tensor_scales:
+            scale = self.tensor_scales[matrix.tensor]
             if self.plan.recipe.range == "mse":
                 weights = None
             packed = scaled_nvfp4.encode(native.to_float32(rows), scale, weights)
@@ -251,13 +259,13 @@ def prepare_folder(
     header = {"format": find_layout(recipe.to).header}
     weights = lay_out_shards(header, declared, limit)
     files = make_settings(model, plan, packing, weights) | dict(files or {})
-    scales = None
+    tensor_scales = None
     if has_types(recipe.to):
         formats = {tensor.name: "" for tensor in model.tensors}
         formats |= {item.matrix.tensor: item.format or "" for item in plan.items}
-        scales = TensorScales(model, choose_scaled(model, recipe, formats))
+        tensor_scales = TensorScales(model, choose_scaled(model, recipe, formats))
     folder = ModelFolder(
-        model, plan, importance, packing, output, weights, files, force, scales=scales
+        model, plan, importance, packing, output, weights, files, force, tensor_scales=tensor_scales
     )
     if check:
         _refuse_source(model, output)
@@ -292,6 +300,7 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
         if item.scheme is not None and item.matrix.slot == 0:
             own = packing or item.scheme.packing
             declared += own.declare(item.matrix, item.scheme.grid)
+    declared += declare_scales(plan)
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:
         raise PlanError(

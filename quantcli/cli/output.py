@@ -28,11 +28,23 @@ if TYPE_CHECKING:
     from quantcli.types import Event
 
 
+_LONGEST = 4000
+"""Characters of a sentence on standard error; the longest lists of hints are a third of that."""
+
+
 def printable(text: str) -> str:
     """The text with control characters and lone surrogates escaped, as in a Python literal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shorten(text: str) -> str:
+    """A sentence without its middle where a file's own words make it endless."""
+    if len(text) <= _LONGEST:
+        return text
+    kept = _LONGEST // 2
+    return f"{text[:kept]} [... {len(text) - 2 * kept:,} characters ...] {text[-kept:]}"
 
 
 class Output:
@@ -71,7 +83,7 @@ class Output:
         if self.pretty:
             from quantcli.cli.drawing import draw
 
-            self._stdout.print(draw(table, printable))
+            self._stdout.print(draw(table, printable, self._stdout.width))
             self._stdout.print()
         else:
             self.line("\n".join([*_plain(table), ""]))
@@ -87,6 +99,15 @@ class Output:
             from rich.text import Text
 
             self._stdout.print(Text(printable(text), style="bold"))
+        else:
+            self.line(printable(text))
+
+    def sentence(self, text: str) -> None:
+        """A sentence of data, broken between words on a terminal."""
+        if self.pretty and not self.json:
+            from rich.text import Text
+
+            self._stdout.print(Text(printable(text)))
         else:
             self.line(printable(text))
 
@@ -182,7 +203,7 @@ class Output:
     def _talk(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
         from rich.text import Text
 
-        line = Text(printable(text), style=style if style and not label else "")
+        line = Text(_shorten(printable(text)), style=style if style and not label else "")
         if label:
             line = Text.assemble((f"{label}:", style or ""), " ", line)
         self._stderr.print(line, soft_wrap=True)

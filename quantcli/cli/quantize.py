@@ -14,7 +14,7 @@ from quantcli.cli.options import (
 )
 from quantcli.cli.output import Output
 from quantcli.cli.recipe_options import takes_recipe
-from quantcli.plan.recipe_field import METHOD, OUTPUT, TYPES
+from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
     from quantcli.run.request import Request
@@ -26,6 +26,35 @@ if TYPE_CHECKING:
 def quantize(
     out: Output,
     model: ModelArgument,
+    fit: Annotated[
+        str | None,
+        option(
+            "--fit", metavar="SIZE", panel=BITS.title,
+            help="Choose the type for a machine with this much memory, such as 24G; 'quantcli "
+            "inspect MODEL --fit SIZE' shows what each one needs.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        option(
+            "--on", metavar="gpu|mac|cpu", panel=BITS.title,
+            help="With --fit: whose memory that is. Default: gpu.",
+        ),
+    ] = None,
+    ctx: Annotated[
+        str | None,
+        option(
+            "--ctx", metavar="N", panel=BITS.title,
+            help="With --fit: tokens of context, such as 32k. Default: 8k.",
+        ),
+    ] = None,
+    kv_type: Annotated[
+        str | None,
+        option(
+            "--kv-type", metavar="TYPE", panel=BITS.title,
+            help="With --fit: the type of the cache of keys and values. Default: f16.",
+        ),
+    ] = None,
     quality: Annotated[
         str | None,
         option(
@@ -131,17 +160,22 @@ def quantize(
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
-    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M,Q8_0 -o out/
+    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M
 
-    For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
+    For vLLM or transformers:   quantcli quantize ./model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
+    from quantcli.api.fit import choose_type, read_fit
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
     from quantcli.run.request import Request, check_request, place_outputs
 
+    wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
+    if wish is not None:
+        taken = fields | {"set": output_set}
+        fields["type"] = [choose_type(model, wish, taken, out.event)]
     asked = expand_outputs(
         read_bases(recipe), output_set=output_set, quality=quality, has_texts=bool(calibrate),
         **fields,

@@ -67,6 +67,57 @@ class Packing:
     weights: Callable[[Any], dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """The least and the largest of the values that were seen, zero among them."""
+
+    low: float
+    high: float
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return max(-self.low, self.high)
+
+    def join(self, other: Extremes) -> Extremes:
+        """Those of both."""
+        return Extremes(min(self.low, other.low), max(self.high, other.high))
+
+
+def is_static(inputs: Mapping[str, Any] | None) -> bool:
+    """Whether settings of activations have a scale that is found beforehand, on texts."""
+    return inputs is not None and inputs["dynamic"] is not True
+
+
+@dataclass(frozen=True, slots=True)
+class InputScales:
+    """Tensors beside a module for the scales of its activations, where they are found beforehand.
+
+    ``declare`` takes the module's name, the activations' settings and the dtype of float scales;
+    ``place`` besides what was seen of them.
+    """
+
+    declare: Callable[[str, Mapping[str, Any], str], Sequence[Declared]]
+    place: Callable[[str, Mapping[str, Any], str, Extremes], Iterable[Patch]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScales:
+    """Tensors beside an attention module for the scales of its key-value cache.
+
+    ``settings`` are what config.json says of the cache. ``declare`` takes the module's name and the
+    dtype of scales, ``place`` besides the largest key and the largest value. ``describe`` returns
+    what config.json says where nothing else is quantized. ``dtype`` is that of scales, "" the
+    model's.
+    """
+
+    settings: Any
+    declare: Callable[[str, str], Sequence[Declared]]
+    place: Callable[[str, str, float, float], Iterable[Patch]]
+    describe: Callable[[FolderFacts], dict[str, Any]]
+    dtype: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A scheme that a layout has under a name, such as "FP8_DYNAMIC".
@@ -98,12 +149,14 @@ class FolderPart:
 class FolderFacts:
     """What a written config.json depends on: the source's, and the linear modules.
 
-    ``parts`` are those that are quantized, ``kept`` the names of those that are not.
+    ``parts`` are those that are quantized, ``kept`` the names of those that are not; ``cache`` is
+    said of the key-value cache.
     """
 
     config: Mapping[str, Any]
     parts: Sequence[FolderPart]
     kept: Sequence[str]
+    cache: Any = None
 
     @property
     def grid(self) -> IntegerGrid:
@@ -227,6 +280,10 @@ class Layout:
     shorthands: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Presets by the names of activations and bits, where no grids of ``activations`` are meant."""
     blocks: Mapping[str, Packing] = field(default_factory=dict)
+    inputs: InputScales | None = None
+    """Where scales of activations go that are found beforehand."""
+    caches: Mapping[str, CacheScales] = field(default_factory=dict)
+    """Scales of key-value caches, by what a recipe calls them."""
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False
     """Whether the embedding and the head are quantized too."""
@@ -255,9 +312,10 @@ class Layout:
         if not self.has_codes:
             return _FLOAT_FIELDS
         if self.grids is None:
-            return _PRESET_FIELDS
+            return _PRESET_FIELDS | ({"kv_cache", "statistics"} if self.caches else set())
         found = _GRID_FIELDS | ({"activations"} if self.activations else set())
-        return found | ({"scheme"} if self.presets else set())
+        found |= {"scheme"} if self.presets or self.mixed else set()
+        return found | ({"allocation"} if self.mixed else set())
 
 
 def as_stored(values: NDArray[Any], grid: CodeGrid) -> NDArray[Any]:

@@ -8,7 +8,7 @@ planner gives to the GGUF tensor of the same weights, and back. Only headers are
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,12 @@ from quantcli.archs import find_architecture
 from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
+from quantcli.formats.regrid import is_same_grid
+from quantcli.layouts import find_layout
 from quantcli.layouts.base import Layout
+from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
+from quantcli.plan.caches import CacheOwner, find_caches
 from quantcli.plan.fused import scheme_groups
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import (
@@ -31,7 +35,14 @@ from quantcli.plan.misfits import fit_matrices, shown, widen
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.schemes import DTYPES, Scheme, SchemeRule, has_types, make_schemes
+from quantcli.plan.schemes import (
+    DTYPES,
+    UNQUANTIZED,
+    Scheme,
+    SchemeRule,
+    has_types,
+    make_schemes,
+)
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -96,7 +107,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """Every decision about a model folder; ``kept`` are linear modules that stay as they are."""
+    """Every decision about a model folder; ``kept`` are linear modules that stay as they are.
+
+    ``caches`` are the attention modules that have scales of a key-value cache beside them.
+    """
 
     recipe: Recipe
     dtype: str
@@ -104,16 +118,29 @@ class FolderPlan:
     copies: tuple[Copy, ...]
     kept: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    caches: tuple[CacheOwner, ...] = ()
 
     @property
     def label(self) -> str:
         """What the quantized matrices become."""
-        return " and ".join(scheme.label for scheme in self.schemes) or self.recipe.type
+        if not self.schemes:
+            return self.recipe.type if has_types(self.recipe.to) else UNQUANTIZED.lower()
+        return " and ".join(scheme.label for scheme in self.schemes)
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
         """Those of the quantized matrices, each once; none where they have block formats."""
         return tuple({s.label: s for item in self.items if (s := item.scheme)}.values())
+
+    @property
+    def static_items(self) -> tuple[Item, ...]:
+        """Matrices whose activations have scales that are found beforehand."""
+        return tuple(item for item in self.items if item.scheme and item.scheme.is_static)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether some scales are found by running the model on texts."""
+        return bool(self.static_items or self.caches)
 
     @property
     def elements(self) -> int:
@@ -155,7 +182,7 @@ def model_dtype(model: Model) -> str:
 
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     rules = make_schemes(recipe, dtype, has_importance=importance is not None)
-    layout = rules[0].scheme.layout
+    layout = find_layout(recipe.to)
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
     schemes, split = _assign(found, rules, layout)
     matched = {matrix.module for matrix in found if matrix.module not in schemes}
@@ -179,16 +206,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         Item(matrix, importance=matrix.tensor in used, scheme=schemes[matrix.module])
         for matrix in matrices
     )
-    again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
-    notes = [
-        Note(
-            f"{count} matrices are stored as {dtype} and are rounded a second time; the original "
-            "model gives a better result",
-            "warning",
-        )
-        for dtype, count in again.items()
-        if dtype not in _FLOATS
-    ]
+    notes = _again_notes(model, matrices, schemes)
     if model.untabled is not None and model.untabled.apart and not layout.stacked:
         notes.append(
             Note(
@@ -246,9 +264,13 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     refused = next((note for note in notes if note.refused_by), None)
     if recipe.strict and refused is not None:
         raise PlanError(refused.message, hint="without --strict this is a remark")
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    if not items:
+        # Nothing is quantized, so everything keeps its place and name.
+        dropped, names = [], {}
+    copies, dropped_notes = list_copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
-    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes))
+    caches = () if recipe.kv_cache is None else find_caches(model)
+    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes), caches)
 
 
 def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
@@ -257,10 +279,10 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
     wanted = recipe.dtype or plain
     stored = model.store.tensors
     items = tuple(
-        Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
+        Item(matrix, format_name, wanted or float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype)
+    copies, notes = list_copies(model, items, wanted, dtype)
     notes = (*plan.notes, *mtp_notes(model), *notes)
     return FolderPlan(recipe, wanted or dtype, items, copies, (), notes)
 
@@ -298,13 +320,15 @@ def _assign(
     for rule in rules:
         if rule.pattern and not any(re.search(rule.pattern, matrix.module) for matrix in found):
             raise PlanError(
-                f"--scheme {rule.pattern}={rule.scheme.label} matches no linear module",
+                f"--scheme {rule.pattern}={rule.label} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
     for matrix in found:
         for index, rule in enumerate(rules):
             if rule.pattern is None or re.search(rule.pattern, matrix.module):
-                schemes[matrix.module], order[matrix.module] = rule.scheme, index
+                order[matrix.module] = index
+                if rule.scheme is not None:
+                    schemes[matrix.module] = rule.scheme
                 break
     split = []
     groups = scheme_groups(matrix.module for matrix in found) if layout.fuses else {}
@@ -315,6 +339,38 @@ def _assign(
             schemes[module] = schemes[first]
             split.append(module)
     return schemes, split
+
+
+def _again_notes(
+    model: Model, matrices: Sequence[Matrix], schemes: Mapping[str, Scheme]
+) -> list[Note]:
+    """A warning for each storage that is rounded again, with the way round it where it has none."""
+    grids = model.store.grids if isinstance(model.store, CodedStore) else {}
+    stored: defaultdict[str, list[Matrix]] = defaultdict(list)
+    for matrix in matrices:
+        stored[model.store.tensors[matrix.source].dtype].append(matrix)
+    notes = []
+    for dtype, own in stored.items():
+        if dtype in _FLOATS:
+            continue
+        better = "the original model gives a better result"
+        layout = schemes[own[0].module].layout
+        if all(
+            m.source in grids and is_same_grid(grids[m.source], schemes[m.module].grid, m.columns)
+            for m in own
+        ):
+            better += (
+                f", and 'quantcli export {model.label} --to {layout.name}' keeps the codes, which "
+                "are on such a grid already"
+            )
+        notes.append(
+            Note(
+                f"{len(own)} matrices are stored as {dtype} and are rounded a second time; "
+                f"{better}",
+                "warning",
+            )
+        )
+    return notes
 
 
 def _named(found: Sequence[Matrix], patterns: Sequence[str]) -> set[str]:
@@ -353,7 +409,7 @@ def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str
     return {tensor.name for tensor in model.tensors if applies(entries, tensor)}
 
 
-def _copies(
+def list_copies(
     model: Model,
     items: Sequence[Item],
     wanted: str | None,
@@ -377,7 +433,7 @@ def _copies(
                 Copy(
                     matrix.source, f"{matrix.module}.weight",
                     (*lead, matrix.rows, matrix.columns),
-                    wanted or _float_of(stored[matrix.source].dtype, dtype),
+                    wanted or float_of(stored[matrix.source].dtype, dtype),
                     matrix.rows, matrix.first, matrix.slot * matrix.rows,
                 )
             )  # fmt: skip
@@ -388,7 +444,7 @@ def _copies(
         if name not in weights and info.dtype not in _FLOATS and not info.dtype.startswith("F8_"):
             left.append(name)
             continue
-        kind = wanted or _float_of(info.dtype, dtype)
+        kind = wanted or float_of(info.dtype, dtype)
         name_out = (names or {}).get(name, name)
         copies.append(Copy(name, name_out, info.shape, kind, row_count(info.shape)))
     notes: tuple[Note, ...] = ()
@@ -397,6 +453,6 @@ def _copies(
     return tuple(copies), notes
 
 
-def _float_of(stored: str, dtype: str) -> str:
+def float_of(stored: str, dtype: str) -> str:
     """What is written for a tensor that is stored as ``stored`` in a model of ``dtype``."""
     return _FLOATS.get(stored, dtype)

@@ -157,8 +157,10 @@ class Recipe:
     activations: str | None = declare(
         ACTIVATIONS,
         "Let the runtime quantize activations too, with a dynamic scale per token: int8 with 8 or "
-        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8).",
-        "int8|fp8",
+        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8). With :static one "
+        "scale for all of them, found on the text of --calibrate (8 bits); int8 with :asymmetric "
+        "has zero points.",
+        "int8|fp8[:static][:asymmetric]",
     )
     range: str | None = declare(
         GRID,
@@ -240,16 +242,15 @@ class Recipe:
     )
     allocate: bool = declare(
         ALLOCATION,
-        "Mixed precision: choose each tensor's type by its measured cost, within the size that "
-        "--type or --bits gives.",
+        "Mixed precision: choose each tensor's type, in a model folder each module's scheme, by "
+        "its cost, within the size that the output has without. Costs are measured by a method's "
+        "calibration, or taken from --imatrix.",
         default=False,
-        of_method="gptq",
     )
     target_size: str | None = declare(
         ALLOCATION,
-        "Like --allocate, for a file of at most SIZE, such as 4G or 500M.",
+        "Like --allocate, for an output of at most SIZE, such as 4G or 500M.",
         "SIZE",
-        of_method="gptq",
         check=_SIZE,
     )
     tune: Literal["e2e"] | None = declare(
@@ -296,8 +297,9 @@ class Recipe:
     scheme: tuple[str, ...] = declare(
         ACTIVATIONS,
         "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
-        "those whose name matches; the first match wins, and modules without one stay as they "
-        "are. Repeatable.",
+        "those whose name matches; the first match wins, and modules without one, or with "
+        "UNQUANTIZED, stay as they are. Static ones (FP8, NVFP4) need --calibrate or "
+        "--statistics. Repeatable.",
         "NAME|REGEX=NAME",
         default=(),
         flags=("--scheme", "--mode"),
@@ -309,6 +311,31 @@ class Recipe:
         "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
         "what servers run as one matrix.",
         default=False,
+    )
+    kv_cache: Literal["fp8"] | None = declare(
+        ACTIVATIONS,
+        "Write scales for a key-value cache of FP8, from the largest key and value of each layer "
+        "on the text of --calibrate. Goes with any scheme, and with --scheme UNQUANTIZED.",
+        "fp8",
+    )
+    statistics: str | None = declare(
+        ACTIVATIONS,
+        "Take static scales from this file of 'quantcli calibrate --collect min_max,kv_max' "
+        "(NAME.stats.safetensors) instead of a run on --calibrate.",
+        "FILE",
+    )
+    target_bpw: float | None = declare(
+        ALLOCATION,
+        "Like --allocate, for at most X bits for each weight: the bits of all tensors, scales, "
+        "zero points and what stays unquantized included, over the number of weights.",
+        "X",
+        within="(0, 32]",
+    )
+    allocate_from: str | None = declare(
+        ALLOCATION,
+        "The types, or schemes, to choose from; 'keep' leaves modules of a folder as they are. "
+        "Default: IQ2_XXS to Q8_0, or the family of --scheme or --bits, and keep.",
+        "NAME,NAME",
     )
 
 
@@ -326,6 +353,21 @@ def given_fields(recipe: Recipe) -> Iterator[tuple[Field, Any]]:
         value = getattr(recipe, name)
         if value is not field.default:
             yield field, value
+
+
+KEPT = "keep"
+"""The scheme, of those to choose from, of modules that are not quantized."""
+
+
+def is_allocated(recipe: Recipe) -> bool:
+    """Whether types or schemes are to be chosen by their costs."""
+    return recipe.allocate or recipe.target_size is not None or recipe.target_bpw is not None
+
+
+def list_wanted(recipe: Recipe) -> tuple[str, ...]:
+    """The types or schemes to choose from, where the recipe names some."""
+    parts = (part.strip() for part in (recipe.allocate_from or "").split(","))
+    return tuple(KEPT if part.lower() == KEPT else part for part in parts if part)
 
 
 def usual(name: str) -> Any:

@@ -17,12 +17,14 @@ from typing import Any
 
 import yaml
 
+from quantcli.bounded_yaml import MOST_CHARACTERS, load_yaml
 from quantcli.errors import QuantcliError, UsageError
 from quantcli.plan.output_set import SEVERAL, Output, combine, split_values
 from quantcli.plan.recipe import Recipe, given_fields, make_recipe, refuse_unknown
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.schemes import has_types
 from quantcli.plan.shipped_recipes import find_recipe
+from quantcli.whole_files import read_whole_text
 
 OUTPUTS, NAME = "outputs", "name"
 """The list of outputs in a recipe file, and what one of them is called."""
@@ -43,7 +45,7 @@ def load_outputs(path: str | Path) -> tuple[Output, ...]:
     """The outputs that a file holds, one or several; UsageError as for `load_recipe`."""
     path = find_recipe(Path(path))
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_whole_text(path, MOST_CHARACTERS)
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -66,13 +68,17 @@ def _outputs(fields: dict[str, Any]) -> Iterator[Output]:
     for own in listed:
         merged = {**fields, **own}
         name = merged.pop(NAME, None) if own else None
-        if name is not None and (not isinstance(name, str) or name != Path(name).name):
+        if name is not None and (not isinstance(name, str) or not _is_file_name(name)):
             raise UsageError(f"{NAME} {name!r} is no file name", hint="-o names the folder")
         refuse_unknown(merged)
         for each in _each(merged):
             recipe = make_recipe(each)
             check_recipe(recipe)
             yield Output(recipe, name=name)
+
+
+def _is_file_name(name: str) -> bool:
+    return name == Path(name).name and name not in ("", "..") and "\0" not in name
 
 
 def _each(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -109,28 +115,29 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def recorded(recipe: Recipe) -> Recipe:
     """The recipe as an output holds it: of files their names alone, wherever they lie here."""
-    imatrix, template = (
-        None if path is None else Path(path).name for path in (recipe.imatrix, recipe.chat_template)
+    imatrix, template, statistics = (
+        None if path is None else Path(path).name
+        for path in (recipe.imatrix, recipe.chat_template, recipe.statistics)
     )
-    return replace(recipe, imatrix=imatrix, chat_template=template)
+    return replace(recipe, imatrix=imatrix, chat_template=template, statistics=statistics)
 
 
 def _parse(content: str, suffix: str) -> dict[str, Any]:
     if suffix == ".toml":
         try:
             return tomllib.loads(content)
-        except tomllib.TOMLDecodeError as error:
+        except ValueError as error:
             raise UsageError(f"not TOML: {error}") from None
+        except RecursionError:
+            raise UsageError("nested too deeply") from None
     if suffix not in (".yaml", ".yml"):
         raise UsageError(
             f"expected a .toml, .yaml or .yml file, found {suffix or 'no suffix'}"
         ) from None
     try:
-        fields = yaml.load(content, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise UsageError("nested too deeply") from None
+        fields = load_yaml(content, _StrictLoader)
+    except ValueError as error:
+        raise UsageError(f"not YAML: {error}") from None
     if fields is None:
         return {}
     if not isinstance(fields, dict):
@@ -142,10 +149,13 @@ class _StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which would take the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise UsageError(f"field {twice} is given twice")
+        seen: set[Hashable] = set()
+        for key in (self.construct_object(key) for key, _ in node.value):
+            # A list as a key is refused in a moment, with its place.
+            if isinstance(key, Hashable):
+                if key in seen:
+                    raise UsageError(f"field {key} is given twice")
+                seen.add(key)
         return super().construct_mapping(node, deep)
 
 

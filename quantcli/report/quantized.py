@@ -33,6 +33,10 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
         "source_bytes": done.artifact.source_bytes,
         "source_digest": done.digest,
     }
+    if not isinstance(done.artifact, GgufFile):
+        from quantcli.report.folders import static_fields
+
+        fields |= static_fields(done.artifact)
     if done.outcomes:
         fields["tensors"] = [outcome.fields for outcome in done.outcomes]
     if done.training is not None:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
+from quantcli.statistics.input_statistics import CACHE, MIN_MAX
 from quantcli.types import Event
 
 if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.rounding.options import Outcome
-    from quantcli.run.calibrated_run import CalibratedRun, Rounding
+    from quantcli.rounding.run_store import EncodedStore
+    from quantcli.run.calibrated_run import CalibratedRun
+
+
+def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
+    """Whether it is a folder with scales that are found on texts."""
+    return bool(getattr(artifact.plan, "needs_text", False))
+
+
+def needed_statistics(artifact: GgufFile | ModelFolder) -> tuple[str, ...]:
+    """What a calibration must collect for these scales."""
+    if not needs_text(artifact):
+        return ()
+    inputs = (MIN_MAX,) if artifact.plan.static_items else ()
+    return (*inputs, CACHE) if artifact.plan.caches else inputs
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,7 @@ class OutputDone(Event):
 class Planned:
     """An output before its weights are written.
 
-    ``run`` is how its methods run the model, ``rounding`` holds the tensors that they chose. Of one
+    ``run`` is how its methods run the model, ``store`` holds the tensors that they chose. Of one
     that is whole already, ``kept`` is the digest of its source.
     """
 
@@ -57,7 +72,7 @@ class Planned:
     path: Path
     threads: int
     run: CalibratedRun | None = None
-    rounding: Rounding | None = None
+    store: EncodedStore | None = None
     kept: str | None = None
 
     @property

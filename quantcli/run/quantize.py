@@ -20,12 +20,13 @@ from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower
-from quantcli.plan.recipe import Recipe
+from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
-from quantcli.run.outputs import Planned, Quantized
+from quantcli.run.allocation_targets import find_target
+from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
-from quantcli.run.request import Request, check_request
+from quantcli.run.request import Request, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.write_outputs import Ledger, write_outputs
 from quantcli.sources.imatrix import Importance, read_importance
@@ -46,6 +47,7 @@ def quantize(
     """
     began = time.monotonic()
     check_request(request)
+    check_texts(request)
     recipes = [wanted.recipe for wanted in request.outputs]
     if request.texts:
         require_torch()
@@ -97,36 +99,42 @@ def _make(
     """Make all outputs that are not whole yet, batch by batch."""
     if ledger.journal is not None and request.force:
         ledger.journal.remove()
-    left = []
     for each in ledger.planned:
-        if each.kept is None:
-            left.append(each)
-        else:
+        if each.kept is not None:
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
-    if kept := len(ledger.planned) - len(left):
+    if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
-    takers = [each for each in left if each.run is None and not each.is_tower]
+    plain = [each for each in ledger.planned if each.run is None and each.kept is None]
+    takers = [each for each in plain if not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
-        importance = yield from _calibrate(request, model, matrix)
+        importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add([matrix])
-    for batch in _batches(left):
-        ready = []
-        for each in batch:
-            ready.append((yield from _make_ready(request, each, importance, begun)))
-        yield from write_outputs(ready, ledger)
-    ledger.refuse_failed()
-
-
-def _batches(planned: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The outputs that are written together: those without a method, and each that has one."""
-    plain = [each for each in planned if each.run is None]
+            ledger.journal.add(files)
     if plain:
-        yield plain
-    for each in planned:
-        if each.run is not None:
-            yield [each]
+        if importance is not None:
+            plain = [
+                each if each.is_tower else _with_importance(request, each, importance)
+                for each in plain
+            ]
+        if any(is_allocated(each.artifact.plan.recipe) for each in plain):
+            from quantcli.run.choose_by_importance import choose_by_importance
+
+            plain = yield from choose_by_importance(plain)
+        yield from write_outputs(plain, ledger)
+    methodical = [each for each in ledger.planned if each.run is not None]
+    if methodical:
+        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.calibrated_run import remove_run
+
+        for batch in group_runs(methodical):
+            if all(each.kept is not None for each in batch):
+                remove_run(batch[0].path)
+                continue
+            # Those that are whole take part: the run that was interrupted was theirs too.
+            made = yield from apply_methods(request, batch, begun)
+            yield from write_outputs([each for each in made if each.kept is None], ledger)
+    ledger.refuse_failed()
 
 
 def _refuse_same_paths(placed: Sequence[Placed]) -> None:
@@ -176,30 +184,39 @@ def _matrix_path(request: Request, model: Model, placed: Sequence[Placed]) -> Pa
     return calibration_path(takers[0].path)
 
 
-def _calibrate(request: Request, model: Model, path: Path) -> Events[Importance]:
-    """The importance matrix of the texts."""
+def _calibrate(
+    request: Request, model: Model, path: Path, takers: Sequence[Planned]
+) -> Events[tuple[Importance, list[Path]]]:
+    """The importance matrix of the texts, and its files: what static scales need lies beside it."""
     from quantcli.run.calibrate import calibrate_for
+    from quantcli.statistics.importance_file import output_paths
 
-    return (yield from calibrate_for(request, model, path))
+    needs = {need for each in takers for need in needed_statistics(each.artifact)}
+    importance = yield from calibrate_for(request, model, path, collect=sorted(needs))
+    return importance, output_paths(path, tuple(needs))
 
 
-def _make_ready(
-    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
-) -> Events[Planned]:
-    """Everything that comes before the weights of one output are written."""
-    if planned.run is not None:
-        from quantcli.run.apply_methods import apply_methods
+def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
+    """The output with what the texts gave: an importance matrix, and static scales."""
+    from quantcli.statistics.importance_file import stats_path
 
-        return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None or planned.is_tower:
-        return planned
+    artifact, recipe = planned.artifact, planned.artifact.plan.recipe
+    weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
+    if weighted:
+        recipe = replace(recipe, imatrix=str(importance.path))
+    if needs_text(artifact):
+        recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        artifact.model,
+        recipe,
         planned.path,
-        importance=importance,
+        importance=importance if weighted else None,
         force=request.force,
     )
+    if needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = take_scales(artifact, measured)
     return replace(planned, artifact=artifact)
 
 
@@ -212,6 +229,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
+        if needs_text(each.artifact) and each.artifact.scales is None:
+            yield Note("static scales are found as it runs, on the text of --calibrate")
     return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]

@@ -11,10 +11,10 @@ from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.output_set import OutputSet
-from quantcli.plan.recipe import FIELDS, Recipe, given_fields
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
-from quantcli.plan.schemes import GGUF, has_types
+from quantcli.plan.schemes import GGUF, has_static_scales, has_types
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -116,10 +116,11 @@ def check_request(request: Request) -> None:
         raise UsageError("no output is asked for", hint="add --type NAME")
     if request.is_set:
         _check_importance(request)
+    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if request.chunks is not None and not runs:
+        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     for wanted in request.outputs:
         recipe = wanted.recipe
-        if request.chunks is not None and recipe.method is None and not request.texts:
-            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
         if recipe.method is not None:
             # Methods are loaded to be checked.
             require_torch()
@@ -131,6 +132,12 @@ def check_request(request: Request) -> None:
             if request.texts and not recipe.mmproj_only:
                 _check_calibration(recipe, request)
         check_recipe(recipe)
+        known = recipe.method or recipe.imatrix or request.texts
+        if is_allocated(recipe) and not known and not recipe.mmproj_only:
+            raise UsageError(
+                "--allocate needs to know what each choice costs",
+                hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
+            )
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -160,6 +167,51 @@ def _check_importance(request: Request) -> None:
             hint="add --calibrate TEXT or --imatrix FILE, or leave "
             f"{'it' if len(lacking) == 1 else 'them'} out",
         )
+
+
+def takes_importance(recipe: Recipe) -> bool:
+    """Whether a text that is run without a method makes an importance matrix for the recipe.
+
+    With ranges that are found without one, it may be for static scales alone.
+    """
+    return recipe.range in (None, "imatrix") or not has_static_scales(recipe)
+
+
+def check_texts(request: Request) -> None:
+    """UsageError where scales are to be found on a text and none is given, or one too many."""
+    for wanted in request.outputs:
+        recipe = wanted.recipe
+        if not has_static_scales(recipe):
+            if recipe.statistics is not None:
+                raise UsageError(
+                    "--statistics tells static scales, and there are none", hint="leave it out"
+                )
+            continue
+        what = "--kv-cache" if recipe.kv_cache else "a scheme with static scales"
+        if recipe.statistics is not None:
+            transforms = recipe.method is not None and _transforms(recipe.method)
+            if transforms:
+                raise UsageError(
+                    f"--method {recipe.method} changes the activations whose scales --statistics "
+                    "tells",
+                    hint="leave --statistics out: the method's own text tells them",
+                )
+            if request.texts and recipe.method is None:
+                raise UsageError(
+                    "--calibrate and --statistics both tell static scales", hint="give one of them"
+                )
+        elif not request.texts and recipe.method is None and not request.dry_run:
+            dynamic = "" if recipe.kv_cache else "; FP8_DYNAMIC, W8A8 and NVFP4A16 need none"
+            raise UsageError(
+                f"{what} needs a text to run the model on, since they are found there",
+                hint=f"--calibrate TEXT, or --statistics FILE of 'quantcli calibrate'{dynamic}",
+            )
+
+
+def _transforms(method: str) -> bool:
+    from quantcli.run.methods import parse_methods
+
+    return bool(parse_methods(method).transforms)
 
 
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:

@@ -94,7 +94,12 @@ def open_journal(request: Request, model: Model, paths: Sequence[Path]) -> SetJo
 def _identify(request: Request, model: Model) -> str:
     """A digest of all that decides the outputs."""
     recipes = [wanted.recipe for wanted in request.outputs]
-    named = {name for recipe in recipes for name in (recipe.imatrix, recipe.chat_template) if name}
+    named = {
+        name
+        for recipe in recipes
+        for name in (recipe.imatrix, recipe.chat_template, recipe.statistics)
+        if name
+    }
     facts = {
         "version": __version__,
         "model": fingerprint(model),

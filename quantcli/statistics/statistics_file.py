@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,22 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.statistics.collector import InputTotals
 from quantcli.statistics.input_statistics import CACHE, MIN_MAX
-from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 
-_VECTORS = {"abs_max": ("abs_max",), "mean_abs": ("mean_abs",), MIN_MAX: ("min", "max")}
-"""What is stored of each need, (matrices, columns)."""
-_CACHE_KINDS = ("k_max", "v_max")
+CACHE_KINDS = ("k_max", "v_max")
+"""What is stored of a cache, (1, heads) each."""
 _NEED_OF = {"min": MIN_MAX, "max": MIN_MAX, "k_max": CACHE, "v_max": CACHE}
-_LARGEST = ("abs_max", "max", *_CACHE_KINDS)
+_LARGEST = ("abs_max", "max", *CACHE_KINDS)
 
 StatisticsChunk = tuple[str, int, NDArray[Any]]
 """A tensor's name, an offset in bytes within it, and the values from there."""
@@ -57,73 +52,9 @@ class StatisticsSource(Protocol):
         """The values, once each, in any order."""
 
 
-@dataclass
-class CheckpointStatistics:
-    """What a run left in its checkpoint, one file a layer; ``needs`` picks from it."""
-
-    checkpoint: Checkpoint
-    layers: int
-    needs: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        self.tensors: list[Declared] = []
-        self.shares: dict[str, str] = {}
-        vectors = [kind for need, kinds in _VECTORS.items() if need in self.needs for kind in kinds]
-        for layer in range(self.layers):
-            with self.checkpoint.read(layer) as stored:
-                file = LayerStatistics(stored)
-                for name, entry in file.entries().items():
-                    self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
-                    for kind in vectors:
-                        self.tensors.append(Declared(f"{name}.{kind}", "F32", entry.squares.shape))
-                cache = file.cache()
-                if cache is not None:
-                    name, heads = cache_name(layer), len(cache.keys)
-                    self.tensors.append(Declared(f"{name}.counts", "I64", (1,)))
-                    for kind in _CACHE_KINDS:
-                        self.tensors.append(Declared(f"{name}.{kind}", "F32", (1, heads)))
-                for name in file.hessians:
-                    shape = file.hessian_shape(name)
-                    self.tensors.append(Declared(f"{name}.hessian", "F32", shape))
-                self.shares |= file.hessian_of
-        self.tensors.sort(key=lambda tensor: tensor.name)
-
-    def parts(self) -> Iterator[StatisticsChunk]:
-        """The values, layer by layer."""
-        for layer in range(self.layers):
-            with self.checkpoint.read(layer) as stored:
-                file = LayerStatistics(stored)
-                for name, entry in file.entries().items():
-                    yield f"{name}.counts", 0, np.ascontiguousarray(entry.counts)
-                    for kind, values in _vectors(entry, self.needs):
-                        yield f"{name}.{kind}", 0, values.astype(np.float32)
-                cache = file.cache()
-                if cache is not None:
-                    name = cache_name(layer)
-                    yield f"{name}.counts", 0, np.ascontiguousarray(cache.tokens)
-                    for kind, values in zip(_CACHE_KINDS, (cache.keys, cache.values), strict=True):
-                        yield f"{name}.{kind}", 0, values.astype(np.float32)
-                for name in file.hessians:
-                    offset = 0
-                    for matrix in range(file.hessian_shape(name)[0]):
-                        part = file.hessian(name, matrix)
-                        yield f"{name}.hessian", offset, part
-                        offset += part.nbytes
-
-
 def cache_name(layer: int) -> str:
     """What statistics of a layer's key-value cache are called."""
     return f"blk.{layer}.cache"
-
-
-def _vectors(entry: InputTotals, needs: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    if "abs_max" in needs:
-        yield "abs_max", entry.largest
-    if "mean_abs" in needs:
-        yield "mean_abs", entry.absolute / np.maximum(entry.counts, 1)[:, None]
-    if MIN_MAX in needs:
-        yield "min", entry.low
-        yield "max", entry.high
 
 
 def _parse_shares(path: Path, content: str | None) -> dict[str, str]:
@@ -202,6 +133,11 @@ class StatisticsFile:
         """How many matrices the tensor ``name`` has; 0 where nothing is known of it."""
         return self.tensors[f"{name}.counts"].shape[0] if self.has(name, "counts") else 0
 
+    def columns(self, name: str) -> int:
+        """The length of its matrices' rows; 0 where no statistic by column is known."""
+        kinds = [kind for kind in ("min", "max", "abs_max") if self.has(name, kind)]
+        return self.tensors[f"{name}.{kinds[0]}"].shape[-1] if kinds else 0
+
     def min_max(self, name: str, matrix: int = 0) -> tuple[float, float]:
         """The least and the largest x over all columns, zero among them.
 
@@ -215,7 +151,7 @@ class StatisticsFile:
 
     def cache_max(self, layer: int) -> tuple[float, float]:
         """The largest magnitudes of the keys and of the values of a layer's cache."""
-        keys, values = (self._find(cache_name(layer), kind, 0).max() for kind in _CACHE_KINDS)
+        keys, values = (self._find(cache_name(layer), kind, 0).max() for kind in CACHE_KINDS)
         return float(keys), float(values)
 
     def _find(self, name: str, kind: str, matrix: int) -> NDArray[Any]:

@@ -132,7 +132,8 @@ USAGE = {
         "--activations is not for --to gptq", "for: compressed-tensors",
     ),
     "other activations": (
-        ["--to", "compressed-tensors", "--activations", "int2"], "--activations int2", "int8, fp8",
+        ["--to", "compressed-tensors", "--activations", "int2"], "--activations int2",
+        "int8, int8:asymmetric",
     ),
     "bits of FP8": (
         ["--to", "compressed-tensors", "--activations", "fp8", "--bits", "6"],
