@@ -429,3 +429,5 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`.") or "recipe"
         raise UsageError(f"{field}: {what[:1].lower()}{what[1:]}") from None
+    except UnicodeEncodeError:
+        raise UsageError("a value has half of a surrogate pair, which is no text") from None
