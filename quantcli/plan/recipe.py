@@ -165,7 +165,8 @@ class Recipe:
     range: str | None = declare(
         GRID,
         "How each group's range is chosen: its extremes, the least squared error, or the least "
-        "error weighted by --imatrix. Default: imatrix if one is given, else mse.",
+        "error weighted by --imatrix; in a GGUF of NVFP4 alone, where minmax is llama.cpp's rule. "
+        "Default: imatrix if one is given, else mse.",
         "minmax|mse|imatrix",
     )
     keep: tuple[str, ...] = declare(
