@@ -63,7 +63,9 @@ class BlockCodes:
         raw = self._view.read_held(matrix.source, first, first + len(rows))
         kind = self._view.holder(matrix.source).dtype
         coded = convert(kind, raw, self._grid)
-        apart = dequantize(coded, self._grid) != rows
+        # A block whose scale is no number is no weight of any row, and so refused.
+        with np.errstate(over="ignore", invalid="ignore"):
+            apart = dequantize(coded, self._grid) != rows
         if apart.any():
             row, column = (int(index) for index in np.argwhere(apart)[0])
             raise PlanError(
