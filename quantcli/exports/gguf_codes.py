@@ -10,19 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
-from quantcli.checkpoint_view import CheckpointView
+from quantcli.checkpoint_view import CheckpointView, Read, Use, read_back
 from quantcli.exports.blocks import GRIDS, GROUP, split_blocks
 from quantcli.formats import nvfp4
-from quantcli.formats.base import Bytes
+from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.formats.legacy import split_nibbles
 from quantcli.layouts.base import CodeGrid
 from quantcli.layouts.stored_codes import Ranges
+from quantcli.model import Model
+from quantcli.tensor_scales import row_scales
+from quantcli.types import OutputTensor
 
 _MX_BYTES = 17
 Split = Callable[[Bytes], GridCodes]
@@ -66,10 +71,11 @@ _KINDS: Mapping[str, tuple[CodeGrid, Split]] = {
 class CodedView(CheckpointView):
     """A GGUF as a checkpoint whose matrices are codes; a `CodedStore`.
 
-    ``held`` are the stored tensors on a grid, with what splits their rows; ``factors`` the scales
-    of whole tensors, by which NVFP4 is multiplied.
+    ``held`` are the stored tensors on a grid, with what splits their rows, which ``packed`` gives;
+    ``factors`` the scales of whole tensors, by which NVFP4 is multiplied.
     """
 
+    packed: Read | None = None
     held: Mapping[str, tuple[CodeGrid, Split]] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
 
@@ -86,7 +92,7 @@ class CodedView(CheckpointView):
     def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
         """Rows of a stored tensor."""
         _, split = self.held[name]
-        coded = split(self.read_held(name, start, stop))
+        coded = split(read_back(self.uses[name], start, stop, self.packed or self.read))
         factor = self.factors.get(name)
         if factor is None:
             return coded
@@ -105,17 +111,38 @@ class CodedView(CheckpointView):
         return float(np.float32(1) / np.float32(factor)), True
 
 
-def view_codes(view: CheckpointView) -> CodedView:
-    """``view`` with the codes of what is held in blocks of a grid; all else shows as floats."""
+def view_codes(view: CheckpointView, model: Model) -> CodedView:
+    """``view`` of ``model`` with the codes of what is held in blocks of a grid.
+
+    All else shows as floats.
+    """
     held, tensors = {}, dict(view.tensors)
+    factors: dict[str, float] = {}
+    scales = row_scales(model)
     for name, uses in view.uses.items():
         kind = view.holder(name).dtype
         pieces = [use.piece for use in uses]
         whole = all(piece.makes_outputs and not piece.turns_columns for piece in pieces)
         whole &= all(use.tensor.dtype == kind for use in uses)
-        if kind in _KINDS and whole:
+        own = {float(f) for use in uses for f in _factors(use, scales)}
+        if kind in _KINDS and whole and len(own) < 2:
             held[name] = _KINDS[kind]
+            if own:
+                factors[name] = own.pop()
         elif kind in _KINDS or not whole:
             tensors[name] = replace(tensors[name], dtype="F32")
-    own = {item.name: getattr(view, item.name) for item in fields(CheckpointView)}
-    return CodedView(**own | {"tensors": tensors}, held=held)
+    present = {tensor.name: tensor for tensor in model.tensors}
+
+    def packed(tensor: OutputTensor, start: int, stop: int) -> NDArray[Any]:
+        return model.read_rows(present[tensor.name], start, stop)
+
+    own_fields = {item.name: getattr(view, item.name) for item in fields(CheckpointView)}
+    return CodedView(**own_fields | {"tensors": tensors}, packed=packed, held=held, factors=factors)
+
+
+def _factors(use: Use, scales: Mapping[str, Floats]) -> Floats:
+    """What the rows of a piece are multiplied by; nothing where they are not."""
+    found = scales.get(use.tensor.name)
+    if found is None:
+        return np.empty(0, np.float32)
+    return np.unique(found[use.first : use.first + use.piece.rows])

@@ -53,11 +53,12 @@ def prepare(
         refuse_folder(path, force=options.force)
     model = stack.enter_context(open_model(label))
     config = find_config(model, options.config)
-    view = view_codes(view_checkpoint(model, config))
+    view = view_codes(view_checkpoint(model, config), model)
     checkpoint = as_checkpoint(model, config, view)
     size = options.split_max_size
     recipe = Recipe(to=to, split_max_size=None if size is None else str(size))
     codes: CodeSource | None = None
+    how = "rounded a second time"
     if options.requantize:
         plan = _exact(make_folder_plan(checkpoint, recipe, importance=None), view, options.dtype)
     else:
@@ -66,6 +67,7 @@ def prepare(
         )
         plan = _exact(same.plan, view, options.dtype)
         codes = SameRows(view, replace(same, plan=plan))
+        how = "bit for bit" if same.exact else "the same codes and scales"
     checkpoint = replace(
         checkpoint, config=complete_config(config, model.metadata, plan.dtype, options.config)
     )
@@ -86,8 +88,7 @@ def prepare(
     return Prepared(
         (path,),
         job.nbytes,
-        f"{len(plan.items)} matrices in {plan.label}, "
-        + ("rounded a second time" if options.requantize else "bit for bit"),
+        f"{len(plan.items)} matrices in {plan.label}, " + how,
         lambda: write_artifact(job, threads=options.threads),
     )
 

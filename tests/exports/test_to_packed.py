@@ -38,6 +38,9 @@ def blocks(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         if kind == "MXFP4" and not path.exists():
             every = ("attn=MXFP4", "ffn=MXFP4", "token_embd=MXFP4")
             quantcli.quantize(mini, path, type="Q8_0", tensor_types=every)
+        elif kind == "NVFP4" and not path.exists():
+            # By llama.cpp's rule there are no scales of whole tensors.
+            quantcli.quantize(mini, path, type=kind, pure=True, range="minmax")
         elif not path.exists():
             quantcli.quantize(mini, path, type=kind, pure=True)
         return path
@@ -285,20 +288,36 @@ def test_small_floats_in_mlx(kind: str, blocks: Any, tmp_path: Path) -> None:
         assert np.array_equal(np.array(found), decoded(blocks(kind))[name]), module
 
 
-def test_nvfp4_in_compressed_tensors(blocks: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("search", ["minmax", "mse"])
+def test_nvfp4_in_compressed_tensors(search: str, mini: Path, tmp_path: Path) -> None:
+    """The codes and block scales are the same; a tensor's scale becomes its reciprocal."""
     import ml_dtypes
     from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 
-    quantcli.export(blocks("NVFP4"), tmp_path / "ct", to="compressed-tensors")
+    (file,) = quantcli.quantize(
+        mini, tmp_path / "m.gguf", type="NVFP4", pure=True, range=search
+    ).paths
+    done = quantcli.export(file, tmp_path / "ct", to="compressed-tensors")
+    assert ("bit for bit" in done.summary) == (search == "minmax")
     stored = load_file(tmp_path / "ct" / "model.safetensors")
+    held = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     for module, name in NAMES.items():
         words = stored[f"{module}.weight_packed"]
         values = unpack_fp4_from_uint8(words, len(words), 2 * words.shape[1]).float().numpy()
-        bytes_ = stored[f"{module}.weight_scale"].view(torch.uint8).numpy()
-        scales = bytes_.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        own = stored[f"{module}.weight_scale"].view(torch.uint8).numpy()
+        blocks = held[name].data.reshape(-1, 36)
+        assert np.array_equal(own.reshape(-1, 4), blocks[:, :4])
+        scales = own.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
         scales = scales / stored[f"{module}.weight_global_scale"].numpy()
-        weights = values.reshape(*scales.shape, 16) * scales[..., None]
-        assert np.array_equal(weights.reshape(values.shape), decoded(blocks("NVFP4"))[name])
+        weights = (values.reshape(*scales.shape, 16) * scales[..., None]).reshape(values.shape)
+        wanted = decoded(file)[name]
+        scale = name.replace(".weight", ".scale")
+        assert (scale in held) == (search == "mse")
+        if search == "mse":
+            wanted = wanted * held[scale].data
+            assert np.allclose(weights, wanted, rtol=2.0**-22, atol=0)
+        else:
+            assert np.array_equal(weights, wanted)
 
 
 def test_requantizing_takes_the_formats_usual_grid(mini: Path, tmp_path: Path) -> None:
