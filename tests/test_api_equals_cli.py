@@ -55,6 +55,7 @@ PLANS = """
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
 --to gptq --strict --keep o_proj --on-fallback nearest
+--bits 4 --push org/name --public
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8
@@ -97,11 +98,13 @@ eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config min
 --save-base base.kld --top-k 8 --max-kld 9 --min-top1 0 --plot p.svg --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
+eval-ppl q4.gguf --speed --threads 1
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
 export q4.gguf --to gptq --requantize --threads 1
 export q4.gguf --to card --eval eval.json -o full.gguf --force
 export q4.gguf --verify --against mini
+export q4.gguf mini --to hub --repo org/name --public --dry-run
 """
 REFUSALS = """
 quantize mini --bits 7
@@ -145,6 +148,9 @@ eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf
 export q4.gguf --against mini
 export q4.gguf --verify --to hf
+export q4.gguf --to hub
+export q4.gguf --to hub --repo name
+export q4.gguf --to hf --repo org/name
 export q4.gguf --to card --dtype f16
 export q4.gguf --to nothing
 """
@@ -227,7 +233,7 @@ def _made(folder: Path) -> dict[str, bytes]:
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
     for part in (left, *left.get("outputs", ())):
-        for key in ("schema", "free_disk_bytes"):
+        for key in ("schema", "free_disk_bytes", "speeds"):
             part.pop(key, None)
     return left
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic_folder import MANIFEST, refuse_folder
 from quantcli.artifacts.folder_files import make_settings
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
+from quantcli.artifacts.nvfp4_scales import TensorScales, choose_scaled
 from quantcli.artifacts.safetensors_shards import (
     LARGEST,
     FolderArtifact,
@@ -36,7 +37,7 @@ from quantcli.artifacts.slabs import (
 from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
-from quantcli.formats import get_format, native
+from quantcli.formats import get_format, native, scaled_nvfp4
 from quantcli.layouts import find_layout
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
 from quantcli.layouts.base import ROWS, Packing, Patch
@@ -45,6 +46,7 @@ from quantcli.plan.budget import check_disk
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
 from quantcli.plan.recipe import Recipe
+from quantcli.plan.schemes import has_types
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Declared, Note
@@ -59,7 +61,8 @@ class ModelFolder(FolderArtifact):
     """A decided model folder: everything but the weights has been read and checked.
 
     ``codes`` gives the codes in place of rounding to nearest, ``scales`` those that were found
-    beforehand.
+    beforehand, ``tensor_scales`` those of whole tensors under which weights go through a block
+    format.
     """
 
     model: Model
@@ -72,6 +75,7 @@ class ModelFolder(FolderArtifact):
     force: bool
     codes: CodeSource | None = None
     scales: StaticScales | None = None
+    tensor_scales: TensorScales | None = None
 
     @property
     def hashed(self) -> bool:
@@ -181,7 +185,15 @@ class ModelFolder(FolderArtifact):
         """The rows through a block format and back."""
         fmt, matrix = get_format(item.format or "F32"), item.matrix
         weights = column_weights(self.importance, matrix, item.importance)
-        values = _cast(native.decode(fmt, native.encode(fmt, rows, weights)), item.dtype)
+        if self.tensor_scales is not None and matrix.tensor in self.tensor_scales:
+            scale = self.tensor_scales[matrix.tensor]
+            if self.plan.recipe.range == "mse":
+                weights = None
+            packed = scaled_nvfp4.encode(native.to_float32(rows), scale, weights)
+            decoded = scaled_nvfp4.decode(packed, scale)
+        else:
+            decoded = native.decode(fmt, native.encode(fmt, rows, weights))
+        values = _cast(decoded, item.dtype)
         if matrix.transpose:
             return Patch(matrix.source, np.ascontiguousarray(values.T), column=start)
         return Patch(matrix.source, values, matrix.first + start)
@@ -247,7 +259,14 @@ def prepare_folder(
     header = {"format": find_layout(recipe.to).header}
     weights = lay_out_shards(header, declared, limit)
     files = make_settings(model, plan, packing, weights) | dict(files or {})
-    folder = ModelFolder(model, plan, importance, packing, output, weights, files, force)
+    tensor_scales = None
+    if has_types(recipe.to):
+        formats = {tensor.name: "" for tensor in model.tensors}
+        formats |= {item.matrix.tensor: item.format or "" for item in plan.items}
+        tensor_scales = TensorScales(model, choose_scaled(model, recipe, formats))
+    folder = ModelFolder(
+        model, plan, importance, packing, output, weights, files, force, tensor_scales=tensor_scales
+    )
     if check:
         _refuse_source(model, output)
         refuse_folder(output, force=force)

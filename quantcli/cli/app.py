@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import quantcli
-from quantcli.cli import stopping, streams
+from quantcli.cli import sign_of_life, stopping, streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.help_tiers import ALL, essentials
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
@@ -186,6 +186,7 @@ def main() -> None:
     streams.install()
     stopping.catch_signals()
     code = run()
+    sign_of_life.take_away()
     if left_behind.is_set():
         # Python would wait for the threads.
         sys.stdout.flush()

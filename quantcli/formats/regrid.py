@@ -69,6 +69,20 @@ def regrid(coded: GridCodes, source: Grid, target: Grid, whole: float | None = N
     return GridCodes(coded.codes, scales, zeros, whole)
 
 
+def is_same_grid(source: Grid, target: Grid, columns: int) -> bool:
+    """Whether codes of ``source`` are on the grid of ``target`` but for scales and zero points."""
+    if (source.bits, source.groups(columns)) != (target.bits, target.groups(columns)):
+        return False
+    if isinstance(source, FloatGrid) or isinstance(target, FloatGrid):
+        return (
+            isinstance(source, FloatGrid)
+            and isinstance(target, FloatGrid)
+            and (source.kind, source.scales) == (target.kind, target.scales)
+            and (source.strategy == "block") == (target.strategy == "block")
+        )
+    return source.zero != "edge" or target.zero == "edge"
+
+
 def as_read(scales: Floats, grid: FloatGrid) -> Floats:
     """What a reader makes of ``scales`` once ``grid`` has stored them."""
     if grid.scales == "float":

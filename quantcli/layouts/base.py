@@ -221,7 +221,7 @@ class Grids:
 
 _GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype", "on_fallback"})
 _PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype", "on_fallback", "strict"})
-_FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
+_FLOAT_FIELDS = frozenset({"types", "method", "dtype", "range"})
 
 
 def serve(name: str) -> str:

@@ -87,13 +87,6 @@ def plan_same_codes(model: Model, layout: Layout, recipe: Recipe, label: str) ->
     return SameCodes(plan, grids, exact)
 
 
-def holds(layout: Layout, grid: CodeGrid) -> bool:
-    """Whether a layout has the grid, as far as bits, groups and kinds say; scales may not fit."""
-    if isinstance(grid, FloatGrid):
-        return any(_spans(preset.grid, grid) for preset in layout.presets.values())
-    return layout.grids is not None and grid.bits in layout.grids.bits
-
-
 def _key(matrix: Matrix) -> tuple[str, int]:
     return matrix.source, matrix.first
 
