@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
     ModelArgument,
     Threads,
@@ -14,6 +17,7 @@ from quantcli.cli.options import (
 )
 from quantcli.cli.output import Output
 from quantcli.cli.recipe_options import takes_recipe
+from quantcli.errors import UsageError
 from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
@@ -26,6 +30,14 @@ if TYPE_CHECKING:
 def quantize(
     out: Output,
     model: ModelArgument,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] [TYPE]...", show_default=False,
+            help="As llama-quantize takes them: a file, or a folder with a slash behind it (-o), "
+            "and types (--type).",
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         option(
@@ -189,6 +201,12 @@ def quantize(
     from quantcli.plan.size_text import parse_size
     from quantcli.run.request import Request, check_request, place_outputs
 
+    found = read_words(model, words or ())
+    if found.output is not None and output is not None:
+        raise UsageError(f"both {found.output} and -o {output} name the output", hint="name one")
+    output, threads = output or found.output, threads or found.threads
+    if found.types:
+        fields["type"] = [*found.types, *(fields["type"] or ())]
     check_push(push, public=public, dry_run=dry_run)
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
@@ -248,3 +266,6 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> No
     if push and not request.dry_run:
         made = [path for done in finished for path in done.artifact.paths]
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+
+
+quantize.read_args = read_args  # type: ignore[attr-defined]
