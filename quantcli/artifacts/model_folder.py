@@ -142,7 +142,7 @@ class ModelFolder(FolderArtifact):
             for name, group in groupby(slabs, key=lambda slab: slab.tensor)
         )
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
         """The manifest again, with the digest in its place."""
         manifest = self.files[MANIFEST].replace(UNFINISHED.encode(), (digest or "").encode())
         yield MANIFEST, 0, manifest

@@ -8,6 +8,7 @@ its rows go to the encoder of each.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -76,6 +77,11 @@ class Artifact(Protocol):
         return False
 
     @property
+    def sealed(self) -> bool:
+        """Whether it records a digest of what is written of its parts."""
+        return False
+
+    @property
     def label(self) -> str:
         """What the user calls the source."""
 
@@ -117,8 +123,8 @@ class Artifact(Protocol):
         """The digest of the source, made of its slabs' own; None where it is not `hashed`."""
         return None
 
-    def tails(self, digest: str | None) -> Iterable[Chunk]:
-        """What is written last, when the digest is known."""
+    def tails(self, digest: str | None, content: str) -> Iterable[Chunk]:
+        """What is written last, when the digests of source and content are known."""
         return ()
 
 
@@ -145,44 +151,69 @@ def write_artifacts(
         sinks = [artifact.open() for artifact in artifacts]
         for sink in sinks:
             stack.enter_context(sink)
-        shared: dict[_Key, list[tuple[ArtifactPart, Sink]]] = {}
-        keys: list[list[_Key]] = []
+        shared: dict[_Key, list[_Use]] = {}
+        places: list[list[tuple[_Key, int]]] = []
         for artifact, sink in zip(artifacts, sinks, strict=True):
             _write(sink, artifact.heads())
-            keys.append([])
+            places.append([])
             for part in artifact.parts():
-                keys[-1].append((id(artifact.source), part.slab))
-                shared.setdefault(keys[-1][-1], []).append((part, sink))
+                key = id(artifact.source), part.slab
+                uses = shared.setdefault(key, [])
+                places[-1].append((key, len(uses)))
+                uses.append(_Use(part, sink, artifact.sealed))
         hashed = any(artifact.hashed for artifact in artifacts)
-        tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
-        leaves = dict(zip(shared, (yield from work_slabs(tasks, workers)), strict=True))
+        tasks = [(slab, partial(_do, uses, hashed)) for (_, slab), uses in shared.items()]
+        found = dict(zip(shared, (yield from work_slabs(tasks, workers)), strict=True))
         digests = []
-        for artifact, sink, own in zip(artifacts, sinks, keys, strict=True):
-            digests.append(artifact.digest({key[1]: leaves[key] for key in own}))
-            _write(sink, artifact.tails(digests[-1]))
+        for artifact, sink, own in zip(artifacts, sinks, places, strict=True):
+            digests.append(artifact.digest({key[1]: found[key].read for key, _ in own}))
+            written = hashlib.sha256(b"".join(found[key].written[use] for key, use in own))
+            _write(sink, artifact.tails(digests[-1], written.hexdigest()))
         for sink in sinks:
             sink.publish()
     for artifact, digest in zip(artifacts, digests, strict=True):
         yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
-def _do(parts: Sequence[tuple[ArtifactPart, Sink]], hashed: bool) -> bytes:
-    """Read a slab, encode and write it for each artifact; returns the rows' SHA-256."""
-    rows = parts[0][0].read()
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """What an artifact makes of a slab, where it goes, and whether that is hashed."""
+
+    part: ArtifactPart
+    sink: Sink
+    sealed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashes:
+    """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses."""
+
+    read: bytes
+    written: Sequence[bytes]
+
+
+def _do(uses: Sequence[_Use], hashed: bool) -> _Hashes:
+    """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
+    rows = uses[0].part.read()
     leaf = hash_rows(rows) if hashed else b""
-    for part, sink in parts:
+    written = []
+    for use in uses:
+        digest = hashlib.sha256() if use.sealed else None
         try:
-            _write(sink, part.encode(rows))
+            _write(use.sink, use.part.encode(rows), digest)
         except UnencodableError as refused:
-            if part.refuse is None:
+            if use.part.refuse is None:
                 raise
-            raise part.refuse(refused) from refused
-    return leaf
+            raise use.part.refuse(refused) from refused
+        written.append(b"" if digest is None else digest.digest())
+    return _Hashes(leaf, written)
 
 
-def _write(sink: Sink, chunks: Iterable[Chunk]) -> None:
-    for chunk in chunks:
-        sink.write(*chunk)
+def _write(sink: Sink, chunks: Iterable[Chunk], digest: Any = None) -> None:
+    for place, offset, data in chunks:
+        if digest is not None:
+            digest.update(data)
+        sink.write(place, offset, data)
 
 
 def default_threads() -> int:
