@@ -20,6 +20,7 @@ import torch
 from quantcli.checkpoint_view import Use
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
+from quantcli.layerwise.steady import steady
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 
 STRIP = 4096
@@ -82,6 +83,7 @@ class OutputGradientAccumulator:
             values = gradient.rows.float()[:, places.to(gradient.rows.device)]
             self._add(name, use.first % use.tensor.shape[-2], values)
 
+    @steady()
     def _add(self, name: str, first: int, values: torch.Tensor) -> None:
         strips = cut_strips(self.rows[name])
         if name not in self._sums:
