@@ -14,6 +14,7 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_options, open_export
 from quantcli.exports.targets import TARGETS
+from quantcli.exports.to_hub import plan_upload, upload_artifacts
 from quantcli.exports.verdicts import verdict_document, verdict_tables
 from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
@@ -22,6 +23,9 @@ from quantcli.plan.budget import free_disk
 from quantcli.report.tables import Table, facts
 from quantcli.report.units import size_text
 from quantcli.types import Note
+
+HUB = "hub"
+"""The ``to`` of an upload, which takes artifacts as they are."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class ExportResult:
     tables: tuple[Table, ...]
     document: Mapping[str, Any]
     notes: tuple[Note, ...]
+    url: str | None = None
+    """Where an upload went."""
 
 
 @takes_keywords
@@ -53,6 +59,8 @@ def export(
     requantize: bool = False,
     card: bool = False,
     evaluation: str | Path | None = None,
+    repo: str | None = None,
+    public: bool = False,
     force: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -65,8 +73,10 @@ def export(
     ``output`` defaults to a name made of the artifact's, in the current folder. ``config`` and
     ``tokenizer`` are folders to take settings and tokenizer files from, ``evaluation`` what
     ``quantcli eval-ppl --json`` printed, for the model ``card``. ``requantize`` rounds a second
-    time what the other format does not hold. ``verify`` writes nothing but decodes and checks
-    every weight, and measures the error ``against`` another model; what it finds wrong is a
+    time what the other format does not hold. ``to="hub"`` uploads artifacts as they are to
+    ``repo``, which is created if need be, private unless ``public``. ``verify`` writes nothing but
+    decodes and checks every weight, and measures the error ``against`` another model; what it
+    finds wrong is a
     `SourceError` that carries the result as ``result``.
     """
     refuse_below_one(threads=threads)
@@ -82,8 +92,22 @@ def export(
     if to is None:
         raise UsageError(
             "--to FORMAT is missing",
-            hint=f"one of {', '.join(TARGETS)}; or --verify",
+            hint=f"one of {', '.join([*TARGETS, HUB])}; or --verify",
         )
+    if to.casefold() == HUB:
+        if repo is None:
+            raise UsageError("--to hub needs a repository", hint="--repo your-name/your-model")
+        given = {
+            "output": output, "dtype": dtype, "split-max-size": split_max_size, "config": config,
+            "tokenizer": tokenizer, "requantize": requantize, "card": card, "eval": evaluation,
+            "force": force,
+        }  # fmt: skip
+        for name, value in given.items():
+            if value not in (None, False):
+                raise UsageError(f"--{name} does nothing for --to hub", hint="leave it out")
+        return _push(names, repo, watch, public=public, dry_run=dry_run)
+    if repo is not None or public:
+        raise UsageError("--repo and --public are for uploads", hint="add --to hub")
     options = make_options(
         to,
         output=as_path(output),
@@ -110,6 +134,27 @@ def export(
         document["free_disk_bytes"] = free_disk(paths[0].parent)
         tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
     return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
+
+
+def _push(
+    names: list[str], repo: str, watch: Watch, *, public: bool, dry_run: bool
+) -> ExportResult:
+    wanted = plan_upload(names, repo, public=public)
+    files = [{"name": name, "bytes": path.stat().st_size} for name, path in wanted.files]
+    document: dict[str, Any] = {"to": HUB, "repo": repo, "public": public, "files": files}
+    paths, tables, url = tuple(path for _, path in wanted.files), [], None
+    if dry_run:
+        rows = [(name, size_text(path.stat().st_size)) for name, path in wanted.files]
+        access = "private, if it is not there yet" if wanted.private else "public, if not there yet"
+        rows += [("repository", f"{repo} ({access})"), ("size", size_text(wanted.nbytes))]
+        tables = [facts(rows)]
+    else:
+        url = drain(upload_artifacts(names, repo, public=public), watch)
+    document |= {"paths": list(map(str, paths)), "bytes": wanted.nbytes, "url": url}
+    summary = f"{len(paths)} files in {repo}" if len(paths) != 1 else f"1 file in {repo}"
+    return ExportResult(
+        paths, wanted.nbytes, summary, tuple(tables), document, tuple(watch.notes), url
+    )
 
 
 def _plan_table(paths: Sequence[Path], nbytes: int, summary: str, free: int) -> Table:

@@ -38,7 +38,8 @@ def export(
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
             f"hf (a folder for transformers), {', '.join(code_layouts())} (the own codes of a GGUF "
             "or of another folder, for other runtimes), ollama (a Modelfile), imatrix or "
-            "dat (an importance matrix in its GGUF or older form), card (a model card).",
+            "dat (an importance matrix in its GGUF or older form), card (a model card), hub "
+            "(files and folders as they are into --repo).",
         ),
     ] = None,
     output: Annotated[
@@ -103,6 +104,19 @@ def export(
             help="Put the results that 'eval-ppl --json' printed into the model card.",
         ),
     ] = None,
+    repo: Annotated[
+        str | None,
+        _option(
+            "--repo",
+            metavar="ORG/NAME",
+            help="With --to hub: the repository, created if it is not there. The token is that of "
+            "'hf auth login', or HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        _option("--public", help="With --to hub: create the repository for everyone to see."),
+    ] = False,
     force: Annotated[
         bool, _option("--force", "-f", help="Replace an existing file or folder.")
     ] = False,
@@ -162,8 +176,8 @@ def export(
         done = run(
             artifacts, output, to=to, dtype=dtype, split_max_size=split_max_size, config=config,
             tokenizer=tokenizer, requantize=requantize, card=card, evaluation=evaluation,
-            force=force, dry_run=dry_run, verify=verify, against=against, threads=threads,
-            on_event=out.event,
+            repo=repo, public=public, force=force, dry_run=dry_run, verify=verify, against=against,
+            threads=threads, on_event=out.event,
         )  # fmt: skip
     except SourceError as error:
         show(error.result)
@@ -172,5 +186,5 @@ def export(
     if kind == "export":
         taken = duration_text(time.monotonic() - start)
         out.say(f"{done.summary}: {size_text(done.nbytes)} in {taken}")
-        for path in done.paths:
-            out.result(path)
+        for made in (done.url,) if done.url else done.paths:
+            out.result(made)

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
     ModelArgument,
     Threads,
@@ -28,6 +31,14 @@ if TYPE_CHECKING:
 def quantize(
     out: Output,
     model: ModelArgument,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] [TYPE]...", show_default=False,
+            help="As llama-quantize takes them: a file, or a folder with a slash behind it (-o), "
+            "and types (--type).",
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         option(
@@ -159,6 +170,22 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        option(
+            "--push", metavar="ORG/NAME", panel=OUTPUT.title,
+            help="Upload what was made to this repository of the Hugging Face Hub, which is "
+            "created, private, if it is not there. The token is that of 'hf auth login', or "
+            "HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        option(
+            "--public", panel=OUTPUT.title,
+            help="With --push: create the repository for everyone to see.",
+        ),
+    ] = False,
     **fields: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
@@ -179,11 +206,19 @@ def quantize(
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
     from quantcli.api.fit import choose_type, read_fit
+    from quantcli.exports.to_hub import check_push
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
     from quantcli.run.request import Request, check_request, place_outputs
 
+    found = read_words(model, words or ())
+    if found.output is not None and output is not None:
+        raise UsageError(f"both {found.output} and -o {output} name the output", hint="name one")
+    output, threads = output or found.output, threads or found.threads
+    if found.types:
+        fields["type"] = [*found.types, *(fields["type"] or ())]
+    check_push(push, public=public, dry_run=dry_run)
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
         taken = fields | {"set": output_set}
@@ -203,6 +238,7 @@ def quantize(
         for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
+<<<<<<< HEAD
     if prompt is not None:
         if out.quiet:
             raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
@@ -228,7 +264,14 @@ def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
 
 
 def _run(out: Output, request: Request) -> list[Quantized]:
+=======
+    _run(out, request, push, public=public)
+
+
+def _run(out: Output, request: Request, push: str | None, *, public: bool) -> None:
+>>>>>>> main
     from quantcli.events import drain
+    from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
     from quantcli.run.outputs import OutputDone
     from quantcli.run.quantize import quantize as run
@@ -259,4 +302,13 @@ def _run(out: Output, request: Request) -> list[Quantized]:
                 out.table(table)
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
+<<<<<<< HEAD
     return finished
+=======
+    if push and not request.dry_run:
+        made = [path for done in finished for path in done.artifact.paths]
+        out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+
+
+quantize.read_args = read_args  # type: ignore[attr-defined]
+>>>>>>> main
