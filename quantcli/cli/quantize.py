@@ -238,17 +238,16 @@ def quantize(
         for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
-<<<<<<< HEAD
     if prompt is not None:
         if out.quiet:
             raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
         from quantcli.api.answer import check_answer
 
         check_answer(request)
-    finished = _run(out, request)
+    finished = _run(out, request, push, public=public)
     if prompt is not None:
         _answer(out, finished[0].artifact.paths[0], prompt, threads)
-    elif not request.dry_run and out.talks_to_a_terminal:
+    elif not (push or request.dry_run) and out.talks_to_a_terminal:
         from quantcli.report.next_step import next_step
 
         out.say(next_step(finished))
@@ -263,13 +262,7 @@ def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
     out.stream("\n")
 
 
-def _run(out: Output, request: Request) -> list[Quantized]:
-=======
-    _run(out, request, push, public=public)
-
-
-def _run(out: Output, request: Request, push: str | None, *, public: bool) -> None:
->>>>>>> main
+def _run(out: Output, request: Request, push: str | None, *, public: bool) -> list[Quantized]:
     from quantcli.events import drain
     from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
@@ -302,13 +295,10 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> No
                 out.table(table)
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
-<<<<<<< HEAD
-    return finished
-=======
     if push and not request.dry_run:
         made = [path for done in finished for path in done.artifact.paths]
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+    return finished
 
 
 quantize.read_args = read_args  # type: ignore[attr-defined]
->>>>>>> main
