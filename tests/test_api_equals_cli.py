@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "eval-ppl": quantcli.evaluate,
     "export": quantcli.export,
 }
-SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help"}
+SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help", "words", "prompt"}
 """Options that only shape what is printed."""
 NAMES = {
     "quantize": {"model": "source"},
