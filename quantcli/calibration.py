@@ -19,12 +19,12 @@ from quantcli.layerwise.walk import open_walk
 from quantcli.layerwise.windows import cut_windows
 from quantcli.model import Model
 from quantcli.sources.imatrix import read_sums
+from quantcli.statistics.checkpoint_statistics import CheckpointStatistics
 from quantcli.statistics.importance_file import Calibration, output_paths, stats_path, write
 from quantcli.statistics.input_statistics import check_needs
 from quantcli.statistics.input_visitor import InputVisitor
 from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.statistics.statistics_file import (
-    CheckpointStatistics,
     MergedStatistics,
     StatisticsFile,
     StatisticsSource,

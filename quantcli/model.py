@@ -219,10 +219,12 @@ def open_model(
         )
     wish = _Wish(pre, vocabulary, table, tuple(ignored), template)
     model = _open_checkpoint(str(target), found, wish)
-    return _for_gguf(model) if gguf_only else model
+    return for_gguf(model) if gguf_only else model
 
 
-def _for_gguf(model: Model) -> Model:
+def for_gguf(model: Model) -> Model:
+    """The model as a GGUF alone would hold it: without a head that equals the embeddings of a tied
+    model, with what a reranker needs; see `open_model`'s ``gguf_only``."""
     if model.from_gguf or model.untabled is not None:
         return model
     model = _without_equal_head(model)

@@ -227,10 +227,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Note(Event):
-    """A sentence for the user; ``level`` is "info" or "warning"."""
+    """A sentence for the user; ``level`` is "info" or "warning".
+
+    ``refused_by`` names a reader that does not take the result, or misreads it.
+    """
 
     message: str
     level: str = "info"
+    refused_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "eval-ppl": quantcli.evaluate,
     "export": quantcli.export,
 }
-SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help"}
+SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help", "words", "prompt"}
 """Options that only shape what is printed."""
 NAMES = {
     "quantize": {"model": "source"},
@@ -54,24 +54,38 @@ PLANS = """
 --keep first,last=Q8_0 -o other.gguf --recipe recipe.toml
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
+--to gptq --strict --keep o_proj --on-fallback nearest
+--bits 4 --push org/name --public
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
+--to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate
 --method awq,gptq --random-share 0.5 --calibrate text.txt --chunks 2 --resume --to awq
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
 --method best --target-size 3M
 --method gptq --allocate
+--method gptq --target-bpw 4 --allocate-from q4_k,q6_k
+--imatrix m.gguf --allocate
+--to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
 --max-memory 300M --no-mtp
+--fit 2G --on mac --ctx 4k --kv-type q8_0
+--set popular --type BF16 -o set/
+--to gptq,mlx --bits 4,8
+--type Q4_0,Q8_0 --method gptq --to gguf
 """
 RUNS = """
 quantize mini --type Q4_0 --pure -o out.gguf
 quantize mini --type IQ4_NL -o full.gguf --force
 quantize mini --to gptq --split-max-size 3M
+quantize mini --type Q4_0 --type Q8_0 -o set/
+quantize mini --to gguf,mlx --type q4_k --bits 4 -o set
 quantize seeing --type Q8_0 --mmproj --mmproj-type F32 -o out.gguf
 quantize seeing --mmproj-only
 quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.gguf
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
+quantize mini --to compressed-tensors --activations int8:static --statistics seen.safetensors
+quantize mini --to compressed-tensors --scheme NVFP4 --kv-cache fp8 --calibrate text.txt --chunks 2
 quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
 calibrate mini --data lines.jsonl --field body --ctx 32 --chunks 2 --dtype float32 --device cpu \
@@ -84,11 +98,14 @@ eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config min
 --save-base base.kld --top-k 8 --max-kld 9 --min-top1 0 --plot p.svg --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
+eval-ppl q4.gguf --speed --threads 1
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
 export q4.gguf --to gptq --requantize --threads 1
 export q4.gguf --to card --eval eval.json -o full.gguf --force
 export q4.gguf --verify --against mini
+export q4.gguf --to report --eval eval.json --against mini -o report
+export q4.gguf mini --to hub --repo org/name --public --dry-run
 """
 REFUSALS = """
 quantize mini --bits 7
@@ -108,9 +125,20 @@ quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
 quantize nowhere
+quantize mini --fit 2G --bits 4
+quantize mini --fit 1M
+quantize mini --ctx 4k
+quantize q4.gguf --fit 2G
 quantize mini --mmproj
 quantize mini --to mlx --mmproj
 quantize mini --to compressed-tensors --scheme FP9
+quantize mini --to compressed-tensors --scheme FP8
+quantize mini --to compressed-tensors --scheme FP8 --statistics nowhere
+quantize mini --type Q4_0,IQ2_XXS
+quantize mini --type Q4_0,q4_0
+quantize mini --type Q4_0,Q8_0 -o a.gguf
+quantize mini --set nothing
+quantize mini --bits 4,,8
 calibrate
 calibrate mini --merge m.gguf
 calibrate mini --ctx 4
@@ -121,6 +149,10 @@ eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf
 export q4.gguf --against mini
 export q4.gguf --verify --to hf
+export q4.gguf --to hub
+export q4.gguf --to hub --repo name
+export q4.gguf --to hf --repo org/name
+export q4.gguf --to report --public
 export q4.gguf --to card --dtype f16
 export q4.gguf --to nothing
 """
@@ -164,8 +196,9 @@ def inputs(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.toml").write_text('type = "Q6_K"\npure = true\n')
     (folder / "full.gguf").write_bytes(b"something else")
     quantcli.quantize(mini, folder / "q4.gguf", type="Q4_0")
-    made = quantcli.calibrate(mini, [folder / "text.txt"], ctx=32, chunks=4)
-    made.paths[0].rename(folder / "m.gguf")
+    made = quantcli.calibrate(mini, [folder / "text.txt"], ctx=32, chunks=4, collect="min_max")
+    for path, name in zip(made.paths, ("m.gguf", "seen.safetensors"), strict=True):
+        path.rename(folder / name)
     results = quantcli.evaluate(
         folder / "mini", folder / "text.txt", ctx=32, chunks=2, engine="torch",
         save_base=folder / "base.dat",
@@ -201,8 +234,9 @@ def _made(folder: Path) -> dict[str, bytes]:
 
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
-    for key in ("schema", "free_disk_bytes"):
-        left.pop(key, None)
+    for part in (left, *left.get("outputs", ())):
+        for key in ("schema", "free_disk_bytes", "speeds"):
+            part.pop(key, None)
     return left
 
 

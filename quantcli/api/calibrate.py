@@ -63,10 +63,10 @@ def calibrate(
 
     Without texts the built-in one is taken; ``field`` is the key of a text in JSON lines. Windows
     have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
-    ``collect`` names more statistics: abs_max, mean_abs, hessian. ``max_memory`` is that of hidden
-    states, in bytes or as "4G". ``merge`` adds up finished calibrations instead, ``stats`` of a
-    finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current folder,
-    ``legacy`` writes llama.cpp's older form.
+    ``collect`` names more statistics: abs_max, mean_abs, min_max, kv_max, hessian. ``max_memory``
+    is that of hidden states, in bytes or as "4G". ``merge`` adds up finished calibrations instead,
+    ``stats`` of a finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current
+    folder, ``legacy`` writes llama.cpp's older form.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     if merge and (source is not None or data):

@@ -5,26 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Unpack, get_origin
 
 from quantcli.api.calls import (
     Names,
     Watch,
     as_names,
-    as_path,
     parse_bytes,
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
+from quantcli.exports.to_hub import check_push, upload_artifacts
+from quantcli.plan.output_set import Output, expand_outputs
 from quantcli.plan.recipe import FIELDS, Recipe
-from quantcli.plan.recipe_defaults import resolve_recipe
-from quantcli.plan.recipe_file import load_recipe
-from quantcli.report.quantized import whole_document
+from quantcli.plan.recipe_file import read_bases
+from quantcli.report.quantized import output_document, whole_document
 from quantcli.run import quantize as quantizing
-from quantcli.run.request import Request, Wanted, tower_beside
+from quantcli.run.outputs import Quantized
+from quantcli.run.request import Request, place_outputs
 from quantcli.types import Note
+
+
+@dataclass(frozen=True)
+class OutputResult:
+    """One output: its files, their size, bits per weight over all tensors, and its document."""
+
+    paths: tuple[Path, ...]
+    nbytes: int
+    bits_per_weight: float
+    document: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,8 @@ class QuantizeResult:
     ``nbytes`` is the exact size of all files together, but for ``mmproj``. ``document`` holds the
     facts that ``quantcli quantize --json`` prints: with ``dry_run`` what each tensor would become
     and why, else, under "tensors", what became of each one that a method rounded.
-    ``source_digest`` is None for a dry run.
+    ``source_digest`` is None for a dry run. Of several outputs, ``paths`` and ``nbytes`` are of
+    all, ``bits_per_weight`` is their mean, and ``outputs`` has each one's own.
     """
 
     paths: tuple[Path, ...]
@@ -45,6 +59,9 @@ class QuantizeResult:
     notes: tuple[Note, ...]
     mmproj: Path | None = None
     """The file of the vision or audio tower, if one was asked for beside the text model."""
+    outputs: tuple[OutputResult, ...] = ()
+    url: str | None = None
+    """Where ``push`` put them."""
 
 
 @takes_keywords
@@ -52,7 +69,12 @@ def quantize(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    output_set: Literal["popular", "small", "all"] | None = None,
     quality: Literal["fast", "high"] | None = None,
+    fit: str | None = None,
+    on: str | None = None,
+    ctx: int | str | None = None,
+    kv_type: str | None = None,
     mmproj: bool = False,
     mmproj_type: str | None = None,
     calibrate: Names = (),
@@ -63,50 +85,78 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    push: str | None = None,
+    public: bool = False,
     on_event: Show | None = None,
     **options: Unpack[RecipeOptions],
 ) -> QuantizeResult:
     """Quantize a model to a GGUF, or with ``to`` to a model folder.
 
     ``options`` win over those of ``recipe``, a file or a `Recipe`. ``output`` defaults to a name
-    made of the model's and the recipe's, in the current folder. ``mmproj`` writes the vision or
-    audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
+    made of the model's and the recipe's, in the current folder. Several types, bits or layouts
+    (``type=["Q4_K_M", "Q8_0"]``), an ``output_set`` by name or a recipe of several outputs make
+    one file each from one read of the model, in the folder ``output``. ``mmproj`` writes the vision
+    or audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
     what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
-    ``resume`` continues an interrupted run, ``dry_run`` plans and writes nothing. ``max_memory``
-    limits the memory while weights are written, in bytes or as "300M".
+    ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
+    ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``push``
+    uploads what was made to that repository, private unless ``public``.
     """
     refuse_below_one(threads=threads)
-    base = recipe if isinstance(recipe, Recipe) else load_recipe(recipe) if recipe else Recipe()
+    check_push(push, public=public, dry_run=dry_run)
+    watch = Watch(on_event)
     fields = {name: _as_field(name, value) for name, value in options.items()}
-    resolved = resolve_recipe(base, quality=quality, **fields)
-    outputs = [Wanted(resolved, as_path(output), fields.get("bits"))]
-    if mmproj or mmproj_type:
-        outputs.append(tower_beside(outputs[0], mmproj_type))
+    wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
+    if wish is not None:
+        taken = fields | {"set": output_set}
+        fields["type"] = (choose_type(str(source), wish, taken, watch),)
+    texts = as_names(calibrate)
+    asked = expand_outputs(
+        [Output(recipe)] if isinstance(recipe, Recipe) else read_bases(recipe),
+        output_set=output_set,
+        quality=quality,
+        has_texts=bool(texts),
+        **fields,
+    )
     request = Request(
         str(source),
-        outputs,
-        as_names(calibrate),
+        place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
+        texts,
         chunks=chunks,
         resume=resume,
         force=force,
         dry_run=dry_run,
         threads=threads,
         max_memory=parse_bytes(max_memory),
+        left_out=asked.left_out,
     )
-    watch = Watch(on_event)
-    done, *towers = drain(quantizing.quantize(request, on_fetch=watch), watch)
-    document = whole_document([done, *towers], planned=dry_run)
+    finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
+    main = [done for done in finished if not done.is_tower] or finished
+    tower = next((done for done in finished if done.is_tower and done not in main), None)
+    made = [path for done in finished for path in done.artifact.paths]
+    sent = None
+    if push and not dry_run:
+        sent = drain(upload_artifacts(made, push, public=public), watch)
     return QuantizeResult(
-        done.artifact.paths,
-        done.artifact.nbytes,
-        done.artifact.bits_per_weight,
-        done.digest,
-        document,
+        tuple(path for done in main for path in done.artifact.paths),
+        sum(done.artifact.nbytes for done in main),
+        fmean(done.artifact.bits_per_weight for done in main),
+        main[0].digest,
+        whole_document(finished, planned=dry_run),
         tuple(watch.notes),
-        towers[0].artifact.paths[0] if towers else None,
+        tower.artifact.paths[0] if tower else None,
+        tuple(_result(done, planned=dry_run) for done in main),
+        sent,
     )
+
+
+def _result(done: Quantized, *, planned: bool) -> OutputResult:
+    document = output_document(done, planned=planned)
+    artifact = done.artifact
+    return OutputResult(artifact.paths, artifact.nbytes, artifact.bits_per_weight, document)
 
 
 def _as_field(name: str, value: Any) -> Any:

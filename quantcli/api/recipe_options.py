@@ -10,7 +10,7 @@ from typing import Literal, TypedDict
 class RecipeOptions(TypedDict, total=False):
     """Keywords of `quantize` that are fields of a recipe; see ``quantcli quantize --help``."""
 
-    type: str
+    type: str | Sequence[str]
     tensor_types: Sequence[str]
     output_tensor_type: str
     token_embedding_type: str
@@ -21,11 +21,11 @@ class RecipeOptions(TypedDict, total=False):
     exclude_weights: Sequence[str]
     allow_requantize: bool
     override_kv: Sequence[str]
-    on_fallback: Literal["warn", "error"]
+    on_fallback: Literal["warn", "nearest", "error"]
     split_max_size: str
     pre: str
-    to: str
-    bits: int
+    to: str | Sequence[str]
+    bits: int | Sequence[int]
     group_size: int | str
     symmetric: bool
     activations: str
@@ -49,3 +49,8 @@ class RecipeOptions(TypedDict, total=False):
     ignore_tensors: Sequence[str]
     chat_template: str | Path
     scheme: Sequence[str]
+    strict: bool
+    kv_cache: Literal["fp8"]
+    statistics: str | Path
+    target_bpw: float
+    allocate_from: str

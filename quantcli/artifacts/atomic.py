@@ -137,7 +137,9 @@ class AtomicFiles:
 
     def write(self, path: Path, offset: int, data: ReadableBuffer) -> None:
         """Put ``data`` at ``offset`` of the file that will be ``path``."""
-        view = memoryview(data).cast("B")
+        whole = memoryview(data)
+        # An empty array has a shape that cannot be cast.
+        view = whole.cast("B") if whole.nbytes else memoryview(b"")
         try:
             while view:
                 written = os.pwrite(self._open[path], view, offset)

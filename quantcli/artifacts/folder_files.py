@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.model_card import describe_folder, render_card
 from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.artifacts.slabs import UNFINISHED
+from quantcli.artifacts.static_scales import cache_scales
 from quantcli.errors import SourceError
-from quantcli.layouts.base import FolderFacts, FolderPart, Packing
+from quantcli.layouts.base import FolderFacts, FolderPart
+from quantcli.layouts.settings import QUANTIZATION_KEYS
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.schemes import DTYPES, Scheme
 from quantcli.plan.text_file import read_template
 from quantcli.sources.card import CARD
+from quantcli.whole_files import read_whole
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 
@@ -53,7 +57,7 @@ def read_settings(folder: Path) -> dict[str, bytes]:
         if path.name in _OWN or path.name.endswith(".index.json") or not path.is_file():
             continue
         try:
-            files[path.name] = path.read_bytes()
+            files[path.name] = read_whole(path)
         except OSError as error:
             raise SourceError(f"{path}: {error.strerror or error}") from error
     return files
@@ -69,33 +73,38 @@ def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
     }
 
 
-def _describe_part(plan: FolderPlan, scheme: Scheme, packing: Packing | None) -> FolderPart:
+def _describe_part(plan: FolderPlan, scheme: Scheme) -> FolderPart:
     modules = [item.matrix.module for item in plan.items if item.scheme == scheme]
-    return FolderPart(scheme.grid, packing or scheme.packing, scheme.inputs, modules)
+    return FolderPart(scheme.grid, scheme.packing, scheme.inputs, modules)
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is an escape in the source too: UTF-8 has no bytes for it.
+        return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def make_settings(
-    model: Model,
-    plan: FolderPlan,
-    packing: Packing | None,
-    weights: SafetensorsShards,
-) -> dict[str, bytes]:
+def make_settings(model: Model, plan: FolderPlan, weights: SafetensorsShards) -> dict[str, bytes]:
     """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
     if plan.recipe.chat_template:
         files[_TEMPLATE] = read_template(plan.recipe.chat_template).encode()
     recipe = recorded(plan.recipe)
-    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    config = without_quantization(model.config)
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
-    if plan.schemes:
-        parts = [_describe_part(plan, scheme, packing) for scheme in plan.schemes]
-        config |= parts[0].packing.describe(FolderFacts(config, parts, plan.kept))
+    if plan.schemes or plan.caches:
+        parts = [_describe_part(plan, scheme) for scheme in plan.schemes]
+        subject = FolderFacts(config, parts, plan.kept)
+        if plan.caches:
+            cache = cache_scales(plan)
+            subject = replace(subject, cache=cache.settings)
+            config |= cache.describe(subject)
+        if parts:
+            config |= parts[0].packing.describe(subject)
     files[CONFIG] = to_json(config)
     files |= index_files(weights)
     source = {"repo": model.repo, "revision": model.revision, "digest": UNFINISHED}
@@ -123,6 +132,18 @@ def make_settings(
     )
     files[CARD] = render_card(card)
     return dict(sorted(files.items()))
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what it, or the one of its text model, says of quantized weights.
+
+    Other storages than the output's may have their settings under another key.
+    """
+    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    text_config = kept.get("text_config")
+    if isinstance(text_config, Mapping):
+        kept["text_config"] = without_quantization(text_config)
+    return kept
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from quantcli.artifacts.gguf_container import (
     shard_paths,
 )
 from quantcli.artifacts.gguf_shards import GgufShards
+from quantcli.artifacts.nvfp4_scales import ScaledWeights, add_scales
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
@@ -121,7 +122,15 @@ class GgufFile(GgufShards):
                         partial(self.model.read_rows, item.tensor, slab.start, slab.stop),
                         partial(self._encode, item, slab, place),
                         partial(self._refuse, item, slab),
+                        self._content(item),
+                        place,
                     )
+
+    def _content(self, item: TensorPlan) -> tuple[str, int] | None:
+        """What decides the bytes of a tensor's rows; None where no other file has the same."""
+        if item.tensor.name in self.encoders:
+            return None
+        return item.format, id(self.importance) if item.importance else 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -214,13 +223,16 @@ def prepare_gguf(
     plan = plan or make_plan(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
+    plan = add_scales(plan, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
     groups = split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
     paths = shard_paths(output, len(groups))
     metadata = _describe(model, plan, importance)
     shards = {path: tuple(group) for path, group in zip(paths, groups, strict=True)}
     layouts = _lay_out(metadata, shards)
-    artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force)
+    scaled = ScaledWeights(model, plan, None if recipe.range == "mse" else importance)
+    encoders = dict.fromkeys(scaled.names, scaled)
+    artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force, encoders)
     if check:
         read = {info.file for info in model.store.tensors.values()}
         if importance is not None and importance.path.name:

@@ -1,4 +1,4 @@
-"""The largest magnitudes of matrices, where a scale of the whole matrix depends on them (NVFP4).
+"""The largest magnitudes of matrices, for a scale of the whole matrix (NVFP4, FP8 by tensor).
 
 Matrices that servers run as one get one such scale, so the largest of all counts.
 """
@@ -12,8 +12,8 @@ import numpy as np
 
 from quantcli.formats import native
 from quantcli.model import Model
-from quantcli.plan.folders import fused_with
-from quantcli.types import Matrix, TensorStore
+from quantcli.plan.fused import fused_with
+from quantcli.types import Matrix, OutputTensor, TensorStore
 
 _SLAB = 4 << 20
 _FUSED = (
@@ -21,6 +21,8 @@ _FUSED = (
     ("ffn_gate", "ffn_up"),
     ("ffn_gate_exps", "ffn_up_exps"),
     ("ffn_gate_shexp", "ffn_up_shexp"),
+    ("attn_q_a", "attn_kv_a_mqa"),
+    ("attn_qkv", "attn_gate"),
 )
 """GGUF's names of what servers run as one."""
 
@@ -58,17 +60,16 @@ def largest_weight(model: Model, name: str) -> float:
     block, _, leaf = name.removesuffix(".weight").rpartition(".")
     parts = next((parts for parts in _FUSED if leaf in parts), (leaf,))
     names = {f"{block}.{part}.weight" if block else f"{part}.weight" for part in parts}
-    found = []
-    for tensor in model.tensors:
-        if tensor.name in names:
-            step = max(1, _SLAB // (4 * tensor.columns))
-            found.append(
-                _largest(
-                    model.read_floats(tensor, start, min(start + step, tensor.rows))
-                    for start in range(0, tensor.rows, step)
-                )
-            )
-    return max(found)
+    return max(largest_in_tensor(model, t) for t in model.tensors if t.name in names)
+
+
+def largest_in_tensor(model: Model, tensor: OutputTensor) -> float:
+    """The largest magnitude in a GGUF tensor; NaN where a weight is none."""
+    step = max(1, _SLAB // (4 * tensor.columns))
+    return _largest(
+        model.read_floats(tensor, start, min(start + step, tensor.rows))
+        for start in range(0, tensor.rows, step)
+    )
 
 
 def _largest(slabs: Iterable[np.ndarray]) -> float:

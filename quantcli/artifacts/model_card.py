@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import yaml
 
 from quantcli import __version__
+from quantcli.bounded_yaml import load_yaml
 from quantcli.layouts import find_layout
 from quantcli.sources.card import CARD
+from quantcli.whole_files import read_whole_text
 
 _KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """Of the source's front matter."""
@@ -99,14 +101,14 @@ def describe_folder(
 
 def _front_matter(folder: Path) -> dict[str, Any]:
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
+        text = read_whole_text(folder / CARD)
     except (OSError, UnicodeDecodeError):
         return {}
     if not text.startswith("---\n"):
         return {}
     try:
-        found = yaml.safe_load(text[4:].partition("\n---")[0])
+        found = load_yaml(text[4:].partition("\n---")[0])
         json.dumps(found)
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

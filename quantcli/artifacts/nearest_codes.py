@@ -58,12 +58,14 @@ class RoundToNearest:
         floats = native.to_float32(rows)
         scheme = self._schemes[matrix.module]
         grid = scheme.grid
-        if grid.strategy == "tensor":
+        if grid.needs_whole:
+            grid = grid.bind(self._largest(matrix))
+        if grid.strategy != "tensor":
+            scales, zeros = grid.fit(floats, self._weights(matrix), scheme.search)
+        elif grid.whole is None:
             scales, zeros = self._tensor_range(matrix, scheme)
         else:
-            if grid.needs_whole:
-                grid = grid.bind(self._largest(matrix))
-            scales, zeros = grid.fit(floats, self._weights(matrix), scheme.search)
+            scales, zeros = grid.fit_tensor(lambda: [floats])
         return GridCodes(grid.quantize(floats, scales, zeros), scales, zeros, grid.whole)
 
     def _weights(self, matrix: Matrix) -> NDArray[np.float32] | None:

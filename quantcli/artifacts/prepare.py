@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from quantcli.artifacts.model_folder import ModelFolder
 
 
+def model_name(model: Model) -> str:
+    """What outputs are called after: the repository, the folder or the file."""
+    return model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
+
+
 def default_output(model: Model, recipe: Recipe) -> Path:
     """``NAME-TYPE.gguf`` or ``NAME-TO-...`` in the current folder, ``mmproj-...`` for a tower.
 
     NAME is that of the repository, the folder or the file.
     """
-    name = model.repo.rpartition("/")[2] if model.repo else model.path.resolve().name
+    name = model_name(model)
     if recipe.mmproj_only:
         return Path(f"mmproj-{name}-{recipe.type}.gguf")
     if recipe.to == GGUF:

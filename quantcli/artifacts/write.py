@@ -2,17 +2,19 @@
 
 An artifact is decided before: its files, their sizes and every offset. Headers go first, slabs in
 any order by any number of threads, names last; the bytes depend on the model and the recipe alone.
-Several artifacts of one source are made from one read of it: a slab is read and hashed once, and
-its rows go to the encoder of each.
+Several artifacts of one source are made from one read of it: a slab is read and hashed once, its
+rows go to the encoder of each, and what several hold alike (Q4_K_S and Q4_K_M share most tensors)
+is encoded once. One whose disk gives out is given up, and the others go on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
-from quantcli.errors import PlanError, WeightError
+from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.plan.budget import BASE_BYTES
 from quantcli.types import Event, Note
@@ -54,18 +56,31 @@ class ArtifactDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactFailed(Event):
+    """One of several artifacts could not be written; the others are."""
+
+    paths: tuple[Path, ...]
+    error: OutputError
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactPart:
     """What an artifact makes of one slab of its source.
 
     ``read`` gives the slab's rows, ``encode`` what becomes of them, without changing them; each of
     its chunks is written before the next is asked for. ``refuse`` says where a weight is stored
     that cannot be encoded; None where any can.
+
+    Parts of one slab that have the same ``content`` make one chunk of the same data, which is
+    encoded once and put at the ``place`` of each: a file of the artifact and an offset.
     """
 
     slab: Slab
     read: Callable[[], NDArray[Any]]
     encode: Callable[[NDArray[Any]], Iterable[Chunk]]
     refuse: Callable[[UnencodableError], WeightError] | None = None
+    content: Hashable | None = None
+    place: tuple[Any, int] = ("", 0)
 
 
 class Artifact(Protocol):
@@ -138,82 +153,157 @@ def write_artifact(
 def write_artifacts(
     artifacts: Sequence[Artifact], *, threads: int | None = None, max_memory: int | None = None
 ) -> Iterator[Event]:
-    """Write artifacts, yielding notes and progress, at last an `ArtifactDone` for each.
+    """Write artifacts, yielding notes and progress, and an `ArtifactDone` as each is whole.
 
     A slab that several make something of is read once. ``threads`` defaults to the processors, and
     to as many as fit into ``max_memory`` bytes. Whatever ends the iteration early (an error, an
-    interrupt, closing the generator) leaves no file under a final name and an existing one
-    untouched.
+    interrupt, closing the generator) leaves no file under a final name but those that were said to
+    be whole, and an existing one untouched. Of several, one that cannot be written ends as
+    `ArtifactFailed`; OutputError where none is left.
     """
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
-        sinks = [artifact.open() for artifact in artifacts]
-        for sink in sinks:
-            stack.enter_context(sink)
-        shared: dict[_Key, list[_Use]] = {}
-        places: list[list[tuple[_Key, int]]] = []
-        for artifact, sink in zip(artifacts, sinks, strict=True):
-            _write(sink, artifact.heads())
-            places.append([])
-            for part in artifact.parts():
-                key = id(artifact.source), part.slab
+        writings = [_Writing(artifact, artifact.open()) for artifact in artifacts]
+        for writing in writings:
+            stack.enter_context(writing.sink)
+        shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]] = {}
+        for writing in writings:
+            writing.write_all(writing.artifact.heads())
+            for part in writing.artifact.parts():
+                key = id(writing.artifact.source), part.slab
                 uses = shared.setdefault(key, [])
-                places[-1].append((key, len(uses)))
-                uses.append(_Use(part, sink, artifact.sealed))
+                writing.places.append((key, len(uses)))
+                uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
-        tasks = [(slab, partial(_do, uses, hashed)) for (_, slab), uses in shared.items()]
-        found = dict(zip(shared, (yield from work_slabs(tasks, workers)), strict=True))
-        digests = []
-        for artifact, sink, own in zip(artifacts, sinks, places, strict=True):
-            digests.append(artifact.digest({key[1]: found[key].read for key, _ in own}))
-            written = hashlib.sha256(b"".join(found[key].written[use] for key, use in own))
-            _write(sink, artifact.tails(digests[-1], written.hexdigest()))
-        for sink in sinks:
-            sink.publish()
-    for artifact, digest in zip(artifacts, digests, strict=True):
-        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
-
-
-@dataclass(frozen=True, slots=True)
-class _Use:
-    """What an artifact makes of a slab, where it goes, and whether that is hashed."""
-
-    part: ArtifactPart
-    sink: Sink
-    sealed: bool
+        tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
+        told: list[_Writing] = []
+        # Closed before the files are, which its threads write to.
+        slabs = stack.enter_context(closing(work_slabs(tasks, workers)))
+        while True:
+            try:
+                progress = next(slabs)
+            except StopIteration as ended:
+                hashes = dict(zip(shared, ended.value, strict=True))
+                break
+            yield from _tell_failed(writings, told)
+            yield progress
+        for writing in writings:
+            done = writing.publish(hashes)
+            if done is not None:
+                yield done
+        yield from _tell_failed(writings, told)
 
 
 @dataclass(frozen=True, slots=True)
 class _Hashes:
-    """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses."""
+    """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses.
+
+    Empty where nobody records it.
+    """
 
     read: bytes
     written: Sequence[bytes]
 
 
-def _do(uses: Sequence[_Use], hashed: bool) -> _Hashes:
-    """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
-    rows = uses[0].part.read()
-    leaf = hash_rows(rows) if hashed else b""
-    written = []
-    for use in uses:
-        digest = hashlib.sha256() if use.sealed else None
+@dataclass(eq=False)
+class _Writing:
+    """An artifact that is being written, from several threads, until its ``error``.
+
+    ``places`` has the slab of each of its parts, and which of the slab's uses that is.
+    """
+
+    artifact: Artifact
+    sink: Sink
+    places: list[tuple[_Key, int]] = field(default_factory=list)
+    error: OutputError | None = None
+    _busy: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def write_all(self, chunks: Iterable[Chunk]) -> None:
+        """Write chunks before anything else is; OutputError."""
+        for chunk in chunks:
+            self.sink.write(*chunk)
+
+    def write(self, file: Any, offset: int, data: ReadableBuffer) -> None:
+        """Write a chunk, unless the artifact has been given up; it is if that fails.
+
+        Its space is free again as soon as no thread writes to it.
+        """
+        with self._lock:
+            if self.error is not None:
+                return
+            self._busy += 1
         try:
-            _write(use.sink, use.part.encode(rows), digest)
+            self.sink.write(file, offset, data)
+        except OutputError as error:
+            self.error = self.error or error
+        finally:
+            with self._lock:
+                self._busy -= 1
+                if self.error is not None and self._busy == 0:
+                    self.sink.__exit__(None, None, None)
+
+    def publish(self, hashes: Mapping[_Key, _Hashes]) -> ArtifactDone | None:
+        """Give the files their names, unless the artifact is or must be given up."""
+        artifact = self.artifact
+        digest = artifact.digest({key[1]: hashes[key].read for key, _ in self.places})
+        content = hashlib.sha256(b"".join(hashes[key].written[use] for key, use in self.places))
+        for chunk in artifact.tails(digest, content.hexdigest()):
+            self.write(*chunk)
+        try:
+            if self.error is None:
+                self.sink.publish()
+                return ArtifactDone(
+                    artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest
+                )
+        except OutputError as error:
+            self.error = error
+            self.sink.__exit__(None, None, None)
+        return None
+
+
+def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:
+    """What has failed since the last call; its OutputError where nothing else is left."""
+    for writing in writings:
+        if writing.error is None or writing in told:
+            continue
+        if all(each.error is not None for each in writings):
+            raise writing.error
+        told.append(writing)
+        yield ArtifactFailed(writing.artifact.paths, writing.error)
+
+
+def _do(parts: Sequence[tuple[ArtifactPart, _Writing]], hashed: bool) -> _Hashes:
+    """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
+    rows = parts[0][0].read()
+    leaf = hash_rows(rows) if hashed else b""
+    encoded: set[Hashable] = set()
+    written = [b""] * len(parts)
+    for index, (part, writing) in enumerate(parts):
+        if part.content in encoded or writing.error is not None:
+            continue
+        twins = []
+        if part.content is not None:
+            encoded.add(part.content)
+            same = enumerate(parts[index + 1 :], index + 1)
+            twins = [place for place, each in same if each[0].content == part.content]
+        sealed = [place for place in (index, *twins) if parts[place][1].artifact.sealed]
+        digest = hashlib.sha256()
+        try:
+            for file, offset, data in part.encode(rows):
+                writing.write(file, offset, data)
+                for other, its in (parts[place] for place in twins):
+                    its.write(*other.place, data)
+                if sealed:
+                    digest.update(data)
         except UnencodableError as refused:
-            if use.part.refuse is None:
+            if part.refuse is None:
                 raise
-            raise use.part.refuse(refused) from refused
-        written.append(b"" if digest is None else digest.digest())
+            raise part.refuse(refused) from refused
+        for place in sealed:
+            written[place] = digest.digest()
     return _Hashes(leaf, written)
-
-
-def _write(sink: Sink, chunks: Iterable[Chunk], digest: Any = None) -> None:
-    for place, offset, data in chunks:
-        if digest is not None:
-            digest.update(data)
-        sink.write(place, offset, data)
 
 
 def default_threads() -> int:

@@ -64,7 +64,9 @@ def calibrate(
             metavar="WHAT",
             panel=_RUN,
             help="Collect this too: abs_max, mean_abs (each channel's "
-            "largest and mean absolute value) or hessian (X X^T). Repeatable, or with commas.",
+            "largest and mean absolute value), min_max (its least and largest value, for --scheme "
+            "FP8 and other static scales), kv_max (the largest key and value, for --kv-cache) or "
+            "hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
     dtype: Annotated[

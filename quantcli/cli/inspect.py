@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 
 _SHOW = "What to show instead of the overview"
 _CHOOSE = "Which tensors, and in which order"
+_FIT = "Which type fits a machine"
+
+
+def _cache_types(args: list[str]) -> list[str]:
+    """``--kv q8_0`` as ``--kv-type q8_0``: the one without a value lists key-values."""
+    if "--kv" not in args:
+        return args
+    from quantcli.fit.cache import CACHE_TYPES
+
+    return [
+        "--kv-type" if arg == "--kv" and after.upper() in CACHE_TYPES else arg
+        for arg, after in zip(args, [*args[1:], ""], strict=True)
+    ]
 
 
 @command
@@ -74,6 +87,59 @@ def inspect(
             rich_help_panel=_CHOOSE,
         ),
     ] = 10,
+    fit: Annotated[
+        str | None,
+        option(
+            "--fit",
+            metavar="SIZE",
+            panel=_FIT,
+            help="Tell which type to take for a machine with this much memory, such as 24G: "
+            "weights, cache and buffers as llama.cpp allocates them.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        option(
+            "--on",
+            metavar="gpu|mac|cpu",
+            panel=_FIT,
+            help="Whose memory that is: a graphics card's (default), a Mac's or the computer's.",
+        ),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        option(
+            "--ram",
+            metavar="SIZE",
+            panel=_FIT,
+            help="The memory beside a graphics card, for layers that do not fit on it. "
+            "Default: enough.",
+        ),
+    ] = None,
+    ctx: Annotated[
+        str | None,
+        option(
+            "--ctx", metavar="N", panel=_FIT, help="Tokens of context, such as 32k. Default: 8k."
+        ),
+    ] = None,
+    kv_type: Annotated[
+        str | None,
+        option(
+            "--kv-type",
+            metavar="TYPE",
+            panel=_FIT,
+            help="Type of the cache of keys and values: f16 (default), q8_0, q4_0 ...",
+        ),
+    ] = None,
+    flash_attn: Annotated[
+        bool,
+        option(
+            "--flash-attn/--no-flash-attn",
+            panel=_FIT,
+            help="Whether llama.cpp runs with flash attention; without it buffers are larger. "
+            "Default: with it.",
+        ),
+    ] = True,
     threads: Threads = None,
 ) -> None:
     """Show what MODEL holds and what it would weigh in each type.
@@ -83,6 +149,8 @@ def inspect(
 
     The overview:               quantcli inspect ./my-model
 
+    The type for my GPU:        quantcli inspect ./my-model --fit 24G --ctx 32k
+
     Its largest tensors:        quantcli inspect ./my-model --tensors --sort size
 
     Which layers are delicate:  quantcli inspect ./my-model --stats --sort kurtosis
@@ -91,11 +159,19 @@ def inspect(
 
     done = look(
         target, tensors=tensors, kv=kv, stats=stats, filter=pattern, sort=order, top=top,
-        threads=threads, on_event=out.event,
+        fit=fit, on=on, ram=ram, ctx=ctx, kv_type=kv_type, flash_attn=flash_attn,
+        every=out.verbose, threads=threads, on_event=out.event,
     )  # fmt: skip
     if out.json:
         out.document("inspect", 1, done.document)
         return
     out.heading(done.found.title)
+    for sentence in done.found.sentences:
+        out.sentence(sentence)
+    if done.found.sentences:
+        out.line()
     for table in done.found.tables:
         out.table(table)
+
+
+inspect.read_args = _cache_types  # type: ignore[attr-defined]

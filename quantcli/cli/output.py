@@ -28,11 +28,23 @@ if TYPE_CHECKING:
     from quantcli.types import Event
 
 
+_LONGEST = 4000
+"""Characters of a sentence on standard error; the longest lists of hints are a third of that."""
+
+
 def printable(text: str) -> str:
     """The text with control characters and lone surrogates escaped, as in a Python literal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _shorten(text: str) -> str:
+    """A sentence without its middle where a file's own words make it endless."""
+    if len(text) <= _LONGEST:
+        return text
+    kept = _LONGEST // 2
+    return f"{text[:kept]} [... {len(text) - 2 * kept:,} characters ...] {text[-kept:]}"
 
 
 class Output:
@@ -71,7 +83,7 @@ class Output:
         if self.pretty:
             from quantcli.cli.drawing import draw
 
-            self._stdout.print(draw(table, printable))
+            self._stdout.print(draw(table, printable, self._stdout.width))
             self._stdout.print()
         else:
             self.line("\n".join([*_plain(table), ""]))
@@ -90,11 +102,23 @@ class Output:
         else:
             self.line(printable(text))
 
+    def sentence(self, text: str) -> None:
+        """A sentence of data, broken between words on a terminal."""
+        if self.pretty and not self.json:
+            from rich.text import Text
+
+            self._stdout.print(Text(printable(text)))
+        else:
+            self.line(printable(text))
+
     def result(self, path: Path | str) -> None:
         """The path that was made: with ``-q`` the only thing on standard output."""
         text = str(path)
+        # A bar that is on the screen would take the line to standard error.
+        self.close()
         if self.json or text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text):
             self.line(text)
+            sys.stdout.flush()
             return
         # The bytes of a name that is not UTF-8, so that a script finds the file.
         sys.stdout.flush()
@@ -116,6 +140,17 @@ class Output:
         """A sentence for whoever watches; silent with ``-q``."""
         if not self.quiet:
             self._talk(text)
+
+    def stream(self, text: str) -> None:
+        """A piece of text as it comes, for whoever watches."""
+        if not self.quiet:
+            sys.stderr.write("".join(c if c in "\n\t" else printable(c) for c in text))
+            sys.stderr.flush()
+
+    @property
+    def talks_to_a_terminal(self) -> bool:
+        """Whether somebody reads what is said."""
+        return not self.quiet and self._stderr.is_terminal
 
     def detail(self, text: str) -> None:
         """A sentence for whoever asked for more with ``-v``."""
@@ -181,7 +216,7 @@ class Output:
     def _talk(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
         from rich.text import Text
 
-        line = Text(printable(text), style=style if style and not label else "")
+        line = Text(_shorten(printable(text)), style=style if style and not label else "")
         if label:
             line = Text.assemble((f"{label}:", style or ""), " ", line)
         self._stderr.print(line, soft_wrap=True)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
     ModelArgument,
     Threads,
@@ -13,10 +17,13 @@ from quantcli.cli.options import (
 )
 from quantcli.cli.output import Output
 from quantcli.cli.recipe_options import takes_recipe
-from quantcli.plan.recipe_field import METHOD, OUTPUT, TYPES
+from quantcli.errors import UsageError
+from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
+    from quantcli.run.outputs import Quantized
     from quantcli.run.request import Request
+    from quantcli.types import Event
 
 
 @command
@@ -24,6 +31,43 @@ if TYPE_CHECKING:
 def quantize(
     out: Output,
     model: ModelArgument,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] [TYPE]...", show_default=False,
+            help="As llama-quantize takes them: a file, or a folder with a slash behind it (-o), "
+            "and types (--type).",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        option(
+            "--fit", metavar="SIZE", panel=BITS.title,
+            help="Choose the type for a machine with this much memory, such as 24G; 'quantcli "
+            "inspect MODEL --fit SIZE' shows what each one needs.",
+        ),
+    ] = None,
+    on: Annotated[
+        str | None,
+        option(
+            "--on", metavar="gpu|mac|cpu", panel=BITS.title,
+            help="With --fit: whose memory that is. Default: gpu.",
+        ),
+    ] = None,
+    ctx: Annotated[
+        str | None,
+        option(
+            "--ctx", metavar="N", panel=BITS.title,
+            help="With --fit: tokens of context, such as 32k. Default: 8k.",
+        ),
+    ] = None,
+    kv_type: Annotated[
+        str | None,
+        option(
+            "--kv-type", metavar="TYPE", panel=BITS.title,
+            help="With --fit: the type of the cache of keys and values. Default: f16.",
+        ),
+    ] = None,
     quality: Annotated[
         str | None,
         option(
@@ -50,13 +94,18 @@ def quantize(
     ] = None,
     resume: Annotated[
         bool,
-        option("--resume", help="Continue an interrupted --method run.", panel=METHOD.title),
+        option(
+            "--resume", panel=OUTPUT.title,
+            help="Continue an interrupted --method run, or a set of several outputs: those that "
+            "are whole stay.",
+        ),
     ] = False,
     recipe: Annotated[
         Path | None,
         option(
             "--recipe", metavar="FILE", panel=TYPES.title,
-            help="Read these options from a TOML or YAML file; options given here win.",
+            help="Read these options from a TOML or YAML file, or from a recipe that comes with "
+            "quantcli, such as q4_k_m-head8; options given here win.",
         ),
     ] = None,
     print_recipe: Annotated[
@@ -65,11 +114,21 @@ def quantize(
             "--print-recipe", panel=TYPES.title, help="Print the options as a recipe file and stop."
         ),
     ] = False,
+    output_set: Annotated[
+        str | None,
+        option(
+            "--set", metavar="popular|small|all", panel=TYPES.title,
+            help="Many types from one read of the model: what most publishers offer, those below "
+            "four and a half bits, or all. --type adds to them.",
+        ),
+    ] = None,
     output: Annotated[
-        Path | None,
+        str | None,
         option(
             "--output", "-o", metavar="PATH", panel=OUTPUT.title,
-            help="Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this folder.",
+            help="The file or folder to make; with a slash behind it, and for several outputs, the "
+            "folder to put them in. Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this "
+            "folder.",
         ),
     ] = None,
     mmproj: Annotated[
@@ -90,6 +149,14 @@ def quantize(
     force: Annotated[
         bool, option("--force", "-f", help="Replace what exists.", panel=OUTPUT.title)
     ] = False,
+    prompt: Annotated[
+        str | None,
+        option(
+            "--run", metavar="PROMPT", panel=OUTPUT.title,
+            help="Show at once what the new GGUF answers to this, in llama.cpp (pip install "
+            "llama-cpp-python). The answer goes to standard error.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
@@ -103,6 +170,22 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        option(
+            "--push", metavar="ORG/NAME", panel=OUTPUT.title,
+            help="Upload what was made to this repository of the Hugging Face Hub, which is "
+            "created, private, if it is not there. The token is that of 'hf auth login', or "
+            "HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        option(
+            "--public", panel=OUTPUT.title,
+            help="With --push: create the repository for everyone to see.",
+        ),
+    ] = False,
     **fields: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
@@ -112,50 +195,110 @@ def quantize(
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
 
+    And what it answers:        quantcli quantize ./my-model --bits 4 --run "Hello!"
+
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
-    For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
+    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M
+
+    For vLLM or transformers:   quantcli quantize ./model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
-    from quantcli.plan.recipe import Recipe
-    from quantcli.plan.recipe_defaults import resolve_recipe
-    from quantcli.plan.recipe_file import dump_recipe, load_recipe
+    from quantcli.api.fit import choose_type, read_fit
+    from quantcli.exports.to_hub import check_push
+    from quantcli.plan.output_set import expand_outputs
+    from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
-    from quantcli.run.request import Request, Wanted, check_request, tower_beside
+    from quantcli.run.request import Request, check_request, place_outputs
 
-    base = load_recipe(recipe) if recipe else Recipe()
-    resolved = resolve_recipe(base, quality=quality, **fields)
-    outputs = [Wanted(resolved, output, fields.get("bits"))]
-    if mmproj or mmproj_type:
-        outputs.append(tower_beside(outputs[0], mmproj_type))
+    found = read_words(model, words or ())
+    if found.output is not None and output is not None:
+        raise UsageError(f"both {found.output} and -o {output} name the output", hint="name one")
+    output, threads = output or found.output, threads or found.threads
+    if found.types:
+        fields["type"] = [*found.types, *(fields["type"] or ())]
+    check_push(push, public=public, dry_run=dry_run)
+    wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
+    if wish is not None:
+        taken = fields | {"set": output_set}
+        fields["type"] = [choose_type(model, wish, taken, out.event)]
+    asked = expand_outputs(
+        read_bases(recipe), output_set=output_set, quality=quality, has_texts=bool(calibrate),
+        **fields,
+    )  # fmt: skip
     request = Request(
-        model, outputs, calibrate or (),
+        model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
+        calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
-        max_memory=parse_size(max_memory) if max_memory else None,
+        max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
     )  # fmt: skip
     if print_recipe:
         check_request(request)
-        for line in dump_recipe(resolved).splitlines():
+        for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
-    _run(out, request)
+    if prompt is not None:
+        if out.quiet:
+            raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
+        from quantcli.api.answer import check_answer
+
+        check_answer(request)
+    finished = _run(out, request, push, public=public)
+    if prompt is not None:
+        _answer(out, finished[0].artifact.paths[0], prompt, threads)
+    elif not (push or request.dry_run) and out.talks_to_a_terminal:
+        from quantcli.report.next_step import next_step
+
+        out.say(next_step(finished))
 
 
-def _run(out: Output, request: Request) -> None:
+def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
+    from quantcli.api.answer import answer
+
+    out.say("")
+    for piece in answer(path, prompt, threads=threads):
+        out.stream(piece)
+    out.stream("\n")
+
+
+def _run(out: Output, request: Request, push: str | None, *, public: bool) -> list[Quantized]:
     from quantcli.events import drain
-    from quantcli.report import quantized as report
+    from quantcli.exports.to_hub import upload_artifacts
+    from quantcli.report import output_sets, quantized
+    from quantcli.run.outputs import OutputDone
     from quantcli.run.quantize import quantize as run
 
-    finished = drain(run(request, on_fetch=out.event), out.event)
-    if out.json:
-        document = report.whole_document(finished, planned=request.dry_run)
-        out.document("plan" if request.dry_run else "quantize", 1, document)
-    for done in finished:
-        if request.dry_run and not out.json:
-            for table in report.planned_tables(done):
-                out.table(table)
-        elif not request.dry_run:
-            out.say(report.quantized_sentence(done))
-            for path in done.artifact.paths if not out.json else ():
+    began = time.monotonic()
+
+    def show(event: Event) -> None:
+        out.event(event)
+        if isinstance(event, OutputDone):
+            # As soon as it is whole: what reads the pipe may go on with it.
+            if request.is_set:
+                out.say(output_sets.line_of(event.output))
+            else:
+                out.say(quantized.quantized_sentence(event.output))
+            for path in event.output.artifact.paths if not out.json else ():
                 out.result(path)
+
+    finished = drain(run(request, on_fetch=out.event), show)
+    if out.json:
+        document = quantized.whole_document(finished, planned=request.dry_run)
+        out.document("plan" if request.dry_run else "quantize", 1, document)
+    elif request.dry_run and request.is_set:
+        for table in output_sets.set_tables(finished):
+            out.table(table)
+    elif request.dry_run:
+        for done in finished:
+            for table in quantized.planned_tables(done):
+                out.table(table)
+    if request.is_set and not request.dry_run:
+        out.say(output_sets.set_sentence(finished, time.monotonic() - began))
+    if push and not request.dry_run:
+        made = [path for done in finished for path in done.artifact.paths]
+        out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+    return finished
+
+
+quantize.read_args = read_args  # type: ignore[attr-defined]

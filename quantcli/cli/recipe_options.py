@@ -41,7 +41,7 @@ def _parameter(field: Field) -> inspect.Parameter:
 
 def _kind(field: Field) -> Any:
     """What the command line reads the text as; the recipe checks what is more than that."""
-    if get_origin(field.kind) is tuple:
+    if field.several or get_origin(field.kind) is tuple:
         return list[str]
     kinds = [kind for kind in (field.kind, *get_args(field.kind)) if kind in _PLAIN]
     return str if len(kinds) != 1 else kinds[0]

@@ -62,9 +62,10 @@ class FloatGrid:
     ``strategy`` says what shares a scale: ``group_size`` weights of a row, a row ("channel"), the
     matrix ("tensor") or 128 x 128 weights ("block", whose rows at hand begin at a multiple of 128).
     ``scales`` is how a scale is stored, and ``scale_dtype`` of "float" ones "F32", "F16" or "BF16".
-    ``whole`` is NVFP4's scale of the matrix. ``mlx`` is for what ``mlx.core.quantize`` does
-    otherwise than compressed-tensors: powers of two are rounded up, so that nothing is clipped,
-    ties of FP4 go to the smaller magnitude, it has no minus zero, and scales may be zero.
+    ``whole`` is NVFP4's scale of the matrix, or the one scale of a "tensor". ``mlx`` is for what
+    ``mlx.core.quantize`` does otherwise than compressed-tensors: powers of two are rounded up, so
+    that nothing is clipped, ties of FP4 go to the smaller magnitude, it has no minus zero, and
+    scales may be zero.
     """
 
     kind: FloatKind
@@ -86,7 +87,7 @@ class FloatGrid:
     @property
     def needs_whole(self) -> bool:
         """Whether `bind` is needed first."""
-        return self.scales == "E4M3" and self.whole is None
+        return self.whole is None and (self.scales == "E4M3" or self.strategy == "tensor")
 
     @property
     def label(self) -> str:
@@ -127,6 +128,9 @@ class FloatGrid:
         """The grid of a matrix whose largest magnitude is ``largest``, where that matters."""
         if not self.needs_whole:
             return self
+        if self.strategy == "tensor":
+            scale = np.full((1, 1), np.float32(largest) / np.float32(_LARGEST[self.kind]))
+            return self.with_whole(float(self.store(scale)[0, 0]) if np.isfinite(largest) else 1.0)
         with np.errstate(divide="ignore", over="ignore"):
             whole = np.float32(448.0 * 6.0) / np.float32(largest)
         return self.with_whole(float(whole) if np.isfinite(whole) and whole > 0 else 1.0)
@@ -162,13 +166,18 @@ class FloatGrid:
         importance: Floats | None = None,
         search: Search = "minmax",
     ) -> tuple[Floats, None]:
-        """The one scale (1, 1) of a matrix that is given in slabs of rows; `fit`'s errors."""
+        """The one scale (1, 1) of a matrix that is given in slabs of rows; `fit`'s errors.
+
+        It may be larger where others share it: as `bind` has found it.
+        """
         largest, first = np.float32(0), 0
         for rows in slabs():
             refuse_infinite(rows, first)
             largest = max(largest, np.abs(rows).max(initial=0))
             first += len(rows)
         scale = self.store(np.full((1, 1), largest / np.float32(_LARGEST[self.kind])))
+        if self.whole is not None:
+            scale = np.full((1, 1), self.whole, np.float32)
         if not np.isfinite(scale).all():
             raise UnencodableError(0, 0, float(largest), f"overflows a {self.scale_dtype} scale")
         return scale, None
@@ -195,7 +204,7 @@ class FloatGrid:
             return _power(scales)
         if self.scales == "E4M3":
             whole = np.float32(self.whole or 1.0)
-            return np.asarray(self.scale_codes(scales).view(_E4M3).astype(np.float32) / whole)
+            return np.asarray(self._positive_codes(scales).view(_E4M3).astype(np.float32) / whole)
         kind = _DTYPES[self.scale_dtype]
         with np.errstate(over="ignore"):
             kept = np.asarray(scales, np.float32).astype(kind)
@@ -208,7 +217,11 @@ class FloatGrid:
         if self.scales == "E8M0":
             return np.asarray(np.frexp(scales)[1] + 126, np.uint8)
         scaled = np.minimum(scales * np.float32(self.whole or 1.0), np.float32(448))
-        codes = np.asarray(scaled, np.float32).astype(_E4M3).view(np.uint8)
+        return np.asarray(scaled, np.float32).astype(_E4M3).view(np.uint8)
+
+    def _positive_codes(self, scales: Floats) -> NDArray[np.uint8]:
+        """`scale_codes` of E4M3 as they are chosen for weights."""
+        codes = self.scale_codes(scales)
         if self.mlx:
             return codes
         # The reference takes 2**-3 where a scale rounds to zero; every weight there is zero then.
@@ -239,7 +252,7 @@ class FloatGrid:
         """Scales whose codes lie around that which brings the largest magnitude to 6."""
         six = np.asarray(largest / np.float32(6), np.float32)
         six = np.asarray(six.astype(_DTYPES[self.scale_dtype]), np.float32)
-        usual = self.scale_codes(six)
+        usual = self._positive_codes(six)
         if search == "minmax":
             codes = [usual]
         else:

@@ -73,12 +73,12 @@ class MatmulInput:
 class OutputGradient:
     """The gradient by the output of a product with a parameter, shape (tokens, rows).
 
-    ``stacked``: the product was with one matrix of a stack.
+    ``matrix`` is the number of the one that it was with, of a stack.
     """
 
     name: str
     rows: torch.Tensor
-    stacked: bool = False
+    matrix: int = 0
 
 
 class InputHooks(TorchFunctionMode):
@@ -159,8 +159,8 @@ class GradientHooks(TorchFunctionMode):
         self, weights: Mapping[str, torch.Tensor], observe: Callable[[OutputGradient], None]
     ) -> None:
         super().__init__()
-        self._names = {
-            _address(tensor): (name, tensor.dim() > 2)
+        self._known = {
+            _address(tensor): (name, tensor)
             for name, tensor in weights.items()
             if tensor.dim() >= 2
         }
@@ -168,14 +168,32 @@ class GradientHooks(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        operands = _operands(func, args, self._names)
+        operands = _operands(func, args, self._known)
         if operands is not None:
-            _, weight, turned = operands
-            found = self._names.get(_address(weight))
-            if found is not None and result.requires_grad:
-                result.register_hook(partial(self._see, *found, turned))
+            rows, weight, turned = operands
+            found = self._known.get(_address(weight))
+            if found is not None and result.requires_grad and _is_whole(weight, found[1]):
+                name, whole = found
+                first = weight.storage_offset() // whole.stride(0) if whole.dim() > 2 else 0
+                sent = rows.detach().any(dim=-1) if weight.dim() > 2 else None
+                result.register_hook(partial(self._see, name, first, sent, turned))
         return result
 
-    def _see(self, name: str, stacked: bool, turned: bool, gradient: torch.Tensor) -> None:
+    def _see(
+        self, name: str, first: int, sent: torch.Tensor | None, turned: bool,
+        gradient: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """``sent`` marks the tokens that each matrix of a whole stack got."""
         gradient = gradient.mT if turned else gradient
-        self._observe(OutputGradient(name, gradient.reshape(-1, gradient.shape[-1]), stacked))
+        if sent is None:
+            rows = gradient.reshape(-1, gradient.shape[-1])
+            self._observe(OutputGradient(name, rows, first))
+            return
+        for index, own in enumerate(gradient):
+            if sent[index].any():
+                self._observe(OutputGradient(name, own[sent[index]], first + index))
+
+
+def _is_whole(weight: torch.Tensor, parameter: torch.Tensor) -> bool:
+    """Whether a matrix that is multiplied with is one of a stack, and no part of such a one."""
+    return parameter.dim() < 3 or sorted(weight.shape[-2:]) == sorted(parameter.shape[-2:])

@@ -9,7 +9,6 @@ of threads, on which nothing depends (`quantcli.layerwise.steady`).
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +16,10 @@ from pathlib import Path
 import torch
 
 import quantcli
+from quantcli.artifacts.fingerprint import fingerprint
 from quantcli.errors import UsageError
 from quantcli.layerwise.windows import Windows
-from quantcli.model import TRANSFORMS_KEY, Model
+from quantcli.model import Model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -77,19 +77,3 @@ def choose_dtype(name: str | None, device: str, model: Model) -> str:
         able = torch.cpu.get_capabilities()
         native = bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))
     return "bfloat16" if native else "float32"
-
-
-def fingerprint(model: Model) -> str:
-    """SHA-256 over the configuration and the files' headers and dates, which stand for the weights.
-
-    Of weights that are transformed as they are read the transforms count too.
-    """
-    whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
-    if TRANSFORMS_KEY in model.metadata:
-        whole.update(str(model.metadata[TRANSFORMS_KEY].value).encode())
-    for info in sorted(model.store.tensors.values(), key=lambda info: info.name):
-        whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
-    for file in sorted({info.file for info in model.store.tensors.values()}):
-        found = file.stat()
-        whole.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
-    return whole.hexdigest()

@@ -9,6 +9,7 @@ the weights that llama.cpp would see, decoded by our kernels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ from quantcli.model import Model
 from quantcli.types import OutputTensor, TensorInfo, row_count
 
 _WIDTHS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRows:
+    """Rows of matrix ``matrix`` of a tensor, from ``first`` on, by the numbers of the outputs of
+    the product behind each: int64 ``numbers`` (rows,)."""
+
+    tensor: OutputTensor
+    matrix: int
+    first: int
+    numbers: NDArray[np.int64]
 
 
 class Parameters:
@@ -96,10 +108,33 @@ class Parameters:
                 found.append((use.tensor, use.first // height + offset))
         return found
 
+    def outputs(self, name: str, matrix: int) -> Iterator[OutputRows]:
+        """The rows of GGUF's tensors that outputs of ``matrix`` of the parameter belong to.
+
+        Those that are made of parts of stored rows are left out.
+        """
+        shape = self._shapes[name]
+        for use in self.uses(name):
+            piece, height = use.piece, _height(use.tensor)
+            if not piece.makes_outputs:
+                continue
+            first, last, shift = 0, piece.rows, 0
+            if len(shape) > 2:
+                first = (matrix - piece.start // shape[-2]) * height
+                last, shift = first + height, matrix * shape[-2]
+                if not 0 <= first < piece.rows:
+                    continue
+                if piece.transposes:
+                    shift = piece.start
+            for start in range(first, last, height):
+                numbers = piece.source_rows(start, min(start + height, last)) - shift
+                place = use.first + start
+                yield OutputRows(use.tensor, place // height, place % height, numbers)
+
     def _made(self, use: Use) -> Iterator[tuple[OutputTensor, int]]:
         """The tensor's matrices out of a parameter that is none of a stack."""
         if use.tensor.name not in self._fed:
-            height = use.tensor.shape[-2] if len(use.tensor.shape) > 2 else use.tensor.rows
+            height = _height(use.tensor)
             for matrix in range(use.first // height, -(-(use.first + use.piece.rows) // height)):
                 yield use.tensor, matrix
 
@@ -134,3 +169,8 @@ class Parameters:
                 hint="the checkpoint is damaged, or its training had diverged; get it again",
             )
         return rows
+
+
+def _height(tensor: OutputTensor) -> int:
+    """Rows of a matrix of the tensor."""
+    return tensor.shape[-2] if len(tensor.shape) > 2 else tensor.rows

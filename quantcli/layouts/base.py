@@ -67,6 +67,57 @@ class Packing:
     weights: Callable[[Any], dict[str, Any]] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Extremes:
+    """The least and the largest of the values that were seen, zero among them."""
+
+    low: float
+    high: float
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude."""
+        return max(-self.low, self.high)
+
+    def join(self, other: Extremes) -> Extremes:
+        """Those of both."""
+        return Extremes(min(self.low, other.low), max(self.high, other.high))
+
+
+def is_static(inputs: Mapping[str, Any] | None) -> bool:
+    """Whether settings of activations have a scale that is found beforehand, on texts."""
+    return inputs is not None and inputs["dynamic"] is not True
+
+
+@dataclass(frozen=True, slots=True)
+class InputScales:
+    """Tensors beside a module for the scales of its activations, where they are found beforehand.
+
+    ``declare`` takes the module's name, the activations' settings and the dtype of float scales;
+    ``place`` besides what was seen of them.
+    """
+
+    declare: Callable[[str, Mapping[str, Any], str], Sequence[Declared]]
+    place: Callable[[str, Mapping[str, Any], str, Extremes], Iterable[Patch]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScales:
+    """Tensors beside an attention module for the scales of its key-value cache.
+
+    ``settings`` are what config.json says of the cache. ``declare`` takes the module's name and the
+    dtype of scales, ``place`` besides the largest key and the largest value. ``describe`` returns
+    what config.json says where nothing else is quantized. ``dtype`` is that of scales, "" the
+    model's.
+    """
+
+    settings: Any
+    declare: Callable[[str, str], Sequence[Declared]]
+    place: Callable[[str, str, float, float], Iterable[Patch]]
+    describe: Callable[[FolderFacts], dict[str, Any]]
+    dtype: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A scheme that a layout has under a name, such as "FP8_DYNAMIC".
@@ -98,20 +149,32 @@ class FolderPart:
 class FolderFacts:
     """What a written config.json depends on: the source's, and the linear modules.
 
-    ``parts`` are those that are quantized, ``kept`` the names of those that are not.
+    ``parts`` are those that are quantized, ``kept`` the names of those that are not; ``cache`` is
+    said of the key-value cache.
     """
 
     config: Mapping[str, Any]
     parts: Sequence[FolderPart]
     kept: Sequence[str]
+    cache: Any = None
 
     @property
     def grid(self) -> IntegerGrid:
-        """The grid of a folder that has one."""
-        grid = self.parts[0].grid
-        if len(self.parts) > 1 or not isinstance(grid, IntegerGrid):
-            raise ValueError("the folder has no one integer grid")
+        """The grid of a folder of integers: of several that of most modules."""
+        grid = self.usual.grid
+        if not isinstance(grid, IntegerGrid):
+            raise ValueError("the folder has no integer grid")
         return grid
+
+    @property
+    def usual(self) -> FolderPart:
+        """The part with the most modules, whose settings stand for all that have none."""
+        return max(self.parts, key=lambda part: len(part.modules))
+
+    @property
+    def others(self) -> Sequence[FolderPart]:
+        """The other parts."""
+        return [part for part in self.parts if part is not self.usual]
 
     @property
     def quantized(self) -> Sequence[str]:
@@ -156,9 +219,9 @@ class Grids:
         )
 
 
-_GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype"})
-_PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype"})
-_FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
+_GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype", "on_fallback"})
+_PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype", "on_fallback", "strict"})
+_FLOAT_FIELDS = frozenset({"types", "method", "dtype", "range"})
 
 
 def serve(name: str) -> str:
@@ -171,13 +234,28 @@ def remark_nothing(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]
     yield from ()
 
 
-def remark_experts(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
-    """A warning for quantized experts, which transformers 5 does not load from some layouts."""
+_GPTQMODEL_GROUPS = (32, 64, 128, 256)
+
+
+def remark_readers(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    """What transformers 5 and GPTQModel 7.7 do not take of GPTQ and AWQ folders."""
+    if grid.group_size not in _GPTQMODEL_GROUPS:
+        yield Note(
+            "GPTQModel runs groups of 32, 64, 128 and 256 only on a CPU", refused_by="GPTQModel"
+        )
+    if any(matrix.module.endswith(".gate_up_proj") for matrix in matrices):
+        yield Note(
+            "GPTQModel looks for gate_proj and up_proj where this model has gate_up_proj, and does "
+            "not load it; vLLM does",
+            "warning",
+            "GPTQModel",
+        )
     if any("_exps." in matrix.tensor for matrix in matrices):
         yield Note(
             "transformers 5 does not load experts from GPTQ and AWQ folders, and leaves them unset "
             "without an error; --to compressed-tensors is what it loads",
             "warning",
+            "transformers",
         )
 
 
@@ -187,11 +265,10 @@ class Layout:
 
     ``grids`` are for float activations, None where there are none; ``activations`` are the
     grids for activations that a runtime quantizes, by their name in a recipe. ``presets`` are its
-    named schemes, the first of which is the default where there are no grids. ``blocks`` packs the
-    rows of a block format (uint8, in place of codes) as the same weights, by its name. ``read``
-    returns a folder's quantized weights by name, if the ``quant_method`` of its settings is the
-    layout's name; SourceError where it does not understand them. ``remark`` yields notes on what
-    runtimes do with a grid and its matrices.
+    named schemes, the first of which is the default where there are no grids. ``read`` returns a
+    folder's quantized weights by name, if the ``quant_method`` of its settings is the layout's
+    name; SourceError where it does not understand them. ``remark`` yields notes on what runtimes do
+    with a grid and its matrices.
     """
 
     name: str
@@ -201,12 +278,19 @@ class Layout:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     shorthands: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Presets by the names of activations and bits, where no grids of ``activations`` are meant."""
-    blocks: Mapping[str, Packing] = field(default_factory=dict)
+    inputs: InputScales | None = None
+    """Where scales of activations go that are found beforehand."""
+    caches: Mapping[str, CacheScales] = field(default_factory=dict)
+    """Scales of key-value caches, by what a recipe calls them."""
     read: Callable[[StoredTensors, Settings], Mapping[str, PackedWeight]] | None = None
     embeddings: bool = False
     """Whether the embedding and the head are quantized too."""
     stacked: bool = False
     """Whether a layer's experts are one tensor."""
+    mixed: bool = False
+    """Whether modules of a folder may have several grids."""
+    fuses: bool = True
+    """Whether its runtimes run several modules as one matrix, which then has one scheme."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing
     usage: Callable[[str], str] = serve
     """The command that runs the folder of a name."""
@@ -226,9 +310,10 @@ class Layout:
         if not self.has_codes:
             return _FLOAT_FIELDS
         if self.grids is None:
-            return _PRESET_FIELDS
+            return _PRESET_FIELDS | ({"kv_cache", "statistics"} if self.caches else set())
         found = _GRID_FIELDS | ({"activations"} if self.activations else set())
-        return found | ({"scheme"} if self.presets else set())
+        found |= {"scheme"} if self.presets or self.mixed else set()
+        return found | ({"allocation"} if self.mixed else set())
 
 
 def as_stored(values: NDArray[Any], grid: CodeGrid) -> NDArray[Any]:

@@ -13,7 +13,16 @@ from typing import Any
 from quantcli.errors import SourceError
 from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import GridCodes
-from quantcli.layouts.base import FolderFacts, Layout, Packing, Patch, Preset, as_stored
+from quantcli.layouts.base import (
+    CacheScales,
+    FolderFacts,
+    Layout,
+    Packing,
+    Patch,
+    Preset,
+    as_stored,
+)
+from quantcli.layouts.cache_scales import declare_cache, place_cache
 from quantcli.layouts.scaled import E4M3, ScaledWeight, build_scaled, fit_scale
 from quantcli.layouts.settings import Settings
 from quantcli.layouts.stored import StoredTensors
@@ -37,7 +46,8 @@ def find_fp8(
     return {
         name: build_scaled(tensors, info, fit_scale(info, find_scale(tensors, info), block))
         for name, info in tensors.items()
-        if info.dtype == E4M3
+        # Zero points of symmetric activations and caches may be E4M3 too.
+        if info.dtype == E4M3 and not name.endswith("_zero_point")
     }
 
 
@@ -84,15 +94,16 @@ def _place(matrix: Matrix, grid: FloatGrid, start: int, coded: GridCodes) -> Ite
 
 
 def _describe(subject: FolderFacts) -> dict[str, Any]:
-    return {
-        "quantization_config": {
-            "quant_method": METHODS[0],
-            "fmt": "e4m3",
-            "activation_scheme": "dynamic",
-            "weight_block_size": [BLOCK, BLOCK],
-            "modules_to_not_convert": list(subject.kept),
-        }
+    settings: dict[str, Any] = {
+        "quant_method": METHODS[0],
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": list(subject.kept),
     }
+    if subject.cache is not None:
+        settings["kv_cache_scheme"] = subject.cache
+    return {"quantization_config": settings}
 
 
 def _read(source: StoredTensors, settings: Settings) -> Mapping[str, ScaledWeight]:
@@ -111,5 +122,6 @@ FP8 = Layout(
             search="minmax",
         )
     },
+    caches={"fp8": CacheScales("static", declare_cache, place_cache, _describe, "F32")},
     read=_read,
 )

@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import (
+    CodeGrid,
     FolderFacts,
     Grids,
     Layout,
     Packing,
     Patch,
     as_stored,
-    remark_experts,
+    remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
 from quantcli.layouts.settings import Settings, count
@@ -51,8 +52,9 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
-from quantcli.types import Declared, Matrix, TensorInfo
+from quantcli.types import Declared, Matrix, Note, TensorInfo
 
 Ints = NDArray[np.int32]
 
@@ -124,6 +126,15 @@ def _place(
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
     grid = subject.grid
     inner = [name for name in subject.kept if name != "lm_head"]
+    own = {
+        f"+:^{re.escape(name)}$": {
+            "bits": part.grid.bits,
+            "group_size": part.grid.group_size or -1,
+            **({} if part.grid.symmetric == grid.symmetric else {"sym": part.grid.symmetric}),
+        }
+        for part in subject.others
+        for name in _with_fused(part.modules)
+    }
     settings: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": grid.bits,
@@ -134,10 +145,32 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "checkpoint_format": layout,
         "pack_dtype": "int32",
     }
+    if inner or own:
+        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
     if inner:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
+
+
+_FUSED = {
+    "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
+    "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
+}  # fmt: skip
+"""What vLLM calls the matrix that begins with a module; it looks for patterns by that name."""
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
+"""All experts of a layer are one module there."""
+
+
+def _with_fused(modules: Sequence[str]) -> list[str]:
+    """The modules, and the names under which vLLM runs them with others."""
+    names = dict.fromkeys(modules)
+    for module in modules:
+        block, _, leaf = module.rpartition(".")
+        if leaf in _FUSED:
+            names[f"{block}.{_FUSED[leaf]}"] = None
+        if (expert := _EXPERT.match(module)) is not None:
+            names[expert[1]] = None
+    return list(names)
 
 
 def _endings(quantized: Sequence[str], kept: Sequence[str]) -> list[str]:
@@ -221,7 +254,11 @@ def _build(
     matrix = _Matrix(module, bits, group, columns, version, _is_ordered(source, order, group))
     kind = describe("GPTQ", bits, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, matrix))
+    coded = None
+    if not matrix.has_order:
+        grid = IntegerGrid(bits, "integer", *span_of(columns, group), scale_kind(scales.dtype))
+        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
 def _override(modules: Sequence[str], settings: Settings) -> dict[str, Mapping[str, Any]]:
@@ -269,21 +306,30 @@ def _is_nothing(source: StoredTensors, bias: str) -> bool:
 
 def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
     """Rows ``start:stop``, which are columns of every stored tensor."""
-    module = matrix.module
-    words = source.load(f"{module}.qweight", columns=(start, stop))
-    codes = unpack_codes(words, matrix.bits)
-    scales = source.load(f"{module}.scales", columns=(start, stop)).astype(np.float32).T
-    zeros = _zeros(matrix, source, start, stop)
-    weights = codes.astype(np.float32)
+    scales, stored = _ranges(matrix, source, start, stop)
+    zeros = stored.astype(np.float32)
+    weights = _codes(matrix, source, start, stop).astype(np.float32)
     if not matrix.has_order:
         return scale_groups(weights, scales, zeros)
-    order = source.load(f"{module}.g_idx")[0]
+    order = source.load(f"{matrix.module}.g_idx")[0]
     weights -= zeros[:, order]
     weights *= scales[:, order]
     return weights
 
 
-def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+def _codes(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Codes:
+    words = source.load(f"{matrix.module}.qweight", columns=(start, stop))
+    return unpack_codes(words, matrix.bits)
+
+
+def _ranges(
+    matrix: _Matrix, source: StoredTensors, start: int, stop: int
+) -> tuple[Floats, NDArray[np.int32]]:
+    scales = source.load(f"{matrix.module}.scales", columns=(start, stop)).astype(np.float32).T
+    return scales, _zeros(matrix, source, start, stop)
+
+
+def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> NDArray[np.int32]:
     """Zero points (rows, groups); words are read from a row whose zero point begins one."""
     bits = matrix.bits
     first = start - start % WORD
@@ -291,7 +337,7 @@ def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Flo
     last = min(width, -(-stop // WORD) * bits)
     words = source.load(f"{matrix.module}.qzeros", columns=(first * bits // 32, last))
     found = _unpack_zeros(words, bits, matrix.version)
-    return found[start - first : stop - first].astype(np.float32)
+    return found[start - first : stop - first]
 
 
 def _unpack_zeros(words: NDArray[np.int32], bits: int, version: str) -> NDArray[np.int32]:
@@ -317,16 +363,29 @@ def _grids(version: str, lowest_zero: int) -> Grids:
     )
 
 
+def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if not grid.symmetric:
+        yield Note(
+            "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
+            "else of these; vLLM reads both",
+            "warning",
+            "GPTQModel",
+        )
+    yield from remark_readers(grid, matrices)
+
+
 GPTQ = Layout(
     name="gptq",
     help="2, 3, 4 or 8 bits as GPTQModel stores them, for vLLM, SGLang and transformers",
     grids=_grids("gptq", 1),
     read=find_gptq,
-    remark=remark_experts,
+    mixed=True,
+    remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
     name="gptq-v2",
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
-    remark=remark_experts,
+    mixed=True,
+    remark=remark_readers,
 )

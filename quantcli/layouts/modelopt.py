@@ -16,6 +16,8 @@ _GROUP = 16
 
 def find_modelopt(source: StoredTensors, settings: Settings) -> dict[str, PackedWeight]:
     """Every quantized weight; SourceError names the first part that is wrong."""
+    if settings.is_of_caches:
+        return {}
     kind = settings.values.get("quant_algo")
     if kind == "FP8":
         return dict(find_fp8(source.tensors, settings))

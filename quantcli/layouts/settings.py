@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.errors import SourceError
+from quantcli.whole_files import read_whole
 
 MLX = "mlx"
 """The method of folders that name none but say how MLX packed them."""
 
-_KEYS = ("quantization_config", "compression_config", "quantization")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where config.json may have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,19 @@ class Settings:
         that was left beside weights that are no longer quantized."""
         if self.key in _BESIDE:
             return True
+        if self.method == "modelopt":
+            return self.is_of_caches
         if self.method != "compressed-tensors":
             return False
-        of_cache = bool(self.values.get("kv_cache_scheme")) and not self.values.get("config_groups")
-        return self.values.get("format") == "dense" or of_cache
+        return self.values.get("format") == "dense" or self.is_of_caches
+
+    @property
+    def is_of_caches(self) -> bool:
+        """Whether they speak of key-value caches alone."""
+        of_cache = self.values.get("kv_cache_scheme") or self.values.get("kv_cache_quant_algo")
+        return bool(of_cache) and not (
+            self.values.get("config_groups") or self.values.get("quant_algo")
+        )
 
     def refuse(self, detail: str | None = None) -> SourceError:
         """The sentence on a method, or a kind of it, that is not read."""
@@ -68,7 +79,7 @@ def read_settings(config: Mapping[str, Any], path: Path) -> Settings | None:
     """The settings in config.json at ``path`` or in its text model's part; None without any."""
     text_config = config.get("text_config")
     for owner in (config, text_config if isinstance(text_config, Mapping) else {}):
-        for key in _KEYS:
+        for key in QUANTIZATION_KEYS:
             values = owner.get(key)
             if values is None:
                 continue
@@ -89,7 +100,9 @@ def read_beside(path: Path) -> Settings | None:
         if not beside.is_file():
             continue
         try:
-            values = json.loads(beside.read_bytes())
+            values = json.loads(read_whole(beside))
+        except OSError as error:
+            raise SourceError(f"{beside}: cannot be read: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise SourceError(f"{beside}: is not JSON: {error}") from error
         if not isinstance(values, Mapping):

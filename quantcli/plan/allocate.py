@@ -1,7 +1,7 @@
-"""Which type each tensor gets when what every type costs is known: least cost within a size.
+"""Which kind each of several things gets when what every kind costs is known: least cost in a size.
 
 Costs of tensors add up (to second order, for errors that are independent of each other), so with a
-price on bytes each tensor's best type is its own affair; the price is raised until all fit. What is
+price on bytes each one's best kind is its own affair; the price is raised until all fit. What is
 left of the size then goes where a byte buys most (Lagrangian relaxation, as in Shoham and Gersho,
 1988).
 """
@@ -11,93 +11,78 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantcli.errors import PlanError
-from quantcli.formats import get_format
-from quantcli.plan.layer_overrides import resolve_keep
-from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
-from quantcli.plan.patterns import first_match, parse_tensor_type
-from quantcli.plan.planner import Plan
-
-TYPES = (
-    "IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_0",
-)  # fmt: skip
-"""Types to choose from."""
-
 Costs = Mapping[str, Mapping[str, float]]
-"""By tensor and type: what it costs, in KL divergence."""
+"""By tensor and kind: what it costs, in KL divergence."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that gets one kind: a tensor its type, or modules that are run as one a scheme.
+
+    ``own`` is the kind that it has if nothing is chosen. ``sizes`` are the bytes of each kind, and
+    ``tensors`` those whose costs add up; a kind that they have no cost for, ``lossless``, has none.
+    """
+
+    name: str
+    own: str
+    sizes: Mapping[str, int]
+    tensors: tuple[str, ...]
+    lossless: str = ""
+
+    def costs(self, found: Costs) -> dict[str, float] | None:
+        """What each kind costs; None where a tensor's costs are not known."""
+        if any(tensor not in found for tensor in self.tensors):
+            return None
+        return {
+            kind: 0.0 if kind == self.lossless else sum(found[t][kind] for t in self.tensors)
+            for kind in self.sizes
+        }
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A type for each tensor that had a choice, what all of them cost, and the file's data bytes.
+    """The kind of each choice, how many there were costs for, what they cost, and their bytes.
 
-    ``before`` is what the plan's own types cost.
+    ``before`` is what their own kinds cost.
     """
 
-    types: Mapping[str, str]
+    kinds: Mapping[str, str]
+    count: int
     cost: float
     before: float
     nbytes: int
 
 
-def find_candidates(plan: Plan, types: Sequence[str] = TYPES) -> dict[str, tuple[str, ...]]:
-    """For every matrix that the plan rounds by importance: its own type and what else fits it.
-
-    A tensor whose type the recipe asks for by name has no choice.
-    """
-    recipe = plan.recipe
-    kept = resolve_keep(recipe.keep, [item.tensor for item in plan.items])
-    patterns = (*map(parse_tensor_type, recipe.tensor_types), *kept.tensor_types)
-    names = {item.tensor.name for item in plan.items}
-    asked = set()
-    if recipe.output_tensor_type or kept.head:
-        asked.add(HEAD_NAME if HEAD_NAME in names else EMBEDDING_NAME)
-    if recipe.token_embedding_type or kept.embeddings:
-        asked.add(EMBEDDING_NAME)
+def free_of_cost(choices: Sequence[Choice]) -> dict[str, dict[str, float]]:
+    """Costs of nothing, for the smallest that can be had."""
     return {
-        item.tensor.name: tuple(
-            name for name in dict.fromkeys((item.format, *types))
-            if get_format(name).fits(item.tensor.columns)
-        )
-        for item in plan.items
-        if item.importance
-        and len(item.tensor.shape) == 2
-        and get_format(item.format).block > 1
-        and item.tensor.name not in asked
-        and first_match(patterns, item.tensor.name) is None
-    }  # fmt: skip
-
-
-def allocate(plan: Plan, costs: Costs, limit: int, *, beside: int = 0) -> Allocation:
-    """The cheapest types for the tensors in ``costs`` with at most ``limit`` bytes of data in all.
-
-    PlanError when even the smallest types need more; it speaks of the file, which has ``beside``
-    bytes besides.
-    """
-    items = {item.tensor.name: item for item in plan.items}
-    fixed = sum(plan.aligned(item.nbytes) for item in plan.items if item.tensor.name not in costs)
-    sizes = {
-        name: {
-            kind: plan.aligned(
-                items[name].tensor.rows * get_format(kind).row_bytes(items[name].tensor.columns)
-            )
-            for kind in kinds
-        }
-        for name, kinds in costs.items()
+        tensor: dict.fromkeys(choice.sizes, 0.0) for choice in choices for tensor in choice.tensors
     }
-    least = fixed + sum(min(each.values()) for each in sizes.values())
-    if least > limit:
-        raise PlanError(
-            f"{limit + beside:,} bytes are too few: with the smallest types the file takes "
-            f"{least + beside:,}",
-            hint=f"ask for {least + beside:,} bytes or more",
-        )
+
+
+def least_bytes(choices: Sequence[Choice], costs: Costs) -> int:
+    """The fewest bytes of them all; those without costs keep their own kind."""
+    return sum(
+        choice.sizes[choice.own] if choice.costs(costs) is None else min(choice.sizes.values())
+        for choice in choices
+    )
+
+
+def allocate(choices: Sequence[Choice], costs: Costs, limit: int) -> Allocation:
+    """The cheapest kinds with at most ``limit`` bytes; choices without costs keep their own kind.
+
+    The smallest, if even they are more.
+    """
+    known = {c.name: each for c in choices if (each := c.costs(costs)) is not None}
+    kept = {c.name: c.own for c in choices if c.name not in known}
+    sizes = {choice.name: choice.sizes for choice in choices}
+    own = {choice.name: choice.own for choice in choices}
+    fixed = sum(sizes[name][kind] for name, kind in kept.items())
 
     def choose(price: float) -> dict[str, str]:
         return {
             name: min(kinds, key=lambda kind: (kinds[kind] + price * sizes[name][kind], kind))
-            for name, kinds in costs.items()
+            for name, kinds in known.items()
         }
 
     def total(chosen: Mapping[str, str]) -> int:
@@ -117,12 +102,15 @@ def allocate(plan: Plan, costs: Costs, limit: int, *, beside: int = 0) -> Alloca
             high = middle
     chosen = choose(high)
     if total(chosen) > limit:
-        chosen = {name: min(each, key=lambda k: (each[k], k)) for name, each in sizes.items()}
-    _spend(chosen, costs, sizes, limit - total(chosen))
+        chosen = {
+            name: min(sizes[name], key=lambda kind: (sizes[name][kind], kind)) for name in known
+        }
+    _spend(chosen, known, sizes, limit - total(chosen))
     return Allocation(
-        chosen,
-        sum(costs[name][kind] for name, kind in chosen.items()),
-        sum(costs[name][items[name].format] for name in costs),
+        kept | chosen,
+        len(known),
+        sum(known[name][kind] for name, kind in chosen.items()),
+        sum(known[name][own[name]] for name in known),
         total(chosen),
     )
 
@@ -130,7 +118,7 @@ def allocate(plan: Plan, costs: Costs, limit: int, *, beside: int = 0) -> Alloca
 def _spend(
     chosen: dict[str, str], costs: Costs, sizes: Mapping[str, Mapping[str, int]], left: int
 ) -> None:
-    """Better types where the bytes that are left buy most, until they buy nothing."""
+    """Better kinds where the bytes that are left buy most, until they buy nothing."""
     while True:
         best: tuple[float, str, str, int] | None = None
         for name, kind in chosen.items():

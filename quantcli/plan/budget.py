@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,10 +53,14 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
 
 def free_disk(path: str | Path) -> int:
     """Bytes free for this user where ``path`` is, or where its nearest existing parent is."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def _existing(path: str | Path) -> Path:
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 def check_disk(needed: int, path: str | Path) -> None:
@@ -65,3 +71,19 @@ def check_disk(needed: int, path: str | Path) -> None:
             f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
             hint="free some space, choose another folder with -o or a smaller type",
         )
+
+
+def check_disks(outputs: Sequence[tuple[Path, int]]) -> None:
+    """OutputError unless outputs, each a path and its bytes, fit on their disks together."""
+    by_disk: dict[int, list[tuple[Path, int]]] = defaultdict(list)
+    for path, nbytes in outputs:
+        by_disk[_existing(path.absolute().parent).stat().st_dev].append((path, nbytes))
+    for found in by_disk.values():
+        needed, folder = sum(nbytes for _, nbytes in found), found[0][0].parent
+        free = free_disk(folder)
+        if needed > free:
+            raise OutputError(
+                f"not enough disk at {folder}: the {len(found)} outputs need {needed:,} bytes, "
+                f"{free:,} bytes are free",
+                hint="free some space, choose another folder with -o or fewer types",
+            )

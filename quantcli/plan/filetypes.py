@@ -83,6 +83,14 @@ TYPE_OF_BITS = {
 }  # fmt: skip
 """What ``--bits`` stands for."""
 
+USUAL_TYPES = (
+    "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M",
+)  # fmt: skip
+"""What people take, one for each step in size; the others lie between them."""
+
+TRAINED_TYPES = frozenset({"NVFP4", "MXFP4_MOE", "Q2_0", "TQ2_0", "TQ1_0", "Q1_0"})
+"""Types for models that were trained in them; others come out of them much worse."""
+
 
 def file_types() -> list[FileType]:
     """The file types that can be chosen: all whose block formats we have, finest first."""
@@ -104,6 +112,8 @@ def find_file_type(name: str) -> FileType:
         )
     guess = near(name, available, most=1)
     hint = f"did you mean {guess[0]}?" if guess else "known: " + ", ".join(available)
+    if wanted.isdigit() and int(wanted) in TYPE_OF_BITS:
+        hint = f"--bits {wanted} makes a {TYPE_OF_BITS[int(wanted)]}"
     raise UsageError(f"there is no type {name}", hint=hint)
 
 

@@ -7,9 +7,8 @@ planner gives to the GGUF tensor of the same weights, and back. Only headers are
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,13 @@ from quantcli.archs import find_architecture
 from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
+from quantcli.formats.regrid import is_same_grid
+from quantcli.layouts import find_layout
+from quantcli.layouts.base import Layout
+from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
+from quantcli.plan.caches import CacheOwner, find_caches
+from quantcli.plan.fused import scheme_groups
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import (
     find_matrices,
@@ -26,10 +31,18 @@ from quantcli.plan.linear_layers import (
     router_names,
     whole_stacks,
 )
+from quantcli.plan.misfits import fit_matrices, shown, widen
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_check import check_recipe
-from quantcli.plan.schemes import DTYPES, Scheme, SchemeRule, has_types, make_schemes
+from quantcli.plan.schemes import (
+    DTYPES,
+    UNQUANTIZED,
+    Scheme,
+    SchemeRule,
+    has_types,
+    make_schemes,
+)
 from quantcli.types import Matrix, Note, row_count
 
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -94,7 +107,10 @@ class Copy:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """Every decision about a model folder; ``kept`` are linear modules that stay as they are."""
+    """Every decision about a model folder; ``kept`` are linear modules that stay as they are.
+
+    ``caches`` are the attention modules that have scales of a key-value cache beside them.
+    """
 
     recipe: Recipe
     dtype: str
@@ -102,16 +118,29 @@ class FolderPlan:
     copies: tuple[Copy, ...]
     kept: tuple[str, ...]
     notes: tuple[Note, ...] = ()
+    caches: tuple[CacheOwner, ...] = ()
 
     @property
     def label(self) -> str:
         """What the quantized matrices become."""
-        return " and ".join(scheme.label for scheme in self.schemes) or self.recipe.type
+        if not self.schemes:
+            return self.recipe.type if has_types(self.recipe.to) else UNQUANTIZED.lower()
+        return " and ".join(scheme.label for scheme in self.schemes)
 
     @property
     def schemes(self) -> tuple[Scheme, ...]:
         """Those of the quantized matrices, each once; none where they have block formats."""
         return tuple({s.label: s for item in self.items if (s := item.scheme)}.values())
+
+    @property
+    def static_items(self) -> tuple[Item, ...]:
+        """Matrices whose activations have scales that are found beforehand."""
+        return tuple(item for item in self.items if item.scheme and item.scheme.is_static)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether some scales are found by running the model on texts."""
+        return bool(self.static_items or self.caches)
 
     @property
     def elements(self) -> int:
@@ -153,31 +182,31 @@ def model_dtype(model: Model) -> str:
 
 def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
     rules = make_schemes(recipe, dtype, has_importance=importance is not None)
-    layout = rules[0].scheme.layout
+    layout = find_layout(recipe.to)
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
-    schemes, split = _assign(found, rules)
-    bare = {matrix.module for matrix in found if matrix.module not in schemes}
-    odd = [] if model.untabled is None else _unfit(found, recipe.keep, schemes)
-    matrices, dropped, widened = _keep(found, recipe.keep, {m.module for m in odd} | bare)
+    schemes, split = _assign(found, rules, layout)
+    matched = {matrix.module for matrix in found if matrix.module not in schemes}
+    matched |= _named(found, recipe.keep)
+    beside = widen(matched, found) if layout.fuses else []
+    if recipe.strict and (beside or split):
+        raise _split(found, matched, beside, split)
+    kept_ones = matched | set(beside)
+    fitted = fit_matrices(
+        model, [m for m in found if m.module not in kept_ones], schemes, recipe.on_fallback
+    )
+    schemes = {**schemes, **fitted.schemes}
+    odd = {matrix.module for matrix in fitted.misfits}
+    with_odd = widen(odd, [m for m in found if m.module not in kept_ones]) if layout.fuses else []
+    kept_ones |= odd | set(with_odd)
+    matrices = [matrix for matrix in found if matrix.module not in kept_ones]
+    dropped = [matrix for matrix in found if matrix.module in kept_ones]
     names = router_names(model)
-    shared = math.gcd(*(matrix.columns for matrix in matrices if not matrix.transpose))
-    for matrix in matrices:
-        _check_matrix(model, matrix, schemes[matrix.module], shared)
     used = _entries(model, recipe, importance)
     items = tuple(
         Item(matrix, importance=matrix.tensor in used, scheme=schemes[matrix.module])
         for matrix in matrices
     )
-    again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
-    notes = [
-        Note(
-            f"{count} matrices are stored as {dtype} and are rounded a second time; the original "
-            "model gives a better result",
-            "warning",
-        )
-        for dtype, count in again.items()
-        if dtype not in _FLOATS
-    ]
+    notes = _again_notes(model, matrices, schemes)
     if model.untabled is not None and model.untabled.apart and not layout.stacked:
         notes.append(
             Note(
@@ -196,28 +225,21 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 "warning",
             )
         )
-    if odd:
-        notes.append(
-            Note(
-                f"{len(odd)} small matrices do not fit --to {recipe.to} and are kept as they are, "
-                f"such as {odd[0].module}"
+    notes += fitted.notes
+    for widened, because in ((beside, "those that --keep names"), (with_odd, "these")):
+        if widened:
+            notes.append(
+                Note(
+                    f"{len(widened)} more matrices are kept as they are, because vLLM and SGLang "
+                    f"run them as one with {because}: {shown(widened)}",
+                    "warning",
+                )
             )
-        )
-    if widened:
-        shown = ", ".join(widened[:3]) + (" ..." if len(widened) > 3 else "")
-        kept_ones = "others that are kept" if odd else "those that --keep names"
-        notes.append(
-            Note(
-                f"{len(widened)} more matrices are kept as they are, because vLLM and SGLang run "
-                f"them as one with {kept_ones}: {shown}",
-                "warning",
-            )
-        )
     if split:
         notes.append(
             Note(
                 f"{len(split)} modules have the scheme of what vLLM and SGLang run with them as "
-                f"one: {', '.join(split[:3])}" + (" ..." if len(split) > 3 else ""),
+                f"one: {shown(split)}",
                 "warning",
             )
         )
@@ -230,6 +252,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
                 f"transformers cannot load {class_name(model.config)} with packed weights, for "
                 "which its code is not made; --to hf makes what it loads",
                 "warning",
+                "transformers",
             )
         )
     lacking = sum(not item.importance for item in items)
@@ -238,9 +261,16 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
             Note(f"the importance matrix has nothing for {lacking} of {len(items)} matrices")
         )
     notes += mtp_notes(model)
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    refused = next((note for note in notes if note.refused_by), None)
+    if recipe.strict and refused is not None:
+        raise PlanError(refused.message, hint="without --strict this is a remark")
+    if not items:
+        # Nothing is quantized, so everything keeps its place and name.
+        dropped, names = [], {}
+    copies, dropped_notes = list_copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
-    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes))
+    caches = () if recipe.kv_cache is None else find_caches(model)
+    return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes), caches)
 
 
 def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | None) -> FolderPlan:
@@ -249,10 +279,10 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
     wanted = recipe.dtype or plain
     stored = model.store.tensors
     items = tuple(
-        Item(matrix, format_name, wanted or _float_of(stored[matrix.source].dtype, dtype), weighted)
+        Item(matrix, format_name, wanted or float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype)
+    copies, notes = list_copies(model, items, wanted, dtype)
     notes = (*plan.notes, *mtp_notes(model), *notes)
     return FolderPlan(recipe, wanted or dtype, items, copies, (), notes)
 
@@ -281,16 +311,8 @@ def _coded(model: Model, plan: Plan) -> list[tuple[Matrix, str, bool]]:
     return found
 
 
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-"""Linear layers that servers run as one matrix, which has one scheme."""
-
-
-_FEW = 0.1
-"""Share of the weights up to which matrices without a table are kept where they do not fit."""
-
-
 def _assign(
-    found: Sequence[Matrix], rules: Sequence[SchemeRule]
+    found: Sequence[Matrix], rules: Sequence[SchemeRule], layout: Layout
 ) -> tuple[dict[str, Scheme], list[str]]:
     """Each module's scheme, and modules that have it for the sake of those they are run with."""
     schemes: dict[str, Scheme] = {}
@@ -298,17 +320,20 @@ def _assign(
     for rule in rules:
         if rule.pattern and not any(re.search(rule.pattern, matrix.module) for matrix in found):
             raise PlanError(
-                f"--scheme {rule.pattern}={rule.scheme.label} matches no linear module",
+                f"--scheme {rule.pattern}={rule.label} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
     for matrix in found:
         for index, rule in enumerate(rules):
             if rule.pattern is None or re.search(rule.pattern, matrix.module):
-                schemes[matrix.module], order[matrix.module] = rule.scheme, index
+                order[matrix.module] = index
+                if rule.scheme is not None:
+                    schemes[matrix.module] = rule.scheme
                 break
     split = []
-    for module in [matrix.module for matrix in found]:
-        parts = [part for part in fused_with(module) if part in order]
+    groups = scheme_groups(matrix.module for matrix in found) if layout.fuses else {}
+    for module, together in groups.items():
+        parts = [part for part in together if part in order]
         first = min(parts, key=lambda part: order[part], default=module)
         if first in schemes and schemes.get(module) is not schemes[first]:
             schemes[module] = schemes[first]
@@ -316,79 +341,61 @@ def _assign(
     return schemes, split
 
 
-def fused_with(module: str) -> list[str]:
-    """The linear modules that servers run as one with ``module``, itself among them."""
-    block, _, leaf = module.rpartition(".")
-    return next(
-        ([f"{block}.{part}" for part in parts] for parts in _FUSED if leaf in parts), [module]
-    )
+def _again_notes(
+    model: Model, matrices: Sequence[Matrix], schemes: Mapping[str, Scheme]
+) -> list[Note]:
+    """A warning for each storage that is rounded again, with the way round it where it has none."""
+    grids = model.store.grids if isinstance(model.store, CodedStore) else {}
+    stored: defaultdict[str, list[Matrix]] = defaultdict(list)
+    for matrix in matrices:
+        stored[model.store.tensors[matrix.source].dtype].append(matrix)
+    notes = []
+    for dtype, own in stored.items():
+        if dtype in _FLOATS:
+            continue
+        better = "the original model gives a better result"
+        layout = schemes[own[0].module].layout
+        if all(
+            m.source in grids and is_same_grid(grids[m.source], schemes[m.module].grid, m.columns)
+            for m in own
+        ):
+            better += (
+                f", and 'quantcli export {model.label} --to {layout.name}' keeps the codes, which "
+                "are on such a grid already"
+            )
+        notes.append(
+            Note(
+                f"{len(own)} matrices are stored as {dtype} and are rounded a second time; "
+                f"{better}",
+                "warning",
+            )
+        )
+    return notes
 
 
-def _unfit(
-    found: Sequence[Matrix], kept: Sequence[str], schemes: Mapping[str, Scheme]
-) -> list[Matrix]:
-    """Matrices that their scheme does not hold, where they are a small part of ``found``.
-
-    Those that patterns have ``kept`` do not count.
-
-    Such are the low ranks beside a model's linear layers: a state's step sizes, adapters.
-    """
-
-    def fails(matrix: Matrix) -> bool:
-        scheme = schemes.get(matrix.module)
-        if scheme is None or any(re.search(pattern, matrix.module) for pattern in kept):
-            return False
-        size = scheme.grid.group_size
-        divides = size is None or matrix.columns % size == 0
-        return not divides or scheme.packing.refuse(matrix, scheme.grid) is not None
-
-    odd = [matrix for matrix in found if fails(matrix)]
-    whole = sum(matrix.elements for matrix in found)
-    return odd if sum(matrix.elements for matrix in odd) <= _FEW * whole else []
-
-
-def _keep(
-    found: Sequence[Matrix], patterns: Sequence[str], odd: Set[str]
-) -> tuple[list[Matrix], list[Matrix], list[str]]:
-    """The matrices to quantize, those that are kept, and modules kept because of others.
-
-    Kept are those that ``patterns`` match and the ``odd`` ones.
-    """
+def _named(found: Sequence[Matrix], patterns: Sequence[str]) -> set[str]:
+    """The modules that ``patterns`` match; PlanError for one that matches none."""
     for pattern in patterns:
         if not any(re.search(pattern, matrix.module) for matrix in found):
             raise PlanError(
                 f"--keep {pattern} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
-    named = {m.module for m in found if any(re.search(pattern, m.module) for pattern in patterns)}
-    named |= odd
-    fused = {part for module in named for part in fused_with(module)}
-    kept = [matrix for matrix in found if matrix.module in named | fused]
-    dropped = set(kept)
-    widened = list(dict.fromkeys(m.module for m in kept if m.module not in named))
-    return [matrix for matrix in found if matrix not in dropped], kept, widened
+    return {m.module for m in found if any(re.search(pattern, m.module) for pattern in patterns)}
 
 
-def _check_matrix(model: Model, matrix: Matrix, scheme: Scheme, shared: int) -> None:
-    """PlanError for a matrix that the scheme does not take; ``shared`` divides all columns."""
-    info = model.store.tensors[matrix.source]
-    if matrix.transpose:
-        raise PlanError(
-            f"{info.file}: {info.name} is stored transposed, which --to {scheme.layout.name} does "
-            "not do",
-            hint="--to hf or a GGUF",
-        )
-    size = scheme.grid.group_size
-    if size is not None and matrix.columns % size:
-        groups = scheme.groups or (128, 64, 32, 16, 8)
-        fits = next((g for g in sorted(groups, reverse=True) if shared % g == 0), None)
-        hint = f"--group-size {fits} does, " if fits else ""
-        alike = re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(matrix.module))
-        raise PlanError(
-            f"{info.file}: groups of {size} do not divide the {matrix.columns} columns of "
-            f"{info.name}",
-            hint=f"{hint}or --keep '{alike}' leaves these matrices as they are",
-        )
+def _split(
+    found: Sequence[Matrix], kept: Set[str], beside: Sequence[str], split: Sequence[str]
+) -> PlanError:
+    """The sentence on patterns that set apart what servers run as one; one list is not empty."""
+    groups = scheme_groups(matrix.module for matrix in found)
+    other = (*beside, *split)[0]
+    partner = next(part for part in groups[other] if part in kept or part != other)
+    option = "--keep" if beside else "--scheme"
+    return PlanError(
+        f"{option} sets {partner} apart from {other}, which vLLM and SGLang run as one with it",
+        hint="name all of them, or leave --strict out, which widens the pattern",
+    )
 
 
 def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str]:
@@ -402,7 +409,7 @@ def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str
     return {tensor.name for tensor in model.tensors if applies(entries, tensor)}
 
 
-def _copies(
+def list_copies(
     model: Model,
     items: Sequence[Item],
     wanted: str | None,
@@ -426,7 +433,7 @@ def _copies(
                 Copy(
                     matrix.source, f"{matrix.module}.weight",
                     (*lead, matrix.rows, matrix.columns),
-                    wanted or _float_of(stored[matrix.source].dtype, dtype),
+                    wanted or float_of(stored[matrix.source].dtype, dtype),
                     matrix.rows, matrix.first, matrix.slot * matrix.rows,
                 )
             )  # fmt: skip
@@ -437,7 +444,7 @@ def _copies(
         if name not in weights and info.dtype not in _FLOATS and not info.dtype.startswith("F8_"):
             left.append(name)
             continue
-        kind = wanted or _float_of(info.dtype, dtype)
+        kind = wanted or float_of(info.dtype, dtype)
         name_out = (names or {}).get(name, name)
         copies.append(Copy(name, name_out, info.shape, kind, row_count(info.shape)))
     notes: tuple[Note, ...] = ()
@@ -446,6 +453,6 @@ def _copies(
     return tuple(copies), notes
 
 
-def _float_of(stored: str, dtype: str) -> str:
+def float_of(stored: str, dtype: str) -> str:
     """What is written for a tensor that is stored as ``stored`` in a model of ``dtype``."""
     return _FLOATS.get(stored, dtype)

@@ -33,6 +33,16 @@ _FORMAT = "quantcli.plan.patterns:parse_format"
 _SIZE = "quantcli.plan.size_text:parse_size"
 
 
+def _type_name(text: str) -> str:
+    """The type's own spelling, such as Q4_K_M for q4_k; what is none is left for the check."""
+    from quantcli.plan.filetypes import find_file_type
+
+    try:
+        return find_file_type(text).name
+    except UsageError:
+        return text
+
+
 def _group_size(text: Any) -> Any:
     return int(text) if isinstance(text, str) and text.isdigit() else text
 
@@ -47,10 +57,13 @@ class Recipe:
 
     type: str = declare(
         TYPES,
-        "The exact type, such as Q4_K_S or Q5_K_M. Default: Q4_K_M.",
-        "NAME",
+        "The exact type, such as Q4_K_S or Q5_K_M; of several (Q4_K_M,Q8_0) each makes a file. "
+        "Default: Q4_K_M.",
+        "NAME[,NAME]",
         default="Q4_K_M",
         check="quantcli.plan.filetypes:find_file_type",
+        normalize=_type_name,
+        several=True,
     )
     tensor_types: tuple[str, ...] = declare(
         TYPES,
@@ -94,11 +107,12 @@ class Recipe:
         default=(),
         check="quantcli.plan.override:split_override",
     )
-    on_fallback: Literal["warn", "error"] = declare(
+    on_fallback: Literal["warn", "nearest", "error"] = declare(
         TYPES,
-        "When a type's blocks do not divide a row: use the next larger type and warn, or stop "
-        "with an error. Default: warn.",
-        "warn|error",
+        "When a type's blocks or a folder's groups do not divide a row: warn and use the next "
+        "larger type, in a folder keep the matrix as it is; take the nearest smaller group "
+        "(folders); or stop with an error. Default: warn.",
+        "warn|nearest|error",
         default="warn",
     )
     split_max_size: str | None = declare(
@@ -112,18 +126,20 @@ class Recipe:
     to: str = declare(
         OUTPUT,
         f"gguf (the default), or a model folder: {', '.join(code_layouts())}, or "
-        "hf (any --type, dequantized again, to try a type in any runtime).",
-        "FORMAT",
+        "hf (any --type, dequantized again, to try a type in any runtime). Several make one each.",
+        "FORMAT[,FORMAT]",
         default="gguf",
         normalize=str.lower,
+        several=True,
     )
     bits: int | None = declare(
         BITS,
         "2, 3, 4, 5, 6, 8 or 16: short for the types Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K, Q8_0 and "
-        "BF16; in a model folder the bits of an integer weight. Default: 4, with int8 activations "
-        "8.",
-        "N",
+        "BF16; in a model folder the bits of an integer weight. Several (2,4,8) make one each. "
+        "Default: 4, with int8 activations 8.",
+        "N[,N]",
         flags=("--bits", "-b"),
+        several=True,
     )
     group_size: int | str | None = declare(
         GRID,
@@ -141,13 +157,16 @@ class Recipe:
     activations: str | None = declare(
         ACTIVATIONS,
         "Let the runtime quantize activations too, with a dynamic scale per token: int8 with 8 or "
-        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8).",
-        "int8|fp8",
+        "4 bits of weights (W8A8, W4A8), fp8 likewise (FP8_DYNAMIC, W4AFP8). With :static one "
+        "scale for all of them, found on the text of --calibrate (8 bits); int8 with :asymmetric "
+        "has zero points.",
+        "int8|fp8[:static][:asymmetric]",
     )
     range: str | None = declare(
         GRID,
         "How each group's range is chosen: its extremes, the least squared error, or the least "
-        "error weighted by --imatrix. Default: imatrix if one is given, else mse.",
+        "error weighted by --imatrix; in a GGUF of NVFP4 alone, where minmax is llama.cpp's rule. "
+        "Default: imatrix if one is given, else mse.",
         "minmax|mse|imatrix",
     )
     keep: tuple[str, ...] = declare(
@@ -223,16 +242,15 @@ class Recipe:
     )
     allocate: bool = declare(
         ALLOCATION,
-        "Mixed precision: choose each tensor's type by its measured cost, within the size that "
-        "--type or --bits gives.",
+        "Mixed precision: choose each tensor's type, in a model folder each module's scheme, by "
+        "its cost, within the size that the output has without. Costs are measured by a method's "
+        "calibration, or taken from --imatrix.",
         default=False,
-        of_method="gptq",
     )
     target_size: str | None = declare(
         ALLOCATION,
-        "Like --allocate, for a file of at most SIZE, such as 4G or 500M.",
+        "Like --allocate, for an output of at most SIZE, such as 4G or 500M.",
         "SIZE",
-        of_method="gptq",
         check=_SIZE,
     )
     tune: Literal["e2e"] | None = declare(
@@ -279,12 +297,45 @@ class Recipe:
     scheme: tuple[str, ...] = declare(
         ACTIVATIONS,
         "A scheme by its name, such as FP8_DYNAMIC or NVFP4A16, for all linear modules or for "
-        "those whose name matches; the first match wins, and modules without one stay as they "
-        "are. Repeatable.",
+        "those whose name matches; the first match wins, and modules without one, or with "
+        "UNQUANTIZED, stay as they are. Static ones (FP8, NVFP4) need --calibrate or "
+        "--statistics. Repeatable.",
         "NAME|REGEX=NAME",
         default=(),
         flags=("--scheme", "--mode"),
         check="quantcli.plan.schemes:split_scheme",
+    )
+    strict: bool = declare(
+        GRID,
+        "Stop where a remark would say that a known reader (vLLM, SGLang, transformers, "
+        "GPTQModel) refuses or misreads the folder, or that --keep or --scheme was widened to "
+        "what servers run as one matrix.",
+        default=False,
+    )
+    kv_cache: Literal["fp8"] | None = declare(
+        ACTIVATIONS,
+        "Write scales for a key-value cache of FP8, from the largest key and value of each layer "
+        "on the text of --calibrate. Goes with any scheme, and with --scheme UNQUANTIZED.",
+        "fp8",
+    )
+    statistics: str | None = declare(
+        ACTIVATIONS,
+        "Take static scales from this file of 'quantcli calibrate --collect min_max,kv_max' "
+        "(NAME.stats.safetensors) instead of a run on --calibrate.",
+        "FILE",
+    )
+    target_bpw: float | None = declare(
+        ALLOCATION,
+        "Like --allocate, for at most X bits for each weight: the bits of all tensors, scales, "
+        "zero points and what stays unquantized included, over the number of weights.",
+        "X",
+        within="(0, 32]",
+    )
+    allocate_from: str | None = declare(
+        ALLOCATION,
+        "The types, or schemes, to choose from; 'keep' leaves modules of a folder as they are. "
+        "Default: IQ2_XXS to Q8_0, or the family of --scheme or --bits, and keep.",
+        "NAME,NAME",
     )
 
 
@@ -302,6 +353,21 @@ def given_fields(recipe: Recipe) -> Iterator[tuple[Field, Any]]:
         value = getattr(recipe, name)
         if value is not field.default:
             yield field, value
+
+
+KEPT = "keep"
+"""The scheme, of those to choose from, of modules that are not quantized."""
+
+
+def is_allocated(recipe: Recipe) -> bool:
+    """Whether types or schemes are to be chosen by their costs."""
+    return recipe.allocate or recipe.target_size is not None or recipe.target_bpw is not None
+
+
+def list_wanted(recipe: Recipe) -> tuple[str, ...]:
+    """The types or schemes to choose from, where the recipe names some."""
+    parts = (part.strip() for part in (recipe.allocate_from or "").split(","))
+    return tuple(KEPT if part.lower() == KEPT else part for part in parts if part)
 
 
 def usual(name: str) -> Any:
@@ -363,3 +429,5 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`.") or "recipe"
         raise UsageError(f"{field}: {what[:1].lower()}{what[1:]}") from None
+    except UnicodeEncodeError:
+        raise UsageError("a value has half of a surrogate pair, which is no text") from None

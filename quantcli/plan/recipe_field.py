@@ -37,7 +37,7 @@ BITS = Section("bits", _TYPES)
 TYPES = Section("types", _TYPES)
 IMPORTANCE = Section("importance", "Importance matrix", everywhere=True)
 METHOD = Section("method", _METHOD, calibrated=True)
-ALLOCATION = Section("allocation", _METHOD, calibrated=True)
+ALLOCATION = Section("allocation", _METHOD)
 TRAINING = Section("training", _METHOD, calibrated=True)
 GRID = Section("grid", _FOLDERS)
 ACTIVATIONS = Section("activations", _FOLDERS)
@@ -55,7 +55,9 @@ class Field:
     ``check`` names a function, "module:name", that takes a value, or an entry of a list, and raises
     UsageError. ``normalize`` is applied to what a flag or a
     keyword gives. ``of_method`` and ``of_field`` name a method or a field without which it means
-    nothing. ``flags`` are the spellings on the command line, the first being the one in messages.
+    nothing. Of one that is ``several``, options and keywords may give a list, and each value makes
+    an output of its own. ``flags`` are the spellings on the command line, the first being the one
+    in messages.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Field:
     normalize: Callable[[str], Any] | None = None
     of_method: str | None = None
     of_field: str | None = None
+    several: bool = False
 
     @property
     def flag(self) -> str:

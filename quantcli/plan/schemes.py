@@ -14,7 +14,7 @@ from typing import Any
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Strategy
 from quantcli.layouts import LAYOUTS, find_layout
-from quantcli.layouts.base import CodeGrid, Grids, Layout, Packing
+from quantcli.layouts.base import CodeGrid, Grids, Layout, Packing, is_static
 from quantcli.plan.layer_overrides import parse_keep
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
 from quantcli.plan.recipe_field import Field
@@ -24,7 +24,9 @@ GGUF = "gguf"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep"})
+_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep", "range"})
+_INTEGER = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
+"""The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
 
 
@@ -34,7 +36,7 @@ class Scheme:
 
     ``label`` is what a table calls them, such as "int4 g128". ``inputs`` are the settings of
     activations that a runtime quantizes, None for floats. ``groups`` are the other sizes of groups
-    that the layout has, () for any.
+    that the layout has, () for any, and ``strategies`` wider spans of a scale.
     """
 
     layout: Layout
@@ -45,14 +47,37 @@ class Scheme:
     weighted: bool
     inputs: Mapping[str, Any] | None = None
     groups: tuple[int, ...] = ()
+    strategies: tuple[Strategy, ...] = ()
+
+    @property
+    def is_static(self) -> bool:
+        """Whether activations have scales that are found beforehand, on texts."""
+        return is_static(self.inputs)
+
+    @property
+    def has_zero_points(self) -> bool:
+        """Whether activations have zero points."""
+        return self.inputs is not None and not self.inputs["symmetric"]
+
+
+UNQUANTIZED = "UNQUANTIZED"
+"""compressed-tensors' name of the scheme of modules that stay as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class SchemeRule:
-    """A scheme for the linear modules whose name ``pattern`` finds; None: for all others."""
+    """A scheme for the linear modules whose name ``pattern`` finds; None: for all others.
+
+    Without a scheme they stay as they are.
+    """
 
     pattern: str | None
-    scheme: Scheme
+    scheme: Scheme | None
+
+    @property
+    def label(self) -> str:
+        """The scheme's name."""
+        return UNQUANTIZED if self.scheme is None else self.scheme.label
 
 
 def output_formats() -> list[str]:
@@ -110,12 +135,25 @@ def check_scheme(recipe: Recipe) -> None:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if layout is not None and layout.has_codes:
         make_schemes(recipe, "BF16", has_importance=knows_importance(recipe))
+    elif recipe.range is not None:
+        # An importance matrix may be for other tensors than those whose ranges are chosen.
+        _search(recipe, recipe.range == "imatrix" and knows_importance(recipe))
 
 
 def knows_importance(recipe: Recipe) -> bool:
     """Whether ranges will be weighted: by a file, or by what a method measures."""
     measured = recipe.method is not None and recipe.range in (None, "imatrix")
     return recipe.imatrix is not None or measured
+
+
+def has_static_scales(recipe: Recipe) -> bool:
+    """Whether some scales are found beforehand, by running the model on texts."""
+    layout = find_output_layout(recipe.to)
+    if layout is None or not layout.has_codes:
+        return False
+    rules = make_schemes(recipe, "BF16", has_importance=knows_importance(recipe))
+    found = any(rule.scheme is not None and rule.scheme.is_static for rule in rules)
+    return found or recipe.kv_cache is not None
 
 
 def find_grids(recipe: Recipe) -> tuple[Layout, Grids]:
@@ -169,7 +207,8 @@ def scheme_name(recipe: Recipe) -> str:
     if named:
         return named[0].lower() if len(named) == 1 else "mixed"
     if recipe.activations:
-        return "w8a8"
+        kinds = recipe.activations.split(":")[1:]
+        return "_".join(["w8a8", *(kind.replace("asymmetric", "asym") for kind in kinds)])
     return f"{recipe.bits or find_grids(recipe)[1].usual_bits}bit"
 
 
@@ -183,22 +222,29 @@ def make_schemes(recipe: Recipe, dtype: str, *, has_importance: bool) -> tuple[S
     if layout is None or not layout.has_codes:
         raise UsageError(f"--to {recipe.to} has no schemes")
     named = recipe.scheme or (() if layout.grids is not None else tuple(layout.presets)[:1])
-    rules = [
-        SchemeRule(pattern, make_preset(recipe, layout, name, dtype, has_importance))
-        for pattern, name in map(split_scheme, named)
-    ]
+
+    def find(name: str) -> Scheme | None:
+        if name.upper() == UNQUANTIZED and layout.grids is not None and layout.caches:
+            return None
+        return find_scheme(recipe, layout, name, dtype, has_importance)
+
+    rules = [SchemeRule(pattern, find(name)) for pattern, name in map(split_scheme, named)]
     if any(rule.pattern is None for rule in rules[:-1]):
         raise UsageError("--scheme without a pattern comes last, since it is for all other modules")
     if rules and rules[-1].pattern is None:
         for name in ("bits", "group_size", "symmetric", "activations"):
             if getattr(recipe, name) is not None:
                 raise UsageError(
-                    f"{FIELDS[name].flag} and --scheme {rules[-1].scheme.label} both say what "
+                    f"{FIELDS[name].flag} and --scheme {rules[-1].label} both say what "
                     "weights become",
                     hint="leave one out",
                 )
     if not rules or (recipe.bits is not None and rules[-1].pattern is not None):
         rules.append(SchemeRule(None, make_scheme(recipe, dtype, has_importance=has_importance)))
+    if recipe.kv_cache is None and all(rule.scheme is None for rule in rules):
+        raise UsageError(
+            f"--scheme {UNQUANTIZED} alone quantizes nothing", hint="add --kv-cache, or a scheme"
+        )
     return tuple(rules)
 
 
@@ -212,6 +258,51 @@ def split_scheme(entry: str) -> tuple[str | None, str]:
     except re.error as error:
         raise UsageError(f"--scheme {entry}: no regular expression: {error}") from None
     return pattern, name
+
+
+def find_scheme(
+    recipe: Recipe, layout: Layout, name: str, dtype: str, has_importance: bool
+) -> Scheme:
+    """The scheme of that name: a preset, or integers such as "W4A16_G64"; UsageError for neither.
+
+    The name of integers gives bits and, where they are not the layout's usual ones, what shares a
+    scale ("G64", "CHANNEL") and zero points ("ASYM", "SYM").
+    """
+    found = _INTEGER.fullmatch(name)
+    if name.upper() in layout.presets or found is None or layout.grids is None:
+        return make_preset(recipe, layout, name, dtype, has_importance)
+    bits, group, zero = found.groups()
+    size: int | str | None = None
+    if group is not None:
+        size = group[1:] if group[1:].isdigit() else group.lower()
+    plain = replace(
+        recipe, bits=int(bits), group_size=size, activations=None, scheme=(),
+        symmetric=None if zero is None else zero.upper() == "SYM",
+    )  # fmt: skip
+    return make_scheme(plain, dtype, has_importance=has_importance)
+
+
+def scheme_title(scheme: Scheme) -> str | None:
+    """The name by which `find_scheme` finds it; None where it has none."""
+    grid, grids = scheme.grid, scheme.layout.grids
+    if scheme.label in scheme.layout.presets:
+        return scheme.label
+    same = [
+        preset.name
+        for preset in scheme.layout.presets.values()
+        if (preset.grid.label, preset.grid.zero, preset.inputs, preset.packing)
+        == (grid.label, grid.zero, scheme.inputs, scheme.packing)
+    ]
+    if same:
+        return same[0]
+    if not isinstance(grid, IntegerGrid) or grids is None or scheme.inputs is not None:
+        return None
+    usual = grid.group_size == grids.group or grid.strategy == grids.group
+    spread = f"G{grid.group_size}" if grid.strategy == "group" else grid.strategy.upper()
+    zero = "SYM" if grid.symmetric else "ASYM"
+    is_usual = grid.zero == (grids.symmetric or grids.asymmetric)
+    parts = [f"W{grid.bits}A16", *([] if usual else [spread]), *([] if is_usual else [zero])]
+    return "_".join(parts)
 
 
 def make_preset(
@@ -263,10 +354,11 @@ def make_scheme(recipe: Recipe, dtype: str, *, has_importance: bool) -> Scheme:
     kind = "" if grid.symmetric or grids.symmetric is None else " asymmetric"
     label = grid.label + kind
     if recipe.activations:
-        label += f" + {recipe.activations} activations"
+        label += f" + {recipe.activations.replace(':', ' ')} activations"
     return Scheme(
-        layout, label, grid, grids.packing, search, weighted, grids.inputs, grids.groups or ()
-    )
+        layout, label, grid, grids.packing, search, weighted, grids.inputs, grids.groups or (),
+        grids.strategies,
+    )  # fmt: skip
 
 
 def _group(recipe: Recipe, grids: Grids) -> tuple[Strategy, int | None]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from quantcli.formats import get_format
 from quantcli.formats.container import ALIGNMENT_KEY, DEFAULT_ALIGNMENT, padded
-from quantcli.plan.filetypes import file_types
-from quantcli.plan.model_hparams import read_traits
+from quantcli.plan.filetypes import FileType, file_types
+from quantcli.plan.model_hparams import Traits, read_traits
 from quantcli.plan.type_requests import TypeRequest, UnfitError, decide
 from quantcli.types import MetaValue, OutputTensor
 
@@ -38,15 +38,26 @@ def size_table(
     table = []
     for file_type in file_types():
         try:
-            decisions = decide(tensors, traits, TypeRequest(file_type), from_gguf=from_gguf)
+            sizes = packed_sizes(tensors, traits, file_type, from_gguf=from_gguf).values()
         except UnfitError:
             continue
-        sizes = [
-            tensor.rows * get_format(decisions[tensor.name].format).row_bytes(tensor.columns)
-            for tensor in tensors
-        ]
         total = sum(padded(size, step) for size in sizes)
         table.append(
             TypeSize(file_type.name, total, 8 * sum(sizes) / elements, file_type.needs_importance)
         )
     return table
+
+
+def packed_sizes(
+    tensors: Sequence[OutputTensor], traits: Traits, file_type: FileType, *, from_gguf: bool = False
+) -> dict[str, int]:
+    """Bytes of each tensor in that file type, without padding.
+
+    Raises UnfitError where the model's rows do not fit it.
+    """
+    decisions = decide(tensors, traits, TypeRequest(file_type), from_gguf=from_gguf)
+    return {
+        tensor.name: tensor.rows
+        * get_format(decisions[tensor.name].format).row_bytes(tensor.columns)
+        for tensor in tensors
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quantcli.errors import UsageError
+from quantcli.whole_files import read_whole_text
 
 _MOST_BYTES = 16 << 20
 
@@ -15,9 +16,7 @@ def read_text(name: str, flag: str) -> str:
     try:
         if not path.is_file():
             raise UsageError(f"{flag}: {name} is not a file")
-        if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"{flag}: {name} is larger than {_MOST_BYTES >> 20} MiB")
-        return path.read_text(encoding="utf-8")
+        return read_whole_text(path, _MOST_BYTES)
     except OSError as error:
         raise UsageError(f"{flag}: {name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

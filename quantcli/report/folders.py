@@ -39,6 +39,7 @@ def folder_tables(job: ModelFolder, threads: int) -> list[Table]:
         ("size", f"{size_text(job.nbytes)} ({job.nbytes:,} bytes)"),
         ("bits per weight", f"{job.bits_per_weight:.2f}"),
         ("quantized", f"{len(job.plan.items)} matrices to {job.plan.label}"),
+        *_static_facts(job),
         ("peak memory", f"about {size_text(peak_memory(job, threads))}"),
         ("free disk", size_text(free_disk(job.path.absolute().parent))),
     ]
@@ -60,6 +61,7 @@ def folder_document(job: ModelFolder, threads: int) -> dict[str, Any]:
         "free_disk_bytes": free_disk(job.path.absolute().parent),
         "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
         "kept_modules": list(job.plan.kept),
+        **static_fields(job),
         "tensors": [
             {
                 "name": _name(part),
@@ -75,6 +77,32 @@ def folder_document(job: ModelFolder, threads: int) -> dict[str, Any]:
     }
 
 
+def static_fields(job: ModelFolder) -> dict[str, Any]:
+    """How many scales are found on a text, and of what; once they are, what was seen."""
+    plan = job.plan
+    if not plan.needs_text:
+        return {}
+    found: dict[str, Any] = {
+        "activations": len(plan.static_items),
+        "kv_cache": plan.recipe.kv_cache,
+        "caches": len(plan.caches),
+    }
+    if job.scales is not None:
+        found["inputs"] = {name: [e.low, e.high] for name, e in job.scales.inputs.items()}
+        found["keys_and_values"] = {name: list(two) for name, two in job.scales.caches.items()}
+    return {"static_scales": found}
+
+
+def _static_facts(job: ModelFolder) -> list[tuple[str, str]]:
+    plan = job.plan
+    found = []
+    if plan.static_items:
+        found.append(f"activations of {len(plan.static_items)} matrices")
+    if plan.caches:
+        found.append(f"{plan.recipe.kv_cache} key-value caches of {len(plan.caches)} layers")
+    return [("static scales", " and ".join(found))] if found else []
+
+
 def _parts(job: ModelFolder) -> list[Item | Copy]:
     parts: list[Item | Copy] = [*job.plan.items, *job.plan.copies]
     return sorted(parts, key=lambda part: (natural(part.source), part.first))
@@ -87,4 +115,6 @@ def _name(part: Item | Copy) -> str:
 def _label(job: ModelFolder, part: Item | Copy) -> str:
     if isinstance(part, Copy):
         return part.dtype
-    return f"{part.format} as {part.dtype}" if part.format else job.plan.label
+    if part.format or part.scheme is None:
+        return f"{part.format} as {part.dtype}"
+    return part.scheme.label

@@ -10,8 +10,10 @@ from typing import Any
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Events, in_phase, take
+from quantcli.fit.machine import Machine
 from quantcli.report import document, listing, overview
 from quantcli.report.coverage import coverage_document, coverage_tables, read_coverage
+from quantcli.report.fit import fit_document, fit_sentences, fit_subject, fit_tables
 from quantcli.report.inspection import Subject
 from quantcli.report.opening import open_subject
 from quantcli.report.stats import WeightStats
@@ -28,15 +30,29 @@ class Inspected:
     title: str
     tables: Sequence[Table]
     document: Mapping[str, Any]
+    sentences: Sequence[str] = ()
+    """What stands above the tables."""
+
+
+@dataclass(frozen=True)
+class FitWish:
+    """The machine that a type should fit, and how the model would run there."""
+
+    machine: Machine
+    context: int | None = None
+    cache: str | None = None
+    flash: bool = True
 
 
 def inspect(
     target: str, *, tensors: bool, kv: bool, stats: bool, pattern: str | None, order: str | None,
-    top: int, threads: int | None, on_fetch: Callable[..., None] | None = None,
+    top: int, threads: int | None, fit: FitWish | None = None, every: bool = False,
+    on_fetch: Callable[..., None] | None = None,
 ) -> Events[Inspected]:  # fmt: skip
     """Look at ``target`` from headers alone, but with ``stats``; UsageError or SourceError.
 
-    Of the Hub, weights are fetched for statistics alone. ``on_fetch`` takes the progress.
+    Of the Hub, weights are fetched for statistics alone. ``fit`` tells the type to take for a
+    machine, ``every`` lists all types and key-values. ``on_fetch`` takes the progress.
     """
     listing.check_order(order, stats=stats)
     wanted = listing.compile_filter(pattern)
@@ -45,6 +61,7 @@ def inspect(
         yield Note("reading the headers on the Hub; the weights stay there")
     if found.kind == "imatrix":
         given = {"--tensors": tensors, "--kv": kv, "--stats": stats, "--sort": order is not None}
+        given["--fit"] = fit is not None
         for name in (name for name, is_given in given.items() if is_given):
             raise UsageError(f"{name} does not apply to an importance matrix", hint="leave it out")
         return _inspect_importance(found, wanted)
@@ -64,6 +81,13 @@ def inspect(
             )
         fields = document.model_document(subject, chosen, full_values=kv)
         tables: list[Table] = []
+        sentences: list[str] = []
+        if fit is not None:
+            found_fit = fit_subject(
+                subject, fit.machine, context=fit.context, cache=fit.cache, flash=fit.flash
+            )
+            fields["fit"] = fit_document(found_fit)
+            sentences, tables = fit_sentences(found_fit), fit_tables(found_fit, every=every)
         if tensors or ((wanted or order) and not stats):
             tables.append(listing.tensor_table(subject, chosen))
         if kv:
@@ -73,10 +97,11 @@ def inspect(
             pairs = listing.sort_stats((yield from _measure(subject, sources, threads)), order)
             fields["stats"] = document.stats_document(sources, pairs, top)
             tables += [listing.stats_table(sources, pairs), listing.channel_table(pairs, top)]
-        if not (tensors or kv or stats or wanted or order):
-            tables += overview.overview_tables(subject)
-            tables.append(listing.key_value_table(subject.metadata, full=False))
-        return Inspected(subject.label, tables, fields)
+        if not (tensors or kv or stats or wanted or order or fit):
+            tables += overview.overview_tables(subject, every=every)
+            if every:
+                tables.append(listing.key_value_table(subject.metadata, full=False))
+        return Inspected(subject.label, tables, fields, sentences)
 
 
 def _measure(

@@ -53,6 +53,8 @@ class Subject(AbstractContextManager["Subject"]):
     pre_tokenizer: str | None = None
     file_type: str | None = None
     metadata: Mapping[str, MetaValue] = field(default_factory=dict)
+    model_keys: Mapping[str, MetaValue] = field(default_factory=dict, repr=False)
+    """The key-values that a GGUF of it has, without those of its tokenizer; a GGUF's own."""
     sizes: tuple[TypeSize, ...] = ()
     notes: tuple[str, ...] = ()
     sources: tuple[WeightSource, ...] = field(default=(), repr=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from quantcli.plan.filetypes import TYPE_OF_BITS
+from quantcli.plan.filetypes import TYPE_OF_BITS, USUAL_TYPES
 from quantcli.report.facts import Number, number_words
 from quantcli.report.inspection import Subject
 from quantcli.report.memory import memory_table
@@ -10,13 +10,17 @@ from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import count_text, percent_text, size_text
 
 
-def overview_tables(subject: Subject) -> list[Table]:
-    """Facts, types, memory and sizes, each a table; those without rows are left out."""
+def overview_tables(subject: Subject, *, every: bool = False) -> list[Table]:
+    """Facts, and what the types that people take would weigh, in fewer lines than a terminal has.
+
+    ``every`` type and stored type, with the memory in each precision. What has no rows is left out.
+    """
+    sizes = _sizes(subject, every=every)
     tables = [
         facts([row for row in _facts(subject) if row[1]]),
-        _dtypes(subject),
-        _memory(subject),
-        _sizes(subject),
+        *([_dtypes(subject)] if every or not sizes.rows else []),
+        *([_memory(subject)] if every or not subject.outputs else []),
+        sizes,
     ]
     return [table for table in tables if table.rows]
 
@@ -33,6 +37,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("Stored as", _stored(subject)),
         ("Files", _files(subject)),
         ("Made by", _provenance(subject)),
+        ("Key-values", f"{len(subject.metadata)}, see --kv" if subject.metadata else ""),
     ]
 
 
@@ -166,19 +171,26 @@ def _memory(subject: Subject) -> Table:
     )
 
 
-def _sizes(subject: Subject) -> Table:
+def _sizes(subject: Subject, *, every: bool) -> Table:
+    shown = [each for each in subject.sizes if every or each.name in USUAL_TYPES]
     bits = {name: str(number) for number, name in TYPE_OF_BITS.items()}
     rows = [
         (
-            each.name + (" *" if each.needs_importance else ""),
+            each.name
+            + (" *" if each.needs_importance else "")
+            + (" •" if every and each.name in USUAL_TYPES else ""),
             bits.get(each.name, ""),
             size_text(each.nbytes),
             f"{each.bits_per_weight:.2f}",
             percent_text(each.nbytes / max(1, subject.nbytes)),
         )
-        for each in subject.sizes
+        for each in shown
     ]
-    starred = any(each.needs_importance for each in subject.sizes)
+    starred = any(each.needs_importance for each in shown)
+    notes = ["* needs an --imatrix"] if starred else []
+    notes += ["--fit 24G tells which to take"] if shown else []
+    if len(shown) < len(subject.sizes):
+        notes.append(f"-v lists all {len(subject.sizes)}")
     return Table(
         (
             Column("--type"),
@@ -188,6 +200,7 @@ def _sizes(subject: Subject) -> Table:
             Column("Of today's size", "right"),
         ),
         tuple(rows),
-        title="What 'quantcli quantize' would make of it",
-        note="* needs an importance matrix (--imatrix)" if starred else None,
+        title="What 'quantcli quantize' would make of it"
+        + (" (• types that people take)" if every else ""),
+        note="; ".join(notes),
     )

@@ -33,6 +33,10 @@ def quantized_document(done: Quantized) -> dict[str, Any]:
         "source_bytes": done.artifact.source_bytes,
         "source_digest": done.digest,
     }
+    if not isinstance(done.artifact, GgufFile):
+        from quantcli.report.folders import static_fields
+
+        fields |= static_fields(done.artifact)
     if done.outcomes:
         fields["tensors"] = [outcome.fields for outcome in done.outcomes]
     if done.training is not None:
@@ -51,11 +55,22 @@ def planned_document(planned: Quantized) -> dict[str, Any]:
     return folder_document(planned.artifact, planned.threads)
 
 
+def output_document(output: Quantized, *, planned: bool) -> dict[str, Any]:
+    """The document of one output, planned or made."""
+    return planned_document(output) if planned else quantized_document(output)
+
+
 def whole_document(outputs: Sequence[Quantized], *, planned: bool) -> dict[str, Any]:
-    """The document of the first output, and under "mmproj" that of a tower beside it."""
-    make = planned_document if planned else quantized_document
-    first, *towers = outputs
-    return make(first) | ({"mmproj": make(towers[0])} if towers else {})
+    """The document of the output, or of a set; under "mmproj" that of a tower beside it."""
+    from quantcli.report.output_sets import set_document
+
+    main = [output for output in outputs if not output.is_tower]
+    if not main:
+        return output_document(outputs[0], planned=planned)
+    documents = [output_document(output, planned=planned) for output in main]
+    found = documents[0] if len(main) == 1 else set_document(main, documents, planned=planned)
+    towers = [output for output in outputs if output.is_tower]
+    return found | ({"mmproj": output_document(towers[0], planned=planned)} if towers else {})
 
 
 def planned_tables(planned: Quantized) -> list[Table]:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quantcli.whole_files import read_whole
+
 _GGUF_KINDS = {
     "gemma4": "BPE over text",
     "gpt2": "byte-level BPE",
@@ -36,7 +38,10 @@ def kind_in_folder(folder: Path) -> str | None:
     """The words for the tokenizer files of a checkpoint; None when there are none we can read."""
     path = folder / "tokenizer.json"
     if path.is_file():
-        description = _description(path.read_bytes())
+        try:
+            description = _description(read_whole(path))
+        except OSError:
+            return None
         if description is not None:
             return _kind(description)
     return "SentencePiece" if (folder / "tokenizer.model").is_file() else None

@@ -295,8 +295,11 @@ def _sweep_codes(work: _Work, block: ColumnBlock, measure: _Measure) -> None:
 
 
 def _refit(work: _Work, groups: slice, measure: _Measure) -> None:
-    """Every scale, then every edge, to its optimum, group after group; not those of blocks."""
-    if work.grid.strategy == "block":
+    """Every scale, then every edge, to its optimum, group after group.
+
+    Not those of blocks, nor one that other matrices may share.
+    """
+    if work.grid.strategy == "block" or (work.grid.strategy == "tensor" and work.grid.whole):
         return
     for number in range(groups.start, groups.stop):
         columns = slice(number * work.group, (number + 1) * work.group)

@@ -31,7 +31,7 @@ def round_by_rows(
 ) -> Bytes:  # fmt: skip
     """Packed rows of ``rows`` (n, columns), float32, rounded under both Hessians."""
     packed: Bytes | None = None
-    for strip, fisher in zip(cut_strips(len(rows)), outputs.prepare(), strict=True):
+    for strip, fisher in zip(cut_strips(len(rows)), outputs.prepared, strict=True):
         order = fisher.order
         if order is None:
             raise ValueError("the outputs' Hessian has no order")

@@ -52,13 +52,18 @@ def merge_calibrations(
     return done
 
 
-def calibrate_for(request: Request, model: Model, path: Path) -> Events[Importance]:
-    """Make the importance matrix ``path`` that a quantization will be given."""
+def calibrate_for(
+    request: Request, model: Model, path: Path, *, collect: Sequence[str] = ()
+) -> Events[Importance]:
+    """Make the importance matrix ``path`` that a quantization will be given.
+
+    What else it is to ``collect`` lies beside it.
+    """
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
-        model, texts, path, chunks=request.chunks, max_memory=states_memory(),
-        threads=request.threads or default_threads(), force=request.force,
+        model, texts, path, chunks=request.chunks, collect=collect, max_memory=states_memory(),
+        threads=request.threads or default_threads(), resume=request.resume, force=request.force,
     )  # fmt: skip
     done = yield from _run(job)
     return read_importance(done.paths[0])

@@ -1,76 +1,90 @@
-"""Types by what they cost: measure them, then choose within a size."""
+"""Types, or schemes of modules, by what they cost: measure them, then choose within a size."""
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
 
-from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
-from quantcli.artifacts.staging import own_folder
+from quantcli.artifacts.gguf_file import GgufFile
+from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.errors import PlanError
 from quantcli.events import Events
-from quantcli.plan.allocate import Allocation, allocate, find_candidates
-from quantcli.plan.recipe import merge_recipe
-from quantcli.plan.size_text import parse_size
-from quantcli.rounding.options import Options
-from quantcli.run.calibrated_run import CalibratedRun, costs_folder, plan_passes, remove_costs
-from quantcli.run.type_costs import measure_type_costs
+from quantcli.plan.allocate import Allocation, Costs, allocate, free_of_cost, least_bytes
+from quantcli.run.allocation_targets import Candidates, Target
 from quantcli.types import Note
 
+Measure = Callable[[Candidates], Events[Costs]]
 
-def choose_types(
-    run: CalibratedRun, artifact: GgufFile, output: Path, options: Options, *,
-    max_memory: int = 1 << 62, threads: int = 1,
-) -> Events[GgufFile]:  # fmt: skip
-    """The same file with a recipe that gives every tensor that had a choice its type by name.
 
-    Within the recipe's target_size, or the size that ``artifact`` has. What was measured stays in
-    `costs_folder`, so a second call is quick. PlanError when nothing can be chosen or the size
-    is too small.
+def choose_types(target: Target, measure: Measure) -> Events[GgufFile | ModelFolder]:
+    """The same output with a recipe that gives everything that had a choice its kind by name.
+
+    Within the recipe's target size or bits for each weight, or the size that the output has without
+    a choice. PlanError when nothing can be chosen, or the target is too small.
     """
-    plan = artifact.plan
-    candidates = find_candidates(plan)
-    if not candidates:
+    choices = target.choices
+    if not choices:
         raise PlanError(
-            f"{plan.label} quantizes nothing whose type could be chosen",
-            hint="leave out --allocate or --quality high, or choose another type",
+            f"{target.label} quantizes nothing whose {target.noun} could be chosen",
+            hint=f"leave out --allocate or --quality high, or choose another {target.noun}",
         )
-    target = plan.recipe.target_size
-    limit = parse_size(target) if target else artifact.nbytes
-    # Before the long run: whether anything can be that small. The recipe in the file names the
-    # types, and takes bytes itself.
-    free = {name: dict.fromkeys(kinds, 0.0) for name, kinds in candidates.items()}
-    smallest = allocate(plan, free, 1 << 62)
-    overhead = _with_types(run, artifact, output, smallest).nbytes - smallest.nbytes
-    allocate(plan, free, limit - overhead, beside=overhead)
-    folder = costs_folder(output)
-    own_folder(folder, empty=False)
-    passes = plan_passes(run, folder, None, None, max_memory, threads)
-    try:
-        costs = yield from measure_type_costs(passes, candidates, options)
-    except BaseException:
-        remove_costs(output)
-        raise
+    # Before the long run: whether anything can be that small. The recipe in the output names what
+    # is chosen, and takes bytes itself.
+    smallest = allocate(choices, free_of_cost(choices), 0)
+    least = target.size(target.rebuild(dict(smallest.kinds)))
+    if least > target.limit:
+        return (yield from _stay(target, least))
+    costs = yield from measure(target.candidates)
+    beside = least - smallest.nbytes
     while True:
-        found = allocate(plan, costs, limit - overhead, beside=overhead)
-        chosen = _with_types(run, artifact, output, found)
-        if chosen.nbytes <= limit:
+        found = allocate(choices, costs, target.limit - beside)
+        chosen = target.rebuild(dict(found.kinds))
+        over = target.size(chosen) - target.limit
+        if over <= 0:
             break
-        overhead += chosen.nbytes - limit
-    left = len(candidates) - len(costs)
-    yield Note(
-        f"types chosen for {len(costs)} tensors: {found.nbytes:,} bytes of weights, for a KL "
-        f"divergence of about {found.cost:.3g}; {plan.label} has {plan.data_bytes:,}, for about "
-        f"{found.before:.3g}" + (f"; {left} others keep its types" if left else "")
-    )
+        if found.nbytes == least_bytes(choices, costs):
+            return (yield from _stay(target, target.size(chosen)))
+        beside += over
+    if _is_own(target) and found.cost >= found.before:
+        yield Note(f"no other {target.noun}s cost less than {target.label}'s own, which stay")
+        return target.rebuild({})
+    yield _summary(target, found)
     return chosen
 
 
-def _with_types(
-    run: CalibratedRun, artifact: GgufFile, output: Path, found: Allocation
-) -> GgufFile:
-    types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(found.types.items())]
-    named = merge_recipe(artifact.plan.recipe, tensor_types=types)
-    named = replace(named, allocate=False, target_size=None)
-    return prepare_gguf(run.model, named, output, importance=run.importance, force=artifact.force)
+def _is_own(target: Target) -> bool:
+    """Whether the size is that of the output without a choice."""
+    return target.recipe.target_size is None and target.recipe.target_bpw is None
+
+
+def _stay(target: Target, least: int) -> Events[GgufFile | ModelFolder]:
+    """Nothing fits: the output's own kinds do where the size is theirs; else PlanError."""
+    if _is_own(target):
+        yield Note(
+            f"{target.label}'s own {target.noun}s stay: with a name for each, the smallest take "
+            f"{least:,} bytes, and its own {target.limit:,}"
+        )
+        return target.rebuild({})
+    bits = target.recipe.target_bpw
+    if bits is None:
+        raise PlanError(
+            f"{target.limit:,} bytes are too few: with the smallest {target.noun}s the output "
+            f"takes {least:,}",
+            hint=f"ask for {least:,} bytes or more",
+        )
+    needed = -(-1000 * least * bits // target.limit) / 1000
+    raise PlanError(
+        f"{bits:g} bits per weight are too few: with the smallest {target.noun}s all tensors "
+        f"take {needed:g}",
+        hint=f"ask for {needed:g} or more",
+    )
+
+
+def _summary(target: Target, found: Allocation) -> Note:
+    what = "tensors" if target.noun == "type" else "groups of modules"
+    left = len(target.choices) - found.count
+    before = sum(choice.sizes[choice.own] for choice in target.choices)
+    return Note(
+        f"{target.noun}s chosen for {found.count} {what}: {found.nbytes:,} bytes, for a KL "
+        f"divergence of about {found.cost:.3g}; {target.label} has {before:,} there, for about "
+        f"{found.before:.3g}" + (f"; {left} others keep its {target.noun}s" if left else "")
+    )

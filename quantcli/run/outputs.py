@@ -4,21 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
+
+from quantcli.statistics.input_statistics import CACHE, MIN_MAX
+from quantcli.types import Event
 
 if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.rounding.options import Outcome
-    from quantcli.run.calibrated_run import CalibratedRun, Rounding
+    from quantcli.rounding.run_store import EncodedStore
+    from quantcli.run.calibrated_run import CalibratedRun
+
+
+def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
+    """Whether it is a folder with scales that are found on texts."""
+    return bool(getattr(artifact.plan, "needs_text", False))
+
+
+def needed_statistics(artifact: GgufFile | ModelFolder) -> tuple[str, ...]:
+    """What a calibration must collect for these scales."""
+    if not needs_text(artifact):
+        return ()
+    inputs = (MIN_MAX,) if artifact.plan.static_items else ()
+    return (*inputs, CACHE) if artifact.plan.caches else inputs
 
 
 @dataclass(frozen=True)
 class Quantized:
     """One output: written, or planned where ``digest`` is None.
 
-    ``threads`` write it, in ``seconds``. ``outcomes`` are those of the tensors that a method
-    rounded, ``training`` says what training end to end changed.
+    ``threads`` write it; it was whole ``seconds`` after the run began. ``outcomes`` are those of
+    the tensors that a method rounded, ``training`` says what training end to end changed.
+    ``kept``: an interrupted run of the same set had made it.
     """
 
     artifact: GgufFile | ModelFolder
@@ -27,20 +45,35 @@ class Quantized:
     seconds: float = 0.0
     outcomes: tuple[Outcome, ...] = ()
     training: dict[str, object] | None = None
+    kept: bool = False
+
+    @property
+    def is_tower(self) -> bool:
+        """Whether it is a vision or audio tower."""
+        return self.artifact.plan.recipe.mmproj_only
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDone(Event):
+    """An output is whole, under its name."""
+
+    output: Quantized
 
 
 @dataclass(frozen=True)
 class Planned:
     """An output before its weights are written.
 
-    ``run`` is how its methods run the model, ``rounding`` holds the tensors that they chose.
+    ``run`` is how its methods run the model, ``store`` holds the tensors that they chose. Of one
+    that is whole already, ``kept`` is the digest of its source.
     """
 
     artifact: GgufFile | ModelFolder
     path: Path
     threads: int
     run: CalibratedRun | None = None
-    rounding: Rounding | None = None
+    store: EncodedStore | None = None
+    kept: str | None = None
 
     @property
     def is_tower(self) -> bool:

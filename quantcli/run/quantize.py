@@ -1,81 +1,150 @@
 """The one sequence of a quantization: open, plan, calibrate, choose types, transform, round, write.
 
 `quantize` yields what happens and returns what was made; the command line and the Python API both
-drain it. The model is opened once for all outputs, and weights are written at the end, when
-everything else is known of every output.
+drain it. The model is opened once for all outputs, and what is wrong with any is said before work
+begins. Outputs that round to nearest are written together, from one read; so are those for which a
+method runs the model once. Each batch is written when everything else is known of it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantcli.archs.towers import CLIP, has_tower
-from quantcli.artifacts.gguf_file import GgufFile, take_encoded
-from quantcli.artifacts.prepare import default_output, prepare_artifact
-from quantcli.artifacts.write import ArtifactDone, threads_within, write_artifacts
+from quantcli.archs.towers import has_tower
+from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
-from quantcli.events import Events, in_phase, take_all
+from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.model import Model, open_model, open_tower, tower_of
-from quantcli.plan.recipe import Recipe, merge_recipe
+from quantcli.model import Model, open_model, open_tower
+from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
-from quantcli.run.drop_mtp import drop_mtp
-from quantcli.run.outputs import Planned, Quantized
-from quantcli.run.request import Request, Wanted, check_request
+from quantcli.run.allocation_targets import find_target
+from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
+from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
+from quantcli.run.request import Request, check_request, check_texts
+from quantcli.run.set_journal import open_journal
+from quantcli.run.write_outputs import Ledger, write_outputs
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
 
 if TYPE_CHECKING:
-    from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.run.calibrated_run import Rounding
 
 
 def quantize(
     request: Request, *, on_fetch: Callable[..., None] | None = None
 ) -> Events[list[Quantized]]:
-    """Do what is asked; returns each output in turn.
+    """Do what is asked; returns each output in turn, and yields an `OutputDone` when one is whole.
 
     ``on_fetch`` takes the progress of a download. Raises a QuantcliError in one sentence for
-    whatever is wrong. What ends it early leaves no output, and an existing one untouched; layers
-    that were rounded are kept for ``resume``, and the last note says where.
+    whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
+    one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
+    began = time.monotonic()
     check_request(request)
+    check_texts(request)
     recipes = [wanted.recipe for wanted in request.outputs]
     if request.texts:
         require_torch()
     files = {recipe.imatrix for recipe in recipes if recipe.imatrix}
     known = {file: read_importance(Path(file)) for file in files}
+    if request.left_out:
+        yield Note(
+            f"{', '.join(request.left_out)} of the set are left out, since they need an importance "
+            "matrix; --calibrate TEXT or --imatrix FILE adds them",
+            "warning",
+        )
     begun: list[Rounding] = []
+    ledger: Ledger | None = None
     try:
-        with _open(request, recipes, on_fetch) as model:
-            # One model for all outputs that are without them, as these share what they read.
-            bare = drop_mtp(model) if any(recipe.no_mtp for recipe in recipes) else model
+        with _open(request, recipes, on_fetch) as model, own_folders(request):
+            placed = place_all(request, model)
+            _refuse_same_paths(placed)
+            journal = None
+            if request.is_set:
+                journal = open_journal(request, model, [each.path for each in placed])
+            matrix = _matrix_path(request, model, placed)
+            if matrix is not None and journal is not None and journal.is_whole(matrix):
+                known[str(matrix)] = read_importance(matrix)
             # All that would be refused is refused before any long work begins.
-            planned = [
-                _plan(request, bare if wanted.recipe.no_mtp else model, wanted, known)
-                for wanted in request.outputs
-            ]
+            planned = plan_all(request, placed, known, matrix, journal)
             yield from _tower_note(model, recipes)
             if request.dry_run:
                 return (yield from _show_plans(planned))
-            importance = yield from _calibrate(request, model, planned)
-            ready = []
-            for each in planned:
-                ready.append((yield from _make_ready(request, each, importance, begun)))
-            done = yield from _write_all(ready)
+            ledger = Ledger(planned, journal, began)
+            yield from _make(request, model, matrix, known, ledger, begun)
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
+        if ledger is not None and ledger.journal is not None and not ledger.failed:
+            kept += ledger.journal.last_words(ledger.state)
         if not isinstance(stopped, GeneratorExit):
             yield from kept
         raise
     for rounding in begun:
         rounding.finish()
-    return done
+    if ledger.journal is not None:
+        ledger.journal.remove()
+    return ledger.finished
+
+
+def _make(
+    request: Request, model: Model, matrix: Path | None, known: dict[str, Importance],
+    ledger: Ledger, begun: list[Rounding],
+) -> Events[None]:  # fmt: skip
+    """Make all outputs that are not whole yet, batch by batch."""
+    if ledger.journal is not None and request.force:
+        ledger.journal.remove()
+    for each in ledger.planned:
+        if each.kept is not None:
+            yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
+    if kept := len(ledger.done):
+        yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
+    plain = [each for each in ledger.planned if each.run is None and each.kept is None]
+    takers = [each for each in plain if not each.is_tower]
+    importance = known.get(str(matrix))
+    if matrix is not None and takers and importance is None:
+        importance, files = yield from _calibrate(request, model, matrix, takers)
+        if ledger.journal is not None:
+            ledger.journal.add(files)
+    if plain:
+        if importance is not None:
+            plain = [
+                each if each.is_tower else _with_importance(request, each, importance)
+                for each in plain
+            ]
+        if any(is_allocated(each.artifact.plan.recipe) for each in plain):
+            from quantcli.run.choose_by_importance import choose_by_importance
+
+            plain = yield from choose_by_importance(plain)
+        yield from write_outputs(plain, ledger)
+    methodical = [each for each in ledger.planned if each.run is not None]
+    if methodical:
+        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.calibrated_run import remove_run
+
+        for batch in group_runs(methodical):
+            if all(each.kept is not None for each in batch):
+                remove_run(batch[0].path)
+                continue
+            # Those that are whole take part: the run that was interrupted was theirs too.
+            made = yield from apply_methods(request, batch, begun)
+            yield from write_outputs([each for each in made if each.kept is None], ledger)
+    ledger.refuse_failed()
+
+
+def _refuse_same_paths(placed: Sequence[Placed]) -> None:
+    paths = [each.path for each in placed]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"two outputs are called {twice}",
+            hint="give each a name of its own: name = ... under [[outputs]] of a recipe",
+        )
 
 
 def _open(
@@ -105,68 +174,49 @@ def _tower_note(model: Model, recipes: Sequence[Recipe]) -> Iterator[Note]:
         yield Note("the tower beside the text model is left out; --mmproj writes it as well")
 
 
-def _plan(
-    request: Request, model: Model, wanted: Wanted, known: Mapping[str, Importance]
-) -> Planned:
-    """Decide everything about an output without reading a weight."""
-    recipe = wanted.recipe
-    if recipe.mmproj_only and model.arch != CLIP:
-        model = tower_of(model)
-    if wanted.bits == 16 and _all_float16(model):
-        recipe = merge_recipe(recipe, type="F16")
-    path = wanted.path or (wanted.folder or Path()) / default_output(model, recipe)
-    run, importance = None, known.get(recipe.imatrix or "")
-    if recipe.method is not None:
-        from quantcli.run.apply_methods import plan_methods
-
-        run = plan_methods(request, model, recipe)
-        importance = run.importance
-    elif request.texts and not recipe.mmproj_only:
-        from quantcli.run.calibrated_run import expected_importance
-
-        recipe = merge_recipe(recipe, imatrix=str(calibration_path(path)))
-        importance = expected_importance(model)
-    artifact = prepare_artifact(
-        model, recipe, path, importance=importance, force=request.force, check=not request.dry_run
-    )
-    threads = threads_within(artifact, request.threads, request.max_memory)
-    return Planned(artifact, path, threads, run)
-
-
-def _all_float16(model: Model) -> bool:
-    """Whether every matrix is stored in float16, from which bfloat16 would take three bits."""
-    return {tensor.dtype for tensor in model.tensors if len(tensor.shape) > 1} == {"F16"}
+def _matrix_path(request: Request, model: Model, placed: Sequence[Placed]) -> Path | None:
+    """Where the importance matrix that the texts make is kept, if an output takes one."""
+    takers = [each for each in placed if each.recipe.method is None and not each.recipe.mmproj_only]
+    if not request.texts or not takers:
+        return None
+    if request.is_set and all(wanted.path is None for wanted in request.outputs):
+        return takers[0].path.with_name(f"{model_name(model)}.calib.gguf")
+    return calibration_path(takers[0].path)
 
 
 def _calibrate(
-    request: Request, model: Model, planned: Sequence[Planned]
-) -> Events[Importance | None]:
-    """The importance matrix of the texts, if an output takes one; it is kept next to the first."""
-    takers = [each for each in planned if each.run is None and not each.is_tower]
-    if not request.texts or not takers:
-        return None
+    request: Request, model: Model, path: Path, takers: Sequence[Planned]
+) -> Events[tuple[Importance, list[Path]]]:
+    """The importance matrix of the texts, and its files: what static scales need lies beside it."""
     from quantcli.run.calibrate import calibrate_for
+    from quantcli.statistics.importance_file import output_paths
 
-    return (yield from calibrate_for(request, model, calibration_path(takers[0].path)))
+    needs = {need for each in takers for need in needed_statistics(each.artifact)}
+    importance = yield from calibrate_for(request, model, path, collect=sorted(needs))
+    return importance, output_paths(path, tuple(needs))
 
 
-def _make_ready(
-    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
-) -> Events[Planned]:
-    """Everything that comes before the weights of one output are written."""
-    if planned.run is not None:
-        from quantcli.run.apply_methods import apply_methods
+def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
+    """The output with what the texts gave: an importance matrix, and static scales."""
+    from quantcli.statistics.importance_file import stats_path
 
-        return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is None or planned.is_tower:
-        return planned
+    artifact, recipe = planned.artifact, planned.artifact.plan.recipe
+    weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
+    if weighted:
+        recipe = replace(recipe, imatrix=str(importance.path))
+    if needs_text(artifact):
+        recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
-        planned.artifact.model,
-        replace(planned.artifact.plan.recipe, imatrix=str(importance.path)),
+        artifact.model,
+        recipe,
         planned.path,
-        importance=importance,
+        importance=importance if weighted else None,
         force=request.force,
     )
+    if needs_text(artifact):
+        from quantcli.run.static_scales import take_scales
+
+        artifact = take_scales(artifact, measured)
     return replace(planned, artifact=artifact)
 
 
@@ -179,42 +229,11 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
     for each in planned:
         yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
-        if recipe.allocate or recipe.target_size:
-            yield Note(f"types are chosen as it runs; until then these are {recipe.type}'s")
-    return [Quantized(each.artifact, each.threads) for each in planned]
-
-
-def _write_all(ready: Sequence[Planned]) -> Events[list[Quantized]]:
-    """Write the outputs; rows that several are made of are read once."""
-    artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
-    begun = time.monotonic()
-    events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
-    finished = yield from in_phase("quantizing", take_all(events, ArtifactDone))
-    seconds = time.monotonic() - begun
-    return [
-        _describe(each, artifact, written.source_digest, seconds)
-        for each, artifact, written in zip(ready, artifacts, finished, strict=True)
-    ]
-
-
-def _describe(
-    ready: Planned, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
-) -> Quantized:
-    if ready.rounding is None:
-        return Quantized(artifact, ready.threads, digest, seconds)
-    store = ready.rounding.store
-    gain = None if store.trained is None else store.trained.gain.fields
-    return Quantized(artifact, ready.threads, digest, seconds, tuple(store.outcomes), gain)
-
-
-def _with_codes(
-    artifact: GgufFile | ModelFolder, rounding: Rounding | None
-) -> GgufFile | ModelFolder:
-    """The artifact with the tensors that a method rounded."""
-    if rounding is None:
-        return artifact
-    if isinstance(artifact, GgufFile):
-        return take_encoded(artifact, rounding.store)
-    from quantcli.run.folder_codes import stored_codes
-
-    return replace(artifact, codes=stored_codes(artifact, rounding.store))
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
+        if needs_text(each.artifact) and each.artifact.scales is None:
+            yield Note("static scales are found as it runs, on the text of --calibrate")
+    return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
-from quantcli.plan.recipe import FIELDS, Recipe, given_fields
+from quantcli.plan.filetypes import find_file_type
+from quantcli.plan.output_set import OutputSet
+from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
-from quantcli.plan.schemes import GGUF
+from quantcli.plan.schemes import GGUF, has_static_scales, has_types
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -26,7 +29,9 @@ class Wanted:
     bits: int | None = None
     """As asked for; 16 leaves weights that are stored as float16 as they are."""
     folder: Path | None = None
-    """Where it goes under its usual name, if not into the current folder."""
+    """Where it goes under its usual name, if not into the current folder; made if need be."""
+    name: str | None = None
+    """Its name there in place of the usual one."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Request:
     ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
-    written, in bytes.
+    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
     """
 
     source: str
@@ -48,6 +53,47 @@ class Request:
     dry_run: bool = False
     threads: int | None = None
     max_memory: int | None = None
+    left_out: Sequence[str] = ()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there are several outputs, a tower beside one not counted."""
+        return sum(not wanted.recipe.mmproj_only for wanted in self.outputs) > 1
+
+
+def place_outputs(
+    outputs: OutputSet, place: str | Path | None, *, mmproj: bool = False,
+    mmproj_type: str | None = None,
+) -> list[Wanted]:  # fmt: skip
+    """The outputs where ``place`` says, and a tower beside them if one is wanted.
+
+    ``place`` is one output's path, or with a slash behind it, for a set and where it is a folder
+    that takes a GGUF, the folder in which each has its usual name. UsageError for a set in one
+    file.
+    """
+    asked = outputs.outputs
+    path = None if place is None else Path(place)
+    folder: Path | None = None
+    if path is not None and (len(asked) > 1 or _is_container(place, path, asked[0].recipe)):
+        path, folder = None, path
+    if folder is not None and folder.suffix == ".gguf" and not folder.is_dir():
+        raise UsageError(
+            f"-o {folder} names one file, and {len(asked)} outputs are asked for"
+            if len(asked) > 1 else f"-o {place} names a file, and a slash follows",
+            hint="name a folder for them: -o FOLDER/",
+        )  # fmt: skip
+    found = [Wanted(each.recipe, path, each.bits, folder, each.name) for each in asked]
+    if mmproj or mmproj_type:
+        text = next((each for each in found if each.recipe.to == GGUF), found[0])
+        found.append(tower_beside(text, mmproj_type))
+    return found
+
+
+def _is_container(place: str | Path | None, path: Path, recipe: Recipe) -> bool:
+    """Whether one output goes into the folder ``path`` rather than being called so."""
+    if recipe.to == GGUF:
+        return str(place).endswith("/") or path.is_dir()
+    return str(place).endswith("/") and not (path / MANIFEST).is_file()
 
 
 def tower_beside(wanted: Wanted, type: str | None) -> Wanted:
@@ -61,26 +107,37 @@ def tower_beside(wanted: Wanted, type: str | None) -> Wanted:
             f"--mmproj writes a tower beside a GGUF, not with {other}", hint="leave one of them out"
         )
     recipe = Recipe(type=type or TOWER_TYPE, mmproj_only=True)
-    return Wanted(recipe, folder=wanted.path.parent if wanted.path else None)
+    return Wanted(recipe, folder=wanted.path.parent if wanted.path else wanted.folder)
 
 
 def check_request(request: Request) -> None:
     """UsageError for whatever is wrong whatever the model; MissingExtraError for methods."""
+    if not request.outputs:
+        raise UsageError("no output is asked for", hint="add --type NAME")
+    if request.is_set:
+        _check_importance(request)
+    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if request.chunks is not None and not runs:
+        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     for wanted in request.outputs:
         recipe = wanted.recipe
-        if request.chunks is not None and recipe.method is None and not request.texts:
-            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
         if recipe.method is not None:
             # Methods are loaded to be checked.
             require_torch()
             from quantcli.run.recipe_options import check_methods
 
-            check_methods(recipe, resume=request.resume)
+            check_methods(recipe, resume=request.resume and not request.is_set)
         else:
             _refuse_without_method(recipe, request)
             if request.texts and not recipe.mmproj_only:
                 _check_calibration(recipe, request)
         check_recipe(recipe)
+        known = recipe.method or recipe.imatrix or request.texts
+        if is_allocated(recipe) and not known and not recipe.mmproj_only:
+            raise UsageError(
+                "--allocate needs to know what each choice costs",
+                hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
+            )
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -94,10 +151,74 @@ def check_request(request: Request) -> None:
             )
 
 
+def _check_importance(request: Request) -> None:
+    """UsageError for the types of a set that need an importance matrix, where there is none."""
+    lacking = [
+        wanted.recipe.type
+        for wanted in request.outputs
+        if has_types(wanted.recipe.to)
+        and not (wanted.recipe.imatrix or wanted.recipe.method or request.texts)
+        and find_file_type(wanted.recipe.type).needs_importance
+    ]
+    if lacking:
+        raise UsageError(
+            f"{' and '.join(lacking)} {'needs' if len(lacking) == 1 else 'need'} an importance "
+            "matrix, and none is given",
+            hint="add --calibrate TEXT or --imatrix FILE, or leave "
+            f"{'it' if len(lacking) == 1 else 'them'} out",
+        )
+
+
+def takes_importance(recipe: Recipe) -> bool:
+    """Whether a text that is run without a method makes an importance matrix for the recipe.
+
+    With ranges that are found without one, it may be for static scales alone.
+    """
+    return recipe.range in (None, "imatrix") or not has_static_scales(recipe)
+
+
+def check_texts(request: Request) -> None:
+    """UsageError where scales are to be found on a text and none is given, or one too many."""
+    for wanted in request.outputs:
+        recipe = wanted.recipe
+        if not has_static_scales(recipe):
+            if recipe.statistics is not None:
+                raise UsageError(
+                    "--statistics tells static scales, and there are none", hint="leave it out"
+                )
+            continue
+        what = "--kv-cache" if recipe.kv_cache else "a scheme with static scales"
+        if recipe.statistics is not None:
+            transforms = recipe.method is not None and _transforms(recipe.method)
+            if transforms:
+                raise UsageError(
+                    f"--method {recipe.method} changes the activations whose scales --statistics "
+                    "tells",
+                    hint="leave --statistics out: the method's own text tells them",
+                )
+            if request.texts and recipe.method is None:
+                raise UsageError(
+                    "--calibrate and --statistics both tell static scales", hint="give one of them"
+                )
+        elif not request.texts and recipe.method is None and not request.dry_run:
+            dynamic = "" if recipe.kv_cache else "; FP8_DYNAMIC, W8A8 and NVFP4A16 need none"
+            raise UsageError(
+                f"{what} needs a text to run the model on, since they are found there",
+                hint=f"--calibrate TEXT, or --statistics FILE of 'quantcli calibrate'{dynamic}",
+            )
+
+
+def _transforms(method: str) -> bool:
+    from quantcli.run.methods import parse_methods
+
+    return bool(parse_methods(method).transforms)
+
+
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:
     """UsageError for what only a method can do."""
     wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
-    for flag in [*wanted, *(["--resume"] if request.resume else [])]:
+    resumes = request.resume and not request.is_set
+    for flag in [*wanted, *(["--resume"] if resumes else [])]:
         raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
 
 

@@ -4,14 +4,16 @@ Under feedback among columns (H = (I + U) D (I + U)^T of the inputs) and rows (t
 outputs' Fisher information F) what remains of an error is its own part alone: with the encoder's
 error e of weight (i, j) a matrix costs about ``sum_ij D'_i e_ij^2 D_j / 2``, D' being the pivots
 of F. So one pass over some windows, forwards and back, and one encoding for each type are enough
-to choose by. Where a matrix is met row by row (an embedding), F is the identity's share by how
-often a row is read; where it makes logits, by the variance of a token's being drawn.
+to choose by. Where nothing is fed back the diagonals of H and F take the pivots' place. An expert
+costs what it does to the tokens that it gets, times their share of all. Where a matrix is met row
+by row (an embedding), F is the identity's share by how often a row is read; where it makes logits,
+by the variance of a token's being drawn.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.events import Events
-from quantcli.formats import get_format, native
 from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor, open_walk
-from quantcli.rounding.block_feedback import encode_columns
+from quantcli.plan.allocate import Costs
+from quantcli.rounding.base import ROUNDERS
 from quantcli.rounding.options import Options
+from quantcli.run.allocation_targets import Candidates
+from quantcli.run.sample_rows import matrix_count, sample_rows
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
@@ -41,27 +45,22 @@ from quantcli.statistics.output_fisher import OutputFisher
 from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
-_ROWS = 8192
-"""Rows that are encoded at once."""
 
-TypeCosts = Mapping[str, Mapping[str, float]]
-Candidates = Mapping[str, Sequence[str]]
+def measure_type_costs(run: ModelRun, candidates: Candidates, options: Options) -> Events[Costs]:
+    """For each tensor the KL divergence that each of its candidates costs.
 
-
-def measure_type_costs(
-    run: ModelRun, candidates: Candidates, options: Options
-) -> Events[TypeCosts]:
-    """For each tensor the KL divergence that each of its types costs.
-
-    ``run.folder`` keeps the result for a second call.
-
-    Tensors that no gradient reaches, such as experts, have no entry.
+    ``run.folder`` keeps the result for a second call. Tensors that no gradient reaches have no
+    entry.
     """
     path = run.folder / "costs.json"
     identity = {
-        **run.identity, "candidates": {name: list(kinds) for name, kinds in candidates.items()},
+        **run.identity,
+        "candidates": {
+            name: {kind: codec.identity for kind, codec in kinds.items()}
+            for name, kinds in candidates.items()
+        },
         "options": asdict(options),
-    }  # fmt: skip
+    }
     known = _read(path, identity)
     if known is not None:
         return known
@@ -96,18 +95,26 @@ class _CostVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.run.model.tensors}
+        self.feeds_back = "hessian" in ROUNDERS.get(self.options.rounder).needs
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """Windows pass back and forth; then each type's error is weighed."""
-        rows = {name: self.tensors[name].shape[-2] for name in self.candidates}
-        with self._accumulator(f"layer {layer.index}") as sums:
-            gradients = enumerate(self.gradients.of(layer.index, self.model))
-            outputs = measure_output_fisher(layer, gradients, rows)
+        wanted = [self.tensors[name] for name in self.candidates]
+        gradients = enumerate(self.gradients.of(layer.index, self.model))
+        with (
+            self._accumulator(f"layer {layer.index}") as sums,
+            measure_output_fisher(layer, gradients, wanted, self.run.folder) as outputs,
+        ):
             yield from layer.forward(sums.watch)
             for name in sums.names:
-                inputs = sums.of(name, 0) if name in outputs else None
-                if inputs is not None:
-                    self._add(name, _row_pivots(outputs[name]), inputs.hessian, inputs.importance)
+                if name not in self.candidates:
+                    continue
+                for matrix in range(matrix_count(self.tensors[name])):
+                    fisher, inputs = outputs.of(name, matrix), sums.of(name, matrix)
+                    if fisher is not None and inputs is not None:
+                        share = sums.seen(name, matrix) / self.walk.ids.size
+                        rows = share * self._row_weights(fisher)
+                        self._add(name, rows, inputs.hessian, inputs.importance, matrix)
 
     def head(self) -> Iterator[Event]:
         """The output head, whose outputs are the logits."""
@@ -147,31 +154,41 @@ class _CostVisitor(Visitor):
             targets, self.run.folder, place, options.damping, options.column_order
         )
 
+    def _row_weights(self, outputs: OutputFisher) -> NDArray[np.float64]:
+        """D of the outputs' F, in the order of the rows, or its diagonal without feedback."""
+        if not self.feeds_back:
+            return np.concatenate([mean.diagonal() for mean in outputs.means]).astype(np.float64)
+        return np.concatenate([_pivots(hessian) for hessian in outputs.prepared])
+
     def _add(
-        self, name: str, row_pivots: NDArray[np.float64], hessian: Hessian, importance: Floats
-    ) -> None:
-        """Add what each type costs one matrix; a tied one is met twice."""
-        tensor, pivots = self.tensors[name], hessian.pivots.astype(np.float64)
-        if hessian.order is not None:
-            pivots[hessian.order] = hessian.pivots
+        self, name: str, row_weights: NDArray[np.float64], hessian: Hessian, importance: Floats,
+        matrix: int = 0,
+    ) -> None:  # fmt: skip
+        """Add what each type costs a matrix; a tied one is met twice."""
+        tensor = self.tensors[name]
+        columns = _pivots(hessian) if self.feeds_back else importance.astype(np.float64)
         into = self.costs.setdefault(name, dict.fromkeys(self.candidates[name], 0.0))
-        for start in range(0, tensor.rows, _ROWS):
-            stop = min(start + _ROWS, tensor.rows)
-            rows = self.run.model.read_floats(tensor, start, stop)
-            for kind in into:
-                fmt = get_format(kind)
-                errors = rows - native.decode(fmt, encode_columns(fmt, rows, importance, self.pool))
-                into[kind] += float(row_pivots[start:stop] @ (errors * errors) @ pivots) / 2
+        height = len(row_weights)
+        runs = sample_rows(row_weights, tensor.columns * matrix_count(tensor))
+        seen = sum(float(row_weights[start:stop].sum()) for start, stop in runs)
+        scale = float(row_weights.sum()) / seen / 2 if seen > 0 else 0.0
+        for start, stop in runs:
+            first = matrix * height
+            rows = self.run.model.read_floats(tensor, first + start, first + stop)
+            for kind, codec in self.candidates[name].items():
+                errors = rows - codec.decode(codec.encode(rows, importance, self.pool))
+                part = float(row_weights[start:stop] @ (errors * errors) @ columns)
+                into[kind] += scale * part
 
 
-def _row_pivots(outputs: OutputFisher) -> NDArray[np.float64]:
-    """D of the outputs' F, in the order of the rows."""
-    parts = []
-    for hessian in outputs.prepare():
-        own = np.empty(len(hessian.pivots))
-        own[hessian.order] = hessian.pivots
-        parts.append(own)
-    return np.concatenate(parts)
+def _pivots(hessian: Hessian) -> NDArray[np.float64]:
+    """D of a Hessian, in its matrix's own order."""
+    pivots = hessian.pivots.astype(np.float64)
+    if hessian.order is None:
+        return pivots
+    found = np.empty(len(pivots))
+    found[hessian.order] = pivots
+    return found
 
 
 def _read(path: Path, identity: Mapping[str, object]) -> dict[str, dict[str, float]] | None:

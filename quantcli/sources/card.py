@@ -8,18 +8,19 @@ are the keys that only the writer of a file can know: architecture, file type an
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from quantcli.bounded_yaml import load_yaml
 from quantcli.errors import SourceError
 from quantcli.formats.container import ARRAY_CODE, VALUE_KINDS
 from quantcli.sources.files import read_json
 from quantcli.types import MetaValue, OutputTensor, text
+from quantcli.whole_files import read_whole_text
 
 _LARGEST = 3.4028234663852886e38
 """Of float32."""
@@ -84,7 +85,7 @@ def general_metadata(
     if name is not None and "/" in name:
         known["_name_or_path"] = name
     label = Path(name) if name is not None else folder
-    card = _read_card(folder, Metadata, on_note)
+    card = _read_card(folder, on_note)
     found = Metadata.apply_metadata_heuristic(Metadata(), card, known, label, counted.total)
     if name is not None and "/" not in name:
         found.name = name
@@ -107,16 +108,24 @@ def general_metadata(
     }
 
 
-def _read_card(
-    folder: Path, metadata: Any, on_note: Callable[[str], None] | None
-) -> dict[str, Any]:
+def _read_card(folder: Path, on_note: Callable[[str], None] | None) -> dict[str, Any]:
+    """The front matter, read as the converter does but within bounds."""
+    if not (folder / CARD).is_file():
+        return {}
     try:
-        card: dict[str, Any] = metadata.load_model_card(folder)
-        return card
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = "the front matter is not YAML: " + " ".join(str(error).split())
+        lines = read_whole_text(folder / CARD).splitlines()
+        if lines[:1] != ["---"]:
+            return {}
+        front = "\n".join([*itertools.takewhile(lambda line: line != "---", lines[1:]), ""])
+        # The code of Norwegian is no truth value, and tabs are common though YAML has none.
+        found = load_yaml(front.replace("- no\n", '- "no"\n').replace("\t", "  "))
+        return found if isinstance(found, dict) else {}
     except UnicodeDecodeError as error:
         reason = f"not UTF-8 at byte {error.start}"
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror}"
+    except ValueError as error:
+        reason = f"the front matter is not YAML: {error}"
     if on_note is not None:
         on_note(f"{folder / CARD}: {reason}; nothing is taken from the model card")
     return {}

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.whole_files import read_whole
 
 WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -28,7 +29,6 @@ WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
 """Stored float dtypes, by safetensors' and GGUF's common names, and NumPy's for them."""
 
 _LFS_POINTER = b"version https://git-lfs"
-_JSON_CAP = 256 << 20
 _MOST_DIGITS = 300
 _SHORT_ROW = 1 << 13
 _CHUNK = 1 << 16
@@ -160,9 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_json_value(path: Path) -> Any:
     """Whatever a JSON file holds; SourceError when it is missing or broken."""
     try:
-        if path.stat().st_size > _JSON_CAP:
-            raise SourceError(f"{path}: is larger than {_JSON_CAP >> 20} MiB; not a settings file")
-        content = path.read_bytes()
+        content = read_whole(path)
     except FileNotFoundError as error:
         raise SourceError(f"{path}: there is no such file") from error
     except OSError as error:

@@ -267,7 +267,9 @@ def _read_legacy(path: Path) -> Importance:
 
 
 def _mean(values: NDArray[np.float32], calls: int) -> NDArray[np.float32]:
-    return values / np.float32(calls) if calls > 0 else values
+    # A signalling NaN warns; whoever checks the result says it.
+    with np.errstate(invalid="ignore"):
+        return values / np.float32(calls) if calls > 0 else values
 
 
 def _read_legacy_entries(

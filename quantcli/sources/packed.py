@@ -8,6 +8,7 @@ rounded again; the plan says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,14 @@ from quantcli.layouts.settings import read_beside, read_settings
 from quantcli.layouts.stored import PackedWeight
 from quantcli.sources.shards import Shards
 
-_ACTIVATIONS = (
-    ".input_scale", ".input_scale_ub", ".output_scale", ".activation_scale", "_activation_scale",
-    ".input_zero_point", ".output_zero_point", ".input_global_scale",
-)  # fmt: skip
+_CACHES = re.compile(
+    r"\.(q|k|v|kv|prob)(_output)?_(scale|zero_point|global_scale)$|\.[kv]_cache\.scale$"
+)
+"""Scales of attention and of key-value caches, which may be there beside weights as they are."""
+_ACTIVATIONS = re.compile(
+    r"(\.(input|output)|[._]activation)_(scale|scale_ub|zero_point|global_scale)$"
+)
 """Scales of activations; only a runtime of the same kind has a use for them."""
-_CACHES = tuple(
-    f".{part}" for part in (
-        "q_scale", "k_scale", "v_scale", "kv_scale", "k_zero_point", "v_zero_point",
-    )
-)  # fmt: skip
-"""Scales of the key-value cache, which may be there beside weights as they are."""
 
 
 def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[str, PackedWeight]:
@@ -63,8 +61,17 @@ def find_packed(shards: Shards, config: Mapping[str, Any], path: Path) -> dict[s
     return found
 
 
-def hidden_names(shards: Shards, packed: Mapping[str, PackedWeight]) -> set[str]:
-    """Stored tensors that are no weights: parts of packed ones, activations' and caches' scales."""
+def hidden_names(
+    shards: Shards, packed: Mapping[str, PackedWeight], config: Mapping[str, Any], path: Path
+) -> set[str]:
+    """Stored tensors that are no weights: parts of packed ones, activations' and caches' scales.
+
+    Those of activations only where something is quantized, if only a cache.
+    """
     parts = {part for weight in packed.values() for part in weight.parts}
-    endings = (*_CACHES, *(_ACTIVATIONS if packed else ()))
-    return parts | {name for name in shards.tensors if name.endswith(endings)}
+    is_quantized = bool(packed) or read_settings(config, path) is not None
+    return parts | {
+        name
+        for name in shards.tensors
+        if _CACHES.search(name) or (is_quantized and _ACTIVATIONS.search(name))
+    }

@@ -1,12 +1,12 @@
 """What is summed of a weight's inputs, all in one pass.
 
 For each column of a weight (an input channel): the sum of squares, always; the largest and the
-mean absolute value (SmoothQuant, AWQ); and the Hessian of the layer's squared error, X^T X over
-the input rows (GPTQ). Squares and absolute values are summed in float64 over float32 values. A
-Hessian is the float64 sum of one float32 product for each window, held in a file, once for all
-weights that share an input (q, k and v; gate and up), and stored as float32. Experts are summed
-each by itself, with its own count of tokens; a stack whose matrices have one input (latent
-attention's values) has one Hessian.
+mean absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of
+activations); and the Hessian of the layer's squared error, X^T X over the input rows (GPTQ).
+Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
+of one float32 product for each window, held in a file, once for all weights that share an input
+(q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
+count of tokens; a stack whose matrices have one input (latent attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class InputTotals:
     squares: Totals
     largest: Totals
     absolute: Totals
+    low: Totals
+    high: Totals
+    """Zero is among the values, where a matrix saw none too."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class _Row:
     squares: Totals
     largest: Totals | None
     absolute: Totals | None
+    low: Totals | None
+    high: Totals | None
 
 
 class Collector:
@@ -130,6 +135,8 @@ class Collector:
         squares: Any = 0.0
         absolute: Any = 0.0
         largest: Any = None
+        low: Any = None
+        high: Any = None
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
             squares = squares + part.square().sum(0, dtype=torch.float64)
@@ -138,20 +145,24 @@ class Collector:
             if "abs_max" in self._needs:
                 top = part.abs().amax(0)
                 largest = top if largest is None else torch.maximum(largest, top)
+            if "min_max" in self._needs:
+                least, most = part.aminmax(dim=0)
+                low = least if low is None else torch.minimum(low, least)
+                high = most if high is None else torch.maximum(high, most)
         return _Row(
             len(values),
             _array(squares),
             None if largest is None else _array(largest),
             _array(absolute) if "mean_abs" in self._needs else None,
+            None if low is None else _array(low),
+            None if high is None else _array(high),
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
         entry = self.entries.get(tensor.name)
         if entry is None:
             shape = (_matrices(tensor), tensor.columns)
-            entry = InputTotals(
-                np.zeros(shape[0], np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape)
-            )
+            entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -159,6 +170,9 @@ class Collector:
             np.maximum(entry.largest[matrix], row.largest, out=entry.largest[matrix])
         if row.absolute is not None:
             entry.absolute[matrix] += row.absolute
+        if row.low is not None and row.high is not None:
+            np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
+            np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
 
     def _add_hessian(self, product: MatmulInput, targets: list[tuple[OutputTensor, int]]) -> None:
         tensor, matrix = targets[0]

@@ -9,8 +9,10 @@ from quantcli.errors import UsageError
 from quantcli.formats.base import Floats
 from quantcli.registry import near
 
-NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian")
-"""Statistics by name; the first is always collected."""
+MIN_MAX, CACHE = "min_max", "kv_max"
+NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian", MIN_MAX, CACHE)
+"""Statistics by name; the first is always collected. `CACHE` is no statistic of inputs, but of the
+keys and values that a layer puts into a cache."""
 
 
 def check_needs(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,14 +1,20 @@
-"""Calibration as a walk over layers: statistics of every weight's inputs, one file a layer."""
+"""Calibration as a walk over layers: statistics of every weight's inputs, one file a layer.
+
+Where they are wanted, those of the keys and values that a layer puts into a cache come along.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
+from quantcli.layerwise.cache_watch import CacheWatch
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
 from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor
 from quantcli.statistics.collector import Collector
+from quantcli.statistics.input_statistics import CACHE
 from quantcli.statistics.layer_statistics import save_statistics
 from quantcli.types import Event, Progress
 
@@ -20,12 +26,16 @@ class InputVisitor(Visitor):
     walk: LayerWalk[HiddenStateCache]
     needs: tuple[str, ...]
     checkpoint: Checkpoint
+    _caches: CacheWatch = field(default_factory=CacheWatch)
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
         """Observe what the layer's weights are multiplied with."""
-        with self._collector(f"layer {layer.index}") as collector:
+        module = self.walk.model.layers[layer.index]
+        watch = self._caches.watch(module) if CACHE in self.needs else nullcontext()
+        with self._collector(f"layer {layer.index}") as collector, watch as cache:
             yield from layer.forward(collector.watch)
-            save_statistics(self.checkpoint, layer.index, collector)
+            totals = None if cache is None else cache.totals()
+            save_statistics(self.checkpoint, layer.index, collector, totals)
 
     def head(self) -> Iterator[Event]:
         """The output head's input; its weights are not needed for it."""

@@ -11,7 +11,7 @@ time and stay in a file, from which each layer's own outputs get theirs when its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
-from quantcli.statistics.output_fisher import OutputFisher, OutputGradientAccumulator
-from quantcli.types import Event
+from quantcli.statistics.output_fisher import LayerFisher, StackShape
+from quantcli.types import Event, OutputTensor
 
 _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
@@ -155,15 +155,17 @@ def embedding_fisher(
 
 
 def measure_output_fisher(
-    layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]], rows: Mapping[str, int]
-) -> dict[str, OutputFisher]:
-    """Of the tensors in ``rows``, from gradients by the layer's output in some windows.
+    layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]],
+    tensors: Iterable[OutputTensor], folder: Path,
+) -> LayerFisher:  # fmt: skip
+    """Of ``tensors``, from gradients by the layer's output in some windows.
 
-    ``rows`` says how many a matrix of a tensor has.
+    ``folder`` takes sums of stacks until it is closed.
     """
-    found = OutputGradientAccumulator(layer.walk.model.parameters.uses, rows)
+    shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
+    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
     layer.observe_gradients(gradients, found.observe)
-    return found.means()
+    return found
 
 
 @steady()

@@ -64,6 +64,11 @@ class HessianAccumulator:
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
 
+    def seen(self, name: str, matrix: int) -> int:
+        """Inputs of matrix ``matrix``, held-out ones included."""
+        parts = (part.entries[name].counts for part in self._parts if name in part.entries)
+        return sum(int(counts[matrix]) for counts in parts)
+
     def watch(self, number: int) -> Callable[[MatmulInput], None]:
         """Inputs of window ``number`` follow. Returns `observe`."""
         self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit

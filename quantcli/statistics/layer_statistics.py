@@ -1,7 +1,9 @@
 """Statistics of a layer's inputs as a walk's checkpoint keeps them.
 
-A layer's file holds ``NAME.counts`` (I64), ``NAME.squares``, ``NAME.largest`` and
-``NAME.absolute`` (F64) of each tensor NAME, and ``NAME.hessian`` (F32) of those that hold one.
+A layer's file holds ``NAME.counts`` (I64), ``NAME.squares``, ``NAME.largest``, ``NAME.absolute``,
+``NAME.low`` and ``NAME.high`` (F64) of each tensor NAME, and ``NAME.hessian`` (F32) of those that
+hold one; of a layer that fills a key-value cache ``cache.tokens`` (I64), ``cache.keys`` and
+``cache.values`` (F64, the heads' largest magnitudes).
 """
 
 from __future__ import annotations
@@ -12,22 +14,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.layerwise.cache_totals import CacheTotals
 from quantcli.layerwise.checkpoint import Checkpoint, LayerFile
 from quantcli.statistics.collector import Collector, InputTotals
 
-_FIELDS = {"counts": "I64", "squares": "F64", "largest": "F64", "absolute": "F64"}
+_FIELDS = {
+    "counts": "I64", "squares": "F64", "largest": "F64", "absolute": "F64", "low": "F64",
+    "high": "F64",
+}  # fmt: skip
+_CACHE = {"tokens": "I64", "keys": "F64", "values": "F64"}
 _HESSIAN = "hessian"
 _SHARES = "shares"
 
 
-def save_statistics(checkpoint: Checkpoint, layer: int, collector: Collector) -> None:
-    """Write what was collected of ``layer``."""
+def save_statistics(
+    checkpoint: Checkpoint, layer: int, collector: Collector, cache: CacheTotals | None = None
+) -> None:
+    """Write what was collected of ``layer``, and of what it puts into a cache."""
     arrays: dict[str, tuple[str, NDArray[Any]]] = {}
     for name, totals in collector.entries.items():
         for field, kind in _FIELDS.items():
             arrays[f"{name}.{field}"] = kind, getattr(totals, field)
     for name, value in collector.hessians().items():
         arrays[f"{name}.{_HESSIAN}"] = "F32", value
+    if cache is not None:
+        for field, kind in _CACHE.items():
+            arrays[f"cache.{field}"] = kind, getattr(cache, field)
     checkpoint.save(layer, arrays, {_SHARES: json.dumps(collector.hessian_of)})
 
 
@@ -48,6 +60,12 @@ class LayerStatistics:
             name: InputTotals(*(self._file.read(f"{name}.{field}") for field in _FIELDS))
             for name in names
         }
+
+    def cache(self) -> CacheTotals | None:
+        """What the layer put into a key-value cache; None where it did not, or was not watched."""
+        if "cache.tokens" not in self._file.shapes:
+            return None
+        return CacheTotals(*(self._file.read(f"cache.{field}") for field in _CACHE))
 
     def hessian(self, name: str, matrix: int) -> NDArray[np.float32]:
         """Matrix ``matrix`` of a Hessian, shape (columns, columns), float32."""

@@ -6,22 +6,28 @@ the Fisher information of the weights, taken as a Kronecker product (K-FAC, arXi
 Rounding under it is two-sided: the effect of a row's error is compensated by the rows after it, as
 columns do within a row (YAQA, arXiv:2505.22988).
 
-Rows in the tens of thousands are cut into strips that know nothing of one another.
+Rows in the tens of thousands are cut into strips that know nothing of one another. The experts of
+a stack that add to the residual stream have one mean, each of the others its own over the tokens
+that it got.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from quantcli.checkpoint_view import Use
+from quantcli.artifacts.scratch import create_array
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
+from quantcli.layerwise.parameters import OutputRows
 from quantcli.layerwise.steady import steady
 from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.types import OutputTensor
 
 STRIP = 4096
 """Rows that compensate one another's errors."""
@@ -37,16 +43,17 @@ def cut_strips(rows: int) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutputFisher:
     """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`."""
 
     rows: int
     means: tuple[Floats, ...]
 
-    def prepare(self) -> list[Hessian]:
+    @cached_property
+    def prepared(self) -> tuple[Hessian, ...]:
         """The damped and factored mean of each strip, the rows that matter most first."""
-        return [prepare_hessian(mean, DAMPING, "activation") for mean in self.means]
+        return tuple(prepare_hessian(mean, DAMPING, "activation") for mean in self.means)
 
     def weigh(self, errors: Floats) -> Floats:
         """F times ``errors`` (rows, columns)."""
@@ -54,59 +61,113 @@ class OutputFisher:
         return np.concatenate([mean @ errors[strip] for mean, strip in parts])
 
 
-@dataclass
-class OutputGradientAccumulator:
-    """Sums of g g^T for the tensors of one layer, while windows pass it backwards.
+@dataclass(frozen=True)
+class StackShape:
+    """The matrices of a tensor and how many rows each has.
 
-    ``uses`` locates a parameter's rows among the tensors, ``rows`` how many a matrix of a
-    tensor has: those that are missing there are left out. The experts of a stack share one mean,
-    for which all of their outputs must be the same channels.
+    ``shared``: all put out the same channels, and so have one mean.
     """
 
-    uses: Callable[[str], list[Use]]
-    rows: Mapping[str, int]
-    _sums: dict[str, list[Floats]] = field(default_factory=dict)
-    _counts: dict[tuple[str, int], int] = field(default_factory=dict)
+    matrices: int
+    rows: int
+    shared: bool
+
+    @classmethod
+    def of(cls, tensor: OutputTensor) -> StackShape:
+        """Experts add to the one residual stream; their other outputs are their own."""
+        matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        shared = matrices == 1 or tensor.name.endswith("ffn_down_exps.weight")
+        return cls(matrices, tensor.shape[-2], shared)
+
+
+class LayerFisher:
+    """The output Fisher information of the tensors of one layer, while windows pass it backwards.
+
+    ``outputs`` locates a parameter's outputs among the tensors; those that are missing in
+    ``shapes`` are left out. ``folder`` takes the sums of stacks in files, until `close`.
+    """
+
+    def __init__(
+        self, outputs: Callable[[str, int], Iterable[OutputRows]], shapes: Mapping[str, StackShape],
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self._outputs = outputs
+        self._shapes = shapes
+        self._folder = folder
+        self._sums: dict[str, list[Floats]] = {}
+        self._files: list[Path] = []
+        self._counts: dict[tuple[str, int, int], int] = {}
+        self._shared: dict[str, OutputFisher | None] = {}
 
     def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
-        uses = self.uses(gradient.name)
-        if gradient.stacked:
-            for name in {use.tensor.name for use in uses} & self.rows.keys():
-                self._add(name, 0, gradient.rows.float())
-            return
-        for use in uses:
-            name = use.tensor.name
-            if name not in self.rows or not use.piece.makes_outputs:
-                continue
-            places = torch.from_numpy(use.piece.source_rows(0, use.piece.rows))
-            values = gradient.rows.float()[:, places.to(gradient.rows.device)]
-            self._add(name, use.first % use.tensor.shape[-2], values)
+        width = gradient.rows.shape[1]
+        for part in self._outputs(gradient.name, gradient.matrix):
+            name = part.tensor.name
+            if name in self._shapes and len(part.numbers) and part.numbers.max() < width:
+                numbers = torch.from_numpy(part.numbers).to(gradient.rows.device)
+                matrix = 0 if self._shapes[name].shared else part.matrix
+                self._add(name, matrix, part.first, gradient.rows.float()[:, numbers])
+
+    def of(self, name: str, matrix: int) -> OutputFisher | None:
+        """What was found of a matrix; None where no gradient came, or none that is finite."""
+        shape = self._shapes.get(name)
+        if shape is None or not shape.shared:
+            return self._mean(name, matrix)
+        if shape.matrices == 1:
+            return self._mean(name, 0)
+        if name not in self._shared:
+            # Factored once for all matrices.
+            self._shared[name] = self._mean(name, 0)
+        return self._shared[name]
+
+    def __enter__(self) -> LayerFisher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything, the sums' files too."""
+        self._sums.clear()
+        self._shared.clear()
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+    def _mean(self, name: str, matrix: int) -> OutputFisher | None:
+        counts = [
+            n for (own, index, _), n in self._counts.items() if (own, index) == (name, matrix)
+        ]
+        if not counts:
+            return None
+        means = tuple(
+            _shrink(np.asarray(part[matrix] / np.float32(max(counts))), max(counts))
+            for part in self._sums[name]
+        )
+        if not all(np.isfinite(mean).all() and mean.any() for mean in means):
+            return None
+        return OutputFisher(self._shapes[name].rows, means)
 
     @steady()
-    def _add(self, name: str, first: int, values: torch.Tensor) -> None:
-        strips = cut_strips(self.rows[name])
+    def _add(self, name: str, matrix: int, first: int, values: torch.Tensor) -> None:
+        strips = cut_strips(self._shapes[name].rows)
         if name not in self._sums:
-            sizes = [strip.stop - strip.start for strip in strips]
-            self._sums[name] = [np.zeros((size, size), np.float32) for size in sizes]
+            self._sums[name] = [self._create(name, strip) for strip in strips]
         for whole, strip in zip(self._sums[name], strips, strict=True):
             start, stop = max(first, strip.start), min(first + values.shape[1], strip.stop)
             if start < stop:
                 own = values[:, start - first : stop - first]
                 inside = slice(start - strip.start, stop - strip.start)
-                whole[inside, inside] += (own.T @ own).cpu().numpy()
-        key = name, first
+                whole[matrix, inside, inside] += (own.T @ own).cpu().numpy()
+        key = name, matrix, first
         self._counts[key] = self._counts.get(key, 0) + len(values)
 
-    def means(self) -> dict[str, OutputFisher]:
-        """What was found, by tensor; nothing where the mean is zero or not finite."""
-        found = {}
-        for name, sums in self._sums.items():
-            count = max(n for (tensor, _), n in self._counts.items() if tensor == name)
-            means = tuple(_shrink(part / np.float32(count), count) for part in sums)
-            if all(np.isfinite(mean).all() and mean.any() for mean in means):
-                found[name] = OutputFisher(self.rows[name], means)
-        return found
+    def _create(self, name: str, strip: slice) -> Floats:
+        size = strip.stop - strip.start
+        if self._shapes[name].shared:
+            return np.zeros((1, size, size), np.float32)
+        self._files.append(self._folder / f"fisher-{len(self._files)}.f32")
+        return create_array(self._files[-1], np.float32, (self._shapes[name].matrices, size, size))
 
 
 def _shrink(mean: Floats, count: int) -> Floats:

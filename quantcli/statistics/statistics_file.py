@@ -1,17 +1,18 @@
 """Statistics beyond the importance matrix, on their way into one safetensors file.
 
 For a tensor NAME with M matrices (1 unless it is a stack of experts) of C columns the file holds
-``NAME.counts`` I64 (M), and as asked ``NAME.abs_max`` and ``NAME.mean_abs`` F32 (M, C) and
-``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted inputs. Tensors that share their
-input share one Hessian; the metadata's ``hessian_of`` maps each tensor to the holder. Values are
-handed on matrix by matrix, since the Hessians of a model are larger than its weights.
+``NAME.counts`` I64 (M), and as asked ``NAME.abs_max``, ``NAME.mean_abs``, ``NAME.min`` and
+``NAME.max`` F32 (M, C) and ``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted
+inputs. Tensors that share their input share one Hessian; the metadata's ``hessian_of`` maps each
+tensor to the holder. Of layer N's key-value cache it holds ``blk.N.cache.counts`` I64 (1), the
+tokens, and ``blk.N.cache.k_max`` and ``blk.N.cache.v_max`` F32 (1, heads), the largest magnitudes.
+Values are handed on matrix by matrix, since a model's Hessians are larger than its weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,14 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.statistics.layer_statistics import LayerStatistics
+from quantcli.statistics.input_statistics import CACHE, MIN_MAX
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
 _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
+
+CACHE_KINDS = ("k_max", "v_max")
+"""What is stored of a cache, (1, heads) each."""
+_NEED_OF = {"min": MIN_MAX, "max": MIN_MAX, "k_max": CACHE, "v_max": CACHE}
+_LARGEST = ("abs_max", "max", *CACHE_KINDS)
 
 StatisticsChunk = tuple[str, int, NDArray[Any]]
 """A tensor's name, an offset in bytes within it, and the values from there."""
@@ -47,50 +52,9 @@ class StatisticsSource(Protocol):
         """The values, once each, in any order."""
 
 
-@dataclass
-class CheckpointStatistics:
-    """What a run left in its checkpoint, one file a layer; ``needs`` picks from it."""
-
-    checkpoint: Checkpoint
-    layers: int
-    needs: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        self.tensors: list[Declared] = []
-        self.shares: dict[str, str] = {}
-        vectors = [need for need in ("abs_max", "mean_abs") if need in self.needs]
-        for layer in range(self.layers):
-            with self.checkpoint.read(layer) as stored:
-                file = LayerStatistics(stored)
-                for name, entry in file.entries().items():
-                    self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
-                    for need in vectors:
-                        self.tensors.append(Declared(f"{name}.{need}", "F32", entry.squares.shape))
-                for name in file.hessians:
-                    shape = file.hessian_shape(name)
-                    self.tensors.append(Declared(f"{name}.hessian", "F32", shape))
-                self.shares |= file.hessian_of
-        self.tensors.sort(key=lambda tensor: tensor.name)
-
-    def parts(self) -> Iterator[StatisticsChunk]:
-        """The values, layer by layer."""
-        for layer in range(self.layers):
-            with self.checkpoint.read(layer) as stored:
-                file = LayerStatistics(stored)
-                for name, entry in file.entries().items():
-                    counts = np.maximum(entry.counts, 1)[:, None]
-                    yield f"{name}.counts", 0, np.ascontiguousarray(entry.counts)
-                    if "abs_max" in self.needs:
-                        yield f"{name}.abs_max", 0, entry.largest.astype(np.float32)
-                    if "mean_abs" in self.needs:
-                        mean = (entry.absolute / counts).astype(np.float32)
-                        yield f"{name}.mean_abs", 0, mean
-                for name in file.hessians:
-                    offset = 0
-                    for matrix in range(file.hessian_shape(name)[0]):
-                        part = file.hessian(name, matrix)
-                        yield f"{name}.hessian", offset, part
-                        offset += part.nbytes
+def cache_name(layer: int) -> str:
+    """What statistics of a layer's key-value cache are called."""
+    return f"blk.{layer}.cache"
 
 
 def _parse_shares(path: Path, content: str | None) -> dict[str, str]:
@@ -161,11 +125,41 @@ class StatisticsFile:
         """The mean |x|, shape (columns,)."""
         return self._find(name, "mean_abs", matrix)
 
+    def has(self, name: str, kind: str) -> bool:
+        """Whether it holds this of a tensor."""
+        return f"{name}.{kind}" in self.tensors
+
+    def matrices(self, name: str) -> int:
+        """How many matrices the tensor ``name`` has; 0 where nothing is known of it."""
+        return self.tensors[f"{name}.counts"].shape[0] if self.has(name, "counts") else 0
+
+    def columns(self, name: str) -> int:
+        """The length of its matrices' rows; 0 where no statistic by column is known."""
+        kinds = [kind for kind in ("min", "max", "abs_max") if self.has(name, kind)]
+        return self.tensors[f"{name}.{kinds[0]}"].shape[-1] if kinds else 0
+
+    def min_max(self, name: str, matrix: int = 0) -> tuple[float, float]:
+        """The least and the largest x over all columns, zero among them.
+
+        Where the file has the largest |x| alone (``abs_max``), it is both, with its sign.
+        """
+        if not self.has(name, "min") and self.has(name, "abs_max"):
+            largest = float(self.abs_max(name, matrix).max())
+            return -largest, largest
+        low, high = self._find(name, "min", matrix), self._find(name, "max", matrix)
+        return float(low.min()), float(high.max())
+
+    def cache_max(self, layer: int) -> tuple[float, float]:
+        """The largest magnitudes of the keys and of the values of a layer's cache."""
+        keys, values = (self._find(cache_name(layer), kind, 0).max() for kind in CACHE_KINDS)
+        return float(keys), float(values)
+
     def _find(self, name: str, kind: str, matrix: int) -> NDArray[Any]:
         if f"{name}.{kind}" not in self.tensors:
+            need = _NEED_OF.get(kind, "hessian,abs_max,mean_abs")
             raise SourceError(
                 f"{self.path} has no {kind} of {name}",
-                hint="calibrate again with --collect hessian,abs_max,mean_abs",
+                hint=f"calibrate again with --collect {need}",
             )
         # Matrices that have one input have one Hessian.
         held = self.tensors[f"{name}.{kind}"].shape[0]
@@ -202,8 +196,10 @@ class MergedStatistics:
 
 
 def _combine(kind: str, found: list[NDArray[Any]], counts: list[int]) -> NDArray[Any]:
-    if kind == "abs_max":
+    if kind in _LARGEST:
         return np.ascontiguousarray(np.maximum.reduce(found))
+    if kind == "min":
+        return np.ascontiguousarray(np.minimum.reduce(found))
     if kind == "counts":
         return np.array([sum(counts)], np.int64)
     weights = [count / max(1, sum(counts)) for count in counts] if kind == "mean_abs" else None

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from quantcli.errors import VocabularyError
+from quantcli.whole_files import read_whole
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ class TokenizerFiles:
 def read_json(path: Path, shape: type[T]) -> T:
     """The JSON file ``path`` as ``shape``; VocabularyError naming the file and the place."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=shape)
+        found = msgspec.json.decode(read_whole(path), type=shape)
         _check_sequences(found, path)
         return found
     except msgspec.ValidationError as error:

@@ -20,6 +20,7 @@ import msgspec
 
 from quantcli.errors import VocabularyError
 from quantcli.vocab.files import AddedToken, ModelPart, TokenizerJson, read_json
+from quantcli.whole_files import read_whole
 
 _SPECIAL = (
     "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]",
@@ -96,7 +97,11 @@ def tekken_names(tokenizer: TokenizerJson) -> dict[str, str]:
 def read_tiktoken(path: Path, settings: Mapping[str, Any]) -> TokenizerJson:
     """A tiktoken file, whose special tokens ``settings`` (tokenizer_config.json) has."""
     words: list[bytes] = []
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    try:
+        raw = read_whole(path)
+    except OSError as error:
+        raise VocabularyError(f"{path} cannot be read: {error.strerror}") from error
+    for number, line in enumerate(raw.splitlines()):
         word, _, rank = line.partition(b" ")
         if not line.strip():
             continue

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from quantcli.errors import VocabularyError
 from quantcli.vocab.protobuf import Field, as_bytes, as_float, as_int, read_fields
 from quantcli.vocab.tokens import TokenType
+from quantcli.whole_files import read_whole
 
 _UNIGRAM, _BPE = 1, 2
 _ALGORITHMS = {_UNIGRAM: "unigram", _BPE: "BPE", 3: "word", 4: "char"}
@@ -51,7 +52,10 @@ class PieceModel:
 
 def read_model(path: Path) -> PieceModel:
     """Read a ``tokenizer.model``; VocabularyError where it is none or needs what is not here."""
-    data = path.read_bytes()
+    try:
+        data = read_whole(path)
+    except OSError as error:
+        raise VocabularyError(f"{path} cannot be read: {error.strerror}") from error
     pieces: dict[int, VocabularyPiece] = {}
     trainer: dict[int, Field] = {}
     normalizer: dict[int, Field] = {}

@@ -16,6 +16,7 @@ from typing import Any
 from quantcli.errors import VocabularyError
 from quantcli.types import MetaValue, array, text
 from quantcli.vocab.files import TokenizerFiles, read_json
+from quantcli.whole_files import read_whole_text
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -100,7 +101,7 @@ def _named(value: Any, file: str) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole_text(path)
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path} is not UTF-8 text: {error.reason}") from error
     except OSError as error:

@@ -19,6 +19,7 @@ from quantcli.vocab.added import SPACE, added_tokens, put_added
 from quantcli.vocab.files import AddedToken, ModelPart, TokenizerFiles, TokenizerJson
 from quantcli.vocab.special import named_special_tokens, special_key_values
 from quantcli.vocab.tokens import TokenList, TokenType, check_size
+from quantcli.whole_files import read_whole
 
 _INSIDE = "##"
 
@@ -79,7 +80,7 @@ def word_names() -> dict[str, str]:
 def read_words(path: Path, settings: Mapping[str, Any]) -> TokenizerJson:
     """BERT's vocab.txt, a piece a line, as the ``tokenizer.json`` that transformers makes of it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_whole(path).decode().splitlines()
     except UnicodeDecodeError as error:
         raise VocabularyError(f"{path} is not UTF-8 text: {error.reason}") from error
     except OSError as error:

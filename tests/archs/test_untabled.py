@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_a_folder_without_a_table_is_that_with_one(
             differing = [f for f in expected | found if expected.get(f) != found.get(f)]
             assert differing == [], each
         elif isinstance(expected, QuantcliError):
-            # Without a table small matrices that do not fit are kept.
-            assert isinstance(found, dict) or found.message == expected.message
+            assert isinstance(found, QuantcliError)
+            assert found.message == expected.message
 
 
 def _make(source: Path, output: Path, layout: str) -> dict[str, bytes] | QuantcliError:
@@ -209,8 +210,10 @@ def test_small_matrices_that_do_not_fit_are_kept_with_a_remark(
     done = quantcli.quantize(
         checkpoint("zamba2"), tmp_path / "w4", to="compressed-tensors", group_size=32
     )
-    (remark,) = (note.message for note in done.notes if "small matrices" in note.message)
-    assert remark.startswith("2 small matrices do not fit --to compressed-tensors and are kept")
+    (remark,) = (note.message for note in done.notes if "do not fit" in note.message)
+    assert re.match(
+        r"2 of \d+ matrices, .* % of the linear weights, do not fit --to compressed", remark
+    )
 
 
 def test_what_is_kept_and_large_is_named(checkpoint: Checkpoint, tmp_path: Path) -> None:

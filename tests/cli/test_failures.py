@@ -64,10 +64,10 @@ USAGE = {
     "bad number": (["inspect", "m", "--top", "x"], "invalid value for '--top'", "--help"),
     "too small": (["inspect", "m", "--threads", "0"], "greater than or equal to 1", "--help"),
     "two models": (["inspect", "m", "n"], "unexpected extra argument(s) (n)", "--help"),
-    "two types": (
-        ["quantize", "m", "--type", "Q4_0", "--type", "Q8_0"],
-        "--type is given twice",
-        "the last is Q8_0",
+    "two dtypes": (
+        ["quantize", "m", "--dtype", "F16", "--dtype", "F32"],
+        "--dtype is given twice",
+        "the last is F32",
     ),
     "quiet and verbose": (["-q", "inspect", "m", "-v"], "exclude each other", "leave one"),
 }

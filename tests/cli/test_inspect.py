@@ -51,12 +51,27 @@ def test_the_overview(inspect, mini):
     for part in (
         "Architecture  llama (LlamaForCausalLM)",
         "Parameters    4.20M (1.05M in the embedding, also the output head)",
-        "16.8 MB   8.39 MB  4.20 MB  2.10 MB  1.57 MB  1.05 MB",
     ):
         assert part in text
     assert ["Q4_K_M", "4"] in [line.split()[:2] for line in text.splitlines()]
     assert "model.layers" not in text
-    assert len(text.splitlines()) < 60
+    assert "Q4_K_S" not in text
+
+
+def test_the_overview_is_no_longer_than_a_terminal(inspect, mini, model):
+    for target in (mini, model):
+        lines = inspect(target).splitlines()
+        assert len(lines) <= 23
+        assert max(map(len, lines[1:])) <= 80
+
+
+def test_the_whole_overview(inspect, mini, model):
+    text = inspect(mini, "-v")
+    assert "16.8 MB   8.39 MB  4.20 MB  2.10 MB  1.57 MB  1.05 MB" in text
+    usual = {line.split()[0] for line in text.splitlines() if "\u2022" in line.split()}
+    assert usual >= {"Q8_0", "Q4_K_M", "Q2_K"}
+    assert "Q4_K_S" in text
+    assert "[t0, t1, t2, t3, t4, t5, ... 1,000 in all]" in inspect(model, "-v")
 
 
 def test_the_overview_is_drawn_within_the_terminal(mini):
@@ -122,6 +137,61 @@ def test_everything_as_json(inspect, mini):
 
 def test_json_before_the_command_is_the_same(mini):
     assert json.loads(run("--json", "inspect", mini).stdout)["kind"] == "checkpoint"
+
+
+def test_the_type_for_a_machine(inspect, mini):
+    lines = inspect(mini, "--fit", "2G", "--ctx", "1k", "--kv", "q8_0").splitlines()
+    assert lines[1].startswith("Take Q8_0: it fits, and its answers can hardly be told")
+    assert "Run it with: llama-cli -m FILE -c 1024 -ctk q8_0 -ctv q8_0" in lines
+    header = next(i for i, line in enumerate(lines) if line.startswith("--type"))
+    assert lines[header + 1].split()[0] == "Q8_0"
+    assert "IQ4_NL" not in "".join(lines)
+    assert "IQ4_NL" in inspect(mini, "--fit", "2G", "-v")
+    assert max(map(len, lines[2:])) <= 80
+
+
+def test_the_type_for_a_machine_as_json(inspect, mini):
+    text = inspect(mini, "--fit", "2G", "--ctx", "1k", "--on", "mac", "--json")
+    found = json.loads(text)["fit"]
+    assert found["machine"]["usable_bytes"] == 2**31 - 2**31 // 3 - 2**29
+    assert (found["recommended"], found["context"], found["cache_type"]) == ("Q8_0", 1024, "F16")
+    assert found["why"].startswith("Take Q8_0")
+    sizes = {row["type"]: row["bytes"] for row in json.loads(text)["quantized"]}
+    for row in found["types"]:
+        assert row["weights_bytes"] == pytest.approx(sizes[row["type"]], abs=38 * 32)
+        # Keys and values of 4 layers, 2 heads of 64 numbers in 2 bytes, for 1,024 tokens.
+        assert row["cache_bytes"] == 2 * 4 * 2 * 64 * 2 * 1024
+        assert (
+            row["total_bytes"]
+            == row["device_bytes"]
+            == sum(row[f"{part}_bytes"] for part in ("weights", "cache", "compute"))
+        )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--fit", "lots"], "'lots' is no size of a memory"),
+        (["--fit", "8G", "--on", "tpu"], "there is no machine 'tpu' to fit"),
+        (["--fit", "8G", "--ctx", "long"], "'long' is no number of tokens"),
+        (["--fit", "8G", "--kv-type", "q9_0"], "there is no KV cache of type q9_0"),
+        (["--ctx", "8k"], "--ctx belongs to --fit"),
+        (["--no-flash-attn"], "--no-flash-attn belongs to --fit"),
+    ],
+)
+def test_what_is_wrong_with_a_machine(inspect, mini, args, message):
+    assert message in inspect(mini, *args, code=2)
+
+
+def test_no_machine_for_what_is_no_text_model(inspect, imatrix, tmp_path, mini):
+    assert "--fit does not apply" in inspect(imatrix, "--fit", "8G", code=2)
+    for path in mini.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLN"]}')
+    assert "is of an architecture that quantcli does not know" in inspect(
+        tmp_path, "--fit", "8G", code=1
+    )
 
 
 def test_statistics_of_the_weights(inspect, mini):
@@ -198,7 +268,7 @@ def test_a_gguf(inspect, model):
     assert "Stored as     Q4_K_M, 6 tensors" in text
     assert "Made by       quantcli 9.8.7 from org/name@abc123" in text
     assert "IQ4_XS" in text
-    assert "[t0, t1, t2, t3, t4, t5, ... 1,000 in all]" in text
+    assert "Key-values" in text
     assert "t999" in inspect(model, "--kv")
     assert "bits_per_weight" in inspect(model, "--json")
 

@@ -132,7 +132,8 @@ USAGE = {
         "--activations is not for --to gptq", "for: compressed-tensors",
     ),
     "other activations": (
-        ["--to", "compressed-tensors", "--activations", "int2"], "--activations int2", "int8, fp8",
+        ["--to", "compressed-tensors", "--activations", "int2"], "--activations int2",
+        "int8, int8:asymmetric",
     ),
     "bits of FP8": (
         ["--to", "compressed-tensors", "--activations", "fp8", "--bits", "6"],
@@ -175,11 +176,12 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, *args: object) -
 
 def test_groups_that_do_not_divide(capsys, tmp_path):
     model = build("llama-tied", tmp_path / "model")
-    err = refused(capsys, tmp_path, model, "--to", "compressed-tensors")
+    stop = ("--on-fallback", "error")
+    err = refused(capsys, tmp_path, model, "--to", "compressed-tensors", *stop)
     assert "groups of 128 do not divide the 64 columns of model.layers.0." in err
     # 64 divides these columns, but not the 96 below.
     assert "--group-size 32 does" in err
-    err = refused(capsys, tmp_path, model, "--to", "gptq", "--group-size", "64")
+    err = refused(capsys, tmp_path, model, "--to", "gptq", "--group-size", "64", *stop)
     assert "the 96 columns of model.layers.0.mlp.down_proj.weight" in err
     assert "--group-size 32 does" in err
 
@@ -290,7 +292,8 @@ def test_a_group_that_divides_nothing_is_answered_by_a_hint_that_works(capsys, t
     from support.tiny_models import build
 
     build("llama", source, changes={"intermediate_size": 608}, dtype="bfloat16")
-    code, _, err = call(capsys, source, "--to", "compressed-tensors", "-o", tmp_path / "a")
+    stop = ("--on-fallback", "error")
+    code, _, err = call(capsys, source, "--to", "compressed-tensors", *stop, "-o", tmp_path / "a")
     assert code == 1
     hint = " ".join(err.split())
     pattern = hint.partition("--keep '")[2].partition("'")[0]
@@ -299,6 +302,6 @@ def test_a_group_that_divides_nothing_is_answered_by_a_hint_that_works(capsys, t
         capsys, source, "--to", "compressed-tensors", "--keep", pattern, "-o", tmp_path / "b"
     )
     assert code == 0
-    code, _, err = call(capsys, source, "--to", "mlx", "-o", tmp_path / "c")
+    code, _, err = call(capsys, source, "--to", "mlx", *stop, "-o", tmp_path / "c")
     assert code == 1
     assert "--group-size 32 does" in " ".join(err.split())

@@ -154,6 +154,11 @@ CASES: dict[str, Case] = {
     "value is not a number": Case(
         old(legacy(legacy_entry(NAME.encode(), [0.0, np.nan]))), "the value nan at index 1", NAME
     ),
+    "value is a signalling NaN": Case(
+        old(legacy(legacy_entry(NAME.encode(), [0.0, 1.0], 3)[:-4] + pack("<I", 0x7FA00000))),
+        "the value nan at index 1",
+        NAME,
+    ),
     "value is infinite": Case(
         old(legacy(legacy_entry(NAME.encode(), [np.inf]))), "the value inf at index 0", NAME
     ),

@@ -227,14 +227,3 @@ def test_settings_in_a_file_of_their_own(file: str, tmp_path: Path) -> None:
     (tmp_path / file).write_text("[")
     with pytest.raises(SourceError, match=rf"{file}: is not JSON"):
         open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("ending", ["k_scale", "v_scale", "kv_scale", "k_zero_point"])
-def test_scales_of_the_cache_beside_plain_weights(ending: str, tmp_path: Path) -> None:
-    module = "model.layers.0.self_attn"
-    tensors = {f"{module}.q_proj.weight": weights(), f"{module}.{ending}": np.ones(1, np.float32)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text("{}")
-    store = open_checkpoint(tmp_path)
-    assert list(store.tensors) == [f"{module}.q_proj.weight"]
-    store.close()

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from support.model_shapes import MODELS
 
-from quantcli.errors import PlanError
 from quantcli.formats import get_format
-from quantcli.plan.allocate import TYPES, allocate, find_candidates
+from quantcli.plan.allocate import Choice, allocate, least_bytes
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
+from quantcli.plan.type_choices import TYPES, find_type_choices
 
 pytestmark = pytest.mark.slow
 
@@ -49,22 +49,29 @@ def _size(plan: Plan, name: str, kind: str) -> int:
     return plan.aligned(item.tensor.rows * get_format(kind).row_bytes(item.tensor.columns))
 
 
+def _names(plan: Plan) -> list[str]:
+    return [choice.name for choice in find_type_choices(plan)]
+
+
+def _own_bytes(plan: Plan, choices: list[Choice]) -> int:
+    return sum(_size(plan, choice.name, choice.own) for choice in choices)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_near_the_best_of_all_choices(seed: int) -> None:
     plan = _plan()
     kinds = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-    names = [n for n in find_candidates(plan) if n.startswith("blk.0.")][:7]
+    choices = [c for c in find_type_choices(plan, kinds) if c.name.startswith("blk.0.")][:7]
+    names = [choice.name for choice in choices]
     costs = {
         name: {kind: each[kind] for kind in kinds} for name, each in _costs(names, seed).items()
     }
-    found = allocate(plan, costs, plan.data_bytes)
-    fixed = plan.data_bytes - sum(
-        plan.aligned(item.nbytes) for item in plan.items if item.tensor.name in costs
-    )
+    limit = _own_bytes(plan, choices)
+    found = allocate(choices, costs, limit)
     best = np.inf
     for choice in itertools.product(kinds, repeat=len(names)):
         both = list(zip(names, choice, strict=True))
-        if fixed + sum(_size(plan, *pair) for pair in both) <= plan.data_bytes:
+        if sum(_size(plan, *pair) for pair in both) <= limit:
             best = min(best, sum(costs[name][kind] for name, kind in both))
     assert found.cost <= 1.1 * best
     assert found.cost < found.before
@@ -72,42 +79,59 @@ def test_it_is_near_the_best_of_all_choices(seed: int) -> None:
 
 def test_the_size_holds_and_more_of_it_never_costs_more() -> None:
     plan = _plan()
-    costs = _costs(list(find_candidates(plan)), 1)
+    choices = find_type_choices(plan)
+    costs = _costs([choice.name for choice in choices], 1)
     cheaper = np.inf
     for share in (0.7, 0.85, 1.0, 1.001, 1.3, 3.0):
-        limit = int(share * plan.data_bytes)
-        found = allocate(plan, costs, limit)
-        assert set(found.types) == set(costs)
-        whole = sum(
-            _size(plan, item.tensor.name, found.types[item.tensor.name])
-            if item.tensor.name in costs else plan.aligned(item.nbytes)
-            for item in plan.items
-        )  # fmt: skip
+        limit = int(share * _own_bytes(plan, choices))
+        found = allocate(choices, costs, limit)
+        assert set(found.kinds) == set(costs)
+        whole = sum(_size(plan, name, kind) for name, kind in found.kinds.items())
         assert whole == found.nbytes <= limit
         assert found.cost <= cheaper * 1.01
         cheaper = found.cost
-    assert set(found.types.values()) == {"Q8_0"}
+    assert set(found.kinds.values()) == {"Q8_0"}
 
 
-def test_a_size_that_nothing_fits_is_refused() -> None:
+def test_of_a_size_that_nothing_fits_it_makes_the_smallest() -> None:
     plan = _plan()
-    costs = _costs(list(find_candidates(plan)), 1)
-    with pytest.raises(PlanError, match="with the smallest types") as refused:
-        allocate(plan, costs, plan.data_bytes // 4)
-    least = int(str(refused.value.hint).split()[2].replace(",", ""))
-    assert allocate(plan, costs, least).nbytes == least
-    with pytest.raises(PlanError):
-        allocate(plan, costs, least - 1)
+    choices = find_type_choices(plan)
+    costs = _costs([choice.name for choice in choices], 1)
+    least = sum(min(_size(plan, n, kind) for kind in TYPES) for n in costs)
+    assert least_bytes(choices, costs) == least
+    assert allocate(choices, costs, 0).nbytes == allocate(choices, costs, least).nbytes == least
+
+
+def test_what_has_no_costs_keeps_its_own_type() -> None:
+    plan = _plan()
+    choices = find_type_choices(plan)
+    costs = _costs([choice.name for choice in choices], 2)
+    gone = {name for name in costs if "attn_v" in name}
+    known = {name: each for name, each in costs.items() if name not in gone}
+    found = allocate(choices, known, _own_bytes(plan, choices))
+    own = {choice.name: choice.own for choice in choices}
+    assert {name: found.kinds[name] for name in gone} == {name: own[name] for name in gone}
+    assert found.count == len(known)
+    assert sum(_size(plan, *pair) for pair in found.kinds.items()) == found.nbytes
+    assert found.nbytes <= _own_bytes(plan, choices)
+
+
+def test_a_choice_of_several_tensors_costs_what_they_cost_together() -> None:
+    choice = Choice("qkv", "a", {"a": 10, "b": 20, "keep": 40}, ("q", "k"), lossless="keep")
+    costs = {"q": {"a": 3.0, "b": 1.0}, "k": {"a": 0.5, "b": 0.25}}
+    for limit, kind, cost in ((10, "a", 3.5), (25, "b", 1.25), (100, "keep", 0.0)):
+        found = allocate([choice], costs, limit)
+        assert (found.kinds["qkv"], found.cost, found.before) == (kind, cost, 3.5)
 
 
 def test_what_is_asked_for_by_name_has_no_choice() -> None:
-    every = set(find_candidates(_plan()))
+    every = set(_names(_plan()))
     assert {"token_embd.weight", "output.weight", "blk.0.ffn_up.weight"} <= every
     assert not any("norm" in name for name in every)
     named = _plan(
         tensor_types=("ffn_up=Q6_K",), output_tensor_type="Q8_0", token_embedding_type="Q5_K",
         keep=("first=Q8_0",),
     )  # fmt: skip
-    left = set(find_candidates(named))
+    left = set(_names(named))
     gone = {n for n in every if "ffn_up" in n or n.startswith("blk.0.")}
     assert every - left == gone | {"token_embd.weight", "output.weight"}

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from support.model_shapes import MODELS
 
-from quantcli.errors import PlanError
+from quantcli.errors import PlanError, UsageError
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_file import dump_recipe, load_recipe
+from quantcli.plan.shipped_recipes import shipped_recipes
 
 FOLDER = Path(__file__).parents[2] / "configs"
 EXPECTED = {
@@ -79,3 +80,25 @@ def test_the_ends_of_a_model_of_another_depth_are_warned_about() -> None:
     notes = plan("llama-12", load_recipe(FOLDER / "q4_k_m-ends6-32.toml")).notes
     assert len(notes) == 2
     assert all("has no effect" in note.message for note in notes)
+
+
+def test_recipes_are_found_by_name() -> None:
+    assert list(shipped_recipes()) == sorted(EXPECTED)
+    assert load_recipe("q4_k_m-head8") == load_recipe(FOLDER / "q4_k_m-head8.toml")
+
+
+def test_a_file_goes_before_a_shipped_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q4_k_m-head8").mkdir()
+    with pytest.raises(UsageError, match="Is a directory"):
+        load_recipe("q4_k_m-head8")
+
+
+def test_an_unknown_name_gets_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="no recipe of that name") as caught:
+        load_recipe("q4_k_m-heads8")
+    assert caught.value.hint is not None
+    assert "did you mean q4_k_m-head8" in caught.value.hint
+    assert "experts3" in caught.value.hint

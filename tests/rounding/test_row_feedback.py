@@ -78,7 +78,7 @@ def test_it_is_the_textbook_s_gptq_of_the_whole_matrix(monkeypatch: pytest.Monke
     packed = round_by_rows(
         Fixed(), weights, hessian, np.ones(columns, np.float32), found, Options(sweeps=0), POOL
     )  # type: ignore[arg-type]
-    fisher = found.prepare()[0]
+    fisher = found.prepared[0]
     order = fisher.order
     assert order is not None
     assert (np.diff(fisher.matrix.diagonal()[order]) <= 0).all()
@@ -125,7 +125,7 @@ def test_the_last_sweep_does_not_raise_the_loss(monkeypatch: pytest.MonkeyPatch)
     weights = (0.02 * np.random.default_rng(8).standard_normal((rows, columns))).astype(np.float32)
     hessian, codec = prepare_hessian(_mean(columns, 9)), CODECS["Q4_0"]
     found = OutputFisher(rows, (_mean(rows, 10, 0.5),))
-    fisher = found.prepare()[0].matrix
+    fisher = found.prepared[0].matrix
 
     def cost(packed: np.ndarray) -> float:
         errors = (weights - native.decode(get_format("Q4_0"), packed)).astype(np.float64)

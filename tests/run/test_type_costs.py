@@ -21,8 +21,9 @@ from quantcli.events import drain
 from quantcli.formats import get_format
 from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
-from quantcli.plan.allocate import TYPES, find_candidates
 from quantcli.plan.recipe import Recipe
+from quantcli.plan.type_choices import TYPES, find_type_choices
+from quantcli.rounding.codecs import BlockCodec
 from quantcli.rounding.options import Options
 from quantcli.run.calibrated_run import CalibratedRun, plan_passes, prepare_run
 from quantcli.run.type_costs import measure_type_costs
@@ -52,13 +53,17 @@ def costs(mini: Model, job: CalibratedRun, tmp_path_factory: pytest.TempPathFact
     run = plan_passes(job, tmp_path_factory.mktemp("survey"), "float32", "cpu", 1 << 40, 1)
     kinds = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q6_K")
     events: list[Event] = []
-    found = drain(measure_type_costs(run, find_candidates(plan, kinds), OPTIONS), events.append)
+    candidates = {
+        choice.name: {kind: BlockCodec(get_format(kind)) for kind in choice.sizes}
+        for choice in find_type_choices(plan, kinds)
+    }
+    found = drain(measure_type_costs(run, candidates, OPTIONS), events.append)
     assert events
     # A second call for the same answers from what was kept.
-    again = measure_type_costs(run, find_candidates(plan, kinds), OPTIONS)
+    again = measure_type_costs(run, candidates, OPTIONS)
     assert drain(again, pytest.fail) == found
     other = replace(OPTIONS, damping=0.1)
-    asked = measure_type_costs(run, find_candidates(plan, kinds), other)
+    asked = measure_type_costs(run, candidates, other)
     assert isinstance(next(asked), Progress)
     asked.close()
     return dict(found)

@@ -26,7 +26,7 @@ from quantcli.statistics.layer_gradients import (
     measure_gradients,
     measure_output_fisher,
 )
-from quantcli.statistics.output_fisher import OutputFisher, cut_strips
+from quantcli.statistics.output_fisher import OutputFisher, StackShape, cut_strips
 from quantcli.types import Event
 
 Checkpoint = Callable[..., Path]
@@ -38,7 +38,7 @@ def _ids(vocabulary: int) -> np.ndarray:
 
 
 def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray]:
-    """Means by GGUF tensor, and the fitted mean at the embedding's output."""
+    """Means by GGUF tensor or matrix of a stack, and the one at the embedding's output."""
     found: dict[str, OutputFisher] = {}
     with open_model(folder) as model:
         layers = LayerwiseModel(model, model.config, dtype=torch.float32, device="cpu")
@@ -47,17 +47,19 @@ def _ours(folder: Path, work: Path) -> tuple[dict[str, OutputFisher], np.ndarray
         assert list(measure_gradients(layers, ids, gradients))
         # A second run takes the file.
         assert not list(measure_gradients(layers, ids, LayerGradients(work, gradients.numbers)))
-        rows = {
-            t.name: t.shape[-2]
-            for t in model.tensors
-            if len(t.shape) == 2 or "ffn_down_exps" in t.name
-        }
+        shapes = {t.name: StackShape.of(t) for t in model.tensors if len(t.shape) > 1}
         states = HiddenStateCache((4, TOKENS, layers.hidden_size), torch.float32)
         walk = LayerWalk(layers, ids[list(gradients.numbers)], states)
 
         def visit(layer: LayerPass) -> Iterator[Event]:
             back = enumerate(gradients.of(layer.index, layers))
-            found.update(measure_output_fisher(layer, back, rows))
+            with measure_output_fisher(layer, back, model.tensors, work) as fisher:
+                for name, shape in shapes.items():
+                    for matrix in range(1 if shape.shared else shape.matrices):
+                        own = fisher.of(name, matrix)
+                        if own is not None:
+                            found[name if shape.shared else f"{name}[{matrix}]"] = own
+            assert not list(work.glob("fisher-*"))
             yield from layer.forward()
 
         walk.embed()
@@ -177,7 +179,53 @@ def test_experts_share_the_mean_of_what_they_add_to_the_stream(
         share = min(1.0, counts[index] / (4 * len(wanted)))
         shrunk = share * wanted + (1 - share) * np.diag(wanted.diagonal())
         assert _close(ours[f"blk.{index}.ffn_down_exps.weight"].means[0], shrunk)
-    assert not any("ffn_up_exps" in name or "ffn_gate_exps" in name for name in ours)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_every_expert_has_its_own_mean_inside(
+    name: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Gradients by gate's and up's outputs, from an experts' forward pass written out here."""
+    folder = checkpoint(name)
+    ours, _ = _ours(folder, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = _ids(model.config.vocab_size)
+    draw = torch.Generator().manual_seed(sensitivity._SEED)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for index, layer in enumerate(model.model.layers):
+
+        def run(
+            hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor,
+            experts: torch.nn.Module = layer.mlp.experts, index: int = index,
+        ) -> torch.Tensor:  # fmt: skip
+            total = torch.zeros_like(hidden)
+            for expert in range(len(experts.down_proj)):
+                tokens, places = torch.where(chosen == expert)
+                gate_weight, up_weight = experts.gate_up_proj[expert].chunk(2)
+                gate, up = hidden[tokens] @ gate_weight.T, hidden[tokens] @ up_weight.T
+                for kind, output in (("gate", gate), ("up", up)):
+                    key = f"blk.{index}.ffn_{kind}_exps.weight[{expert}]"
+                    output.register_hook(seen.setdefault(key, []).append)
+                inside = (torch.nn.functional.silu(gate) * up) @ experts.down_proj[expert].T
+                total = total.index_add(0, tokens, inside * shares[tokens, places, None])
+            return total
+
+        layer.mlp.experts.forward = run
+    for number in choose_windows(len(ids), 4):
+        tokens = torch.from_numpy(ids[number : number + 1].astype(np.int64))
+        scores = torch.log_softmax(model(tokens).logits, -1)[0]
+        drawn = torch.multinomial(scores.detach().exp(), 1, generator=draw)
+        scores.gather(1, drawn).sum().backward()
+    assert seen
+    for key, gradients in seen.items():
+        rows = torch.cat(gradients)
+        if not len(rows):
+            assert key not in ours
+            continue
+        mean = (rows.T @ rows / len(rows)).numpy()
+        share = min(1.0, len(rows) / (4 * len(mean)))
+        shrunk = share * mean + (1 - share) * np.diag(mean.diagonal())
+        assert _close(ours[key].means[0], shrunk), key
 
 
 def test_strips_cover_all_rows() -> None:

@@ -62,7 +62,7 @@ def test_a_transform_changes_what_a_calibration_continues(
     checkpoint: Callable[..., Path],
 ) -> None:
     """A run that was begun on the original is no beginning for the transformed model."""
-    from quantcli.layerwise.model_run import fingerprint
+    from quantcli.artifacts.fingerprint import fingerprint
 
     with open_model(checkpoint("llama"), vocabulary=False) as model:
         models = [model, chain(model, "rotate")[0].model, chain(model, "awq")[0].model]

@@ -8,14 +8,21 @@ compressed-tensors 0.20's compressors. What was written of activations is of no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from quantcli.layouts.base import CodeGrid, Grids, Layout
 from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
 from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
-from quantcli.layouts.compressed_tensors.pairs import MXFP4_BLOCKS
-from quantcli.layouts.compressed_tensors.presets import INT8_TOKENS, PRESETS
+from quantcli.layouts.compressed_tensors.presets import (
+    INT8_TENSOR,
+    INT8_TENSOR_ASYM,
+    INT8_TOKENS,
+    INT8_TOKENS_ASYM,
+    PRESETS,
+)
 from quantcli.layouts.compressed_tensors.single_bytes import INT8_BYTES, build_bytes
+from quantcli.layouts.compressed_tensors.static_scales import FP8_CACHE, INPUT_SCALES
 from quantcli.layouts.float4 import build_float4
 from quantcli.layouts.scaled import E4M3, INT8
 from quantcli.layouts.settings import Settings
@@ -59,7 +66,21 @@ def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[s
 
 def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric and grid.strategy != "tensor":
-        yield Note(_ASYMMETRIC)
+        yield Note(_ASYMMETRIC, refused_by="transformers")
+
+
+def _int8_weights(inputs: Mapping[str, Any]) -> Grids:
+    """Weights of one byte for activations of these settings."""
+    return Grids(
+        (8,),
+        INT8_BYTES,
+        "middle",
+        group="channel",
+        groups=None,
+        strategies=("channel", "tensor"),
+        computes_in_scales=True,
+        inputs=inputs,
+    )
 
 
 COMPRESSED_TENSORS = Layout(
@@ -74,20 +95,21 @@ COMPRESSED_TENSORS = Layout(
         computes_in_scales=True,
     ),
     activations={
-        "int8": Grids(
-            (8,),
-            INT8_BYTES,
-            "middle",
-            group="channel",
-            groups=None,
-            strategies=("channel", "tensor"),
-            computes_in_scales=True,
-            inputs=INT8_TOKENS,
-        )
+        "int8": _int8_weights(INT8_TOKENS),
+        "int8:asymmetric": _int8_weights(INT8_TOKENS_ASYM),
+        "int8:static": _int8_weights(INT8_TENSOR),
+        "int8:static:asymmetric": _int8_weights(INT8_TENSOR_ASYM),
     },
     presets=PRESETS,
-    shorthands={("int8", 4): "W4A8", ("fp8", 4): "W4AFP8", ("fp8", 8): "FP8_DYNAMIC"},
-    blocks={"MXFP4": MXFP4_BLOCKS},
+    shorthands={
+        ("int8", 4): "W4A8",
+        ("fp8", 4): "W4AFP8",
+        ("fp8", 8): "FP8_DYNAMIC",
+        ("fp8:static", 8): "FP8",
+    },
+    inputs=INPUT_SCALES,
+    caches={"fp8": FP8_CACHE},
     read=find_compressed_tensors,
+    mixed=True,
     remark=_remark,
 )

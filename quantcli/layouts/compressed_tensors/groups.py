@@ -95,13 +95,19 @@ def describe_config(subject: FolderFacts) -> dict[str, Any]:
     return {
         "quantization_config": {
             "quant_method": METHOD,
-            "format": forms[0] if len(set(forms)) == 1 else "mixed-precision",
-            "quantization_status": "compressed",
+            "format": _format(forms),
+            "quantization_status": "compressed" if forms else "frozen",
             "config_groups": groups,
-            "ignore": _ignored(subject),
-            "kv_cache_scheme": None,
+            "ignore": _ignored(subject) if forms else [],
+            "kv_cache_scheme": subject.cache,
         }
     }
+
+
+def _format(forms: Sequence[str]) -> str:
+    if not forms:
+        return "dense"
+    return forms[0] if len(set(forms)) == 1 else "mixed-precision"
 
 
 def _weights(part: FolderPart) -> dict[str, Any]:

@@ -21,19 +21,33 @@ from quantcli.layouts.compressed_tensors.single_bytes import (
 )
 
 
-def _inputs(kind: str, bits: int, strategy: str, size: int | None = None) -> dict[str, Any]:
+def _inputs(
+    kind: str, bits: int, strategy: str, size: int | None = None, *, symmetric: bool = True
+) -> dict[str, Any]:
     """Settings of activations whose scales a runtime finds as they come."""
     return {
         "num_bits": bits,
         "type": kind,
-        "symmetric": True,
+        "symmetric": symmetric,
         "strategy": strategy,
         "group_size": size,
         "dynamic": True,
     }
 
 
+_STATIC = {"dynamic": False, "observer": "static_minmax"}
+"""One scale for whatever comes, of the extremes over all tokens of a text."""
 INT8_TOKENS = _inputs("int", 8, "token")
+INT8_TOKENS_ASYM = _inputs("int", 8, "token", symmetric=False)
+INT8_TENSOR = _inputs("int", 8, "tensor") | _STATIC
+INT8_TENSOR_ASYM = _inputs("int", 8, "tensor", symmetric=False) | _STATIC
+_FP8_TENSOR = _inputs("float", 8, "tensor") | _STATIC
+_FP4_GROUPS = _inputs("float", 4, "tensor_group", 16) | {
+    "dynamic": "local",
+    "observer": "static_minmax",
+    "scale_dtype": "torch.float8_e4m3fn",
+    "zp_dtype": "torch.float8_e4m3fn",
+}
 FP8_TOKENS = _inputs("float", 8, "token")
 _FP8_GROUPS = _inputs("float", 8, "group", 128)
 _MX_BYTES = {"scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
@@ -42,6 +56,7 @@ _MXFP8_GROUPS = _inputs("float", 8, "group", 32) | _MX_BYTES
 
 _INT4 = IntegerGrid(4, "middle", "group", 128, "")
 _INT8_ROWS = IntegerGrid(8, "middle", "channel", None, "")
+_FP8_WHOLE = FloatGrid("E4M3", "tensor", None, "float", "")
 _FP8_ROWS = FloatGrid("E4M3", "channel", None, "float", "")
 _FP8_BLOCKS = FloatGrid("E4M3", "block", None, "float", "")
 _NVFP4 = FloatGrid("E2M1", "group", 16, "E4M3", "")
@@ -74,6 +89,22 @@ def _list_presets() -> list[Preset]:
             grid=_INT8_ROWS, packing=INT8_BYTES, inputs=INT8_TOKENS,
         ),
         Preset(
+            name="W8A8_ASYM", help="W8A8 with zero points of the activations",
+            grid=_INT8_ROWS, packing=INT8_BYTES, inputs=INT8_TOKENS_ASYM,
+        ),
+        Preset(
+            name="W8A8_STATIC", help="W8A8 with one scale for all activations, found on a text",
+            grid=_INT8_ROWS, packing=INT8_BYTES, inputs=INT8_TENSOR,
+        ),
+        Preset(
+            name="W8A8_STATIC_ASYM", help="W8A8_STATIC with zero points of the activations",
+            grid=_INT8_ROWS, packing=INT8_BYTES, inputs=INT8_TENSOR_ASYM,
+        ),
+        Preset(
+            name="FP8", help="FP8 by matrix, for FP8 activations under a scale found on a text",
+            grid=_FP8_WHOLE, packing=E4M3_BYTES, inputs=_FP8_TENSOR, search="minmax",
+        ),
+        Preset(
             name="FP8_DYNAMIC", help="FP8 by row, for FP8 activations",
             grid=_FP8_ROWS, packing=E4M3_BYTES, inputs=FP8_TOKENS, search="minmax",
         ),
@@ -84,6 +115,10 @@ def _list_presets() -> list[Preset]:
         Preset(
             name="NVFP4A16", help="FP4 with an FP8 scale for each 16",
             grid=_NVFP4, packing=NVFP4_PAIRS,
+        ),
+        Preset(
+            name="NVFP4", help="NVFP4A16 for NVFP4 activations, whose largest a text tells",
+            grid=_NVFP4, packing=NVFP4_PAIRS, inputs=_FP4_GROUPS,
         ),
         Preset(
             name="MXFP4A16", help="FP4 with a power of two for each 32",

@@ -1,0 +1,24 @@
+"""What tells one model from another without reading its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from quantcli.model import TRANSFORMS_KEY, Model
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 over the configuration and the files' headers and dates, which stand for the weights.
+
+    Of weights that are transformed as they are read the transforms count too.
+    """
+    whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
+    if TRANSFORMS_KEY in model.metadata:
+        whole.update(str(model.metadata[TRANSFORMS_KEY].value).encode())
+    for info in sorted(model.store.tensors.values(), key=lambda info: info.name):
+        whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
+    for file in sorted({info.file for info in model.store.tensors.values()}):
+        found = file.stat()
+        whole.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    return whole.hexdigest()

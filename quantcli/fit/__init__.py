@@ -1,0 +1,1 @@
+"""What a model needs to run in llama.cpp, and which type fits a machine: from headers alone."""

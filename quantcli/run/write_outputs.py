@@ -1,0 +1,114 @@
+"""Outputs that are ready are written together: rows that several are made of are read once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from quantcli.artifacts.gguf_file import GgufFile, take_encoded
+from quantcli.artifacts.write import ArtifactDone, ArtifactFailed, write_artifacts
+from quantcli.errors import OutputError
+from quantcli.events import Events, in_phase
+from quantcli.run.outputs import OutputDone, Planned, Quantized
+from quantcli.types import Note
+
+if TYPE_CHECKING:
+    from quantcli.artifacts.model_folder import ModelFolder
+    from quantcli.rounding.run_store import EncodedStore
+    from quantcli.run.set_journal import SetJournal
+
+
+@dataclass
+class Ledger:
+    """What has become of a run's outputs, by their paths, since it ``began``."""
+
+    planned: Sequence[Planned]
+    journal: SetJournal | None
+    began: float
+    done: dict[Path, Quantized] = field(default_factory=dict)
+    failed: dict[Path, OutputError] = field(default_factory=dict)
+
+    def add(self, planned: Planned, quantized: Quantized) -> OutputDone:
+        """An output is whole."""
+        self.done[planned.path] = quantized
+        if self.journal is not None and not quantized.kept:
+            self.journal.add(quantized.artifact.paths, quantized.digest)
+        return OutputDone(quantized)
+
+    @property
+    def finished(self) -> list[Quantized]:
+        """The outputs in the order in which they were asked for."""
+        return [self.done[each.path] for each in self.planned]
+
+    @property
+    def state(self) -> str:
+        """How many are whole, in words."""
+        return f"{len(self.done)} of {len(self.planned)} outputs are whole"
+
+    def refuse_failed(self) -> None:
+        """OutputError where an output could not be written, with what is whole."""
+        if not self.failed:
+            return
+        first, *others = self.failed.values()
+        more = f" (and {len(others)} more)" if others else ""
+        raise OutputError(
+            f"{first.message}{more}; {self.state}",
+            hint=f"{first.hint or 'find out why'}; the same command with --resume makes the rest",
+        )
+
+
+def write_outputs(ready: Sequence[Planned], ledger: Ledger) -> Events[None]:
+    """Write outputs of one model, adding each to the ledger as it is whole or has failed."""
+    artifacts = [_with_codes(each.artifact, each.store) for each in ready]
+    by_paths = {
+        artifact.paths: (each, artifact)
+        for each, artifact in zip(ready, artifacts, strict=True)
+    }  # fmt: skip
+    events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
+    yield from in_phase("quantizing", _follow(cast(Any, events), by_paths, ledger))
+
+
+def _follow(
+    events: Events[None],
+    by_paths: dict[tuple[Path, ...], tuple[Planned, GgufFile | ModelFolder]],
+    ledger: Ledger,
+) -> Events[None]:
+    with closing(events):
+        for event in events:
+            if isinstance(event, ArtifactDone):
+                each, artifact = by_paths[event.paths]
+                seconds = time.monotonic() - ledger.began
+                quantized = _describe(each, artifact, event.source_digest, seconds)
+                yield ledger.add(each, quantized)
+            elif isinstance(event, ArtifactFailed):
+                ledger.failed[by_paths[event.paths][0].path] = event.error
+                yield Note(f"{event.error.message}; the other outputs go on", "warning")
+            else:
+                yield event
+
+
+def _describe(
+    ready: Planned, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
+) -> Quantized:
+    store = ready.store
+    if store is None:
+        return Quantized(artifact, ready.threads, digest, seconds)
+    gain = None if store.trained is None else store.trained.gain.fields
+    return Quantized(artifact, ready.threads, digest, seconds, tuple(store.outcomes), gain)
+
+
+def _with_codes(
+    artifact: GgufFile | ModelFolder, store: EncodedStore | None
+) -> GgufFile | ModelFolder:
+    """The artifact with the tensors that a method rounded."""
+    if store is None:
+        return artifact
+    if isinstance(artifact, GgufFile):
+        return take_encoded(artifact, store)
+    from quantcli.run.folder_codes import stored_codes
+
+    return replace(artifact, codes=stored_codes(artifact, store))

@@ -1,0 +1,21 @@
+"""The kinds of input by name."""
+
+from __future__ import annotations
+
+from support.fuzz.case import Kind
+from support.fuzz.kinds import (
+    checkpoints,
+    families,
+    gguf,
+    importance,
+    packed,
+    recipes,
+    runs,
+    templates,
+    tokenizers,
+)
+
+_MODULES = (
+    checkpoints, families, gguf, importance, packed, recipes, runs, templates, tokenizers,
+)  # fmt: skip
+KINDS: dict[str, Kind] = {kind.name: kind for module in _MODULES for kind in module.KINDS}
