@@ -40,7 +40,7 @@ from quantcli.errors import PlanError, WeightError
 from quantcli.formats import get_format, native, scaled_nvfp4
 from quantcli.layouts import find_layout
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
-from quantcli.layouts.base import ROWS, Packing, Patch
+from quantcli.layouts.base import ROWS, Patch
 from quantcli.model import Model
 from quantcli.plan.budget import check_disk
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
@@ -68,7 +68,6 @@ class ModelFolder(FolderArtifact):
     model: Model
     plan: FolderPlan
     importance: Importance | None
-    packing: Packing | None
     path: Path
     weights: SafetensorsShards
     files: Mapping[str, bytes]
@@ -117,10 +116,9 @@ class ModelFolder(FolderArtifact):
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
             return item.rows * item.columns * (4 if item.dtype == "F32" else 2)
-        packing = self._packing(item)
-        if packing is None or item.scheme is None:
+        if item.scheme is None:
             return item.matrix.elements * (4 if item.dtype == "F32" else 2)
-        declared = packing.declare(item.matrix, item.scheme.grid)
+        declared = item.scheme.packing.declare(item.matrix, item.scheme.grid)
         return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
     def parts(self) -> Iterator[ArtifactPart]:
@@ -170,16 +168,13 @@ class ModelFolder(FolderArtifact):
         start = slab.start - item.first
         if isinstance(item, Copy):
             yield from self._place(Patch(item.name, _cast(rows, item.dtype), item.row + start))
-        elif (packing := self._packing(item)) is None or item.scheme is None:
+        elif item.scheme is None:
             yield from self._place(self._decoded(item, start, rows))
         elif codes is not None:
             coded = codes(item.matrix, start, rows)
-            for patch in packing.place(item.matrix, item.scheme.grid, start, coded):
+            scheme = item.scheme
+            for patch in scheme.packing.place(item.matrix, scheme.grid, start, coded):
                 yield from self._place(patch)
-
-    def _packing(self, item: Item) -> Packing | None:
-        """How a matrix is packed: as a GGUF's blocks, or by its scheme."""
-        return self.packing or (item.scheme.packing if item.scheme else None)
 
     def _decoded(self, item: Item, start: int, rows: NDArray[Any]) -> Patch:
         """The rows through a block format and back."""
@@ -236,7 +231,6 @@ def prepare_folder(
     *,
     importance: Importance | None = None,
     plan: FolderPlan | None = None,
-    packing: Packing | None = None,
     files: Mapping[str, bytes] | None = None,
     force: bool = False,
     check: bool = True,
@@ -244,28 +238,26 @@ def prepare_folder(
     """Decide everything about making ``output`` of ``model`` without reading a weight.
 
     ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
-    was made already is taken as it is, and so is a ``packing``; ``files`` stand beside the weights
-    in place of those of the same name. Raises PlanError, OutputError or UsageError before any
-    work is done.
+    was made already is taken as it is; ``files`` stand beside the weights in place of those of the
+    same name. Raises PlanError, OutputError or UsageError before any work is done.
     """
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
     plan = plan or make_folder_plan(model, recipe, importance=shapes)
-    if packing is None:
-        _check_packing(model, plan)
-    declared = _declare(plan, packing, model)
+    _check_packing(model, plan)
+    declared = _declare(plan, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
     header = {"format": find_layout(recipe.to).header}
     weights = lay_out_shards(header, declared, limit)
-    files = make_settings(model, plan, packing, weights) | dict(files or {})
+    files = make_settings(model, plan, weights) | dict(files or {})
     tensor_scales = None
     if has_types(recipe.to):
         formats = {tensor.name: "" for tensor in model.tensors}
         formats |= {item.matrix.tensor: item.format or "" for item in plan.items}
         tensor_scales = TensorScales(model, choose_scaled(model, recipe, formats))
     folder = ModelFolder(
-        model, plan, importance, packing, output, weights, files, force, tensor_scales=tensor_scales
+        model, plan, importance, output, weights, files, force, tensor_scales=tensor_scales
     )
     if check:
         _refuse_source(model, output)
@@ -288,7 +280,7 @@ def _check_packing(model: Model, plan: FolderPlan) -> None:
             )
 
 
-def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
+def _declare(plan: FolderPlan, model: Model) -> list[Declared]:
     declared = [
         Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies if copy.row == 0
     ]
@@ -298,8 +290,7 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
     ]
     for item in plan.items:
         if item.scheme is not None and item.matrix.slot == 0:
-            own = packing or item.scheme.packing
-            declared += own.declare(item.matrix, item.scheme.grid)
+            declared += item.scheme.packing.declare(item.matrix, item.scheme.grid)
     declared += declare_scales(plan)
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:
