@@ -230,8 +230,11 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
     return replace(planned, artifact=artifact)
 
 
-def _choose_by_importance(planned: Planned) -> Events[Planned]:
-    """Types or schemes by an importance matrix, without running the model."""
+def _choose_by_importance(planned: Planned, *, check: bool = True) -> Events[Planned]:
+    """Types or schemes by an importance matrix, without running the model.
+
+    ``check=False`` for a dry run.
+    """
     from quantcli.run.choose_types import choose_types
     from quantcli.run.importance_costs import measure_importance_costs
 
@@ -239,7 +242,7 @@ def _choose_by_importance(planned: Planned) -> Events[Planned]:
     importance = artifact.importance
     if importance is None:
         raise ValueError("nothing tells what types cost")
-    target = find_target(artifact.model, artifact, planned.path, importance)
+    target = find_target(artifact.model, artifact, planned.path, importance, check=check)
 
     def measure(candidates: Candidates) -> Events[Costs]:
         return measure_importance_costs(artifact.model, importance, candidates, planned.threads)
@@ -254,14 +257,23 @@ def calibration_path(output: Path) -> Path:
 
 
 def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
+    shown = []
     for each in planned:
+        if is_allocated(each.artifact.plan.recipe) and not each.is_tower:
+            each = yield from _show_choice(each)
         yield from each.artifact.plan.notes
-        recipe = each.artifact.plan.recipe
-        if is_allocated(recipe):
-            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
-            yield Note(
-                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
-            )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
-    return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]
+        shown.append(Quantized(each.artifact, each.threads, kept=each.kept is not None))
+    return shown
+
+
+def _show_choice(planned: Planned) -> Events[Planned]:
+    """The types or schemes that will be chosen, where an importance matrix tells."""
+    importance = planned.artifact.importance
+    if planned.run is None and importance is not None and importance.path.name:
+        return (yield from _choose_by_importance(planned, check=False))
+    artifact = planned.artifact
+    target = find_target(artifact.model, artifact, planned.path, None, check=False)
+    yield Note(f"{target.noun}s are chosen as it runs; until then these are {target.label}'s")
+    return planned
