@@ -24,7 +24,7 @@ def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         if status.st_size > most:
-            raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB", str(path))
+            raise OSError(errno.EFBIG, f"it is larger than {most >> 10:,} KiB", str(path))
         return file.read()
 
 

@@ -97,6 +97,7 @@ eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config min
 --save-base base.kld --top-k 8 --max-kld 9 --min-top1 0 --plot p.svg --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
+eval-ppl q4.gguf --speed --threads 1
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
 export q4.gguf --to gptq --requantize --threads 1
@@ -227,7 +228,7 @@ def _made(folder: Path) -> dict[str, bytes]:
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
     for part in (left, *left.get("outputs", ())):
-        for key in ("schema", "free_disk_bytes"):
+        for key in ("schema", "free_disk_bytes", "speeds"):
             part.pop(key, None)
     return left
 

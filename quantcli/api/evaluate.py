@@ -17,6 +17,7 @@ from quantcli.evals.bases.file import BaseFile
 from quantcli.evals.gates import Gates, Verdict, check_gates, judge, refuse_failures
 from quantcli.evals.run import EvaluationDone, EvaluationJob, check_job
 from quantcli.evals.run import evaluate as measure
+from quantcli.evals.speed import SpeedDone, check_speed, measure_speed
 from quantcli.events import Show, drain, in_phase, take_all
 from quantcli.layerwise.texts import read_texts
 from quantcli.report.evaluations import evaluation_document, evaluation_tables
@@ -39,6 +40,7 @@ class EvaluateResult:
     tables: tuple[Table, ...]
     document: Mapping[str, Any]
     notes: tuple[Note, ...]
+    speeds: tuple[SpeedDone, ...] = ()
 
 
 @takes_keywords
@@ -61,6 +63,7 @@ def evaluate(
     max_kld: float | None = None,
     min_top1: float | None = None,
     plot: str | Path | None = None,
+    speed: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -70,7 +73,8 @@ def evaluate(
     base is the model ``reference`` or the predictions in the file ``base``; ``save_base`` writes
     such a file, of the ``top_k`` likeliest tokens alone if given. ``engine`` is auto, llama.cpp or
     torch, ``config`` a folder with a GGUF's settings for the latter. Where ``max_ppl``, ``max_kld``
-    or ``min_top1`` is not held, a `GateError` carries the result as ``result``.
+    or ``min_top1`` is not held, a `GateError` carries the result as ``result``. ``speed`` measures
+    GGUFs in llama.cpp as well, and without ``data`` nothing else.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
@@ -94,13 +98,25 @@ def evaluate(
             base=stored, save=as_path(save_base), kept=top_k, force=force,
             threads=threads or default_threads(),
         )  # fmt: skip
-        check_job(job)
-        check_gates(gates, job)
+        timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
+        scored = not speed or bool(texts) or stored is not None
+        check_speed(timed)
+        if scored:
+            check_job(job)
+            check_gates(gates, job)
+        else:
+            _refuse_without_text(gates, save_base, plot)
         if plot is not None:
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
             refuse_existing([Path(plot)], force=force)
-        measured = drain(in_phase("evaluating", take_all(measure(job), EvaluationDone)), watch)
+        # Before any model is in memory here, and on processors that nothing else of this run uses.
+        runs = measure_speed(timed, threads=job.threads)
+        speeds = drain(in_phase("timing", take_all(runs, SpeedDone)), watch) if timed else []
+        measured = []
+        if scored:
+            events = take_all(measure(job), EvaluationDone)
+            measured = drain(in_phase("evaluating", events), watch)
         verdicts = judge(gates, measured)
         if plot is not None:
             _draw(Path(plot), measured, force=force)
@@ -108,9 +124,10 @@ def evaluate(
             tuple(Path(path) for path in (save_base, plot) if path is not None),
             tuple(measured),
             tuple(verdicts),
-            tuple(evaluation_tables(job, measured)),
-            evaluation_document(job, measured, verdicts),
+            tuple(evaluation_tables(job, measured, speeds)),
+            evaluation_document(job, measured, verdicts, speeds),
             tuple(watch.notes),
+            tuple(speeds),
         )
     try:
         refuse_failures(verdicts)
@@ -118,6 +135,16 @@ def evaluate(
         error.result = result
         raise
     return result
+
+
+def _refuse_without_text(gates: Gates, save: str | Path | None, plot: str | Path | None) -> None:
+    """UsageError for what a speed alone does not give."""
+    given = {
+        "--save-base": save, "--plot": plot, "--max-ppl": gates.max_ppl,
+        "--max-kld": gates.max_kld, "--min-top1": gates.min_top1,
+    }  # fmt: skip
+    for name in (name for name, value in given.items() if value is not None):
+        raise UsageError(f"{name} needs a text to evaluate on", hint="add --data FILE")
 
 
 def _draw(path: Path, measured: Sequence[EvaluationDone], *, force: bool) -> None:

@@ -16,6 +16,7 @@ from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.artifacts.static_scales import cache_scales
 from quantcli.errors import SourceError
 from quantcli.layouts.base import FolderFacts, FolderPart, Packing
+from quantcli.layouts.settings import QUANTIZATION_KEYS
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.recipe_file import dump_recipe, recorded
@@ -79,7 +80,11 @@ def _describe_part(plan: FolderPlan, scheme: Scheme, packing: Packing | None) ->
 
 def to_json(value: Mapping[str, Any]) -> bytes:
     """A JSON file."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is an escape in the source too: UTF-8 has no bytes for it.
+        return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def make_settings(
@@ -93,7 +98,7 @@ def make_settings(
     if plan.recipe.chat_template:
         files[_TEMPLATE] = read_template(plan.recipe.chat_template).encode()
     recipe = recorded(plan.recipe)
-    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    config = without_quantization(model.config)
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
     if plan.schemes or plan.caches:
@@ -132,6 +137,18 @@ def make_settings(
     )
     files[CARD] = render_card(card)
     return dict(sorted(files.items()))
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without what it, or the one of its text model, says of quantized weights.
+
+    Other storages than the output's may have their settings under another key.
+    """
+    kept = {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+    text_config = kept.get("text_config")
+    if isinstance(text_config, Mapping):
+        kept["text_config"] = without_quantization(text_config)
+    return kept
 
 
 def _with_dtype(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:

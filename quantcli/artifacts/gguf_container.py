@@ -24,6 +24,7 @@ from quantcli.formats.container import (
     ARRAY_CODE,
     DEFAULT_ALIGNMENT,
     MAGIC,
+    MAX_NAME_BYTES,
     SCALAR_STRUCTS,
     SPLIT_ID,
     VALUE_CODES,
@@ -72,6 +73,11 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
     relative: dict[str, int] = {}
     end = 0
     for entry in entries:
+        if len(entry.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+            raise SourceError(
+                f"the tensor name {entry.name[:80]!r} has more than the {MAX_NAME_BYTES} bytes "
+                "that a GGUF holds"
+            )
         relative[entry.name] = end
         parts.append(pack_string(entry.name))
         dims = tuple(reversed(entry.shape)) or (1,)
@@ -153,7 +159,7 @@ def _pack_pair(key: str, value: MetaValue) -> bytes:
     """A key and its value; SourceError where the value is beyond its type."""
     try:
         return pack_string(key) + pack_value(value)
-    except (OverflowError, struct.error, UnicodeEncodeError) as error:
+    except (OverflowError, FloatingPointError, struct.error, UnicodeEncodeError) as error:
         shown = repr(value.value)
         shown = shown if len(shown) < _SHOWN else shown[:_SHOWN] + "..."
         raise SourceError(
@@ -169,7 +175,8 @@ def pack_value(value: MetaValue) -> bytes:
     head = struct.pack("<IIQ", ARRAY_CODE, VALUE_CODES[kind], len(value.value))
     if kind == "str":
         return head + b"".join(pack_string(item) for item in value.value)
-    return head + np.asarray(value.value, dtype=_NUMPY[kind]).tobytes()
+    with np.errstate(over="raise"):
+        return head + np.asarray(value.value, dtype=_NUMPY[kind]).tobytes()
 
 
 def _pack_plain(kind: str, value: Any) -> bytes:

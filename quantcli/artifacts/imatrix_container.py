@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from struct import Struct
+from struct import Struct, error
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.gguf_container import TensorEntry, lay_out
+from quantcli.errors import SourceError
 from quantcli.sources.imatrix import (
     CHUNK_COUNT,
     CHUNK_SIZE,
@@ -81,7 +82,20 @@ def pack_legacy(calibration: Calibration) -> bytes:
         )
         calls = -(-int(counts.max()) // calibration.chunk_size)
         raw = name.encode()
-        parts += [_I32.pack(len(raw)), raw, _I32.pack(calls), _I32.pack(means.size)]
+        parts += [_I32.pack(len(raw)), raw, _pack_count(calls, f"calls of {name}")]
+        parts.append(_pack_count(means.size, f"values of {name}"))
         parts.append((means * np.float32(calls)).astype("<f4").tobytes())
     dataset = (calibration.datasets[-1] if calibration.datasets else "").encode()
-    return b"".join([*parts, _I32.pack(calibration.chunks), _I32.pack(len(dataset)), dataset])
+    chunks = _pack_count(calibration.chunks, "chunks")
+    return b"".join([*parts, chunks, _I32.pack(len(dataset)), dataset])
+
+
+def _pack_count(number: int, what: str) -> bytes:
+    """A number as this form has it; SourceError where it is beyond that."""
+    try:
+        return _I32.pack(number)
+    except error as beyond:
+        raise SourceError(
+            f"the number of {what} is {number}, which the legacy form cannot hold",
+            hint="keep the GGUF form",
+        ) from beyond

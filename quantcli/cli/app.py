@@ -19,8 +19,9 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import quantcli
-from quantcli.cli import stopping, streams
+from quantcli.cli import sign_of_life, stopping, streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
+from quantcli.cli.help_tiers import ALL, essentials
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
 from quantcli.errors import UsageError
@@ -65,10 +66,22 @@ class _Group(TyperGroup):
 class _Command(TyperCommand):
     """A command that refuses an option of one value given twice, which typer drops unsaid.
 
-    Its function's ``read_args``, if it has one, sees the arguments first.
+    Its help comes in two tiers, and its function's ``read_args``, if it has one, sees the arguments
+    first.
     """
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if ctx.meta.get(ALL):
+            super().format_help(ctx, formatter)
+            return
+        with essentials(self) as others:
+            self.epilog = f"{others} more options: quantcli {self.name} {ALL}" if others else None
+            super().format_help(ctx, formatter)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ALL in args:
+            ctx.meta[ALL] = True
+            args = ["--help"]
         root = ctx.find_root().obj
         if "--json" in args and isinstance(root, Output):
             # Already, so that wrong usage is told as JSON too.
@@ -173,6 +186,7 @@ def main() -> None:
     streams.install()
     stopping.catch_signals()
     code = run()
+    sign_of_life.take_away()
     if left_behind.is_set():
         # Python would wait for the threads.
         sys.stdout.flush()

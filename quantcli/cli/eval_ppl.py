@@ -150,6 +150,14 @@ def eval_ppl(
         Path | None,
         option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
     ] = None,
+    speed: Annotated[
+        bool,
+        option(
+            "--speed",
+            help="Time GGUFs in llama.cpp too, as llama-bench does: tokens read and written per "
+            "second, and memory. Without --data nothing else is measured.",
+        ),
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
@@ -160,6 +168,8 @@ def eval_ppl(
     A perplexity:               quantcli eval-ppl m.gguf --data text.txt
 
     What 4 bits cost:           quantcli eval-ppl q4.gguf --reference m.gguf --data text.txt
+
+    What it gains in speed:     quantcli eval-ppl m.gguf q4.gguf --speed
 
     A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
     """
@@ -178,7 +188,7 @@ def eval_ppl(
             artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
             engine=engine, config=config, reference=reference, base=base, save_base=save_base,
             top_k=top_k, force=force, max_ppl=max_ppl, max_kld=max_kld, min_top1=min_top1,
-            plot=plot, threads=threads, on_event=out.event,
+            plot=plot, speed=speed, threads=threads, on_event=out.event,
         )  # fmt: skip
     except GateError as error:
         show(error.result)

@@ -11,7 +11,7 @@ import typer
 
 from quantcli.cli.options import Threads, command, option
 from quantcli.cli.output import Output
-from quantcli.layouts import repacked_layouts
+from quantcli.layouts import code_layouts
 
 _RESULT = "What is written"
 _CHECK = "Checking instead of writing"
@@ -36,8 +36,8 @@ def export(
             "--to",
             metavar="FORMAT",
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
-            f"hf (a folder for transformers), {', '.join(repacked_layouts())} (a GGUF's own codes "
-            "in a folder for other runtimes), ollama (a Modelfile), imatrix or "
+            f"hf (a folder for transformers), {', '.join(code_layouts())} (the own codes of a GGUF "
+            "or of another folder, for other runtimes), ollama (a Modelfile), imatrix or "
             "dat (an importance matrix in its GGUF or older form), card (a model card).",
         ),
     ] = None,
@@ -136,6 +136,8 @@ def export(
     memory. Prints the path of what it made.
 
     A folder for transformers:  quantcli export m-Q4_K_M.gguf --to hf
+
+    The same codes for vLLM:    quantcli export ./my-model-mlx --to compressed-tensors
 
     In files of at most 4 GB:   quantcli export m.gguf --to gguf --split-max-size 4G
 

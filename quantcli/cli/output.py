@@ -83,7 +83,7 @@ class Output:
         if self.pretty:
             from quantcli.cli.drawing import draw
 
-            self._stdout.print(draw(table, printable))
+            self._stdout.print(draw(table, printable, self._stdout.width))
             self._stdout.print()
         else:
             self.line("\n".join([*_plain(table), ""]))

@@ -161,9 +161,9 @@ def quantize(
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
-    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M,Q8_0 -o out/
+    Many types in one go:       quantcli quantize ./my-model --type Q2_K,Q4_K_M
 
-    For vLLM or transformers:   quantcli quantize ./my-model --to compressed-tensors
+    For vLLM or transformers:   quantcli quantize ./model --to compressed-tensors
 
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """

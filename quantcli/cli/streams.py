@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from quantcli.cli import sign_of_life
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -25,6 +27,7 @@ class _Pipe(io.FileIO):
     _lost = False
 
     def write(self, data: ReadableBuffer, /) -> int:
+        sign_of_life.take_away()
         if not self._lost:
             try:
                 return super().write(data)

@@ -68,8 +68,9 @@ def cut(
             "are needed",
             hint="give a longer text or a smaller --ctx",
         )
+    most = None if chunks is None else min(chunks, len(tokens))
     spans = _sliding(len(tokens), context, stride) if stride else _halves(len(tokens), context)
-    return [_window(tokens[a : a + context], first, begin) for a, first in islice(spans, chunks)]
+    return [_window(tokens[a : a + context], first, begin) for a, first in islice(spans, most)]
 
 
 def _halves(length: int, context: int) -> Iterator[tuple[int, int]]:

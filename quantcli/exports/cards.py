@@ -127,8 +127,10 @@ def make_card(
 def recorded_keys(model: Model) -> Mapping[str, MetaValue]:
     """All key-values of a GGUF; of a folder its model's, with what quantcli.json records."""
     manifest = model.path / MANIFEST
-    if model.from_gguf or not manifest.is_file():
+    if model.from_gguf:
         return stored_keys(model)
+    if not manifest.is_file():
+        return model.metadata
     found = read_json(manifest)
     source = found.get("source")
     repo = source.get("repo") if isinstance(source, dict) else None

@@ -19,6 +19,7 @@ from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import UsageError
 from quantcli.formats import get_format, native
 from quantcli.model import Model
+from quantcli.types import TensorStore
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 """By the name that ``--dtype`` takes."""
@@ -85,7 +86,7 @@ def _choose_for_blocks(model: Model, view: CheckpointView, quantized: list[str])
     return FloatChoice(dtype, dict.fromkeys(view.tensors, dtype), note)
 
 
-def fits(view: CheckpointView, name: str, dtype: str) -> bool:
+def fits(view: TensorStore, name: str, dtype: str) -> bool:
     """Whether every value of a tensor is a number of ``dtype``; reads it until one is not."""
     shape = view.tensors[name].shape
     rows = int(np.prod(shape[:-1], dtype=np.int64))

@@ -11,7 +11,7 @@ from typing import Any, cast
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.floats import parse_dtype
 from quantcli.exports.targets import TARGETS, ExportOptions, Prepare, Prepared
-from quantcli.layouts import LAYOUTS, repacked_layouts
+from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
 from quantcli.report.measured_quality import read_evaluation
@@ -94,7 +94,7 @@ def _find_target(to: str) -> Prepare:
 def _takers(option: str) -> list[str]:
     takers = []
     for name in _TAKEN_BY[option]:
-        folders = {_FOLDER: list(LAYOUTS), _CODES: repacked_layouts()}
+        folders = {_FOLDER: list(LAYOUTS), _CODES: code_layouts()}
         takers += folders.get(name, [name])
     return takers
 

@@ -112,12 +112,12 @@ class CheckpointFolder(FolderArtifact):
 
 def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStack) -> Prepared:
     """Decide ``--to hf`` for a GGUF; what cannot be rebuilt is refused here."""
+    if found.kind == "checkpoint":
+        from quantcli.exports.folder_to_folder import prepare_floats
+
+        return prepare_floats(found, label, options, stack)
     if found.kind != "gguf":
-        what = "an importance matrix" if found.kind == "imatrix" else "a checkpoint already"
-        raise SourceError(
-            f"{label} is {what}, and --to hf makes a checkpoint of a GGUF",
-            hint=f"quantcli quantize {label} --to hf writes it in another precision",
-        )
+        raise SourceError(f"{label} is an importance matrix, and --to hf makes a checkpoint")
     model = stack.enter_context(open_model(label))
     path = options.output or Path(f"{stem(found)}-hf")
     if options.check:

@@ -1,5 +1,7 @@
 """``--to`` a layout of `quantcli.layouts`: a GGUF's own codes in a folder of that layout.
 
+Another folder's codes go through `quantcli.exports.folder_to_folder`.
+
 Nothing is rounded: every linear layer must be in one of the grids of `quantcli.exports.blocks`,
 all with as many bits, and the weights that a runtime computes from the result are those of the
 GGUF, bit for bit. What is not a linear layer stays a float, in F16 where that holds it exactly.
@@ -22,6 +24,7 @@ from quantcli.checkpoint_view import CheckpointView
 from quantcli.errors import PlanError, SourceError
 from quantcli.exports.blocks import GRIDS, GROUP, BlockCodes, StoredRows
 from quantcli.exports.floats import fits
+from quantcli.exports.folder_to_folder import prepare_codes
 from quantcli.exports.gguf_checkpoint import as_checkpoint, find_config, view_checkpoint
 from quantcli.exports.settings import complete_config
 from quantcli.exports.targets import ExportOptions, Prepared, stem
@@ -45,12 +48,14 @@ def prepare(
 ) -> Prepared:
     """Decide a folder of the codes of a GGUF; SourceError or PlanError where it cannot be."""
     to, grids = layout.name, layout.grids
-    if grids is None:
-        raise PlanError(f"--to {to} has no integer grid")
+    if found.kind == "checkpoint":
+        return prepare_codes(layout, found, label, options, stack)
     if found.kind != "gguf":
-        raise SourceError(
-            f"{label} is no GGUF, and --to {to} repacks the codes of one",
-            hint=f"quantcli quantize {label} --to {to} quantizes a checkpoint",
+        raise SourceError(f"{label} is no model, and --to {to} repacks the codes of one")
+    if grids is None:
+        raise PlanError(
+            f"--to {to} has no grid of a GGUF's",
+            hint=f"quantcli export {label} --to hf, then quantcli quantize --to {to}",
         )
     path = options.output or Path(f"{stem(found)}-{to}")
     if options.check:

@@ -204,7 +204,7 @@ class FloatGrid:
             return _power(scales)
         if self.scales == "E4M3":
             whole = np.float32(self.whole or 1.0)
-            return np.asarray(self.scale_codes(scales).view(_E4M3).astype(np.float32) / whole)
+            return np.asarray(self._positive_codes(scales).view(_E4M3).astype(np.float32) / whole)
         kind = _DTYPES[self.scale_dtype]
         with np.errstate(over="ignore"):
             kept = np.asarray(scales, np.float32).astype(kind)
@@ -217,7 +217,11 @@ class FloatGrid:
         if self.scales == "E8M0":
             return np.asarray(np.frexp(scales)[1] + 126, np.uint8)
         scaled = np.minimum(scales * np.float32(self.whole or 1.0), np.float32(448))
-        codes = np.asarray(scaled, np.float32).astype(_E4M3).view(np.uint8)
+        return np.asarray(scaled, np.float32).astype(_E4M3).view(np.uint8)
+
+    def _positive_codes(self, scales: Floats) -> NDArray[np.uint8]:
+        """`scale_codes` of E4M3 as they are chosen for weights."""
+        codes = self.scale_codes(scales)
         if self.mlx:
             return codes
         # The reference takes 2**-3 where a scale rounds to zero; every weight there is zero then.
@@ -248,7 +252,7 @@ class FloatGrid:
         """Scales whose codes lie around that which brings the largest magnitude to 6."""
         six = np.asarray(largest / np.float32(6), np.float32)
         six = np.asarray(six.astype(_DTYPES[self.scale_dtype]), np.float32)
-        usual = self.scale_codes(six)
+        usual = self._positive_codes(six)
         if search == "minmax":
             codes = [usual]
         else:

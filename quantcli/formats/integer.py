@@ -279,6 +279,9 @@ def store_scales(scales: Floats, grid: IntegerGrid) -> Floats:
 # ---- one chunk: values are (rows, groups, group), scales and zeros (rows, groups)
 
 
+# The square of a weight beyond 1e19 is infinite: an error larger than any other, and a slope that
+# is not taken. Scales that are not finite are refused by the callers.
+@np.errstate(over="ignore", invalid="ignore")
 def _fit(
     values: Floats, grid: IntegerGrid, weights: Floats | None, search: Search
 ) -> tuple[Floats, NDArray[Any] | None]:

@@ -9,6 +9,7 @@ transform, and no method sees it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,12 @@ class StoredParameters(Parameters):
         rows = [store.read_rows(p.source, p.start, p.start + p.rows) for p in self._parts[name]]
         values = rows[0] if len(rows) == 1 else np.concatenate(rows)
         values = values.astype(np.float32) if values.dtype == np.float64 else values
+        if values.size != math.prod(shape):
+            raise ArchitectureError(
+                f"{self._model.path}: what transformers' parameter {name} is made of has "
+                f"{values.size:,} weights, and by config.json its shape is {shape}",
+                hint="config.json and the weights are of two models, or a setting is missing",
+            )
         return values.reshape(shape)
 
     def lookup(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:

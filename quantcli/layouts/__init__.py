@@ -63,11 +63,6 @@ def code_layouts() -> list[str]:
     return [name for name in LAYOUTS if name != FLOATS]
 
 
-def repacked_layouts() -> list[str]:
-    """Of these the ones that can hold a GGUF's own codes."""
-    return [name for name in code_layouts() if name != FP8]
-
-
 def find_layout(name: str) -> Layout:
     """The layout of that name; UsageError with near names when there is none."""
     return cast("Layout", LAYOUTS.get(name))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.formats.integer import GridCodes, IntegerGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid, Zero
 from quantcli.layouts.base import (
     FolderFacts,
     Grids,
@@ -39,6 +39,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import Ranges, StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits
 from quantcli.types import Declared, Matrix, TensorInfo
 
@@ -147,21 +148,37 @@ def _build(source: StoredTensors, words: TensorInfo, size: int, has_zeros: bool)
         parts.append(stored)
     kind = describe("AWQ", BITS, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, module))
+    zero: Zero = "integer" if len(parts) > 2 else "middle"
+    grid = IntegerGrid(BITS, zero, *span_of(columns, group), scale_kind(scales.dtype))
+    coded = StoredCodes(grid, partial(_codes, module), partial(_ranges, module))
+    return RowWeight(info, tuple(parts), partial(_decode, module), coded)
 
 
 def _decode(module: str, source: StoredTensors, start: int, stop: int) -> Floats:
     """Rows ``start:stop``, from the words that hold them."""
-    first = start // _PER_WORD
-    span, inner = (first, -(-stop // _PER_WORD)), slice(start % _PER_WORD, None)
-    codes = unpack_codes(source.load(f"{module}.qweight", columns=span))
-    weights = codes[inner][: stop - start].astype(np.float32)
-    scales = source.load(f"{module}.scales", columns=(start, stop)).astype(np.float32).T
+    weights = _codes(module, source, start, stop).astype(np.float32)
+    scales, stored = _ranges(module, source, start, stop)
     zeros = np.full(scales.shape, _MIDDLE, np.float32)
-    if f"{module}.qzeros" in source.tensors:
-        words = source.load(f"{module}.qzeros", columns=span)
-        zeros = unpack_zeros(words)[inner][: stop - start].astype(np.float32)
+    if stored is not None:
+        zeros = stored.astype(np.float32)
     return scale_groups(weights, scales, zeros)
+
+
+def _codes(module: str, source: StoredTensors, start: int, stop: int) -> Codes:
+    return _nibbles(f"{module}.qweight", source, start, stop)
+
+
+def _ranges(module: str, source: StoredTensors, start: int, stop: int) -> Ranges:
+    scales = source.load(f"{module}.scales", columns=(start, stop)).astype(np.float32).T
+    if f"{module}.qzeros" not in source.tensors:
+        return scales, None
+    return scales, _nibbles(f"{module}.qzeros", source, start, stop).astype(np.int32)
+
+
+def _nibbles(name: str, source: StoredTensors, start: int, stop: int) -> Codes:
+    first = start // _PER_WORD
+    words = source.load(name, columns=(first, -(-stop // _PER_WORD)))
+    return unpack_codes(words)[start % _PER_WORD :][: stop - start]
 
 
 AWQ = Layout(

@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from quantcli.errors import SourceError
+from quantcli.formats.float_grid import FloatGrid
+from quantcli.formats.integer import Codes
 from quantcli.formats.microscale import VALUES
 from quantcli.layouts.scaled import E4M3
 from quantcli.layouts.stored import (
@@ -30,6 +32,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import Ranges, StoredCodes
 from quantcli.types import PackedType, TensorInfo
 
 MXFP4, NVFP4 = "MXFP4", "NVFP4"
@@ -84,13 +87,22 @@ def build_float4(
         parts.append(whole)
     info = show(name, (rows, columns), PackedType(f"{method} {kind}"), parts, tensors)
     matrix = _Matrix(codes.name, scales.name, whole, divides)
-    return RowWeight(info, tuple(parts), partial(_decode, matrix))
+    coded = StoredCodes(
+        FloatGrid("E2M1", "group", group, "E8M0" if kind == MXFP4 else "E4M3"),
+        partial(_codes, matrix),
+        partial(_ranges, matrix),
+        None if whole is None else partial(_whole, matrix),
+        multiplies=not divides,
+    )
+    return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
-def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
-    codes = source.load(matrix.codes, (start, stop))
-    # VALUES are doubled.
-    weights = look_up_pairs(codes, VALUES * np.float32(0.5), high_first=False)
+def _codes(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Codes:
+    pairs = source.load(matrix.codes, (start, stop))
+    return np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(len(pairs), -1)
+
+
+def _ranges(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Ranges:
     stored = source.load(matrix.scales, (start, stop))
     is_e4m3 = source.tensors[matrix.scales].dtype == E4M3
     kind = ml_dtypes.float8_e4m3fn if is_e4m3 else ml_dtypes.float8_e8m0fnu
@@ -98,4 +110,17 @@ def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Fl
     if matrix.whole is not None:
         whole = source.load(matrix.whole).astype(np.float32)
         scales = scales / whole if matrix.divides else scales * whole
+    return scales, None
+
+
+def _whole(matrix: _Matrix, source: StoredTensors) -> float:
+    whole = source.load(matrix.whole or "").astype(np.float32).reshape(-1)[0]
+    return float(whole if matrix.divides else np.float32(1) / whole)
+
+
+def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+    codes = source.load(matrix.codes, (start, stop))
+    # VALUES are doubled.
+    weights = look_up_pairs(codes, VALUES * np.float32(0.5), high_first=False)
+    scales, _ = _ranges(matrix, source, start, stop)
     return scale_groups(weights.reshape(stop - start, -1), scales)

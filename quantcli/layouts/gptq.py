@@ -52,6 +52,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
 from quantcli.types import Declared, Matrix, Note, TensorInfo
 
@@ -253,7 +254,11 @@ def _build(
     matrix = _Matrix(module, bits, group, columns, version, _is_ordered(source, order, group))
     kind = describe("GPTQ", bits, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, matrix))
+    coded = None
+    if not matrix.has_order:
+        grid = IntegerGrid(bits, "integer", *span_of(columns, group), scale_kind(scales.dtype))
+        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
 def _override(modules: Sequence[str], settings: Settings) -> dict[str, Mapping[str, Any]]:
@@ -301,21 +306,30 @@ def _is_nothing(source: StoredTensors, bias: str) -> bool:
 
 def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
     """Rows ``start:stop``, which are columns of every stored tensor."""
-    module = matrix.module
-    words = source.load(f"{module}.qweight", columns=(start, stop))
-    codes = unpack_codes(words, matrix.bits)
-    scales = source.load(f"{module}.scales", columns=(start, stop)).astype(np.float32).T
-    zeros = _zeros(matrix, source, start, stop)
-    weights = codes.astype(np.float32)
+    scales, stored = _ranges(matrix, source, start, stop)
+    zeros = stored.astype(np.float32)
+    weights = _codes(matrix, source, start, stop).astype(np.float32)
     if not matrix.has_order:
         return scale_groups(weights, scales, zeros)
-    order = source.load(f"{module}.g_idx")[0]
+    order = source.load(f"{matrix.module}.g_idx")[0]
     weights -= zeros[:, order]
     weights *= scales[:, order]
     return weights
 
 
-def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
+def _codes(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Codes:
+    words = source.load(f"{matrix.module}.qweight", columns=(start, stop))
+    return unpack_codes(words, matrix.bits)
+
+
+def _ranges(
+    matrix: _Matrix, source: StoredTensors, start: int, stop: int
+) -> tuple[Floats, NDArray[np.int32]]:
+    scales = source.load(f"{matrix.module}.scales", columns=(start, stop)).astype(np.float32).T
+    return scales, _zeros(matrix, source, start, stop)
+
+
+def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> NDArray[np.int32]:
     """Zero points (rows, groups); words are read from a row whose zero point begins one."""
     bits = matrix.bits
     first = start - start % WORD
@@ -323,7 +337,7 @@ def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Flo
     last = min(width, -(-stop // WORD) * bits)
     words = source.load(f"{matrix.module}.qzeros", columns=(first * bits // 32, last))
     found = _unpack_zeros(words, bits, matrix.version)
-    return found[start - first : stop - first].astype(np.float32)
+    return found[start - first : stop - first]
 
 
 def _unpack_zeros(words: NDArray[np.int32], bits: int, version: str) -> NDArray[np.int32]:

@@ -23,6 +23,7 @@ from quantcli.errors import SourceError
 from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes, IntegerGrid
 from quantcli.layouts.base import CodeGrid, FolderFacts, Grids, Layout, Packing, Patch, as_stored
+from quantcli.layouts.mlx_experts import split_experts
 from quantcli.layouts.mlx_floats import GRIDS as MODES
 from quantcli.layouts.mlx_floats import build_floats, describe_mode, list_presets
 from quantcli.layouts.settings import MLX as NAME
@@ -38,6 +39,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, Words, pack_bits, unpack_bits, word_count
 from quantcli.types import Declared, Matrix, TensorInfo
 
@@ -100,12 +102,12 @@ def _describe_grid(grid: CodeGrid) -> dict[str, Any]:
 def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keys that transformers 5 writes otherwise, and that mlx_lm reads or assumes a default for."""
     keys: dict[str, Any] = {}
-    rope = config.get("rope_parameters") or {}
+    rope = _mapping(config.get("rope_parameters"))
     if "full_attention" in rope:
-        local = rope.get("sliding_attention") or {}
+        local = _mapping(rope.get("sliding_attention"))
         if "rope_theta" in local:
             keys["rope_local_base_freq"] = local["rope_theta"]
-        rope = rope["full_attention"]
+        rope = _mapping(rope["full_attention"])
     for key in ("rope_theta", "partial_rotary_factor"):
         if key in rope:
             keys[key] = rope[key]
@@ -118,13 +120,19 @@ def _older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key not in config}
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where a family without a table has something else of that name."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def find_mlx(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
     """Every packed matrix; SourceError names the first part that is wrong."""
-    return {
+    packed = {
         name: _build(source, info, settings)
         for name, info in source.tensors.items()
         if info.dtype == "U32" and name.endswith(_SUFFIX)
     }
+    return dict(split_experts(source, packed))
 
 
 def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowWeight:
@@ -163,14 +171,24 @@ def _build(source: StoredTensors, words: TensorInfo, settings: Settings) -> RowW
         )
     kind = describe("MLX", bits, shape[-1], group)
     info = show(words.name, shape, kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, module, bits))
+    dtype = scale_kind(tensors[parts[1]].dtype)
+    grid = IntegerGrid(bits, "edge", *span_of(shape[-1], group), dtype)
+    coded = StoredCodes(grid, partial(_codes, module, bits), partial(_ranges, module))
+    return RowWeight(info, tuple(parts), partial(_decode, module, bits), coded)
+
+
+def _codes(module: str, bits: int, source: StoredTensors, start: int, stop: int) -> Codes:
+    return unpack_codes(source.load(f"{module}.weight", (start, stop)), bits)
+
+
+def _ranges(module: str, source: StoredTensors, start: int, stop: int) -> tuple[Floats, Floats]:
+    scales = source.load(f"{module}.scales", (start, stop)).astype(np.float32)
+    return scales, source.load(f"{module}.biases", (start, stop)).astype(np.float32)
 
 
 def _decode(module: str, bits: int, source: StoredTensors, start: int, stop: int) -> Floats:
-    codes = unpack_codes(source.load(f"{module}.weight", (start, stop)), bits)
-    scales = source.load(f"{module}.scales", (start, stop)).astype(np.float32)
-    biases = source.load(f"{module}.biases", (start, stop)).astype(np.float32)
-    weights = codes.astype(np.float32)
+    weights = _codes(module, bits, source, start, stop).astype(np.float32)
+    scales, biases = _ranges(module, source, start, stop)
     grouped = weights.reshape(*scales.shape, -1)
     grouped *= scales[:, :, None]
     grouped += biases[:, :, None]

@@ -26,7 +26,8 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
-from quantcli.layouts.words import WORD, pack_bits, unpack_bits
+from quantcli.layouts.stored_codes import Ranges, StoredCodes
+from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits
 from quantcli.types import Declared, Matrix, PackedType, TensorInfo
 
 GRIDS: Mapping[str, FloatGrid] = {
@@ -84,12 +85,20 @@ def build_floats(source: StoredTensors, words: TensorInfo, mode: str) -> RowWeig
     )
     parts = [words.name, scales.name]
     info = show(words.name, shape, PackedType(f"MLX {mode}"), parts, source.tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, module, grid))
+    coded = StoredCodes(grid, partial(_codes, module, grid), partial(_ranges, module, grid))
+    return RowWeight(info, tuple(parts), partial(_decode, module, grid), coded)
+
+
+def _codes(module: str, grid: FloatGrid, source: StoredTensors, start: int, stop: int) -> Codes:
+    words = source.load(f"{module}.weight", (start, stop))
+    return unpack_bits(words, grid.bits, words.shape[1] * WORD // grid.bits)
+
+
+def _ranges(module: str, grid: FloatGrid, source: StoredTensors, start: int, stop: int) -> Ranges:
+    kind = ml_dtypes.float8_e4m3fn if grid.scales == "E4M3" else ml_dtypes.float8_e8m0fnu
+    return source.load(f"{module}.scales", (start, stop)).view(kind).astype(np.float32), None
 
 
 def _decode(module: str, grid: FloatGrid, source: StoredTensors, start: int, stop: int) -> Floats:
-    words = source.load(f"{module}.weight", (start, stop))
-    codes = unpack_bits(words, grid.bits, words.shape[1] * WORD // grid.bits)
-    kind = ml_dtypes.float8_e4m3fn if grid.scales == "E4M3" else ml_dtypes.float8_e8m0fnu
-    stored = source.load(f"{module}.scales", (start, stop)).view(kind).astype(np.float32)
-    return grid.dequantize(GridCodes(codes, stored))
+    codes = _codes(module, grid, source, start, stop)
+    return grid.dequantize(GridCodes(codes, _ranges(module, grid, source, start, stop)[0]))

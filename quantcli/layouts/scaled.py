@@ -18,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.formats.float_grid import BLOCK, FloatGrid, FloatStrategy, ScaleKind
+from quantcli.formats.integer import IntegerGrid
 from quantcli.layouts.stored import FLOATS, Floats, Span, StoredTensors
+from quantcli.layouts.stored_codes import Ranges, StoredCodes, scale_kind
 from quantcli.types import PackedType, TensorInfo
 
 E4M3 = "F8_E4M3"
 INT8 = "I8"
+MX_GROUP = 32
+"""Weights under a power of two."""
 SCALE_DTYPES = (*FLOATS, "F8_E8M0")
 
 _CODES: Floats = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
@@ -53,7 +58,7 @@ class ScaledWeight:
     """A `PackedWeight` of byte codes; ``zeros`` names int8 zero points shaped as the scale.
 
     ``factor`` is what every product is multiplied with; ``others`` are parts that say nothing.
-    E4M3 keeps its dtype as its type.
+    E4M3 keeps its dtype as its type. ``grid`` is what the codes lie on, if on any.
     """
 
     info: TensorInfo
@@ -61,6 +66,7 @@ class ScaledWeight:
     zeros: str | None = None
     factor: float = 1.0
     others: tuple[str, ...] = ()
+    grid: FloatGrid | IntegerGrid | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -73,11 +79,10 @@ class ScaledWeight:
         codes = source.load(self.info.name, rows, columns)
         if codes.size == 0:
             return np.empty(codes.shape, dtype=np.float32)
-        scale, width = self.scale, self.scale.block_columns
-        matrix_rows = self.info.shape[-2] if len(self.info.shape) > 1 else 1
-        numbers = scale.row_numbers(*rows, matrix_rows)
+        width = self.scale.block_columns
+        numbers = self._numbers(rows)
         weights = widen(codes)
-        for name in (self.zeros, scale.name):
+        for name in (self.zeros, self.scale.name):
             if name is None:
                 continue
             grid = self._grid(source, name, numbers, (columns[0] // width, -(-columns[1] // width)))
@@ -89,6 +94,32 @@ class ScaledWeight:
         if self.factor != 1.0:
             weights *= np.float32(self.factor)
         return weights
+
+    @property
+    def coded(self) -> StoredCodes | None:
+        """The codes, where they lie on a grid."""
+        if self.grid is None:
+            return None
+        return StoredCodes(self.grid, self._codes, self._ranges)
+
+    def _codes(self, source: StoredTensors, start: int, stop: int) -> NDArray[np.uint8]:
+        codes = source.load(self.info.name, (start, stop))
+        if codes.dtype != np.int8:
+            return codes
+        middle = 1 << (self.grid.bits - 1 if self.grid else 7)
+        return (codes.astype(np.int16) + np.int16(middle)).astype(np.uint8)
+
+    def _ranges(self, source: StoredTensors, start: int, stop: int) -> Ranges:
+        numbers, columns = self._numbers((start, stop)), (0, self.scale.grid_columns)
+        scales = self._grid(source, self.scale.name, numbers, columns)
+        if self.zeros is None:
+            return scales, None
+        zeros = self._grid(source, self.zeros, numbers, columns).astype(np.int32)
+        return scales, zeros + np.int32(1 << (self.grid.bits - 1 if self.grid else 7))
+
+    def _numbers(self, rows: Span) -> NDArray[np.int64]:
+        matrix_rows = self.info.shape[-2] if len(self.info.shape) > 1 else 1
+        return self.scale.row_numbers(*rows, matrix_rows)
 
     def _grid(self, source: StoredTensors, name: str, numbers: Any, columns: Span) -> Floats:
         """Numbers of the grid for each row, and for the grid's columns that are needed."""
@@ -108,12 +139,45 @@ def build_scaled(
     zeros: str | None = None,
     factor: float = 1.0,
     others: tuple[str, ...] = (),
+    bits: int = 8,
 ) -> ScaledWeight:
-    """The weight of these parts of ``tensors``, shown as ``kind`` or, for E4M3, as its dtype."""
-    shown = ScaledWeight(codes, scale, zeros, factor, others)
+    """The weight of these parts of ``tensors``, shown as ``kind`` or, for E4M3, as its dtype.
+
+    ``bits`` are those of its integers.
+    """
+    grid = None
+    if factor == 1.0 and len(codes.shape) > 1:
+        grid = _find_grid(
+            codes, scale, tensors[scale.name].dtype, bits, has_zeros=zeros is not None
+        )
+    shown = ScaledWeight(codes, scale, zeros, factor, others, grid)
     dtype = codes.dtype if kind is None else kind
     nbytes = sum(tensors[part].nbytes for part in shown.parts)
     return replace(shown, info=replace(codes, dtype=dtype, nbytes=nbytes))
+
+
+def _find_grid(
+    codes: TensorInfo, scale: Scale, dtype: str, bits: int, *, has_zeros: bool
+) -> FloatGrid | IntegerGrid | None:
+    """The grid of codes under such scales; None where there is none of that span."""
+    size: int | None = None
+    span: FloatStrategy
+    if scale.grid_rows == scale.grid_columns == 1:
+        span = "tensor"
+    elif scale.block_rows == 1 and scale.grid_columns == 1:
+        span = "channel"
+    elif scale.block_rows == 1:
+        span, size = "group", scale.block_columns
+    elif scale.block_rows == scale.block_columns == BLOCK:
+        span = "block"
+    else:
+        return None
+    if codes.dtype == E4M3:
+        scales: ScaleKind = "E8M0" if size == MX_GROUP and dtype in ("U8", "F8_E8M0") else "float"
+        return FloatGrid("E4M3", span, size, scales, scale_kind(dtype))
+    if span == "block":
+        return None
+    return IntegerGrid(bits, "integer" if has_zeros else "middle", span, size, scale_kind(dtype))
 
 
 def widen(codes: NDArray[Any]) -> Floats:

@@ -14,7 +14,8 @@ from quantcli.whole_files import read_whole
 MLX = "mlx"
 """The method of folders that name none but say how MLX packed them."""
 
-_KEYS = ("quantization_config", "compression_config", "quantization")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+"""Where config.json may have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def read_settings(config: Mapping[str, Any], path: Path) -> Settings | None:
     """The settings in config.json at ``path`` or in its text model's part; None without any."""
     text_config = config.get("text_config")
     for owner in (config, text_config if isinstance(text_config, Mapping) else {}):
-        for key in _KEYS:
+        for key in QUANTIZATION_KEYS:
             values = owner.get(key)
             if values is None:
                 continue

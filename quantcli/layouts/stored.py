@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.layouts.stored_codes import StoredCodes
 from quantcli.types import PackedType, TensorInfo
 
 Floats = NDArray[np.float32]
@@ -85,11 +86,15 @@ class BlockedWeight(PackedWeight, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowWeight:
-    """A packed matrix that is decoded by whole rows; ``decode`` gets tensors and a row range."""
+    """A packed matrix that is decoded by whole rows; ``decode`` gets tensors and a row range.
+
+    ``coded`` are its codes, where they lie on a grid.
+    """
 
     info: TensorInfo
     parts: tuple[str, ...]
     decode: Callable[[StoredTensors, int, int], Floats]
+    coded: StoredCodes | None = None
 
     def read(self, source: StoredTensors, rows: Span, columns: Span) -> Floats:
         """A rectangle, its rows decoded in strips."""

@@ -8,7 +8,7 @@ planner gives to the GGUF tensor of the same weights, and back. Only headers are
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -16,8 +16,10 @@ from quantcli.archs import find_architecture
 from quantcli.archs.config import class_name
 from quantcli.errors import PlanError
 from quantcli.formats import get_format
+from quantcli.formats.regrid import is_same_grid
 from quantcli.layouts import find_layout
 from quantcli.layouts.base import Layout
+from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
 from quantcli.plan.caches import CacheOwner, find_caches
 from quantcli.plan.fused import scheme_groups
@@ -204,16 +206,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
         Item(matrix, importance=matrix.tensor in used, scheme=schemes[matrix.module])
         for matrix in matrices
     )
-    again = Counter(model.store.tensors[matrix.source].dtype for matrix in matrices)
-    notes = [
-        Note(
-            f"{count} matrices are stored as {dtype} and are rounded a second time; the original "
-            "model gives a better result",
-            "warning",
-        )
-        for dtype, count in again.items()
-        if dtype not in _FLOATS
-    ]
+    notes = _again_notes(model, matrices, schemes)
     if model.untabled is not None and model.untabled.apart and not layout.stacked:
         notes.append(
             Note(
@@ -274,7 +267,7 @@ def _plan_grid(model: Model, recipe: Recipe, dtype: str, importance: Shapes | No
     if not items:
         # Nothing is quantized, so everything keeps its place and name.
         dropped, names = [], {}
-    copies, dropped_notes = _copies(model, items, recipe.dtype, dtype, dropped, names)
+    copies, dropped_notes = list_copies(model, items, recipe.dtype, dtype, dropped, names)
     kept = kept_modules(model, matrices, dropped, names, head=not layout.embeddings)
     caches = () if recipe.kv_cache is None else find_caches(model)
     return FolderPlan(recipe, dtype, items, copies, kept, (*notes, *dropped_notes), caches)
@@ -289,7 +282,7 @@ def _plan_types(model: Model, recipe: Recipe, dtype: str, importance: Shapes | N
         Item(matrix, format_name, wanted or float_of(stored[matrix.source].dtype, dtype), weighted)
         for matrix, format_name, weighted in _coded(model, plan)
     )
-    copies, notes = _copies(model, items, wanted, dtype)
+    copies, notes = list_copies(model, items, wanted, dtype)
     notes = (*plan.notes, *mtp_notes(model), *notes)
     return FolderPlan(recipe, wanted or dtype, items, copies, (), notes)
 
@@ -348,6 +341,38 @@ def _assign(
     return schemes, split
 
 
+def _again_notes(
+    model: Model, matrices: Sequence[Matrix], schemes: Mapping[str, Scheme]
+) -> list[Note]:
+    """A warning for each storage that is rounded again, with the way round it where it has none."""
+    grids = model.store.grids if isinstance(model.store, CodedStore) else {}
+    stored: defaultdict[str, list[Matrix]] = defaultdict(list)
+    for matrix in matrices:
+        stored[model.store.tensors[matrix.source].dtype].append(matrix)
+    notes = []
+    for dtype, own in stored.items():
+        if dtype in _FLOATS:
+            continue
+        better = "the original model gives a better result"
+        layout = schemes[own[0].module].layout
+        if all(
+            m.source in grids and is_same_grid(grids[m.source], schemes[m.module].grid, m.columns)
+            for m in own
+        ):
+            better += (
+                f", and 'quantcli export {model.label} --to {layout.name}' keeps the codes, which "
+                "are on such a grid already"
+            )
+        notes.append(
+            Note(
+                f"{len(own)} matrices are stored as {dtype} and are rounded a second time; "
+                f"{better}",
+                "warning",
+            )
+        )
+    return notes
+
+
 def _named(found: Sequence[Matrix], patterns: Sequence[str]) -> set[str]:
     """The modules that ``patterns`` match; PlanError for one that matches none."""
     for pattern in patterns:
@@ -384,7 +409,7 @@ def _entries(model: Model, recipe: Recipe, importance: Shapes | None) -> set[str
     return {tensor.name for tensor in model.tensors if applies(entries, tensor)}
 
 
-def _copies(
+def list_copies(
     model: Model,
     items: Sequence[Item],
     wanted: str | None,

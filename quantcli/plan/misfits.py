@@ -130,8 +130,8 @@ def _kept_note(
     if size is not None and first.columns % size and _nearest(scheme, [first.columns]) != scheme:
         hint = "; --on-fallback nearest gives them smaller groups"
     return Note(
-        f"{len(misfits)} matrices, {100 * share:.2g} % of the linear weights, do not fit --to "
-        f"{scheme.layout.name} and are kept as they are ({why_unfit(first, scheme)}): "
+        f"{len(misfits)} of {len(found)} matrices, {100 * share:.2g} % of the linear weights, do "
+        f"not fit --to {scheme.layout.name} and are kept as they are ({why_unfit(first, scheme)}): "
         f"{shown([m.module for m in misfits])}{hint}",
         "warning",
     )

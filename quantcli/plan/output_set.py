@@ -14,7 +14,7 @@ from quantcli.errors import UsageError
 from quantcli.plan.filetypes import find_file_type
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import resolve_recipe
-from quantcli.plan.schemes import GGUF, has_types
+from quantcli.plan.schemes import GGUF, find_output_layout, has_types, is_taken
 from quantcli.registry import near
 
 SETS: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +35,8 @@ SETS: Mapping[str, tuple[str, ...]] = {
 """Named sets, finest first: what most publishers offer, what is below four and a half bits, and
 every type but those of models that were trained in them (ternary, MXFP4, NVFP4)."""
 
+_MOST_VALUES = 200
+"""Of a list: there are fewer types than that."""
 SEVERAL = tuple(name for name, field in FIELDS.items() if field.several)
 """The fields of which each value makes an output of its own."""
 
@@ -91,7 +93,9 @@ def expand_outputs(
                 )
     outputs = tuple(
         Output(
-            resolve_recipe(base.recipe, quality=quality, **fields, **chosen),
+            resolve_recipe(
+                base.recipe, quality=quality, **_taken(fields, chosen, values["to"]), **chosen
+            ),
             chosen.get("bits") or base.bits,
             base.name,
         )
@@ -100,6 +104,23 @@ def expand_outputs(
     )
     _refuse_twice(outputs)
     return OutputSet(outputs, left)
+
+
+def _taken(
+    fields: Mapping[str, Any], chosen: Mapping[str, Any], layouts: Sequence[str]
+) -> dict[str, Any]:
+    """The fields for one of several layouts: not what is only for others of them."""
+    if len(layouts) < 2:
+        return dict(fields)
+    own = find_output_layout(chosen["to"])
+    every = [find_output_layout(layout) for layout in layouts]
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in FIELDS
+        or is_taken(FIELDS[name], own)
+        or not any(is_taken(FIELDS[name], layout) for layout in every)
+    }
 
 
 def find_set(name: str) -> tuple[str, ...]:
@@ -121,6 +142,8 @@ def split_values(name: str, given: Any) -> list[Any]:
     for each in given if isinstance(given, list | tuple) else () if given is None else (given,):
         parts += [part.strip() for part in each.split(",")] if isinstance(each, str) else [each]
     flag = FIELDS[name].flag
+    if len(parts) > _MOST_VALUES:
+        raise UsageError(f"{flag} lists {len(parts):,} values; {_MOST_VALUES} are more than all")
     if "" in parts:
         raise UsageError(f"{flag} has an empty entry", hint="separate entries by one comma")
     found: list[Any] = []
@@ -130,6 +153,8 @@ def split_values(name: str, given: Any) -> list[Any]:
             if not part.isdigit():
                 raise UsageError(f"{flag} {part} is not a number", hint=f"{flag} 4, or {flag} 2,4")
             value = int(part)
+        elif name != "bits" and not isinstance(part, str):
+            raise UsageError(f"{flag} lists {part!r}, which is no text")
         elif normalize := FIELDS[name].normalize:
             value = normalize(part)
         if value in found:

@@ -79,13 +79,17 @@ def _outputs(fields: dict[str, Any]) -> Iterator[Output]:
     for own in listed:
         merged = {**fields, **own}
         name = merged.pop(NAME, None) if own else None
-        if name is not None and (not isinstance(name, str) or name != Path(name).name):
+        if name is not None and (not isinstance(name, str) or not _is_file_name(name)):
             raise UsageError(f"{NAME} {name!r} is no file name", hint="-o names the folder")
         refuse_unknown(merged)
         for each in _each(merged):
             recipe = make_recipe(each)
             check_recipe(recipe)
             yield Output(recipe, name=name)
+
+
+def _is_file_name(name: str) -> bool:
+    return name == Path(name).name and name not in ("", "..") and "\0" not in name
 
 
 def _each(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from quantcli.evals.artifacts import EvaluatedModel
+from quantcli.evals.bands import LIKE, WORDS, judge_divergence
 from quantcli.evals.gates import Verdict
 from quantcli.evals.run import EvaluationDone, EvaluationJob
+from quantcli.evals.speed import GENERATION, PROMPT, Speed, SpeedDone
 from quantcli.evals.summary import Divergence, Estimate
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import number_text, percent_text, size_text
@@ -17,46 +22,97 @@ _LOWER_BOUND = (
 )
 
 
-def evaluation_tables(job: EvaluationJob, results: Sequence[EvaluationDone]) -> list[Table]:
-    """A comparison for each text, and the details where a single model was held against a base."""
+def evaluation_tables(
+    job: EvaluationJob, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone] = ()
+) -> list[Table]:
+    """A comparison for each text, and the details where a single model was held against a base.
+
+    Without texts, the models' speeds alone.
+    """
+    if not results:
+        return [_speeds(speeds)]
     tables = []
     for text in dict.fromkeys(found.text for found in results):
         rows = [found for found in results if found.text == text]
-        tables.append(_comparison(job, text, rows))
+        tables.append(_comparison(job, text, rows, speeds))
         if len(rows) == 1 and rows[0].summary.against is not None:
             tables.append(_details(rows[0].summary.against))
     return tables
 
 
-def _comparison(job: EvaluationJob, text: str, results: Sequence[EvaluationDone]) -> Table:
-    columns = [
-        Column("model"),
-        Column("size", "right"),
-        Column("bits/weight", "right"),
-        Column("perplexity", "right"),
-    ]
-    if job.compares:
-        columns += [Column(h, "right") for h in ("KLD mean", "KLD 99 %", "same top token")]
+_MODEL = (Column("model"), Column("size", "right"), Column("bits/weight", "right", drop=5))
+_SPEED = (
+    Column("memory", "right", drop=1),
+    Column("in t/s", "right"),
+    Column("out t/s", "right"),
+)
+_PERPLEXITY = (Column("perplexity", "right"), Column("±", "right", drop=6))
+_AGAINST = (
+    Column("KLD mean", "right"),
+    Column("±", "right", drop=7),
+    Column("99 %", "right", drop=2),
+    Column("99.9 %", "right", drop=3),
+    Column("same top", "right"),
+)
+
+
+def _speeds(speeds: Sequence[SpeedDone]) -> Table:
+    rows = tuple((*_named(done.artifact), *_speed_cells(done.speed)) for done in speeds)
+    return Table((*_MODEL, *_SPEED), rows, title=_speed_title(speeds))
+
+
+def _speed_title(speeds: Sequence[SpeedDone]) -> str:
+    threads = speeds[0].speed.threads
+    return (
+        f"Tokens per second: {PROMPT} in, {GENERATION} out, medians of "
+        f"{len(speeds[0].speed.prompt)} runs on {threads} thread{'s' * (threads > 1)}, llama.cpp"
+    )
+
+
+def _named(artifact: EvaluatedModel) -> tuple[str, ...]:
+    size = size_text(artifact.nbytes)
+    return artifact.label, size, f"{artifact.bits_per_weight:.2f}"
+
+
+def _speed_cells(speed: Speed | None) -> tuple[str, ...]:
+    if speed is None:
+        return "", "", ""
+    return (
+        size_text(speed.memory),
+        _rate_text(speed.prompt_speed),
+        _rate_text(speed.generation_speed),
+    )
+
+
+def _rate_text(rate: float) -> str:
+    """Tokens per second in three digits, or whole ones."""
+    return f"{rate:,.0f}" if rate >= 99.95 else number_text(rate)
+
+
+def _comparison(
+    job: EvaluationJob, text: str, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone]
+) -> Table:
+    by_label = {done.artifact.label: done.speed for done in speeds}
+    columns = [*_MODEL, *(_SPEED if speeds else ()), *_PERPLEXITY]
+    columns += _AGAINST if job.compares else ()
     rows: list[tuple[str, ...]] = []
-    if job.compares:
-        base = results[0].summary.against
-        where = job.reference
-        label = where.label if where else str(job.base.path) if job.base else ""
-        size = (size_text(where.nbytes), f"{where.bits_per_weight:.2f}") if where else ("", "")
-        if base is not None:
-            rows.append((f"{label} (base)", *size, _pm(base.base_perplexity), "", "", ""))
+    first = results[0].summary.against
+    if first is not None:
+        stored = str(job.base.path) if job.base else ""
+        origin = job.reference
+        name = _named(origin) if origin else (stored, "", "")
+        speed = _speed_cells(by_label.get(origin.label) if origin else None) if speeds else ()
+        pair = _pair(first.base_perplexity, 4)
+        rows.append((*name, *speed, *pair, "base", *[""] * (len(_AGAINST) - 1)))
     for found in results:
         artifact, against = found.artifact, found.summary.against
-        row: tuple[str, ...] = (
-            artifact.label,
-            size_text(artifact.nbytes),
-            f"{artifact.bits_per_weight:.2f}",
-            _pm(found.summary.perplexity),
-        )
+        speed = _speed_cells(by_label.get(artifact.label)) if speeds else ()
+        row = (*_named(artifact), *speed, *_pair(found.summary.perplexity, 4))
         if against is not None:
             row += (
-                _pm(against.mean, 5),
-                f"{against.quantiles[0.99]:.5f}",
+                *_pair(against.mean, 5),
+                f"{against.quantiles[0.99]:.4f}",
+                f"{against.quantiles[0.999]:.4f}",
                 percent_text(against.same_top.value),
             )
         rows.append(row)
@@ -67,15 +123,39 @@ def _comparison(job: EvaluationJob, text: str, results: Sequence[EvaluationDone]
         f"{text}: {some.windows} windows of {job.length} tokens, {some.summary.positions} scored "
         f"({way}), {engines}"
     )
-    partly = some.summary.against is not None and some.summary.against.ceiling is not None
-    return Table(tuple(columns), tuple(rows), title=title, note=_LOWER_BOUND if partly else None)
+    notes = [_speed_title(speeds)] if speeds else []
+    if first is not None:
+        notes += _judgements(results)
+        notes += [_LOWER_BOUND] if first.ceiling is not None else []
+    return Table(tuple(columns), tuple(rows), title=title, note="\n".join(notes) or None)
+
+
+def _judgements(results: Sequence[EvaluationDone]) -> Iterator[str]:
+    """Who is how close to the base, a line for each word."""
+    named: dict[int, list[str]] = defaultdict(list)
+    for found in results:
+        if found.summary.against is not None:
+            place = judge_divergence(found.summary.against).overall
+            named[place].append(Path(found.artifact.label).name)
+    for number, place in enumerate(sorted(named)):
+        ladder = " of Llama 3 8B" if number == 0 else ""
+        word = WORDS[place][:1].upper() + WORDS[place][1:]
+        yield f"{word}, as {LIKE[place]}{ladder}: {', '.join(named[place])}"
+
+
+def _pair(estimate: Estimate, digits: int) -> tuple[str, str]:
+    return f"{estimate.value:.{digits}f}", f"{estimate.error:.{digits}f}"
 
 
 def _details(found: Divergence) -> Table:
     shown = [("max", 1.0), ("99.9 %", 0.999), ("99 %", 0.99), ("95 %", 0.95), ("90 %", 0.9)]
     shown += [("median", 0.5), ("10 %", 0.1), ("min", 0.0)]
+    judged = judge_divergence(found)
     return facts(
         [
+            ("perplexity", f"{WORDS[judged.perplexity]} ({100 * (found.ratio.value - 1):+.2f} %)"),
+            ("KL divergence", WORDS[judged.divergence]),
+            ("top tokens", WORDS[judged.agreement]),
             ("perplexity ratio", _pm(found.ratio, 6)),
             ("perplexity difference", _pm(found.difference, 6)),
             ("ln of the ratio", _pm(found.log_ratio, 6)),
@@ -98,9 +178,12 @@ def _percent(estimate: Estimate) -> str:
 
 
 def evaluation_document(
-    job: EvaluationJob, results: Sequence[EvaluationDone], verdicts: Sequence[Verdict]
+    job: EvaluationJob,
+    results: Sequence[EvaluationDone],
+    verdicts: Sequence[Verdict],
+    speeds: Sequence[SpeedDone] = (),
 ) -> dict[str, Any]:
-    """Everything with all digits, for ``--json``."""
+    """Everything with all digits, for ``--json``; "speeds" only where they were measured."""
     reference = job.reference
     return {
         "context": job.length,
@@ -119,6 +202,38 @@ def evaluation_document(
                 "text": verdict.text,
             }
             for verdict in verdicts
+        ],
+        **({"speeds": [_speed(done) for done in speeds]} if speeds else {}),
+    }
+
+
+def _speed(done: SpeedDone) -> dict[str, Any]:
+    speed = done.speed
+    return {
+        "artifact": done.artifact.label,
+        "bytes": done.artifact.nbytes,
+        "bits_per_weight": done.artifact.bits_per_weight,
+        "memory_bytes": speed.memory,
+        "threads": speed.threads,
+        "repacked": speed.repacked,
+        "prompt_tokens": PROMPT,
+        "generation_tokens": GENERATION,
+        "prompt_tokens_per_second": speed.prompt_speed,
+        "generation_tokens_per_second": speed.generation_speed,
+        "runs": [
+            {
+                "prompt": prompt,
+                "generation": generation,
+                "llama_cpp_prompt": own_prompt,
+                "llama_cpp_generation": own_generation,
+            }
+            for prompt, generation, own_prompt, own_generation in zip(
+                speed.prompt,
+                speed.generation,
+                speed.own_prompt,
+                speed.own_generation,
+                strict=True,
+            )
         ],
     }
 
@@ -139,6 +254,7 @@ def _result(found: EvaluationDone) -> dict[str, Any]:
 
 
 def _against(found: Divergence) -> dict[str, Any]:
+    judged = judge_divergence(found)
     return {
         "base_perplexity": _estimate(found.base_perplexity),
         "correlation": found.correlation,
@@ -152,6 +268,12 @@ def _against(found: Divergence) -> dict[str, Any]:
             "quantiles": {f"{q:g}": value for q, value in found.quantiles.items()},
         },
         "same_top": _estimate(found.same_top),
+        "verdict": {
+            "overall": WORDS[judged.overall],
+            "kld": WORDS[judged.divergence],
+            "perplexity": WORDS[judged.perplexity],
+            "same_top": WORDS[judged.agreement],
+        },
         "delta_p": {
             "mean": _estimate(found.p_mean),
             "rms": _estimate(found.p_rms),

@@ -21,6 +21,11 @@ def read_evaluation(path: Path) -> dict[str, Any]:
             f"{path}: is not an evaluation",
             hint="quantcli eval-ppl ... --json > eval.json makes one",
         )
+    if not found["results"]:
+        raise SourceError(
+            f"{path}: holds no evaluation on a text",
+            hint="quantcli eval-ppl MODEL --data TEXT --json > eval.json makes one",
+        )
     try:
         describe_evaluation(found)
     except (KeyError, TypeError, ValueError) as broken:

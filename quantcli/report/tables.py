@@ -14,10 +14,14 @@ Align = Literal["left", "right"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading and how its cells stand; numbers go right so that digits line up."""
+    """A heading and how its cells stand; numbers go right so that digits line up.
+
+    On a terminal that is too narrow columns with a ``drop`` are left out, the highest first.
+    """
 
     header: str
     align: Align = "left"
+    drop: int = 0
 
 
 @dataclass(frozen=True, slots=True)

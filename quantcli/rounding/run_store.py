@@ -33,7 +33,7 @@ class EncodedStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self.changes: ScaleChanges | None = None
         self.trained: TrainedScales | None = None
         self._files: list[StoredFile] = []
@@ -96,9 +96,9 @@ class EncodedStore:
 
     def open_trained(self) -> bool:
         """Take up the scales of a finished training; False where there is none."""
-        if not trained_path(self._folder).is_file():
+        if not trained_path(self.folder).is_file():
             return False
-        self.changes = self.trained = TrainedScales(self._folder)
+        self.changes = self.trained = TrainedScales(self.folder)
         return True
 
     def close(self) -> None:
@@ -110,4 +110,4 @@ class EncodedStore:
         self._files.clear()
 
     def _path(self, layer: int) -> Path:
-        return self._folder / f"encoded-{layer:04d}.safetensors"
+        return self.folder / f"encoded-{layer:04d}.safetensors"

@@ -5,7 +5,7 @@ The comparison is on inputs that the fit has not seen: no rounder can make a ten
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,28 +76,37 @@ def _refuse_unpacked(rounder: Rounder, codec: WeightCodec, packed: Any, plain: B
 
 
 def round_tensor(
-    name: str, rounder: Rounder, codec: WeightCodec, matrices: int, read: Callable[[int], Floats],
-    statistics: Callable[[int], MatrixStatistics | None], options: Options, pool: Workers,
-) -> tuple[Bytes, Outcome]:  # fmt: skip
-    """Round every matrix of a tensor (one, or one per expert).
+    name: str, rounder: Rounder, codecs: Sequence[WeightCodec], matrices: int,
+    read: Callable[[int], Floats], statistics: Callable[[int], MatrixStatistics | None],
+    options: Options, pool: Workers,
+) -> list[tuple[Bytes, Outcome]]:  # fmt: skip
+    """Round every matrix of a tensor (one, or one per expert) in each of ``codecs``.
 
-    ``read`` gives a matrix's rows, ``statistics`` None where the text never reached it.
+    ``read`` gives a matrix's rows, ``statistics`` None where the text never reached it; both are
+    asked once for all codecs.
     """
-    parts, before, after, kept = [], 0.0, 0.0, 0
+    parts: list[list[Rounded]] = [[] for _ in codecs]
     for matrix in range(matrices):
         rows = read(matrix)
         measured = statistics(matrix)
-        if measured is None:
-            parts.append(codec.encode(rows, np.ones(rows.shape[1], np.float32), pool))
-            kept += 1
-            continue
-        rounded = round_matrix(rounder, codec, rows, measured, options, pool)
-        parts.append(rounded.packed)
-        before += rounded.before
-        after += rounded.after
-        kept += rounded.kept
-    method = "importance" if rounder is NEAREST or not rounder.fits(codec) else rounder.name
-    outcome = Outcome(
-        name, codec.name, method, before / matrices, after / matrices, matrices, kept
-    )  # fmt: skip
-    return np.concatenate(parts), outcome
+        for codec, own in zip(codecs, parts, strict=True):
+            if measured is None:
+                packed = codec.encode(rows, np.ones(rows.shape[1], np.float32), pool)
+                own.append(Rounded(packed, 0.0, 0.0, kept=True))
+            else:
+                own.append(round_matrix(rounder, codec, rows, measured, options, pool))
+    return [
+        (
+            np.concatenate([part.packed for part in own]),
+            Outcome(
+                name,
+                codec.name,
+                "importance" if rounder is NEAREST or not rounder.fits(codec) else rounder.name,
+                sum(part.before for part in own) / matrices,
+                sum(part.after for part in own) / matrices,
+                matrices,
+                sum(part.kept for part in own),
+            ),
+        )
+        for codec, own in zip(codecs, parts, strict=True)
+    ]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from quantcli.artifacts.gguf_file import GgufFile, add_metadata
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
-from quantcli.artifacts.staging import own_folder
 from quantcli.artifacts.write import default_threads
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
@@ -17,7 +17,7 @@ from quantcli.plan.allocate import Costs
 from quantcli.plan.recipe import Recipe, is_allocated, value_of
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import Options
+from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.allocation_targets import Candidates, find_target
 from quantcli.run.calibrate import states_memory
 from quantcli.run.calibrated_run import (
@@ -25,19 +25,19 @@ from quantcli.run.calibrated_run import (
     Rounding,
     begin_rounding,
     costs_folder,
-    plan_passes,
     prepare_run,
     remove_costs,
     round_tensors,
 )
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
+from quantcli.run.measure_costs import measure_costs
 from quantcli.run.methods import parse_methods
 from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
 from quantcli.run.static_scales import calibrate_scales
-from quantcli.run.type_costs import measure_type_costs
+from quantcli.run.survey import Survey
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -48,70 +48,105 @@ def plan_methods(request: Request, model: Model, recipe: Recipe) -> CalibratedRu
     return prepare_run(model, texts, chunks=request.chunks, random_share=share)
 
 
+def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
+    """Outputs with methods, those that one run of the model serves together.
+
+    Not those of which the model is transformed first, each in its own way, or whose layers are run
+    as they were quantized.
+    """
+    groups: dict[Hashable, list[Planned]] = {}
+    for number, each in enumerate(planned):
+        recipe = each.artifact.plan.recipe
+        chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
+        key: Hashable = number
+        if chain.rounds and not chain.transforms and not options.propagate and each.run is not None:
+            key = (options, value_of(recipe, "random_share"), id(each.run.model))
+        groups.setdefault(key, []).append(each)
+    return list(groups.values())
+
+
 def apply_methods(
-    request: Request, planned: Planned, run: CalibratedRun, begun: list[Rounding]
-) -> Events[Planned]:
-    """The output as the recipe's methods leave it, its weights not yet written.
+    request: Request, batch: Sequence[Planned], begun: list[Rounding]
+) -> Events[list[Planned]]:
+    """The outputs of one of `group_runs` as their methods leave them, weights not yet written.
 
     A rounding that began is added to ``begun``, whose `Rounding.finish` or `Rounding.abandon` the
     caller calls.
     """
-    artifact, path = planned.artifact, planned.path
-    recipe = artifact.plan.recipe
-    chain = parse_methods(recipe.method or USUAL_ROUNDER)
-    options = read_options(recipe)
+    first = batch[0].artifact.plan.recipe
+    chain, options = parse_methods(first.method or USUAL_ROUNDER), read_options(first)
     memory, threads = states_memory(), request.threads or default_threads()
     gradients: Path | None = None
-    if is_allocated(recipe):
-        target = find_target(run.model, artifact, path, run.importance)
+    original, output = _run_of(batch[0]), batch[0].path
 
-        def measure(candidates: Candidates) -> Events[Costs]:
-            return _measure_costs(run, path, candidates, options, memory, threads)
-
-        choice = choose_types(target, measure)
-        artifact = yield from in_phase(f"choosing {target.noun}s", choice)
-        # Those of a transformed model are others.
-        if not chain.transforms and costs_folder(path).exists():
-            gradients = costs_folder(path)
-    if chain.transforms:
-        search = find_transforms(
-            run, chain, artifact.plan, path, max_memory=memory, threads=threads
+    def measure(candidates: Candidates) -> Events[Costs]:
+        return measure_costs(
+            original, output, candidates, options, max_memory=memory, threads=threads
         )
-        moved, importance = yield from in_phase("transforming", search)
-        run = run.with_model(moved if recipe.to == GGUF else as_checkpoint(moved))
-        artifact = prepare_artifact(
-            run.model, artifact.plan.recipe, path, importance=importance or run.importance,
-            force=request.force,
-        )  # fmt: skip
-        if isinstance(artifact, ModelFolder):
-            yield from note_copies(run.model, artifact.plan)
-    if isinstance(artifact, ModelFolder) and artifact.plan.needs_text and artifact.scales is None:
-        found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
-        artifact = yield from in_phase("finding static scales", found)
+
+    targets = {
+        each.path: find_target(
+            original.model, each.artifact, each.path, original.importance, check=each.kept is None
+        )
+        for each in batch
+        if is_allocated(each.artifact.plan.recipe)
+    }
+    survey = Survey(list(targets.values()), measure)
+    ready = []
+    for each in batch:
+        run, artifact, path = _run_of(each), each.artifact, each.path
+        recipe = artifact.plan.recipe
+        if path in targets:
+            target = targets[path]
+            choice = choose_types(target, survey.costs)
+            artifact = yield from in_phase(f"choosing {target.noun}s", choice)
+        if chain.transforms:
+            search = find_transforms(
+                run, chain, artifact.plan, path, max_memory=memory, threads=threads
+            )
+            moved, importance = yield from in_phase("transforming", search)
+            run = run.with_model(moved if recipe.to == GGUF else as_checkpoint(moved))
+            artifact = prepare_artifact(
+                run.model, artifact.plan.recipe, path, importance=importance or run.importance,
+                force=request.force,
+            )  # fmt: skip
+            if isinstance(artifact, ModelFolder):
+                yield from note_copies(run.model, artifact.plan)
+        if (
+            isinstance(artifact, ModelFolder)
+            and artifact.plan.needs_text
+            and artifact.scales is None
+        ):
+            found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
+            artifact = yield from in_phase("finding static scales", found)
+        ready.append(replace(each, artifact=artifact, run=run))
+    # Those of a transformed model are others.
+    if targets and not chain.transforms and costs_folder(output).exists():
+        gradients = costs_folder(output)
     if not chain.rounds:
-        return replace(planned, artifact=artifact)
+        remove_costs(output)
+        return ready
     rounding = begin_rounding(
-        run, artifact.plan, path, options, max_memory=memory, threads=threads,
-        resume=request.resume, force=request.force, gradients=gradients,
+        _run_of(ready[0]), [each.artifact.plan for each in ready], output, options,
+        max_memory=memory, threads=threads, resume=request.resume, force=request.force,
+        gradients=gradients,
     )  # fmt: skip
     begun.append(rounding)
     yield from in_phase("rounding", round_tensors(rounding))
-    trained = rounding.store.trained
-    if trained is not None and isinstance(artifact, GgufFile):
-        artifact = add_metadata(artifact, trained.gain.keys)
-    return replace(planned, artifact=artifact, rounding=rounding)
+    return [
+        replace(each, artifact=_with_gain(each.artifact, store), store=store)
+        for each, store in zip(ready, rounding.stores, strict=True)
+    ]
 
 
-def _measure_costs(
-    run: CalibratedRun, output: Path, candidates: Candidates, options: Options, max_memory: int,
-    threads: int,
-) -> Events[Costs]:  # fmt: skip
-    """By running the model; what was measured stays in `costs_folder` for a second call."""
-    folder = costs_folder(output)
-    own_folder(folder, empty=False)
-    passes = plan_passes(run, folder, None, None, max_memory, threads)
-    try:
-        return (yield from measure_type_costs(passes, candidates, options))
-    except BaseException:
-        remove_costs(output)
-        raise
+def _run_of(planned: Planned) -> CalibratedRun:
+    if planned.run is None:
+        raise ValueError(f"{planned.path} has no method")
+    return planned.run
+
+
+def _with_gain(artifact: GgufFile | ModelFolder, store: EncodedStore) -> GgufFile | ModelFolder:
+    """The file with what training gained, if it was trained."""
+    if store.trained is None or not isinstance(artifact, GgufFile):
+        return artifact
+    return add_metadata(artifact, store.trained.gain.keys)

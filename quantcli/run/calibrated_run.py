@@ -13,7 +13,7 @@ from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
-from quantcli.layerwise.random_windows import add_random
+from quantcli.layerwise.random_windows import add_random, random_windows
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
@@ -24,7 +24,7 @@ from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs, keeps_groups
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.run.layer_rounding import RoundingTask, round_model
+from quantcli.run.layer_rounding import RoundedOutput, RoundingTask, round_model
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Note
 
@@ -62,11 +62,7 @@ def prepare_run(
 
     SourceError for a GGUF, which transformers cannot run.
     """
-    if model.from_gguf:
-        raise SourceError(
-            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
-            hint="give the checkpoint that it was made from",
-        )
+    _refuse_gguf(model)
     if not 0 <= random_share < 1:
         raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
     text = cut_windows(model, texts, ctx, chunks, seed)
@@ -75,6 +71,22 @@ def prepare_run(
         model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
         len(windows.ids) - len(text.ids),
     )  # fmt: skip
+
+
+def prepare_random_run(model: Model, count: int) -> CalibratedRun:
+    """A run on ``count`` windows of random tokens; errors as of `prepare_run`."""
+    _refuse_gguf(model)
+    windows = random_windows(model, count)
+    cut = TextWindows((), windows.ids.shape[1], None, None)
+    return CalibratedRun(model, windows, expected_importance(model, windows), cut, count)
+
+
+def _refuse_gguf(model: Model) -> None:
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
+            hint="give the checkpoint that it was made from",
+        )
 
 
 def expected_importance(model: Model, windows: Windows | None = None) -> Importance:
@@ -107,29 +119,51 @@ def remove_costs(output: Path) -> None:
     remove_own(costs_folder(output))
 
 
+def remove_run(output: Path) -> None:
+    """Nothing of an earlier run for ``output`` is needed again."""
+    remove_own(checkpoint_folder(output))
+    remove_costs(output)
+
+
 @dataclass(frozen=True)
 class Rounding:
-    """A rounding that may begin: `round_tensors` does it, then ``store`` holds the tensors.
+    """A rounding that may begin: `round_tensors` does it, then the stores hold the tensors.
 
-    It ends with `finish` or `abandon`.
+    ``stores`` are those of its outputs in turn, of which ``output`` is the first one's path. It
+    ends with `finish` or `abandon`.
     """
 
     work: RoundingTask
     checkpoint: Checkpoint
-    store: EncodedStore
     output: Path
+    labels: tuple[str, ...]
     random_windows: int = 0
     notes: tuple[Note, ...] = ()
 
+    @property
+    def stores(self) -> tuple[EncodedStore, ...]:
+        """What was rounded for each output."""
+        return tuple(output.store for output in self.work.outputs)
+
+    @property
+    def store(self) -> EncodedStore:
+        """What was rounded for the only output."""
+        (store,) = self.stores
+        return store
+
     def finish(self) -> None:
-        """The output is whole: the run's folders go."""
-        self.store.close()
+        """The outputs are whole: the run's folders go."""
+        self._close()
         self.checkpoint.remove()
         remove_costs(self.output)
 
+    def _close(self) -> None:
+        for store in self.stores:
+            store.close()
+
     def abandon(self) -> list[Note]:
         """Keep the layers that are done, and say where; without any the folders go."""
-        self.store.close()
+        self._close()
         if not self.checkpoint.done:
             self.checkpoint.remove()
             remove_costs(self.output)
@@ -142,28 +176,43 @@ class Rounding:
 
 
 def begin_rounding(
-    job: CalibratedRun, plan: Plan | FolderPlan, output: Path, options: Options, *,
-    dtype: str | None = None, device: str | None = None, max_memory: int = 1 << 62,
-    threads: int = 1, resume: bool = False, force: bool = False, gradients: Path | None = None,
+    job: CalibratedRun, plans: Plan | FolderPlan | Sequence[Plan | FolderPlan], output: Path,
+    options: Options, *, dtype: str | None = None, device: str | None = None,
+    max_memory: int = 1 << 62, threads: int = 1, resume: bool = False, force: bool = False,
+    gradients: Path | None = None,
 ) -> Rounding:  # fmt: skip
-    """Open the run's folder, next to ``output``. UsageError, SourceError or OutputError."""
+    """Open the folder of a run that rounds for one or several plans, next to the first ``output``.
+
+    UsageError, SourceError or OutputError. Several do not go with ``options.propagate``.
+    """
     options.check()
-    codecs, every = find_codecs(plan, job.model)
-    if not codecs:
-        raise PlanError(
-            f"{plan.label} quantizes nothing that a method could round",
-            hint="leave --method out, or choose another type",
-        )
+    asked = [plans] if isinstance(plans, Plan | FolderPlan) else list(plans)
+    codecs = [find_codecs(plan, job.model) for plan in asked]
+    for plan, (rounded, _) in zip(asked, codecs, strict=True):
+        if not rounded:
+            raise PlanError(
+                f"{plan.label} quantizes nothing that a method could round",
+                hint="leave --method out, or choose another type",
+            )
     folder = checkpoint_folder(output)
     if dtype is None and (options.propagate or options.trainer or options.e2e):
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    work = RoundingTask(run, codecs, options, every, gradients or folder)
+    places = [folder] if len(asked) == 1 else [folder / str(i) for i in range(len(asked))]
+    outputs = [
+        RoundedOutput(rounded, every, EncodedStore(place))
+        for (rounded, every), place in zip(codecs, places, strict=True)
+    ]
+    work = RoundingTask(run, tuple(outputs), options, gradients or folder)
     checkpoint = Checkpoint(folder, work.identity)
     checkpoint.begin(resume=resume, force=force)
-    notes = _group_notes(plan) if isinstance(plan, FolderPlan) else ()
-    return Rounding(work, checkpoint, EncodedStore(folder), output, job.random_windows, notes)
+    for place in places:
+        place.mkdir(exist_ok=True)
+    folders = [plan for plan in asked if isinstance(plan, FolderPlan)]
+    notes = tuple(dict.fromkeys(note for plan in folders for note in _group_notes(plan)))
+    labels = tuple(plan.label for plan in asked)
+    return Rounding(work, checkpoint, output, labels, job.random_windows, notes)
 
 
 def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:
@@ -215,22 +264,25 @@ def round_tensors(rounding: Rounding) -> Events[None]:
     yield from rounding.notes
     if rounding.checkpoint.done:
         yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")
-    yield from round_model(rounding.work, rounding.checkpoint, rounding.store)
-    missing = [name for name in rounding.work.codecs if name not in rounding.store]
-    if missing:
-        raise SourceError(
-            f"the model never multiplied with {missing[0]}, so no method can round it",
-            hint="leave --method out",
-        )
-    yield _summary(rounding.store.outcomes)
+    yield from round_model(rounding.work, rounding.checkpoint)
+    for output in rounding.work.outputs:
+        missing = [name for name in output.codecs if name not in output.store]
+        if missing:
+            raise SourceError(
+                f"the model never multiplied with {missing[0]}, so no method can round it",
+                hint="leave --method out",
+            )
+    several = len(rounding.labels) > 1
+    for label, store in zip(rounding.labels, rounding.stores, strict=True):
+        yield _summary(store.outcomes, f"{label}: " if several else "")
 
 
-def _summary(outcomes: Sequence[Outcome]) -> Note:
+def _summary(outcomes: Sequence[Outcome], label: str) -> Note:
     kept = sum(outcome.kept for outcome in outcomes)
     matrices = sum(outcome.matrices for outcome in outcomes)
     ratios = [o.after / o.before for o in outcomes if o.before > 0]
     ratio = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-9))))) if ratios else 1.0
     return Note(
-        f"{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} times "
-        f"that of importance weights alone; {kept} kept the latter, being no worse"
+        f"{label}{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} "
+        f"times that of importance weights alone; {kept} kept the latter, being no worse"
     )

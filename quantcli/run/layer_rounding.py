@@ -5,8 +5,12 @@ Hessian for each distinct input; then each of its tensors is rounded and stored.
 weights and Hessians are in memory (the sums in files), whatever the model's size, and a run that
 was interrupted continues with the first layer that is not yet stored.
 
+Several outputs of a model are rounded on one such run: a layer's Hessians serve the codecs of all,
+and tensors that several hold in the same codec are rounded once.
+
 With ``propagate`` a second stream of hidden states goes through the layers as they were quantized,
-and each layer is fitted to give the original outputs from that stream's inputs.
+and each layer is fitted to give the original outputs from that stream's inputs; such an output has
+a run of its own.
 """
 
 from __future__ import annotations
@@ -62,14 +66,22 @@ from quantcli.workers import Workers, workers
 
 
 @dataclass(frozen=True)
+class RoundedOutput:
+    """An output's codecs by tensor, and where its rounded tensors go."""
+
+    codecs: Mapping[str, WeightCodec]
+    every_codec: Mapping[str, WeightCodec]
+    """Also of tensors that no method rounds."""
+    store: EncodedStore
+
+
+@dataclass(frozen=True)
 class RoundingTask:
-    """What is to be rounded: the calibration run, codecs by tensor, the options."""
+    """What is to be rounded: the calibration run, the outputs, the options that they share."""
 
     run: ModelRun
-    codecs: Mapping[str, WeightCodec]
+    outputs: tuple[RoundedOutput, ...]
     options: Options
-    every_codec: Mapping[str, WeightCodec]
-    """Also of tensors that no product meets, such as embeddings."""
     gradients: Path
     """The folder that gradients are in, or will be."""
 
@@ -88,24 +100,31 @@ class RoundingTask:
     @property
     def identity(self) -> dict[str, object]:
         """What must be the same for a run to be continued, by what to call it."""
-        plan = json.dumps(
-            {name: codec.identity for name, codec in self.every_codec.items()}, sort_keys=True
-        )
+        plans = [
+            {name: codec.identity for name, codec in output.every_codec.items()}
+            for output in self.outputs
+        ]
+        text = json.dumps(plans, sort_keys=True)
         return {
             **self.run.identity,
-            "choice of types": hashlib.sha256(plan.encode()).hexdigest(),
+            "choice of types": hashlib.sha256(text.encode()).hexdigest(),
             "method options": asdict(self.options),
         }
 
+    def codec_of(self, name: str) -> WeightCodec | None:
+        """The codec that the first output rounds the tensor to, if one does."""
+        return next((o.codecs[name] for o in self.outputs if name in o.codecs), None)
 
-def round_model(work: RoundingTask, checkpoint: Checkpoint, store: EncodedStore) -> Iterator[Event]:
-    """Round every tensor of ``work.codecs`` that a Hessian can be had for, into ``store``.
+
+def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
+    """Round every tensor that a Hessian can be had for, into the store of each output.
 
     Yields notes, progress and an `Outcome` for each tensor. SourceError when a value is not finite.
     """
     run = work.run
-    for layer in range(checkpoint.done):
-        store.load(layer)
+    for output in work.outputs:
+        for layer in range(checkpoint.done):
+            output.store.load(layer)
     # A layer that is tuned needs its windows' inputs after they went through it.
     memory = 0 if work.options.trainer else run.max_memory
     with ExitStack() as stack:
@@ -113,9 +132,10 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint, store: EncodedStore)
         walk = stack.enter_context(
             open_walk(run, run.model, run.folder, checkpoint, max_memory=memory)
         )
-        yield from walk.run(_RoundingVisitor(work, walk, checkpoint, store, pool, stack))
-        if work.options.e2e:
-            task = Task(run, work.every_codec, store, walk.model, walk.states.get)
+        yield from walk.run(_RoundingVisitor(work, walk, checkpoint, pool, stack))
+        for output in work.outputs if work.options.e2e else ():
+            own = replace(run, folder=output.store.folder)
+            task = Task(own, output.every_codec, output.store, walk.model, walk.states.get)
             yield from train_end_to_end(task, work.options.e2e_steps)
 
 
@@ -126,7 +146,6 @@ class _RoundingVisitor(Visitor):
     work: RoundingTask
     walk: LayerWalk[HiddenStateCache]
     checkpoint: Checkpoint
-    store: EncodedStore
     pool: Workers
     stack: ExitStack
     prefix: LayerWalk[HiddenStateCache] | None = field(default=None, init=False)
@@ -146,7 +165,8 @@ class _RoundingVisitor(Visitor):
             run = self.work.run
             folder = run.folder / "quantized"
             folder.mkdir(exist_ok=True)
-            model = quantized_model(run.model, self.work.every_codec, self.store)
+            (output,) = self.work.outputs
+            model = quantized_model(run.model, output.every_codec, output.store)
             prefix = open_walk(
                 run, model, folder, self.checkpoint, max_memory=run.max_memory, follows=True,
                 label="the quantized layer",
@@ -212,8 +232,10 @@ class _RoundingVisitor(Visitor):
         number = len(self.model.layers) + 1
         if name is None or self._tied:
             return
-        if self.store.has(number):
-            self.store.load(number)
+        stores = [output.store for output in self.work.outputs]
+        if all(store.has(number) for store in stores):
+            for store in stores:
+                store.load(number)
             return
         yield from self._measure()
         fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
@@ -228,7 +250,13 @@ class _RoundingVisitor(Visitor):
         if not ("fisher" in self.work.rounder.needs and options.fisher_windows):
             return None
         yield from self._measure()
-        tensors = [self.tensors[n] for n, codec in self.work.codecs.items() if codec.by_rows]
+        names = {
+            name
+            for output in self.work.outputs
+            for name, codec in output.codecs.items()
+            if codec.by_rows
+        }
+        tensors = [tensor for name, tensor in self.tensors.items() if name in names]
         gradients = self.gradients.of(layer.index, self.model)
         pairs = zip(self.gradients.numbers, gradients, strict=True)
         return measure_output_fisher(layer, pairs, tensors, self.work.run.folder)
@@ -246,7 +274,7 @@ class _RoundingVisitor(Visitor):
     def _target(self, parameter: str) -> str | None:
         """The tensor that holds a parameter, if it is to be rounded."""
         name = self.model.tensor_of(parameter)
-        return name if name in self.work.codecs else None
+        return name if name is not None and self.work.codec_of(name) is not None else None
 
     def _accumulator(self, place: str) -> HessianAccumulator:
         targets = self.model.parameters.targets
@@ -259,36 +287,58 @@ class _RoundingVisitor(Visitor):
         self, layer: int, names: Sequence[str],
         statistics: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
     ) -> Iterator[Event]:  # fmt: skip
-        packed: dict[str, Bytes] = {}
-        outcomes: list[Outcome] = []
+        outputs = self.work.outputs
+        packed: list[dict[str, Bytes]] = [{} for _ in outputs]
+        outcomes: list[list[Outcome]] = [[] for _ in outputs]
         for name in names:
-            if name not in self.work.codecs:
-                continue
-            if name in self.store:
+            takers = [index for index, output in enumerate(outputs) if name in output.codecs]
+            if takers and name in outputs[takers[0]].store:
                 yield Note(f"{name} serves several layers; the first one's inputs rounded it")
                 continue
-            tensor = self.tensors[name]
-            try:
-                packed[name], outcome = round_tensor(
-                    name, self.work.rounder, self.work.codecs[name], _matrices(tensor),
-                    _matrix_reader(self.work.run.model, tensor), partial(statistics, name),
-                    self.work.options, self.pool,
-                )  # fmt: skip
-            except UnencodableError as refused:
-                # Its row counts from where one thread began, so it says nothing here.
-                raise WeightError(
-                    f"{self.work.run.model.path}: tensor {name}: the weight {refused.value:g} "
-                    f"{refused.reason}",
-                    hint="leave this tensor in a wider type, or get the checkpoint again",
-                ) from refused
-            outcomes.append(outcome)
-            yield outcome
-        if trained is not None and self.work.trainer is not None:
-            rounded = self._rounded(trained, packed)
-            yield from self.work.trainer.train(rounded, self.work.options, outcomes)
-        self.store.save(layer, packed, outcomes)
+            if not takers:
+                continue
+            found = self._round_tensor(name, takers, partial(statistics, name))
+            for index, (rows, outcome) in found.items():
+                packed[index][name] = rows
+                outcomes[index].append(outcome)
+                yield outcome
+        for output, own, ends in zip(outputs, packed, outcomes, strict=True):
+            if trained is not None and self.work.trainer is not None:
+                rounded = self._rounded(trained, output, own)
+                yield from self.work.trainer.train(rounded, self.work.options, ends)
+            output.store.save(layer, own, ends)
 
-    def _rounded(self, layer: LayerPass, packed: dict[str, Bytes]) -> RoundedLayer:
+    def _round_tensor(
+        self, name: str, takers: Sequence[int],
+        statistics: Callable[[int], MatrixStatistics | None],
+    ) -> dict[int, tuple[Bytes, Outcome]]:  # fmt: skip
+        """The tensor rounded for each output among ``takers``, once for those of one codec."""
+        tensor = self.tensors[name]
+        codecs = {index: self.work.outputs[index].codecs[name] for index in takers}
+        distinct = {codec.identity: codec for codec in codecs.values()}
+        try:
+            found = round_tensor(
+                name, self.work.rounder, list(distinct.values()), _matrices(tensor),
+                _matrix_reader(self.work.run.model, tensor), statistics,
+                self.work.options, self.pool,
+            )  # fmt: skip
+        except UnencodableError as refused:
+            # Its row counts from where one thread began, so it says nothing here.
+            raise WeightError(
+                f"{self.work.run.model.path}: tensor {name}: the weight {refused.value:g} "
+                f"{refused.reason}",
+                hint="leave this tensor in a wider type, or get the checkpoint again",
+            ) from refused
+        by_identity = dict(zip(distinct, found, strict=True))
+        return {
+            index: (rows, replace(outcome, format=codec.name))
+            for index, codec in codecs.items()
+            for rows, outcome in [by_identity[codec.identity]]
+        }
+
+    def _rounded(
+        self, trained: LayerPass, output: RoundedOutput, packed: dict[str, Bytes]
+    ) -> RoundedLayer:
         """The layer as it was rounded, with the inputs that it is to be fitted to."""
 
         def read(name: str) -> Floats:
@@ -296,7 +346,7 @@ class _RoundingVisitor(Visitor):
             return self.work.run.model.read_floats(tensor, 0, tensor.rows)
 
         return RoundedLayer(
-            self.model, layer.index, layer.call, lambda name: self.work.every_codec[name].name,
+            self.model, trained.index, trained.call, lambda name: output.every_codec[name].name,
             read, packed, (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
         )  # fmt: skip
 

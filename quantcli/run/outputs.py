@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.rounding.options import Outcome
-    from quantcli.run.calibrated_run import CalibratedRun, Rounding
+    from quantcli.rounding.run_store import EncodedStore
+    from quantcli.run.calibrated_run import CalibratedRun
 
 
 def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
@@ -63,7 +64,7 @@ class OutputDone(Event):
 class Planned:
     """An output before its weights are written.
 
-    ``run`` is how its methods run the model, ``rounding`` holds the tensors that they chose. Of one
+    ``run`` is how its methods run the model, ``store`` holds the tensors that they chose. Of one
     that is whole already, ``kept`` is the digest of its source.
     """
 
@@ -71,7 +72,7 @@ class Planned:
     path: Path
     threads: int
     run: CalibratedRun | None = None
-    rounding: Rounding | None = None
+    store: EncodedStore | None = None
     kept: str | None = None
 
     @property

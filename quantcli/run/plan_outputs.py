@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
@@ -15,13 +16,16 @@ from quantcli.artifacts.write import threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
 from quantcli.plan.budget import check_disks
-from quantcli.plan.recipe import Recipe, merge_recipe
+from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.schemes import GGUF
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.outputs import Planned, needs_text
 from quantcli.run.request import Request, Wanted, takes_importance
 from quantcli.run.set_journal import SetJournal
 from quantcli.sources.imatrix import Importance
+
+if TYPE_CHECKING:
+    from quantcli.run.calibrated_run import CalibratedRun
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def plan_all(
     ``known`` are the importance matrices by their files; ``matrix`` is the one that the texts will
     make.
     """
-    planned = [_plan(request, each, known, matrix, journal) for each in placed]
+    runs: dict[tuple[int, float], CalibratedRun] = {}
+    planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
     if not request.dry_run:
         sizes = [(each.path, each.artifact.nbytes) for each in planned if each.kept is None]
         check_disks(sizes)
@@ -83,14 +88,16 @@ def plan_all(
 
 def _plan(
     request: Request, placed: Placed, known: Mapping[str, Importance], matrix: Path | None,
-    journal: SetJournal | None,
+    journal: SetJournal | None, runs: dict[tuple[int, float], CalibratedRun],
 ) -> Planned:  # fmt: skip
     model, recipe, path = placed.model, placed.recipe, placed.path
     run, importance = None, known.get(recipe.imatrix or "")
     if recipe.method is not None:
         from quantcli.run.apply_methods import plan_methods
 
-        run = plan_methods(request, model, recipe)
+        # Outputs of one model and the same windows cut the texts once.
+        key = id(model), value_of(recipe, "random_share")
+        run = runs[key] = runs.get(key) or plan_methods(request, model, recipe)
         importance = run.importance
     elif matrix is not None and not recipe.mmproj_only and takes_importance(recipe):
         recipe = merge_recipe(recipe, imatrix=str(matrix))

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
-from quantcli.events import Events, in_phase
+from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.model import Model, open_model, open_tower
-from quantcli.plan.allocate import Costs
 from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
-from quantcli.run.allocation_targets import Candidates, find_target
+from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.request import Request, check_request, check_texts
@@ -100,36 +99,42 @@ def _make(
     """Make all outputs that are not whole yet, batch by batch."""
     if ledger.journal is not None and request.force:
         ledger.journal.remove()
-    left = []
     for each in ledger.planned:
-        if each.kept is None:
-            left.append(each)
-        else:
+        if each.kept is not None:
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
-    if kept := len(ledger.planned) - len(left):
+    if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
-    takers = [each for each in left if each.run is None and not each.is_tower]
+    plain = [each for each in ledger.planned if each.run is None and each.kept is None]
+    takers = [each for each in plain if not each.is_tower]
     importance = known.get(str(matrix))
     if matrix is not None and takers and importance is None:
         importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
             ledger.journal.add(files)
-    for batch in _batches(left):
-        ready = []
-        for each in batch:
-            ready.append((yield from _make_ready(request, each, importance, begun)))
-        yield from write_outputs(ready, ledger)
-    ledger.refuse_failed()
-
-
-def _batches(planned: Sequence[Planned]) -> Iterator[list[Planned]]:
-    """The outputs that are written together: those without a method, and each that has one."""
-    plain = [each for each in planned if each.run is None]
     if plain:
-        yield plain
-    for each in planned:
-        if each.run is not None:
-            yield [each]
+        if importance is not None:
+            plain = [
+                each if each.is_tower else _with_importance(request, each, importance)
+                for each in plain
+            ]
+        if any(is_allocated(each.artifact.plan.recipe) for each in plain):
+            from quantcli.run.choose_by_importance import choose_by_importance
+
+            plain = yield from choose_by_importance(request, plain)
+        yield from write_outputs(plain, ledger)
+    methodical = [each for each in ledger.planned if each.run is not None]
+    if methodical:
+        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.calibrated_run import remove_run
+
+        for batch in group_runs(methodical):
+            if all(each.kept is not None for each in batch):
+                remove_run(batch[0].path)
+                continue
+            # Those that are whole take part: the run that was interrupted was theirs too.
+            made = yield from apply_methods(request, batch, begun)
+            yield from write_outputs([each for each in made if each.kept is None], ledger)
+    ledger.refuse_failed()
 
 
 def _refuse_same_paths(placed: Sequence[Placed]) -> None:
@@ -153,7 +158,8 @@ def _open(
     return open_model(
         request.source,
         pre=recipes[0].pre,
-        vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+        vocabulary=bool(request.texts)
+        or any(r.to == GGUF or r.method or is_allocated(r) for r in recipes),
         table=any(r.to == GGUF for r in recipes),
         gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,
@@ -191,21 +197,6 @@ def _calibrate(
     return importance, output_paths(path, tuple(needs))
 
 
-def _make_ready(
-    request: Request, planned: Planned, importance: Importance | None, begun: list[Rounding]
-) -> Events[Planned]:
-    """Everything that comes before the weights of one output are written."""
-    if planned.run is not None:
-        from quantcli.run.apply_methods import apply_methods
-
-        return (yield from apply_methods(request, planned, planned.run, begun))
-    if importance is not None and not planned.is_tower:
-        planned = _with_importance(request, planned, importance)
-    if is_allocated(planned.artifact.plan.recipe) and not planned.is_tower:
-        return (yield from _choose_by_importance(planned))
-    return planned
-
-
 def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
     """The output with what the texts gave: an importance matrix, and static scales."""
     from quantcli.statistics.importance_file import stats_path
@@ -230,50 +221,20 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
     return replace(planned, artifact=artifact)
 
 
-def _choose_by_importance(planned: Planned, *, check: bool = True) -> Events[Planned]:
-    """Types or schemes by an importance matrix, without running the model.
-
-    ``check=False`` for a dry run.
-    """
-    from quantcli.run.choose_types import choose_types
-    from quantcli.run.importance_costs import measure_importance_costs
-
-    artifact = planned.artifact
-    importance = artifact.importance
-    if importance is None:
-        raise ValueError("nothing tells what types cost")
-    target = find_target(artifact.model, artifact, planned.path, importance, check=check)
-
-    def measure(candidates: Candidates) -> Events[Costs]:
-        return measure_importance_costs(artifact.model, importance, candidates, planned.threads)
-
-    events = in_phase(f"choosing {target.noun}s", choose_types(target, measure))
-    return replace(planned, artifact=(yield from events))
-
-
 def calibration_path(output: Path) -> Path:
     """Where the importance matrix of a quantization to ``output`` is kept, next to it."""
     return output.with_name(f"{output.name.removesuffix('.gguf')}.calib.gguf")
 
 
 def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
-    shown = []
     for each in planned:
-        if is_allocated(each.artifact.plan.recipe) and not each.is_tower:
-            each = yield from _show_choice(each)
         yield from each.artifact.plan.notes
+        recipe = each.artifact.plan.recipe
+        if is_allocated(recipe):
+            target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)
+            yield Note(
+                f"{target.noun}s are chosen as it runs; until then these are {target.label}'s"
+            )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
-        shown.append(Quantized(each.artifact, each.threads, kept=each.kept is not None))
-    return shown
-
-
-def _show_choice(planned: Planned) -> Events[Planned]:
-    """The types or schemes that will be chosen, where an importance matrix tells."""
-    importance = planned.artifact.importance
-    if planned.run is None and importance is not None and importance.path.name:
-        return (yield from _choose_by_importance(planned, check=False))
-    artifact = planned.artifact
-    target = find_target(artifact.model, artifact, planned.path, None, check=False)
-    yield Note(f"{target.noun}s are chosen as it runs; until then these are {target.label}'s")
-    return planned
+    return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]

@@ -116,10 +116,11 @@ def check_request(request: Request) -> None:
         raise UsageError("no output is asked for", hint="add --type NAME")
     if request.is_set:
         _check_importance(request)
+    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if request.chunks is not None and not runs:
+        raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     for wanted in request.outputs:
         recipe = wanted.recipe
-        if request.chunks is not None and recipe.method is None and not request.texts:
-            raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
         if recipe.method is not None:
             # Methods are loaded to be checked.
             require_torch()
@@ -137,6 +138,8 @@ def check_request(request: Request) -> None:
                 "--allocate needs to know what each choice costs",
                 hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
             )
+        if is_allocated(recipe) and not recipe.mmproj_only:
+            require_torch()
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:

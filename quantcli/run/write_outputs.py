@@ -18,7 +18,7 @@ from quantcli.types import Note
 
 if TYPE_CHECKING:
     from quantcli.artifacts.model_folder import ModelFolder
-    from quantcli.run.calibrated_run import Rounding
+    from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.set_journal import SetJournal
 
 
@@ -63,7 +63,7 @@ class Ledger:
 
 def write_outputs(ready: Sequence[Planned], ledger: Ledger) -> Events[None]:
     """Write outputs of one model, adding each to the ledger as it is whole or has failed."""
-    artifacts = [_with_codes(each.artifact, each.rounding) for each in ready]
+    artifacts = [_with_codes(each.artifact, each.store) for each in ready]
     by_paths = {
         artifact.paths: (each, artifact)
         for each, artifact in zip(ready, artifacts, strict=True)
@@ -94,21 +94,21 @@ def _follow(
 def _describe(
     ready: Planned, artifact: GgufFile | ModelFolder, digest: str | None, seconds: float
 ) -> Quantized:
-    if ready.rounding is None:
+    store = ready.store
+    if store is None:
         return Quantized(artifact, ready.threads, digest, seconds)
-    store = ready.rounding.store
     gain = None if store.trained is None else store.trained.gain.fields
     return Quantized(artifact, ready.threads, digest, seconds, tuple(store.outcomes), gain)
 
 
 def _with_codes(
-    artifact: GgufFile | ModelFolder, rounding: Rounding | None
+    artifact: GgufFile | ModelFolder, store: EncodedStore | None
 ) -> GgufFile | ModelFolder:
     """The artifact with the tensors that a method rounded."""
-    if rounding is None:
+    if store is None:
         return artifact
     if isinstance(artifact, GgufFile):
-        return take_encoded(artifact, rounding.store)
+        return take_encoded(artifact, store)
     from quantcli.run.folder_codes import stored_codes
 
-    return replace(artifact, codes=stored_codes(artifact, rounding.store))
+    return replace(artifact, codes=stored_codes(artifact, store))

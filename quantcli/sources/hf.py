@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.layouts.stored import BlockedWeight
+from quantcli.formats.integer import GridCodes
+from quantcli.layouts.base import CodeGrid
+from quantcli.layouts.scaled import ScaledWeight
+from quantcli.layouts.stored import BlockedWeight, RowWeight
+from quantcli.layouts.stored_codes import Ranges, StoredCodes
 from quantcli.sources.files import WEIGHT_DTYPES, check_range, read_json
 from quantcli.sources.packed import find_packed, hidden_names
 from quantcli.sources.shards import Shards, open_shards
@@ -37,9 +41,16 @@ class HfCheckpoint:
         self._shards = shards
         self._packed = find_packed(shards, config, folder / CONFIG)
         hidden = hidden_names(shards, self._packed, config, folder / CONFIG)
+        parts = {part for weight in self._packed.values() for part in weight.parts}
+        self._passed_over = tuple(sorted(hidden - parts))
         self._tensors = {n: info for n, info in shards.tensors.items() if n not in hidden}
         self._tensors |= {name: weight.info for name, weight in self._packed.items()}
         packed = self._packed.items()
+        self._coded: dict[str, StoredCodes] = {
+            name: coded
+            for name, held in packed
+            if isinstance(held, RowWeight | ScaledWeight) and (coded := held.coded) is not None
+        }
         self._blocks = {
             name: held.blocks for name, held in packed if isinstance(held, BlockedWeight)
         }
@@ -53,6 +64,16 @@ class HfCheckpoint:
     def files(self) -> tuple[Path, ...]:
         """The safetensors files, by name."""
         return tuple(file.path for file in self._shards.files)
+
+    @property
+    def grids(self) -> Mapping[str, CodeGrid]:
+        """The grid of each weight that is stored as codes of one, by its name."""
+        return {name: coded.grid for name, coded in self._coded.items() if name in self._tensors}
+
+    @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Stored scales of activations and caches, which belong to no weight."""
+        return self._passed_over
 
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
@@ -76,6 +97,25 @@ class HfCheckpoint:
                 "only a matrix can be transposed"
             )
         return np.ascontiguousarray(self._read(name, (0, info.shape[0]), (start, stop)).T)
+
+    def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
+        """Rows of a weight that is stored as codes of a grid; scales are of each row."""
+        coded = self._coded[name]
+        scales, zeros = self.read_ranges(name, start, stop)
+        return GridCodes(coded.codes(self._shards, start, stop), scales, zeros)
+
+    def read_ranges(self, name: str, start: int, stop: int) -> Ranges:
+        """The scales and zeros alone."""
+        with np.errstate(all="ignore"):
+            return self._coded[name].ranges(self._shards, start, stop)
+
+    def read_whole(self, name: str) -> tuple[float | None, bool]:
+        """The scale of a whole weight, and whether the file has its reciprocal."""
+        coded = self._coded[name]
+        if coded.whole is None:
+            return coded.grid.whole, False
+        with np.errstate(all="ignore"):
+            return coded.whole(self._shards), coded.multiplies
 
     @property
     def blocks(self) -> Mapping[str, str]:

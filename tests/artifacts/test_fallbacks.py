@@ -189,3 +189,19 @@ def test_strict_stops_at_what_a_reader_refuses(mini: Path, tmp_path: Path) -> No
             quantcli.quantize(mini, tmp_path / "out", strict=True, **options)
     for to in ("compressed-tensors", "gptq", "gptq-v2", "awq", "mlx"):
         quantcli.quantize(mini, tmp_path / "out", to=to, strict=True, dry_run=True)
+
+
+def test_rounding_again_points_to_the_export_that_does_not(mini: Path, tmp_path: Path) -> None:
+    quantcli.quantize(mini, tmp_path / "ct", to="compressed-tensors")
+    command = f"quantcli export {tmp_path / 'ct'} --to gptq"
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"to": "gptq"}, True),
+        ({"to": "gptq", "group_size": 64}, False),
+        ({"to": "gptq", "bits": 8}, False),
+        ({"to": "compressed-tensors", "scheme": ["FP8_BLOCK"]}, False),
+    ]
+    for options, is_same in cases:
+        done = quantcli.quantize(tmp_path / "ct", tmp_path / "out", dry_run=True, **options)
+        (note,) = (n for n in done.notes if "rounded a second time" in n.message)
+        assert (command in note.message) == is_same
+    quantcli.export(tmp_path / "ct", tmp_path / "out", to="gptq")

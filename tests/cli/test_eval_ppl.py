@@ -92,8 +92,8 @@ def test_several_models_against_a_reference(evaluate, models, tmp_path) -> None:
     )  # fmt: skip
     title, header, base, fine, coarse = text.splitlines()[:5]
     assert str(TEXT) in title
-    assert header.split()[-3:] == ["same", "top", "token"]
-    assert "(base)" in base
+    assert header.split()[-5:] == ["99", "%", "99.9", "%", "same", "top"][-5:]
+    assert base.split()[-1] == "base"
     assert "mini-Q8_0.gguf" in fine
     assert "mini-Q2_K.gguf" in coarse
     root = ElementTree.parse(picture).getroot()

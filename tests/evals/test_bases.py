@@ -128,6 +128,18 @@ BROKEN = {
     "no context": (lambda raw: _changed(raw, 8, 0), "impossible sizes"),
     "negative chunks": (lambda raw: _changed(raw, 16, -3), "impossible sizes"),
     "a huge vocabulary": (lambda raw: _changed(raw, 12, 2**31 - 1), "impossible sizes"),
+    "a scale below nothing": (
+        lambda raw: _changed(raw, 20 + 4 * 48, 0xBF800000 - (1 << 32)), "no log-probabilities"
+    ),
+    "a huge scale": (
+        lambda raw: _changed(raw, 20 + 4 * 48, 0x7F000000), "no log-probabilities"
+    ),
+    "more than certain": (
+        lambda raw: _changed(raw, 24 + 4 * 48, 0x41000000), "no log-probabilities"
+    ),
+    "deeper than any": (
+        lambda raw: _changed(raw, 24 + 4 * 48, 0xFE000000 - (1 << 32)), "no log-probabilities"
+    ),
     "not a number": (
         lambda raw: _changed(raw, 20 + 4 * 48, 0x7FC00000), "are not finite numbers"
     ),
@@ -140,6 +152,18 @@ def test_a_broken_file_is_refused(tmp_path: Path, logits, targets, kind: str) ->
     path = _write(tmp_path / "b", logits, targets)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(SourceError, match=message):
+        list(BaseFile(path).windows())
+
+
+@pytest.mark.parametrize("field", range(5))
+def test_a_compact_file_without_log_probabilities_is_refused(
+    tmp_path: Path, logits, targets, field: int
+) -> None:
+    """The target's, the other tokens' probability and their p ln p, and the first kept one's."""
+    path = _write(tmp_path / "b", logits, targets, 4)
+    place = 24 + 4 * 48 + (4 * field if field < 3 else 12 + 16 + 4 * (field - 3))
+    path.write_bytes(_changed(path.read_bytes(), place, 0x42000000))
+    with pytest.raises(SourceError, match="no log-probabilities"):
         list(BaseFile(path).windows())
 
 

@@ -231,7 +231,7 @@ def test_what_is_refused_before_the_work(
     list(write_artifact(prepare_gguf_set(store, bare)))
     cases = [
         (bare, {}, VocabularyError, r"bare\.gguf has no tokenizer"),
-        (checkpoint("llama"), {}, SourceError, "is a checkpoint already"),
+        (checkpoint("llama"), {}, SourceError, "is stored in floats already"),
         (file, {"dtype": "int4"}, UsageError, "there is no dtype 'int4'"),
         (file, {"split_max_size": "many"}, UsageError, "'many' is not a size"),
         (file, {"tokenizer": tmp_path / "none"}, SourceError, "none is not a folder"),

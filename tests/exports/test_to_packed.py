@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from support import packed_layouts
 
 import quantcli
-from quantcli.errors import PlanError, SourceError
+from quantcli.errors import PlanError
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -243,8 +243,8 @@ def test_what_would_round_is_refused(blocks: Any, mini: Path, tmp_path: Path) ->
     (floats,) = quantcli.quantize(mini, tmp_path / "f.gguf", type="F16").paths
     with pytest.raises(PlanError, match="has no quantized linear layer"):
         quantcli.export(floats, tmp_path / "out", to="gptq")
-    with pytest.raises(SourceError, match="is no GGUF, and --to mlx repacks the codes of one"):
-        quantcli.export(mini, tmp_path / "out", to="mlx")
+    with pytest.raises(PlanError, match="--to fp8 has no grid of a GGUF's"):
+        quantcli.export(floats, tmp_path / "out", to="fp8")
 
 
 def test_requantizing_takes_the_formats_usual_grid(mini: Path, tmp_path: Path) -> None:

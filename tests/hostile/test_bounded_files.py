@@ -48,7 +48,7 @@ def test_odd_files_of_a_checkpoint(
         assert code == 0
         assert kind != "holes" or "README.md: it cannot be read" in said
         return
-    reason = "larger than 256 MiB" if kind == "holes" else "not a regular file"
+    reason = "larger than 262,144 KiB" if kind == "holes" else "not a regular file"
     assert code == 1
     assert f"{name}: cannot be read: it is {reason}" in said
 
@@ -83,7 +83,7 @@ def test_yaml(
     assert app.run(["quantize", str(mini), "--recipe", str(recipe), "--dry-run"]) == 2
     said = capsys.readouterr().err
     assert "error: recipe" in said
-    assert reason in said or "larger than 0 MiB" in said
+    assert reason in said or "larger than 256 KiB" in said
     shutil.copytree(mini, folder)
     (folder / "README.md").write_text(f"---\n{text}\n---\n")
     run = ["quantize", str(folder), "--type", "Q8_0", "-o", str(tmp_path / "o.gguf")]
@@ -133,7 +133,7 @@ def test_whole_files(tmp_path: Path) -> None:
     path.write_bytes(b"a\r\nb\rc")
     assert read_whole(path) == b"a\r\nb\rc"
     assert read_whole_text(path) == "a\nb\nc"
-    with pytest.raises(OSError, match="larger than 0 MiB"):
+    with pytest.raises(OSError, match="larger than 0 KiB"):
         read_whole(path, 5)
 
 
@@ -150,3 +150,25 @@ def test_an_empty_tensor_is_written(tmp_path: Path, mini: Path) -> None:
     save_file({**tensors, "extra": np.empty((0, 3), np.float32)}, folder / "model.safetensors")
     run = ["quantize", str(folder), "--to", "mlx", "-o", str(tmp_path / "o"), "-t", "1"]
     assert app.run(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("to = ['hf', {}]", "--to lists {}, which is no text"),
+        ("type = ['Q4_0', 5]", "--type lists 5, which is no text"),
+        ("to = 1.5\ntype = ['Q4_0']", "--to lists 1.5, which is no text"),
+        ("bits = [[4]]", "bits: expected `int | null`, got `array`"),
+        (f"bits = {list(range(20_000))}", "--bits lists 20,000 values"),
+        ("outputs = [{type = 'Q4_0', name = '..'}]", "name '..' is no file name"),
+        ("outputs = [{type = 'Q4_0', name = ''}]", "name '' is no file name"),
+        ('outputs = [{type = "Q4_0", name = "a\\u0000"}]', "is no file name"),
+    ],
+)
+def test_lists_of_outputs(
+    text: str, reason: str, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(text)
+    assert app.run(["quantize", str(mini), "--recipe", str(recipe), "--dry-run"]) == 2
+    assert reason in capsys.readouterr().err

@@ -218,17 +218,6 @@ def test_what_was_chosen_can_be_made_again(mini: Path, matrix: Path, tmp_path: P
         quantcli.quantize(mini, recipe=tmp_path / "other")
 
 
-def test_a_dry_run_shows_what_an_importance_matrix_chooses(
-    mini: Path, matrix: Path, tmp_path: Path
-) -> None:
-    options = {"type": "Q3_K_S", "imatrix": matrix, "allocate": True}
-    plan = quantcli.quantize(mini, tmp_path / "m.gguf", dry_run=True, **options)
-    made = quantcli.quantize(mini, tmp_path / "m.gguf", **options)
-    assert plan.nbytes == made.nbytes
-    kinds = {line["type"] for line in plan.document["tensors"]}
-    assert len(kinds - {"F32"}) > 3
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

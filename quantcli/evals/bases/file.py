@@ -26,6 +26,8 @@ from quantcli.evals.bases import llama, topk
 from quantcli.evals.scores import Base, Floats, Ids
 from quantcli.evals.windows import Tokens
 
+_DEEPEST, _SLACK = 1e5, 0.01
+"""Of a log-probability, in nats, and what rounding may add to one."""
 _LARGEST = 1 << 24
 """Of a context, a vocabulary and a row: far beyond any model."""
 
@@ -63,6 +65,12 @@ class BaseHeader:
         if self.kept is None:
             return llama.encode(logits, targets)
         return topk.encode(logits, targets, self.kept)
+
+    def measure(self, rows: NDArray[Any]) -> tuple[list[Floats], list[Floats]]:
+        """What of the rows are log-probabilities, and what are probabilities."""
+        if self.kept is None:
+            return [rows["lowest"], llama.largest(rows)], []
+        return [rows[name] for name in ("target", "log_probs", "other_plogp")], [rows["other"]]
 
     def decode(self, rows: NDArray[Any]) -> Base:
         """One window's rows as something to compare with."""
@@ -129,9 +137,16 @@ class BaseFile:
         floats = [n for n in rows.dtype.names or () if rows.dtype[n].base == np.dtype("<f4")]
         if not all(np.isfinite(rows[name]).all() for name in floats):
             raise SourceError(f"{self.path} holds log-probabilities that are not finite numbers")
+        log_probs, probs = self.header.measure(rows)
+        if not (_within(log_probs, -_DEEPEST, 0) and _within(probs, 0, 1)):
+            raise SourceError(f"{self.path} holds values that are no log-probabilities")
         if self.header.kept is not None and rows["ids"].max() >= self.header.vocabulary:
             raise SourceError(f"{self.path} holds a token beyond its vocabulary")
         return rows
+
+
+def _within(parts: list[Floats], low: float, high: float) -> bool:
+    return all(((low <= part) & (part <= high + _SLACK)).all() for part in parts)
 
 
 def _read_header(path: Path) -> tuple[BaseHeader, int]:

@@ -47,6 +47,14 @@ def _encode(logits: Floats, rows: NDArray[Any]) -> None:
     rows["codes"][:, : logits.shape[1]] = np.where(logits > low, codes, 0)
 
 
+def largest(rows: NDArray[Any]) -> Floats:
+    """The largest log-probability of each row, infinite where its scale is none."""
+    with np.errstate(over="ignore"):
+        above = rows["scale"] * rows["codes"].max(axis=1)
+    found: Floats = np.where(rows["scale"] < 0, np.float32(np.inf), above + rows["lowest"])
+    return found
+
+
 class LlamaBase:
     """One window's rows, as a `quantcli.evals.scores.Base`."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
-from quantcli.formats.integer import GridCodes, IntegerGrid
+from quantcli.formats.integer import GridCodes, IntegerGrid, Strategy, Zero
 from quantcli.layouts.base import Packing, Patch, as_stored
 from quantcli.layouts.compressed_tensors.groups import (
     METHOD,
@@ -41,6 +41,7 @@ from quantcli.layouts.stored import (
     show,
     take_part,
 )
+from quantcli.layouts.stored_codes import Ranges, StoredCodes, scale_kind, span_of
 from quantcli.layouts.words import WORD, Codes, pack_bits, unpack_bits, word_count
 from quantcli.types import Declared, Matrix, TensorInfo
 
@@ -149,7 +150,15 @@ def build_words(
         name, bits, columns, zeros if zeros in parts else None, order if is_ordered else None
     )
     info = show(name, (rows, columns), kind, parts, tensors)
-    return RowWeight(info, tuple(parts), partial(_decode, matrix))
+    coded = None
+    if not is_ordered:
+        span: tuple[Strategy, int | None] = span_of(columns, group)
+        if scales.elements == 1:
+            span = ("tensor", None)
+        zero: Zero = "integer" if matrix.zeros else "middle"
+        grid = IntegerGrid(bits, zero, *span, scale_kind(scales.dtype))
+        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
 def _shape(
@@ -190,8 +199,7 @@ def _is_ordered(
 
 
 def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:
-    words = source.load(f"{matrix.name}_packed", (start, stop))
-    weights = unpack_codes(words, matrix.bits, matrix.columns).astype(np.float32)
+    weights = _codes(matrix, source, start, stop).astype(np.float32)
     scales = _row_values(source, f"{matrix.name}_scale", start, stop)
     zeros = _zeros(matrix, source, start, stop, scales.shape)
     if matrix.order is None:
@@ -200,6 +208,18 @@ def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Fl
     weights -= zeros[:, order]
     weights *= scales[:, order]
     return weights
+
+
+def _codes(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Codes:
+    words = source.load(f"{matrix.name}_packed", (start, stop))
+    return unpack_codes(words, matrix.bits, matrix.columns)
+
+
+def _ranges(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Ranges:
+    scales = _row_values(source, f"{matrix.name}_scale", start, stop)
+    if matrix.zeros is None:
+        return scales, None
+    return scales, _zeros(matrix, source, start, stop, scales.shape).astype(np.int32)
 
 
 def _row_values(source: StoredTensors, name: str, start: int, stop: int) -> Floats:

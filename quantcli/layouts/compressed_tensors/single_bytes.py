@@ -101,5 +101,6 @@ def build_bytes(source: StoredTensors, codes: TensorInfo, scheme: StoredScheme) 
     if codes.dtype == INT8:
         kind = describe(METHOD, scheme.bits, columns, scheme.group or columns, whole=stored)
     return build_scaled(
-        tensors, codes, scale, kind=kind, zeros=zeros if has_zeros else None, others=others
-    )
+        tensors, codes, scale, kind=kind, zeros=zeros if has_zeros else None, others=others,
+        bits=scheme.bits,
+    )  # fmt: skip

@@ -8,12 +8,7 @@ others is told so.
 from __future__ import annotations
 
 import gc
-import json
 import os
-import signal
-import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from support.fuzz import micro
+from support.fuzz.batch import run_batch
 from support.fuzz.case import Kind
-from support.fuzz.child import SECONDS, limit, run_trial
 
 BATCH = 40
 _BASE = (
@@ -67,13 +62,13 @@ class Campaign:
         number = first
         while number < first + count:
             batch = range(number, min(number + BATCH, first + count))
-            done = list(self._fork(name, batch))
+            kind, bases = self.kinds[name], self.bases[name]
+            done = list(run_batch(kind, batch, self.folder, bases))
             number += len(done)
             for outcome in done:
                 if outcome["fault"] and len(batch) > 1:
-                    alone = next(
-                        iter(self._fork(name, range(outcome["number"], outcome["number"] + 1)))
-                    )
+                    again = range(outcome["number"], outcome["number"] + 1)
+                    (alone,) = run_batch(kind, again, self.folder, bases)
                     if not alone["fault"]:
                         alone["fault"] = f"only behind others: {outcome['fault']}"
                     outcome = {**outcome, **alone}
@@ -91,82 +86,6 @@ class Campaign:
             self.slowest = outcome
         if outcome.get("memory", 0) > self.largest["memory"]:
             self.largest = outcome
-
-    def _fork(self, name: str, numbers: range) -> Iterator[dict[str, Any]]:
-        """Run a batch in a child; outcomes until it dies, which is the last one's fault."""
-        reader, writer = os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        stacks = tempfile.TemporaryFile("w+")
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(reader)
-                self._serve(name, numbers, writer, stacks)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        at_work = numbers[0]
-        finished = False
-        with os.fdopen(reader, encoding="utf-8") as lines:
-            for line in lines:
-                outcome = json.loads(line)
-                yield outcome
-                finished = outcome["number"] == numbers[-1]
-                at_work = outcome["number"] + 1
-        _, status = os.waitpid(child, 0)
-        if finished:
-            return
-        stacks.seek(0)
-        stack = stacks.read()
-        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        late = number == signal.SIGALRM
-        fault = "time" if late else f"crash: {signal.Signals(number).name if number else status}"
-        frames = [line.strip() for line in stack.splitlines() if "/quantcli/" in line]
-        frame = frames[0].rpartition("/quantcli/")[2] if frames else "?"
-        from support.fuzz.child import _remove
-
-        _remove(self.folder / f"trial-{os.getpid()}-{at_work}")
-        yield {
-            "kind": name,
-            "number": at_work,
-            "what": self._what(name, at_work),
-            "command": "",
-            "code": -1,
-            "fault": fault,
-            "frame": frame,
-            "trace": stack[-4000:],
-            "said": "",
-            "seconds": float(SECONDS) if late else 0.0,
-            "memory": 0,
-        }
-
-    def _what(self, name: str, number: int) -> str:
-        """What a trial does, found without running it."""
-        from random import Random
-
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            (Path(folder) / "in").mkdir()
-            kept = Path.cwd()
-            try:
-                os.chdir(Path(folder) / "in")
-                case = self.kinds[name].make(
-                    Random(f"{name} {number}"), Path(folder) / "in", self.bases[name]
-                )
-                return f"{case.what} | " + " ; ".join(" ".join(c.args) for c in case.commands)
-            finally:
-                os.chdir(kept)
-
-    def _serve(self, name: str, numbers: range, writer: int, stacks: Any) -> None:
-        """The child's part."""
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        limit(stacks)
-        with os.fdopen(writer, "w", encoding="utf-8") as answers:
-            for number in numbers:
-                folder = self.folder / f"trial-{os.getppid()}-{number}"
-                outcome = run_trial(self.kinds[name], number, folder, self.bases[name])
-                answers.write(json.dumps(outcome) + "\n")
-                answers.flush()
 
 
 def warm_up(folder: Path) -> None:
@@ -212,8 +131,3 @@ def clusters(faults: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any
         )
         groups.setdefault(f"{fault['fault']} | {kind} | {where}", []).append(fault)
     return sorted(groups.items(), key=lambda item: -len(item[1]))
-
-
-def trials_per_second(count: int, began: float) -> float:
-    """Since ``began`` on the clock of `time.perf_counter`."""
-    return count / max(time.perf_counter() - began, 1e-9)

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,6 @@ from typing import IO, Any
 
 from support.fuzz.case import Case, Command, Kind
 
-SECONDS = 10
 MEMORY = 1 << 30
 DISK = 256 << 20
 SENTENCE = 6000
@@ -43,6 +43,7 @@ def limit(stacks: IO[str]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    faulthandler.enable(stacks, all_threads=True)
     faulthandler.register(signal.SIGALRM, stacks, all_threads=True, chain=True)
     # Trials need no disk that survives a power cut, nor the command line built anew each time.
     os.fsync = lambda descriptor: None
@@ -51,8 +52,13 @@ def limit(stacks: IO[str]) -> None:
     app.get_command = cache(app.get_command)
 
 
-def run_trial(kind: Kind, number: int, folder: Path, bases: Any) -> dict[str, Any]:
-    """Make and run a trial in ``folder``, which is removed; the outcome as JSON's types."""
+def run_trial(
+    kind: Kind, number: int, folder: Path, bases: Any, begin: Callable[[], None]
+) -> dict[str, Any]:
+    """Make and run a trial in ``folder``, which is removed; the outcome as JSON's types.
+
+    ``begin`` is called before each of its commands.
+    """
     for name in ("in", "out", "tmp"):
         (folder / name).mkdir(parents=True)
     (folder / "precious").write_text("somebody's own\n")
@@ -61,12 +67,31 @@ def run_trial(kind: Kind, number: int, folder: Path, bases: Any) -> dict[str, An
 
     tempfile.tempdir = None
     os.chdir(folder / "in")
-    case = kind.make(Random(f"{kind.name} {number}"), folder / "in", bases)
+    outcome: dict[str, Any] = {"kind": kind.name, "number": number}
+    try:
+        case = kind.make(Random(f"{kind.name} {number}"), folder / "in", bases)
+    except Exception as error:
+        remove(folder)
+        said = "".join(traceback.format_exception(error))
+        frame = top_frame(error.__traceback__)
+        return {
+            **outcome,
+            "what": "",
+            "command": "",
+            "code": -1,
+            "fault": "generator",
+            "said": said,
+            "seconds": 0.0,
+            "memory": 0,
+            "frame": frame,
+            "trace": said,
+        }
     os.chdir(folder / "out")
-    outcome: dict[str, Any] = {"kind": kind.name, "number": number, "what": case.what}
+    outcome["what"] = case.what
     worst = {"seconds": 0.0, "memory": 0}
     try:
         for command in case.commands:
+            begin()
             found = _run(command, case, folder)
             worst = {key: max(worst[key], found[key]) for key in worst}
             outcome |= found | worst | {"command": " ".join(command.args)}
@@ -74,7 +99,7 @@ def run_trial(kind: Kind, number: int, folder: Path, bases: Any) -> dict[str, An
                 break
     finally:
         os.chdir("/")
-        _remove(folder)
+        remove(folder)
     return outcome
 
 
@@ -97,11 +122,10 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
     kept = sys.stdout, sys.stderr
     code: int = -1
     memory = _reset_memory()
-    began = time.perf_counter()
+    began, before_it = time.perf_counter(), waited(os.getpid())
     try:
         sys.stdout, sys.stderr = streams
         app.explain = explain
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         with _Meddler(case), warnings.catch_warnings():
             warnings.simplefilter("default")
             warnings.showwarning = _show
@@ -113,10 +137,9 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
             "trace": "".join(traceback.format_exception(error))[-4000:],
         }
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout, sys.stderr = kept
         app.explain = usual
-    seconds = time.perf_counter() - began
+    seconds = max(0.0, time.perf_counter() - began - (waited(os.getpid()) - before_it))
     taken = max(0, _peak() - memory)
     said, told = (_text(stream) for stream in streams)
     after = {name: _listing(folder / name) for name in before}
@@ -249,7 +272,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _remove(folder: Path) -> None:
+def remove(folder: Path) -> None:
     for root, folders, _ in os.walk(folder):
         for name in folders:
             with suppress(OSError):
@@ -260,6 +283,13 @@ def _remove(folder: Path) -> None:
 def _status(key: str) -> str:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith(key + ":"))
+
+
+def waited(process: int) -> float:
+    """Seconds in which a process's main thread could have run and no processor was free."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def _reset_memory() -> int:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from support.fuzz.case import Kind
-from support.fuzz.kinds import checkpoints, gguf, importance, recipes, templates, tokenizers
+from support.fuzz.kinds import (
+    checkpoints,
+    families,
+    gguf,
+    importance,
+    packed,
+    recipes,
+    runs,
+    templates,
+    tokenizers,
+)
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for module in (checkpoints, gguf, importance, recipes, templates, tokenizers)
-    for kind in module.KINDS
-}
+_MODULES = (
+    checkpoints, families, gguf, importance, packed, recipes, runs, templates, tokenizers,
+)  # fmt: skip
+KINDS: dict[str, Kind] = {kind.name: kind for module in _MODULES for kind in module.KINDS}

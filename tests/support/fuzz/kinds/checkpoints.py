@@ -183,9 +183,11 @@ def _make_places(chance: Random, folder: Path, bases: Any) -> Case:
                 "model.safetensors.index.json",
             )
         )
-        (place / name).write_bytes(
-            chance.choice((b"", b"{}", b"[]", b"\xff", b"---\n{", b'{"a": 1}'))
-        )
+        added = place / name
+        if added.is_dir() and not added.is_symlink():
+            added = place / f"{name}.x"
+        added.unlink(missing_ok=True)
+        added.write_bytes(chance.choice((b"", b"{}", b"[]", b"\xff", b"---\n{", b'{"a": 1}')))
         done.append(f"{name} added")
     return Case("; ".join(done), micro.checkpoint_commands(chance, "m"))
 

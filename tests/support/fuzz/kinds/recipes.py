@@ -20,6 +20,10 @@ _SOUND: tuple[dict[str, Any], ...] = (
     {"to": "compressed-tensors", "scheme": ["re:.*=FP8_DYNAMIC"], "dtype": "BF16"},
     {"type": "Q4_0", "method": "gptq", "damping": 0.05, "sweeps": 1, "column_order": "natural"},
     {"type": "Q8_0", "target_size": "500K", "allocate": True, "split_max_size": "1M"},
+    {"type": ["Q4_0", "Q8_0"], "outputs": [{"type": "Q4_0", "name": "a"}, {"to": "hf"}]},
+    {"type": ["Q4_0", "Q8_0"], "to": ["gguf", "hf"]},
+    {"bits": [4, 8], "to": ["gptq", "awq"]},
+    {"outputs": [{"to": "mlx", "bits": 4, "name": "x"}, {"type": "Q8_0", "name": "y.gguf"}]},
     {"to": "mlx", "group_size": 64, "bits": 4, "override_kv": ["general.name=str:x"]},
 )
 _YAML = (
@@ -363,8 +367,10 @@ def _make_card(chance: Random, folder: Path, model: Any) -> Case:
     return Case(f"card: {what}", (first, *further))
 
 
+_METHODS = ("torch", "transformers", "quantcli.layerwise.meta_model", "quantcli.run.apply_methods")
+"""What a plan with a calibrated method imports."""
 KINDS = (
-    Kind("recipes", _warm, _make),
-    Kind("options", _warm, _make_options),
+    Kind("recipes", _warm, _make, _METHODS),
+    Kind("options", _warm, _make_options, _METHODS),
     Kind("cards", _warm, _make_card),
 )

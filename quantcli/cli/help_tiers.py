@@ -1,0 +1,43 @@
+"""Help in two tiers: `--help` shows what most people use, `--help-all` every option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+ALL = "--help-all"
+_SWITCHES = ("threads", "json", "quiet", "verbose", "debug", "help")
+ESSENTIAL: Mapping[str, tuple[str, ...]] = {
+    "quantize": (
+        "bits", "type", "output_set", "to", "scheme", "imatrix", "method", "quality", "calibrate",
+        "allocate", "target_size", "keep", "recipe", "resume", "output", "mmproj", "force",
+        "dry_run",
+    ),
+    "calibrate": (
+        "data", "chunks", "ctx", "collect", "stats", "merge", "output", "resume", "force",
+    ),
+    "eval-ppl": (
+        "data", "ctx", "chunks", "reference", "base", "save_base", "engine", "max_ppl", "max_kld",
+        "min_top1", "plot",
+    ),
+}  # fmt: skip
+"""The options of the first tier, by command; a command that is not here shows all of its own."""
+
+
+@contextmanager
+def essentials(command: Any) -> Iterator[int]:
+    """Hide a click command's other options for a while; gives their number."""
+    shown = ESSENTIAL.get(command.name)
+    others = [
+        each for each in command.params
+        if shown is not None and each.param_type_name == "option" and not each.hidden
+        and each.name not in (*shown, *_SWITCHES)
+    ]  # fmt: skip
+    for each in others:
+        each.hidden = True
+    try:
+        yield len(others)
+    finally:
+        for each in others:
+            each.hidden = False
