@@ -30,6 +30,12 @@ def matrix(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two random windows in place of forty show as well what becomes of a choice."""
+    monkeypatch.setattr("quantcli.run.choose_by_importance.WINDOWS", 2)
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return found["quantization_config"]
@@ -201,6 +207,40 @@ def test_the_experts_of_a_layer_have_one_scheme(
     assert all(len(bits) == 1 for bits in experts.values())
 
 
+def test_its_own_size_never_refuses_a_tiny_model(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A name for each type in the header is more than such a model's types can make up for."""
+    options = {"type": "Q4_0", "calibrate": TEXT, "chunks": 2, "method": "nearest"}
+    source = checkpoint("llama")
+    plain = quantcli.quantize(source, tmp_path / "plain.gguf", **options)
+    made = quantcli.quantize(source, tmp_path / "m.gguf", allocate=True, **options)
+    assert made.nbytes <= plain.nbytes
+    assert any("own types stay" in note.message for note in made.notes)
+    with pytest.raises(PlanError, match="bytes are too few"):
+        quantcli.quantize(source, tmp_path / "no.gguf", target_size="10K", **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"plain.gguf", "m.gguf"}
+
+
+def test_types_of_expert_stacks_are_chosen_within_the_bits(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    import gguf
+
+    source = checkpoint("qwen3-moe")
+    made = quantcli.quantize(
+        source, tmp_path / "m.gguf", type="Q8_0", method="nearest", calibrate=TEXT, chunks=2,
+        target_bpw=6.5, allocate_from="Q4_0,Q5_0,Q8_0",
+    )  # fmt: skip
+    tensors = gguf.GGUFReader(made.paths[0]).tensors
+    stacks = {t.name: t.tensor_type.name for t in tensors if "_exps" in t.name}
+    assert set(stacks.values()) & {"Q4_0", "Q5_0"}
+    bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
+    assert bits <= 6.5
+    assert made.bits_per_weight == pytest.approx(bits)
+
+
+@pytest.mark.slow
 def test_what_was_chosen_can_be_made_again(mini: Path, matrix: Path, tmp_path: Path) -> None:
     """The recipe in a folder, and in a GGUF, makes the same bytes."""
     first, again = tmp_path / "first", tmp_path / "again"
