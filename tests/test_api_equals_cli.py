@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "eval-ppl": quantcli.evaluate,
     "export": quantcli.export,
 }
-SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help"}
+SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help", "words", "prompt"}
 """Options that only shape what is printed."""
 NAMES = {
     "quantize": {"model": "source"},
@@ -55,6 +55,7 @@ PLANS = """
 --to mlx --bits 8 --group-size 32 --range minmax --dtype f32
 --to GPTQ --asymmetric --keep k_proj
 --to gptq --strict --keep o_proj --on-fallback nearest
+--bits 4 --push org/name --public
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8
@@ -103,6 +104,8 @@ export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --d
 export q4.gguf --to gptq --requantize --threads 1
 export q4.gguf --to card --eval eval.json -o full.gguf --force
 export q4.gguf --verify --against mini
+export q4.gguf --to report --eval eval.json --against mini -o report
+export q4.gguf mini --to hub --repo org/name --public --dry-run
 """
 REFUSALS = """
 quantize mini --bits 7
@@ -146,6 +149,10 @@ eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf
 export q4.gguf --against mini
 export q4.gguf --verify --to hf
+export q4.gguf --to hub
+export q4.gguf --to hub --repo name
+export q4.gguf --to hf --repo org/name
+export q4.gguf --to report --public
 export q4.gguf --to card --dtype f16
 export q4.gguf --to nothing
 """

@@ -100,7 +100,9 @@ def test_nvfp4_by_tensor_type_has_llama_cpps_bytes(floats: dict[str, Path], tmp_
     overrides[0].pattern, overrides[0].type = b"ffn", NVFP4
     theirs = tmp_path / "theirs.gguf"
     llama_quantize(floats["mini"], theirs, "Q8_0", tt_overrides=overrides)
-    ours = quantize(MINI, tmp_path / "ours.gguf", type="Q8_0", tensor_types=["ffn=NVFP4"])
+    ours = quantize(
+        MINI, tmp_path / "ours.gguf", type="Q8_0", tensor_types=["ffn=NVFP4"], range="minmax"
+    )
     types = same(ours, theirs)
     assert list(types.values()).count("NVFP4") == 12
 

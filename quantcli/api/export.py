@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,9 @@ from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_options, open_export
+from quantcli.exports.report.job import report_paths, write_report
 from quantcli.exports.targets import TARGETS
+from quantcli.exports.to_hub import plan_upload, upload_artifacts
 from quantcli.exports.verdicts import verdict_document, verdict_tables
 from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
@@ -21,7 +23,10 @@ from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
 from quantcli.report.tables import Table, facts
 from quantcli.report.units import size_text
-from quantcli.types import Note
+from quantcli.types import Event, Note
+
+HUB, REPORT = "hub", "report"
+"""Each ``to`` that takes several artifacts, as they are."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class ExportResult:
     tables: tuple[Table, ...]
     document: Mapping[str, Any]
     notes: tuple[Note, ...]
+    url: str | None = None
+    """Where an upload went."""
 
 
 @takes_keywords
@@ -53,6 +60,8 @@ def export(
     requantize: bool = False,
     card: bool = False,
     evaluation: str | Path | None = None,
+    repo: str | None = None,
+    public: bool = False,
     force: bool = False,
     dry_run: bool = False,
     verify: bool = False,
@@ -65,8 +74,12 @@ def export(
     ``output`` defaults to a name made of the artifact's, in the current folder. ``config`` and
     ``tokenizer`` are folders to take settings and tokenizer files from, ``evaluation`` what
     ``quantcli eval-ppl --json`` printed, for the model ``card``. ``requantize`` rounds a second
-    time what the other format does not hold. ``verify`` writes nothing but decodes and checks
-    every weight, and measures the error ``against`` another model; what it finds wrong is a
+    time what the other format does not hold. ``to="hub"`` uploads artifacts as they are to
+    ``repo``, which is created if need be, private unless ``public``. ``to="report"`` writes a page
+    and a card about all of them into the folder ``output``, with errors ``against`` the model that
+    they were made from. ``verify`` writes nothing but
+    decodes and checks every weight, and measures the error ``against`` another model; what it
+    finds wrong is a
     `SourceError` that carries the result as ``result``.
     """
     refuse_below_one(threads=threads)
@@ -77,13 +90,34 @@ def export(
             raise UsageError("--verify writes nothing, and --to does", hint="give one of them")
         other = None if against is None else str(against)
         return _verify(names, other, threads or default_threads(), watch)
-    if against is not None:
-        raise UsageError("--against measures a difference", hint="add --verify")
+    reports = to is not None and to.casefold() == REPORT
+    if against is not None and not reports:
+        raise UsageError("--against measures a difference", hint="add --verify or --to report")
     if to is None:
         raise UsageError(
             "--to FORMAT is missing",
-            hint=f"one of {', '.join(TARGETS)}; or --verify",
+            hint=f"one of {', '.join([*TARGETS, REPORT, HUB])}; or --verify",
         )
+    given: dict[str, Any] = {
+        "dtype": dtype, "split-max-size": split_max_size, "config": config,
+        "tokenizer": tokenizer, "requantize": requantize, "card": card,
+    }  # fmt: skip
+    if to.casefold() == HUB:
+        if repo is None:
+            raise UsageError("--to hub needs a repository", hint="--repo your-name/your-model")
+        _refuse_given(given | {"output": output, "eval": evaluation, "force": force}, HUB)
+        return _push(names, repo, watch, public=public, dry_run=dry_run)
+    if reports:
+        _refuse_given(given | {"repo": repo, "public": public}, REPORT)
+        pages = report_paths(names, as_path(output), force=force, check=not dry_run)
+        writing = write_report(
+            names, pages, evaluation=as_path(evaluation),
+            against=None if against is None else str(against),
+            threads=threads or default_threads(), force=force,
+        )  # fmt: skip
+        return _report(pages, None if dry_run else writing, watch)
+    if repo is not None or public:
+        raise UsageError("--repo and --public are for uploads", hint="add --to hub")
     options = make_options(
         to,
         output=as_path(output),
@@ -110,6 +144,48 @@ def export(
         document["free_disk_bytes"] = free_disk(paths[0].parent)
         tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
     return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
+
+
+def _refuse_given(given: Mapping[str, Any], to: str) -> None:
+    for name, value in given.items():
+        if value not in (None, False):
+            raise UsageError(f"--{name} does nothing for --to {to}", hint="leave it out")
+
+
+def _report(
+    paths: tuple[Path, Path], writing: Iterator[Event] | None, watch: Watch
+) -> ExportResult:
+    nbytes = 0
+    if writing is not None:
+        nbytes = drain(in_phase("reporting", take(writing, ArtifactDone)), watch).nbytes
+    document: dict[str, Any] = {"to": REPORT, "paths": list(map(str, paths)), "bytes": nbytes}
+    summary = "a page and a model card"
+    tables: tuple[Table, ...] = ()
+    if writing is None:
+        document["free_disk_bytes"] = free_disk(paths[0].parent)
+        tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
+    return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
+
+
+def _push(
+    names: list[str], repo: str, watch: Watch, *, public: bool, dry_run: bool
+) -> ExportResult:
+    wanted = plan_upload(names, repo, public=public)
+    files = [{"name": name, "bytes": path.stat().st_size} for name, path in wanted.files]
+    document: dict[str, Any] = {"to": HUB, "repo": repo, "public": public, "files": files}
+    paths, tables, url = tuple(path for _, path in wanted.files), [], None
+    if dry_run:
+        rows = [(name, size_text(path.stat().st_size)) for name, path in wanted.files]
+        access = "private, if it is not there yet" if wanted.private else "public, if not there yet"
+        rows += [("repository", f"{repo} ({access})"), ("size", size_text(wanted.nbytes))]
+        tables = [facts(rows)]
+    else:
+        url = drain(upload_artifacts(names, repo, public=public), watch)
+    document |= {"paths": list(map(str, paths)), "bytes": wanted.nbytes, "url": url}
+    summary = f"{len(paths)} files in {repo}" if len(paths) != 1 else f"1 file in {repo}"
+    return ExportResult(
+        paths, wanted.nbytes, summary, tuple(tables), document, tuple(watch.notes), url
+    )
 
 
 def _plan_table(paths: Sequence[Path], nbytes: int, summary: str, free: int) -> Table:

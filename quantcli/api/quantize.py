@@ -19,6 +19,7 @@ from quantcli.api.calls import (
 from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.events import Show, drain
+from quantcli.exports.to_hub import check_push, upload_artifacts
 from quantcli.plan.output_set import Output, expand_outputs
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_file import read_bases
@@ -59,6 +60,8 @@ class QuantizeResult:
     mmproj: Path | None = None
     """The file of the vision or audio tower, if one was asked for beside the text model."""
     outputs: tuple[OutputResult, ...] = ()
+    url: str | None = None
+    """Where ``push`` put them."""
 
 
 @takes_keywords
@@ -82,6 +85,8 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    push: str | None = None,
+    public: bool = False,
     on_event: Show | None = None,
     **options: Unpack[RecipeOptions],
 ) -> QuantizeResult:
@@ -97,9 +102,11 @@ def quantize(
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M".
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``push``
+    uploads what was made to that repository, private unless ``public``.
     """
     refuse_below_one(threads=threads)
+    check_push(push, public=public, dry_run=dry_run)
     watch = Watch(on_event)
     fields = {name: _as_field(name, value) for name, value in options.items()}
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
@@ -129,6 +136,10 @@ def quantize(
     finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
     main = [done for done in finished if not done.is_tower] or finished
     tower = next((done for done in finished if done.is_tower and done not in main), None)
+    made = [path for done in finished for path in done.artifact.paths]
+    sent = None
+    if push and not dry_run:
+        sent = drain(upload_artifacts(made, push, public=public), watch)
     return QuantizeResult(
         tuple(path for done in main for path in done.artifact.paths),
         sum(done.artifact.nbytes for done in main),
@@ -138,6 +149,7 @@ def quantize(
         tuple(watch.notes),
         tower.artifact.paths[0] if tower else None,
         tuple(_result(done, planned=dry_run) for done in main),
+        sent,
     )
 
 

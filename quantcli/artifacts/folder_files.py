@@ -15,7 +15,7 @@ from quantcli.artifacts.safetensors_shards import SafetensorsShards
 from quantcli.artifacts.slabs import UNFINISHED
 from quantcli.artifacts.static_scales import cache_scales
 from quantcli.errors import SourceError
-from quantcli.layouts.base import FolderFacts, FolderPart, Packing
+from quantcli.layouts.base import FolderFacts, FolderPart
 from quantcli.layouts.settings import QUANTIZATION_KEYS
 from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.folders import FolderPlan
@@ -73,9 +73,9 @@ def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
     }
 
 
-def _describe_part(plan: FolderPlan, scheme: Scheme, packing: Packing | None) -> FolderPart:
+def _describe_part(plan: FolderPlan, scheme: Scheme) -> FolderPart:
     modules = [item.matrix.module for item in plan.items if item.scheme == scheme]
-    return FolderPart(scheme.grid, packing or scheme.packing, scheme.inputs, modules)
+    return FolderPart(scheme.grid, scheme.packing, scheme.inputs, modules)
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
@@ -87,12 +87,7 @@ def to_json(value: Mapping[str, Any]) -> bytes:
         return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def make_settings(
-    model: Model,
-    plan: FolderPlan,
-    packing: Packing | None,
-    weights: SafetensorsShards,
-) -> dict[str, bytes]:
+def make_settings(model: Model, plan: FolderPlan, weights: SafetensorsShards) -> dict[str, bytes]:
     """Every file but the weights, by name; `UNFINISHED` stands for the digest in the manifest."""
     files = read_settings(model.path)
     if plan.recipe.chat_template:
@@ -102,7 +97,7 @@ def make_settings(
     if plan.recipe.dtype is not None or not plan.schemes:
         config = _with_dtype(config, DTYPES[plan.dtype])
     if plan.schemes or plan.caches:
-        parts = [_describe_part(plan, scheme, packing) for scheme in plan.schemes]
+        parts = [_describe_part(plan, scheme) for scheme in plan.schemes]
         subject = FolderFacts(config, parts, plan.kept)
         if plan.caches:
             cache = cache_scales(plan)

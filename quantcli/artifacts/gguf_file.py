@@ -24,6 +24,7 @@ from quantcli.artifacts.gguf_container import (
     shard_paths,
 )
 from quantcli.artifacts.gguf_shards import GgufShards
+from quantcli.artifacts.nvfp4_scales import ScaledWeights, add_scales
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
     SLAB_BYTES,
@@ -215,13 +216,16 @@ def prepare_gguf(
     plan = plan or make_plan(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
+    plan = add_scales(plan, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
     groups = split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
     paths = shard_paths(output, len(groups))
     metadata = _describe(model, plan, importance)
     shards = {path: tuple(group) for path, group in zip(paths, groups, strict=True)}
     layouts = _lay_out(metadata, shards)
-    artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force)
+    scaled = ScaledWeights(model, plan, None if recipe.range == "mse" else importance)
+    encoders = dict.fromkeys(scaled.names, scaled)
+    artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force, encoders)
     if check:
         read = {info.file for info in model.store.tensors.values()}
         if importance is not None and importance.path.name:

@@ -13,7 +13,7 @@ import numpy as np
 from quantcli.formats import native
 from quantcli.model import Model
 from quantcli.plan.fused import fused_with
-from quantcli.types import Matrix, TensorStore
+from quantcli.types import Matrix, OutputTensor, TensorStore
 
 _SLAB = 4 << 20
 _FUSED = (
@@ -60,17 +60,16 @@ def largest_weight(model: Model, name: str) -> float:
     block, _, leaf = name.removesuffix(".weight").rpartition(".")
     parts = next((parts for parts in _FUSED if leaf in parts), (leaf,))
     names = {f"{block}.{part}.weight" if block else f"{part}.weight" for part in parts}
-    found = []
-    for tensor in model.tensors:
-        if tensor.name in names:
-            step = max(1, _SLAB // (4 * tensor.columns))
-            found.append(
-                _largest(
-                    model.read_floats(tensor, start, min(start + step, tensor.rows))
-                    for start in range(0, tensor.rows, step)
-                )
-            )
-    return max(found)
+    return max(largest_in_tensor(model, t) for t in model.tensors if t.name in names)
+
+
+def largest_in_tensor(model: Model, tensor: OutputTensor) -> float:
+    """The largest magnitude in a GGUF tensor; NaN where a weight is none."""
+    step = max(1, _SLAB // (4 * tensor.columns))
+    return _largest(
+        model.read_floats(tensor, start, min(start + step, tensor.rows))
+        for start in range(0, tensor.rows, step)
+    )
 
 
 def _largest(slabs: Iterable[np.ndarray]) -> float:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic_folder import MANIFEST, refuse_folder
 from quantcli.artifacts.folder_files import make_settings
 from quantcli.artifacts.nearest_codes import CodeSource, RoundToNearest, column_weights
+from quantcli.artifacts.nvfp4_scales import TensorScales, choose_scaled
 from quantcli.artifacts.safetensors_shards import (
     LARGEST,
     FolderArtifact,
@@ -36,15 +37,16 @@ from quantcli.artifacts.slabs import (
 from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
-from quantcli.formats import get_format, native
+from quantcli.formats import get_format, native, scaled_nvfp4
 from quantcli.layouts import find_layout
 from quantcli.layouts.base import DTYPES as ARRAY_DTYPES
-from quantcli.layouts.base import ROWS, Packing, Patch
+from quantcli.layouts.base import ROWS, Patch
 from quantcli.model import Model
 from quantcli.plan.budget import check_disk
 from quantcli.plan.folders import Copy, FolderPlan, Item, make_folder_plan
 from quantcli.plan.linear_layers import natural
 from quantcli.plan.recipe import Recipe
+from quantcli.plan.schemes import has_types
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import Declared, Note
@@ -59,19 +61,20 @@ class ModelFolder(FolderArtifact):
     """A decided model folder: everything but the weights has been read and checked.
 
     ``codes`` gives the codes in place of rounding to nearest, ``scales`` those that were found
-    beforehand.
+    beforehand, ``tensor_scales`` those of whole tensors under which weights go through a block
+    format.
     """
 
     model: Model
     plan: FolderPlan
     importance: Importance | None
-    packing: Packing | None
     path: Path
     weights: SafetensorsShards
     files: Mapping[str, bytes]
     force: bool
     codes: CodeSource | None = None
     scales: StaticScales | None = None
+    tensor_scales: TensorScales | None = None
 
     @property
     def hashed(self) -> bool:
@@ -113,10 +116,9 @@ class ModelFolder(FolderArtifact):
         """Bytes that a matrix or a copied tensor takes in the output."""
         if isinstance(item, Copy):
             return item.rows * item.columns * (4 if item.dtype == "F32" else 2)
-        packing = self._packing(item)
-        if packing is None or item.scheme is None:
+        if item.scheme is None:
             return item.matrix.elements * (4 if item.dtype == "F32" else 2)
-        declared = packing.declare(item.matrix, item.scheme.grid)
+        declared = item.scheme.packing.declare(item.matrix, item.scheme.grid)
         return sum(tensor.nbytes for tensor in declared) // max(1, item.matrix.stack)
 
     def parts(self) -> Iterator[ArtifactPart]:
@@ -166,22 +168,27 @@ class ModelFolder(FolderArtifact):
         start = slab.start - item.first
         if isinstance(item, Copy):
             yield from self._place(Patch(item.name, _cast(rows, item.dtype), item.row + start))
-        elif (packing := self._packing(item)) is None or item.scheme is None:
+        elif item.scheme is None:
             yield from self._place(self._decoded(item, start, rows))
         elif codes is not None:
             coded = codes(item.matrix, start, rows)
-            for patch in packing.place(item.matrix, item.scheme.grid, start, coded):
+            scheme = item.scheme
+            for patch in scheme.packing.place(item.matrix, scheme.grid, start, coded):
                 yield from self._place(patch)
-
-    def _packing(self, item: Item) -> Packing | None:
-        """How a matrix is packed: as a GGUF's blocks, or by its scheme."""
-        return self.packing or (item.scheme.packing if item.scheme else None)
 
     def _decoded(self, item: Item, start: int, rows: NDArray[Any]) -> Patch:
         """The rows through a block format and back."""
         fmt, matrix = get_format(item.format or "F32"), item.matrix
         weights = column_weights(self.importance, matrix, item.importance)
-        values = _cast(native.decode(fmt, native.encode(fmt, rows, weights)), item.dtype)
+        if self.tensor_scales is not None and matrix.tensor in self.tensor_scales:
+            scale = self.tensor_scales[matrix.tensor]
+            if self.plan.recipe.range == "mse":
+                weights = None
+            packed = scaled_nvfp4.encode(native.to_float32(rows), scale, weights)
+            decoded = scaled_nvfp4.decode(packed, scale)
+        else:
+            decoded = native.decode(fmt, native.encode(fmt, rows, weights))
+        values = _cast(decoded, item.dtype)
         if matrix.transpose:
             return Patch(matrix.source, np.ascontiguousarray(values.T), column=start)
         return Patch(matrix.source, values, matrix.first + start)
@@ -224,7 +231,6 @@ def prepare_folder(
     *,
     importance: Importance | None = None,
     plan: FolderPlan | None = None,
-    packing: Packing | None = None,
     files: Mapping[str, bytes] | None = None,
     force: bool = False,
     check: bool = True,
@@ -232,22 +238,27 @@ def prepare_folder(
     """Decide everything about making ``output`` of ``model`` without reading a weight.
 
     ``check=False`` leaves out the checks on the output's place (for a dry run). A ``plan`` that
-    was made already is taken as it is, and so is a ``packing``; ``files`` stand beside the weights
-    in place of those of the same name. Raises PlanError, OutputError or UsageError before any
-    work is done.
+    was made already is taken as it is; ``files`` stand beside the weights in place of those of the
+    same name. Raises PlanError, OutputError or UsageError before any work is done.
     """
     shapes = None
     if importance is not None:
         shapes = {name: values.shape for name, values in importance.entries.items()}
     plan = plan or make_folder_plan(model, recipe, importance=shapes)
-    if packing is None:
-        _check_packing(model, plan)
-    declared = _declare(plan, packing, model)
+    _check_packing(model, plan)
+    declared = _declare(plan, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else LARGEST
     header = {"format": find_layout(recipe.to).header}
     weights = lay_out_shards(header, declared, limit)
-    files = make_settings(model, plan, packing, weights) | dict(files or {})
-    folder = ModelFolder(model, plan, importance, packing, output, weights, files, force)
+    files = make_settings(model, plan, weights) | dict(files or {})
+    tensor_scales = None
+    if has_types(recipe.to):
+        formats = {tensor.name: "" for tensor in model.tensors}
+        formats |= {item.matrix.tensor: item.format or "" for item in plan.items}
+        tensor_scales = TensorScales(model, choose_scaled(model, recipe, formats))
+    folder = ModelFolder(
+        model, plan, importance, output, weights, files, force, tensor_scales=tensor_scales
+    )
     if check:
         _refuse_source(model, output)
         refuse_folder(output, force=force)
@@ -269,7 +280,7 @@ def _check_packing(model: Model, plan: FolderPlan) -> None:
             )
 
 
-def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[Declared]:
+def _declare(plan: FolderPlan, model: Model) -> list[Declared]:
     declared = [
         Declared(copy.name, copy.dtype, copy.shape) for copy in plan.copies if copy.row == 0
     ]
@@ -279,8 +290,7 @@ def _declare(plan: FolderPlan, packing: Packing | None, model: Model) -> list[De
     ]
     for item in plan.items:
         if item.scheme is not None and item.matrix.slot == 0:
-            own = packing or item.scheme.packing
-            declared += own.declare(item.matrix, item.scheme.grid)
+            declared += item.scheme.packing.declare(item.matrix, item.scheme.grid)
     declared += declare_scales(plan)
     twice = next((name for name, n in Counter(t.name for t in declared).items() if n > 1), None)
     if twice is not None:

@@ -38,7 +38,9 @@ def export(
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
             f"hf (a folder for transformers), {', '.join(code_layouts())} (the own codes of a GGUF "
             "or of another folder, for other runtimes), ollama (a Modelfile), imatrix or "
-            "dat (an importance matrix in its GGUF or older form), card (a model card).",
+            "dat (an importance matrix in its GGUF or older form), card (a model card), report "
+            "(a page and a card about several artifacts, with --eval and --against), hub "
+            "(files and folders as they are into --repo).",
         ),
     ] = None,
     output: Annotated[
@@ -103,6 +105,19 @@ def export(
             help="Put the results that 'eval-ppl --json' printed into the model card.",
         ),
     ] = None,
+    repo: Annotated[
+        str | None,
+        _option(
+            "--repo",
+            metavar="ORG/NAME",
+            help="With --to hub: the repository, created if it is not there. The token is that of "
+            "'hf auth login', or HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        _option("--public", help="With --to hub: create the repository for everyone to see."),
+    ] = False,
     force: Annotated[
         bool, _option("--force", "-f", help="Replace an existing file or folder.")
     ] = False,
@@ -124,8 +139,8 @@ def export(
             "--against",
             metavar="MODEL",
             panel=_CHECK,
-            help="With --verify: measure each tensor's error against this model, and report "
-            "whether the artifact was made from it.",
+            help="With --verify and --to report: measure each tensor's error against this model; "
+            "--verify also says whether the artifact was made from it.",
         ),
     ] = None,
     threads: Threads = None,
@@ -162,8 +177,8 @@ def export(
         done = run(
             artifacts, output, to=to, dtype=dtype, split_max_size=split_max_size, config=config,
             tokenizer=tokenizer, requantize=requantize, card=card, evaluation=evaluation,
-            force=force, dry_run=dry_run, verify=verify, against=against, threads=threads,
-            on_event=out.event,
+            repo=repo, public=public, force=force, dry_run=dry_run, verify=verify, against=against,
+            threads=threads, on_event=out.event,
         )  # fmt: skip
     except SourceError as error:
         show(error.result)
@@ -172,5 +187,5 @@ def export(
     if kind == "export":
         taken = duration_text(time.monotonic() - start)
         out.say(f"{done.summary}: {size_text(done.nbytes)} in {taken}")
-        for path in done.paths:
-            out.result(path)
+        for made in (done.url,) if done.url else done.paths:
+            out.result(made)

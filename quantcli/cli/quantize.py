@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
     ModelArgument,
     Threads,
@@ -14,9 +17,11 @@ from quantcli.cli.options import (
 )
 from quantcli.cli.output import Output
 from quantcli.cli.recipe_options import takes_recipe
+from quantcli.errors import UsageError
 from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
+    from quantcli.run.outputs import Quantized
     from quantcli.run.request import Request
     from quantcli.types import Event
 
@@ -26,6 +31,14 @@ if TYPE_CHECKING:
 def quantize(
     out: Output,
     model: ModelArgument,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[OUTPUT] [TYPE]...", show_default=False,
+            help="As llama-quantize takes them: a file, or a folder with a slash behind it (-o), "
+            "and types (--type).",
+        ),
+    ] = None,
     fit: Annotated[
         str | None,
         option(
@@ -137,6 +150,14 @@ def quantize(
     force: Annotated[
         bool, option("--force", "-f", help="Replace what exists.", panel=OUTPUT.title)
     ] = False,
+    prompt: Annotated[
+        str | None,
+        option(
+            "--run", metavar="PROMPT", panel=OUTPUT.title,
+            help="Show at once what the new GGUF answers to this, in llama.cpp (pip install "
+            "llama-cpp-python). The answer goes to standard error.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
@@ -150,6 +171,22 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    push: Annotated[
+        str | None,
+        option(
+            "--push", metavar="ORG/NAME", panel=OUTPUT.title,
+            help="Upload what was made to this repository of the Hugging Face Hub, which is "
+            "created, private, if it is not there. The token is that of 'hf auth login', or "
+            "HF_TOKEN.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        option(
+            "--public", panel=OUTPUT.title,
+            help="With --push: create the repository for everyone to see.",
+        ),
+    ] = False,
     **fields: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
@@ -158,6 +195,8 @@ def quantize(
     need not fit into memory. Prints the path of the file or folder.
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
+
+    And what it answers:        quantcli quantize ./my-model --bits 4 --run "Hello!"
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
@@ -168,11 +207,19 @@ def quantize(
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
     from quantcli.api.fit import choose_type, read_fit
+    from quantcli.exports.to_hub import check_push
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
     from quantcli.run.request import Request, check_request, place_outputs
 
+    found = read_words(model, words or ())
+    if found.output is not None and output is not None:
+        raise UsageError(f"both {found.output} and -o {output} name the output", hint="name one")
+    output, threads = output or found.output, threads or found.threads
+    if found.types:
+        fields["type"] = [*found.types, *(fields["type"] or ())]
+    check_push(push, public=public, dry_run=dry_run)
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
         taken = fields | {"set": output_set}
@@ -192,11 +239,33 @@ def quantize(
         for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
-    _run(out, request)
+    if prompt is not None:
+        if out.quiet:
+            raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
+        from quantcli.api.answer import check_answer
+
+        check_answer(request)
+    finished = _run(out, request, push, public=public)
+    if prompt is not None:
+        _answer(out, finished[0].artifact.paths[0], prompt, threads)
+    elif not (push or request.dry_run) and out.talks_to_a_terminal:
+        from quantcli.report.next_step import next_step
+
+        out.say(next_step(finished))
 
 
-def _run(out: Output, request: Request) -> None:
+def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
+    from quantcli.api.answer import answer
+
+    out.say("")
+    for piece in answer(path, prompt, threads=threads):
+        out.stream(piece)
+    out.stream("\n")
+
+
+def _run(out: Output, request: Request, push: str | None, *, public: bool) -> list[Quantized]:
     from quantcli.events import drain
+    from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
     from quantcli.run.outputs import OutputDone
     from quantcli.run.quantize import quantize as run
@@ -227,3 +296,10 @@ def _run(out: Output, request: Request) -> None:
                 out.table(table)
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
+    if push and not request.dry_run:
+        made = [path for done in finished for path in done.artifact.paths]
+        out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+    return finished
+
+
+quantize.read_args = read_args  # type: ignore[attr-defined]

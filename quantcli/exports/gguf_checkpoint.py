@@ -24,6 +24,7 @@ from quantcli.errors import ArchitectureError, UnknownArchitectureError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
+from quantcli.tensor_scales import multiply_scales
 from quantcli.types import OutputTensor, TensorInfo, row_count
 
 
@@ -42,6 +43,7 @@ def view_checkpoint(model: Model, config: Mapping[str, Any]) -> CheckpointView:
             f"{unknown.message}",
             hint="the checkpoint that it was made from needs no table",
         ) from unknown
+    model = multiply_scales(model)
     present = {tensor.name: tensor for tensor in model.tensors}
     layout = {
         name: TensorInfo(name, shape, "F32", 4 * int(np.prod(shape)), model.path)

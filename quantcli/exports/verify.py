@@ -34,6 +34,7 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf import GgufCheckpoint
+from quantcli.tensor_scales import multiply_scales, row_scales
 from quantcli.types import Event, MetaValue, Note, OutputTensor
 
 DIGEST = "quantcli.source.digest"
@@ -124,7 +125,8 @@ def verify(model: Model, against: Model | None = None, *, threads: int = 1) -> I
             else cut_tensor(against, other)
         )
     ]
-    tasks = [(cut[2], partial(_measure, model, against, *cut)) for cut in cuts]
+    ours, theirs = _Side(model), None if against is None else _Side(against)
+    tasks = [(cut[2], partial(_measure, ours, theirs, *cut)) for cut in cuts]
     parts = yield from work_slabs(tasks, threads)
     faulty = set()
     for slab, part in zip((slab for slab, _ in tasks), parts, strict=True):
@@ -153,26 +155,47 @@ def stored_keys(model: Model) -> Mapping[str, MetaValue]:
     return model.store.metadata if isinstance(model.store, GgufCheckpoint) else {}
 
 
+class _Side:
+    """A model, and what its weights are multiplied by."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._factors = row_scales(model)
+
+    def read(self, tensor: OutputTensor, slab: Slab) -> NDArray[Any]:
+        """A slab's rows as they are stored."""
+        return self.model.read_rows(tensor, slab.start, slab.stop)
+
+    def decode(self, tensor: OutputTensor, slab: Slab, rows: NDArray[Any]) -> NDArray[Any] | None:
+        """Weights of these rows; None for integers, which are no weights."""
+        if rows.dtype != np.uint8:
+            return rows
+        if tensor.dtype not in FORMATS:
+            return None
+        values = native.decode(get_format(tensor.dtype), rows)
+        factors = self._factors.get(tensor.name)
+        return values if factors is None else values * factors[slab.start : slab.stop]
+
+
 def _measure(
-    model: Model,
-    against: Model | None,
+    ours: _Side,
+    theirs: _Side | None,
     tensor: OutputTensor,
     other: OutputTensor | None,
     slab: Slab,
 ) -> _Part:
-    rows = model.read_rows(tensor, slab.start, slab.stop)
-    values = _decode(tensor, rows)
+    values = ours.decode(tensor, slab, ours.read(tensor, slab))
     leaf = b""
     if values is None:
         return _Part(_Sums(), leaf, None)
-    fault = _find_fault(model, tensor, values, slab.start)
-    if against is None or other is None:
+    fault = _find_fault(ours.model, tensor, values, slab.start)
+    if theirs is None or other is None:
         return _Part(_Sums(), leaf, fault)
-    stored = against.read_rows(other, slab.start, slab.stop)
+    stored = theirs.read(other, slab)
     leaf = hash_rows(stored)
-    wanted = _decode(other, stored)
+    wanted = theirs.decode(other, slab, stored)
     if wanted is not None and fault is None:
-        fault = _find_lost(model, tensor, values, against, wanted, slab.start)
+        fault = _find_lost(ours.model, tensor, values, theirs.model, wanted, slab.start)
     if wanted is None or fault is not None:
         return _Part(_Sums(), leaf, fault)
     wide = wanted.astype(np.float64)
@@ -182,13 +205,6 @@ def _measure(
         float(np.abs(apart).max(initial=0.0)),
     )  # fmt: skip
     return _Part(sums, leaf, None)
-
-
-def _decode(tensor: OutputTensor, rows: NDArray[Any]) -> NDArray[Any] | None:
-    """Weights of ``rows``; None for integers, which are no weights."""
-    if rows.dtype != np.uint8:
-        return rows
-    return native.decode(get_format(tensor.dtype), rows) if tensor.dtype in FORMATS else None
 
 
 def _find_fault(model: Model, tensor: OutputTensor, values: NDArray[Any], start: int) -> str | None:
@@ -266,8 +282,10 @@ def _check_table(model: Model) -> Iterator[Note]:
 
 
 def _check_names(model: Model, against: Model) -> list[str]:
-    ours = {tensor.name: tensor for tensor in model.tensors}
-    theirs = {tensor.name: tensor for tensor in against.tensors}
+    ours, theirs = (
+        {tensor.name: tensor for tensor in multiply_scales(each).tensors}
+        for each in (model, against)
+    )
     problems = [
         f"{lacking.path} has no tensor {name}, which {holder.path} has"
         for lacking, holder, names in (

@@ -83,6 +83,19 @@ def is_same_grid(source: Grid, target: Grid, columns: int) -> bool:
     return source.zero != "edge" or target.zero == "edge"
 
 
+def holds_all(source: Grid, target: Grid) -> bool:
+    """Whether ``target`` holds whatever scales and zero points ``source`` has."""
+    if isinstance(source, IntegerGrid) and isinstance(target, IntegerGrid):
+        zeros = (source.zero, target.zero)
+        certain = zeros in (("middle", "middle"), ("middle", "integer"), ("edge", "edge"))
+        return source.scale_dtype == target.scale_dtype and certain
+    if isinstance(source, FloatGrid) and isinstance(target, FloatGrid):
+        if source.scales == target.scales == "float":
+            return source.scale_dtype == target.scale_dtype
+        return source.scales == target.scales == "E8M0"
+    return False
+
+
 def as_read(scales: Floats, grid: FloatGrid) -> Floats:
     """What a reader makes of ``scales`` once ``grid`` has stored them."""
     if grid.scales == "float":

@@ -10,8 +10,11 @@ Several texts are cut one by one. With weights, windows are taken from each in t
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,7 +164,7 @@ def _first_special(folder: Path) -> int | None:
     file = folder / "tokenizer.json"
     if file.is_file():
         tokenizer = _load(file)
-        bare, special = (tokenizer.encode("a", add_special_tokens=on).ids for on in (False, True))
+        bare, special = (_encode(file, tokenizer, "a", special=on) for on in (False, True))
     else:
         slow = _load_slow(folder)
         bare, special = (slow.encode("a", add_special_tokens=on) for on in (False, True))
@@ -172,10 +175,8 @@ def _first_special(folder: Path) -> int | None:
 def _load(file: Path) -> Any:
     import tokenizers
 
-    try:
+    with _rust(f"{file} cannot be loaded"):
         return tokenizers.Tokenizer.from_file(str(file))
-    except Exception as broken:  # tokenizers raises plain Exception
-        raise VocabularyError(f"{file} cannot be loaded: {broken}") from broken
 
 
 def _open(folder: Path) -> Any:
@@ -191,16 +192,45 @@ def _open(folder: Path) -> Any:
     return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def _encode(file: Path, tokenizer: Any, text: str) -> list[int]:
-    try:
+def _encode(file: Path, tokenizer: Any, text: str, *, special: bool = False) -> list[int]:
+    with _rust(f"{file} cannot split this text"):
         # The fast form leaves out offsets, which would take most of the memory.
-        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
-    except BaseException as broken:
-        # A panic of Rust's is no Exception, and its class cannot be imported.
-        if type(broken).__name__ != "PanicException" and not isinstance(broken, Exception):
-            raise
-        raise VocabularyError(f"{file} cannot split this text: {broken}") from broken
+        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=special)[0].ids
     return ids
+
+
+@contextmanager
+def _rust(what: str) -> Iterator[None]:
+    """VocabularyError for whatever the tokenizers library raises, a panic included.
+
+    That is no Exception, its class cannot be imported, and Rust tells of it on standard error
+    itself, which therefore leads nowhere meanwhile.
+    """
+    with _no_standard_error():
+        try:
+            yield
+        except BaseException as broken:
+            if type(broken).__name__ != "PanicException" and not isinstance(broken, Exception):
+                raise
+            raise VocabularyError(f"{what}: {broken}") from broken
+
+
+@contextmanager
+def _no_standard_error() -> Iterator[None]:
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _load_slow(folder: Path) -> Any:
@@ -213,6 +243,7 @@ def _load_slow(folder: Path) -> Any:
             hint="pip install transformers",
         ) from missing
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (ValueError, OSError, ImportError, KeyError) as broken:
+        # Asked for nothing, transformers would ask the user whether to run the model's own code.
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as broken:  # whatever its many tokenizers raise
         raise VocabularyError(f"{folder}: its tokenizer cannot be loaded: {broken}") from broken

@@ -221,7 +221,7 @@ class Grids:
 
 _GRID_FIELDS = frozenset({"bits", "grid", "method", "keep", "dtype", "on_fallback"})
 _PRESET_FIELDS = frozenset({"scheme", "range", "method", "keep", "dtype", "on_fallback", "strict"})
-_FLOAT_FIELDS = frozenset({"types", "method", "dtype"})
+_FLOAT_FIELDS = frozenset({"types", "method", "dtype", "range"})
 
 
 def serve(name: str) -> str:
@@ -265,11 +265,10 @@ class Layout:
 
     ``grids`` are for float activations, None where there are none; ``activations`` are the
     grids for activations that a runtime quantizes, by their name in a recipe. ``presets`` are its
-    named schemes, the first of which is the default where there are no grids. ``blocks`` packs the
-    rows of a block format (uint8, in place of codes) as the same weights, by its name. ``read``
-    returns a folder's quantized weights by name, if the ``quant_method`` of its settings is the
-    layout's name; SourceError where it does not understand them. ``remark`` yields notes on what
-    runtimes do with a grid and its matrices.
+    named schemes, the first of which is the default where there are no grids. ``read`` returns a
+    folder's quantized weights by name, if the ``quant_method`` of its settings is the layout's
+    name; SourceError where it does not understand them. ``remark`` yields notes on what runtimes do
+    with a grid and its matrices.
     """
 
     name: str
@@ -279,7 +278,6 @@ class Layout:
     presets: Mapping[str, Preset] = field(default_factory=dict)
     shorthands: Mapping[tuple[str, int], str] = field(default_factory=dict)
     """Presets by the names of activations and bits, where no grids of ``activations`` are meant."""
-    blocks: Mapping[str, Packing] = field(default_factory=dict)
     inputs: InputScales | None = None
     """Where scales of activations go that are found beforehand."""
     caches: Mapping[str, CacheScales] = field(default_factory=dict)

@@ -112,6 +112,8 @@ def find_file_type(name: str) -> FileType:
         )
     guess = near(name, available, most=1)
     hint = f"did you mean {guess[0]}?" if guess else "known: " + ", ".join(available)
+    if wanted.isdigit() and int(wanted) in TYPE_OF_BITS:
+        hint = f"--bits {wanted} makes a {TYPE_OF_BITS[int(wanted)]}"
     raise UsageError(f"there is no type {name}", hint=hint)
 
 

@@ -71,5 +71,5 @@ def _integer(metadata: Mapping[str, MetaValue], key: str, default: int | None) -
     value = found.value[0] if found.kind.startswith("[") and len(found.value) else found.value
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise PlanError(f"key-value {key} should be an integer, found {found.value!r}") from None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import UsageError
-from quantcli.plan.filetypes import find_file_type
+from quantcli.plan.filetypes import file_types, find_file_type
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import resolve_recipe
 from quantcli.plan.schemes import GGUF, find_output_layout, has_types, is_taken
@@ -151,7 +151,9 @@ def split_values(name: str, given: Any) -> list[Any]:
         value = part
         if name == "bits" and isinstance(part, str):
             if not part.isdigit():
-                raise UsageError(f"{flag} {part} is not a number", hint=f"{flag} 4, or {flag} 2,4")
+                kinds = [each.name for each in file_types() if each.name == part.upper()]
+                hint = f"--type {kinds[0]}" if kinds else f"{flag} 4, or {flag} 2,4"
+                raise UsageError(f"{flag} {part} is not a number", hint=hint)
             value = int(part)
         elif name != "bits" and not isinstance(part, str):
             raise UsageError(f"{flag} lists {part!r}, which is no text")

@@ -165,7 +165,8 @@ class Recipe:
     range: str | None = declare(
         GRID,
         "How each group's range is chosen: its extremes, the least squared error, or the least "
-        "error weighted by --imatrix. Default: imatrix if one is given, else mse.",
+        "error weighted by --imatrix; in a GGUF of NVFP4 alone, where minmax is llama.cpp's rule. "
+        "Default: imatrix if one is given, else mse.",
         "minmax|mse|imatrix",
     )
     keep: tuple[str, ...] = declare(
@@ -428,3 +429,5 @@ def make_recipe(fields: Mapping[str, Any]) -> Recipe:
         what, _, where = str(error).partition(" - at `$")
         field = where.strip("`.") or "recipe"
         raise UsageError(f"{field}: {what[:1].lower()}{what[1:]}") from None
+    except UnicodeEncodeError:
+        raise UsageError("a value has half of a surrogate pair, which is no text") from None

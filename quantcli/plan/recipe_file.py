@@ -89,7 +89,7 @@ def _outputs(fields: dict[str, Any]) -> Iterator[Output]:
 
 
 def _is_file_name(name: str) -> bool:
-    return name == Path(name).name and name not in ("", "..") and "\0" not in name
+    return name == Path(name).name and name not in ("", "..") and name.isprintable()
 
 
 def _each(fields: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

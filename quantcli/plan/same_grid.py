@@ -18,7 +18,7 @@ import numpy as np
 from quantcli.errors import PlanError
 from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import IntegerGrid, Strategy
-from quantcli.formats.regrid import UnfitError, convert_ranges
+from quantcli.formats.regrid import UnfitError, convert_ranges, holds_all
 from quantcli.layouts.base import CodeGrid, Grids, Layout, is_static
 from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
@@ -42,25 +42,30 @@ class SameCodes:
     exact: bool
 
 
-def plan_same_codes(model: Model, layout: Layout, recipe: Recipe, label: str) -> SameCodes:
+def plan_same_codes(
+    model: Model, layout: Layout, recipe: Recipe, label: str, *, dtype: str | None = None,
+    hint: str | None = None,
+) -> SameCodes:  # fmt: skip
     """Decide a folder of ``layout`` with the codes of the checkpoint ``model``.
 
-    PlanError where a matrix lies on no grid that the layout has, or on several and it has one for
-    all; ``label`` is what the user calls the model.
+    ``label`` is what the user calls the model, ``dtype`` what its floats are in where the recipe
+    says nothing, and ``hint`` what would do where this does not. PlanError where a matrix lies on
+    no grid that the layout has, or on several and it has one for all.
     """
-    hint = (
+    fresh = hint or f"'quantcli quantize {label} --to {layout.name}' quantizes it"
+    hint = hint or (
         f"'quantcli quantize {label} --to {layout.name}' rounds the weights a second time, as "
         "--requantize does; the original model is better"
     )
-    store, dtype = model.store, recipe.dtype or model_dtype(model)
+    store, dtype = model.store, recipe.dtype or dtype or model_dtype(model)
     if not isinstance(store, CodedStore):
         raise PlanError(f"{label} has no codes", hint=hint)
     found = find_matrices(model, embeddings=layout.embeddings, stacked=layout.stacked, packed=True)
     coded, kept = _part(model, found, store, layout, hint)
     if not coded:
         raise PlanError(
-            f"{label} has no linear layer that is stored as codes",
-            hint=f"'quantcli quantize {label} --to {layout.name}' quantizes it",
+            f"{label} has no linear layer that is stored as codes of a grid",
+            hint=fresh,
         )
     try:
         schemes, exact = _choose(model, coded, store, layout, dtype)
@@ -94,11 +99,18 @@ def _key(matrix: Matrix) -> tuple[str, int]:
 def _part(
     model: Model, found: Sequence[Matrix], store: CodedStore, layout: Layout, hint: str
 ) -> tuple[list[Matrix], list[Matrix]]:
-    """The matrices that are stored as codes, and those that are floats."""
+    """The matrices that are stored as codes, and those that are floats or become them.
+
+    These are embeddings and heads, which need no codes, on a grid that the layout has not.
+    """
     coded, kept, grids = [], [], store.grids
+    inner = {matrix.source for matrix in find_matrices(model)}
     for matrix in found:
         info = model.store.tensors[matrix.source]
-        if info.dtype in _FLOATS:
+        outer = matrix.source not in inner
+        if info.dtype in _FLOATS or (
+            outer and (matrix.source not in grids or not _has(layout, grids[matrix.source]))
+        ):
             kept.append(matrix)
         elif matrix.source not in grids:
             raise PlanError(
@@ -142,8 +154,9 @@ def _choose(
         else:
             candidates = _integer_schemes(layout, first, family[1:], dtype)
         if not candidates:
+            kind = model.store.tensors[matrices[0].source].dtype
             raise PlanError(
-                f"{_where(model, matrices[0])} is {_grid_text(first)}, a grid that --to "
+                f"{_where(model, matrices[0])} is {kind}, whose grid ({_grid_text(first)}) --to "
                 f"{layout.name} does not have"
             )
         for matrix in matrices:
@@ -151,6 +164,13 @@ def _choose(
             exact &= same
         chosen |= {_key(matrix): candidates[0] for matrix in matrices}
     return chosen, exact
+
+
+def _has(layout: Layout, grid: CodeGrid) -> bool:
+    """Whether a layout has a grid of such codes."""
+    if isinstance(grid, FloatGrid):
+        return bool(_float_schemes(layout, grid))
+    return layout.grids is not None and grid.bits in layout.grids.bits
 
 
 def _where(model: Model, matrix: Matrix) -> str:
@@ -165,9 +185,14 @@ def _grid_text(grid: CodeGrid) -> str:
 def _narrow(
     model: Model, store: CodedStore, matrix: Matrix, candidates: list[Scheme]
 ) -> tuple[list[Scheme], bool]:
-    """Those of the candidates that hold a matrix's scales and zero points; PlanError for none."""
+    """Those of the candidates that hold a matrix's scales and zero points; PlanError for none.
+
+    They are not read where the first holds whatever there is.
+    """
     grid = store.grids[matrix.source]
     whole, multiplies = store.read_whole(matrix.source)
+    if holds_all(grid, candidates[0].grid):
+        return candidates, not multiplies
     reasons: list[tuple[bool, str]] = []
     for start in range(0, matrix.rows, _ROWS):
         first = matrix.first + start

@@ -24,7 +24,7 @@ GGUF = "gguf"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep"})
+_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep", "range"})
 _INTEGER = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
 """The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
@@ -135,6 +135,9 @@ def check_scheme(recipe: Recipe) -> None:
         raise UsageError(f"--dtype {recipe.dtype} is not one of {', '.join(DTYPES)}")
     if layout is not None and layout.has_codes:
         make_schemes(recipe, "BF16", has_importance=knows_importance(recipe))
+    elif recipe.range is not None:
+        # An importance matrix may be for other tensors than those whose ranges are chosen.
+        _search(recipe, recipe.range == "imatrix" and knows_importance(recipe))
 
 
 def knows_importance(recipe: Recipe) -> bool:

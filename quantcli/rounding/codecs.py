@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 
-from quantcli.artifacts.largest_weights import largest_weight
-from quantcli.formats import get_format, native
+from quantcli.artifacts.largest_weights import largest_in_tensor, largest_weight
+from quantcli.artifacts.nvfp4_scales import scaled_tensors
+from quantcli.formats import get_format, native, scaled_nvfp4
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.float_grid import BLOCK
 from quantcli.formats.integer import GridCodes
@@ -127,6 +128,48 @@ class BlockCodec:
         matrix.unpack(packed)
         sweep(matrix, hessian, pool)
         return matrix.pack()
+
+
+@dataclass(frozen=True)
+class ScaledBlockCodec(BlockCodec):
+    """NVFP4 under a scale of the whole tensor, which ``largest``, its largest weight, gives."""
+
+    largest: Callable[[], float]
+
+    @cached_property
+    def scale(self) -> np.float32:
+        """The tensor's scale."""
+        return np.float32(scaled_nvfp4.tensor_scale(self.largest()))
+
+    @property
+    def identity(self) -> str:
+        """The format, and that it is scaled."""
+        return f"{self.format.name} under a scale"
+
+    def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
+        """Round to nearest under the scales of least weighted squared error."""
+        packed = np.empty((len(rows), self.format.row_bytes(rows.shape[1])), np.uint8)
+
+        def share(start: int, stop: int) -> None:
+            part = rows[start:stop]
+            packed[start:stop] = scaled_nvfp4.encode(part, float(self.scale), importance)
+
+        pool.run(len(rows), share)
+        return packed
+
+    def decode(self, packed: Bytes) -> Floats:
+        """The weights in the blocks, scaled."""
+        return super().decode(packed) * self.scale
+
+    def descend(
+        self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
+    ) -> Bytes:
+        """GPTQ and the sweeps after it, on what the scale leaves."""
+        return super().descend(rows / self.scale, hessian, importance, options, pool)
+
+    def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
+        """Another sweep from packed rows towards ``rows``."""
+        return super().refine(packed, rows / self.scale, hessian, pool)
 
 
 @dataclass(frozen=True)
@@ -242,8 +285,14 @@ def find_codecs(
 ) -> tuple[dict[str, WeightCodec], dict[str, WeightCodec]]:
     """Forms by GGUF tensor: of what a method rounds, and of everything that is quantized."""
     if isinstance(plan, Plan):
+        scaled = {tensor.name for tensor in scaled_tensors(plan).values()}
         every: dict[str, WeightCodec] = {
-            item.tensor.name: BlockCodec(get_format(item.format)) for item in plan.items
+            item.tensor.name: ScaledBlockCodec(
+                get_format(item.format), partial(largest_in_tensor, model, item.tensor)
+            )
+            if item.tensor.name in scaled
+            else BlockCodec(get_format(item.format))
+            for item in plan.items
         }
         return {i.tensor.name: every[i.tensor.name] for i in plan.items if i.importance}, every
     schemes = {item.matrix.tensor: item.scheme for item in plan.items if item.scheme is not None}

@@ -347,7 +347,8 @@ class _RoundingVisitor(Visitor):
 
         return RoundedLayer(
             self.model, trained.index, trained.call, lambda name: output.every_codec[name].name,
-            read, packed, (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
+            read, lambda name, rows: output.every_codec[name].decode(rows), packed,
+            (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
         )  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
     if cached is not None:
         return cached
     on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
-    with explaining(wanted), _dark():
+    with explaining(wanted), dark():
         stop = threading.Event()
         bar = _bar_class(wanted.label, on_event, stop)
         folder = wait_unless_interrupted(partial(_snapshot, wanted, tqdm_class=bar), stop)
@@ -77,7 +77,7 @@ def explaining(wanted: HubRequest) -> Iterator[None]:
         yield
     except HFValidationError as error:
         raise SourceError(f"{wanted.label}: is not a repository's name: {error}") from error
-    except _network_errors() as error:
+    except network_errors() as error:
         raise _explain(error, wanted) from error
 
 
@@ -105,7 +105,7 @@ def _cached(wanted: HubRequest) -> Path | None:
     return folder if wanted.lacks(folder) is None else None
 
 
-def _network_errors() -> tuple[type[Exception], ...]:
+def network_errors() -> tuple[type[Exception], ...]:
     """What a failed request raises: by the library's version, its base is requests' or httpx's."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -130,7 +130,7 @@ def _explain(error: Exception, wanted: HubRequest) -> SourceError:
     if isinstance(error, errors.RevisionNotFoundError):
         return SourceError(f"{label}: the repository has no revision {wanted.revision!r}")
     if isinstance(error, errors.HfHubHTTPError):
-        return SourceError(f"{label}: the Hub answered: {_first_line(error)}")
+        return SourceError(f"{label}: the Hub answered: {first_line(error)}")
     if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
         return SourceError(f"{label}: cannot be stored in the local cache: {error}")
     if _offline():
@@ -141,11 +141,12 @@ def _explain(error: Exception, wanted: HubRequest) -> SourceError:
         )
     return SourceError(
         f"{label}: is not (completely) in the local cache, and the Hub cannot be reached: "
-        f"{_first_line(error.__cause__ or error)}"
+        f"{first_line(error.__cause__ or error)}"
     )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's words that says something."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -161,7 +162,7 @@ def explain_gap(wanted: HubRequest, missing: str) -> SourceError:
 
     try:
         facts = HfApi().model_info(wanted.repo, revision=wanted.revision)
-    except _network_errors() as error:
+    except network_errors() as error:
         return _explain(error, wanted)
     names = sorted(sibling.rfilename for sibling in facts.siblings or ())
     models = [name for name in names if name.endswith(".gguf")]
@@ -177,7 +178,7 @@ def explain_gap(wanted: HubRequest, missing: str) -> SourceError:
 
 
 @contextmanager
-def _dark() -> Iterator[None]:
+def dark() -> Iterator[None]:
     """Keep the library's own bars and warnings off the terminal."""
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,

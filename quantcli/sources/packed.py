@@ -19,7 +19,9 @@ from quantcli.layouts.settings import read_beside, read_settings
 from quantcli.layouts.stored import PackedWeight
 from quantcli.sources.shards import Shards
 
-_CACHES = re.compile(r"\.(q|k|v|kv|prob)(_output)?_(scale|zero_point|global_scale)$")
+_CACHES = re.compile(
+    r"\.(q|k|v|kv|prob)(_output)?_(scale|zero_point|global_scale)$|\.[kv]_cache\.scale$"
+)
 """Scales of attention and of key-value caches, which may be there beside weights as they are."""
 _ACTIVATIONS = re.compile(
     r"(\.(input|output)|[._]activation)_(scale|scale_ub|zero_point|global_scale)$"

@@ -107,6 +107,10 @@ class Shards:
         info, place = self.tensors[name], self.places[name]
         width = width or (info.shape[-1] if info.shape else 1)
         span = rows or (0, info.elements // max(1, width))
+        if info.dtype not in _DTYPES:
+            raise SourceError(
+                f"{info.file}: tensor {name!r} has dtype {info.dtype}, whose values are not read"
+            )
         dtype = np.dtype(_DTYPES[info.dtype])
         return place.file.read_block(place.offset, dtype, width, span, columns)
 

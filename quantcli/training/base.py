@@ -30,9 +30,9 @@ WindowStates = Callable[[int], "torch.Tensor"]
 class RoundedLayer:
     """A layer's rounded tensors, ``packed`` by GGUF name, and how the layer is run.
 
-    ``formats`` and ``read`` give a tensor's block format and its original rows, float32; ``inputs``
-    and ``outputs`` give what the layer gets and what it ought to give, ``call`` what it is called
-    with besides.
+    ``formats`` and ``read`` give a tensor's block format and its original rows, float32, and
+    ``decode`` what its packed rows stand for; ``inputs`` and ``outputs`` give what the layer gets
+    and what it ought to give, ``call`` what it is called with besides.
     """
 
     model: LayerwiseModel
@@ -40,6 +40,7 @@ class RoundedLayer:
     call: Callable[[int], Call]
     formats: Callable[[str], str]
     read: Callable[[str], Floats]
+    decode: Callable[[str, Bytes], Floats]
     packed: dict[str, Bytes]
     inputs: WindowStates
     outputs: WindowStates

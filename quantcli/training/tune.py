@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from quantcli.checkpoint_view import Use
-from quantcli.formats import get_format, native
 from quantcli.rounding.options import Options, Outcome
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.base import RoundedLayer
@@ -93,7 +92,7 @@ class _LayerTraining:
                 parameter.requires_grad_(any(use.tensor.name in tensors for use in uses))
                 self._uses += [(parameter, use) for use in uses]
         for name, packed in layer.packed.items():
-            values = native.decode(get_format(layer.formats(name)), packed)
+            values = layer.decode(name, packed)
             self._place(name, torch.from_numpy(values))
         held_out = range(HELD_OUT - 1, layer.windows, HELD_OUT)
         self._held_out = list(held_out) or [layer.windows - 1]

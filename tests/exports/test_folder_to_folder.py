@@ -455,7 +455,7 @@ def test_several_grids_where_the_format_has_them(mini: Path, tmp_path: Path) -> 
             wanted, stored = read(tmp_path / "mix", module)
             assert np.array_equal(weights, wanted)
             assert np.array_equal(codes, stored)
-    with pytest.raises(PlanError, match="is int8 g128, a grid that --to awq does not have"):
+    with pytest.raises(PlanError, match=r"whose grid \(int8 g128\) --to awq does not have"):
         quantcli.export(tmp_path / "mix", tmp_path / "awq", to="awq")
 
 

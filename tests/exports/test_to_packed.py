@@ -11,6 +11,7 @@ import pytest
 from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 from support import packed_layouts
+from support.unpackers import unpack_gptq
 
 import quantcli
 from quantcli.errors import PlanError
@@ -34,7 +35,13 @@ def blocks(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def file(kind: str) -> Path:
         path = folder / f"{kind}.gguf"
-        if not path.exists():
+        if kind == "MXFP4" and not path.exists():
+            every = ("attn=MXFP4", "ffn=MXFP4", "token_embd=MXFP4")
+            quantcli.quantize(mini, path, type="Q8_0", tensor_types=every)
+        elif kind == "NVFP4" and not path.exists():
+            # By llama.cpp's rule there are no scales of whole tensors.
+            quantcli.quantize(mini, path, type=kind, pure=True, range="minmax")
+        elif not path.exists():
             quantcli.quantize(mini, path, type=kind, pure=True)
         return path
 
@@ -225,10 +232,10 @@ def test_the_rest_of_the_folder(blocks: Any, mini: Path, tmp_path: Path) -> None
 def test_what_would_round_is_refused(blocks: Any, mini: Path, tmp_path: Path) -> None:
     (mixed,) = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q4_K_M").paths
     cases = [
-        (blocks("Q4_1"), "awq", "is none of the 4-bit grid's, whose zero points are whole"),
-        (blocks("Q8_0"), "awq", "is Q8_0, which --to awq does not have"),
-        (blocks("Q5_0"), "gptq", "is Q5_0, which --to gptq does not have"),
-        (mixed, "gptq", "is Q4_K, which --to gptq does not have"),
+        (blocks("Q4_1"), "awq", "is no whole number of scales"),
+        (blocks("Q8_0"), "awq", r"is Q8_0, whose grid \(int8 g32\) --to awq does not have"),
+        (blocks("Q5_0"), "gptq", "is Q5_0, whose grid .* --to gptq does not have"),
+        (mixed, "gptq", r"\(Q4_K\) lies on no grid whose codes --to gptq holds"),
     ]
     for file, to, message in cases:
         with pytest.raises(PlanError, match=message) as caught:
@@ -238,13 +245,79 @@ def test_what_would_round_is_refused(blocks: Any, mini: Path, tmp_path: Path) ->
     (two,) = quantcli.quantize(
         mini, tmp_path / "two.gguf", type="Q4_0", pure=True, tensor_types=("attn_v=Q8_0",)
     ).paths
-    with pytest.raises(PlanError, match=r"linear layers of \[4, 8\] bits"):
-        quantcli.export(two, tmp_path / "out", to="gptq")
+    with pytest.raises(PlanError, match="is Q8_0, whose grid"):
+        quantcli.export(two, tmp_path / "out", to="awq")
     (floats,) = quantcli.quantize(mini, tmp_path / "f.gguf", type="F16").paths
-    with pytest.raises(PlanError, match="has no quantized linear layer"):
+    with pytest.raises(PlanError, match="has no linear layer that is stored as codes"):
         quantcli.export(floats, tmp_path / "out", to="gptq")
-    with pytest.raises(PlanError, match="--to fp8 has no grid of a GGUF's"):
-        quantcli.export(floats, tmp_path / "out", to="fp8")
+    with pytest.raises(PlanError, match="--to fp8 does not have"):
+        quantcli.export(two, tmp_path / "out", to="fp8")
+
+
+def test_several_types_where_the_format_has_several_grids(mini: Path, tmp_path: Path) -> None:
+    (two,) = quantcli.quantize(
+        mini, tmp_path / "two.gguf", type="Q4_0", pure=True, tensor_types=("attn_v=Q8_0",)
+    ).paths
+    quantcli.export(two, tmp_path / "hf", to="hf", dtype="f32")
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    quantcli.export(two, tmp_path / "gptq", to="gptq")
+    settings = json.loads((tmp_path / "gptq" / "config.json").read_text())["quantization_config"]
+    stored = {
+        name: tensor.numpy()
+        for name, tensor in load_file(tmp_path / "gptq" / "model.safetensors").items()
+    }
+    for module, bits in (("self_attn.v_proj", 8), ("mlp.up_proj", 4)):
+        name = f"model.layers.1.{module}"
+        own = settings["dynamic"].get(f"+:^{name}$".replace(".", "\\."), settings)
+        assert own["bits"] == bits
+        found = unpack_gptq(stored, name, settings | own)
+        assert np.array_equal(found, wanted[f"{name}.weight"].numpy())
+
+
+@pytest.mark.parametrize("kind", ["MXFP4", "NVFP4"])
+def test_small_floats_in_mlx(kind: str, blocks: Any, tmp_path: Path) -> None:
+    mx = pytest.importorskip("mlx.core")
+    quantcli.export(blocks(kind), tmp_path / "mlx", to="mlx")
+    stored = mx.load(str(tmp_path / "mlx" / "model.safetensors"))
+    settings = json.loads((tmp_path / "mlx" / "config.json").read_text())["quantization"]
+    assert settings["mode"] == kind.lower()
+    for module, name in {**NAMES, "model.embed_tokens": "token_embd.weight"}.items():
+        found = mx.dequantize(
+            stored[f"{module}.weight"], stored[f"{module}.scales"], **settings, dtype=mx.float32
+        )
+        assert np.array_equal(np.array(found), decoded(blocks(kind))[name]), module
+
+
+@pytest.mark.parametrize("search", ["minmax", "mse"])
+def test_nvfp4_in_compressed_tensors(search: str, mini: Path, tmp_path: Path) -> None:
+    """The codes and block scales are the same; a tensor's scale becomes its reciprocal."""
+    import ml_dtypes
+    from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
+
+    (file,) = quantcli.quantize(
+        mini, tmp_path / "m.gguf", type="NVFP4", pure=True, range=search
+    ).paths
+    done = quantcli.export(file, tmp_path / "ct", to="compressed-tensors")
+    assert ("bit for bit" in done.summary) == (search == "minmax")
+    stored = load_file(tmp_path / "ct" / "model.safetensors")
+    held = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    for module, name in NAMES.items():
+        words = stored[f"{module}.weight_packed"]
+        values = unpack_fp4_from_uint8(words, len(words), 2 * words.shape[1]).float().numpy()
+        own = stored[f"{module}.weight_scale"].view(torch.uint8).numpy()
+        blocks = held[name].data.reshape(-1, 36)
+        assert np.array_equal(own.reshape(-1, 4), blocks[:, :4])
+        scales = own.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+        scales = scales / stored[f"{module}.weight_global_scale"].numpy()
+        weights = (values.reshape(*scales.shape, 16) * scales[..., None]).reshape(values.shape)
+        wanted = decoded(file)[name]
+        scale = name.replace(".weight", ".scale")
+        assert (scale in held) == (search == "mse")
+        if search == "mse":
+            wanted = wanted * held[scale].data
+            assert np.allclose(weights, wanted, rtol=2.0**-22, atol=0)
+        else:
+            assert np.array_equal(weights, wanted)
 
 
 def test_requantizing_takes_the_formats_usual_grid(mini: Path, tmp_path: Path) -> None:

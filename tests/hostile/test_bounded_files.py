@@ -162,6 +162,7 @@ def test_an_empty_tensor_is_written(tmp_path: Path, mini: Path) -> None:
         (f"bits = {list(range(20_000))}", "--bits lists 20,000 values"),
         ("outputs = [{type = 'Q4_0', name = '..'}]", "name '..' is no file name"),
         ("outputs = [{type = 'Q4_0', name = ''}]", "name '' is no file name"),
+        ('outputs = [{type = "Q4_0", name = "a\\tb"}]', "name 'a\\tb' is no file name"),
         ('outputs = [{type = "Q4_0", name = "a\\u0000"}]', "is no file name"),
     ],
 )

@@ -1,6 +1,6 @@
 """Changed settings and tensors of every family: the right logits, or a refusal in one sentence.
 
-``scripts/check-mutated-models`` runs as many more as one likes.
+``scripts/fuzz --kind logits`` runs as many more as one likes.
 """
 
 from __future__ import annotations

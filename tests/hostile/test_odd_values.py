@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 from safetensors.numpy import load_file, save_file
 
 from quantcli.artifacts.folder_files import to_json
 from quantcli.artifacts.gguf_container import lay_out
 from quantcli.artifacts.imatrix_container import Calibration, pack_gguf, pack_legacy
 from quantcli.cli import app
-from quantcli.errors import SourceError
+from quantcli.errors import PlanError, SourceError
 from quantcli.evals.windows import cut
+from quantcli.plan.model_hparams import read_traits
 from quantcli.types import MetaValue
 
 
@@ -94,3 +96,36 @@ def test_counts_and_names_beyond_an_importance_matrix(tmp_path: Path) -> None:
 def test_more_windows_than_any_list_holds() -> None:
     tokens = np.zeros(64, np.int32)
     assert len(cut(tokens, 16, begin=None, chunks=10**30)) == len(cut(tokens, 16, begin=None))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "x"])
+def test_heads_that_are_no_count(value: Any) -> None:
+    with pytest.raises(PlanError, match=r"llama.attention.head_count should be an integer"):
+        read_traits(
+            {
+                "general.architecture": MetaValue("str", "llama"),
+                "llama.block_count": MetaValue("u32", 1),
+                "llama.attention.head_count": MetaValue("f32", value),
+            }
+        )
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "mlx", "gptq"])
+def test_blocks_whose_scale_is_no_number(
+    to: str, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Codes of 0 under an infinite scale are no numbers, on any grid."""
+    path = tmp_path / "m.gguf"
+    assert app.run(["quantize", str(mini), "--type", "Q8_0", "-o", str(path), "-t", "1"]) == 0
+    raw, place = bytearray(path.read_bytes()), 0
+    for tensor in GGUFReader(path).tensors:
+        if tensor.name == "blk.0.ffn_down.weight":
+            place = tensor.data_offset
+    raw[place : place + 34] = b"\x00\x7c" + bytes(32)
+    path.write_bytes(raw)
+    capsys.readouterr()
+    run = ["export", str(path), "--to", to, "-o", str(tmp_path / "o"), "-t", "1"]
+    assert app.run(run) == 1
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert "internal error" not in said

@@ -429,6 +429,10 @@ CASES: dict[str, Case] = {
         "llm.int8", "names an order of the codes other than rows",
         {f"{X}.weight_format": ("U8", [], b"\x01")}, tensor=f"{X}.weight_format",
     ),
+    "LLM.int8 in an order of another dtype": Case(
+        "llm.int8", "has dtype BOOL, whose values are not read",
+        {f"{X}.weight_format": ("BOOL", [], b"\x00")}, tensor=f"{X}.weight_format",
+    ),
     "LLM.int8 of one axis": Case(
         "llm.int8", "int8 codes of bitsandbytes are a matrix", {f"{X}.weight": ("I8", [256])},
         tensor=f"{X}.weight",
@@ -463,6 +467,7 @@ SIZES = {
     "F8_E4M3": 1,
     "I8": 1,
     "U8": 1,
+    "BOOL": 1,
     "I32": 4,
     "U32": 4,
     "I64": 8,

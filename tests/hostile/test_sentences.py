@@ -89,7 +89,7 @@ def test_nested_yaml(mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"type: {nest}\n")
     assert app.run(["quantize", str(mini), "--recipe", str(recipe), "--dry-run"]) == 2
-    assert "r.yaml: nested too deeply" in capsys.readouterr().err
+    assert "r.yaml: not YAML: nested too deeply" in capsys.readouterr().err
     folder = tmp_path / "odd"
     shutil.copytree(mini, folder)
     _card(nest)(folder)

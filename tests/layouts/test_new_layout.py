@@ -93,4 +93,4 @@ def test_what_it_does_not_hold_is_refused(args, message, capsys):
 def test_what_it_does_not_take_apart_is_refused(capsys):
     call("quantize", CHECKPOINT, "--type", "Q5_0", "--pure", "-o", "m.gguf")
     assert run(["export", "m.gguf", "--to", "toy"]) == 1
-    assert "is Q5_0, which --to toy does not have" in capsys.readouterr().err
+    assert "is Q5_0, whose grid (int5 g32) --to toy does not have" in capsys.readouterr().err

@@ -212,7 +212,7 @@ def test_its_own_size_never_refuses_a_tiny_model(
 ) -> None:
     """A name for each type in the header is more than such a model's types can make up for."""
     options = {"type": "Q4_0", "calibrate": TEXT, "chunks": 2, "method": "nearest"}
-    source = checkpoint("llama")
+    source = checkpoint("qwen3-moe")
     plain = quantcli.quantize(source, tmp_path / "plain.gguf", **options)
     made = quantcli.quantize(source, tmp_path / "m.gguf", allocate=True, **options)
     assert made.nbytes <= plain.nbytes
@@ -230,13 +230,13 @@ def test_types_of_expert_stacks_are_chosen_within_the_bits(
     source = checkpoint("qwen3-moe")
     made = quantcli.quantize(
         source, tmp_path / "m.gguf", type="Q8_0", method="nearest", calibrate=TEXT, chunks=2,
-        target_bpw=6.5, allocate_from="Q4_0,Q5_0,Q8_0",
+        target_bpw=5.3, allocate_from="Q4_0,Q5_0,Q8_0",
     )  # fmt: skip
     tensors = gguf.GGUFReader(made.paths[0]).tensors
     stacks = {t.name: t.tensor_type.name for t in tensors if "_exps" in t.name}
     assert set(stacks.values()) & {"Q4_0", "Q5_0"}
     bits = 8 * sum(int(t.n_bytes) for t in tensors) / sum(int(t.n_elements) for t in tensors)
-    assert bits <= 6.5
+    assert bits <= 5.3
     assert made.bits_per_weight == pytest.approx(bits)
 
 

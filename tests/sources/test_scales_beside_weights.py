@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402 - after the ski
 CACHES = [
     "k_scale", "v_scale", "kv_scale", "q_scale", "k_zero_point", "v_zero_point", "q_zero_point",
     "prob_scale", "prob_output_scale", "k_proj.k_scale", "v_proj.v_scale", "qkv_proj.k_scale",
-    "attn.k_scale", "k_global_scale",
+    "attn.k_scale", "k_global_scale", "k_cache.scale",
 ]  # fmt: skip
 ACTIVATIONS = [
     "k_proj.output_scale", "v_proj.output_scale", "k_proj.output_zero_point", "q_proj.input_scale",

@@ -6,6 +6,7 @@ which is answered as the Hub answers it.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -34,6 +35,14 @@ class Hub:
     stalls: str | None = None
     """A file of which half is sent, and then nothing until `released` is set."""
     released: Event = field(default_factory=Event)
+    created: dict[str, bool] = field(default_factory=dict)
+    """Repositories that were created, and whether privately."""
+    stored: dict[str, bytes] = field(default_factory=dict)
+    """What was sent to the store of large files, by its SHA-256."""
+    breaks_at: str | None = None
+    """A file of whose content the store wants to hear nothing, by the file's SHA-256."""
+    tokens: set[str] = field(default_factory=set)
+    """What the Authorization headers of writing requests held."""
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
@@ -66,6 +75,78 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        content = self._body()
+        self.hub.asked.append(f"POST {path}")
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        parts = path.strip("/").split("/")
+        if "Bearer" not in self.headers.get("Authorization", ""):
+            self._send(401, {}, b"", True)
+        elif parts == ["api", "repos", "create"]:
+            asked = json.loads(content)
+            repo = f"{asked['organization']}/{asked['name']}"
+            self.hub.created[repo] = asked.get("visibility") == "private"
+            self.hub.repos[repo] = {}
+            self._json({"url": f"{self.hub.url}/{repo}"})
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._json({"objects": [self._place(each) for each in json.loads(content)["objects"]]})
+        elif "preupload" in parts:
+            files = [
+                {"path": each["path"], "uploadMode": "lfs" if each["size"] > 5000 else "regular",
+                 "shouldIgnore": False, "oid": None}
+                for each in json.loads(content)["files"]
+            ]  # fmt: skip
+            self._json({"files": files})
+        elif "commit" in parts:
+            self._commit("/".join(parts[2:4]), content)
+        elif parts == ["api", "validate-yaml"]:
+            self._json({"errors": [], "warnings": []})
+        else:
+            self._send(404, {}, b"", True)
+
+    def do_PUT(self) -> None:
+        name, content = self.path.rsplit("/", 1)[1], self._body()
+        if name == self.hub.breaks_at:
+            self._send(400, {}, b"", True)
+            return
+        assert hashlib.sha256(content).hexdigest() == name
+        self.hub.asked.append(f"PUT {name}")
+        self.hub.stored[name] = content
+        self._send(200, {}, b"", True)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            found = b""
+            while size := int(self.rfile.readline(), 16):
+                found += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return found
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _json(self, found: object) -> None:
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(found).encode(), True)
+
+    def _place(self, wanted: dict[str, object]) -> dict[str, object]:
+        """Where a large file is to be sent; nothing where it is in the store."""
+        if wanted["oid"] in self.hub.stored:
+            return wanted
+        upload = {"href": f"{self.hub.url}/store/{wanted['oid']}"}
+        return wanted | {"actions": {"upload": upload}}
+
+    def _commit(self, repo: str, content: bytes) -> None:
+        files = self.hub.repos[repo]
+        assert isinstance(files, dict)
+        for line in map(json.loads, content.splitlines()):
+            each = line["value"]
+            if line["key"] == "file":
+                files[each["path"]] = base64.b64decode(each["content"])
+            elif line["key"] == "lfsFile":
+                files[each["path"]] = self.hub.stored[each["oid"]]
+        found = {"commitUrl": f"{self.hub.url}/{repo}/commit/{COMMIT}", "commitOid": COMMIT}
+        self._json(found | {"hookOutput": "", "success": True})
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)

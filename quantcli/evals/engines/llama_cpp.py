@@ -48,9 +48,9 @@ class LlamaVocabulary:
 
     def __init__(self, path: Path, model: Any = None) -> None:
         self._lib = lib = load_library()
-        _be_silent(lib)
+        be_silent(lib)
         self._path = path
-        self._own = None if model else _load(lib, path, vocab_only=True)
+        self._own = None if model else load_model(lib, path, vocab_only=True)
         self._vocab = lib.llama_model_get_vocab(model or self._own)
         self.size = int(lib.llama_vocab_n_tokens(self._vocab))
         adds = lib.llama_vocab_get_add_bos(self._vocab)
@@ -81,9 +81,9 @@ class LlamaCppEngine:
 
     def __init__(self, path: Path, label: str, context: int, *, threads: int) -> None:
         self._lib = lib = load_library()
-        _be_silent(lib)
+        be_silent(lib)
         self._label = label
-        self._model = _load(lib, path)
+        self._model = load_model(lib, path)
         options = lib.llama_context_default_params()
         options.n_ctx = options.n_batch = options.n_ubatch = context
         options.n_seq_max = 1
@@ -136,7 +136,8 @@ class LlamaCppEngine:
             self._model = None
 
 
-def _load(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
+def load_model(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
+    """A GGUF in memory, weights not repacked; SourceError with llama.cpp's own reason."""
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
@@ -157,7 +158,7 @@ _kept: list[Any] = []
 _said: list[str] = []
 
 
-def _be_silent(lib: Any) -> None:
+def be_silent(lib: Any) -> None:
     """llama.cpp talks on standard error; its errors are kept for our own sentences."""
 
     def keep(level: int, text: bytes, data: Any) -> None:

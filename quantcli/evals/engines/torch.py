@@ -25,6 +25,7 @@ from quantcli.formats import get_format, native
 from quantcli.layerwise.windows import Tokenizer
 from quantcli.model import Model
 from quantcli.sources.hf import read_config
+from quantcli.tensor_scales import multiply_scales
 
 INSTALL = "pip install torch transformers"
 
@@ -46,7 +47,9 @@ def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
         ) from None
     torch.set_num_threads(threads)
     words = open_tokenizer(source)
-    return TorchEngine(source.model, find_config(source), words, label=source.label)
+    return TorchEngine(
+        multiply_scales(source.model), find_config(source), words, label=source.label
+    )
 
 
 def find_config(source: Source) -> Mapping[str, Any]:

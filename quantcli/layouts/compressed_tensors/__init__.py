@@ -14,7 +14,6 @@ from typing import Any
 from quantcli.layouts.base import CodeGrid, Grids, Layout
 from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
 from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
-from quantcli.layouts.compressed_tensors.pairs import MXFP4_BLOCKS
 from quantcli.layouts.compressed_tensors.presets import (
     INT8_TENSOR,
     INT8_TENSOR_ASYM,
@@ -108,7 +107,6 @@ COMPRESSED_TENSORS = Layout(
         ("fp8", 8): "FP8_DYNAMIC",
         ("fp8:static", 8): "FP8",
     },
-    blocks={"MXFP4": MXFP4_BLOCKS},
     inputs=INPUT_SCALES,
     caches={"fp8": FP8_CACHE},
     read=find_compressed_tensors,

@@ -10,20 +10,17 @@ the nibbles differs: weights j and j+16 share a byte there. Sources: the OCP spe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes
-from quantcli.formats.legacy import split_nibbles
 from quantcli.layouts.base import Packing, Patch
 from quantcli.layouts.compressed_tensors.groups import describe_config, float_weights
 from quantcli.layouts.scaled import E4M3
 from quantcli.types import Declared, Matrix
 
 MX_GROUP = 32
-_BLOCK_BYTES = 17
 MXFP4_GRID = FloatGrid("E2M1", "group", MX_GROUP, "E8M0")
 
 
@@ -48,22 +45,6 @@ def _place(matrix: Matrix, grid: FloatGrid, start: int, coded: GridCodes) -> Ite
         yield Patch(f"{name}.weight_global_scale", np.array([[coded.whole]], np.float32))
 
 
-def _declare_blocks(matrix: Matrix, grid: Any) -> list[Declared]:
-    return _declare(matrix, MXFP4_GRID)
-
-
-def _place_blocks(matrix: Matrix, grid: Any, start: int, coded: GridCodes) -> Iterator[Patch]:
-    blocks = coded.codes.reshape(-1, _BLOCK_BYTES)
-    codes = split_nibbles(blocks[:, 1:]).astype(np.uint8).reshape(len(coded.codes), -1)
-    pairs = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
-    yield Patch(f"{matrix.module}.weight_packed", pairs, start)
-    yield Patch(f"{matrix.module}.weight_scale", blocks[:, 0].reshape(len(codes), -1), start)
-
-
-def _block_weights(grid: Any) -> dict[str, Any]:
-    return float_weights(MXFP4_GRID)
-
-
 def _refuse(matrix: Matrix, grid: FloatGrid) -> str | None:
     size = grid.group_size or 1
     return f"its columns must be a multiple of {size}" if matrix.columns % size else None
@@ -75,8 +56,3 @@ NVFP4_PAIRS = Packing(
 MXFP4_PAIRS = Packing(
     _declare, _place, describe_config, _refuse, "mxfp4-pack-quantized", float_weights
 )
-MXFP4_BLOCKS = Packing(
-    _declare_blocks, _place_blocks, describe_config, form="mxfp4-pack-quantized",
-    weights=_block_weights,
-)  # fmt: skip
-"""Of a GGUF's rows as they are."""

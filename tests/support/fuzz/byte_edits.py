@@ -80,7 +80,7 @@ def spoil_file(chance: Random, path: Path) -> str:
                 os.chdir(kept)
     elif what == "holes":
         path.write_bytes(raw)
-        os.truncate(path, chance.choice((len(raw) + 4096, 20 << 20, 1 << 40)))
+        os.truncate(path, chance.choice((len(raw) + 4096, 20 << 20, 200 << 20)))
     elif what == "half":
         path.write_bytes(raw[: len(raw) // 2])
     elif what == "link":

@@ -29,6 +29,8 @@ class Case:
     meddle: Callable[[], None] | None = None
     """Changes the files while they are read: called at the ``meddle_at``-th read of a file."""
     meddle_at: int = 0
+    check: Callable[[], str | None] | None = None
+    """What another reader says of the input: a fault where it is told otherwise here."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -63,8 +64,6 @@ def run_trial(
         (folder / name).mkdir(parents=True)
     (folder / "precious").write_text("somebody's own\n")
     os.environ["TMPDIR"] = str(folder / "tmp")
-    import tempfile
-
     tempfile.tempdir = None
     os.chdir(folder / "in")
     outcome: dict[str, Any] = {"kind": kind.name, "number": number}
@@ -97,6 +96,8 @@ def run_trial(
             outcome |= found | worst | {"command": " ".join(command.args)}
             if found["fault"] or found["code"]:
                 break
+        if case.check is not None and not outcome["fault"]:
+            outcome["fault"] = case.check()
     finally:
         os.chdir("/")
         remove(folder)
@@ -120,6 +121,7 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
         return failure
 
     kept = sys.stdout, sys.stderr
+    below = _Below()
     code: int = -1
     memory = _reset_memory()
     began, before_it = time.perf_counter(), waited(os.getpid())
@@ -139,11 +141,15 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
     finally:
         sys.stdout, sys.stderr = kept
         app.explain = usual
+        raw = below.close()
     seconds = max(0.0, time.perf_counter() - began - (waited(os.getpid()) - before_it))
     taken = max(0, _peak() - memory)
     said, told = (_text(stream) for stream in streams)
+    told += raw
     after = {name: _listing(folder / name) for name in before}
     fault = _judge(command, code, fallen, said, told) or _left(case, code, before, after)
+    if fault is None and raw.strip():
+        fault = "noise: around Python"
     if fault is None and (folder / "precious").read_text() != "somebody's own\n":
         fault = "destroyed: a file beside"
     return {
@@ -206,6 +212,25 @@ def top_frame(trace: TracebackType | None) -> str:
             own = last
         trace = trace.tb_next
     return own if own == last else f"{own} < {last}"
+
+
+class _Below:
+    """What reaches the descriptors of standard output and error around Python's own objects."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._kept = [os.dup(number) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(self._file.fileno(), number)
+
+    def close(self) -> str:
+        """Give them back; the text."""
+        for number, kept in zip((1, 2), self._kept, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+        self._file.seek(0)
+        with self._file:
+            return self._file.read().decode("utf-8", "replace")
 
 
 def _show(message: Any, category: Any, *place: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -42,7 +43,8 @@ def deep(chance: Random) -> Raw:
 def odd(chance: Random) -> Any:
     """Any of them."""
     group = chance.choices((NUMBERS, TEXTS, SHAPES, None), (5, 5, 4, 1))[0]
-    return deep(chance) if group is None else chance.choice(group)
+    # A copy: further edits change it, and another trial must find it as it was.
+    return deep(chance) if group is None else deepcopy(chance.choice(group))
 
 
 def odd_text(chance: Random) -> str:

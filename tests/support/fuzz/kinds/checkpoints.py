@@ -122,8 +122,29 @@ def _make_weights(chance: Random, folder: Path, bases: Any) -> Case:
             parts[name], what = edit_json(chance, tree)
     else:
         parts[name], what = spoil_weights(chance, parts[name])
-    _write(folder, parts)
-    return Case(f"{name}: {what}", micro.checkpoint_commands(chance, "m"))
+    place = _write(folder, parts) / name
+    check = partial(_compare, place) if name.endswith(".safetensors") else None
+    return Case(f"{name}: {what}", micro.checkpoint_commands(chance, "m"), check=check)
+
+
+def _compare(path: Path) -> str | None:
+    """Whether the safetensors library accepts the file and sees the same tensors in it."""
+    import safetensors
+
+    from quantcli.errors import SourceError
+    from quantcli.sources.safetensors import read_header
+
+    try:
+        ours = read_header(path).tensors
+    except SourceError:
+        return None
+    try:
+        theirs = dict(safetensors.deserialize(path.read_bytes()))
+    except safetensors.SafetensorError as error:
+        return f"accepted what safetensors refuses: {error}"
+    mine = {name: (info.shape, info.dtype, info.nbytes) for name, info in ours.items()}
+    same = mine == {n: (tuple(t["shape"]), t["dtype"], len(t["data"])) for n, t in theirs.items()}
+    return None if same else "other tensors than safetensors reads"
 
 
 def _make_settings(chance: Random, folder: Path, bases: Any) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from random import Random
@@ -12,6 +13,7 @@ from support.fuzz import micro
 from support.fuzz.byte_edits import edit_bytes, spoil_file
 from support.fuzz.case import Case, Kind, command
 from support.fuzz.gguf_parts import ARRAY, STRING, Info, Pair, Parts, string, take_apart
+from support.fuzz.json_edits import edit_json
 from support.fuzz.kinds.templates import BOMBS
 from support.fuzz.values import odd_text
 
@@ -356,4 +358,28 @@ def _make_set(chance: Random, folder: Path, bases: Any) -> Case:
     return Case(f"{name}: {what}", _commands(chance, asked))
 
 
-KINDS = (Kind("gguf", _warm, _make), Kind("gguf-set", _warm, _make_set))
+def _make_beside(chance: Random, folder: Path, bases: Any) -> Case:
+    """A sound GGUF, and odd settings or a tokenizer of the user's choice beside it."""
+    (folder / "m.gguf").write_bytes(bases["files"]["Q8_0"][0])
+    parts = dict(micro.files())
+    name = chance.choice(("config.json", "config.json", "tokenizer.json", "tokenizer_config.json"))
+    parts[name], what = edit_json(chance, json.loads(parts[name]))
+    parts.pop("model.safetensors")
+    place = micro.write(folder / "c", parts)
+    if chance.random() < 0.1:
+        what = spoil_file(chance, place / name)
+    export = ("export", "../in/m.gguf", "-o", "o", "--threads", "1")
+    commands = (
+        command(*export, "--to", "hf", "--config", "../in/c"),
+        command(*export, "--to", "hf", "--tokenizer", "../in/c"),
+        command(*export, "--to", "mlx", "--config", "../in/c", "--tokenizer", "../in/c"),
+        command("export", "../in/m.gguf", "--verify", "--against", "../in/c"),
+    )
+    return Case(f"{name}: {what}", (chance.choice(commands),))
+
+
+KINDS = (
+    Kind("gguf", _warm, _make),
+    Kind("gguf-set", _warm, _make_set),
+    Kind("gguf-beside", _warm, _make_beside, trials=100),
+)

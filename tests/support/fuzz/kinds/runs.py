@@ -12,6 +12,7 @@ from support.fuzz import micro
 from support.fuzz.byte_edits import edit_bytes, spoil_file
 from support.fuzz.case import Case, Kind, command
 from support.fuzz.json_edits import dump, edit_json
+from support.fuzz.kinds.tokenizers import edit_tokenizer
 from support.fuzz.values import odd, odd_text
 
 _TORCH = ("torch", "transformers", "quantcli.calibration", "quantcli.evals.run",
@@ -237,6 +238,9 @@ def _make_model(chance: Random, folder: Path, bases: Any) -> Case:
         tree[key], what = odd(chance), key
         parts[name] = dump(tree).encode("utf-8", "surrogatepass")
         what = f"{key} {str(tree[key])[:40]!r}"
+    elif name == "tokenizer.json" and chance.random() < 0.7:
+        what = edit_tokenizer(chance, tree)
+        parts[name] = dump(tree).encode("utf-8", "surrogatepass")
     else:
         parts[name], what = edit_json(chance, tree)
     micro.write(folder / "m", parts)

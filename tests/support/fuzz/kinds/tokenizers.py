@@ -133,7 +133,7 @@ def _place(folder: Path, bases: Any, rows: int | None = None, **parts: bytes) ->
     micro.write(folder / "m", kept)
 
 
-def _cunning(chance: Random, tree: dict[str, Any]) -> str:
+def edit_tokenizer(chance: Random, tree: dict[str, Any]) -> str:
     """A change of a tokenizer.json that only its own kind of file has."""
     what = chance.choice(
         ("regex", "regex", "normalizer", "pre", "merges", "ids", "added", "post", "vocab", "same")
@@ -263,7 +263,7 @@ def _cunning(chance: Random, tree: dict[str, Any]) -> str:
 def _edited(chance: Random, tree: dict[str, Any]) -> tuple[bytes, str]:
     if chance.random() < 0.45:
         tree = json.loads(json.dumps(tree))
-        what = _cunning(chance, tree)
+        what = edit_tokenizer(chance, tree)
         return dump(tree).encode("utf-8", "surrogatepass"), what
     return edit_json(chance, tree)
 

@@ -1,0 +1,229 @@
+"""What check-vllm and its like share: folders of every scheme, loaded by somebody else's program.
+
+Each folder is made of the small model of this repository (experts: of a tiny random one)
+and loaded in a process of its own, which prints the mean log-probability of a text. It is compared
+with transformers' on the weights that the folder decodes to. Only the standard library is imported
+above, since the reader's own environment runs this file too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "tests" / "data" / "bookworm-mini"
+TEXT = ROOT / "tests" / "data" / "pride-and-prejudice.txt"
+TOKENS = 200
+SHOWN = 400
+"""Characters of a reader's message that the table quotes."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A program that loads model folders, and what it is tried with.
+
+    ``plain`` and ``experts`` are what is made of the small model and of a tiny mixture of experts:
+    options of quantize by what the table calls them, None for the checkpoint itself. ``load`` gives
+    the log-probabilities of tokens but the first. ``no_kernel`` finds messages of a reader that
+    takes a folder and lacks the code to run it here; it is told from what is refused. ``exact`` is
+    the difference of means that is none, ``rounded`` the same for the schemes that ``rounds``
+    finds, under which it computes with rounded activations.
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    unfit: tuple[str, ...]
+    plain: Mapping[str, str | None]
+    experts: Mapping[str, str | None]
+    load: Callable[[str, list[int]], list[float]]
+    no_kernel: str
+    exact: float
+    rounded: float = 0.0
+    rounds: str = "$^"
+    variables: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of one folder: two means, or what the reader said."""
+
+    name: str
+    theirs: float | None = None
+    ours: float = 0.0
+    said: str = ""
+    is_kernel: bool = False
+    limit: float = 0.0
+
+    @property
+    def is_good(self) -> bool:
+        """Whether there is nothing to mend."""
+        return self.is_kernel or (self.differs is not None and self.differs <= self.limit)
+
+    @property
+    def differs(self) -> float | None:
+        """By how much the means differ."""
+        return None if self.theirs is None else abs(self.theirs - self.ours)
+
+    @property
+    def cells(self) -> list[str]:
+        """The line of the table."""
+        if self.theirs is not None and self.differs is not None:
+            verdict = "loads" if self.is_good else "**other predictions**"
+            return [self.name, verdict, f"{self.theirs:.3f}", f"{self.ours:.3f}"]
+        verdict = "no kernel" if self.is_kernel else "**refused**"
+        return [self.name, f"{verdict}: {self.said}", "", f"{self.ours:.3f}"]
+
+
+def check(reader: Reader, script: str) -> None:
+    """The script's main program; exits."""
+    if sys.argv[1:2] == ["--load"]:
+        found = reader.load(sys.argv[2], json.loads(sys.argv[3]))
+        print(json.dumps({"mean": sum(found) / len(found)}), flush=True)
+        os._exit(0)
+    parser = argparse.ArgumentParser(description=f"Load folders of every scheme in {reader.name}.")
+    parser.add_argument("--env", type=Path, default=ROOT / "build" / reader.name, metavar="DIR")
+    parser.add_argument("--only", default="", metavar="REGEX", help="of the table's names")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the table into a page")
+    parser.add_argument("--verbose", action="store_true", help="print all that the reader says")
+    args = parser.parse_args()
+    python = make_environment(reader, args.env)
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        for found in try_all(reader, script, python, re.compile(args.only), Path(name), args):
+            results.append(found)
+            print("| " + " | ".join(found.cells) + " |", flush=True)
+    if args.write:
+        put(args.write, reader.name, table(reader, results))
+    bad = [found.name for found in results if not found.is_good]
+    print(f"{len(results)} folders, {len(bad)} to look at: {', '.join(bad)}")
+    sys.exit(bool(bad))
+
+
+def make_environment(reader: Reader, folder: Path) -> Path:
+    """The Python of an environment with the reader's packages; it is made once."""
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    wanted = " ".join([*reader.packages, "-", *reader.unfit])
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"making {folder}, which takes some minutes and gigabytes", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        pip = [python, "-m", "pip", "-q"]
+        subprocess.run([*pip, "install", *reader.packages], check=True)
+        if reader.unfit:
+            subprocess.run([*pip, "uninstall", "-y", *reader.unfit], check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def try_all(
+    reader: Reader, script: str, python: Path, only: re.Pattern[str], scratch: Path,
+    args: argparse.Namespace,
+) -> Iterator[Found]:  # fmt: skip
+    """Make, load and compare each folder."""
+    mixture = scratch / "mixture"
+    for model, cases in ((MODEL, reader.plain), (mixture, reader.experts)):
+        wanted = {name: options for name, options in cases.items() if only.search(name)}
+        if wanted and model == mixture:
+            build_mixture(mixture)
+        for name, options in wanted.items():
+            folder, decoded = scratch / "folder", scratch / "decoded"
+            if options is not None:
+                where = "" if "--to " in options else "--to compressed-tensors "
+                quantcli(model, shlex.split(where + options), folder)
+            source = model if options is None else folder
+            quantcli(source, ["--to", "hf", "--type", "F32"], decoded)
+            yield compare(reader, script, python, name, source, decoded, args.verbose)
+
+
+def quantcli(model: Path, options: Sequence[str], output: Path) -> None:
+    """Quantize into a folder; exits with the program's own words when it fails."""
+    command = [sys.executable, "-m", "quantcli", "quantize", str(model), *options]
+    done = subprocess.run(
+        [*command, "-q", "--force", "-o", str(output)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{shlex.join(options)}: {done.stderr}")
+
+
+def build_mixture(folder: Path) -> None:
+    """A tiny Qwen3-MoE of random weights, as the tests make it, with heads of 64."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from support import tiny_models
+
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "moe_intermediate_size": 128}
+    heads = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tiny_models.build("qwen3-moe", folder, dtype="bfloat16", changes=sizes | heads)
+
+
+def compare(
+    reader: Reader, script: str, python: Path, name: str, folder: Path, decoded: Path,
+    verbose: bool,
+) -> Found:  # fmt: skip
+    """Load one folder in the reader's environment, and its weights in transformers."""
+    ids, ours = by_transformers(decoded)
+    variables = os.environ | {"PYTHONPATH": ""} | dict(reader.variables or {})
+    command = [python, script, "--load", str(folder), json.dumps(ids)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    if verbose:
+        print(done.stdout, done.stderr)
+    limit = reader.rounded if re.search(reader.rounds, name) else reader.exact
+    means = re.findall(r'^\{"mean": (.*)\}$', done.stdout, re.MULTILINE)
+    if means:
+        return Found(name, float(means[-1]), ours, limit=limit)
+    said = last_error(done.stderr + done.stdout, done.returncode)
+    is_kernel = re.search(reader.no_kernel, said, re.IGNORECASE) is not None
+    return Found(name, None, ours, said, is_kernel)
+
+
+def last_error(text: str, code: int) -> str:
+    """The last exception's own words, in a line."""
+    lines = [
+        re.sub(r"^(\(.*?pid=\d+\) )?(\[rank\d+\]: ?)?", "", line) for line in text.splitlines()
+    ]
+    found = [i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
+    said = f"exit code {code}"
+    if found:
+        rest = lines[found[-1] :]
+        said = " ".join(rest[: rest.index("") if "" in rest else len(rest)])
+    said = re.sub(r"\s+", " ", said).replace("|", "/").replace(str(ROOT), "")
+    return said if len(said) < SHOWN else said[: SHOWN - 3] + "..."
+
+
+def by_transformers(folder: Path) -> tuple[list[int], float]:
+    """The text's tokens and their mean log-probability, in float32."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(TEXT.read_text(encoding="utf-8")[: 20 * TOKENS])["input_ids"][:TOKENS]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0, :-1].double()
+    each = logits.log_softmax(-1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    return ids, float(each.mean())
+
+
+def table(reader: Reader, results: Sequence[Found]) -> str:
+    """All lines, as Markdown."""
+    heads = ["folder", reader.packages[0].replace("==", " "), "mean log-probability", "decoded"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|--:|--:|"]
+    return "\n".join([*lines, *("| " + " | ".join(found.cells) + " |" for found in results)]) + "\n"
+
+
+def put(page: Path, name: str, lines: str) -> None:
+    """Replace the part of the page between the check's marks."""
+    mark, end = f"<!-- check-{name} -->\n", "<!-- end -->\n"
+    before, start, rest = page.read_text(encoding="utf-8").partition(mark)
+    if not start:
+        sys.exit(f"{page} has no line {mark!r}")
+    page.write_text(f"{before}{mark}\n{lines}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
