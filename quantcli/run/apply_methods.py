@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
 from quantcli.run.static_scales import calibrate_scales
 from quantcli.run.survey import Survey
+from quantcli.run.text_statistics import TextStatistics, text_statistics
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -65,13 +67,19 @@ def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
     return list(groups.values())
 
 
+def statistics_beside(request: Request, output: Path) -> AbstractContextManager[TextStatistics]:
+    """What `apply_methods` measures for the outputs of a run, next to the first one."""
+    memory, threads = states_memory(), request.threads or default_threads()
+    return text_statistics(output, max_memory=memory, threads=threads)
+
+
 def apply_methods(
-    request: Request, batch: Sequence[Planned], begun: list[Rounding]
+    request: Request, batch: Sequence[Planned], statistics: TextStatistics, begun: list[Rounding]
 ) -> Events[list[Planned]]:
     """The outputs of one of `group_runs` as their methods leave them, weights not yet written.
 
-    A rounding that began is added to ``begun``, whose `Rounding.finish` or `Rounding.abandon` the
-    caller calls.
+    ``statistics`` are measured for all batches of a run. A rounding that began is added to
+    ``begun``, whose `Rounding.finish` or `Rounding.abandon` the caller calls.
     """
     first = batch[0].artifact.plan.recipe
     chain, options = parse_methods(first.method or USUAL_ROUNDER), read_options(first)
@@ -101,9 +109,7 @@ def apply_methods(
             choice = choose_types(target, survey.costs)
             artifact = yield from in_phase(f"choosing {target.noun}s", choice)
         if chain.transforms:
-            search = find_transforms(
-                run, chain, artifact.plan, path, max_memory=memory, threads=threads
-            )
+            search = find_transforms(run, chain, artifact.plan, statistics, threads=threads)
             moved, importance = yield from in_phase("transforming", search)
             run = run.with_model(moved if recipe.to == GGUF else as_checkpoint(moved))
             artifact = prepare_artifact(
@@ -117,7 +123,7 @@ def apply_methods(
             and artifact.plan.needs_text
             and artifact.scales is None
         ):
-            found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
+            found = calibrate_scales(run, artifact, statistics)
             artifact = yield from in_phase("finding static scales", found)
         ready.append(replace(each, artifact=artifact, run=run))
     # Those of a transformed model are others.

@@ -124,16 +124,17 @@ def _make(
         yield from write_outputs(plain, ledger)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
-        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
         from quantcli.run.calibrated_run import remove_run
 
-        for batch in group_runs(methodical):
-            if all(each.kept is not None for each in batch):
-                remove_run(batch[0].path)
-                continue
-            # Those that are whole take part: the run that was interrupted was theirs too.
-            made = yield from apply_methods(request, batch, begun)
-            yield from write_outputs([each for each in made if each.kept is None], ledger)
+        with statistics_beside(request, methodical[0].path) as statistics:
+            for batch in group_runs(methodical):
+                if all(each.kept is not None for each in batch):
+                    remove_run(batch[0].path)
+                    continue
+                # Those that are whole take part: the run that was interrupted was theirs too.
+                made = yield from apply_methods(request, batch, statistics, begun)
+                yield from write_outputs([each for each in made if each.kept is None], ledger)
     ledger.refuse_failed()
 
 

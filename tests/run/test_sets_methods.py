@@ -112,6 +112,17 @@ def test_one_survey_for_all(small: Path, here: Path, runs: list[str]) -> None:
     assert runs == alone
 
 
+def test_one_calibration_for_all_transforms(small: Path, here: Path, runs: list[str]) -> None:
+    given = {"to": ["awq"], "group_size": 32, "method": "awq", "calibrate": [TEXT], "chunks": 2}
+    quantcli.quantize(small, "alone/", **given)
+    alone, runs[:] = list(runs), []
+    quantcli.quantize(small, "set/", **(given | {"to": ["awq", "gptq", "mlx"]}))
+    assert runs == alone
+    for to in ("gptq", "mlx"):
+        quantcli.quantize(small, "alone/", **(given | {"to": to}))
+    assert files(Path("set")) == files(Path("alone"))
+
+
 def test_one_importance_matrix_for_all(small: Path, here: Path) -> None:
     events: list[Event] = []
     kinds = ["Q4_0", "IQ4_NL", "IQ2_XXS"]
