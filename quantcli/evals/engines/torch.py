@@ -39,13 +39,15 @@ _CAPPED = "attn_logit_softcapping"
 def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
     """The engine for ``source``; MissingExtraError where torch or transformers is missing."""
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as missing:
         raise MissingExtraError(
             f"the torch engine needs {missing.name or 'torch'}", hint=INSTALL
         ) from None
-    torch.set_num_threads(threads)
+    from quantcli.layerwise.steady import use_threads
+
+    use_threads(threads)
     words = open_tokenizer(source)
     return TorchEngine(
         multiply_scales(source.model), find_config(source), words, label=source.label
