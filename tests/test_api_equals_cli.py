@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "eval-ppl": quantcli.evaluate,
     "export": quantcli.export,
 }
-SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help", "words"}
+SHOWS = {"json", "quiet", "verbose", "debug", "print_recipe", "help", "words", "prompt"}
 """Options that only shape what is printed."""
 NAMES = {
     "quantize": {"model": "source"},
@@ -104,6 +104,7 @@ export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --d
 export q4.gguf --to gptq --requantize --threads 1
 export q4.gguf --to card --eval eval.json -o full.gguf --force
 export q4.gguf --verify --against mini
+export q4.gguf --to report --eval eval.json --against mini -o report
 export q4.gguf mini --to hub --repo org/name --public --dry-run
 """
 REFUSALS = """
@@ -151,6 +152,7 @@ export q4.gguf --verify --to hf
 export q4.gguf --to hub
 export q4.gguf --to hub --repo name
 export q4.gguf --to hf --repo org/name
+export q4.gguf --to report --public
 export q4.gguf --to card --dtype f16
 export q4.gguf --to nothing
 """

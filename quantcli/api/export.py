@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
 from quantcli.exports.job import make_options, open_export
+from quantcli.exports.report.job import report_paths, write_report
 from quantcli.exports.targets import TARGETS
 from quantcli.exports.to_hub import plan_upload, upload_artifacts
 from quantcli.exports.verdicts import verdict_document, verdict_tables
@@ -22,10 +23,10 @@ from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
 from quantcli.report.tables import Table, facts
 from quantcli.report.units import size_text
-from quantcli.types import Note
+from quantcli.types import Event, Note
 
-HUB = "hub"
-"""The ``to`` of an upload, which takes artifacts as they are."""
+HUB, REPORT = "hub", "report"
+"""Each ``to`` that takes several artifacts, as they are."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def export(
     ``tokenizer`` are folders to take settings and tokenizer files from, ``evaluation`` what
     ``quantcli eval-ppl --json`` printed, for the model ``card``. ``requantize`` rounds a second
     time what the other format does not hold. ``to="hub"`` uploads artifacts as they are to
-    ``repo``, which is created if need be, private unless ``public``. ``verify`` writes nothing but
+    ``repo``, which is created if need be, private unless ``public``. ``to="report"`` writes a page
+    and a card about all of them into the folder ``output``, with errors ``against`` the model that
+    they were made from. ``verify`` writes nothing but
     decodes and checks every weight, and measures the error ``against`` another model; what it
     finds wrong is a
     `SourceError` that carries the result as ``result``.
@@ -87,25 +90,32 @@ def export(
             raise UsageError("--verify writes nothing, and --to does", hint="give one of them")
         other = None if against is None else str(against)
         return _verify(names, other, threads or default_threads(), watch)
-    if against is not None:
-        raise UsageError("--against measures a difference", hint="add --verify")
+    reports = to is not None and to.casefold() == REPORT
+    if against is not None and not reports:
+        raise UsageError("--against measures a difference", hint="add --verify or --to report")
     if to is None:
         raise UsageError(
             "--to FORMAT is missing",
-            hint=f"one of {', '.join([*TARGETS, HUB])}; or --verify",
+            hint=f"one of {', '.join([*TARGETS, REPORT, HUB])}; or --verify",
         )
+    given: dict[str, Any] = {
+        "dtype": dtype, "split-max-size": split_max_size, "config": config,
+        "tokenizer": tokenizer, "requantize": requantize, "card": card,
+    }  # fmt: skip
     if to.casefold() == HUB:
         if repo is None:
             raise UsageError("--to hub needs a repository", hint="--repo your-name/your-model")
-        given = {
-            "output": output, "dtype": dtype, "split-max-size": split_max_size, "config": config,
-            "tokenizer": tokenizer, "requantize": requantize, "card": card, "eval": evaluation,
-            "force": force,
-        }  # fmt: skip
-        for name, value in given.items():
-            if value not in (None, False):
-                raise UsageError(f"--{name} does nothing for --to hub", hint="leave it out")
+        _refuse_given(given | {"output": output, "eval": evaluation, "force": force}, HUB)
         return _push(names, repo, watch, public=public, dry_run=dry_run)
+    if reports:
+        _refuse_given(given | {"repo": repo, "public": public}, REPORT)
+        pages = report_paths(names, as_path(output), force=force, check=not dry_run)
+        writing = write_report(
+            names, pages, evaluation=as_path(evaluation),
+            against=None if against is None else str(against),
+            threads=threads or default_threads(), force=force,
+        )  # fmt: skip
+        return _report(pages, None if dry_run else writing, watch)
     if repo is not None or public:
         raise UsageError("--repo and --public are for uploads", hint="add --to hub")
     options = make_options(
@@ -131,6 +141,27 @@ def export(
     document: dict[str, Any] = {"to": to, "paths": list(map(str, paths)), "bytes": nbytes}
     tables: tuple[Table, ...] = ()
     if dry_run:
+        document["free_disk_bytes"] = free_disk(paths[0].parent)
+        tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
+    return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))
+
+
+def _refuse_given(given: Mapping[str, Any], to: str) -> None:
+    for name, value in given.items():
+        if value not in (None, False):
+            raise UsageError(f"--{name} does nothing for --to {to}", hint="leave it out")
+
+
+def _report(
+    paths: tuple[Path, Path], writing: Iterator[Event] | None, watch: Watch
+) -> ExportResult:
+    nbytes = 0
+    if writing is not None:
+        nbytes = drain(in_phase("reporting", take(writing, ArtifactDone)), watch).nbytes
+    document: dict[str, Any] = {"to": REPORT, "paths": list(map(str, paths)), "bytes": nbytes}
+    summary = "a page and a model card"
+    tables: tuple[Table, ...] = ()
+    if writing is None:
         document["free_disk_bytes"] = free_disk(paths[0].parent)
         tables = (_plan_table(paths, nbytes, summary, document["free_disk_bytes"]),)
     return ExportResult(paths, nbytes, summary, tables, document, tuple(watch.notes))

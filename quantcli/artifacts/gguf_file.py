@@ -85,6 +85,11 @@ class GgufFile(GgufShards):
         return True
 
     @property
+    def sealed(self) -> bool:
+        """The id of several files is made of what they hold, which more decides than is told."""
+        return len(self.shards) > 1
+
+    @property
     def label(self) -> str:
         """What the user calls the model."""
         return self.model.label
@@ -141,10 +146,12 @@ class GgufFile(GgufShards):
         """The digest of the model's weights."""
         return digest_model(self.model, leaves)
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
-        """The headers again, with the digest in its place."""
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
+        """The headers again, with the digest in its place and the id of the set made of both."""
         if digest is not None:
-            yield from add_metadata(self, {"quantcli.source.digest": text(digest)}).heads()
+            metadata = {**self.metadata, "quantcli.source.digest": text(digest)}
+            layouts = _lay_out(metadata, self.shards, content)
+            yield from replace(self, metadata=metadata, layouts=layouts).heads()
 
     def _encode(
         self, item: TensorPlan, slab: Slab, place: tuple[Path, int], rows: NDArray[Any]
@@ -253,7 +260,9 @@ def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
 
 
 def _lay_out(
-    metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorPlan]]
+    metadata: Mapping[str, MetaValue],
+    shards: Mapping[Path, Sequence[TensorPlan]],
+    content: str = "",
 ) -> dict[Path, FileLayout]:
     entries = {
         path: [
@@ -262,7 +271,7 @@ def _lay_out(
         ]
         for path, items in shards.items()
     }
-    return lay_out_shards(metadata, entries)
+    return lay_out_shards(metadata, entries, content)
 
 
 def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[str, MetaValue]:

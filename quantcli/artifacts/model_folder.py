@@ -147,7 +147,7 @@ class ModelFolder(FolderArtifact):
             for name, group in groupby(slabs, key=lambda slab: slab.tensor)
         )
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
         """The scales that were found beforehand, and the manifest with the digest in its place."""
         if self.plan.needs_text:
             if self.scales is None:

@@ -42,7 +42,9 @@ def choose_scaled(model: Model, recipe: Recipe, formats: Mapping[str, str]) -> s
         )
     if recipe.range == "minmax":
         return set()
-    return {name for name in made if takes_scale(model.arch, name, formats)}
+    # llama.cpp does not look for scales in blocks that it leaves unused.
+    unused = {tensor.name for tensor in model.mtp_tensors}
+    return {name for name in made if name not in unused and takes_scale(model.arch, name, formats)}
 
 
 def add_scales(plan: Plan, model: Model) -> Plan:

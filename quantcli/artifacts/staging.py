@@ -84,6 +84,8 @@ def claim(path: Path) -> Staging:
             os.close(descriptor)
             raise
         except OSError as error:
+            if made:
+                _unmake(folder)
             os.close(descriptor)
             raise output_error(path, error) from error
         return Staging(folder, descriptor)
@@ -109,6 +111,8 @@ def own_folder(folder: Path, *, empty: bool) -> None:
     except OutputError:
         raise
     except OSError as error:
+        if made:
+            _unmake(folder)
         raise output_error(folder, error) from error
     finally:
         os.close(descriptor)
@@ -138,6 +142,12 @@ def _make(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _unmake(folder: Path) -> None:
+    """Remove a folder that was made and could not be marked."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _lock(descriptor: int, folder: Path, path: Path, *, made: bool) -> None:

@@ -38,7 +38,8 @@ def export(
             help="gguf (a checkpoint in its own floats or codes; a GGUF split, merged or decoded), "
             f"hf (a folder for transformers), {', '.join(code_layouts())} (the own codes of a GGUF "
             "or of another folder, for other runtimes), ollama (a Modelfile), imatrix or "
-            "dat (an importance matrix in its GGUF or older form), card (a model card), hub "
+            "dat (an importance matrix in its GGUF or older form), card (a model card), report "
+            "(a page and a card about several artifacts, with --eval and --against), hub "
             "(files and folders as they are into --repo).",
         ),
     ] = None,
@@ -138,8 +139,8 @@ def export(
             "--against",
             metavar="MODEL",
             panel=_CHECK,
-            help="With --verify: measure each tensor's error against this model, and report "
-            "whether the artifact was made from it.",
+            help="With --verify and --to report: measure each tensor's error against this model; "
+            "--verify also says whether the artifact was made from it.",
         ),
     ] = None,
     threads: Threads = None,

@@ -114,6 +114,8 @@ class Output:
     def result(self, path: Path | str) -> None:
         """The path that was made: with ``-q`` the only thing on standard output."""
         text = str(path)
+        # A bar that is on the screen would take the line to standard error.
+        self.close()
         if self.json or text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text):
             self.line(text)
             sys.stdout.flush()
@@ -138,6 +140,17 @@ class Output:
         """A sentence for whoever watches; silent with ``-q``."""
         if not self.quiet:
             self._talk(text)
+
+    def stream(self, text: str) -> None:
+        """A piece of text as it comes, for whoever watches."""
+        if not self.quiet:
+            sys.stderr.write("".join(c if c in "\n\t" else printable(c) for c in text))
+            sys.stderr.flush()
+
+    @property
+    def talks_to_a_terminal(self) -> bool:
+        """Whether somebody reads what is said."""
+        return not self.quiet and self._stderr.is_terminal
 
     def detail(self, text: str) -> None:
         """A sentence for whoever asked for more with ``-v``."""

@@ -21,6 +21,7 @@ from quantcli.errors import UsageError
 from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
+    from quantcli.run.outputs import Quantized
     from quantcli.run.request import Request
     from quantcli.types import Event
 
@@ -103,8 +104,9 @@ def quantize(
         Path | None,
         option(
             "--recipe", metavar="FILE", panel=TYPES.title,
-            help="Read these options from a TOML or YAML file, or from a recipe that comes with "
-            "quantcli, such as q4_k_m-head8; options given here win.",
+            help="Read these options from a TOML or YAML file, from what quantcli made (a GGUF or "
+            "a folder), or from a recipe that comes with it, such as q4_k_m-head8; options given "
+            "here win.",
         ),
     ] = None,
     print_recipe: Annotated[
@@ -148,6 +150,14 @@ def quantize(
     force: Annotated[
         bool, option("--force", "-f", help="Replace what exists.", panel=OUTPUT.title)
     ] = False,
+    prompt: Annotated[
+        str | None,
+        option(
+            "--run", metavar="PROMPT", panel=OUTPUT.title,
+            help="Show at once what the new GGUF answers to this, in llama.cpp (pip install "
+            "llama-cpp-python). The answer goes to standard error.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
@@ -185,6 +195,8 @@ def quantize(
     need not fit into memory. Prints the path of the file or folder.
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
+
+    And what it answers:        quantcli quantize ./my-model --bits 4 --run "Hello!"
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 
@@ -227,10 +239,31 @@ def quantize(
         for line in dump_outputs(asked.outputs).splitlines():
             out.line(line)
         return
-    _run(out, request, push, public=public)
+    if prompt is not None:
+        if out.quiet:
+            raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
+        from quantcli.api.answer import check_answer
+
+        check_answer(request)
+    finished = _run(out, request, push, public=public)
+    if prompt is not None:
+        _answer(out, finished[0].artifact.paths[0], prompt, threads)
+    elif not (push or request.dry_run) and out.talks_to_a_terminal:
+        from quantcli.report.next_step import next_step
+
+        out.say(next_step(finished))
 
 
-def _run(out: Output, request: Request, push: str | None, *, public: bool) -> None:
+def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
+    from quantcli.api.answer import answer
+
+    out.say("")
+    for piece in answer(path, prompt, threads=threads):
+        out.stream(piece)
+    out.stream("\n")
+
+
+def _run(out: Output, request: Request, push: str | None, *, public: bool) -> list[Quantized]:
     from quantcli.events import drain
     from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
@@ -266,6 +299,7 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> No
     if push and not request.dry_run:
         made = [path for done in finished for path in done.artifact.paths]
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
+    return finished
 
 
 quantize.read_args = read_args  # type: ignore[attr-defined]

@@ -98,6 +98,32 @@ def answer(question: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
+def render_prompt(template: str, words: str, *, bos: str = "", eos: str = "") -> str | None:
+    """What a Jinja ``template`` makes of a user's first words, up to where the answer begins.
+
+    None where the template fails or takes too long.
+    """
+    question = {"template": template, "words": words, "bos": bos, "eos": eos}
+    try:
+        found = call_bounded(
+            "quantcli.exports.chat:ask", question, seconds=_SECONDS, memory=_MEMORY
+        )
+    except BoundError:
+        return None
+    return found if isinstance(found, str) else None
+
+
+def ask(question: Mapping[str, str]) -> str | None:
+    """The child's part: the rendered conversation."""
+    try:
+        return _render(
+            question["template"], [(USER, question["words"])], question["bos"], question["eos"]
+        )
+    except Exception:
+        # Whatever a stranger's program stumbles over, there is no prompt then.
+        return None
+
+
 def _explain(template: str, bos: str, eos: str, adds_bos: bool) -> ChatText | None:
     strip = bos if adds_bos else ""
 

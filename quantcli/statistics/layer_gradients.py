@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import create_array
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
+from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
 from quantcli.types import Event, OutputTensor
@@ -167,6 +168,7 @@ def measure_output_fisher(
     return found
 
 
+@steady()
 def _output_gradient(
     model: LayerwiseModel, hidden: torch.Tensor, draw: torch.Generator
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:

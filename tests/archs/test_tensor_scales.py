@@ -39,6 +39,9 @@ def rewrite(source: Path, target: Path, *, scales: bool) -> set[str]:
         if not key.startswith("GGUF.") and key != "general.architecture":
             kind = field.types[-1] if len(field.types) > 1 else None
             writer.add_key_value(key, field.contents(), field.types[0], kind)
+    keys = {key: field.contents() for key, field in reader.fields.items()}
+    # Blocks for multi-token prediction, which most graphs leave unused, get none.
+    last = keys[f"{arch}.block_count"] - keys.get(f"{arch}.nextn_predict_layers", 0)
     found = set()
     for tensor in reader.tensors:
         values = np.array(tensor.data).reshape([int(n) for n in tensor.shape][::-1])
@@ -46,6 +49,7 @@ def rewrite(source: Path, target: Path, *, scales: bool) -> set[str]:
         mlp = leaf in ("ffn_gate", "ffn_up", "ffn_down")
         takes = tensor.name.startswith("blk.") and leaf in SCALED[arch]
         takes &= not (mlp and f"{block}.{leaf}.bias" in biases)
+        takes &= not tensor.name.startswith("blk.") or int(block.split(".")[1]) < last
         if takes and tensor.name.endswith(".weight"):
             found.add(leaf)
             values = values if scales else values * FACTOR
@@ -75,5 +79,7 @@ def test_llama_cpp_multiplies_by_every_scale_that_we_write(
         for path in (tmp_path / "scaled.gguf", tmp_path / "multiplied.gguf", source)
     )
     assert np.abs(scaled - multiplied).max() < 2e-3 * multiplied.std()
-    assert np.abs(plain - multiplied).max() > 2e-2 * multiplied.std()
+    # Norms behind the matrices take most of it out again in some families.
+    assert np.abs(plain - multiplied).max() > 2 * np.abs(scaled - multiplied).max()
+    assert np.abs(plain - multiplied).max() > 5e-3 * multiplied.std()
     assert "attn_output" in found

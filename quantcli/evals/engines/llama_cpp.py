@@ -18,11 +18,14 @@ import numpy as np
 
 from quantcli.errors import MissingExtraError, SourceError
 from quantcli.evals.engines.base import Source, check_finite
-from quantcli.evals.scores import Floats
+from quantcli.evals.scores import Floats, row_blocks
 from quantcli.evals.windows import Tokens, Window
 from quantcli.model import Model
 
 INSTALL = "pip install llama-cpp-python"
+
+PIECE = 512
+"""Tokens that llama.cpp takes at once: its buffers grow with them times the context."""
 
 
 def load_library() -> Any:
@@ -80,9 +83,9 @@ class LlamaVocabulary:
 
     def __init__(self, path: Path, model: Any = None) -> None:
         self._lib = lib = load_library()
-        _be_silent(lib)
+        be_silent(lib)
         self._path = path
-        self._own = None if model else _load(lib, path, vocab_only=True)
+        self._own = None if model else load_model(lib, path, vocab_only=True)
         self._vocab = lib.llama_model_get_vocab(model or self._own)
         self.size = int(lib.llama_vocab_n_tokens(self._vocab))
         adds = lib.llama_vocab_get_add_bos(self._vocab)
@@ -113,11 +116,12 @@ class LlamaCppEngine:
 
     def __init__(self, path: Path, label: str, context: int, *, threads: int) -> None:
         self._lib = lib = load_library()
-        _be_silent(lib)
+        be_silent(lib)
         self._label = label
-        self._model = _load(lib, path)
+        self._model = load_model(lib, path)
         options = lib.llama_context_default_params()
-        options.n_ctx = options.n_batch = options.n_ubatch = context
+        options.n_ctx = context
+        options.n_batch = options.n_ubatch = min(context, PIECE)
         options.n_seq_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
@@ -126,7 +130,7 @@ class LlamaCppEngine:
             lib.llama_model_free(self._model)
             raise SourceError(f"{path}: llama.cpp cannot run it with a context of {context}")
         self._path = path
-        self._batch = lib.llama_batch_init(context, 0, 1)
+        self._batch = lib.llama_batch_init(min(context, PIECE), 0, 1)
         self._words = LlamaVocabulary(path, self._model)
         self.vocabulary, self.begin = self._words.size, self._words.begin
 
@@ -137,27 +141,52 @@ class LlamaCppEngine:
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits, valid until the next is asked for."""
         for number, window in enumerate(windows):
-            logits = self._run(window)
-            check_finite(logits, self._label, number)
-            yield logits
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+            if len(window.tokens) <= PIECE:
+                whole = self._decode(window, range(len(window.tokens)))
+                blocks = row_blocks(len(whole), self.vocabulary)
+                parts: Iterator[Floats] = (whole[rows] for rows in blocks)
+            else:
+                parts = self._run_in_pieces(window)
+            first = 0
+            for logits in parts:
+                check_finite(logits, self._label, number, first)
+                yield logits
+                first += len(logits)
 
-    def _run(self, window: Window) -> Floats:
+    def _run_in_pieces(self, window: Window) -> Iterator[Floats]:
+        """A long window: what is not scored, then block after block of what is."""
+        for start in range(0, window.first, PIECE):
+            self._decode(window, range(start, min(start + PIECE, window.first)))
+        for rows in row_blocks(len(window.targets), self.vocabulary):
+            start, stop = window.first + rows.start, window.first + rows.stop
+            pieces = [range(a, min(a + PIECE, stop)) for a in range(start, stop, PIECE)]
+            if len(pieces) == 1:
+                yield self._decode(window, pieces[0])
+            else:
+                # Each piece's logits are llama.cpp's own, and gone with the next.
+                yield np.concatenate([self._decode(window, piece).copy() for piece in pieces])
+
+    def _decode(self, window: Window, places: range) -> Floats:
+        """Run some of a window's tokens; the logits of those that are scored."""
         lib, batch = self._lib, self._batch
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
-        batch.n_tokens = len(window.tokens)
-        for place, token in enumerate(window.tokens.tolist()):
-            batch.token[place] = token
-            batch.pos[place] = place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = window.first <= place < window.last
+        batch.n_tokens = len(places)
+        scored = 0
+        for number, place in enumerate(places):
+            batch.token[number] = int(window.tokens[place])
+            batch.pos[number] = place
+            batch.n_seq_id[number] = 1
+            batch.seq_id[number][0] = 0
+            batch.logits[number] = window.first <= place < window.last
+            scored += batch.logits[number]
         if lib.llama_decode(self._context, batch) != 0:
             raise SourceError(
                 f"{self._path}: llama.cpp failed on a window of {len(window.tokens)} tokens"
             )
+        if not scored:
+            return np.empty((0, self.vocabulary), np.float32)
         pointer = lib.llama_get_logits(self._context)
-        shape = (len(window.targets), self.vocabulary)
-        return np.ctypeslib.as_array(pointer, shape=shape)
+        return np.ctypeslib.as_array(pointer, shape=(scored, self.vocabulary))
 
     def close(self) -> None:
         """Free the model and its context."""
@@ -168,7 +197,8 @@ class LlamaCppEngine:
             self._model = None
 
 
-def _load(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
+def load_model(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
+    """A GGUF in memory, weights not repacked; SourceError with llama.cpp's own reason."""
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.n_gpu_layers = 0
@@ -193,7 +223,7 @@ _kept: list[Any] = []
 _said: list[str] = []
 
 
-def _be_silent(lib: Any) -> None:
+def be_silent(lib: Any) -> None:
     """llama.cpp talks on standard error; its errors are kept for our own sentences."""
 
     def keep(level: int, text: bytes, data: Any) -> None:
