@@ -20,7 +20,7 @@ from quantcli.formats.float_grid import BLOCK, FloatGrid
 from quantcli.formats.integer import IntegerGrid, Strategy
 from quantcli.formats.regrid import UnfitError, convert_ranges, holds_all
 from quantcli.layouts.base import CodeGrid, Grids, Layout, is_static
-from quantcli.layouts.stored_codes import CodedStore
+from quantcli.layouts.stored_codes import CodedStore, divisor
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan, Item, list_copies, model_dtype, mtp_notes
 from quantcli.plan.linear_layers import find_matrices, kept_modules, router_names
@@ -190,7 +190,8 @@ def _narrow(
     They are not read where the first holds whatever there is.
     """
     grid = store.grids[matrix.source]
-    whole, multiplies = store.read_whole(matrix.source)
+    stored, multiplies = store.read_whole(matrix.source)
+    whole = divisor(stored, multiplies)
     if holds_all(grid, candidates[0].grid):
         return candidates, not multiplies
     reasons: list[tuple[bool, str]] = []

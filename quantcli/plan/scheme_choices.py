@@ -16,6 +16,7 @@ from quantcli.model import Model
 from quantcli.plan.allocate import Choice
 from quantcli.plan.folders import FolderPlan, Item, float_of
 from quantcli.plan.fused import scheme_groups
+from quantcli.plan.misfits import why_unfit
 from quantcli.plan.recipe import KEPT
 from quantcli.plan.schemes import Scheme, find_scheme, scheme_title, split_scheme
 from quantcli.types import Matrix
@@ -89,7 +90,7 @@ def find_scheme_choices(
         sizes = {
             kind: sum(_size(item.matrix, scheme) for item in group)
             for kind, scheme in (schemes or {own: usual}).items()
-            if all(_fits(item.matrix, scheme) for item in group)
+            if not any(why_unfit(item.matrix, scheme) for item in group)
         } or {own: sum(_size(item.matrix, usual) for item in group)}
         if KEPT in names:
             sizes[KEPT] = sum(_kept_size(model, plan, item.matrix) for item in group)
@@ -131,12 +132,6 @@ def _group(items: Sequence[Item], *, fuses: bool) -> list[list[Item]]:
             known.update({key: place for key, at in known.items() if at == other})
         known.update(dict.fromkeys(keys, place))
     return [group for group in groups if group]
-
-
-def _fits(matrix: Matrix, scheme: Scheme) -> bool:
-    size = scheme.grid.group_size
-    divides = size is None or matrix.columns % size == 0
-    return divides and scheme.packing.refuse(matrix, scheme.grid) is None
 
 
 def _size(matrix: Matrix, scheme: Scheme) -> int:

@@ -10,7 +10,6 @@ from pathlib import Path
 from quantcli.artifacts.gguf_file import GgufFile, add_metadata
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
-from quantcli.artifacts.staging import own_folder
 from quantcli.artifacts.write import default_threads
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
@@ -19,7 +18,6 @@ from quantcli.plan.allocate import Costs
 from quantcli.plan.recipe import Recipe, is_allocated, value_of
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import Options
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.allocation_targets import Candidates, find_target
 from quantcli.run.calibrate import states_memory
@@ -28,13 +26,13 @@ from quantcli.run.calibrated_run import (
     Rounding,
     begin_rounding,
     costs_folder,
-    plan_passes,
     prepare_run,
     remove_costs,
     round_tensors,
 )
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
+from quantcli.run.measure_costs import measure_costs
 from quantcli.run.methods import parse_methods
 from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
@@ -42,7 +40,6 @@ from quantcli.run.request import Request
 from quantcli.run.static_scales import calibrate_scales
 from quantcli.run.survey import Survey
 from quantcli.run.text_statistics import TextStatistics, text_statistics
-from quantcli.run.type_costs import measure_type_costs
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -91,7 +88,9 @@ def apply_methods(
     original, output = _run_of(batch[0]), batch[0].path
 
     def measure(candidates: Candidates) -> Events[Costs]:
-        return _measure_costs(original, output, candidates, options, memory, threads)
+        return measure_costs(
+            original, output, candidates, options, max_memory=memory, threads=threads
+        )
 
     targets = {
         each.path: find_target(
@@ -157,18 +156,3 @@ def _with_gain(artifact: GgufFile | ModelFolder, store: EncodedStore) -> GgufFil
     if store.trained is None or not isinstance(artifact, GgufFile):
         return artifact
     return add_metadata(artifact, store.trained.gain.keys)
-
-
-def _measure_costs(
-    run: CalibratedRun, output: Path, candidates: Candidates, options: Options, max_memory: int,
-    threads: int,
-) -> Events[Costs]:  # fmt: skip
-    """By running the model; what was measured stays in `costs_folder` for a second call."""
-    folder = costs_folder(output)
-    own_folder(folder, empty=False)
-    passes = plan_passes(run, folder, None, None, max_memory, threads)
-    try:
-        return (yield from measure_type_costs(passes, candidates, options))
-    except BaseException:
-        remove_costs(output)
-        raise

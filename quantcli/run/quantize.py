@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
+from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
 from quantcli.events import Events
@@ -110,7 +111,8 @@ def _make(
     if matrix is not None and takers and importance is None:
         importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add(files)
+            stamps = {file.name: stamp(file) for file in files}
+            ledger.journal.add(matrix.name, stamps)
     if plain:
         if importance is not None:
             plain = [
@@ -120,7 +122,7 @@ def _make(
         if any(is_allocated(each.artifact.plan.recipe) for each in plain):
             from quantcli.run.choose_by_importance import choose_by_importance
 
-            plain = yield from choose_by_importance(plain)
+            plain = yield from choose_by_importance(request, plain)
         yield from write_outputs(plain, ledger)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
@@ -159,7 +161,8 @@ def _open(
     return open_model(
         request.source,
         pre=recipes[0].pre,
-        vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+        vocabulary=bool(request.texts)
+        or any(r.to == GGUF or r.method or is_allocated(r) for r in recipes),
         table=any(r.to == GGUF for r in recipes),
         gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,

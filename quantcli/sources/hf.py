@@ -110,7 +110,7 @@ class HfCheckpoint:
             return self._coded[name].ranges(self._shards, start, stop)
 
     def read_whole(self, name: str) -> tuple[float | None, bool]:
-        """The scale of a whole weight, and whether the file has its reciprocal."""
+        """The scale of a whole weight as it is stored, and whether it multiplies the others."""
         coded = self._coded[name]
         if coded.whole is None:
             return coded.grid.whole, False
