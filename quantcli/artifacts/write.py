@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import OutputError, PlanError, WeightError
@@ -56,6 +56,15 @@ class ArtifactDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactFlushed(Event):
+    """The files are whole and on the disk, and get their names next; by these they are known."""
+
+    paths: tuple[Path, ...]
+    stamps: Stamps
+    source_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactFailed(Event):
     """One of several artifacts could not be written; the others are."""
 
@@ -72,7 +81,9 @@ class ArtifactPart:
     that cannot be encoded; None where any can.
 
     Parts of one slab that have the same ``content`` make one chunk of the same data, which is
-    encoded once and put at the ``place`` of each: a file of the artifact and an offset.
+    encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
+    the stored tensor that the rows come from: what artifacts of different sources make of one is
+    made in a row, so that it is read from the disk once.
     """
 
     slab: Slab
@@ -81,6 +92,7 @@ class ArtifactPart:
     refuse: Callable[[UnencodableError], WeightError] | None = None
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
+    home: str = ""
 
 
 class Artifact(Protocol):
@@ -176,6 +188,7 @@ def write_artifacts(
                 writing.places.append((key, len(uses)))
                 uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
+        shared = _by_home(shared)
         tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
         told: list[_Writing] = []
         # Closed before the files are, which its threads write to.
@@ -189,10 +202,18 @@ def write_artifacts(
             yield from _tell_failed(writings, told)
             yield progress
         for writing in writings:
-            done = writing.publish(hashes)
-            if done is not None:
-                yield done
+            yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
+
+
+def _by_home(
+    shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]],
+) -> dict[_Key, list[tuple[ArtifactPart, _Writing]]]:
+    """The slabs in their order, but those of one stored tensor together."""
+    order: dict[str, int] = {}
+    for parts in shared.values():
+        order.setdefault(parts[0][0].home, len(order))
+    return dict(sorted(shared.items(), key=lambda item: order[item[1][0][0].home]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +265,11 @@ class _Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
-    def publish(self, hashes: Mapping[_Key, _Hashes]) -> ArtifactDone | None:
-        """Give the files their names, unless the artifact is or must be given up."""
+    def publish(self, hashes: Mapping[_Key, _Hashes]) -> Iterator[Event]:
+        """Give the files their names, unless the artifact is or must be given up.
+
+        Yields `ArtifactFlushed` before and `ArtifactDone` after.
+        """
         artifact = self.artifact
         digest = artifact.digest({key[1]: hashes[key].read for key, _ in self.places})
         content = hashlib.sha256(b"".join(hashes[key].written[use] for key, use in self.places))
@@ -253,14 +277,19 @@ class _Writing:
             self.write(*chunk)
         try:
             if self.error is None:
-                self.sink.publish()
-                return ArtifactDone(
-                    artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest
-                )
+                stamps = self.sink.flush()
         except OutputError as error:
             self.error = error
+        if self.error is None:
+            yield ArtifactFlushed(artifact.paths, stamps, digest)
+            try:
+                self.sink.publish()
+            except OutputError as error:
+                self.error = error
+        if self.error is not None:
             self.sink.__exit__(None, None, None)
-        return None
+            return
+        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
 def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:
