@@ -35,8 +35,8 @@ _TABLES = (".parquet",)
 _MESSAGES = "messages"
 _BETWEEN = "\n\n"
 _FIRST_LOOK = (
-    "the built-in prose is from old books that most models have read, and what was calibrated on it "
-    "looks better on it than elsewhere: good for a first look, not for a figure to publish"
+    "the built-in prose is from old books that most models have read, and what was calibrated on "
+    "it looks better on it than elsewhere: good for a first look, not for a figure to publish"
 )
 _WRITER_SECONDS = 5.0
 """What a FIFO's writer may take to open it."""
