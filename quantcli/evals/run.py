@@ -124,7 +124,7 @@ def evaluate(job: EvaluationJob) -> Iterator[Event]:
 def _notes(job: EvaluationJob) -> Iterator[Note]:
     yield from (Note(text.remark, "warning") for text in job.texts if text.remark is not None)
     for artifact in (*job.artifacts, *([job.reference] if job.reference else ())):
-        longest = int(artifact.model.value("context_length", 0))
+        longest = artifact.model.count("context_length")
         if 0 < longest < job.length:
             yield Note(
                 f"{artifact.label} takes {longest} tokens, and windows have {job.length}: the "

@@ -7,7 +7,9 @@ on AMX machines), and a quality figure should not depend on the processor's extr
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from quantcli.errors import MissingExtraError, SourceError
 from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.scores import Floats, row_blocks
 from quantcli.evals.windows import Tokens, Window
+from quantcli.model import Model
 
 INSTALL = "pip install llama-cpp-python"
 
@@ -43,7 +46,36 @@ def open_engine(source: Source, context: int, threads: int) -> LlamaCppEngine:
             f"{source.label} is a checkpoint, and llama.cpp runs GGUF files only",
             hint=f"'quantcli quantize {source.label} --bits 16' makes one, or --engine torch",
         )
+    check_metadata(source.model)
     return LlamaCppEngine(source.model.path, source.label, context, threads=threads)
+
+
+def check_metadata(model: Model) -> None:
+    """SourceError for what makes llama.cpp end the whole process, or never end."""
+    blocks = model.count("block_count")
+    if blocks > _MOST_BLOCKS:
+        raise SourceError(
+            f"{model.path} says that it has {blocks:,} blocks; llama.cpp takes {_MOST_BLOCKS}"
+        )
+    for tensor in model.tensors:
+        if tensor.name.endswith(".weight") and tensor.dtype in _NO_WEIGHTS:
+            raise SourceError(
+                f"{model.path}: llama.cpp does not compute with weights of type {tensor.dtype}, "
+                f"which {tensor.name} has"
+            )
+    for key, value in model.metadata.items():
+        number = value.value if value.kind in ("f32", "f64") else 0.0
+        if not math.isfinite(number) or (key.endswith("epsilon") and number < 0):
+            raise SourceError(f"{model.path}: the key-value {key} is {number}, no sound number")
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    # It names empty ones by their number.
+    listed = tokens is not None and tokens.kind == "[str]"
+    texts = [token for token in tokens.value if token] if tokens and listed else []
+    if len(set(texts)) < len(texts):
+        twice = next(token for token, count in Counter(texts).items() if count > 1)
+        raise SourceError(
+            f"{model.path} has the token {twice!r} more than once, at which llama.cpp stops"
+        )
 
 
 class LlamaVocabulary:
@@ -181,6 +213,10 @@ def load_model(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
     return model
 
 
+_MOST_BLOCKS = 512
+"""LLAMA_MAX_LAYERS."""
+_NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I64", "F64")
+"""Types of intermediate results, which it multiplies by without a function for that."""
 _ERROR = 4
 """GGML_LOG_LEVEL_ERROR."""
 _kept: list[Any] = []

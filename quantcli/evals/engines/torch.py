@@ -87,8 +87,9 @@ def open_tokenizer(source: Source) -> Any:
         return _Words(Tokenizer(model))
     if folder is not None:
         return _Words(Tokenizer(replace(model, path=folder)))
-    from quantcli.evals.engines.llama_cpp import LlamaVocabulary
+    from quantcli.evals.engines.llama_cpp import LlamaVocabulary, check_metadata
 
+    check_metadata(model)
     try:
         return LlamaVocabulary(model.path)
     except MissingExtraError:
