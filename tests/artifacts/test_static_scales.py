@@ -164,6 +164,7 @@ def test_scales_of_a_cache(
             scale = found[f"model.layers.{layer}.self_attn.{part}_scale"]
             assert scale.shape == (1,)
             assert float(scale) * 448 == pytest.approx(largest, rel=0.01)
+    assert "key-value cache in FP8" in (folder / "README.md").read_text()
     said = settings(folder)["kv_cache_scheme"]
     if to == "fp8":
         assert said == "static"
