@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import OutputError, PlanError, WeightError
@@ -52,6 +52,15 @@ class ArtifactDone(Event):
     paths: tuple[Path, ...]
     nbytes: int
     bits_per_weight: float | None = None
+    source_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFlushed(Event):
+    """The files are whole and on the disk, and get their names next; by these they are known."""
+
+    paths: tuple[Path, ...]
+    stamps: Stamps
     source_digest: str | None = None
 
 
@@ -189,9 +198,7 @@ def write_artifacts(
             yield from _tell_failed(writings, told)
             yield progress
         for writing in writings:
-            done = writing.publish(hashes)
-            if done is not None:
-                yield done
+            yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
 
 
@@ -244,8 +251,11 @@ class _Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
-    def publish(self, hashes: Mapping[_Key, _Hashes]) -> ArtifactDone | None:
-        """Give the files their names, unless the artifact is or must be given up."""
+    def publish(self, hashes: Mapping[_Key, _Hashes]) -> Iterator[Event]:
+        """Give the files their names, unless the artifact is or must be given up.
+
+        Yields `ArtifactFlushed` before and `ArtifactDone` after.
+        """
         artifact = self.artifact
         digest = artifact.digest({key[1]: hashes[key].read for key, _ in self.places})
         content = hashlib.sha256(b"".join(hashes[key].written[use] for key, use in self.places))
@@ -253,14 +263,19 @@ class _Writing:
             self.write(*chunk)
         try:
             if self.error is None:
-                self.sink.publish()
-                return ArtifactDone(
-                    artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest
-                )
+                stamps = self.sink.flush()
         except OutputError as error:
             self.error = error
+        if self.error is None:
+            yield ArtifactFlushed(artifact.paths, stamps, digest)
+            try:
+                self.sink.publish()
+            except OutputError as error:
+                self.error = error
+        if self.error is not None:
             self.sink.__exit__(None, None, None)
-        return None
+            return
+        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
 def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:

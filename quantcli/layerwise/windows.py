@@ -45,7 +45,7 @@ class Tokenizer:
             self.bos = _first_special(model.path)
         elif keys.get("tokenizer.ggml.add_bos_token", adds):
             self.bos = int(keys["tokenizer.ggml.bos_token_id"])
-        self.vocabulary = int(model.value("vocab_size", 0)) or len(keys["tokenizer.ggml.tokens"])
+        self.vocabulary = model.count("vocab_size") or len(keys["tokenizer.ggml.tokens"])
         self._encode = _open(model.path)
 
     def encode(self, text: str) -> Ids:
@@ -88,7 +88,7 @@ def cut_windows(
     ArchitectureError for a model that does not predict the next token.
     """
     model.require_next_token("run layer by layer")
-    longest = int(model.value("context_length", 0))
+    longest = model.count("context_length")
     if ctx < SHORTEST:
         raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
     if longest and ctx > longest:

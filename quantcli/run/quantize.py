@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
+from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
 from quantcli.events import Events
@@ -110,7 +111,8 @@ def _make(
     if matrix is not None and takers and importance is None:
         importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add(files)
+            stamps = {file.name: stamp(file) for file in files}
+            ledger.journal.add(matrix.name, stamps)
     if plain:
         if importance is not None:
             plain = [

@@ -296,6 +296,32 @@ def test_what_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("phi3", ["model.layers.0.self_attn", "model.layers.1.self_attn"]),
+        ("qwen35", ["model.layers.3.self_attn"]),
+        ("nemotron-h", ["backbone.layers.2.mixer"]),
+        ("gemma3-images", [f"model.language_model.layers.{n}.self_attn" for n in range(6)]),
+    ],
+)
+def test_attention_is_found_by_its_names_in_the_checkpoint(
+    name: str, modules: list[str], checkpoint: Callable[..., Path]
+) -> None:
+    from quantcli.model import open_model
+    from quantcli.plan.caches import find_caches
+
+    with open_model(checkpoint(name)) as model:
+        assert [owner.module for owner in find_caches(model)] == modules
+
+
+def test_attention_that_servers_name_otherwise(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="finds no attention in GPTNeoXForCausalLM"):
+        make(checkpoint("gptneox"), tmp_path / "out", "UNQUANTIZED", kv_cache="fp8", **WINDOWS)
+
+
 def test_latent_attention_has_no_such_cache(
     checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -302,19 +302,23 @@ count, publish = 0, AtomicFiles.publish
 def killed(self):
     global count
     count += 1
-    if count == 5:
+    if count == number:
         os.kill(os.getpid(), signal.SIGKILL)
     publish(self)
+number = int(sys.argv[1])
 AtomicFiles.publish = killed
 from quantcli.cli.app import run
-sys.exit(run(sys.argv[1:]))
+sys.exit(run(sys.argv[2:]))
 """
 
 
-def test_a_killed_set_goes_on(mini: Path, call: Call) -> None:
-    """The third file's publication is the fifth: two files, each followed by the journal."""
+@pytest.mark.parametrize("number", ["5", "6"], ids=["before it is noted", "after it is noted"])
+def test_a_killed_set_goes_on(mini: Path, call: Call, number: str) -> None:
+    """Killed at the third file: before each file is named, the journal is written."""
     args = ["quantize", str(mini), "--type", "Q2_K,Q3_K_M,Q4_K_M,Q8_0", "-o", "set/"]
-    done = subprocess.run([sys.executable, "-c", KILLED, *args], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, number, *args], capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     whole = {name: Path("set", name).stat().st_mtime_ns for name in
              ("bookworm-mini-Q2_K.gguf", "bookworm-mini-Q3_K_M.gguf")}  # fmt: skip
@@ -341,7 +345,7 @@ def test_a_killed_set_goes_on(mini: Path, call: Call) -> None:
 
 def test_a_whole_file_that_was_changed_is_not_kept(mini: Path, call: Call) -> None:
     args = ["quantize", str(mini), "--type", "Q2_K,Q3_K_M,Q8_0", "-o", "set/"]
-    subprocess.run([sys.executable, "-c", KILLED, *args], capture_output=True, check=False)
+    subprocess.run([sys.executable, "-c", KILLED, "5", *args], capture_output=True, check=False)
     Path("set/bookworm-mini-Q2_K.gguf").write_bytes(b"other")
     code, _, err = call(*args[1:], "--resume")
     assert code == 1
@@ -358,7 +362,7 @@ def test_a_stopped_set_says_how_to_go_on(
     def interrupted(self: atomic.AtomicFiles) -> None:
         nonlocal count
         count += 1
-        if count == 3:
+        if count == 4:
             raise KeyboardInterrupt
         publish(self)
 

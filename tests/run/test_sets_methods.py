@@ -176,7 +176,7 @@ sys.exit(run(sys.argv[3:]))
 
 
 @pytest.mark.parametrize(
-    ("place", "number", "whole"), [("layer", 2, 0), ("write", 3, 1)], ids=["rounding", "writing"]
+    ("place", "number", "whole"), [("layer", 2, 0), ("write", 4, 1)], ids=["rounding", "writing"]
 )
 def test_a_killed_run_goes_on(
     small: Path, here: Path, place: str, number: int, whole: int, runs: list[str],

@@ -43,16 +43,20 @@ class Engine(Protocol):
         """Token ids of a text, the beginning token included where the vocabulary asks for it."""
 
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
-        """Each window's logits at the positions that predict its targets, (targets, vocabulary)."""
+        """Each window's logits at the positions that predict its targets, (positions, vocabulary).
+
+        They come in the consecutive blocks of `quantcli.evals.scores.row_blocks`, each valid until
+        the next is asked for: of a long context and a large vocabulary all would not fit.
+        """
 
     def close(self) -> None:
         """Let the model go."""
 
 
-def check_finite(logits: Floats, label: str, window: int) -> None:
+def check_finite(logits: Floats, label: str, window: int, first: int = 0) -> None:
     """WeightError when a logit is not a finite number."""
     if not np.isfinite(logits).all():
-        position = int(np.isfinite(logits).all(axis=1).argmin())
+        position = first + int(np.isfinite(logits).all(axis=1).argmin())
         raise WeightError(
             f"{label} gives logits that are not finite numbers, first for scored position "
             f"{position + 1} of window {window + 1}",

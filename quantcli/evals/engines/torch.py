@@ -19,7 +19,7 @@ from quantcli.archs import rebuild_config
 from quantcli.errors import MissingExtraError, SourceError, VocabularyError
 from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.memory import available
-from quantcli.evals.scores import Floats
+from quantcli.evals.scores import Floats, row_blocks
 from quantcli.evals.windows import Tokens, Window
 from quantcli.formats import get_format, native
 from quantcli.layerwise.windows import Tokenizer
@@ -87,8 +87,9 @@ def open_tokenizer(source: Source) -> Any:
         return _Words(Tokenizer(model))
     if folder is not None:
         return _Words(Tokenizer(replace(model, path=folder)))
-    from quantcli.evals.engines.llama_cpp import LlamaVocabulary
+    from quantcli.evals.engines.llama_cpp import LlamaVocabulary, check_metadata
 
+    check_metadata(model)
     try:
         return LlamaVocabulary(model.path)
     except MissingExtraError:
@@ -148,19 +149,15 @@ class TorchEngine:
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits; with weights that do not fit, in batches of windows."""
         step = 1 if self.resident else self._batch(windows)
-        number = 0
         for start in range(0, len(windows), step):
-            for logits in self._run(windows[start : start + step]):
-                check_finite(logits, self._label, number)
-                yield logits
-                number += 1
+            yield from self._run(windows[start : start + step], start)
 
     def _batch(self, windows: Sequence[Window]) -> int:
         """Windows whose hidden states fit into a quarter of the memory."""
         each = 4 * self._model.hidden_size * max(len(window.tokens) for window in windows)
         return max(1, self._memory // 4 // each)
 
-    def _run(self, windows: Sequence[Window]) -> Iterator[Floats]:
+    def _run(self, windows: Sequence[Window], begin: int) -> Iterator[Floats]:
         from quantcli.layerwise.hidden_states import HiddenStateCache
         from quantcli.layerwise.walk import LayerWalk, run_silently
 
@@ -175,8 +172,10 @@ class TorchEngine:
         with walk.head(weights=True):
             for number, window in enumerate(windows):
                 rows = model.finish(walk.get(number))[:, window.first : window.last]
-                logits: Floats = model.logits(rows)[0].float().numpy()
-                yield logits
+                for block in row_blocks(len(window.targets), self.vocabulary):
+                    logits: Floats = model.logits(rows[:, block])[0].float().numpy()
+                    check_finite(logits, self._label, begin + number, block.start)
+                    yield logits
 
     def close(self) -> None:
         """Let the weights go."""
