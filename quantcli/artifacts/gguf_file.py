@@ -44,7 +44,7 @@ from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
-from quantcli.types import MetaValue, Note, text, u32
+from quantcli.types import MetaValue, Note, OutputTensor, text, u32
 
 _scratch = threading.local()
 """Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
@@ -124,6 +124,7 @@ class GgufFile(GgufShards):
                         partial(self._refuse, item, slab),
                         self._content(item),
                         place,
+                        _home(item.tensor, slab.start),
                     )
 
     def _content(self, item: TensorPlan) -> tuple[str, int] | None:
@@ -189,6 +190,15 @@ class GgufFile(GgufShards):
         info, row, column = self.model.origin(item.tensor, row, refused.column)
         hint = "a wider type can hold it, such as --tensor-type with F32"
         return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
+
+
+def _home(tensor: OutputTensor, row: int) -> str:
+    """The stored tensor that a row comes from; of one that none is stored of, its own name."""
+    for piece in tensor.pieces:
+        if row < piece.rows:
+            return piece.source
+        row -= piece.rows
+    return tensor.name
 
 
 def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:

@@ -137,6 +137,7 @@ class ModelFolder(FolderArtifact):
                     partial(self._read, item, slab),
                     partial(self._encode, item, slab, codes),
                     partial(self._refuse, item, slab),
+                    home=item.source,
                 )
 
     def digest(self, leaves: Mapping[Slab, bytes]) -> str:

@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,6 +197,17 @@ def _foreign(folder: Path) -> OutputError:
         f"{folder} is not quantcli's, and the output is to be made in a folder of that name",
         hint="move it away, or choose another name with -o",
     )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What fails inside is said of the file ``path``, which the system's own error may not name."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

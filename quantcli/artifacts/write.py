@@ -81,7 +81,9 @@ class ArtifactPart:
     that cannot be encoded; None where any can.
 
     Parts of one slab that have the same ``content`` make one chunk of the same data, which is
-    encoded once and put at the ``place`` of each: a file of the artifact and an offset.
+    encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
+    the stored tensor that the rows come from: what artifacts of different sources make of one is
+    made in a row, so that it is read from the disk once.
     """
 
     slab: Slab
@@ -90,6 +92,7 @@ class ArtifactPart:
     refuse: Callable[[UnencodableError], WeightError] | None = None
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
+    home: str = ""
 
 
 class Artifact(Protocol):
@@ -185,6 +188,7 @@ def write_artifacts(
                 writing.places.append((key, len(uses)))
                 uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
+        shared = _by_home(shared)
         tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
         told: list[_Writing] = []
         # Closed before the files are, which its threads write to.
@@ -200,6 +204,16 @@ def write_artifacts(
         for writing in writings:
             yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
+
+
+def _by_home(
+    shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]],
+) -> dict[_Key, list[tuple[ArtifactPart, _Writing]]]:
+    """The slabs in their order, but those of one stored tensor together."""
+    order: dict[str, int] = {}
+    for parts in shared.values():
+        order.setdefault(parts[0][0].home, len(order))
+    return dict(sorted(shared.items(), key=lambda item: order[item[1][0][0].home]))
 
 
 @dataclass(frozen=True, slots=True)

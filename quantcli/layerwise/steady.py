@@ -144,7 +144,7 @@ class _Steady(TorchDispatchMode):
         own = _OWN.get(func)
         if own is not None and args[0].device.type == "cpu" and args[0].is_floating_point():
             return own(*args, **kwargs)
-        if not kwargs and torch.Tag.pointwise in func.tags and _is_large(args):
+        if not kwargs and _is_large(args) and _is_pointwise(func):
             return _by_rows(func, args)
         return func(*args, **kwargs)
 
@@ -165,6 +165,12 @@ def _is_large(args: Sequence[Any]) -> bool:
         )
         and not any(isinstance(other, (list, tuple)) for other in args)
     )
+
+
+def _is_pointwise(func: Any) -> bool:
+    """Whether it makes one new tensor, each element of those at its place."""
+    schema = func._schema
+    return torch.Tag.pointwise in func.tags and not schema.is_mutable and len(schema.returns) == 1
 
 
 def _by_rows(func: Any, args: Sequence[Any]) -> Any:

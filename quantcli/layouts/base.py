@@ -10,6 +10,7 @@ so that no more than these rows need be in memory, whichever way the format turn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -232,6 +233,34 @@ def serve(name: str) -> str:
 def remark_nothing(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     """No notes."""
     yield from ()
+
+
+_EXPERT = re.compile(r"(?P<layer>.*\bexperts)\.\d+\.")
+
+
+def kept_experts(subject: FolderFacts) -> list[str]:
+    """The modules of experts none of which is quantized, such as "model.layers.0.mlp.experts".
+
+    vLLM runs these as one module, and looks for it by that name.
+    """
+
+    def layers(modules: Sequence[str]) -> list[str]:
+        matches = (_EXPERT.match(module) for module in modules)
+        return list(dict.fromkeys(match["layer"] for match in matches if match))
+
+    others = set(layers(subject.quantized))
+    return [layer for layer in layers(subject.kept) if layer not in others]
+
+
+def kept_patterns(subject: FolderFacts) -> list[str]:
+    """GPTQModel's patterns of the modules that are not quantized, the head left out."""
+    experts = kept_experts(subject)
+    inside = tuple(f"{layer}." for layer in experts)
+    inner = [name for name in subject.kept if name != "lm_head" and not name.startswith(inside)]
+    return [
+        *(rf"-:^{re.escape(layer)}(\.|$)" for layer in experts),
+        *(f"-:^{re.escape(name)}$" for name in inner),
+    ]
 
 
 _GPTQMODEL_GROUPS = (32, 64, 128, 256)

@@ -36,6 +36,7 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
+    kept_patterns,
     remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
@@ -148,12 +149,13 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "pack_dtype": "int32",
     }
     if inner or own:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
+        settings["dynamic"] = {pattern: {} for pattern in kept_patterns(subject)} | own
     if inner:
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
 
 
+_VLLM_BITS = (4, 8)
 _FUSED = {
     "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
     "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
@@ -369,9 +371,20 @@ def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric:
         yield Note(
             "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
-            "else of these; vLLM reads both",
+            "else of these",
             "warning",
             "GPTQModel",
+        )
+    yield from _remark(grid, matrices)
+
+
+def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if grid.bits not in _VLLM_BITS or not grid.symmetric:
+        yield Note(
+            "vLLM takes symmetric GPTQ of 4 and 8 bits only; it runs others from --to "
+            "compressed-tensors",
+            "warning",
+            "vLLM",
         )
     yield from remark_readers(grid, matrices)
 
@@ -391,5 +404,5 @@ GPTQ_V2 = Layout(
     grids=_grids("gptq_v2", 0),
     mixed=True,
     served=SERVED,
-    remark=remark_readers,
+    remark=_remark,
 )

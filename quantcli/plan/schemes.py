@@ -312,7 +312,8 @@ def make_preset(
     known = {preset.casefold(): preset for preset in layout.presets}
     if name.casefold() not in known:
         guesses = near(name, layout.presets)
-        hint = f"did you mean {' or '.join(guesses)}?" if guesses else ", ".join(layout.presets)
+        every = ", ".join(layout.presets) or "it has integers alone, such as W4A16"
+        hint = f"did you mean {' or '.join(guesses)}?" if guesses else every
         raise UsageError(f"--to {layout.name} has no scheme {name!r}", hint=hint)
     preset = layout.presets[known[name.casefold()]]
     grid = preset.grid if preset.grid.scale_dtype else replace(preset.grid, scale_dtype=dtype)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.staging import naming
 from quantcli.events import Events
 from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
@@ -84,7 +85,8 @@ def measure_type_costs(
         yield from walk.run(visitor)
         visitor.add_embedding()
     body = json.dumps({"identity": identity, "costs": visitor.costs}, default=str)
-    path.write_text(body)
+    with naming(path):
+        path.write_text(body)
     return visitor.costs
 
 

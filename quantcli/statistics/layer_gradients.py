@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
+from quantcli.artifacts.staging import naming
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
@@ -75,10 +76,12 @@ class LayerGradients:
     def finish(self, variance: NDArray[np.float64]) -> None:
         """The values are whole; ``variance`` is what the property of that name will be."""
         values = self._values
-        np.save(self.folder / "variance.npy", variance)
+        with naming(self.folder / "variance.npy"):
+            np.save(self.folder / "variance.npy", variance)
         if isinstance(values, np.memmap):
             values.flush()
-            self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
+            with naming(self._mark):
+                self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
 
     def of(self, layer: int, model: LayerwiseModel) -> Iterator[torch.Tensor]:
         """Each window's gradient (1, tokens, size) by the output of ``layer``."""

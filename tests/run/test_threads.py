@@ -108,6 +108,24 @@ def test_products_do_not_depend_on_threads(rows: int, inner: int, columns: int) 
         assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
+def test_operations_on_elements_do_not_depend_on_threads() -> None:
+    """SiLU is computed otherwise where a share ends within a vector."""
+    x = torch.randn(1, 517, 513, generator=torch.Generator().manual_seed(1))
+    scale = torch.linspace(-2, 2, 513)
+    found = []
+    for count in (1, 2, 3, 7):
+        use_threads(count)
+        with steady():
+            own = x.clone()
+            assert own.mul_(scale) is own
+            found.append([torch.nn.functional.silu(x), own, (x * scale).sum(0), x.exp() > 1])
+    torch.testing.assert_close(found[0][0], x / (1 + torch.exp(-x)))
+    assert torch.equal(found[0][1], x * scale)
+    assert torch.equal(found[0][3], torch.exp(x) > 1)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("size", [64, 513, 1100])
 def test_factors_do_not_depend_on_threads(size: int) -> None:
     draw = torch.Generator().manual_seed(1)

@@ -1,6 +1,6 @@
 """Every command that writes, on a tiny model: what is run, and what it is to leave.
 
-``SOURCE``, ``TEXT``, ``PLAIN`` and ``OUT`` stand for paths.
+``SOURCE``, ``WRAPPER`` (a model with a tower), ``TEXT``, ``PLAIN`` and ``OUT`` stand for paths.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from support import tiny_towers
 from support.faults import Server
 from support.tiny_models import build
 
@@ -27,6 +28,13 @@ class Command:
     resumes: bool = False
     older: str = ""
     """A command line that makes what is to be replaced, of the same names."""
+    several: bool = False
+    """Whether it has several outputs, one of which may fail."""
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether it runs the model on a text."""
+        return "TEXT" in self.line
 
     def args(self, words: Mapping[str, Path], out: Path, more: str = "") -> list[str]:
         """The arguments, paths filled in, for outputs in ``out``."""
@@ -67,6 +75,10 @@ COMMANDS = {
     "export-folder": Command("export PLAIN --to hf --threads 1 -o OUT/model"),
     "export-set": Command("export PLAIN --to gguf --split-max-size 100K --threads 1 -o OUT/m.gguf"),
     "export-card": Command("export PLAIN --to card -o OUT/README.md"),
+    "mmproj": Command(
+        "quantize WRAPPER --type Q4_0 --mmproj --threads 1 -o OUT/m.gguf", several=True
+    ),
+    "several": Command("quantize SOURCE --type Q4_0,Q8_0 --threads 1 -o OUT/", several=True),
     "calibrate": Command(
         "calibrate SOURCE --data TEXT --ctx 64 --chunks 2 --collect abs_max,hessian --threads 1 "
         "-o OUT/c.gguf",
@@ -111,9 +123,11 @@ def make_words(folder: Path) -> dict[str, Path]:
     source = folder / "source"
     source.mkdir()
     build("llama", source, changes=_SMALL)
+    wrapper = folder / "wrapper"
+    tiny_towers.build("gemma3", wrapper)
     text = folder / "text.txt"
     shutil.copy(TEXT, text)
-    return {"SOURCE": source, "TEXT": text, "PLAIN": folder / "plain.gguf"}
+    return {"SOURCE": source, "WRAPPER": wrapper, "TEXT": text, "PLAIN": folder / "plain.gguf"}
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
