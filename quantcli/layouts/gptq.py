@@ -36,6 +36,7 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
+    kept_patterns,
     remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
@@ -60,6 +61,8 @@ Ints = NDArray[np.int32]
 
 BITS = (2, 3, 4, 8)
 """What the layout is defined for."""
+SERVED = (4, 8)
+"""What vLLM and SGLang run of it."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
 
@@ -146,12 +149,13 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "pack_dtype": "int32",
     }
     if inner or own:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
+        settings["dynamic"] = {pattern: {} for pattern in kept_patterns(subject)} | own
     if inner:
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
 
 
+_VLLM_BITS = (4, 8)
 _FUSED = {
     "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
     "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
@@ -367,9 +371,20 @@ def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric:
         yield Note(
             "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
-            "else of these; vLLM reads both",
+            "else of these",
             "warning",
             "GPTQModel",
+        )
+    yield from _remark(grid, matrices)
+
+
+def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if grid.bits not in _VLLM_BITS or not grid.symmetric:
+        yield Note(
+            "vLLM takes symmetric GPTQ of 4 and 8 bits only; it runs others from --to "
+            "compressed-tensors",
+            "warning",
+            "vLLM",
         )
     yield from remark_readers(grid, matrices)
 
@@ -380,6 +395,7 @@ GPTQ = Layout(
     grids=_grids("gptq", 1),
     read=find_gptq,
     mixed=True,
+    served=SERVED,
     remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
@@ -387,5 +403,6 @@ GPTQ_V2 = Layout(
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
     mixed=True,
-    remark=remark_readers,
+    served=SERVED,
+    remark=_remark,
 )

@@ -51,6 +51,9 @@ def fit(model):
         ("Qwen3-14B", "32G", "cpu", 32768, "Q8_0", ""),
         ("Qwen3-30B-A3B", "16G", None, 8192, "Q4_K_M", "--n-cpu-moe 9"),
         ("gemma-3-12b", "6G", None, 8192, "Q4_K_M", "-ngl 26"),
+        # Its experts are MXFP4 already.
+        ("gpt-oss-20b", "16G", None, 8192, "MXFP4_MOE", ""),
+        ("gpt-oss-20b", "80G", None, 8192, "MXFP4_MOE", ""),
     ],
 )
 def test_the_type_to_take(fit, name, size, on, context, best, options):

@@ -231,12 +231,13 @@ def test_hints_of_groups_work_when_followed(mini: Path, capsys: pytest.CaptureFi
     for size in sizes:
         assert app.run([*plan, "mlx", "--group-size", size]) == 0
     capsys.readouterr()
-    assert app.run([*plan, "gptq", "--group-size", "48"]) == 1
+    stop = ["gptq", "--on-fallback", "error"]
+    assert app.run([*plan, *stop, "--group-size", "48"]) == 1
     found = re.search(r"--group-size (\d+) does, or --keep '(\S+)'", capsys.readouterr().err)
     assert found is not None
-    assert app.run([*plan, "gptq", "--group-size", found[1]]) == 0
+    assert app.run([*plan, *stop, "--group-size", found[1]]) == 0
     kept = re.compile(found[2])
     assert all(kept.fullmatch(f"model.layers.{n}.self_attn.k_proj") for n in (0, 3, 10))
     capsys.readouterr()
-    assert app.run([*plan, "gptq", "--group-size", "48", "--keep", found[2]]) == 1
+    assert app.run([*plan, *stop, "--group-size", "48", "--keep", found[2]]) == 1
     assert "k_proj" not in capsys.readouterr().err
