@@ -78,7 +78,8 @@ def check_job(job: EvaluationJob) -> None:
     if not job.texts and job.base is None:
         raise UsageError(
             "there is no text to evaluate on",
-            hint="--data names a text that the model was not trained on",
+            hint="--data names a text that the model was not trained on; --data built-in is for a "
+            "first look",
         )
     if job.base is not None and job.base.header.context != job.length:
         raise SourceError(
@@ -151,7 +152,7 @@ def _groups(job: EvaluationJob) -> list[Sequence[EvaluatedModel]]:
 
 
 def _size(text: Text | None) -> int:
-    return len(text.content.encode()) if text else 1
+    return text.nbytes if text else 1
 
 
 def _load(artifact: EvaluatedModel, job: EvaluationJob, stack: ExitStack) -> Loaded:

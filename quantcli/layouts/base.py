@@ -320,6 +320,8 @@ class Layout:
     """Whether a layer's experts are one tensor."""
     mixed: bool = False
     """Whether modules of a folder may have several grids."""
+    served: tuple[int, ...] = ()
+    """Bits of integers that servers run, where these are fewer than the grids have."""
     fuses: bool = True
     """Whether its runtimes run several modules as one matrix, which then has one scheme."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing

@@ -61,6 +61,8 @@ Ints = NDArray[np.int32]
 
 BITS = (2, 3, 4, 8)
 """What the layout is defined for."""
+SERVED = (4, 8)
+"""What vLLM and SGLang run of it."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
 
@@ -402,6 +404,7 @@ GPTQ = Layout(
     grids=_grids("gptq", 1),
     read=find_gptq,
     mixed=True,
+    served=SERVED,
     remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
@@ -409,5 +412,6 @@ GPTQ_V2 = Layout(
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
     mixed=True,
+    served=SERVED,
     remark=_remark,
 )

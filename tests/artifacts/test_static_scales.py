@@ -164,6 +164,7 @@ def test_scales_of_a_cache(
             scale = found[f"model.layers.{layer}.self_attn.{part}_scale"]
             assert scale.shape == (1,)
             assert float(scale) * 448 == pytest.approx(largest, rel=0.01)
+    assert "key-value cache in FP8" in (folder / "README.md").read_text()
     said = settings(folder)["kv_cache_scheme"]
     if to == "fp8":
         assert said == "static"
@@ -284,7 +285,7 @@ def test_a_dry_run_knows_the_exact_size(mini: Path, tmp_path: Path) -> None:
         (["W4A16"], {"statistics": "x"}, "tells static scales, and there are none"),
         (["FP8"], {"statistics": "x", "calibrate": TEXT}, "both tell static scales"),
         (["FP8"], {"statistics": "x", "method": "awq"}, "--method awq changes the activations"),
-        (["FP8"], {"to": "gptq"}, "not for --to gptq"),
+        (["FP8"], {"to": "gptq"}, "--to gptq has no scheme 'FP8'"),
         ([], {"to": "mlx", "kv_cache": "fp8"}, "--kv-cache is not for --to mlx"),
     ],
 )

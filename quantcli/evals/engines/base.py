@@ -39,8 +39,11 @@ class Engine(Protocol):
     begin: int | None
     """The token that begins a text, where the vocabulary asks for one."""
 
-    def tokenize(self, text: str) -> Tokens:
-        """Token ids of a text, the beginning token included where the vocabulary asks for it."""
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
+        """Token ids of a text, the beginning token included where the vocabulary asks for it.
+
+        ``spelled``: control tokens that are written out in it are those tokens.
+        """
 
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits at the positions that predict its targets, (positions, vocabulary).

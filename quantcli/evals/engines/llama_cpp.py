@@ -91,13 +91,13 @@ class LlamaVocabulary:
         adds = lib.llama_vocab_get_add_bos(self._vocab)
         self.begin = int(lib.llama_vocab_bos(self._vocab)) if adds else None
 
-    def encode(self, text: str) -> Tokens:
-        """Token ids of a text; control tokens written out in it count as plain text."""
+    def encode(self, text: str, *, spelled: bool = False) -> Tokens:
+        """Token ids of a text; control tokens in it are plain text unless ``spelled``."""
         raw = text.encode()
         room = len(raw) + 16
         ids = np.empty(room, np.int32)
         pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), pointer, room, True, False)
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), pointer, room, True, spelled)
         if count < 0:
             raise SourceError(f"{self._path}: llama.cpp cannot tokenize the text")
         return ids[:count].copy()
@@ -134,9 +134,9 @@ class LlamaCppEngine:
         self._words = LlamaVocabulary(path, self._model)
         self.vocabulary, self.begin = self._words.size, self._words.begin
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
         """Token ids of a text, as `LlamaVocabulary.encode` gives them."""
-        return self._words.encode(text)
+        return self._words.encode(text, spelled=spelled)
 
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits, valid until the next is asked for."""

@@ -135,9 +135,9 @@ class TorchEngine:
         if self.resident:
             self._held.enter_context(layers.filled(everything))
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
         """Token ids of a text, the beginning token included where the vocabulary asks for it."""
-        ids = np.asarray(self._words.encode(text), np.int32)
+        ids = np.asarray(self._words.encode(text, spelled=spelled), np.int32)
         if len(ids) and int(ids.max()) >= self.vocabulary:
             raise VocabularyError(
                 f"the tokenizer for {self._label} gives token {int(ids.max())}, but the model "
