@@ -137,7 +137,9 @@ def test_gptqs_settings_give_each_module_its_bits(
     """The words of every module are as many as the first pattern that fits it says; a pattern fits
     the one module that vLLM makes of several just as it fits these."""
     folder = tmp_path / "out"
-    quantcli.quantize(mini, folder, to=to, imatrix=matrix, target_bpw=7.1)
+    quantcli.quantize(
+        mini, folder, to=to, imatrix=matrix, target_bpw=7.1, allocate_from="W3A16,W4A16,W8A16"
+    )
     settings = _settings(folder)
     stored = load_file(folder / "model.safetensors")
 
