@@ -120,9 +120,16 @@ def own_folder(folder: Path, *, empty: bool) -> None:
 
 
 def remove_own(folder: Path) -> None:
-    """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
-    if not folder.is_symlink() and (folder / MARK).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays.
+
+    The mark goes last: what a kill leaves of the folder is still known as ours.
+    """
+    if folder.is_symlink() or not (folder / MARK).is_file():
+        return
+    with suppress(OSError):
+        _clear(folder)
+        (folder / MARK).unlink()
+        folder.rmdir()
 
 
 def _clear(folder: Path) -> None:
