@@ -60,6 +60,7 @@ Ints = NDArray[np.int32]
 
 BITS = (2, 3, 4, 8)
 """What the layout is defined for."""
+_VLLM_BITS = (4, 8)
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
 
@@ -367,9 +368,19 @@ def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric:
         yield Note(
             "GPTQModel takes zero points of its own from --to gptq-v2 only, and computes something "
-            "else of these; vLLM reads both",
+            "else of these",
             "warning",
             "GPTQModel",
+        )
+    yield from _remark_vllm(grid, matrices)
+
+
+def _remark_vllm(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if not grid.symmetric or grid.bits not in _VLLM_BITS:
+        also = "" if grid.bits not in _VLLM_BITS else "; --to compressed-tensors is what it loads"
+        yield Note(
+            f"vLLM 0.32 loads GPTQ folders of symmetric 4-bit and 8-bit weights only{also}",
+            refused_by="vLLM",
         )
     yield from remark_readers(grid, matrices)
 
@@ -387,5 +398,5 @@ GPTQ_V2 = Layout(
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
     mixed=True,
-    remark=remark_readers,
+    remark=_remark_vllm,
 )
