@@ -92,6 +92,15 @@ class Model(AbstractContextManager["Model"]):
         found = self.metadata.get(f"{self.arch}.{key}")
         return default if found is None else found.value
 
+    def count(self, key: str) -> int:
+        """The number ``{arch}.key``, 0 where there is none; SourceError for what is no number."""
+        value = self.value(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise SourceError(
+                f"{self.path}: the key-value {self.arch}.{key} is {value!r}; a number belongs there"
+            )
+        return value
+
     @property
     def mtp_blocks(self) -> range:
         """The numbers of the blocks for multi-token prediction, which follow the last layer."""

@@ -119,7 +119,7 @@ def evaluate(
             measured = drain(in_phase("evaluating", events), watch)
         verdicts = judge(gates, measured)
         if plot is not None:
-            _draw(Path(plot), measured, force=force)
+            _draw(Path(plot), measured, speeds, force=force)
         result = EvaluateResult(
             tuple(Path(path) for path in (save_base, plot) if path is not None),
             tuple(measured),
@@ -147,13 +147,17 @@ def _refuse_without_text(gates: Gates, save: str | Path | None, plot: str | Path
         raise UsageError(f"{name} needs a text to evaluate on", hint="add --data FILE")
 
 
-def _draw(path: Path, measured: Sequence[EvaluationDone], *, force: bool) -> None:
+def _draw(
+    path: Path, measured: Sequence[EvaluationDone], speeds: Sequence[SpeedDone], *, force: bool
+) -> None:
+    written = {done.artifact.label: done.speed.generation_speed for done in speeds}
     points = [
         Point(
             found.text,
             Path(found.artifact.label).name,
             found.artifact.bits_per_weight,
             found.summary.against.mean.value,
+            written.get(found.artifact.label),
         )
         for found in measured
         if found.summary.against is not None

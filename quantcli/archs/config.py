@@ -79,10 +79,16 @@ def count(config: Config, *keys: str, default: int | None = None) -> int:
 
 
 def number(config: Config, *keys: str, default: float | None = None) -> float:
-    """A finite number under the first of ``keys`` that is there."""
+    """A finite number under the first of ``keys`` that is there.
+
+    What norms add to a mean square, under keys such as ``rms_norm_eps``, is not below zero: ggml
+    aborts there.
+    """
     key, value = _find(config, keys, default)
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise _wrong(config, key, value, "a finite number")
+    if value < 0 and key.endswith(("eps", "epsilon")):
+        raise _wrong(config, key, value, "a number from 0 on")
     return float(value)
 
 

@@ -37,6 +37,19 @@ _NODES = {
 _PROC = Path("/proc")
 
 
+Stamps = dict[str, list[int]]
+"""Size in bytes and date in nanoseconds of each file by its name."""
+
+
+def stamp(path: Path) -> list[int]:
+    """Size and date of a file; [0, 0] where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return [0, 0]
+    return [facts.st_size, facts.st_mtime_ns]
+
+
 def refuse_existing(paths: Sequence[Path], *, force: bool) -> None:
     """OutputError when a target exists (unless ``force``) or its folder cannot take a file.
 
@@ -163,13 +176,21 @@ class AtomicFiles:
             self._unsent[path] = 0
             self._flushes[path] = self._flusher.submit(os.fsync, self._open[path])
 
-    def publish(self) -> None:
-        """Flush every file to the disk, then give each its final name."""
+    def flush(self) -> Stamps:
+        """Flush every file to the disk; returns what it is known by when it has its name."""
         try:
             for flush in self._flushes.values():
                 flush.result()
             for descriptor in self._open.values():
                 os.fsync(descriptor)
+            return {path.name: stamp(self._place(path)) for path in self._sizes}
+        except OSError as error:
+            raise output_error(next(iter(self._sizes)), error) from error
+
+    def publish(self) -> None:
+        """Flush every file to the disk, then give each its final name."""
+        self.flush()
+        try:
             self._rename()
             self._published = True
             for folder in {path.parent for path in self._sizes}:

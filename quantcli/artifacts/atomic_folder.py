@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from quantcli.artifacts.atomic import AtomicFiles, refuse_node, refuse_parent
+from quantcli.artifacts.atomic import AtomicFiles, Stamps, refuse_node, refuse_parent
 from quantcli.artifacts.staging import Staging, claim, output_error, partial_path
 from quantcli.errors import OutputError
 
@@ -79,6 +79,10 @@ class AtomicFolder:
     def write(self, name: str, offset: int, data: ReadableBuffer) -> None:
         """Put ``data`` at ``offset`` of the file ``name``; from any thread."""
         self._files.write(self._files_in / name, offset, data)
+
+    def flush(self) -> Stamps:
+        """Flush every file to the disk; returns what the folder is known by: its manifest."""
+        return {self._path.name: self._files.flush()[MANIFEST]}
 
     def publish(self) -> None:
         """Flush every file to the disk, then give the folder its name."""

@@ -96,7 +96,7 @@ def lay_out_shards(
 ) -> dict[Path, FileLayout]:
     """The layout of each file of a set that holds ``metadata`` and the tensors of ``shards``.
 
-    ``content`` is a digest of the weights where ``metadata`` has none.
+    ``content`` is a digest of what the tensors hold.
     """
     tensors = sum(map(len, shards.values()))
     set_id = identify_set(metadata, list(shards.values()), content)

@@ -44,7 +44,7 @@ from quantcli.plan.recipe import Recipe
 from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
-from quantcli.types import MetaValue, Note, text, u32
+from quantcli.types import MetaValue, Note, OutputTensor, text, u32
 
 _scratch = threading.local()
 """Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
@@ -85,6 +85,11 @@ class GgufFile(GgufShards):
         return True
 
     @property
+    def sealed(self) -> bool:
+        """The id of several files is made of what they hold, which more decides than is told."""
+        return len(self.shards) > 1
+
+    @property
     def label(self) -> str:
         """What the user calls the model."""
         return self.model.label
@@ -119,6 +124,7 @@ class GgufFile(GgufShards):
                         partial(self._refuse, item, slab),
                         self._content(item),
                         place,
+                        _home(item.tensor, slab.start),
                     )
 
     def _content(self, item: TensorPlan) -> tuple[str, int] | None:
@@ -141,10 +147,12 @@ class GgufFile(GgufShards):
         """The digest of the model's weights."""
         return digest_model(self.model, leaves)
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
-        """The headers again, with the digest in its place."""
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
+        """The headers again, with the digest in its place and the id of the set made of both."""
         if digest is not None:
-            yield from add_metadata(self, {"quantcli.source.digest": text(digest)}).heads()
+            metadata = {**self.metadata, "quantcli.source.digest": text(digest)}
+            layouts = _lay_out(metadata, self.shards, content)
+            yield from replace(self, metadata=metadata, layouts=layouts).heads()
 
     def _encode(
         self, item: TensorPlan, slab: Slab, place: tuple[Path, int], rows: NDArray[Any]
@@ -182,6 +190,15 @@ class GgufFile(GgufShards):
         info, row, column = self.model.origin(item.tensor, row, refused.column)
         hint = "a wider type can hold it, such as --tensor-type with F32"
         return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
+
+
+def _home(tensor: OutputTensor, row: int) -> str:
+    """The stored tensor that a row comes from; of one that none is stored of, its own name."""
+    for piece in tensor.pieces:
+        if row < piece.rows:
+            return piece.source
+        row -= piece.rows
+    return tensor.name
 
 
 def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
@@ -253,7 +270,9 @@ def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
 
 
 def _lay_out(
-    metadata: Mapping[str, MetaValue], shards: Mapping[Path, Sequence[TensorPlan]]
+    metadata: Mapping[str, MetaValue],
+    shards: Mapping[Path, Sequence[TensorPlan]],
+    content: str = "",
 ) -> dict[Path, FileLayout]:
     entries = {
         path: [
@@ -262,7 +281,7 @@ def _lay_out(
         ]
         for path, items in shards.items()
     }
-    return lay_out_shards(metadata, entries)
+    return lay_out_shards(metadata, entries, content)
 
 
 def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[str, MetaValue]:

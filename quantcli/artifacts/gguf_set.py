@@ -86,7 +86,7 @@ class GgufSet(GgufShards):
         infos = self.store.tensors.values()
         return combine_digest((info, [leaves[slab] for slab in _cut(info)]) for info in infos)
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
         """The headers again, with the id of the set in its place."""
         if digest is not None:
             yield from replace(self, layouts=_lay_out(self.metadata, self.groups, digest)).heads()

@@ -137,6 +137,7 @@ class ModelFolder(FolderArtifact):
                     partial(self._read, item, slab),
                     partial(self._encode, item, slab, codes),
                     partial(self._refuse, item, slab),
+                    home=item.source,
                 )
 
     def digest(self, leaves: Mapping[Slab, bytes]) -> str:
@@ -147,7 +148,7 @@ class ModelFolder(FolderArtifact):
             for name, group in groupby(slabs, key=lambda slab: slab.tensor)
         )
 
-    def tails(self, digest: str | None) -> Iterator[Chunk]:
+    def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
         """The scales that were found beforehand, and the manifest with the digest in its place."""
         if self.plan.needs_text:
             if self.scales is None:

@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,8 @@ def claim(path: Path) -> Staging:
             os.close(descriptor)
             raise
         except OSError as error:
+            if made:
+                _unmake(folder)
             os.close(descriptor)
             raise output_error(path, error) from error
         return Staging(folder, descriptor)
@@ -109,6 +112,8 @@ def own_folder(folder: Path, *, empty: bool) -> None:
     except OutputError:
         raise
     except OSError as error:
+        if made:
+            _unmake(folder)
         raise output_error(folder, error) from error
     finally:
         os.close(descriptor)
@@ -138,6 +143,12 @@ def _make(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _unmake(folder: Path) -> None:
+    """Remove a folder that was made and could not be marked."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _lock(descriptor: int, folder: Path, path: Path, *, made: bool) -> None:
@@ -186,6 +197,17 @@ def _foreign(folder: Path) -> OutputError:
         f"{folder} is not quantcli's, and the output is to be made in a folder of that name",
         hint="move it away, or choose another name with -o",
     )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What fails inside is said of the file ``path``, which the system's own error may not name."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

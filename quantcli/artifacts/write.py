@@ -9,6 +9,7 @@ is encoded once. One whose disk gives out is given up, and the others go on.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import OutputError, PlanError, WeightError
@@ -55,6 +56,15 @@ class ArtifactDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ArtifactFlushed(Event):
+    """The files are whole and on the disk, and get their names next; by these they are known."""
+
+    paths: tuple[Path, ...]
+    stamps: Stamps
+    source_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactFailed(Event):
     """One of several artifacts could not be written; the others are."""
 
@@ -71,7 +81,9 @@ class ArtifactPart:
     that cannot be encoded; None where any can.
 
     Parts of one slab that have the same ``content`` make one chunk of the same data, which is
-    encoded once and put at the ``place`` of each: a file of the artifact and an offset.
+    encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
+    the stored tensor that the rows come from: what artifacts of different sources make of one is
+    made in a row, so that it is read from the disk once.
     """
 
     slab: Slab
@@ -80,6 +92,7 @@ class ArtifactPart:
     refuse: Callable[[UnencodableError], WeightError] | None = None
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
+    home: str = ""
 
 
 class Artifact(Protocol):
@@ -88,6 +101,11 @@ class Artifact(Protocol):
     @property
     def hashed(self) -> bool:
         """Whether it records a digest of the source, or something that is made of one."""
+        return False
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it records a digest of what is written of its parts."""
         return False
 
     @property
@@ -132,8 +150,8 @@ class Artifact(Protocol):
         """The digest of the source, made of its slabs' own; None where it is not `hashed`."""
         return None
 
-    def tails(self, digest: str | None) -> Iterable[Chunk]:
-        """What is written last, when the digest is known."""
+    def tails(self, digest: str | None, content: str) -> Iterable[Chunk]:
+        """What is written last, when the digests of source and content are known."""
         return ()
 
 
@@ -166,9 +184,11 @@ def write_artifacts(
             writing.write_all(writing.artifact.heads())
             for part in writing.artifact.parts():
                 key = id(writing.artifact.source), part.slab
-                writing.keys.append(key)
-                shared.setdefault(key, []).append((part, writing))
+                uses = shared.setdefault(key, [])
+                writing.places.append((key, len(uses)))
+                uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
+        shared = _by_home(shared)
         tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
         told: list[_Writing] = []
         # Closed before the files are, which its threads write to.
@@ -177,24 +197,46 @@ def write_artifacts(
             try:
                 progress = next(slabs)
             except StopIteration as ended:
-                leaves = dict(zip(shared, ended.value, strict=True))
+                hashes = dict(zip(shared, ended.value, strict=True))
                 break
             yield from _tell_failed(writings, told)
             yield progress
         for writing in writings:
-            done = writing.publish(leaves)
-            if done is not None:
-                yield done
+            yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
+
+
+def _by_home(
+    shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]],
+) -> dict[_Key, list[tuple[ArtifactPart, _Writing]]]:
+    """The slabs in their order, but those of one stored tensor together."""
+    order: dict[str, int] = {}
+    for parts in shared.values():
+        order.setdefault(parts[0][0].home, len(order))
+    return dict(sorted(shared.items(), key=lambda item: order[item[1][0][0].home]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Hashes:
+    """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses.
+
+    Empty where nobody records it.
+    """
+
+    read: bytes
+    written: Sequence[bytes]
 
 
 @dataclass(eq=False)
 class _Writing:
-    """An artifact that is being written, from several threads, until its ``error``."""
+    """An artifact that is being written, from several threads, until its ``error``.
+
+    ``places`` has the slab of each of its parts, and which of the slab's uses that is.
+    """
 
     artifact: Artifact
     sink: Sink
-    keys: list[_Key] = field(default_factory=list)
+    places: list[tuple[_Key, int]] = field(default_factory=list)
     error: OutputError | None = None
     _busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -223,22 +265,31 @@ class _Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
-    def publish(self, leaves: Mapping[_Key, bytes]) -> ArtifactDone | None:
-        """Give the files their names, unless the artifact is or must be given up."""
+    def publish(self, hashes: Mapping[_Key, _Hashes]) -> Iterator[Event]:
+        """Give the files their names, unless the artifact is or must be given up.
+
+        Yields `ArtifactFlushed` before and `ArtifactDone` after.
+        """
         artifact = self.artifact
-        digest = artifact.digest({key[1]: leaves[key] for key in self.keys})
-        for chunk in artifact.tails(digest):
+        digest = artifact.digest({key[1]: hashes[key].read for key, _ in self.places})
+        content = hashlib.sha256(b"".join(hashes[key].written[use] for key, use in self.places))
+        for chunk in artifact.tails(digest, content.hexdigest()):
             self.write(*chunk)
         try:
             if self.error is None:
-                self.sink.publish()
-                return ArtifactDone(
-                    artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest
-                )
+                stamps = self.sink.flush()
         except OutputError as error:
             self.error = error
+        if self.error is None:
+            yield ArtifactFlushed(artifact.paths, stamps, digest)
+            try:
+                self.sink.publish()
+            except OutputError as error:
+                self.error = error
+        if self.error is not None:
             self.sink.__exit__(None, None, None)
-        return None
+            return
+        yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
 def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:
@@ -252,28 +303,36 @@ def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator
         yield ArtifactFailed(writing.artifact.paths, writing.error)
 
 
-def _do(parts: Sequence[tuple[ArtifactPart, _Writing]], hashed: bool) -> bytes:
-    """Read a slab, encode and write it for each artifact; returns the rows' SHA-256."""
+def _do(parts: Sequence[tuple[ArtifactPart, _Writing]], hashed: bool) -> _Hashes:
+    """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
     rows = parts[0][0].read()
     leaf = hash_rows(rows) if hashed else b""
     encoded: set[Hashable] = set()
+    written = [b""] * len(parts)
     for index, (part, writing) in enumerate(parts):
         if part.content in encoded or writing.error is not None:
             continue
         twins = []
         if part.content is not None:
             encoded.add(part.content)
-            twins = [each for each in parts[index + 1 :] if each[0].content == part.content]
+            same = enumerate(parts[index + 1 :], index + 1)
+            twins = [place for place, each in same if each[0].content == part.content]
+        sealed = [place for place in (index, *twins) if parts[place][1].artifact.sealed]
+        digest = hashlib.sha256()
         try:
             for file, offset, data in part.encode(rows):
                 writing.write(file, offset, data)
-                for other, its in twins:
+                for other, its in (parts[place] for place in twins):
                     its.write(*other.place, data)
+                if sealed:
+                    digest.update(data)
         except UnencodableError as refused:
             if part.refuse is None:
                 raise
             raise part.refuse(refused) from refused
-    return leaf
+        for place in sealed:
+            written[place] = digest.digest()
+    return _Hashes(leaf, written)
 
 
 def default_threads() -> int:

@@ -104,8 +104,9 @@ def quantize(
         Path | None,
         option(
             "--recipe", metavar="FILE", panel=TYPES.title,
-            help="Read these options from a TOML or YAML file, or from a recipe that comes with "
-            "quantcli, such as q4_k_m-head8; options given here win.",
+            help="Read these options from a TOML or YAML file, from what quantcli made (a GGUF or "
+            "a folder), or from a recipe that comes with it, such as q4_k_m-head8; options given "
+            "here win.",
         ),
     ] = None,
     print_recipe: Annotated[

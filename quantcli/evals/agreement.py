@@ -42,9 +42,11 @@ def common_tokens(
             )
     if text is None:
         return base.header.tokens if base else np.empty(0, np.int32)
-    tokens = first.engine.tokenize(text.content)
+    text = text.render(first.artifact.model.metadata)
+    tokens = first.engine.tokenize(text.content, spelled=text.spelled)
     for model in models[1:]:
-        if not np.array_equal(tokens, model.engine.tokenize(text.content)):
+        other_tokens = model.engine.tokenize(text.content, spelled=text.spelled)
+        if not np.array_equal(tokens, other_tokens):
             raise VocabularyError(
                 f"{model.artifact.label} cuts {text.label} into other tokens than "
                 f"{first.artifact.label}, so their predictions cannot be compared",

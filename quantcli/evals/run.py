@@ -1,7 +1,8 @@
 """Models on texts: the one loop of evaluation.
 
-Window by window, the base first, then each model on the same window; the logits of two windows
-at most are held, and of a window that was scored a few numbers for each position remain. Several
+Window by window, the base first, then each model on the same window, in blocks of positions: the
+logits of two blocks at most are held, and of what was scored a few numbers for each position
+remain. Several
 models run side by side against one run of the base when their weights fit into memory together,
 otherwise one after the other, each with a run of the base of its own.
 """
@@ -19,7 +20,7 @@ from quantcli.evals.agreement import Loaded, common_tokens
 from quantcli.evals.artifacts import EvaluatedModel
 from quantcli.evals.bases.file import BaseFile, BaseHeader, BaseWriter
 from quantcli.evals.memory import available
-from quantcli.evals.scores import Base, Floats, LogitsBase, losses
+from quantcli.evals.scores import Base, Floats, Ids, LogitsBase, losses, row_blocks
 from quantcli.evals.summary import Summary, Tally
 from quantcli.evals.windows import Tokens, Window, check_lengths, cut
 from quantcli.layerwise.texts import Text
@@ -77,7 +78,8 @@ def check_job(job: EvaluationJob) -> None:
     if not job.texts and job.base is None:
         raise UsageError(
             "there is no text to evaluate on",
-            hint="--data names a text that the model was not trained on",
+            hint="--data names a text that the model was not trained on; --data built-in is for a "
+            "first look",
         )
     if job.base is not None and job.base.header.context != job.length:
         raise SourceError(
@@ -123,7 +125,7 @@ def evaluate(job: EvaluationJob) -> Iterator[Event]:
 def _notes(job: EvaluationJob) -> Iterator[Note]:
     yield from (Note(text.remark, "warning") for text in job.texts if text.remark is not None)
     for artifact in (*job.artifacts, *([job.reference] if job.reference else ())):
-        longest = int(artifact.model.value("context_length", 0))
+        longest = artifact.model.count("context_length")
         if 0 < longest < job.length:
             yield Note(
                 f"{artifact.label} takes {longest} tokens, and windows have {job.length}: the "
@@ -150,7 +152,7 @@ def _groups(job: EvaluationJob) -> list[Sequence[EvaluatedModel]]:
 
 
 def _size(text: Text | None) -> int:
-    return len(text.content.encode()) if text else 1
+    return text.nbytes if text else 1
 
 
 def _load(artifact: EvaluatedModel, job: EvaluationJob, stack: ExitStack) -> Loaded:
@@ -177,19 +179,21 @@ def _evaluate_text(
             writer = stack.enter_context(BaseWriter(job.save, header, force=job.force))
         runs = [model.engine.run(windows) for model in models]
         bases = reference.engine.run(windows) if reference else None
-        stored = job.base.windows() if job.base else None
+        stored = stack.enter_context(job.base.reading()) if job.base else None
         for number, window in enumerate(windows, 1):
-            base: Base | None = next(stored) if stored else None
-            saved: Floats | None = None
-            if bases is not None:
-                saved = next(bases)
-                base = LogitsBase(saved)
-            for run, tally in zip(runs, tallies, strict=True):
-                logits = next(run)
-                _score(logits, window, base, tally)
-                saved = logits if saved is None else saved
-            if writer is not None and saved is not None:
-                writer.add(saved, window.targets)
+            for rows in row_blocks(len(window.targets), everyone[0].engine.vocabulary):
+                targets = window.targets[rows]
+                base: Base | None = stored.read(len(targets)) if stored else None
+                saved: Floats | None = None
+                if bases is not None:
+                    saved = next(bases)
+                    base = LogitsBase(saved)
+                for run, tally in zip(runs, tallies, strict=True):
+                    logits = next(run)
+                    _score(logits, targets, base, tally)
+                    saved = logits if saved is None else saved
+                if writer is not None and saved is not None:
+                    writer.add(saved, targets)
             share = _size(text) * number // len(windows)
             yield Progress(share, 0, f"{label}, window {number} of {len(windows)}")
         if writer is not None:
@@ -198,11 +202,11 @@ def _evaluate_text(
         yield EvaluationDone(model.artifact, label, len(windows), tally.summary())
 
 
-def _score(logits: Floats, window: Window, base: Base | None, tally: Tally) -> None:
+def _score(logits: Floats, targets: Ids, base: Base | None, tally: Tally) -> None:
     if base is None:
-        tally.add(losses(logits, window.targets))
+        tally.add(losses(logits, targets))
     else:
-        tally.add(*base.compare(logits, window.targets))
+        tally.add(*base.compare(logits, targets))
 
 
 def _windows(job: EvaluationJob, begin: int | None, tokens: Tokens, label: str) -> Sequence[Window]:

@@ -22,6 +22,9 @@ Ids = NDArray[np.int64]
 FLOOR = -16.0
 """Base log-probabilities below it are left out of the divergence."""
 
+HELD = 1 << 25
+"""Logits of one model that are held at a time: 128 MB."""
+
 _BLOCK = 1 << 20
 """Values whose float64 logarithms are held at a time."""
 
@@ -70,6 +73,12 @@ def blocks(logits: Floats) -> Iterator[slice]:
     step = max(1, _BLOCK // logits.shape[1])
     for start in range(0, len(logits), step):
         yield slice(start, start + step)
+
+
+def row_blocks(positions: int, vocabulary: int) -> list[slice]:
+    """Slices of a window's scored positions whose logits are held at the same time."""
+    step = max(1, HELD // vocabulary)
+    return [slice(start, min(start + step, positions)) for start in range(0, positions, step)]
 
 
 class LogitsBase:

@@ -12,12 +12,12 @@ process with limits of time and memory, which the sandbox does not set.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantcli.bounded import BoundError, call_bounded
+from quantcli.vocab.chat_template import render
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 _MARKS = {
@@ -183,22 +183,5 @@ def _system_text(render: Any, first: str) -> tuple[str, str, bool]:
 
 
 def _render(template: str, messages: Sequence[tuple[str, str]], bos: str, eos: str) -> str:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-    environment.globals["raise_exception"] = refuse
-    return environment.from_string(template).render(
-        messages=[{"role": role, "content": words} for role, words in messages],
-        add_generation_prompt=True,
-        bos_token=bos,
-        eos_token=eos,
-        tools=None,
-        documents=None,
-    )
+    said = [{"role": role, "content": words} for role, words in messages]
+    return render(template, said, bos, eos, asks=True)

@@ -33,7 +33,7 @@ from quantcli.formats.integer import GridCodes
 from quantcli.formats.regrid import UnfitError, as_read, regrid
 from quantcli.layouts.base import CodeGrid, Layout
 from quantcli.layouts.hf import HF
-from quantcli.layouts.stored_codes import CodedStore
+from quantcli.layouts.stored_codes import CodedStore, divisor
 from quantcli.model import Model, open_model
 from quantcli.plan.folders import Copy, FolderPlan, list_copies, make_folder_plan, model_dtype
 from quantcli.plan.recipe import Recipe
@@ -67,7 +67,7 @@ class SameRows:
         grid = self._same.grids[matrix.source]
         target = self._schemes[matrix.source, matrix.first].grid
         stored = self._store.read_codes(matrix.source, first, first + len(rows))
-        whole, _ = self._store.read_whole(matrix.source)
+        whole = divisor(*self._store.read_whole(matrix.source))
         try:
             coded = regrid(stored, grid, target, whole)
         except UnfitError as unfit:

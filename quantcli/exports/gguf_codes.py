@@ -104,11 +104,9 @@ class CodedView(CheckpointView):
         return coded.scales, coded.zeros
 
     def read_whole(self, name: str) -> tuple[float | None, bool]:
-        """The scale of a whole tensor, by which others are divided; the GGUF has its reciprocal."""
+        """The scale of a whole tensor, which multiplies the others, if there is one."""
         factor = self.factors.get(name)
-        if factor is None:
-            return self.grids[name].whole, False
-        return float(np.float32(1) / np.float32(factor)), True
+        return (self.grids[name].whole, False) if factor is None else (factor, True)
 
 
 def view_codes(view: CheckpointView, model: Model) -> CodedView:

@@ -1,10 +1,10 @@
 """A quantized checkpoint as a GGUF of the same weights: its codes in blocks of 32.
 
 GPTQ, AWQ, compressed-tensors and MLX matrices with up to 4, 5 or 8 bits become Q4_0 or Q4_1, Q5_0
-or Q5_1, and Q8_0; MXFP4 stays what it is. Of each the first rows tell whether it is symmetric; all
-are held against what the blocks decode to, and a weight that the blocks do not hold ends the
-export: a scale that float16 does not hold, a zero point whose product with the scale it does not
-hold, groups that 32 does not divide, or inputs that a checkpoint has reordered.
+or Q5_1, and Q8_0; MXFP4 and NVFP4 stay what they are. Of integers the first rows tell whether they
+are symmetric; all are held against what the blocks decode to, and a weight that the blocks do not
+hold ends the export: a scale that float16 does not hold, a zero point whose product with the scale
+it does not hold, groups that 32 does not divide, or inputs that a checkpoint has reordered.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from quantcli.artifacts.gguf_file import GgufFile, prepare_gguf
 from quantcli.errors import PlanError
 from quantcli.exports.blocks import GROUP, MXFP4, encode_mxfp4
 from quantcli.exports.exact import fit_rows
+from quantcli.exports.float4_blocks import Float4Blocks, block_format
 from quantcli.formats import FORMATS, get_format
 from quantcli.model import Model
 from quantcli.plan.filetypes import find_file_type
@@ -95,6 +96,7 @@ def prepare_repacking(
     )
     plan = make_plan(model.tensors, model.metadata, recipe)
     items, encoders, copied = [], {}, set[str]()
+    floats = Float4Blocks(model, hint)
     for item in plan.items:
         dtype = item.tensor.dtype
         if not isinstance(dtype, PackedType) or len(item.tensor.shape) < 2:
@@ -105,6 +107,13 @@ def prepare_repacking(
             nbytes = item.tensor.rows * blocks.row_bytes(item.tensor.columns)
             items.append(replace(item, format=blocks.name, nbytes=nbytes, reason="its own blocks"))
             copied.add(blocks.name)
+            continue
+        small = None if requantize else block_format(model, item.tensor)
+        if small is not None:
+            floats.add(item.tensor, small)
+            nbytes = item.tensor.rows * get_format(small).row_bytes(item.tensor.columns)
+            items.append(replace(item, format=small, nbytes=nbytes, reason=f"the codes of {dtype}"))
+            copied.add(small)
             continue
         kind, group, exact = _choose(model, item.tensor, dtype, requantize, hint)
         nbytes = item.tensor.rows * get_format(kind).row_bytes(item.tensor.columns)
@@ -118,14 +127,14 @@ def prepare_repacking(
         plan, items=tuple(items), file_type=find_file_type(name).id, recipe=Recipe(type=name)
     )
     job = prepare_gguf(model, recipe, output, plan=plan, force=force, check=check)
-    return replace(job, encoders=encoders)
+    return replace(job, encoders={**job.encoders, **encoders, **floats.encoders()})
 
 
 def _choose(
     model: Model, tensor: OutputTensor, dtype: PackedType, requantize: bool, hint: str
 ) -> tuple[str, int, bool]:
     """The block format, the columns that share a scale, and whether the codes are kept."""
-    if dtype.endswith(MXFP4):
+    if dtype.upper().endswith(MXFP4):
         return MXFP4, GROUP, True
     bits, group = dtype.bits, dtype.group
     candidates = _CANDIDATES.get(bits, ())

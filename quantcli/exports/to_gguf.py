@@ -19,6 +19,7 @@ from quantcli.artifacts.gguf_set import prepare_gguf_set
 from quantcli.artifacts.write import ArtifactDone, write_artifact
 from quantcli.errors import SourceError, UsageError
 from quantcli.exports.cards import card_beside, write_card
+from quantcli.exports.float4_blocks import NVFP4
 from quantcli.exports.repack import is_packed, prepare_repacking
 from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.model import Model, open_model
@@ -106,10 +107,12 @@ def _prepare_codes(found: Resolved, model: Model, label: str, options: ExportOpt
         force=options.force,
         check=options.check,
     )
-    kinds = sorted({item.format for item in job.plan.items if item.tensor.name in job.encoders})
-    words = f"{len(job.encoders)} matrices in {' and '.join(kinds)}, bit for bit"
-    rounded = sum(isinstance(item.tensor.dtype, PackedType) for item in job.plan.items)
-    rounded -= len(job.encoders)
+    packed = [item for item in job.plan.items if isinstance(item.tensor.dtype, PackedType)]
+    coded = [item for item in packed if item.tensor.name in job.encoders]
+    kinds = sorted({item.format for item in coded})
+    how = "the same codes and scales" if NVFP4 in kinds else "bit for bit"
+    words = f"{len(coded)} matrices in {' and '.join(kinds)}, {how}"
+    rounded = len(packed) - len(coded)
     if rounded:
         words += f", {rounded} rounded again"
     return _of_job(job, words, options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantcli.errors import UsageError
@@ -11,7 +11,7 @@ from quantcli.fit.machine import Machine
 from quantcli.fit.needs import Memory, Needs, Run, find_needs, lay_out, read_memory
 from quantcli.fit.weights import Weights, place_weights
 from quantcli.formats import get_format
-from quantcli.plan.filetypes import TRAINED_TYPES, USUAL_TYPES, file_types
+from quantcli.plan.filetypes import MXFP4_TYPE, TRAINED_TYPES, USUAL_TYPES, file_types
 from quantcli.plan.model_hparams import read_traits
 from quantcli.plan.sizes import packed_sizes
 from quantcli.plan.type_requests import UnfitError
@@ -27,7 +27,6 @@ _WHOLE, _WHOLE_EXPERTS = 3.0, 4.0
 with experts earlier, since a token needs few of them."""
 _PART = "Q4_K_M"
 """The type of such a part."""
-_MXFP4 = "MXFP4_MOE"
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,8 @@ class Fit:
     longest: int | None
     layers: int
     trained: int
+    native: bool = False
+    """Whether its experts are stored as MXFP4."""
 
 
 def fit_types(
@@ -96,10 +97,17 @@ def fit_types(
         needs = find_needs(memory, run, machine, weights)
         bits = 8 * sum(sizes.values()) / elements
         candidates.append(Candidate(name, bits, needs_importance, weights, needs))
-    native = any(tensor.dtype.startswith("MXFP4") for tensor in tensors)
+    native = has_mxfp4_experts(tensors)
     best = choose(candidates, native=native)
     longest = _longest(memory, run, machine, best, trained) if best is not None else None
-    return Fit(machine, run, tuple(candidates), best, longest, layers + 1, trained)
+    return Fit(
+        machine, run, tuple(candidates), best, longest, layers + 1, trained, native
+    )  # fmt: skip
+
+
+def has_mxfp4_experts(tensors: Iterable[OutputTensor]) -> bool:
+    """Whether experts are stored as MXFP4, which another type would round again."""
+    return any("_exps." in each.name and each.dtype.startswith("MXFP4") for each in tensors)
 
 
 def choose(candidates: Sequence[Candidate], *, native: bool = False) -> Candidate | None:
@@ -115,13 +123,13 @@ def choose(candidates: Sequence[Candidate], *, native: bool = False) -> Candidat
     ]
     if native:
         # Another type would round what was trained in this one, and most are larger.
-        fitting.sort(key=lambda each: each.name != _MXFP4)
-    usual = [each for each in fitting if only or each.is_usual or each.name == _MXFP4]
+        fitting.sort(key=lambda each: each.name != MXFP4_TYPE)
+    usual = [each for each in fitting if only or each.is_usual or each.name == MXFP4_TYPE]
     plain = [each for each in usual if not each.needs_importance]
     mixed = any(any(each.weights.experts) for each in candidates)
     least = _WHOLE_EXPERTS if mixed else _WHOLE
     whole = [each for each in plain if each.needs.whole]
-    parts = [each for each in plain if each.name in (_PART, _MXFP4) or only]
+    parts = [each for each in plain if each.name in (_PART, MXFP4_TYPE) or only]
     ranks = (
         [each for each in whole if each.bits >= least],
         [each for each in parts if mixed or _half(each)],
@@ -135,7 +143,7 @@ def choose(candidates: Sequence[Candidate], *, native: bool = False) -> Candidat
 
 def _is_offered(candidate: Candidate, native: bool) -> bool:
     """Whether a type is for any model, or for this one's experts."""
-    return candidate.name not in TRAINED_TYPES or (native and candidate.name == _MXFP4)
+    return candidate.name not in TRAINED_TYPES or (native and candidate.name == MXFP4_TYPE)
 
 
 def _half(candidate: Candidate) -> bool:

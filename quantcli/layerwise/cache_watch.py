@@ -107,7 +107,9 @@ def _cache_name(module: nn.Module) -> str:
 def _is_attention(module: nn.Module) -> bool:
     makes_keys = any(hasattr(module, name) for name in _MAKES_KEYS)
     shares = getattr(module, "is_kv_shared_layer", False) and hasattr(module, "q_proj")
-    return bool((makes_keys or shares) and _cache_name(module))
+    # MiniMax's lightning attention keeps a state in the cache instead of keys and values.
+    is_linear = getattr(module, "layer_type", None) == "linear_attention"
+    return bool((makes_keys or shares) and _cache_name(module) and not is_linear)
 
 
 def _hand_over(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.safetensors_container import lay_out
-from quantcli.artifacts.staging import own_folder, remove_own
+from quantcli.artifacts.staging import naming, own_folder, remove_own
 from quantcli.errors import OutputError, SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
@@ -95,11 +95,12 @@ class Checkpoint:
         self.done, self.turn = done, turn
         body = {"identity": dict(self.identity), "done": done, "turn": turn}
         fresh = self.folder / f"{_STATE}.new"
-        with fresh.open("w") as file:
-            json.dump(body, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self.folder / _STATE)
+        with naming(fresh):
+            with fresh.open("w") as file:
+                json.dump(body, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.folder / _STATE)
 
     def read(self, layer: int) -> LayerFile:
         """Open what was found of a finished layer."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
 
 
@@ -84,7 +85,8 @@ class HiddenStateCache:
         if self._memory is not None:
             self._memory[index] = value
         elif self._next is not None:
-            os.pwrite(self._next, _bytes(value), index * self._window)
+            with naming(self._path(1 - self.turn)):
+                _write_all(self._next, _bytes(value), index * self._window)
 
     def turn_over(self) -> None:
         """All windows were put in: `get` gives these from now on."""
@@ -96,14 +98,16 @@ class HiddenStateCache:
     def commit(self) -> int:
         """All windows are through this layer: make that the state to continue from."""
         if self._memory is not None:
-            with self._path(1 - self.turn).open("wb") as file:
+            path = self._path(1 - self.turn)
+            with naming(path), path.open("wb") as file:
                 for value in self._memory:
                     file.write(_bytes(value))
                 file.flush()
                 os.fsync(file.fileno())
             self.turn = 1 - self.turn
         elif self._next is not None:
-            os.fsync(self._next)
+            with naming(self._path(1 - self.turn)):
+                os.fsync(self._next)
             self.turn_over()
         return self.turn
 
@@ -121,7 +125,8 @@ class HiddenStateCache:
 
     def _open_next(self) -> int:
         path = self._path(1 - self.turn)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        with naming(path):
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
     def _path(self, turn: int) -> Path:
         if self._folder is None:
@@ -173,6 +178,13 @@ class LayerInputs:
 
     def _slot(self, layer: int) -> int:
         return min(layer, len(self.values) - 1)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write on where the system took a part; a disk without room refuses the rest."""
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _bytes(value: torch.Tensor) -> memoryview:

@@ -30,6 +30,7 @@ from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
 from quantcli.layerwise.shared_gradients import SharedGradients
+from quantcli.layerwise.steady import steady
 from quantcli.layerwise.stored_parameters import StoredParameters
 from quantcli.model import Model
 
@@ -190,6 +191,7 @@ class LayerwiseModel:
             yield Embedder(self)
 
     @torch.no_grad()
+    @steady()
     def run(self, index: int, hidden: torch.Tensor, call: Call) -> torch.Tensor:
         """Layer ``index`` (its parameters filled) on a window's hidden states (1, tokens, size)."""
         return self.output(index, hidden, call)
@@ -208,6 +210,7 @@ class LayerwiseModel:
             return hidden
         return hidden.unflatten(2, (self.streams, -1)).permute(2, 0, 1, 3).contiguous()
 
+    @steady()
     def run_backwards(
         self, index: int, hidden: torch.Tensor, gradient: torch.Tensor, call: Call,
         shared: SharedGradients,
@@ -234,6 +237,7 @@ class LayerwiseModel:
         return MatmulInput(self.head_name, 0, rows, (self.head_name, 0))
 
     @torch.inference_mode()
+    @steady()
     def finish(self, hidden: torch.Tensor) -> torch.Tensor:
         """The head's input: the last layer's output through the final norm.
 
@@ -258,6 +262,7 @@ class LayerwiseModel:
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
+    @steady()
     def logits(self, finished: torch.Tensor) -> torch.Tensor:
         """Logits of rows that `finish` gave, (1, rows, vocabulary), with all the head does.
 
@@ -298,6 +303,7 @@ class Embedder:
         return calls
 
     @torch.inference_mode()
+    @steady()
     def _record(self, ids: Sequence[int]) -> tuple[torch.Tensor, list[Call]]:
         model = self._model
         tokens = torch.tensor([list(ids)], device=model.device)

@@ -2,8 +2,8 @@
 
 Products are computed in float32, or in bfloat16 where the weights are stored so and the processor
 multiplies it natively. A run that continues from a checkpoint gives the same bytes, on the same
-machine and with the same number of threads, as one that was never interrupted, so all of this
-belongs to its identity.
+machine, as one that was never interrupted, so all of this belongs to its identity; not the number
+of threads, on which nothing depends (`quantcli.layerwise.steady`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class ModelRun:
             "window length": self.windows.ids.shape[1],
             "dtype": self.dtype,
             "device": self.device,
-            "number of threads": self.threads,
             "version of quantcli": quantcli.__version__,
             "version of torch": version("torch"),
             "version of transformers": version("transformers"),

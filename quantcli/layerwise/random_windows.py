@@ -18,6 +18,7 @@ from quantcli.layerwise.windows import Ids, Tokenizer, Windows
 from quantcli.model import Model
 
 _SEED = 20260101
+_LENGTH = 512
 _NORMAL = 1
 """llama.cpp's type of tokens that are neither special nor unused."""
 
@@ -29,6 +30,16 @@ def add_random(windows: Windows, model: Model, share: float) -> Windows:
     if extra == 0:
         return windows
     return replace(windows, ids=np.concatenate([windows.ids, _draw(model, extra, length)]))
+
+
+def random_windows(model: Model, count: int) -> Windows:
+    """Windows of random tokens alone, 512 each unless the model takes fewer.
+
+    ArchitectureError for a model that does not predict the next token.
+    """
+    model.require_next_token("run layer by layer")
+    longest = int(model.value("context_length", 0)) or _LENGTH
+    return Windows(_draw(model, count, min(_LENGTH, longest)), ("random tokens",), count)
 
 
 def _draw(model: Model, count: int, length: int) -> Ids:

@@ -2,7 +2,9 @@
 
 A text is what it would be for llama.cpp: one trailing newline is dropped. Line ends of Windows are
 read as newlines, as text files are there, with a remark: a model has hardly ever seen others.
-The documents of JSON lines follow one another, an empty line between them. Refused: invalid UTF-8
+The documents of JSON lines follow one another, an empty line between them; lines with "messages"
+are conversations, which the model's own chat template makes a text of. Of a Parquet file a column
+is taken. Refused: invalid UTF-8
 and empty texts, since either means that something else was meant.
 """
 
@@ -14,17 +16,28 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from quantcli.errors import SourceError, UsageError
+from quantcli.errors import MissingExtraError, SourceError, UsageError
+from quantcli.types import MetaValue
+from quantcli.vocab.chat_template import Conversation, render_conversations
 
 STDIN = "-"
+BUILT_IN = "built-in"
+"""Names the text that comes with quantcli, where no file is called so."""
 DEFAULT_LABEL = "built-in English prose"
 _LINES = (".jsonl", ".ndjson")
+_TABLES = (".parquet",)
+_MESSAGES = "messages"
 _BETWEEN = "\n\n"
+_FIRST_LOOK = (
+    "the built-in prose is from old books that most models have read, and what was calibrated on "
+    "it looks better on it than elsewhere: good for a first look, not for a figure to publish"
+)
 _WRITER_SECONDS = 5.0
 """What a FIFO's writer may take to open it."""
 _PAUSE_SECONDS = 0.02
@@ -39,6 +52,26 @@ class Text:
     weight: float | None = None
     remark: str | None = None
     """What the user should know of how it was read."""
+    spelled: bool = False
+    """Whether control tokens in it are to be read as such."""
+    conversations: tuple[Conversation, ...] = ()
+    """In place of ``content``: what a chat template makes a text of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the text; of conversations their words'."""
+        words = [str(m.get("content") or "") for said in self.conversations for m in said]
+        return len(self.content.encode()) + sum(len(each.encode()) for each in words)
+
+    def render(self, metadata: Mapping[str, MetaValue]) -> Text:
+        """The text for a model with these key-values: conversations through its chat template.
+
+        What it gives has ``spelled`` set: control tokens are spelled out in it.
+        """
+        if not self.conversations:
+            return self
+        content = render_conversations(metadata, self.conversations, self.label)
+        return replace(self, content=content, conversations=(), spelled=True)
 
 
 def default_text() -> Text:
@@ -88,6 +121,8 @@ def _split(name: str) -> tuple[str, float | None]:
 
 def _read(name: str, field: str | None) -> Text:
     file, weight = _split(name)
+    if file == BUILT_IN and not Path(file).exists():
+        return replace(default_text(), weight=weight, remark=_FIRST_LOOK)
     if file == STDIN:
         label, raw = "standard input", sys.stdin.buffer.read()
         lines = field is not None
@@ -99,6 +134,8 @@ def _read(name: str, field: str | None) -> Text:
             raise SourceError(f"{path}: there is no such file", hint="check the path")
         label, raw = str(path), _read_file(path)
         lines = path.suffix.lower() in _LINES
+        if path.suffix.lower() in _TABLES:
+            return _of_documents(read_column(path, field), label, field, weight)
         if field is not None and not lines:
             raise UsageError(
                 f"--field {field} is for JSON lines, and {label} is plain text",
@@ -106,8 +143,8 @@ def _read(name: str, field: str | None) -> Text:
             )
     content = _decode(raw, label)
     if lines:
-        content = _BETWEEN.join(_documents(content, label, field or "text"))
-    remark, ends = None, 0 if lines else content.count("\r\n")
+        return _of_documents(_documents(content, label, field), label, field, weight)
+    remark, ends = None, content.count("\r\n")
     if ends:
         content = content.replace("\r\n", "\n")
         remark = f"{label} has {ends} line ends of Windows (CRLF), which are read as newlines"
@@ -146,8 +183,57 @@ def _decode(raw: bytes, label: str) -> str:
         ) from error
 
 
-def _documents(content: str, label: str, field: str) -> list[str]:
-    found = []
+def _of_documents(
+    found: Sequence[str | Conversation], label: str, field: str | None, weight: float | None
+) -> Text:
+    """Texts or conversations, one after the other."""
+    texts = tuple(each for each in found if isinstance(each, str))
+    conversations = tuple(each for each in found if not isinstance(each, str))
+    if texts and conversations:
+        raise SourceError(
+            f"{label} holds texts and conversations", hint="--field names the key to take"
+        )
+    content = _BETWEEN.join(texts).removesuffix("\n")
+    if not conversations and not content.strip():
+        raise SourceError(f"{label} is empty", hint="give a text of some thousand words")
+    return Text(label, content, weight, conversations=conversations)
+
+
+def read_column(path: Path, field: str | None) -> list[str | Conversation]:
+    """Texts or conversations of a Parquet file's column; MissingExtraError without pyarrow."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise MissingExtraError(
+            f"{path}: reading Parquet needs pyarrow", hint="pip install pyarrow"
+        ) from None
+    try:
+        names = parquet.read_schema(path).names
+        chosen = field or next((name for name in ("text", _MESSAGES) if name in names), "text")
+        if chosen not in names:
+            raise SourceError(
+                f"{path} has no column {chosen!r}", hint=f"--field names one of: {', '.join(names)}"
+            )
+        column = parquet.read_table(path, columns=[chosen]).column(0).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise SourceError(f"{path}: is not a Parquet file: {error}") from error
+    return [_document(value, f"{path}, row {number}") for number, value in enumerate(column, 1)]
+
+
+def _document(value: Any, where: str) -> str | Conversation:
+    """A text, or a conversation that is checked."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        for each in value:
+            if not isinstance(each.get("role"), str):
+                raise SourceError(f"{where}: a message has no role")
+        return value
+    raise SourceError(f"{where}: holds neither a text nor messages")
+
+
+def _documents(content: str, label: str, field: str | None) -> list[str | Conversation]:
+    found: list[str | Conversation] = []
     # Unlike splitlines, which also cuts at separators that JSON strings may hold.
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -158,11 +244,14 @@ def _documents(content: str, label: str, field: str) -> list[str]:
             raise SourceError(f"{label}, line {number}: is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise SourceError(f"{label}, line {number}: is not a JSON object")
-        document = value.get(field)
-        if not isinstance(document, str):
+        key = field or ("text" if "text" in value or _MESSAGES not in value else _MESSAGES)
+        document = value.get(key)
+        if isinstance(document, list):
+            document = _document(document, f"{label}, line {number}")
+        elif not isinstance(document, str):
             keys = ", ".join(sorted(k for k, v in value.items() if isinstance(v, str)))
             raise SourceError(
-                f"{label}, line {number}: has no text under {field!r}",
+                f"{label}, line {number}: has no text under {key!r}",
                 hint=f"--field names one of: {keys}" if keys else "no key of it holds a text",
             )
         found.append(document)

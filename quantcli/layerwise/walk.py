@@ -28,6 +28,7 @@ from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInpu
 from quantcli.layerwise.layer_calls import LayerCalls
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
+from quantcli.layerwise.steady import use_threads
 from quantcli.model import Model
 from quantcli.types import Event, Progress
 
@@ -257,7 +258,7 @@ def open_walk(
     ``follows`` another is committed by it. SourceError when the windows have tokens that the model
     has not, or an earlier run's states are not whole.
     """
-    torch.set_num_threads(run.threads)
+    use_threads(run.threads, run.device)
     layers = build_model(run, model)
     ids = run.windows.ids
     if int(ids.max()) >= layers.vocabulary:

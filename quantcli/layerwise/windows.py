@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,16 @@ class Tokenizer:
             self.bos = _first_special(model.path)
         elif keys.get("tokenizer.ggml.add_bos_token", adds):
             self.bos = int(keys["tokenizer.ggml.bos_token_id"])
-        self.vocabulary = int(model.value("vocab_size", 0)) or len(keys["tokenizer.ggml.tokens"])
+        self.vocabulary = model.count("vocab_size") or len(keys["tokenizer.ggml.tokens"])
         self._encode = _open(model.path)
+        self._metadata = model.metadata
 
-    def encode(self, text: str) -> Ids:
-        """Token ids of the text, BOS first where the vocabulary adds it."""
-        ids = np.asarray(self._encode(text), dtype=np.int32)
+    def encode(self, text: str, *, spelled: bool = False) -> Ids:
+        """Token ids of the text, BOS first where the vocabulary adds it.
+
+        ``spelled``: special tokens that are spelled out in it are those tokens.
+        """
+        ids = np.asarray(self._encode(text, spelled), dtype=np.int32)
         if ids.size and int(ids.max()) >= self.vocabulary:
             raise VocabularyError(
                 f"the tokenizer in {self.label} gives token {int(ids.max())}, but the model has "
@@ -58,6 +61,11 @@ class Tokenizer:
                 hint="the tokenizer belongs to another model",
             )
         return ids if self.bos is None else np.concatenate([np.array([self.bos], np.int32), ids])
+
+    def read(self, text: Text) -> Ids:
+        """Token ids of a text; of conversations, as the model's chat template writes them."""
+        found = text.render(self._metadata)
+        return self.encode(found.content, spelled=found.spelled)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def cut_windows(
     ArchitectureError for a model that does not predict the next token.
     """
     model.require_next_token("run layer by layer")
-    longest = int(model.value("context_length", 0))
+    longest = model.count("context_length")
     if ctx < SHORTEST:
         raise UsageError(f"--ctx {ctx} is too short", hint=f"at least {SHORTEST} tokens")
     if longest and ctx > longest:
@@ -113,7 +121,7 @@ def make_windows(
     """
     each = []
     for text in texts:
-        ids = tokenizer.encode(text.content)
+        ids = tokenizer.read(text)
         if len(ids) < (2 * ctx if len(texts) == 1 else ctx):
             least = "two windows" if len(texts) == 1 else "one window"
             raise SourceError(
@@ -180,16 +188,22 @@ def _load(file: Path) -> Any:
 
 
 def _open(folder: Path) -> Any:
-    """A function from text to token ids, without special tokens."""
+    """A function from text, and whether special tokens are spelled out in it, to token ids."""
     file = folder / "tokenizer.json"
     if file.is_file():
         tokenizer = _load(file)
-        tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return partial(_encode, file, tokenizer)
+
+        def encode(text: str, spelled: bool) -> list[int]:
+            tokenizer.encode_special_tokens = not spelled
+            return _encode(file, tokenizer, text)
+
+        return encode
     slow = _load_slow(folder)
-    return lambda text: slow.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return lambda text, spelled: slow.encode(
+        text, add_special_tokens=False, split_special_tokens=not spelled
+    )
 
 
 def _encode(file: Path, tokenizer: Any, text: str, *, special: bool = False) -> list[int]:

@@ -8,7 +8,6 @@ its eight. The other versions (GEMV, Marlin) lie differently and are refused. So
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -24,6 +23,8 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
+    kept_experts,
+    kept_patterns,
     remark_readers,
 )
 from quantcli.layouts.settings import Settings
@@ -99,12 +100,12 @@ def _describe(subject: FolderFacts) -> dict[str, Any]:
         "group_size": subject.grid.group_size or -1,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": list(subject.kept),
+        "modules_to_not_convert": [*subject.kept, *kept_experts(subject)],
     }
-    inner = [name for name in subject.kept if name != "lm_head"]
-    if inner:
+    patterns = kept_patterns(subject)
+    if patterns:
         # GPTQModel passes over the list, and reads this.
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner}
+        settings["dynamic"] = {pattern: {} for pattern in patterns}
     return {"quantization_config": settings}
 
 

@@ -10,6 +10,7 @@ so that no more than these rows need be in memory, whichever way the format turn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,6 +205,8 @@ class Grids:
     computes_in_scales: bool = False
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
+    ordered: bool = False
+    """Whether a matrix may name the group of each column, which another's codes may need."""
     inputs: Mapping[str, Any] | None = None
     """Settings of activations that a runtime quantizes."""
 
@@ -232,6 +235,34 @@ def serve(name: str) -> str:
 def remark_nothing(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     """No notes."""
     yield from ()
+
+
+_EXPERT = re.compile(r"(?P<layer>.*\bexperts)\.\d+\.")
+
+
+def kept_experts(subject: FolderFacts) -> list[str]:
+    """The modules of experts none of which is quantized, such as "model.layers.0.mlp.experts".
+
+    vLLM runs these as one module, and looks for it by that name.
+    """
+
+    def layers(modules: Sequence[str]) -> list[str]:
+        matches = (_EXPERT.match(module) for module in modules)
+        return list(dict.fromkeys(match["layer"] for match in matches if match))
+
+    others = set(layers(subject.quantized))
+    return [layer for layer in layers(subject.kept) if layer not in others]
+
+
+def kept_patterns(subject: FolderFacts) -> list[str]:
+    """GPTQModel's patterns of the modules that are not quantized, the head left out."""
+    experts = kept_experts(subject)
+    inside = tuple(f"{layer}." for layer in experts)
+    inner = [name for name in subject.kept if name != "lm_head" and not name.startswith(inside)]
+    return [
+        *(rf"-:^{re.escape(layer)}(\.|$)" for layer in experts),
+        *(f"-:^{re.escape(name)}$" for name in inner),
+    ]
 
 
 _GPTQMODEL_GROUPS = (32, 64, 128, 256)
@@ -289,6 +320,8 @@ class Layout:
     """Whether a layer's experts are one tensor."""
     mixed: bool = False
     """Whether modules of a folder may have several grids."""
+    served: tuple[int, ...] = ()
+    """Bits of integers that servers run, where these are fewer than the grids have."""
     fuses: bool = True
     """Whether its runtimes run several modules as one matrix, which then has one scheme."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing

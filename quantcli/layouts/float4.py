@@ -114,8 +114,7 @@ def _ranges(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Ra
 
 
 def _whole(matrix: _Matrix, source: StoredTensors) -> float:
-    whole = source.load(matrix.whole or "").astype(np.float32).reshape(-1)[0]
-    return float(whole if matrix.divides else np.float32(1) / whole)
+    return float(source.load(matrix.whole or "").astype(np.float32).reshape(-1)[0])
 
 
 def _decode(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> Floats:

@@ -36,6 +36,7 @@ from quantcli.layouts.base import (
     Packing,
     Patch,
     as_stored,
+    kept_patterns,
     remark_readers,
 )
 from quantcli.layouts.patterns import fit_patterns
@@ -60,7 +61,8 @@ Ints = NDArray[np.int32]
 
 BITS = (2, 3, 4, 8)
 """What the layout is defined for."""
-_VLLM_BITS = (4, 8)
+SERVED = (4, 8)
+"""What vLLM and SGLang run of it."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
 
@@ -121,7 +123,7 @@ def _place(
     if start == 0:
         size = grid.group_size or matrix.columns
         groups = np.arange(matrix.columns, dtype=np.int32) // size
-        yield Patch(f"{name}.g_idx", groups[None])
+        yield Patch(f"{name}.g_idx", (groups if coded.order is None else coded.order)[None])
 
 
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
@@ -140,19 +142,20 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "quant_method": "gptq",
         "bits": grid.bits,
         "group_size": grid.group_size or -1,
-        "desc_act": False,
+        "desc_act": any(part.grid.ordered for part in subject.parts),
         "sym": grid.symmetric,
         "lm_head": False,
         "checkpoint_format": layout,
         "pack_dtype": "int32",
     }
     if inner or own:
-        settings["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in inner} | own
+        settings["dynamic"] = {pattern: {} for pattern in kept_patterns(subject)} | own
     if inner:
         settings["modules_in_block_to_quantize"] = [_endings(subject.quantized, inner)]
     return {"quantization_config": settings}
 
 
+_VLLM_BITS = (4, 8)
 _FUSED = {
     "q_proj": "qkv_proj", "gate_proj": "gate_up_proj", "w1": "gate_up_proj",
     "q_a_proj": "fused_qkv_a_proj", "in_proj_qkv": "in_proj_qkvz", "in_proj_b": "in_proj_ba",
@@ -255,10 +258,14 @@ def _build(
     matrix = _Matrix(module, bits, group, columns, version, _is_ordered(source, order, group))
     kind = describe("GPTQ", bits, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
-    coded = None
-    if not matrix.has_order:
-        grid = IntegerGrid(bits, "integer", *span_of(columns, group), scale_kind(scales.dtype))
-        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    grid = IntegerGrid(
+        bits, "integer", *span_of(columns, group), scale_kind(scales.dtype),
+        ordered=matrix.has_order,
+    )  # fmt: skip
+    coded = StoredCodes(
+        grid, partial(_codes, matrix), partial(_ranges, matrix),
+        order=partial(_order, order) if matrix.has_order else None,
+    )  # fmt: skip
     return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
@@ -330,6 +337,10 @@ def _ranges(
     return scales, _zeros(matrix, source, start, stop)
 
 
+def _order(name: str, source: StoredTensors) -> NDArray[np.int32]:
+    return np.asarray(source.load(name)[0], np.int32)
+
+
 def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> NDArray[np.int32]:
     """Zero points (rows, groups); words are read from a row whose zero point begins one."""
     bits = matrix.bits
@@ -361,6 +372,7 @@ def _grids(version: str, lowest_zero: int) -> Grids:
         strategies=("channel",),
         scale_dtype="F16",
         lowest_zero=lowest_zero,
+        ordered=True,
     )
 
 
@@ -372,15 +384,16 @@ def _remark_zeros(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
             "warning",
             "GPTQModel",
         )
-    yield from _remark_vllm(grid, matrices)
+    yield from _remark(grid, matrices)
 
 
-def _remark_vllm(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
-    if not grid.symmetric or grid.bits not in _VLLM_BITS:
-        also = "" if grid.bits not in _VLLM_BITS else "; --to compressed-tensors is what it loads"
+def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
+    if grid.bits not in _VLLM_BITS or not grid.symmetric:
         yield Note(
-            f"vLLM 0.32 loads GPTQ folders of symmetric 4-bit and 8-bit weights only{also}",
-            refused_by="vLLM",
+            "vLLM takes symmetric GPTQ of 4 and 8 bits only; it runs others from --to "
+            "compressed-tensors",
+            "warning",
+            "vLLM",
         )
     yield from remark_readers(grid, matrices)
 
@@ -391,6 +404,7 @@ GPTQ = Layout(
     grids=_grids("gptq", 1),
     read=find_gptq,
     mixed=True,
+    served=SERVED,
     remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
@@ -398,5 +412,6 @@ GPTQ_V2 = Layout(
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
     mixed=True,
-    remark=_remark_vllm,
+    served=SERVED,
+    remark=_remark,
 )

@@ -29,8 +29,8 @@ class StoredCodes:
 
     ``codes`` gives what the grid stores, ``ranges`` scales and zeros with a row for each of the
     rows, whatever they share; both take the tensors, a first row and a last. ``whole`` gives
-    NVFP4's scale of the matrix, by which the others are divided; ``multiplies`` tells that the file
-    has its reciprocal.
+    NVFP4's scale of the matrix as it is stored, by which the others are divided, or multiplied
+    where it ``multiplies``. ``order`` gives the group of each column of an ordered grid.
     """
 
     grid: IntegerGrid | FloatGrid
@@ -38,6 +38,7 @@ class StoredCodes:
     ranges: Callable[[StoredTensors, int, int], Ranges]
     whole: Callable[[StoredTensors], float] | None = None
     multiplies: bool = False
+    order: Callable[[StoredTensors], NDArray[Any]] | None = None
 
 
 @runtime_checkable
@@ -59,7 +60,15 @@ class CodedStore(Protocol):
         """Their scales and zeros alone."""
 
     def read_whole(self, name: str) -> tuple[float | None, bool]:
-        """The scale of a whole weight, and whether the file has its reciprocal."""
+        """The scale of a whole weight as it is stored, and whether it multiplies the others."""
+
+
+def divisor(whole: float | None, multiplies: bool) -> float | None:
+    """By what the other scales are divided, rounded to float32 where that is not what is stored."""
+    if whole is None or not multiplies:
+        return whole
+    with np.errstate(all="ignore"):
+        return float(np.float32(1) / np.float32(whole))
 
 
 def span_of(columns: int, group: int) -> tuple[Strategy, int | None]:

@@ -88,7 +88,10 @@ USUAL_TYPES = (
 )  # fmt: skip
 """What people take, one for each step in size; the others lie between them."""
 
-TRAINED_TYPES = frozenset({"NVFP4", "MXFP4_MOE", "Q2_0", "TQ2_0", "TQ1_0", "Q1_0"})
+MXFP4_TYPE = "MXFP4_MOE"
+"""The type of models whose experts are stored as MXFP4: it keeps them as they are."""
+
+TRAINED_TYPES = frozenset({"NVFP4", MXFP4_TYPE, "Q2_0", "TQ2_0", "TQ1_0", "Q1_0"})
 """Types for models that were trained in them; others come out of them much worse."""
 
 

@@ -18,18 +18,22 @@ _PARTS = (
     ("query", "key", "value"),
     ("gate_proj", "up_proj"),
     ("w1", "w3"),
+    ("c_fc_0", "c_fc_1"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
     ("in_proj_qkv", "in_proj_z"),
     ("in_proj_b", "in_proj_a"),
 )
+_DELTA = ("q_proj", "k_proj", "v_proj", "g_proj")
+"""Of a delta net whose inputs are apart."""
 _EXPERT = re.compile(r"(?P<layer>.*\bexperts)\.\d+\.")
 
 
 def fused_with(module: str) -> list[str]:
     """The linear modules that servers run as one matrix with ``module``, itself among them."""
     block, _, leaf = module.rpartition(".")
+    groups = (_DELTA, *_PARTS) if block.endswith("linear_attn") else _PARTS
     return next(
-        ([f"{block}.{part}" for part in parts] for parts in _PARTS if leaf in parts), [module]
+        ([f"{block}.{part}" for part in parts] for parts in groups if leaf in parts), [module]
     )
 
 

@@ -22,6 +22,7 @@ from quantcli.errors import QuantcliError, UsageError
 from quantcli.plan.output_set import SEVERAL, Output, combine, split_values
 from quantcli.plan.recipe import Recipe, given_fields, make_recipe, refuse_unknown
 from quantcli.plan.recipe_check import check_recipe
+from quantcli.plan.recorded_recipe import recorded_recipe
 from quantcli.plan.schemes import has_types
 from quantcli.plan.shipped_recipes import find_recipe
 from quantcli.whole_files import read_whole_text
@@ -31,7 +32,7 @@ OUTPUTS, NAME = "outputs", "name"
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """The recipe in a .toml, .yaml or .yml file, or one that comes with quantcli, by its name.
+    """The recipe in a .toml, .yaml or .yml file or in an output, or one that comes with quantcli.
 
     UsageError names the file and the field.
     """
@@ -42,16 +43,26 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def load_outputs(path: str | Path) -> tuple[Output, ...]:
-    """The outputs that a file holds, one or several; UsageError as for `load_recipe`."""
+    """The outputs that a file holds, one or several, or the one that it is itself.
+
+    UsageError as for `load_recipe`.
+    """
     path = find_recipe(Path(path))
+    recorded_text = recorded_recipe(path)
+    if recorded_text is not None:
+        return _read_outputs(path, recorded_text, ".toml")
     try:
         content = read_whole_text(path, MOST_CHARACTERS)
     except OSError as error:
         raise UsageError(f"recipe {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"recipe {path}: not UTF-8 at byte {error.start}") from None
+    return _read_outputs(path, content, path.suffix.lower())
+
+
+def _read_outputs(path: Path, content: str, suffix: str) -> tuple[Output, ...]:
     try:
-        return tuple(_outputs(_parse(content, path.suffix.lower())))
+        return tuple(_outputs(_parse(content, suffix)))
     except QuantcliError as error:
         raise UsageError(f"recipe {path}: {error.message}", hint=error.hint) from None
 

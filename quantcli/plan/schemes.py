@@ -25,7 +25,7 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
 _GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep", "range"})
-_INTEGER = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
+INTEGERS = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
 """The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
 
@@ -268,7 +268,7 @@ def find_scheme(
     The name of integers gives bits and, where they are not the layout's usual ones, what shares a
     scale ("G64", "CHANNEL") and zero points ("ASYM", "SYM").
     """
-    found = _INTEGER.fullmatch(name)
+    found = INTEGERS.fullmatch(name)
     if name.upper() in layout.presets or found is None or layout.grids is None:
         return make_preset(recipe, layout, name, dtype, has_importance)
     bits, group, zero = found.groups()
@@ -312,7 +312,8 @@ def make_preset(
     known = {preset.casefold(): preset for preset in layout.presets}
     if name.casefold() not in known:
         guesses = near(name, layout.presets)
-        hint = f"did you mean {' or '.join(guesses)}?" if guesses else ", ".join(layout.presets)
+        every = ", ".join(layout.presets) or "it has integers alone, such as W4A16"
+        hint = f"did you mean {' or '.join(guesses)}?" if guesses else every
         raise UsageError(f"--to {layout.name} has no scheme {name!r}", hint=hint)
     preset = layout.presets[known[name.casefold()]]
     grid = preset.grid if preset.grid.scale_dtype else replace(preset.grid, scale_dtype=dtype)

@@ -7,7 +7,7 @@ from typing import Any
 from quantcli.errors import PlanError
 from quantcli.fit.choose import Candidate, Fit, fit_types
 from quantcli.fit.machine import Machine, gib
-from quantcli.plan.filetypes import TRAINED_TYPES
+from quantcli.plan.filetypes import MXFP4_TYPE, TRAINED_TYPES
 from quantcli.report.inspection import Subject
 from quantcli.report.tables import Column, Table
 
@@ -105,7 +105,9 @@ def fit_sentences(fit: Fit) -> list[str]:
     layout = needs.layout
     if needs.whole:
         why = "it fits whole" if len(fit.candidates) == 1 else "the most accurate that fits whole"
-        if best.bits >= _ORIGINAL and len(fit.candidates) > 1:
+        if fit.native and best.name == MXFP4_TYPE:
+            why = "its experts are stored as MXFP4, which other types would round again; it fits"
+        elif best.bits >= _ORIGINAL and len(fit.candidates) > 1:
             why = "it fits, and its answers can hardly be told from the original's"
         said = f"Take {best.name}: {why}, in {gib(needs.device)} of {usable} GiB."
         finer = _finer(fit, best)
@@ -130,6 +132,8 @@ def fit_sentences(fit: Fit) -> list[str]:
             else "it is slower so, but a type that fits whole would lose too much."
         )
     sentences = [said]
+    if not needs.whole and fit.machine.ram is None:
+        sentences.append("With less memory than that beside the GPU, add --ram SIZE.")
     if best.bits < _COARSE and len(fit.candidates) > 1:
         sentences.append(
             f"With {best.bits:.1f} bits per weight answers suffer; a smaller model with 4 is often "
@@ -150,6 +154,8 @@ def fit_sentences(fit: Fit) -> list[str]:
 
 def _finer(fit: Fit, best: Candidate) -> Candidate | None:
     """The next finer type that people take and that does not fit whole."""
+    if fit.native and best.name == MXFP4_TYPE:
+        return None
     finer = [each for each in fit.candidates if each.is_usual and each.bits > best.bits]
     finer = [each for each in finer if not each.needs.whole or not each.needs.fits]
     return min(finer, key=lambda each: each.bits, default=None)

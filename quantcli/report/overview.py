@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from quantcli.plan.filetypes import TYPE_OF_BITS, USUAL_TYPES
+from quantcli.fit.choose import has_mxfp4_experts
+from quantcli.plan.filetypes import MXFP4_TYPE, TYPE_OF_BITS, USUAL_TYPES
 from quantcli.report.facts import Number, number_words
 from quantcli.report.inspection import Subject
 from quantcli.report.memory import memory_table
@@ -172,13 +173,14 @@ def _memory(subject: Subject) -> Table:
 
 
 def _sizes(subject: Subject, *, every: bool) -> Table:
-    shown = [each for each in subject.sizes if every or each.name in USUAL_TYPES]
+    usual = {*USUAL_TYPES, *([MXFP4_TYPE] if has_mxfp4_experts(subject.outputs) else [])}
+    shown = [each for each in subject.sizes if every or each.name in usual]
     bits = {name: str(number) for number, name in TYPE_OF_BITS.items()}
     rows = [
         (
             each.name
             + (" *" if each.needs_importance else "")
-            + (" •" if every and each.name in USUAL_TYPES else ""),
+            + (" •" if every and each.name in usual else ""),
             bits.get(each.name, ""),
             size_text(each.nbytes),
             f"{each.bits_per_weight:.2f}",

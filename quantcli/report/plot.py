@@ -1,5 +1,7 @@
 """KL divergence against bits per weight, as a small SVG: which file is worth its size.
 
+Where speeds were measured, a circle's area is the tokens that a model writes per second.
+
 Written by hand, since one picture is no reason for a plotting library. The divergence is drawn on
 a logarithmic axis, because each bit less multiplies it.
 """
@@ -14,6 +16,8 @@ from xml.sax.saxutils import escape
 WIDTH, HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 20, 40, 60
 _COLOURS = ("#1b6ca8", "#c8553d", "#3a7d44", "#7d4e9f", "#8a6d1d")
+_RADIUS, _FASTEST = 4, 12
+"""Of circles without a speed, and of the fastest model's."""
 _SMALLEST = 1e-9
 """A divergence of zero has no place on a logarithmic axis."""
 
@@ -26,6 +30,8 @@ class Point:
     label: str
     bits: float
     divergence: float
+    speed: float | None = None
+    """Tokens written per second."""
 
 
 def draw_plot(points: Sequence[Point]) -> str:
@@ -59,7 +65,9 @@ def _lines(points: Sequence[Point]) -> Iterator[str]:
         yield _line(_LEFT, y(power), WIDTH - _RIGHT, y(power))
         yield _text(_LEFT - 8, y(power) + 4, f"{10.0**power:g}", "end")
     yield _text(WIDTH / 2, HEIGHT - 16, "bits per weight", "middle")
-    yield _text(_LEFT, 22, "mean KL divergence from the base, in nats", "start")
+    fastest = max((point.speed or 0.0 for point in points), default=0.0)
+    said = "; larger circles write faster" if fastest else ""
+    yield _text(_LEFT, 22, f"mean KL divergence from the base, in nats{said}", "start")
     for number, series in enumerate(dict.fromkeys(point.series for point in points)):
         colour = _COLOURS[number % len(_COLOURS)]
         members = sorted((p for p in points if p.series == series), key=lambda p: p.bits)
@@ -67,11 +75,18 @@ def _lines(points: Sequence[Point]) -> Iterator[str]:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
         for point, (a, b) in zip(members, places, strict=True):
-            title = _shown(f"{point.label}: {point.bits:.2f} bits, {point.divergence:.6g} nats")
-            yield f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4" fill="{colour}">'
+            told = f"{point.label}: {point.bits:.2f} bits, {point.divergence:.6g} nats"
+            radius, faint = float(_RADIUS), ""
+            if point.speed and fastest:
+                told += f", {point.speed:,.4g} tokens per second"
+                radius = _FASTEST * math.sqrt(point.speed / fastest)
+                faint = ' fill-opacity="0.6"'
+            title = _shown(told)
+            yield f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{radius:.4g}" fill="{colour}"{faint}>'
             yield f"<title>{title}</title></circle>"
             side = "end" if a > WIDTH - 160 else "start"
-            yield _text(a + (-8 if side == "end" else 8), b - 6, point.label, side)
+            aside = radius + 4
+            yield _text(a + (-aside if side == "end" else aside), b - 6, point.label, side)
         yield _text(WIDTH - _RIGHT, 22 + 16 * number, series, "end", colour)
     yield "</svg>"
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 from quantcli.artifacts.gguf_file import GgufFile, add_metadata
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
-from quantcli.artifacts.staging import own_folder
 from quantcli.artifacts.write import default_threads
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
@@ -18,7 +18,6 @@ from quantcli.plan.allocate import Costs
 from quantcli.plan.recipe import Recipe, is_allocated, value_of
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
-from quantcli.rounding.options import Options
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.allocation_targets import Candidates, find_target
 from quantcli.run.calibrate import states_memory
@@ -27,20 +26,20 @@ from quantcli.run.calibrated_run import (
     Rounding,
     begin_rounding,
     costs_folder,
-    plan_passes,
     prepare_run,
     remove_costs,
     round_tensors,
 )
 from quantcli.run.choose_types import choose_types
 from quantcli.run.find_transforms import find_transforms
+from quantcli.run.measure_costs import measure_costs
 from quantcli.run.methods import parse_methods
 from quantcli.run.outputs import Planned
 from quantcli.run.recipe_options import read_options
 from quantcli.run.request import Request
 from quantcli.run.static_scales import calibrate_scales
 from quantcli.run.survey import Survey
-from quantcli.run.type_costs import measure_type_costs
+from quantcli.run.text_statistics import TextStatistics, text_statistics
 from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copies
 
 
@@ -68,13 +67,19 @@ def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
     return list(groups.values())
 
 
+def statistics_beside(request: Request, output: Path) -> AbstractContextManager[TextStatistics]:
+    """What `apply_methods` measures for the outputs of a run, next to the first one."""
+    memory, threads = states_memory(), request.threads or default_threads()
+    return text_statistics(output, max_memory=memory, threads=threads)
+
+
 def apply_methods(
-    request: Request, batch: Sequence[Planned], begun: list[Rounding]
+    request: Request, batch: Sequence[Planned], statistics: TextStatistics, begun: list[Rounding]
 ) -> Events[list[Planned]]:
     """The outputs of one of `group_runs` as their methods leave them, weights not yet written.
 
-    A rounding that began is added to ``begun``, whose `Rounding.finish` or `Rounding.abandon` the
-    caller calls.
+    ``statistics`` are measured for all batches of a run. A rounding that began is added to
+    ``begun``, whose `Rounding.finish` or `Rounding.abandon` the caller calls.
     """
     first = batch[0].artifact.plan.recipe
     chain, options = parse_methods(first.method or USUAL_ROUNDER), read_options(first)
@@ -83,7 +88,9 @@ def apply_methods(
     original, output = _run_of(batch[0]), batch[0].path
 
     def measure(candidates: Candidates) -> Events[Costs]:
-        return _measure_costs(original, output, candidates, options, memory, threads)
+        return measure_costs(
+            original, output, candidates, options, max_memory=memory, threads=threads
+        )
 
     targets = {
         each.path: find_target(
@@ -102,9 +109,7 @@ def apply_methods(
             choice = choose_types(target, survey.costs)
             artifact = yield from in_phase(f"choosing {target.noun}s", choice)
         if chain.transforms:
-            search = find_transforms(
-                run, chain, artifact.plan, path, max_memory=memory, threads=threads
-            )
+            search = find_transforms(run, chain, artifact.plan, statistics, threads=threads)
             moved, importance = yield from in_phase("transforming", search)
             run = run.with_model(moved if recipe.to == GGUF else as_checkpoint(moved))
             artifact = prepare_artifact(
@@ -118,7 +123,7 @@ def apply_methods(
             and artifact.plan.needs_text
             and artifact.scales is None
         ):
-            found = calibrate_scales(run, artifact, max_memory=memory, threads=threads)
+            found = calibrate_scales(run, artifact, statistics)
             artifact = yield from in_phase("finding static scales", found)
         ready.append(replace(each, artifact=artifact, run=run))
     # Those of a transformed model are others.
@@ -151,18 +156,3 @@ def _with_gain(artifact: GgufFile | ModelFolder, store: EncodedStore) -> GgufFil
     if store.trained is None or not isinstance(artifact, GgufFile):
         return artifact
     return add_metadata(artifact, store.trained.gain.keys)
-
-
-def _measure_costs(
-    run: CalibratedRun, output: Path, candidates: Candidates, options: Options, max_memory: int,
-    threads: int,
-) -> Events[Costs]:  # fmt: skip
-    """By running the model; what was measured stays in `costs_folder` for a second call."""
-    folder = costs_folder(output)
-    own_folder(folder, empty=False)
-    passes = plan_passes(run, folder, None, None, max_memory, threads)
-    try:
-        return (yield from measure_type_costs(passes, candidates, options))
-    except BaseException:
-        remove_costs(output)
-        raise

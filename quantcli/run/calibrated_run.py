@@ -13,7 +13,7 @@ from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
-from quantcli.layerwise.random_windows import add_random
+from quantcli.layerwise.random_windows import add_random, random_windows
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
@@ -62,11 +62,7 @@ def prepare_run(
 
     SourceError for a GGUF, which transformers cannot run.
     """
-    if model.from_gguf:
-        raise SourceError(
-            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
-            hint="give the checkpoint that it was made from",
-        )
+    _refuse_gguf(model)
     if not 0 <= random_share < 1:
         raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
     text = cut_windows(model, texts, ctx, chunks, seed)
@@ -75,6 +71,22 @@ def prepare_run(
         model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
         len(windows.ids) - len(text.ids),
     )  # fmt: skip
+
+
+def prepare_random_run(model: Model, count: int) -> CalibratedRun:
+    """A run on ``count`` windows of random tokens; errors as of `prepare_run`."""
+    _refuse_gguf(model)
+    windows = random_windows(model, count)
+    cut = TextWindows((), windows.ids.shape[1], None, None)
+    return CalibratedRun(model, windows, expected_importance(model, windows), cut, count)
+
+
+def _refuse_gguf(model: Model) -> None:
+    if model.from_gguf:
+        raise SourceError(
+            f"{model.path} is a GGUF; a method runs the model, and transformers runs checkpoints",
+            hint="give the checkpoint that it was made from",
+        )
 
 
 def expected_importance(model: Model, windows: Windows | None = None) -> Importance:

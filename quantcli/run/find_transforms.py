@@ -1,22 +1,17 @@
 """Transforms before rounding: calibrate what they need, find them, return the transformed model.
 
-The statistics lie in a folder next to the output during the search. An interrupted run searches
-again and finds the same, since nothing in it is random.
+An interrupted run searches again and finds the same, since nothing in it is random.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from quantcli.artifacts.staging import own_folder, remove_own
-from quantcli.calibration import CalibrationDone, execute
-from quantcli.calibration import prepare as prepare_calibration
 from quantcli.events import Events, take
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
 from quantcli.run.calibrated_run import CalibratedRun
 from quantcli.run.methods import Chain
+from quantcli.run.text_statistics import TextStatistics
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.importance_file import stats_path
 from quantcli.statistics.input_statistics import InputStatistics
@@ -36,9 +31,8 @@ def find_transforms(
     planned: CalibratedRun,
     chain: Chain,
     plan: Plan | FolderPlan,
-    output: Path,
+    statistics: TextStatistics,
     *,
-    max_memory: int,
     threads: int,
 ) -> Events[tuple[Model, Importance | None]]:
     """The model with its transforms, and the importance of its columns.
@@ -46,7 +40,7 @@ def find_transforms(
     The latter is None where feedback comes next, which measures its own, and where ranges are
     found without. Errors come before any work for what does not fit.
     """
-    model, cut = planned.model, planned.cut
+    model = planned.model
     check_transforms(model, chain.transforms)
     needs = needed_statistics(chain.transforms)
     if not chain.rounds and "hessian" not in needs:
@@ -56,22 +50,12 @@ def find_transforms(
         found = transform_model(model, chain.transforms, {}, None, options)
         return (yield from take(found, TransformsApplied)).model, None
     grids = find_grids(plan)
-    folder = output.with_name(f".{output.name}.transform")
-    own_folder(folder, empty=True)
-    try:
-        path = folder / "inputs.gguf"
-        job = prepare_calibration(
-            model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed, collect=needs,
-            max_memory=max_memory, threads=threads,
-        )  # fmt: skip
-        yield from take(execute(job), CalibrationDone)
-        with StatisticsFile(stats_path(path)) as measured:
-            events = transform_model(model, chain.transforms, grids, measured, options)
-            applied = yield from take(events, TransformsApplied)
-            importance = read_importance(path) if options.weighted and not chain.rounds else None
-            return applied.model, _carry(importance, applied, measured)
-    finally:
-        remove_own(folder)
+    path = yield from statistics.measure(planned, needs)
+    with StatisticsFile(stats_path(path)) as measured:
+        events = transform_model(model, chain.transforms, grids, measured, options)
+        applied = yield from take(events, TransformsApplied)
+        importance = read_importance(path) if options.weighted and not chain.rounds else None
+        return applied.model, _carry(importance, applied, measured)
 
 
 def find_grids(plan: Plan | FolderPlan) -> dict[str, RoundRows]:

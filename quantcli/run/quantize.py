@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
+from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.errors import UsageError
 from quantcli.events import Events
@@ -110,7 +111,8 @@ def _make(
     if matrix is not None and takers and importance is None:
         importance, files = yield from _calibrate(request, model, matrix, takers)
         if ledger.journal is not None:
-            ledger.journal.add(files)
+            stamps = {file.name: stamp(file) for file in files}
+            ledger.journal.add(matrix.name, stamps)
     if plain:
         if importance is not None:
             plain = [
@@ -120,20 +122,21 @@ def _make(
         if any(is_allocated(each.artifact.plan.recipe) for each in plain):
             from quantcli.run.choose_by_importance import choose_by_importance
 
-            plain = yield from choose_by_importance(plain)
+            plain = yield from choose_by_importance(request, plain)
         yield from write_outputs(plain, ledger)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
-        from quantcli.run.apply_methods import apply_methods, group_runs
+        from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
         from quantcli.run.calibrated_run import remove_run
 
-        for batch in group_runs(methodical):
-            if all(each.kept is not None for each in batch):
-                remove_run(batch[0].path)
-                continue
-            # Those that are whole take part: the run that was interrupted was theirs too.
-            made = yield from apply_methods(request, batch, begun)
-            yield from write_outputs([each for each in made if each.kept is None], ledger)
+        with statistics_beside(request, methodical[0].path) as statistics:
+            for batch in group_runs(methodical):
+                if all(each.kept is not None for each in batch):
+                    remove_run(batch[0].path)
+                    continue
+                # Those that are whole take part: the run that was interrupted was theirs too.
+                made = yield from apply_methods(request, batch, statistics, begun)
+                yield from write_outputs([each for each in made if each.kept is None], ledger)
     ledger.refuse_failed()
 
 
@@ -158,7 +161,8 @@ def _open(
     return open_model(
         request.source,
         pre=recipes[0].pre,
-        vocabulary=bool(request.texts) or any(r.to == GGUF or r.method for r in recipes),
+        vocabulary=bool(request.texts)
+        or any(r.to == GGUF or r.method or is_allocated(r) for r in recipes),
         table=any(r.to == GGUF for r in recipes),
         gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,
@@ -226,8 +230,8 @@ def calibration_path(output: Path) -> Path:
 
 
 def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
+    yield from dict.fromkeys(note for each in planned for note in each.artifact.plan.notes)
     for each in planned:
-        yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
         if is_allocated(recipe):
             target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)

@@ -138,6 +138,8 @@ def check_request(request: Request) -> None:
                 "--allocate needs to know what each choice costs",
                 hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
             )
+        if is_allocated(recipe) and not recipe.mmproj_only:
+            require_torch()
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:

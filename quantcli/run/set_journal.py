@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import write_file
+from quantcli.artifacts.atomic import Stamps, stamp, write_file
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.artifacts.fingerprint import fingerprint
 from quantcli.errors import SourceError
@@ -52,16 +52,21 @@ class SetJournal:
     def is_whole(self, path: Path) -> bool:
         """Whether the output whose first file is ``path`` was finished, and is as it was."""
         noted = self._whole.get(path.name)
-        return noted is not None and noted["files"] == _stamps([path, *_others(noted, path)])
+        return noted is not None and noted["files"] == {
+            name: _stamp(path.with_name(name)) for name in noted["files"]
+        }
 
     def digest_of(self, path: Path) -> str | None:
         """The digest of the source that a whole output was made with."""
         digest: str | None = self._whole[path.name]["digest"]
         return digest
 
-    def add(self, paths: Sequence[Path], digest: str | None = None) -> None:
-        """The files (or the folder) of an output are whole."""
-        self._whole[paths[0].name] = {"files": _stamps(paths), "digest": digest}
+    def add(self, first: str, stamps: Stamps, digest: str | None = None) -> None:
+        """An output is whole: its first file's (or its folder's) name, and what all are known by.
+
+        It may get its name a moment later; until then it does not count.
+        """
+        self._whole[first] = {"files": stamps, "digest": digest}
         body = {"schema": "quantcli.set/1", "identity": self._identity, "whole": self._whole}
         write_file(self.path, json.dumps(body).encode(), force=True)
 
@@ -117,18 +122,5 @@ def _digest_file(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _others(noted: dict[str, Any], path: Path) -> list[Path]:
-    return [path.with_name(name) for name in noted["files"] if name != path.name]
-
-
-def _stamps(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """Size and date of each file by its name; of one that is not there [0, 0]."""
-    found = {}
-    for path in paths:
-        try:
-            facts = (path / MANIFEST if path.is_dir() else path).stat()
-        except OSError:
-            found[path.name] = [0, 0]
-        else:
-            found[path.name] = [facts.st_size, facts.st_mtime_ns]
-    return found
+def _stamp(path: Path) -> list[int]:
+    return stamp(path / MANIFEST if path.is_dir() else path)

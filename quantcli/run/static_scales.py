@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.artifacts.model_folder import ModelFolder
-from quantcli.artifacts.staging import own_folder, remove_own
 from quantcli.artifacts.static_scales import StaticScales
 from quantcli.errors import SourceError
-from quantcli.events import Events, take
+from quantcli.events import Events
 from quantcli.layouts.base import Extremes
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.fused import fused_with
@@ -31,6 +30,7 @@ from quantcli.types import Matrix, Note
 
 if TYPE_CHECKING:
     from quantcli.run.calibrated_run import CalibratedRun
+    from quantcli.run.text_statistics import TextStatistics
 
 
 def take_scales(artifact: ModelFolder, path: Path) -> ModelFolder:
@@ -53,25 +53,13 @@ def take_scales(artifact: ModelFolder, path: Path) -> ModelFolder:
 
 
 def calibrate_scales(
-    run: CalibratedRun, artifact: ModelFolder, *, max_memory: int, threads: int
+    run: CalibratedRun, artifact: ModelFolder, statistics: TextStatistics
 ) -> Events[ModelFolder]:
     """The folder with scales from a walk of ``run``'s text through its model."""
-    from quantcli.calibration import CalibrationDone, execute, prepare
     from quantcli.statistics.importance_file import stats_path
 
-    cut = run.cut
-    folder = artifact.path.with_name(f".{artifact.path.name}.scales")
-    own_folder(folder, empty=True)
-    try:
-        path = folder / "inputs.gguf"
-        job = prepare(
-            run.model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed,
-            collect=needed_statistics(artifact), max_memory=max_memory, threads=threads,
-        )  # fmt: skip
-        yield from take(execute(job), CalibrationDone)
-        return take_scales(artifact, stats_path(path))
-    finally:
-        remove_own(folder)
+    path = yield from statistics.measure(run, needed_statistics(artifact))
+    return take_scales(artifact, stats_path(path))
 
 
 class _Reader:
@@ -139,11 +127,11 @@ class _Reader:
                 f"{statistics.path} has no min of {name}, which zero points of activations need",
                 hint=f"calibrate again with --collect {MIN_MAX}",
             )
-        columns = statistics.columns(name)
-        if columns not in (0, matrix.columns):
+        shape = statistics.matrices(name), statistics.columns(name)
+        if all(shape) and shape != (matrix.of, matrix.columns):
             raise SourceError(
-                f"{statistics.path}: {name} has {columns} columns, but {matrix.columns} in "
-                "the model",
+                f"{statistics.path}: {name} is {shape[0]} x {shape[1]} columns there, and "
+                f"{matrix.of} x {matrix.columns} in the model",
                 hint="the statistics belong to another model",
             )
         if matrix.of > 1 and statistics.count(name, matrix.index) < ENOUGH_TOKENS:

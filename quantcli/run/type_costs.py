@@ -12,6 +12,7 @@ by the variance of a token's being drawn.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.staging import naming
 from quantcli.events import Events
 from quantcli.formats.base import Floats
 from quantcli.layerwise.hidden_states import HiddenStateCache
@@ -30,6 +32,7 @@ from quantcli.rounding.base import ROUNDERS
 from quantcli.rounding.options import Options
 from quantcli.run.allocation_targets import Candidates
 from quantcli.run.sample_rows import matrix_count, sample_rows
+from quantcli.sources.imatrix import Importance
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
@@ -46,8 +49,13 @@ from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
 
-def measure_type_costs(run: ModelRun, candidates: Candidates, options: Options) -> Events[Costs]:
+def measure_type_costs(
+    run: ModelRun, candidates: Candidates, options: Options, importance: Importance | None = None
+) -> Events[Costs]:
     """For each tensor the KL divergence that each of its candidates costs.
+
+    An ``importance`` matrix tells the inputs' mean squares, and what encoders are given, in place
+    of the run's windows; it is for rounding without feedback.
 
     ``run.folder`` keeps the result for a second call. Tensors that no gradient reaches have no
     entry.
@@ -60,6 +68,7 @@ def measure_type_costs(run: ModelRun, candidates: Candidates, options: Options) 
             for name, kinds in candidates.items()
         },
         "options": asdict(options),
+        "importance": None if importance is None else fingerprint(importance),
     }
     known = _read(path, identity)
     if known is not None:
@@ -72,11 +81,12 @@ def measure_type_costs(run: ModelRun, candidates: Candidates, options: Options) 
     ):
         gradients = LayerGradients(run.folder, numbers)
         yield from measure_gradients(walk.model, run.windows.ids, gradients)
-        visitor = _CostVisitor(run, candidates, options, walk, gradients, pool, {})
+        visitor = _CostVisitor(run, candidates, options, walk, gradients, pool, importance, {})
         yield from walk.run(visitor)
         visitor.add_embedding()
     body = json.dumps({"identity": identity, "costs": visitor.costs}, default=str)
-    path.write_text(body)
+    with naming(path):
+        path.write_text(body)
     return visitor.costs
 
 
@@ -90,6 +100,7 @@ class _CostVisitor(Visitor):
     walk: LayerWalk[HiddenStateCache]
     gradients: LayerGradients
     pool: Workers
+    given: Importance | None
     costs: dict[str, dict[str, float]]
 
     def __post_init__(self) -> None:
@@ -166,6 +177,9 @@ class _CostVisitor(Visitor):
     ) -> None:  # fmt: skip
         """Add what each type costs a matrix; a tied one is met twice."""
         tensor = self.tensors[name]
+        if self.given is not None:
+            weights = self.given.weights(name, matrix_count(tensor), tensor.columns)
+            importance = importance if weights is None else weights[matrix % len(weights)]
         columns = _pivots(hessian) if self.feeds_back else importance.astype(np.float64)
         into = self.costs.setdefault(name, dict.fromkeys(self.candidates[name], 0.0))
         height = len(row_weights)
@@ -179,6 +193,14 @@ class _CostVisitor(Visitor):
                 errors = rows - codec.decode(codec.encode(rows, importance, self.pool))
                 part = float(row_weights[start:stop] @ (errors * errors) @ columns)
                 into[kind] += scale * part
+
+
+def fingerprint(importance: Importance) -> str:
+    """Of all its values."""
+    whole = hashlib.sha256()
+    for name, values in sorted(importance.entries.items()):
+        whole.update(f"{name}\0{values.shape}\0".encode() + np.ascontiguousarray(values).tobytes())
+    return whole.hexdigest()
 
 
 def _pivots(hessian: Hessian) -> NDArray[np.float64]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
-from quantcli.artifacts.write import ArtifactDone, ArtifactFailed, write_artifacts
+from quantcli.artifacts.write import (
+    ArtifactDone,
+    ArtifactFailed,
+    ArtifactFlushed,
+    write_artifacts,
+)
 from quantcli.errors import OutputError
 from quantcli.events import Events, in_phase
 from quantcli.run.outputs import OutputDone, Planned, Quantized
@@ -20,6 +25,10 @@ if TYPE_CHECKING:
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.set_journal import SetJournal
+
+
+_SHOWN = 10
+"""Outputs that a sentence names."""
 
 
 @dataclass
@@ -32,11 +41,19 @@ class Ledger:
     done: dict[Path, Quantized] = field(default_factory=dict)
     failed: dict[Path, OutputError] = field(default_factory=dict)
 
+    def note(self, flushed: ArtifactFlushed) -> Iterator[Note]:
+        """An output will be whole: so that one that has its name is always known to be."""
+        if self.journal is None:
+            return
+        try:
+            self.journal.add(flushed.paths[0].name, flushed.stamps, flushed.source_digest)
+        except OutputError as error:
+            yield Note(f"{error.message}; --resume will not know that {flushed.paths[0]} is whole",
+                       "warning")  # fmt: skip
+
     def add(self, planned: Planned, quantized: Quantized) -> OutputDone:
         """An output is whole."""
         self.done[planned.path] = quantized
-        if self.journal is not None and not quantized.kept:
-            self.journal.add(quantized.artifact.paths, quantized.digest)
         return OutputDone(quantized)
 
     @property
@@ -46,8 +63,12 @@ class Ledger:
 
     @property
     def state(self) -> str:
-        """How many are whole, in words."""
-        return f"{len(self.done)} of {len(self.planned)} outputs are whole"
+        """How many are whole, in words, and which."""
+        names = [path.name for path in self.done]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        return f"{len(names)} of {len(self.planned)} outputs are whole" + (
+            f" ({shown})" if shown else ""
+        )
 
     def refuse_failed(self) -> None:
         """OutputError where an output could not be written, with what is whole."""
@@ -84,6 +105,8 @@ def _follow(
                 seconds = time.monotonic() - ledger.began
                 quantized = _describe(each, artifact, event.source_digest, seconds)
                 yield ledger.add(each, quantized)
+            elif isinstance(event, ArtifactFlushed):
+                yield from ledger.note(event)
             elif isinstance(event, ArtifactFailed):
                 ledger.failed[by_paths[event.paths][0].path] = event.error
                 yield Note(f"{event.error.message}; the other outputs go on", "warning")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
 from quantcli.layerwise.input_hooks import MatmulInput
+from quantcli.layerwise.steady import steady
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -129,6 +130,7 @@ class Collector:
             self._file(index).unlink(missing_ok=True)
         self._hessians.clear()
 
+    @steady()
     def _sum(self, values: torch.Tensor) -> _Row:
         squares: Any = 0.0
         absolute: Any = 0.0
@@ -192,7 +194,9 @@ class Collector:
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
         values = product.rows.float()
-        self._hessians[home][matrix] += (values.T @ values).cpu().numpy()
+        with steady():
+            squared = values.T @ values
+        self._hessians[home][matrix] += squared.cpu().numpy()
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"

@@ -102,13 +102,16 @@ def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Fl
     # Several times as fast as NumPy's; options are read before it is known whether it is there.
     import torch
 
+    from quantcli.layerwise.steady import cholesky
+
     # The reversed matrix's lower factor, turned round, is the upper one from the right.
     turned = (
         values[::-1, ::-1].copy() if order is None else values[np.ix_(order[::-1], order[::-1])]
     )
-    lower, failed = torch.linalg.cholesky_ex(torch.from_numpy(turned))
-    if failed.any():
-        raise np.linalg.LinAlgError("not positive definite")
+    try:
+        lower = cholesky(torch.from_numpy(turned))
+    except torch.linalg.LinAlgError as failed:
+        raise np.linalg.LinAlgError("not positive definite") from failed
     upper = lower.numpy()[::-1, ::-1]
     diagonal = upper.diagonal()
     pivots = diagonal * diagonal

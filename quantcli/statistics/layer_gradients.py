@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
+from quantcli.artifacts.staging import naming
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
+from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
 from quantcli.types import Event, OutputTensor
@@ -74,10 +76,12 @@ class LayerGradients:
     def finish(self, variance: NDArray[np.float64]) -> None:
         """The values are whole; ``variance`` is what the property of that name will be."""
         values = self._values
-        np.save(self.folder / "variance.npy", variance)
+        with naming(self.folder / "variance.npy"):
+            np.save(self.folder / "variance.npy", variance)
         if isinstance(values, np.memmap):
             values.flush()
-            self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
+            with naming(self._mark):
+                self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
 
     def of(self, layer: int, model: LayerwiseModel) -> Iterator[torch.Tensor]:
         """Each window's gradient (1, tokens, size) by the output of ``layer``."""
@@ -167,6 +171,7 @@ def measure_output_fisher(
     return found
 
 
+@steady()
 def _output_gradient(
     model: LayerwiseModel, hidden: torch.Tensor, draw: torch.Generator
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
+from quantcli.layerwise.steady import steady
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
@@ -95,7 +96,8 @@ class HessianAccumulator:
                 return
             home = (self._fit.hessian_of[targets[0][0].name], targets[0][1])
             seen = product.rows.float()
-            part = ((original.float() - seen).T @ seen).cpu().numpy()
+            with steady():
+                part = ((original.float() - seen).T @ seen).cpu().numpy()
             lost = self._lost[self._now is self._held_out]
             held = lost.get(home)
             lost[home] = part.astype(np.float64) if held is None else held + part

@@ -25,6 +25,7 @@ from quantcli.artifacts.scratch import create_array
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.layerwise.parameters import OutputRows
+from quantcli.layerwise.steady import steady
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.types import OutputTensor
 
@@ -147,6 +148,7 @@ class LayerFisher:
             return None
         return OutputFisher(self._shapes[name].rows, means)
 
+    @steady()
     def _add(self, name: str, matrix: int, first: int, values: torch.Tensor) -> None:
         strips = cut_strips(self._shapes[name].rows)
         if name not in self._sums:

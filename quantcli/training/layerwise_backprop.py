@@ -22,6 +22,7 @@ from quantcli.artifacts.scratch import create_array
 from quantcli.checkpoint_view import Use
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
+from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.training.scale_parameters import ScaleParameters
 from quantcli.types import Event
@@ -70,6 +71,7 @@ class LayerwiseBackprop:
         finally:
             path.unlink(missing_ok=True)
 
+    @steady()
     def _divergence(
         self, walk: LayerWalk[LayerInputs], numbers: Sequence[int], *, gradients: bool
     ) -> float:

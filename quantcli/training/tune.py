@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from quantcli.checkpoint_view import Use
+from quantcli.layerwise.steady import steady
 from quantcli.rounding.options import Options, Outcome
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.base import RoundedLayer
@@ -127,6 +128,7 @@ class _LayerTraining:
         for name, tensor in self._tensors.items():
             tensor.state = best[name]
 
+    @steady()
     def _step(self, batch: Sequence[int], share: float) -> bool:
         """One step on some windows; False, and nothing moved, where a gradient is not finite."""
         for parameter, _ in self._uses:
@@ -146,6 +148,7 @@ class _LayerTraining:
         return True
 
     @torch.no_grad()
+    @steady()
     def _judge(self) -> float:
         return sum(float(self._loss(number)) for number in self._held_out) / len(self._held_out)
 

@@ -51,7 +51,7 @@ def rotate(model: Model, *, seed: int = 0, heads: bool = True) -> TransformSpec:
         if group.stream:
             operations |= _read_stream(model, group, tensors, turn)
     operations |= _untie(model, tensors, folds.final_norm, turn)
-    for name in writer_tensors(folds, model.tensors, int(model.value("block_count"))):
+    for name in writer_tensors(folds, model.tensors, model.count("block_count")):
         tensor = tensors[name]
         if name == _EMBEDDING or len(tensor.shape) == 1:
             operations[name] = Operation(columns_rotation=turn)

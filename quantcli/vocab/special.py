@@ -123,7 +123,10 @@ def _named_token(files: TokenizerFiles, role: str) -> str | None:
 
 
 def _configured(files: TokenizerFiles, role: str) -> list[int]:
-    """Ids of ``role`` in the configurations, in order; some hold lists, some -1 for none."""
+    """Ids of ``role`` in the configurations, in order; some hold lists, some -1 for none.
+
+    VocabularyError for what is no whole number.
+    """
     inner = (files.config.get(key) for key in ("text_config", "llm_config"))
     text_config = next((part for part in inner if isinstance(part, Mapping)), {})
     sources = (files.config, text_config, files.generation_config)
@@ -131,7 +134,12 @@ def _configured(files: TokenizerFiles, role: str) -> list[int]:
     for source in sources:
         value = source.get(f"{role}_token_id")
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and number >= 0 and number not in found:
+            if number is not None and type(number) is not int:
+                raise VocabularyError(
+                    f"{files.folder}: {role}_token_id is {number!r}, expected a token's number",
+                    hint="correct it in config.json or generation_config.json",
+                )
+            if number is not None and number >= 0 and number not in found:
                 found.append(number)
     return found
 

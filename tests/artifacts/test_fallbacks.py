@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,36 @@ def test_rounding_again_points_to_the_export_that_does_not(mini: Path, tmp_path:
         (note,) = (n for n in done.notes if "rounded a second time" in n.message)
         assert (command in note.message) == is_same
     quantcli.export(tmp_path / "ct", tmp_path / "out", to="gptq")
+
+
+@pytest.mark.parametrize("to", ["gptq", "awq"])
+def test_kept_experts_are_named_as_vllm_does(to: str, tmp_path: Path) -> None:
+    """vLLM matches the name of a layer's experts, GPTQModel that of each matrix."""
+    source = build("qwen3-moe", tmp_path / "moe", dtype="bfloat16")
+    quantcli.quantize(
+        source, tmp_path / "out", to=to, group_size=32, keep=[r"layers\.1\..*experts\.2\.up"]
+    )
+    config = settings(tmp_path / "out")
+    layer = "model.layers.1.mlp.experts"
+    patterns = [re.compile(p.removeprefix("-:")) for p in config["dynamic"]]
+    for name in (layer, f"{layer}.3.down_proj", f"{layer}.routed_experts"):
+        assert any(pattern.match(name) for pattern in patterns)
+        assert not any(pattern.match(name.replace(".1.", ".0.")) for pattern in patterns)
+    if to == "awq":
+        assert any(entry in layer for entry in config["modules_to_not_convert"])
+
+
+def test_nearest_groups_are_those_of_all_experts_of_a_layer(tmp_path: Path) -> None:
+    """Whatever each of them needs; what most modules have stands for all that are not named."""
+    changes = {"hidden_size": 128, "moe_intermediate_size": 96}
+    source = build("qwen3-moe", tmp_path / "moe", changes=changes, dtype="bfloat16")
+    quantcli.quantize(source, tmp_path / "out", to="gptq", on_fallback="nearest")
+    config = settings(tmp_path / "out")
+    assert config["group_size"] == 32
+    # vLLM looks for the settings of the fused matrix.
+    own = {"bits": 4, "group_size": 128}
+    assert config["dynamic"]["+:^model\\.layers\\.1\\.self_attn\\.qkv_proj$"] == own
+    found = stored(tmp_path / "out")
+    assert found["model.layers.1.mlp.experts.0.up_proj.scales"].shape[0] == 4
+    assert found["model.layers.1.mlp.experts.0.down_proj.scales"].shape[0] == 3
+    assert found["model.layers.1.self_attn.q_proj.scales"].shape[0] == 1

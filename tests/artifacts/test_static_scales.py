@@ -164,6 +164,7 @@ def test_scales_of_a_cache(
             scale = found[f"model.layers.{layer}.self_attn.{part}_scale"]
             assert scale.shape == (1,)
             assert float(scale) * 448 == pytest.approx(largest, rel=0.01)
+    assert "key-value cache in FP8" in (folder / "README.md").read_text()
     said = settings(folder)["kv_cache_scheme"]
     if to == "fp8":
         assert said == "static"
@@ -284,7 +285,7 @@ def test_a_dry_run_knows_the_exact_size(mini: Path, tmp_path: Path) -> None:
         (["W4A16"], {"statistics": "x"}, "tells static scales, and there are none"),
         (["FP8"], {"statistics": "x", "calibrate": TEXT}, "both tell static scales"),
         (["FP8"], {"statistics": "x", "method": "awq"}, "--method awq changes the activations"),
-        (["FP8"], {"to": "gptq"}, "not for --to gptq"),
+        (["FP8"], {"to": "gptq"}, "--to gptq has no scheme 'FP8'"),
         ([], {"to": "mlx", "kv_cache": "fp8"}, "--kv-cache is not for --to mlx"),
     ],
 )
@@ -294,6 +295,32 @@ def test_what_is_refused(
     with pytest.raises((UsageError, PlanError), match=sentence):
         make(mini, tmp_path / "out", *schemes, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [
+        ("phi3", ["model.layers.0.self_attn", "model.layers.1.self_attn"]),
+        ("qwen35", ["model.layers.3.self_attn"]),
+        ("nemotron-h", ["backbone.layers.2.mixer"]),
+        ("gemma3-images", [f"model.language_model.layers.{n}.self_attn" for n in range(6)]),
+    ],
+)
+def test_attention_is_found_by_its_names_in_the_checkpoint(
+    name: str, modules: list[str], checkpoint: Callable[..., Path]
+) -> None:
+    from quantcli.model import open_model
+    from quantcli.plan.caches import find_caches
+
+    with open_model(checkpoint(name)) as model:
+        assert [owner.module for owner in find_caches(model)] == modules
+
+
+def test_attention_that_servers_name_otherwise(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="finds no attention in GPTNeoXForCausalLM"):
+        make(checkpoint("gptneox"), tmp_path / "out", "UNQUANTIZED", kv_cache="fp8", **WINDOWS)
 
 
 def test_latent_attention_has_no_such_cache(
@@ -319,6 +346,18 @@ def test_inputs_that_were_all_zero_are_refused(
     with pytest.raises(SourceError, match=r"inputs of model.layers.1.mlp.\w+ were all zero") as no:
         make(source, tmp_path / "out", "FP8", **WINDOWS)
     assert "--keep 'model.layers.1.mlp." in str(no.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_another_model(
+    checkpoint: Callable[..., Path], mini: Path, tmp_path: Path
+) -> None:
+    quantcli.calibrate(
+        checkpoint("llama"), TEXT, output=tmp_path / "m.calib.gguf", chunks=2, collect="min_max"
+    )
+    with pytest.raises(SourceError, match=r"columns there, and 1 x 768 in the model") as refused:
+        make(mini, tmp_path / "out", "FP8", statistics=tmp_path / "m.calib.stats.safetensors")
+    assert refused.value.hint == "the statistics belong to another model"
     assert not (tmp_path / "out").exists()
 
 

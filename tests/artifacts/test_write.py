@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from quantcli.artifacts.write import ArtifactDone, write_artifact, write_artifac
 from quantcli.errors import WeightError
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
+from quantcli.sources.hf import HfCheckpoint
 from quantcli.types import OutputTensor, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
@@ -66,6 +68,26 @@ def test_a_file_and_a_folder_are_written_together(tmp_path: Path) -> None:
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_file_and_a_folder_read_each_tensor_in_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    read = HfCheckpoint.read_rows
+
+    def watched(self: HfCheckpoint, name: str, start: int, stop: int) -> np.ndarray:
+        seen.append(name)
+        return read(self, name, start, stop)
+
+    monkeypatch.setattr(HfCheckpoint, "read_rows", watched)
+    with open_model(MINI) as model:
+        file = prepare_gguf(model, Recipe(type="Q4_0"), tmp_path / "a.gguf")
+        folder = prepare_folder(model, Recipe(to="gptq"), tmp_path / "a")
+        list(write_artifacts([file, folder], threads=1))
+    runs = [name for name, _ in groupby(seen)]
+    assert len(runs) == len(set(runs)) == len(model.store.tensors)
+    assert len(seen) > len(runs)
 
 
 def test_folders_of_one_read_have_the_bytes_of_their_own_runs(tmp_path: Path) -> None:

@@ -348,6 +348,17 @@ def test_a_model_on_the_hub_is_seen_without_its_weights(on_the_hub, mini):
     assert "model.safetensors" not in hub.downloaded()
 
 
+def test_a_model_on_the_hub_is_fitted_without_its_weights(on_the_hub, mini):
+    hub, env = on_the_hub
+    remote = run("inspect", "org/mini", "--fit", "2G", env=env)
+    assert remote.returncode == 0, remote.stderr
+    assert (
+        remote.stdout.splitlines()[1:]
+        == run("inspect", mini, "--fit", "2G").stdout.splitlines()[1:]
+    )
+    assert "model.safetensors" not in hub.downloaded()
+
+
 def test_statistics_of_a_model_on_the_hub_fetch_it(on_the_hub):
     hub, env = on_the_hub
     done = run("-q", "inspect", "org/mini", "--stats", "--filter", "attn_v", env=env)

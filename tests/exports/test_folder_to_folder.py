@@ -340,19 +340,29 @@ def test_scales_that_a_format_has_no_dtype_for(mini: Path, tmp_path: Path) -> No
         assert np.array_equal(read(tmp_path / "back", module)[0], read(folder, module)[0])
 
 
-def test_groups_in_the_order_of_activations_are_refused(mini: Path, tmp_path: Path) -> None:
-    settings, pack = gptq()
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_in_the_order_of_activations(symmetric: bool, mini: Path, tmp_path: Path) -> None:
+    """Only GPTQ names the group of each column."""
+    settings, pack = gptq(symmetric=symmetric)
 
     def ordered(weights: NDArray[np.float32]) -> Packed:
         parts, codes = pack(weights)
         order = np.random.default_rng(1).permutation(parts["g_idx"])
         return parts | {"g_idx": order.astype(np.int32)}, codes
 
-    folder, _ = write_source(mini, tmp_path / "gptq", settings | {"desc_act": True}, ordered)
-    for to in ("awq", "mlx"):
-        with pytest.raises(PlanError, match="lies on no grid whose codes") as caught:
+    folder, codes = write_source(mini, tmp_path / "src", settings | {"desc_act": True}, ordered)
+    for to in ("awq", "mlx", "compressed-tensors"):
+        with pytest.raises(PlanError, match=r"\(int4 g128 by activation.*does not have") as caught:
             quantcli.export(folder, tmp_path / "out", to=to)
         assert "rounds the weights a second time" in str(caught.value.hint)
+    for to in ("gptq", "gptq-v2"):
+        quantcli.export(folder, tmp_path / to, to=to)
+        config = json.loads((tmp_path / to / "config.json").read_text())["quantization_config"]
+        assert (config["desc_act"], config["sym"]) == (True, symmetric)
+        for module in MODULES:
+            weights, found = read(tmp_path / to, module)
+            assert np.array_equal(found, codes[module])
+            assert np.array_equal(weights, read(folder, module)[0])
 
 
 def test_an_export_may_round(source: Any, tmp_path: Path) -> None:
@@ -496,3 +506,88 @@ def test_a_tied_head_and_packed_embeddings(mini: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     table = found["model.embed_tokens.weight"].float().numpy()
     assert np.array_equal(table, np.array(wanted.astype(mx.float32)))
+
+
+def test_modelopts_nvfp4_divides_by_the_reciprocal(mini: Path, tmp_path: Path) -> None:
+    """ModelOpt multiplies by its scale of the matrix; codes and block scales are the same bytes."""
+    rng = np.random.default_rng(4)
+
+    def pack(weights: NDArray[np.float32]) -> Packed:
+        rows, columns = weights.shape
+        codes = rng.integers(0, 256, (rows, columns // 2), dtype=np.uint8)
+        # Block scales of nought and minus zeros among the codes are as good as others.
+        scales = rng.integers(0, 127, (rows, columns // 16), dtype=np.uint8)
+        parts = {
+            "weight": codes,
+            "weight_scale": torch.from_numpy(scales).view(torch.float8_e4m3fn),
+            "weight_scale_2": np.float32(rng.uniform(1e-5, 1e-4)),
+            "input_scale": np.float32(0.01),
+        }
+        return parts, codes
+
+    settings = {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16}
+    folder, codes = write_source(mini, tmp_path / "modelopt", settings, pack)
+    done = quantcli.export(folder, tmp_path / "ct", to="compressed-tensors")
+    assert "the same codes and scales" in done.summary
+    assert any("4 stored scales of activations" in note.message for note in done.notes)
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "ct" / "model.safetensors")
+    for module in MODULES:
+        assert np.array_equal(after[f"{module}.weight_packed"].numpy(), codes[module])
+        ours, theirs = (
+            each[f"{module}.weight_scale"].view(torch.uint8) for each in (after, before)
+        )
+        assert torch.equal(ours, theirs)
+        whole = before[f"{module}.weight_scale_2"].numpy()
+        assert after[f"{module}.weight_global_scale"].numpy() == np.float32(1) / whole
+    quantcli.export(folder, tmp_path / "hf", to="hf", dtype="f32")
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    for module in MODULES:
+        found, _ = read_floats(tmp_path / "ct", module)
+        assert np.allclose(found, wanted[f"{module}.weight"].numpy(), rtol=2.0**-22, atol=0)
+
+
+@pytest.mark.parametrize("to", ["compressed-tensors", "fp8"])
+def test_fp8_with_one_scale_for_a_matrix(to: str, mini: Path, tmp_path: Path) -> None:
+    def pack(weights: NDArray[np.float32]) -> Packed:
+        scale = np.float32(np.abs(weights).max() / 448)
+        codes = torch.from_numpy(weights / scale).to(torch.float8_e4m3fn)
+        parts = {"weight": codes, "weight_scale": scale, "input_scale": np.float32(0.5)}
+        return parts, codes.view(torch.uint8).numpy()
+
+    settings = {"quant_method": "fp8", "activation_scheme": "static"}
+    folder, codes = write_source(mini, tmp_path / "source", settings, pack)
+    quantcli.export(folder, tmp_path / "out", to=to)
+    before = load_file(folder / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    for module in MODULES:
+        stored = after[f"{module}.weight"].view(torch.uint8).numpy()
+        assert np.array_equal(stored, codes[module])
+        name = "weight_scale_inv" if to == "fp8" else "weight_scale"
+        assert (after[f"{module}.{name}"] == before[f"{module}.weight_scale"]).all()
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    if to == "compressed-tensors":
+        (group,) = config["config_groups"].values()
+        assert (group["weights"]["strategy"], group["input_activations"]["dynamic"]) == (
+            "channel", True,
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["gptq", "awq symmetric", "mlx symmetric"])
+def test_transformers_runs_what_was_exported(name: str, source: Any, tmp_path: Path) -> None:
+    """In float32 and in the dtype that config.json says."""
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = source(name)
+    quantcli.export(folder, tmp_path / "ct", to="compressed-tensors")
+    quantcli.export(folder, tmp_path / "hf", to="hf", dtype="f32")
+    ids = torch.tensor([[5, 300, 7, 1200, 42]])
+    with torch.no_grad():
+        found, wanted = (
+            AutoModelForCausalLM.from_pretrained(tmp_path / each, dtype=torch.float32)(ids).logits
+            for each in ("ct", "hf")
+        )
+        auto = AutoModelForCausalLM.from_pretrained(tmp_path / "ct", dtype="auto")(ids).logits
+    assert torch.equal(found, wanted)
+    assert float((auto.float() - wanted).norm() / wanted.norm()) < 0.02

@@ -186,3 +186,70 @@ def test_what_is_on_no_grid_is_missed() -> None:
     for kind in ("Q4_0", "Q4_1", "Q8_0"):
         missed = fit_rows(kind, values, 32).missed
         assert missed.tolist() == [[True, True], [True, False], [True, True]]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"to": "compressed-tensors", "scheme": ["NVFP4A16"]}, "NVFP4"),
+        ({"to": "mlx", "scheme": ["nvfp4"]}, "NVFP4"),
+        ({"to": "mlx", "scheme": ["mxfp4"]}, "MXFP4"),
+        ({"to": "compressed-tensors", "scheme": ["MXFP4A16"]}, "MXFP4"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["to"],
+)
+def test_small_floats_in_blocks(
+    options: dict[str, Any], kind: str, mini: Path, tmp_path: Path
+) -> None:
+    """llama.cpp runs the blocks, whose weights are the folder's; so are codes and block scales."""
+    pytest.importorskip("llama_cpp")
+    from support.llama_logits import llama_logits
+
+    quantcli.quantize(mini, tmp_path / "folder", **options)
+    (path,) = quantcli.export(tmp_path / "folder", tmp_path / "m.gguf", to="gguf").paths
+    quantcli.export(tmp_path / "folder", tmp_path / "hf", to="hf", dtype="f32")
+    wanted = load_file(tmp_path / "hf" / "model.safetensors")
+    stored = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    for module, name in MODULES.items():
+        values = wanted[f"{module}.weight"].numpy()
+        if "k_proj" in module:
+            values = values.reshape(2, 2, 32, -1).swapaxes(1, 2).reshape(values.shape)
+        assert stored[name].tensor_type.name == kind
+        found = dequantize(stored[name].data, stored[name].tensor_type)
+        scale = stored.get(name.replace(".weight", ".scale"))
+        if kind == "NVFP4" and options["to"] != "mlx":
+            assert scale is not None
+            found = found * scale.data
+            assert np.allclose(found, values, rtol=2.0**-22, atol=0)
+        else:
+            assert scale is None or (scale.data == 1).all()
+            assert np.array_equal(found, values)
+    back = load_file(tmp_path / "folder" / "model.safetensors")
+    if kind == "NVFP4":
+        # Of MXFP4 the way back below tells.
+        module = "model.layers.2.mlp.down_proj"
+        part = "scales" if options["to"] == "mlx" else "weight_scale"
+        bytes_ = back[f"{module}.{part}"].view(torch.uint8).numpy()
+        blocks = stored[MODULES[module]].data.reshape(-1, 36)
+        assert np.array_equal(blocks[:, :4], bytes_.reshape(-1, 4))
+    assert np.isfinite(llama_logits(path, [5, 300, 7])).all()
+    quantcli.export(path, tmp_path / "again", to=options["to"])
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    for module in MODULES:
+        for part in ("weight_packed", "weight_scale", "weight", "scales"):
+            if f"{module}.{part}" in back:
+                ours, theirs = again[f"{module}.{part}"], back[f"{module}.{part}"]
+                assert torch.equal(ours.view(torch.uint8), theirs.view(torch.uint8)), part
+
+
+def test_a_scale_that_llama_cpp_does_not_apply_is_refused(tmp_path: Path) -> None:
+    from support.tiny_models import build
+
+    changes = {"hidden_size": 64, "intermediate_size": 64}
+    model = build("gemma2", tmp_path / "model", changes=changes, dtype="bfloat16")
+    quantcli.quantize(model, tmp_path / "ct", to="compressed-tensors", scheme=["NVFP4A16"])
+    with pytest.raises(
+        PlanError, match=r"llama\.cpp multiplies by no scale of it in gemma2"
+    ) as why:
+        quantcli.export(tmp_path / "ct", tmp_path / "m.gguf", to="gguf")
+    assert "--dtype f16 decodes them" in str(why.value.hint)

@@ -203,6 +203,31 @@ def test_a_mixture_of_two_runs_is_not_read(mini: Path, tmp_path: Path, reader: s
             quantcli.quantize(sets[0][0], tmp_path / "q.gguf", type="Q2_K", allow_requantize=True)
 
 
+def test_a_set_made_with_another_importance_matrix_has_another_id(
+    mini: Path, tmp_path: Path
+) -> None:
+    """Of the same name, so that nothing but the weights' codes tells the two apart."""
+    name = "blk.0.attn_q.weight"
+    found = []
+    for label, top in (("a", 1.0), ("b", 9.0), ("c", 1.0)):
+        folder = tmp_path / label
+        folder.mkdir()
+        sums = {name: np.linspace(1, top, 256).reshape(1, -1)}
+        matrix = folder / "m.imatrix.gguf"
+        matrix.write_bytes(pack_gguf(Calibration(sums, {name: np.array([1])}, ("t",), 1, 512)))
+        done = quantcli.quantize(
+            mini, folder / "m.gguf", type="Q4_0", imatrix=str(matrix), split_max_size="500K"
+        )
+        found.append((_set_ids(done.paths), [path.read_bytes() for path in done.paths]))
+    assert len(found[0][0]) == 1
+    assert found[0][0] != found[1][0]
+    assert found[0] == found[2]
+    mixed = tmp_path / "a" / done.paths[1].name
+    mixed.write_bytes((tmp_path / "b" / done.paths[1].name).read_bytes())
+    with pytest.raises(SourceError, match="is of another run than"):
+        quantcli.export(tmp_path / "a" / done.paths[0].name, verify=True)
+
+
 def test_a_set_has_the_same_id_whenever_it_is_made(whole: Path, tmp_path: Path) -> None:
     """And another one where a weight differs, though nothing else does."""
     damaged = tmp_path / "other.gguf"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.published import PUBLISHED as MODELS
 from support.published import build
 
 pytest.importorskip("llama_cpp")
@@ -42,7 +43,7 @@ def test_caches_are_exact(name, checkpoint, tmp_path):
 def published(tmp_path_factory):
     def file(name: str) -> Path:
         folder = tmp_path_factory.mktemp("published")
-        return write_header(build(name, folder / name), folder / f"{name}.gguf")
+        return write_header(build(name, folder / name), folder / f"{name}.gguf", MODELS[name].type)
 
     return file
 

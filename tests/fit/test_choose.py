@@ -51,6 +51,9 @@ def fit(model):
         ("Qwen3-14B", "32G", "cpu", 32768, "Q8_0", ""),
         ("Qwen3-30B-A3B", "16G", None, 8192, "Q4_K_M", "--n-cpu-moe 9"),
         ("gemma-3-12b", "6G", None, 8192, "Q4_K_M", "-ngl 26"),
+        # Its experts are MXFP4 already.
+        ("gpt-oss-20b", "16G", None, 8192, "MXFP4_MOE", ""),
+        ("gpt-oss-20b", "80G", None, 8192, "MXFP4_MOE", ""),
     ],
 )
 def test_the_type_to_take(fit, name, size, on, context, best, options):
@@ -95,6 +98,13 @@ def test_layers_that_do_not_fit_stay_in_memory(fit):
 def test_little_memory_beside_the_gpu_counts(fit):
     assert fit("Mixtral-8x7B", "24G", ram="16G", context=8192).best.name == "Q4_K_M"
     assert fit("Mixtral-8x7B", "24G", ram="4G", context=8192).best.name == "Q3_K_M"
+
+
+def test_memory_that_was_not_told_is_asked_for(fit):
+    ask = "With less memory than that beside the GPU, add --ram SIZE."
+    assert ask in fit_sentences(fit("Mixtral-8x7B", "24G"))
+    assert ask not in fit_sentences(fit("Mixtral-8x7B", "24G", ram="64G"))
+    assert ask not in fit_sentences(fit("Llama-3.1-8B", "24G"))
 
 
 def test_the_longest_context_is_the_longest(fit):

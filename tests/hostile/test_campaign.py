@@ -109,7 +109,7 @@ PLANTED: dict[str, tuple[Callable[[], None], str]] = {
     "partial": (_leaves, "left: a partial file"),
     "half": (_fails_behind_a_file, "left: a file of a failed command"),
     "input": (_destroys, "destroyed: an input"),
-    "scratch": (_forgets, "left: a temporary file"),
+    "scratch": (_forgets, "left: a temporary file scratch"),
     "control": (_colours, "control characters"),
     "warning": (_warns, "noise"),
 }

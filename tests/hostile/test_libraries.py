@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fuzz.gguf_parts import STRING, string, take_apart
 from support.tokenizers_build import byte_level
 
 from quantcli.cli import app
+from quantcli.errors import SourceError
+from quantcli.evals.engines.llama_cpp import check_metadata
+from quantcli.model import open_model
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -84,3 +89,44 @@ def test_half_a_pair_in_a_recipe(
     recipe.write_text('on_fallback: "\\udc80"\n')
     assert app.run(["quantize", str(mini), "--recipe", str(recipe), "--dry-run"]) == 2
     assert "half of a surrogate pair" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        (b"llama.block_count", "says that it has 4,294,967,295 blocks"),
+        (b"tokenizer.ggml.tokens", "has the token 'a' more than once"),
+        (b"llama.attention.layer_norm_rms_epsilon", "epsilon is nan, no sound number"),
+        (b"llama.context_length", "the key-value llama.context_length is 'a'"),
+    ],
+)
+def test_what_llama_cpp_would_not_survive(
+    key: bytes, sentence: str, mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An assertion of its own ends the process, and so many blocks are counted for ever."""
+    pytest.importorskip("llama_cpp")
+    path, text = tmp_path / "m.gguf", tmp_path / "t.txt"
+    text.write_text("some words " * 200)
+    assert app.run(["quantize", str(mini), "--type", "Q8_0", "-o", str(path), "-t", "1"]) == 0
+    parts = take_apart(path.read_bytes())
+    pair = next(pair for pair in parts.pairs if pair.key == key)
+    if pair.items is not None:
+        pair.items = [string(b"a")] * len(pair.items)
+    elif key.endswith((b"block_count", b"epsilon")):
+        pair.value = b"\xff" * 4
+    else:
+        pair.code, pair.value = STRING, string(b"a")
+    path.write_bytes(parts.pack())
+    assert app.run(["eval-ppl", str(path), "--data", str(text), "--ctx", "64"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_weights_that_llama_cpp_does_not_compute_with(mini: Path, tmp_path: Path) -> None:
+    """It calls a function that it does not have."""
+    path = tmp_path / "m.gguf"
+    assert app.run(["quantize", str(mini), "--type", "Q8_0", "-o", str(path), "-t", "1"]) == 0
+    with open_model(path) as model:
+        check_metadata(model)
+        odd = [replace(t, dtype="Q8_1") if "ffn_up" in t.name else t for t in model.tensors]
+        with pytest.raises(SourceError, match=r"weights of type Q8_1, which blk\.0\.ffn_up"):
+            check_metadata(replace(model, tensors=tuple(odd)))

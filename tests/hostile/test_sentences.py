@@ -57,6 +57,18 @@ ODD = {
     "200 sequences": (_nested, r"tokenizer\.json is nested too deeply"),
     "100,000 brackets": (_deep, r"tokenizer\.json is nested too deeply"),
     "epsilon": (_edit("config.json", rms_norm_eps=HUGE), r"config\.json: .*integer of 401 digits"),
+    "epsilon below zero": (
+        _edit("config.json", rms_norm_eps=-1e-5),
+        r"rms_norm_eps of LlamaForCausalLM .*-1e-05, expected a number from 0 on",
+    ),
+    "end token as text": (
+        _edit("config.json", eos_token_id="</s>"),
+        r"odd: eos_token_id is '</s>', expected a token's number",
+    ),
+    "end tokens as text": (
+        _edit("generation_config.json", eos_token_id=[1, {"a": 1}]),
+        r"odd: eos_token_id is \{'a': 1\}, expected a token's number",
+    ),
     "epsilon beyond float32": (
         _edit("config.json", rms_norm_eps=1e39),
         r"the key llama\.attention\.layer_norm_rms_epsilon cannot be 1e\+39, which no f32",
@@ -219,12 +231,13 @@ def test_hints_of_groups_work_when_followed(mini: Path, capsys: pytest.CaptureFi
     for size in sizes:
         assert app.run([*plan, "mlx", "--group-size", size]) == 0
     capsys.readouterr()
-    assert app.run([*plan, "gptq", "--group-size", "48"]) == 1
+    stop = ["gptq", "--on-fallback", "error"]
+    assert app.run([*plan, *stop, "--group-size", "48"]) == 1
     found = re.search(r"--group-size (\d+) does, or --keep '(\S+)'", capsys.readouterr().err)
     assert found is not None
-    assert app.run([*plan, "gptq", "--group-size", found[1]]) == 0
+    assert app.run([*plan, *stop, "--group-size", found[1]]) == 0
     kept = re.compile(found[2])
     assert all(kept.fullmatch(f"model.layers.{n}.self_attn.k_proj") for n in (0, 3, 10))
     capsys.readouterr()
-    assert app.run([*plan, "gptq", "--group-size", "48", "--keep", found[2]]) == 1
+    assert app.run([*plan, *stop, "--group-size", "48", "--keep", found[2]]) == 1
     assert "k_proj" not in capsys.readouterr().err

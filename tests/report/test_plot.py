@@ -41,3 +41,14 @@ def test_names_from_a_file_system_are_escaped() -> None:
     texts = ["".join(e.itertext()) for e in root.iter(f"{SVG}text")]
     assert 'm&"?[2J.gguf' in texts
     assert "a<b" in texts
+
+
+def test_the_area_of_a_circle_is_the_speed() -> None:
+    points = [Point("t", "slow", 8.5, 1e-3, 10.0), Point("t", "fast", 4.5, 1e-2, 40.0)]
+    root = ElementTree.fromstring(draw_plot(points))
+    fast, slow = (float(c.attrib["r"]) for c in root.iter(f"{SVG}circle"))
+    assert (fast / slow) ** 2 == pytest.approx(4.0, rel=1e-3)
+    titles = ["".join(title.itertext()) for title in root.iter(f"{SVG}title")]
+    assert titles[0].endswith("40 tokens per second")
+    assert "larger circles write faster" in draw_plot(points)
+    assert "larger circles" not in draw_plot([Point("t", "m", 4.0, 0.1)])

@@ -37,6 +37,7 @@ from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tenso
 from quantcli.run.find_transforms import find_transforms
 from quantcli.run.folder_codes import stored_codes
 from quantcli.run.methods import parse_methods
+from quantcli.run.text_statistics import text_statistics
 from quantcli.transforms.norm_limits import fit_norms
 from quantcli.transforms.rotate import rotate
 from quantcli.transforms.transformed_checkpoint import as_checkpoint
@@ -231,8 +232,9 @@ def _run(
     recipe = Recipe(to="gptq", method=method, group_size=32)
     job = prepare_folder(model, recipe, path, importance=planned.importance)
     chain = parse_methods(method)
-    found = find_transforms(planned, chain, job.plan, path, max_memory=1 << 30, threads=2)
-    moved, _ = drain(found, lambda event: None)
+    with text_statistics(path, max_memory=1 << 30, threads=2) as statistics:
+        found = find_transforms(planned, chain, job.plan, statistics, threads=2)
+        moved, _ = drain(found, lambda event: None)
     planned = planned.with_model(as_checkpoint(moved))
     job = prepare_folder(planned.model, recipe, path, importance=planned.importance)
     encoding = begin_rounding(planned, job.plan, path, Options(), threads=2, resume=resume)
@@ -302,9 +304,9 @@ def test_an_architecture_that_cannot_be_rotated_is_refused(tmp_path: Path) -> No
         planned = prepare_run(model, [Text("a text", KNOWN)], ctx=128, chunks=2)
         recipe = Recipe(to="gptq", method="rotate", group_size=32)
         plan = prepare_folder(model, recipe, tmp_path / "made", importance=planned.importance).plan
-        with pytest.raises(ArchitectureError, match="cannot be rotated, because"):
-            list(find_transforms(
-                planned, parse_methods("rotate"), plan, tmp_path / "made",
-                max_memory=1 << 30, threads=1,
-            ))  # fmt: skip
+        with (
+            text_statistics(tmp_path / "made", max_memory=1 << 30, threads=1) as statistics,
+            pytest.raises(ArchitectureError, match="cannot be rotated, because"),
+        ):
+            list(find_transforms(planned, parse_methods("rotate"), plan, statistics, threads=1))
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

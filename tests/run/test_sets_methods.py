@@ -112,6 +112,17 @@ def test_one_survey_for_all(small: Path, here: Path, runs: list[str]) -> None:
     assert runs == alone
 
 
+def test_one_calibration_for_all_transforms(small: Path, here: Path, runs: list[str]) -> None:
+    given = {"to": ["awq"], "group_size": 32, "method": "awq", "calibrate": [TEXT], "chunks": 2}
+    quantcli.quantize(small, "alone/", **given)
+    alone, runs[:] = list(runs), []
+    quantcli.quantize(small, "set/", **(given | {"to": ["awq", "gptq", "mlx"]}))
+    assert runs == alone
+    for to in ("gptq", "mlx"):
+        quantcli.quantize(small, "alone/", **(given | {"to": to}))
+    assert files(Path("set")) == files(Path("alone"))
+
+
 def test_one_importance_matrix_for_all(small: Path, here: Path) -> None:
     events: list[Event] = []
     kinds = ["Q4_0", "IQ4_NL", "IQ2_XXS"]
@@ -165,7 +176,7 @@ sys.exit(run(sys.argv[3:]))
 
 
 @pytest.mark.parametrize(
-    ("place", "number", "whole"), [("layer", 2, 0), ("write", 3, 1)], ids=["rounding", "writing"]
+    ("place", "number", "whole"), [("layer", 2, 0), ("write", 4, 1)], ids=["rounding", "writing"]
 )
 def test_a_killed_run_goes_on(
     small: Path, here: Path, place: str, number: int, whole: int, runs: list[str],

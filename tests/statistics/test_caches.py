@@ -39,7 +39,18 @@ def stored_by_transformers(
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "phi3", "qwen3-moe", "gemma3", "qwen35", "gemma4-small", "gpt-oss"]
+    "name",
+    [
+        "llama",
+        "phi3",
+        "qwen3-moe",
+        "gemma3",
+        "qwen35",
+        "gemma4-small",
+        "gpt-oss",
+        "minimax",
+        "diffllama",
+    ],
 )
 def test_the_largest_keys_and_values(
     name: str, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -51,7 +62,7 @@ def test_the_largest_keys_and_values(
     folder = checkpoint(name)
     run(folder, tmp_path / "m.gguf", collect=["kv_max"])
     found = load_file(tmp_path / "m.stats.safetensors")
-    with open_model(folder) as model:
+    with open_model(folder, table=False) as model:
         windows = make_windows(Tokenizer(model), read_texts([str(TEXT)]), ctx=64, chunks=6).ids
     expected = stored_by_transformers(folder, windows, monkeypatch)
     assert expected

@@ -17,7 +17,7 @@ def run(folder: Path, output: Path, *, stop_in: str | None = None, **options: An
     from quantcli.model import open_model
 
     texts = read_texts(options.pop("data", [str(TEXT)]))
-    with open_model(folder) as model:
+    with open_model(folder, table=False) as model:
         job = prepare(model, texts, output, **{"ctx": 64, "chunks": 6, "threads": 1} | options)
         for event in execute(job):
             if isinstance(event, Progress) and event.what == stop_in:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Published:
     model: str
     config: Mapping[str, Any]
     config_class: str | None = None
+    type: str = "Q4_K_M"
+    """The type to try it in."""
 
 
 def _dense(layers: int, hidden: int, inner: int, heads: int, key_heads: int, vocabulary: int,
@@ -85,6 +88,7 @@ PUBLISHED: dict[str, Published] = {
         "GptOssForCausalLM",
         _dense(24, 2880, 2880, 64, 8, 201088, head_dim=64, num_local_experts=32,
                num_experts_per_tok=4, sliding_window=128),
+        type="MXFP4_MOE",
     ),
     "DeepSeek-V2-Lite": Published(
         "DeepseekV2ForCausalLM",
@@ -181,20 +185,38 @@ def build(name: str, folder: Path) -> Path:
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     tied = tied if config.tie_word_embeddings else set()
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    write_hollow(folder, {key: shape for key, shape in shapes.items() if key not in tied})
+    stored = {key: ("BF16", 2, shape) for key, shape in shapes.items() if key not in tied}
+    if wanted.type == "MXFP4_MOE":
+        stored = dict(each for key in stored for each in _packed(key, stored[key]))
+        settings = json.loads((folder / "config.json").read_text())
+        settings["quantization_config"] = {"quant_method": "mxfp4"}
+        (folder / "config.json").write_text(json.dumps(settings))
+    _write_hollow(folder, stored)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / file, folder / file)
     return folder
 
 
-def write_hollow(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A safetensors file of BF16 tensors whose weights are a hole."""
+_Stored = tuple[str, int, tuple[int, ...]]
+"""A dtype, its bytes and a shape."""
+
+
+def _packed(key: str, stored: _Stored) -> Iterator[tuple[str, _Stored]]:
+    """Stacks of experts as gpt-oss is published: blocks of 32 inputs, and their scales."""
+    shape = stored[2]
+    if key.endswith("_proj") and len(shape) == 3:
+        experts, inputs, outputs = shape
+        yield f"{key}_blocks", ("U8", 1, (experts, outputs, inputs // 32, 16))
+        yield f"{key}_scales", ("U8", 1, (experts, outputs, inputs // 32))
+    else:
+        yield key, stored
+
+
+def _write_hollow(folder: Path, stored: Mapping[str, _Stored]) -> None:
     header, end = {}, 0
-    for key, shape in shapes.items():
-        size = 2
-        for length in shape:
-            size *= length
-        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+    for key, (dtype, size, shape) in stored.items():
+        size *= math.prod(shape)
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
         end += size
     head = json.dumps(header).encode()
     with (folder / "model.safetensors").open("wb") as file:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,8 +87,8 @@ class BaseWriter(AbstractContextManager["BaseWriter"]):
             )
         self._path, self._header = path, header
         head = header.pack()
-        self._each = header.rows * header.row_type.itemsize
-        self._files = AtomicFiles({path: len(head) + header.chunks * self._each}, force=force)
+        each = header.rows * header.row_type.itemsize
+        self._files = AtomicFiles({path: len(head) + header.chunks * each}, force=force)
         self._head, self._place = head, len(head)
 
     def __enter__(self) -> Self:
@@ -105,9 +105,10 @@ class BaseWriter(AbstractContextManager["BaseWriter"]):
         self._files.__exit__(kind, error, trace)
 
     def add(self, logits: Floats, targets: Ids) -> None:
-        """Append one window's scored positions."""
-        self._files.write(self._path, self._place, self._header.encode(logits, targets).tobytes())
-        self._place += self._each
+        """Append a block of scored positions."""
+        rows = self._header.encode(logits, targets).tobytes()
+        self._files.write(self._path, self._place, rows)
+        self._place += len(rows)
 
     def publish(self) -> None:
         """Give the whole file its name."""
@@ -121,19 +122,21 @@ class BaseFile:
         self.path = path
         self.header, self._start = _read_header(path)
 
-    def windows(self) -> Iterator[Base]:
-        """Each window's base, read when it is asked for."""
-        header = self.header
-        kind = header.row_type
+    @contextmanager
+    def reading(self) -> Iterator[BaseReader]:
+        """Read its rows from the first on."""
         with self.path.open("rb") as file:
             file.seek(self._start)
-            for _ in range(header.chunks):
-                raw = file.read(header.rows * kind.itemsize)
-                yield header.decode(self._checked(np.frombuffer(raw, kind)))
+            yield BaseReader(self, file)
+
+    def checked(self, raw: bytes, rows: int) -> NDArray[Any]:
+        """Rows out of the file's bytes; SourceError for what cannot be probabilities."""
+        kind = self.header.row_type
+        if len(raw) < rows * kind.itemsize:
+            raise SourceError(f"{self.path} was cut short while it was read")
+        return self._checked(np.frombuffer(raw, kind))
 
     def _checked(self, rows: NDArray[Any]) -> NDArray[Any]:
-        if len(rows) < self.header.rows:
-            raise SourceError(f"{self.path} was cut short while it was read")
         floats = [n for n in rows.dtype.names or () if rows.dtype[n].base == np.dtype("<f4")]
         if not all(np.isfinite(rows[name]).all() for name in floats):
             raise SourceError(f"{self.path} holds log-probabilities that are not finite numbers")
@@ -143,6 +146,19 @@ class BaseFile:
         if self.header.kept is not None and rows["ids"].max() >= self.header.vocabulary:
             raise SourceError(f"{self.path} holds a token beyond its vocabulary")
         return rows
+
+
+class BaseReader:
+    """Where a base file is read from, block after block of its scored positions."""
+
+    def __init__(self, base: BaseFile, file: BinaryIO) -> None:
+        self._base, self._file = base, file
+
+    def read(self, rows: int) -> Base:
+        """The next positions' base."""
+        header = self._base.header
+        raw = self._file.read(rows * header.row_type.itemsize)
+        return header.decode(self._base.checked(raw, rows))
 
 
 def _within(parts: list[Floats], low: float, high: float) -> bool:

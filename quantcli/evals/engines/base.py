@@ -39,20 +39,27 @@ class Engine(Protocol):
     begin: int | None
     """The token that begins a text, where the vocabulary asks for one."""
 
-    def tokenize(self, text: str) -> Tokens:
-        """Token ids of a text, the beginning token included where the vocabulary asks for it."""
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
+        """Token ids of a text, the beginning token included where the vocabulary asks for it.
+
+        ``spelled``: control tokens that are written out in it are those tokens.
+        """
 
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
-        """Each window's logits at the positions that predict its targets, (targets, vocabulary)."""
+        """Each window's logits at the positions that predict its targets, (positions, vocabulary).
+
+        They come in the consecutive blocks of `quantcli.evals.scores.row_blocks`, each valid until
+        the next is asked for: of a long context and a large vocabulary all would not fit.
+        """
 
     def close(self) -> None:
         """Let the model go."""
 
 
-def check_finite(logits: Floats, label: str, window: int) -> None:
+def check_finite(logits: Floats, label: str, window: int, first: int = 0) -> None:
     """WeightError when a logit is not a finite number."""
     if not np.isfinite(logits).all():
-        position = int(np.isfinite(logits).all(axis=1).argmin())
+        position = first + int(np.isfinite(logits).all(axis=1).argmin())
         raise WeightError(
             f"{label} gives logits that are not finite numbers, first for scored position "
             f"{position + 1} of window {window + 1}",

@@ -7,7 +7,9 @@ on AMX machines), and a quality figure should not depend on the processor's extr
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,14 @@ import numpy as np
 
 from quantcli.errors import MissingExtraError, SourceError
 from quantcli.evals.engines.base import Source, check_finite
-from quantcli.evals.scores import Floats
+from quantcli.evals.scores import Floats, row_blocks
 from quantcli.evals.windows import Tokens, Window
+from quantcli.model import Model
 
 INSTALL = "pip install llama-cpp-python"
+
+PIECE = 512
+"""Tokens that llama.cpp takes at once: its buffers grow with them times the context."""
 
 
 def load_library() -> Any:
@@ -40,7 +46,36 @@ def open_engine(source: Source, context: int, threads: int) -> LlamaCppEngine:
             f"{source.label} is a checkpoint, and llama.cpp runs GGUF files only",
             hint=f"'quantcli quantize {source.label} --bits 16' makes one, or --engine torch",
         )
+    check_metadata(source.model)
     return LlamaCppEngine(source.model.path, source.label, context, threads=threads)
+
+
+def check_metadata(model: Model) -> None:
+    """SourceError for what makes llama.cpp end the whole process, or never end."""
+    blocks = model.count("block_count")
+    if blocks > _MOST_BLOCKS:
+        raise SourceError(
+            f"{model.path} says that it has {blocks:,} blocks; llama.cpp takes {_MOST_BLOCKS}"
+        )
+    for tensor in model.tensors:
+        if tensor.name.endswith(".weight") and tensor.dtype in _NO_WEIGHTS:
+            raise SourceError(
+                f"{model.path}: llama.cpp does not compute with weights of type {tensor.dtype}, "
+                f"which {tensor.name} has"
+            )
+    for key, value in model.metadata.items():
+        number = value.value if value.kind in ("f32", "f64") else 0.0
+        if not math.isfinite(number) or (key.endswith("epsilon") and number < 0):
+            raise SourceError(f"{model.path}: the key-value {key} is {number}, no sound number")
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    # It names empty ones by their number.
+    listed = tokens is not None and tokens.kind == "[str]"
+    texts = [token for token in tokens.value if token] if tokens and listed else []
+    if len(set(texts)) < len(texts):
+        twice = next(token for token, count in Counter(texts).items() if count > 1)
+        raise SourceError(
+            f"{model.path} has the token {twice!r} more than once, at which llama.cpp stops"
+        )
 
 
 class LlamaVocabulary:
@@ -56,13 +91,13 @@ class LlamaVocabulary:
         adds = lib.llama_vocab_get_add_bos(self._vocab)
         self.begin = int(lib.llama_vocab_bos(self._vocab)) if adds else None
 
-    def encode(self, text: str) -> Tokens:
-        """Token ids of a text; control tokens written out in it count as plain text."""
+    def encode(self, text: str, *, spelled: bool = False) -> Tokens:
+        """Token ids of a text; control tokens in it are plain text unless ``spelled``."""
         raw = text.encode()
         room = len(raw) + 16
         ids = np.empty(room, np.int32)
         pointer = ids.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), pointer, room, True, False)
+        count = self._lib.llama_tokenize(self._vocab, raw, len(raw), pointer, room, True, spelled)
         if count < 0:
             raise SourceError(f"{self._path}: llama.cpp cannot tokenize the text")
         return ids[:count].copy()
@@ -85,7 +120,8 @@ class LlamaCppEngine:
         self._label = label
         self._model = load_model(lib, path)
         options = lib.llama_context_default_params()
-        options.n_ctx = options.n_batch = options.n_ubatch = context
+        options.n_ctx = context
+        options.n_batch = options.n_ubatch = min(context, PIECE)
         options.n_seq_max = 1
         options.n_threads = options.n_threads_batch = threads
         options.no_perf = True
@@ -94,38 +130,63 @@ class LlamaCppEngine:
             lib.llama_model_free(self._model)
             raise SourceError(f"{path}: llama.cpp cannot run it with a context of {context}")
         self._path = path
-        self._batch = lib.llama_batch_init(context, 0, 1)
+        self._batch = lib.llama_batch_init(min(context, PIECE), 0, 1)
         self._words = LlamaVocabulary(path, self._model)
         self.vocabulary, self.begin = self._words.size, self._words.begin
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
         """Token ids of a text, as `LlamaVocabulary.encode` gives them."""
-        return self._words.encode(text)
+        return self._words.encode(text, spelled=spelled)
 
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits, valid until the next is asked for."""
         for number, window in enumerate(windows):
-            logits = self._run(window)
-            check_finite(logits, self._label, number)
-            yield logits
+            self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+            if len(window.tokens) <= PIECE:
+                whole = self._decode(window, range(len(window.tokens)))
+                blocks = row_blocks(len(whole), self.vocabulary)
+                parts: Iterator[Floats] = (whole[rows] for rows in blocks)
+            else:
+                parts = self._run_in_pieces(window)
+            first = 0
+            for logits in parts:
+                check_finite(logits, self._label, number, first)
+                yield logits
+                first += len(logits)
 
-    def _run(self, window: Window) -> Floats:
+    def _run_in_pieces(self, window: Window) -> Iterator[Floats]:
+        """A long window: what is not scored, then block after block of what is."""
+        for start in range(0, window.first, PIECE):
+            self._decode(window, range(start, min(start + PIECE, window.first)))
+        for rows in row_blocks(len(window.targets), self.vocabulary):
+            start, stop = window.first + rows.start, window.first + rows.stop
+            pieces = [range(a, min(a + PIECE, stop)) for a in range(start, stop, PIECE)]
+            if len(pieces) == 1:
+                yield self._decode(window, pieces[0])
+            else:
+                # Each piece's logits are llama.cpp's own, and gone with the next.
+                yield np.concatenate([self._decode(window, piece).copy() for piece in pieces])
+
+    def _decode(self, window: Window, places: range) -> Floats:
+        """Run some of a window's tokens; the logits of those that are scored."""
         lib, batch = self._lib, self._batch
-        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
-        batch.n_tokens = len(window.tokens)
-        for place, token in enumerate(window.tokens.tolist()):
-            batch.token[place] = token
-            batch.pos[place] = place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = window.first <= place < window.last
+        batch.n_tokens = len(places)
+        scored = 0
+        for number, place in enumerate(places):
+            batch.token[number] = int(window.tokens[place])
+            batch.pos[number] = place
+            batch.n_seq_id[number] = 1
+            batch.seq_id[number][0] = 0
+            batch.logits[number] = window.first <= place < window.last
+            scored += batch.logits[number]
         if lib.llama_decode(self._context, batch) != 0:
             raise SourceError(
                 f"{self._path}: llama.cpp failed on a window of {len(window.tokens)} tokens"
             )
+        if not scored:
+            return np.empty((0, self.vocabulary), np.float32)
         pointer = lib.llama_get_logits(self._context)
-        shape = (len(window.targets), self.vocabulary)
-        return np.ctypeslib.as_array(pointer, shape=shape)
+        return np.ctypeslib.as_array(pointer, shape=(scored, self.vocabulary))
 
     def close(self) -> None:
         """Free the model and its context."""
@@ -152,6 +213,10 @@ def load_model(lib: Any, path: Path, *, vocab_only: bool = False) -> Any:
     return model
 
 
+_MOST_BLOCKS = 512
+"""LLAMA_MAX_LAYERS."""
+_NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I64", "F64")
+"""Types of intermediate results, which it multiplies by without a function for that."""
 _ERROR = 4
 """GGML_LOG_LEVEL_ERROR."""
 _kept: list[Any] = []

@@ -19,7 +19,7 @@ from quantcli.archs import rebuild_config
 from quantcli.errors import MissingExtraError, SourceError, VocabularyError
 from quantcli.evals.engines.base import Source, check_finite
 from quantcli.evals.memory import available
-from quantcli.evals.scores import Floats
+from quantcli.evals.scores import Floats, row_blocks
 from quantcli.evals.windows import Tokens, Window
 from quantcli.formats import get_format, native
 from quantcli.layerwise.windows import Tokenizer
@@ -39,13 +39,15 @@ _CAPPED = "attn_logit_softcapping"
 def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
     """The engine for ``source``; MissingExtraError where torch or transformers is missing."""
     try:
-        import torch
+        import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as missing:
         raise MissingExtraError(
             f"the torch engine needs {missing.name or 'torch'}", hint=INSTALL
         ) from None
-    torch.set_num_threads(threads)
+    from quantcli.layerwise.steady import use_threads
+
+    use_threads(threads)
     words = open_tokenizer(source)
     return TorchEngine(
         multiply_scales(source.model), find_config(source), words, label=source.label
@@ -85,8 +87,9 @@ def open_tokenizer(source: Source) -> Any:
         return _Words(Tokenizer(model))
     if folder is not None:
         return _Words(Tokenizer(replace(model, path=folder)))
-    from quantcli.evals.engines.llama_cpp import LlamaVocabulary
+    from quantcli.evals.engines.llama_cpp import LlamaVocabulary, check_metadata
 
+    check_metadata(model)
     try:
         return LlamaVocabulary(model.path)
     except MissingExtraError:
@@ -132,9 +135,9 @@ class TorchEngine:
         if self.resident:
             self._held.enter_context(layers.filled(everything))
 
-    def tokenize(self, text: str) -> Tokens:
+    def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
         """Token ids of a text, the beginning token included where the vocabulary asks for it."""
-        ids = np.asarray(self._words.encode(text), np.int32)
+        ids = np.asarray(self._words.encode(text, spelled=spelled), np.int32)
         if len(ids) and int(ids.max()) >= self.vocabulary:
             raise VocabularyError(
                 f"the tokenizer for {self._label} gives token {int(ids.max())}, but the model "
@@ -146,19 +149,15 @@ class TorchEngine:
     def run(self, windows: Sequence[Window]) -> Iterator[Floats]:
         """Each window's logits; with weights that do not fit, in batches of windows."""
         step = 1 if self.resident else self._batch(windows)
-        number = 0
         for start in range(0, len(windows), step):
-            for logits in self._run(windows[start : start + step]):
-                check_finite(logits, self._label, number)
-                yield logits
-                number += 1
+            yield from self._run(windows[start : start + step], start)
 
     def _batch(self, windows: Sequence[Window]) -> int:
         """Windows whose hidden states fit into a quarter of the memory."""
         each = 4 * self._model.hidden_size * max(len(window.tokens) for window in windows)
         return max(1, self._memory // 4 // each)
 
-    def _run(self, windows: Sequence[Window]) -> Iterator[Floats]:
+    def _run(self, windows: Sequence[Window], begin: int) -> Iterator[Floats]:
         from quantcli.layerwise.hidden_states import HiddenStateCache
         from quantcli.layerwise.walk import LayerWalk, run_silently
 
@@ -173,8 +172,10 @@ class TorchEngine:
         with walk.head(weights=True):
             for number, window in enumerate(windows):
                 rows = model.finish(walk.get(number))[:, window.first : window.last]
-                logits: Floats = model.logits(rows)[0].float().numpy()
-                yield logits
+                for block in row_blocks(len(window.targets), self.vocabulary):
+                    logits: Floats = model.logits(rows[:, block])[0].float().numpy()
+                    check_finite(logits, self._label, begin + number, block.start)
+                    yield logits
 
     def close(self) -> None:
         """Let the weights go."""

@@ -358,6 +358,22 @@ def _make_set(chance: Random, folder: Path, bases: Any) -> Case:
     return Case(f"{name}: {what}", _commands(chance, asked))
 
 
+def _warm_evaluated(folder: Path) -> Any:
+    (folder / "t.txt").write_text(micro.TEXT * 2)
+    return {**_warm(folder), "text": folder / "t.txt"}
+
+
+def _make_evaluated(chance: Random, folder: Path, bases: Any) -> Case:
+    """A changed file in llama.cpp itself, whose assertions would end the process."""
+    kind = chance.choice(sorted(bases["files"]))
+    raw, what = spoil(chance, *bases["files"][kind])
+    (folder / "m.gguf").write_bytes(raw)
+    windows = ("--ctx", "16", "--chunks", "2", "--threads", "1")
+    run = ("eval-ppl", "../in/m.gguf", "--data", bases["text"], *windows)
+    engine = chance.choice(((), (), ("--engine", "torch")))
+    return Case(f"{kind}: {what}", (command(*run, *engine),))
+
+
 def _make_beside(chance: Random, folder: Path, bases: Any) -> Case:
     """A sound GGUF, and odd settings or a tokenizer of the user's choice beside it."""
     (folder / "m.gguf").write_bytes(bases["files"]["Q8_0"][0])
@@ -378,8 +394,12 @@ def _make_beside(chance: Random, folder: Path, bases: Any) -> Case:
     return Case(f"{name}: {what}", (chance.choice(commands),))
 
 
+_ENGINES = (
+    "llama_cpp", "torch", "transformers", "quantcli.evals.run", "quantcli.evals.engines.torch",
+)  # fmt: skip
 KINDS = (
     Kind("gguf", _warm, _make),
     Kind("gguf-set", _warm, _make_set),
     Kind("gguf-beside", _warm, _make_beside, trials=100),
+    Kind("evaluated", _warm_evaluated, _make_evaluated, _ENGINES, trials=100),
 )
