@@ -97,7 +97,7 @@ def fit_types(
         needs = find_needs(memory, run, machine, weights)
         bits = 8 * sum(sizes.values()) / elements
         candidates.append(Candidate(name, bits, needs_importance, weights, needs))
-    native = any("_exps." in tensor.name and tensor.dtype.startswith("MXFP4") for tensor in tensors)
+    native = has_mxfp4_experts(tensors)
     best = choose(candidates, native=native)
     longest = _longest(memory, run, machine, best, trained) if best is not None else None
     return Fit(

@@ -78,6 +78,7 @@ class FloatGrid:
 
     zero: Literal["middle"] = "middle"
     symmetric: Literal[True] = True
+    ordered: Literal[False] = False
 
     @property
     def bits(self) -> int:

@@ -205,6 +205,8 @@ class Grids:
     computes_in_scales: bool = False
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
+    ordered: bool = False
+    """Whether a matrix may name the group of each column, which another's codes may need."""
     inputs: Mapping[str, Any] | None = None
     """Settings of activations that a runtime quantizes."""
 

@@ -349,6 +349,18 @@ def test_inputs_that_were_all_zero_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_statistics_of_another_model(
+    checkpoint: Callable[..., Path], mini: Path, tmp_path: Path
+) -> None:
+    quantcli.calibrate(
+        checkpoint("llama"), TEXT, output=tmp_path / "m.calib.gguf", chunks=2, collect="min_max"
+    )
+    with pytest.raises(SourceError, match=r"columns there, and 1 x 768 in the model") as refused:
+        make(mini, tmp_path / "out", "FP8", statistics=tmp_path / "m.calib.stats.safetensors")
+    assert refused.value.hint == "the statistics belong to another model"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("collected", ["abs_max", "mean_abs", "kv_max"])
 def test_a_statistics_file_that_lacks_something(
     collected: str, checkpoint: Callable[..., Path], tmp_path: Path

@@ -100,6 +100,13 @@ def test_little_memory_beside_the_gpu_counts(fit):
     assert fit("Mixtral-8x7B", "24G", ram="4G", context=8192).best.name == "Q3_K_M"
 
 
+def test_memory_that_was_not_told_is_asked_for(fit):
+    ask = "With less memory than that beside the GPU, add --ram SIZE."
+    assert ask in fit_sentences(fit("Mixtral-8x7B", "24G"))
+    assert ask not in fit_sentences(fit("Mixtral-8x7B", "24G", ram="64G"))
+    assert ask not in fit_sentences(fit("Llama-3.1-8B", "24G"))
+
+
 def test_the_longest_context_is_the_longest(fit):
     found = fit("Llama-3.1-8B", "8G", context=8192)
     again = fit("Llama-3.1-8B", "8G", context=found.longest)
