@@ -143,7 +143,7 @@ def _choose(
             span = "block" if blocks and small and grid.strategy == "tensor" else grid.strategy
             families[grid.kind, grid.scales, span, grid.group_size].append(matrix)
         else:
-            families[grid.bits, *_span(layout, grid, matrix)].append(matrix)
+            families[grid.bits, *_span(layout, grid, matrix), grid.ordered].append(matrix)
     chosen: dict[tuple[str, int], Scheme] = {}
     exact = True
     for family, matrices in families.items():
@@ -152,7 +152,7 @@ def _choose(
             wanted = replace(first, strategy=family[2])
             candidates = _float_schemes(layout, wanted)
         else:
-            candidates = _integer_schemes(layout, first, family[1:], dtype)
+            candidates = _integer_schemes(layout, first, (family[1], family[2]), dtype)
         if not candidates:
             kind = model.store.tensors[matrices[0].source].dtype
             raise PlanError(
@@ -249,9 +249,11 @@ def _integer_schemes(
 ) -> list[Scheme]:
     """Schemes with these codes, the usual ones first: without zero points, scales as usual."""
     grids = layout.grids
-    if grids is None or grid.bits not in grids.bits:
+    if grids is None or grid.bits not in grids.bits or (grid.ordered and not grids.ordered):
         return []
     strategy, size = span
+    if grid.ordered and span != (grid.strategy, grid.group_size):
+        return []
     if strategy == "group" and (size is None or not grids.has_group(size)):
         return []
     halves = ("F16", "BF16")
@@ -261,7 +263,11 @@ def _integer_schemes(
         else (dtype, *(kind for kind in halves if dtype != "F32"), "F32")
     )
     return [
-        _integer_scheme(layout, grids, IntegerGrid(grid.bits, zero, strategy, size, kind))
+        _integer_scheme(
+            layout,
+            grids,
+            IntegerGrid(grid.bits, zero, strategy, size, kind, ordered=grid.ordered),
+        )
         for zero in (grids.symmetric, grids.asymmetric)
         if zero is not None
         for kind in dtypes
