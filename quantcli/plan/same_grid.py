@@ -135,6 +135,7 @@ def _choose(
     """Each matrix's scheme: of those that hold a family of matrices the first."""
     grids = store.grids
     blocks = any(grid.strategy == "block" for grid in grids.values())
+    sizes = {(grid.bits, grid.group_size) for grid in grids.values()}
     families: defaultdict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
     for matrix in coded:
         grid = grids[matrix.source]
@@ -143,6 +144,9 @@ def _choose(
             span = "block" if blocks and small and grid.strategy == "tensor" else grid.strategy
             families[grid.kind, grid.scales, span, grid.group_size].append(matrix)
         else:
+            if grid.strategy == "channel" and (grid.bits, matrix.columns) in sizes:
+                # One group of the size that others have fills the row.
+                grid = replace(grid, strategy="group", group_size=matrix.columns)
             families[grid.bits, *_span(layout, grid, matrix), grid.ordered].append(matrix)
     chosen: dict[tuple[str, int], Scheme] = {}
     exact = True

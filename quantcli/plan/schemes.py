@@ -197,7 +197,11 @@ def find_shorthand(recipe: Recipe) -> tuple[Layout, str] | None:
 
 
 def scheme_name(recipe: Recipe) -> str:
-    """What a folder's name says of its weights: "4bit", "w8a8", "fp8_dynamic", "mixed"."""
+    """What a folder's name says of its weights: "4bit", "w8a8", "fp8_block", "mixed", "5.5bpw"."""
+    if recipe.target_bpw is not None:
+        return f"{recipe.target_bpw:g}bpw"
+    if recipe.target_size is not None:
+        return "mixed"
     layout, short = find_output_layout(recipe.to), find_shorthand(recipe)
     named = [split_scheme(entry)[1] for entry in recipe.scheme]
     if short is not None:
