@@ -88,7 +88,8 @@ def plan_same_codes(
     modules = kept_modules(model, coded, kept, names, head=not layout.embeddings)
     notes = [*left, *mtp_notes(model), *_notes(store, layout, items, dtype, exact)]
     plan = FolderPlan(recipe, dtype, items, copies, modules, tuple(notes))
-    grids = {matrix.source: store.grids[matrix.source] for matrix in coded}
+    grids = store.grids
+    grids = {matrix.source: grids[matrix.source] for matrix in coded}
     return SameCodes(plan, grids, exact)
 
 
@@ -401,4 +402,6 @@ def equal_weights(found: np.ndarray, wanted: np.ndarray, *, exact: bool) -> np.n
     """Where weights are the same, or, unless ``exact``, within two units of the last place."""
     if exact:
         return np.asarray(found == wanted)
-    return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))
+    # What is no finite number is near nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))
