@@ -1,14 +1,15 @@
 """What check-vllm and its like share: folders of every scheme, loaded by somebody else's program.
 
-Each folder is made of the small model of this repository (experts: of a tiny random one)
-and loaded in a process of its own, which prints the mean log-probability of a text. It is compared
-with transformers' on the weights that the folder decodes to. Only the standard library is imported
-above, since the reader's own environment runs this file too.
+Each folder is made of the small model of this repository (experts: of a tiny random one) and loaded
+in a process of its own, a fork of one that has imported the reader, which prints the mean
+log-probability of a text. It is compared with transformers' on the weights that the folder decodes
+to. Only the standard library is imported above, since the reader's own environment runs this file.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests" / "data" / "bookworm-mini"
 TEXT = ROOT / "tests" / "data" / "pride-and-prejudice.txt"
 TOKENS = 200
-SHOWN = 400
+SHOWN = 200
 """Characters of a reader's message that the table quotes."""
+
+
+DONE = "done with it"
+
+Server = subprocess.Popen[str]
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,10 @@ class Reader:
 
     ``plain`` and ``experts`` are what is made of the small model and of a tiny mixture of experts:
     options of quantize by what the table calls them, None for the checkpoint itself. ``load`` gives
-    the log-probabilities of tokens but the first. ``no_kernel`` finds messages of a reader that
-    takes a folder and lacks the code to run it here; it is told from what is refused. ``exact`` is
-    the difference of means that is none, ``rounded`` the same for the schemes that ``rounds``
-    finds, under which it computes with rounded activations.
+    the log-probabilities of tokens but the first, ``module`` is what takes long to import.
+    ``no_kernel`` finds messages of a reader that takes a folder and lacks the code to run it here,
+    which is told from a refusal. ``exact`` is the difference of means that is none, ``rounded`` the
+    same for the schemes that ``rounds`` finds, under which it computes with rounded activations.
     """
 
     name: str
@@ -46,6 +53,7 @@ class Reader:
     plain: Mapping[str, str | None]
     experts: Mapping[str, str | None]
     load: Callable[[str, list[int]], list[float]]
+    module: str
     no_kernel: str
     exact: float
     rounded: float = 0.0
@@ -86,10 +94,9 @@ class Found:
 
 def check(reader: Reader, script: str) -> None:
     """The script's main program; exits."""
-    if sys.argv[1:2] == ["--load"]:
-        found = reader.load(sys.argv[2], json.loads(sys.argv[3]))
-        print(json.dumps({"mean": sum(found) / len(found)}), flush=True)
-        os._exit(0)
+    if sys.argv[1:] == ["--serve"]:
+        serve(reader)
+        sys.exit()
     parser = argparse.ArgumentParser(description=f"Load folders of every scheme in {reader.name}.")
     parser.add_argument("--env", type=Path, default=ROOT / "build" / reader.name, metavar="DIR")
     parser.add_argument("--only", default="", metavar="REGEX", help="of the table's names")
@@ -99,11 +106,12 @@ def check(reader: Reader, script: str) -> None:
     python = make_environment(reader, args.env)
     results = []
     with tempfile.TemporaryDirectory() as name:
-        for found in try_all(reader, script, python, re.compile(args.only), Path(name), args):
+        server = start(reader, script, python)
+        for found in try_all(reader, server, re.compile(args.only), Path(name), args.verbose):
             results.append(found)
             print("| " + " | ".join(found.cells) + " |", flush=True)
     if args.write:
-        put(args.write, reader.name, table(reader, results))
+        put(args.write, reader, results)
     bad = [found.name for found in results if not found.is_good]
     print(f"{len(results)} folders, {len(bad)} to look at: {', '.join(bad)}")
     sys.exit(bool(bad))
@@ -125,9 +133,8 @@ def make_environment(reader: Reader, folder: Path) -> Path:
 
 
 def try_all(
-    reader: Reader, script: str, python: Path, only: re.Pattern[str], scratch: Path,
-    args: argparse.Namespace,
-) -> Iterator[Found]:  # fmt: skip
+    reader: Reader, server: Server, only: re.Pattern[str], scratch: Path, verbose: bool
+) -> Iterator[Found]:
     """Make, load and compare each folder."""
     mixture = scratch / "mixture"
     for model, cases in ((MODEL, reader.plain), (mixture, reader.experts)):
@@ -141,7 +148,7 @@ def try_all(
                 quantcli(model, shlex.split(where + options), folder)
             source = model if options is None else folder
             quantcli(source, ["--to", "hf", "--type", "F32"], decoded)
-            yield compare(reader, script, python, name, source, decoded, args.verbose)
+            yield compare(reader, server, name, source, decoded, verbose)
 
 
 def quantcli(model: Path, options: Sequence[str], output: Path) -> None:
@@ -164,37 +171,75 @@ def build_mixture(folder: Path) -> None:
     tiny_models.build("qwen3-moe", folder, dtype="bfloat16", changes=sizes | heads)
 
 
+def start(reader: Reader, script: str, python: Path) -> Server:
+    """The reader's process, importing."""
+    variables = os.environ | {"PYTHONPATH": ""} | dict(reader.variables or {})
+    return subprocess.Popen(
+        [python, script, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, env=variables,
+    )  # fmt: skip
+
+
+def serve(reader: Reader) -> None:
+    """Load folder after folder, each in a fork; what it prints goes into a file."""
+    importlib.import_module(reader.module)
+    for line in sys.stdin:
+        job = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            try:
+                found = reader.load(job["folder"], job["ids"])
+                print(json.dumps({"mean": sum(found) / len(found)}), flush=True)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+        os.waitpid(child, 0)
+        print(DONE, flush=True)
+
+
 def compare(
-    reader: Reader, script: str, python: Path, name: str, folder: Path, decoded: Path,
-    verbose: bool,
-) -> Found:  # fmt: skip
+    reader: Reader, server: Server, name: str, folder: Path, decoded: Path, verbose: bool
+) -> Found:
     """Load one folder in the reader's environment, and its weights in transformers."""
     ids, ours = by_transformers(decoded)
-    variables = os.environ | {"PYTHONPATH": ""} | dict(reader.variables or {})
-    command = [python, script, "--load", str(folder), json.dumps(ids)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+    log = decoded.parent / "log"
+    assert server.stdin is not None
+    assert server.stdout is not None
+    job = {"folder": str(folder), "ids": ids, "log": str(log)}
+    print(json.dumps(job), file=server.stdin, flush=True)
+    while (line := server.stdout.readline()).strip() != DONE:
+        if not line:
+            sys.exit(f"{reader.name} cannot be imported")
+    told = log.read_text(errors="replace")
     if verbose:
-        print(done.stdout, done.stderr)
+        print(told)
     limit = reader.rounded if re.search(reader.rounds, name) else reader.exact
-    means = re.findall(r'^\{"mean": (.*)\}$', done.stdout, re.MULTILINE)
+    means = re.findall(r'^\{"mean": (.*)\}$', told, re.MULTILINE)
     if means:
         return Found(name, float(means[-1]), ours, limit=limit)
-    said = last_error(done.stderr + done.stdout, done.returncode)
+    said = last_error(told)
     is_kernel = re.search(reader.no_kernel, said, re.IGNORECASE) is not None
     return Found(name, None, ours, said, is_kernel)
 
 
-def last_error(text: str, code: int) -> str:
+def last_error(text: str) -> str:
     """The last exception's own words, in a line."""
     lines = [
         re.sub(r"^(\(.*?pid=\d+\) )?(\[rank\d+\]: ?)?", "", line) for line in text.splitlines()
     ]
     found = [i for i, line in enumerate(lines) if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
-    said = f"exit code {code}"
+    said = "it ended without a word"
     if found:
         rest = lines[found[-1] :]
         said = " ".join(rest[: rest.index("") if "" in rest else len(rest)])
     said = re.sub(r"\s+", " ", said).replace("|", "/").replace(str(ROOT), "")
+    said = re.sub(r"^pydantic\S+ValidationError: .*? Value error, ", "", said)
     return said if len(said) < SHOWN else said[: SHOWN - 3] + "..."
 
 
@@ -213,17 +258,17 @@ def by_transformers(folder: Path) -> tuple[list[int], float]:
     return ids, float(each.mean())
 
 
-def table(reader: Reader, results: Sequence[Found]) -> str:
-    """All lines, as Markdown."""
-    heads = ["folder", reader.packages[0].replace("==", " "), "mean log-probability", "decoded"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|--:|--:|"]
-    return "\n".join([*lines, *("| " + " | ".join(found.cells) + " |" for found in results)]) + "\n"
-
-
-def put(page: Path, name: str, lines: str) -> None:
-    """Replace the part of the page between the check's marks."""
-    mark, end = f"<!-- check-{name} -->\n", "<!-- end -->\n"
+def put(page: Path, reader: Reader, results: Sequence[Found]) -> None:
+    """Put the lines into the part of the page between the check's marks, in place of older ones."""
+    mark, end = f"<!-- check-{reader.name} -->\n", "<!-- end -->\n"
     before, start, rest = page.read_text(encoding="utf-8").partition(mark)
     if not start:
         sys.exit(f"{page} has no line {mark!r}")
-    page.write_text(f"{before}{mark}\n{lines}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    older, _, after = rest.partition(end)
+    lines = {line.split("|")[1].strip(): line for line in older.splitlines()[3:] if "|" in line}
+    lines |= {found.name: "| " + " | ".join(found.cells) + " |" for found in results}
+    heads = ["folder", reader.packages[0].replace("==", " "), "mean log-probability", "decoded"]
+    order = [*reader.plain, *reader.experts]
+    rows = ["", "| " + " | ".join(heads) + " |", "|---|---|--:|--:|"]
+    rows += [lines[name] for name in order if name in lines]
+    page.write_text(before + mark + "\n".join([*rows, "", end]) + after, encoding="utf-8")

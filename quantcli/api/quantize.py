@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -79,7 +79,7 @@ def quantize(
     mmproj_type: str | None = None,
     calibrate: Names = (),
     chunks: int | None = None,
-    recipe: str | Path | Recipe | None = None,
+    recipe: str | Path | Recipe | Sequence[Recipe] | None = None,
     resume: bool = False,
     force: bool = False,
     dry_run: bool = False,
@@ -92,8 +92,9 @@ def quantize(
 ) -> QuantizeResult:
     """Quantize a model to a GGUF, or with ``to`` to a model folder.
 
-    ``options`` win over those of ``recipe``, a file or a `Recipe`. ``output`` defaults to a name
-    made of the model's and the recipe's, in the current folder. Several types, bits or layouts
+    ``options`` win over those of ``recipe``, a file or a `Recipe` or several. ``output`` defaults
+    to a name made of the model's and the recipe's, in the current folder. Several types, bits or
+    layouts
     (``type=["Q4_K_M", "Q8_0"]``), an ``output_set`` by name or a recipe of several outputs make
     one file each from one read of the model, in the folder ``output``. ``mmproj`` writes the vision
     or audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
@@ -115,7 +116,7 @@ def quantize(
         fields["type"] = (choose_type(str(source), wish, taken, watch),)
     texts = as_names(calibrate)
     asked = expand_outputs(
-        [Output(recipe)] if isinstance(recipe, Recipe) else read_bases(recipe),
+        _read_recipe(recipe),
         output_set=output_set,
         quality=quality,
         has_texts=bool(texts),
@@ -157,6 +158,12 @@ def _result(done: Quantized, *, planned: bool) -> OutputResult:
     document = output_document(done, planned=planned)
     artifact = done.artifact
     return OutputResult(artifact.paths, artifact.nbytes, artifact.bits_per_weight, document)
+
+
+def _read_recipe(recipe: str | Path | Recipe | Sequence[Recipe] | None) -> Sequence[Output]:
+    if recipe is None or isinstance(recipe, str | Path):
+        return read_bases(recipe)
+    return [Output(each) for each in ([recipe] if isinstance(recipe, Recipe) else recipe)]
 
 
 def _as_field(name: str, value: Any) -> Any:

@@ -125,7 +125,7 @@ def make_settings(model: Model, plan: FolderPlan, weights: SafetensorsShards) ->
         name=model.repo or model.path.resolve().name,
         repo=model.repo,
         to=recipe.to,
-        weights=plan.label,
+        weights=plan.label + (", key-value cache in FP8" if plan.caches else ""),
         recipe=text,
         nbytes=stored,
         bits=8 * stored / max(1, plan.elements),

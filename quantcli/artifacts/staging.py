@@ -46,10 +46,7 @@ class Staging:
     def remove(self) -> None:
         """Remove the folder, as far as the disk lets us, and give its lock back."""
         try:
-            with suppress(OSError):
-                self.clear()
-                (self.folder / MARK).unlink()
-                self.folder.rmdir()
+            _remove(self.folder)
         finally:
             os.close(self.descriptor)
 
@@ -122,7 +119,7 @@ def own_folder(folder: Path, *, empty: bool) -> None:
 def remove_own(folder: Path) -> None:
     """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
     if not folder.is_symlink() and (folder / MARK).is_file():
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def _clear(folder: Path) -> None:
@@ -134,6 +131,17 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, as far as the disk lets us.
+
+    Its mark goes last: what a kill leaves of it is still known as ours.
+    """
+    with suppress(OSError):
+        _clear(folder)
+        (folder / MARK).unlink()
+        folder.rmdir()
 
 
 def _make(folder: Path) -> bool:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from quantcli.cli.options import Threads, command, option
 from quantcli.cli.output import Output
-
-if TYPE_CHECKING:
-    pass
 
 _SHOW = "What to show instead of the overview"
 _CHOOSE = "Which tensors, and in which order"

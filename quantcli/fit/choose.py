@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quantcli.errors import UsageError
 from quantcli.fit.cache import STEP, cache_type, check_cache
+from quantcli.fit.keys import read_keys
 from quantcli.fit.machine import Machine
 from quantcli.fit.needs import Memory, Needs, Run, find_needs, lay_out, read_memory
 from quantcli.fit.weights import Weights, place_weights
@@ -15,6 +16,7 @@ from quantcli.plan.filetypes import MXFP4_TYPE, TRAINED_TYPES, USUAL_TYPES, file
 from quantcli.plan.model_hparams import read_traits
 from quantcli.plan.sizes import packed_sizes
 from quantcli.plan.type_requests import UnfitError
+from quantcli.sources.ggml_types import GGML_TYPES
 from quantcli.types import MetaValue, OutputTensor
 
 CONTEXT = 8192
@@ -80,8 +82,7 @@ def fit_types(
     UsageError for a cache that llama.cpp refuses, PlanError for a model of which it cannot be told.
     """
     memory = read_memory(metadata, tensors)
-    found = metadata.get(f"{metadata['general.architecture'].value}.context_length")
-    trained = int(found.value) if found is not None else 0
+    trained = read_keys(metadata, tensors).number("context_length")
     kind = cache_type(cache or "F16")
     check_cache(memory.cache, kind)
     if get_format(kind).block > 1 and not flash:
@@ -97,7 +98,7 @@ def fit_types(
         needs = find_needs(memory, run, machine, weights)
         bits = 8 * sum(sizes.values()) / elements
         candidates.append(Candidate(name, bits, needs_importance, weights, needs))
-    native = any("_exps." in tensor.name and tensor.dtype.startswith("MXFP4") for tensor in tensors)
+    native = has_mxfp4_experts(tensors)
     best = choose(candidates, native=native)
     longest = _longest(memory, run, machine, best, trained) if best is not None else None
     return Fit(
@@ -160,8 +161,13 @@ def _sizes(
 ) -> Iterator[tuple[str, Mapping[str, int], bool]]:
     """Types with the bytes of each tensor, and whether they need an importance matrix."""
     if stored is not None:
-        rows = {each.name: get_format(each.dtype).row_bytes(each.columns) for each in tensors}
-        yield stored, {each.name: each.rows * rows[each.name] for each in tensors}, False
+        types = {each.name: each for each in GGML_TYPES.values()}
+        kinds = {each.name: types[each.dtype] for each in tensors}
+        yield (
+            stored,
+            {t.name: t.elements // kinds[t.name].block * kinds[t.name].nbytes for t in tensors},
+            False,
+        )
         return
     traits = read_traits(metadata)
     for file_type in file_types():

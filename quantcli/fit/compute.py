@@ -110,7 +110,7 @@ def _forward_widths(tensors: Sequence[OutputTensor], used: int) -> Iterator[int]
         if found["part"] == "down":
             inner[place] = times * tensor.columns
         else:
-            opened[place] += times * tensor.shape[-2]
+            opened[place] += times * (tensor.shape[-2] if len(tensor.shape) > 1 else 1)
     for place, width in opened.items():
         product = inner.get(place, 0)
         # An activation without a gate overwrites its input.

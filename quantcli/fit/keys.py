@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantcli.archs.base import LIMITS
 from quantcli.errors import PlanError
 from quantcli.plan.names import block_index
 from quantcli.types import MetaValue, OutputTensor
@@ -28,15 +29,14 @@ class Keys:
         found = self.metadata.get(f"{self.arch}.{key}")
         if found is None:
             return default
-        values = found.value if found.kind.startswith("[") else [found.value]
-        return max((int(value) for value in values), default=default)
+        return max(_whole(f"{self.arch}.{key}", found), default=default)
 
     def by_layer(self, key: str, default: int = 0) -> list[int]:
         """A whole number for each layer, the same for all where the file has one."""
         found = self.metadata.get(f"{self.arch}.{key}")
         if found is None or not found.kind.startswith("["):
             return [self.number(key, default)] * self.layers
-        values = [int(value) for value in found.value[: self.layers]]
+        values = _whole(f"{self.arch}.{key}", found)[: self.layers]
         if len(values) < self.layers:
             raise PlanError(
                 f"key-value {self.arch}.{key} has {len(values)} entries for {self.layers} layers"
@@ -63,10 +63,25 @@ def read_keys(metadata: Mapping[str, MetaValue], tensors: Sequence[OutputTensor]
     if blocks is None:
         raise PlanError(f"the model has no key-value {arch}.block_count, so nothing runs it")
     further = metadata.get(f"{arch}.nextn_predict_layers")
-    layers = int(blocks.value) - (int(further.value) if further is not None else 0)
+    layers = max(_whole(f"{arch}.block_count", blocks), default=0)
+    if further is not None:
+        layers -= max(_whole(f"{arch}.nextn_predict_layers", further), default=0)
+    if not 0 < layers <= LIMITS["layers"]:
+        raise PlanError(
+            f"key-value {arch}.block_count makes {layers} layers, and llama.cpp takes 1 to "
+            f"{LIMITS['layers']}"
+        )
     parts: list[set[str]] = [set() for _ in range(layers)]
     for tensor in tensors:
         layer = block_index(tensor.name)
         if layer is not None and layer < layers:
             parts[layer].add(tensor.name.split(".", 2)[2])
     return Keys(arch, layers, metadata, [frozenset(each) for each in parts])
+
+
+def _whole(key: str, found: MetaValue) -> list[int]:
+    """The number or numbers of a key-value; PlanError where they are no whole ones from 0 on."""
+    values = list(found.value) if found.kind.startswith("[") else [found.value]
+    if not all(isinstance(value, int | float) and 0 <= value < 2**40 for value in values):
+        raise PlanError(f"key-value {key} should be a whole number, found {found.value!r:.80}")
+    return [int(value) for value in values]

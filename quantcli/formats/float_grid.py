@@ -78,6 +78,7 @@ class FloatGrid:
 
     zero: Literal["middle"] = "middle"
     symmetric: Literal[True] = True
+    ordered: Literal[False] = False
 
     @property
     def bits(self) -> int:
@@ -279,11 +280,13 @@ class FloatGrid:
     ) -> Floats:
         spread = self._spread(scales, columns)
         codes = self._nearest(rows, spread)
-        missed = _values(self.kind)[codes] * spread - rows
-        missed *= missed
-        if importance is not None:
-            missed *= importance
-        return np.asarray(missed.reshape(len(rows), scales.shape[1], -1).sum(-1), np.float32)
+        # The square of a weight beyond 1e19 is infinite: an error larger than any other.
+        with np.errstate(over="ignore", invalid="ignore"):
+            missed = _values(self.kind)[codes] * spread - rows
+            missed *= missed
+            if importance is not None:
+                missed *= importance
+            return np.asarray(missed.reshape(len(rows), scales.shape[1], -1).sum(-1), np.float32)
 
     def _nearest(self, rows: Floats, spread: Floats) -> Codes:
         scaled = rows / np.where(spread == 0, np.float32(1), spread)

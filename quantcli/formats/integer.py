@@ -51,7 +51,8 @@ class IntegerGrid:
 
     ``group_size`` weights of a row share a scale ("group"), all of a row ("channel") or all of the
     matrix ("tensor"). ``scale_dtype`` is "F32", "F16" or "BF16". ``lowest_zero`` is the least
-    zero point that the target can store.
+    zero point that the target can store. ``ordered``: a group is no run of columns, but those that
+    the matrix's own order names; quantcli rounds to no such grid.
     """
 
     bits: int
@@ -60,6 +61,7 @@ class IntegerGrid:
     group_size: int | None = None
     scale_dtype: str = "BF16"
     lowest_zero: int = 0
+    ordered: bool = False
 
     @property
     def symmetric(self) -> bool:
@@ -90,7 +92,7 @@ class IntegerGrid:
     def label(self) -> str:
         """What a table calls the grid."""
         spread = f"g{self.group_size}" if self.strategy == "group" else self.strategy
-        return f"int{self.bits} {spread}"
+        return f"int{self.bits} {spread}" + (" by activation" if self.ordered else "")
 
     @property
     def levels(self) -> Floats:
@@ -163,13 +165,15 @@ class GridCodes:
     ``codes`` is uint8 (rows, columns). ``scales`` is float32 (rows, groups), (1, 1) for strategy
     "tensor", and exact in the grid's scale dtype. ``zeros`` has the scales' shape: int32 zero
     points for zero "integer", float32 edges for "edge", None for "middle". ``whole`` is NVFP4's
-    scale of the whole matrix, in which the others are exact.
+    scale of the whole matrix, in which the others are exact. ``order`` names the group of each
+    column, int32, where the grid is "ordered".
     """
 
     codes: Codes
     scales: Floats
     zeros: NDArray[Any] | None = None
     whole: float | None = None
+    order: NDArray[Any] | None = None
 
     def rows(self, start: int, stop: int) -> GridCodes:
         """The rows ``start:stop``, without a copy."""
@@ -256,6 +260,9 @@ def dequantize(coded: GridCodes, grid: IntegerGrid) -> Floats:
     """The weights, float32 (rows, columns), that the codes stand for."""
     count, columns = coded.codes.shape
     scales, zeros = _spread(coded.scales, coded.zeros, count)
+    if coded.order is not None:
+        scales = scales[:, coded.order]
+        zeros = None if zeros is None else zeros[:, coded.order]
     values = _group(coded.codes, scales.shape[1]).astype(np.float32)
     return _values(values, scales, zeros, grid).reshape(count, columns)
 

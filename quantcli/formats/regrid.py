@@ -66,7 +66,7 @@ def regrid(coded: GridCodes, source: Grid, target: Grid, whole: float | None = N
     if target.strategy == "tensor":
         scales = scales[:1]
         zeros = None if zeros is None else zeros[:1]
-    return GridCodes(coded.codes, scales, zeros, whole)
+    return GridCodes(coded.codes, scales, zeros, whole, coded.order)
 
 
 def is_same_grid(source: Grid, target: Grid, columns: int) -> bool:
@@ -80,7 +80,7 @@ def is_same_grid(source: Grid, target: Grid, columns: int) -> bool:
             and (source.kind, source.scales) == (target.kind, target.scales)
             and (source.strategy == "block") == (target.strategy == "block")
         )
-    return source.zero != "edge" or target.zero == "edge"
+    return source.ordered == target.ordered and (source.zero != "edge" or target.zero == "edge")
 
 
 def holds_all(source: Grid, target: Grid) -> bool:

@@ -56,7 +56,7 @@ class HiddenStateCache:
         self.in_memory = folder is None or self.nbytes <= max_memory
         self._memory = torch.empty(shape, dtype=dtype) if self.in_memory else None
         self.turn = turn
-        self._next = None if self.in_memory else self._open_next()
+        self._next: int | None = None
 
     def load(self) -> None:
         """Continue with the states of an earlier run. SourceError when the file is not whole."""
@@ -84,7 +84,10 @@ class HiddenStateCache:
         value = hidden[0].to("cpu", self._dtype).contiguous()
         if self._memory is not None:
             self._memory[index] = value
-        elif self._next is not None:
+        else:
+            if self._next is None:
+                # Not before: until then the file may be the one that a run goes on from.
+                self._next = self._open_next()
             with naming(self._path(1 - self.turn)):
                 _write_all(self._next, _bytes(value), index * self._window)
 
@@ -93,7 +96,6 @@ class HiddenStateCache:
         if self._memory is None:
             self.close()
             self.turn = 1 - self.turn
-            self._next = self._open_next()
 
     def commit(self) -> int:
         """All windows are through this layer: make that the state to continue from."""

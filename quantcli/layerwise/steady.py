@@ -81,12 +81,17 @@ def _use_one_thread() -> None:
 
 
 _pool: _Pool | None = None
+_elsewhere = False
 _lock = threading.Lock()
 
 
-def use_threads(count: int) -> None:
-    """From now on so many threads share what is done here, and torch itself uses one."""
-    global _pool
+def use_threads(count: int, device: str = "cpu") -> None:
+    """From now on so many threads share what is done here, and torch itself uses one.
+
+    Where models run on another ``device``, `steady` has nothing to do.
+    """
+    global _pool, _elsewhere
+    _elsewhere = device != "cpu"
     _use_one_thread()
     with _lock:
         if _pool is None or _pool.count != count:
@@ -114,20 +119,26 @@ os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
-def steady() -> Iterator[None]:
-    """What torch computes inside on the CPU does not depend on the number of threads."""
-    if any(isinstance(mode, _Steady) for mode in _get_current_dispatch_mode_stack()):
-        yield
-        return
+def _one_thread() -> Iterator[None]:
+    """torch uses one thread in the present one."""
     before = torch.get_num_threads()
     if before != 1:
         _use_one_thread()
     try:
-        with _Steady():
-            yield
+        yield
     finally:
         if before != 1:
             torch.set_num_threads(before)
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """What torch computes inside on the CPU does not depend on the number of threads."""
+    if _elsewhere or any(isinstance(mode, _Steady) for mode in _get_current_dispatch_mode_stack()):
+        yield
+        return
+    with _one_thread(), _Steady():
+        yield
 
 
 class _Steady(TorchDispatchMode):
@@ -280,13 +291,17 @@ def _attend(
     return out, torch.cat(sums, 1)
 
 
-@steady()
 def cholesky(values: torch.Tensor) -> torch.Tensor:
     """The lower factor of a positive definite matrix; ``torch.linalg.LinAlgError`` where it is not.
 
     Panel by panel, each taken off the columns after it before the next (Golub and Van Loan, Matrix
     Computations, 4.2.9); above the diagonal there are zeros.
     """
+    with _one_thread():
+        return _cholesky(values)
+
+
+def _cholesky(values: torch.Tensor) -> torch.Tensor:
     count = len(values)
     lower = values.clone(memory_format=torch.contiguous_format)
     failed: list[bool] = []

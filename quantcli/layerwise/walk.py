@@ -258,7 +258,7 @@ def open_walk(
     ``follows`` another is committed by it. SourceError when the windows have tokens that the model
     has not, or an earlier run's states are not whole.
     """
-    use_threads(run.threads)
+    use_threads(run.threads, run.device)
     layers = build_model(run, model)
     ids = run.windows.ids
     if int(ids.max()) >= layers.vocabulary:

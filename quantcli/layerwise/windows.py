@@ -231,7 +231,8 @@ def _rust(what: str) -> Iterator[None]:
 
 @contextmanager
 def _no_standard_error() -> Iterator[None]:
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     try:
         kept = os.dup(2)
     except OSError:  # it is closed

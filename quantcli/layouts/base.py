@@ -205,6 +205,8 @@ class Grids:
     computes_in_scales: bool = False
     """Whether a runtime computes in the scales' dtype, so that a float32 model needs them wide."""
     lowest_zero: int = 0
+    ordered: bool = False
+    """Whether a matrix may name the group of each column, which another's codes may need."""
     inputs: Mapping[str, Any] | None = None
     """Settings of activations that a runtime quantizes."""
 
@@ -318,6 +320,8 @@ class Layout:
     """Whether a layer's experts are one tensor."""
     mixed: bool = False
     """Whether modules of a folder may have several grids."""
+    served: tuple[int, ...] = ()
+    """Bits of integers that servers run, where these are fewer than the grids have."""
     fuses: bool = True
     """Whether its runtimes run several modules as one matrix, which then has one scheme."""
     remark: Callable[[CodeGrid, Sequence[Matrix]], Iterable[Note]] = remark_nothing

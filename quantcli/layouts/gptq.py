@@ -61,6 +61,8 @@ Ints = NDArray[np.int32]
 
 BITS = (2, 3, 4, 8)
 """What the layout is defined for."""
+SERVED = (4, 8)
+"""What vLLM and SGLang run of it."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
 
@@ -121,7 +123,7 @@ def _place(
     if start == 0:
         size = grid.group_size or matrix.columns
         groups = np.arange(matrix.columns, dtype=np.int32) // size
-        yield Patch(f"{name}.g_idx", groups[None])
+        yield Patch(f"{name}.g_idx", (groups if coded.order is None else coded.order)[None])
 
 
 def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _describe(layout: str, subject: FolderFacts) -> dict[str, Any]:
         "quant_method": "gptq",
         "bits": grid.bits,
         "group_size": grid.group_size or -1,
-        "desc_act": False,
+        "desc_act": any(part.grid.ordered for part in subject.parts),
         "sym": grid.symmetric,
         "lm_head": False,
         "checkpoint_format": layout,
@@ -256,10 +258,14 @@ def _build(
     matrix = _Matrix(module, bits, group, columns, version, _is_ordered(source, order, group))
     kind = describe("GPTQ", bits, columns, group)
     info = show(f"{module}.weight", (rows, columns), kind, parts, tensors)
-    coded = None
-    if not matrix.has_order:
-        grid = IntegerGrid(bits, "integer", *span_of(columns, group), scale_kind(scales.dtype))
-        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    grid = IntegerGrid(
+        bits, "integer", *span_of(columns, group), scale_kind(scales.dtype),
+        ordered=matrix.has_order,
+    )  # fmt: skip
+    coded = StoredCodes(
+        grid, partial(_codes, matrix), partial(_ranges, matrix),
+        order=partial(_order, order) if matrix.has_order else None,
+    )  # fmt: skip
     return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
 
 
@@ -331,6 +337,10 @@ def _ranges(
     return scales, _zeros(matrix, source, start, stop)
 
 
+def _order(name: str, source: StoredTensors) -> NDArray[np.int32]:
+    return np.asarray(source.load(name)[0], np.int32)
+
+
 def _zeros(matrix: _Matrix, source: StoredTensors, start: int, stop: int) -> NDArray[np.int32]:
     """Zero points (rows, groups); words are read from a row whose zero point begins one."""
     bits = matrix.bits
@@ -362,6 +372,7 @@ def _grids(version: str, lowest_zero: int) -> Grids:
         strategies=("channel",),
         scale_dtype="F16",
         lowest_zero=lowest_zero,
+        ordered=True,
     )
 
 
@@ -393,6 +404,7 @@ GPTQ = Layout(
     grids=_grids("gptq", 1),
     read=find_gptq,
     mixed=True,
+    served=SERVED,
     remark=_remark_zeros,
 )
 GPTQ_V2 = Layout(
@@ -400,5 +412,6 @@ GPTQ_V2 = Layout(
     help="as gptq, with zero points stored as they are",
     grids=_grids("gptq_v2", 0),
     mixed=True,
+    served=SERVED,
     remark=_remark,
 )

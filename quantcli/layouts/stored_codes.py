@@ -30,7 +30,7 @@ class StoredCodes:
     ``codes`` gives what the grid stores, ``ranges`` scales and zeros with a row for each of the
     rows, whatever they share; both take the tensors, a first row and a last. ``whole`` gives
     NVFP4's scale of the matrix as it is stored, by which the others are divided, or multiplied
-    where it ``multiplies``.
+    where it ``multiplies``. ``order`` gives the group of each column of an ordered grid.
     """
 
     grid: IntegerGrid | FloatGrid
@@ -38,6 +38,7 @@ class StoredCodes:
     ranges: Callable[[StoredTensors, int, int], Ranges]
     whole: Callable[[StoredTensors], float] | None = None
     multiplies: bool = False
+    order: Callable[[StoredTensors], NDArray[Any]] | None = None
 
 
 @runtime_checkable

@@ -317,15 +317,17 @@ def _assign(
     """Each module's scheme, and modules that have it for the sake of those they are run with."""
     schemes: dict[str, Scheme] = {}
     order: dict[str, int] = {}
-    for rule in rules:
-        if rule.pattern and not any(re.search(rule.pattern, matrix.module) for matrix in found):
+    # Chosen schemes may have more patterns than Python keeps compiled.
+    patterns = [re.compile(rule.pattern or "") for rule in rules]
+    for rule, pattern in zip(rules, patterns, strict=True):
+        if rule.pattern and not any(pattern.search(matrix.module) for matrix in found):
             raise PlanError(
                 f"--scheme {rule.pattern}={rule.label} matches no linear module",
                 hint=f"they are named like {found[0].module}" if found else None,
             )
     for matrix in found:
-        for index, rule in enumerate(rules):
-            if rule.pattern is None or re.search(rule.pattern, matrix.module):
+        for index, (rule, pattern) in enumerate(zip(rules, patterns, strict=True)):
+            if pattern.search(matrix.module):
                 order[matrix.module] = index
                 if rule.scheme is not None:
                     schemes[matrix.module] = rule.scheme

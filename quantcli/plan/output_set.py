@@ -91,10 +91,14 @@ def expand_outputs(
                     f"{FIELDS[name].flag} and a recipe of {len(bases)} outputs exclude each other",
                     hint="leave one of them out",
                 )
+    layouts = values["to"] or [base.recipe.to for base in bases]
     outputs = tuple(
         Output(
             resolve_recipe(
-                base.recipe, quality=quality, **_taken(fields, chosen, values["to"]), **chosen
+                base.recipe,
+                quality=quality,
+                **_taken(fields, chosen.get("to", base.recipe.to), layouts),
+                **chosen,
             ),
             chosen.get("bits") or base.bits,
             base.name,
@@ -106,13 +110,11 @@ def expand_outputs(
     return OutputSet(outputs, left)
 
 
-def _taken(
-    fields: Mapping[str, Any], chosen: Mapping[str, Any], layouts: Sequence[str]
-) -> dict[str, Any]:
+def _taken(fields: Mapping[str, Any], to: str, layouts: Sequence[str]) -> dict[str, Any]:
     """The fields for one of several layouts: not what is only for others of them."""
-    if len(layouts) < 2:
+    if len(set(layouts)) < 2:
         return dict(fields)
-    own = find_output_layout(chosen["to"])
+    own = find_output_layout(to)
     every = [find_output_layout(layout) for layout in layouts]
     return {
         name: value

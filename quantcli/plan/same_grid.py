@@ -135,6 +135,7 @@ def _choose(
     """Each matrix's scheme: of those that hold a family of matrices the first."""
     grids = store.grids
     blocks = any(grid.strategy == "block" for grid in grids.values())
+    sizes = {(grid.bits, grid.group_size) for grid in grids.values()}
     families: defaultdict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
     for matrix in coded:
         grid = grids[matrix.source]
@@ -143,7 +144,10 @@ def _choose(
             span = "block" if blocks and small and grid.strategy == "tensor" else grid.strategy
             families[grid.kind, grid.scales, span, grid.group_size].append(matrix)
         else:
-            families[grid.bits, *_span(layout, grid, matrix)].append(matrix)
+            if grid.strategy == "channel" and (grid.bits, matrix.columns) in sizes:
+                # One group of the size that others have fills the row.
+                grid = replace(grid, strategy="group", group_size=matrix.columns)
+            families[grid.bits, *_span(layout, grid, matrix), grid.ordered].append(matrix)
     chosen: dict[tuple[str, int], Scheme] = {}
     exact = True
     for family, matrices in families.items():
@@ -152,7 +156,7 @@ def _choose(
             wanted = replace(first, strategy=family[2])
             candidates = _float_schemes(layout, wanted)
         else:
-            candidates = _integer_schemes(layout, first, family[1:], dtype)
+            candidates = _integer_schemes(layout, first, (family[1], family[2]), dtype)
         if not candidates:
             kind = model.store.tensors[matrices[0].source].dtype
             raise PlanError(
@@ -249,9 +253,11 @@ def _integer_schemes(
 ) -> list[Scheme]:
     """Schemes with these codes, the usual ones first: without zero points, scales as usual."""
     grids = layout.grids
-    if grids is None or grid.bits not in grids.bits:
+    if grids is None or grid.bits not in grids.bits or (grid.ordered and not grids.ordered):
         return []
     strategy, size = span
+    if grid.ordered and span != (grid.strategy, grid.group_size):
+        return []
     if strategy == "group" and (size is None or not grids.has_group(size)):
         return []
     halves = ("F16", "BF16")
@@ -261,7 +267,11 @@ def _integer_schemes(
         else (dtype, *(kind for kind in halves if dtype != "F32"), "F32")
     )
     return [
-        _integer_scheme(layout, grids, IntegerGrid(grid.bits, zero, strategy, size, kind))
+        _integer_scheme(
+            layout,
+            grids,
+            IntegerGrid(grid.bits, zero, strategy, size, kind, ordered=grid.ordered),
+        )
         for zero in (grids.symmetric, grids.asymmetric)
         if zero is not None
         for kind in dtypes

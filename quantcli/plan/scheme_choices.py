@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantcli.errors import PlanError, UsageError
-from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model
 from quantcli.plan.allocate import Choice
 from quantcli.plan.folders import FolderPlan, Item, float_of
 from quantcli.plan.fused import scheme_groups
 from quantcli.plan.misfits import why_unfit
 from quantcli.plan.recipe import KEPT
-from quantcli.plan.schemes import Scheme, find_scheme, scheme_title, split_scheme
+from quantcli.plan.schemes import INTEGERS, Scheme, find_scheme, scheme_title, split_scheme
 from quantcli.types import Matrix
 
 _FAMILIES = (
@@ -33,7 +32,9 @@ _FAMILIES = (
     ("W4AFP8", "FP8_DYNAMIC"),
 )
 """Schemes that go together, besides integers for float activations: a small and a large one."""
-_BITS = (3, 4, 5, 6, 8)
+_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (64, 32)
+_FEW = 2
 _SIZES = {"F32": 4}
 _EXPERT = re.compile(r"(.*\.experts)\.\d+\.")
 
@@ -102,15 +103,26 @@ def find_scheme_choices(
 
 
 def list_schemes(usual: Scheme, own: str) -> list[str]:
-    """The schemes of the family of a folder's own."""
-    layout, grid = usual.layout, usual.grid
-    if isinstance(grid, IntegerGrid) and usual.inputs is None and layout.grids is not None:
-        tail = own.partition("A16")[2]
-        return [f"W{bits}A16{tail}" for bits in _BITS if bits in layout.grids.bits]
-    family = next(
-        (f for f in _FAMILIES if own in f and all(name in layout.presets for name in f)), (own,)
-    )
-    return list(family)
+    """The schemes of the family of a folder's own that its servers run.
+
+    Of integers for float activations other widths; where there are few of them other groups.
+    """
+    layout, found = usual.layout, INTEGERS.fullmatch(own)
+    if found is None or usual.inputs is not None or layout.grids is None:
+        family = next(
+            (f for f in _FAMILIES if own in f and all(name in layout.presets for name in f)), ()
+        )
+        return list(family)
+    bits, group, zero = found.groups()
+    end = "" if zero is None else f"_{zero}"
+    served = layout.served or layout.grids.bits
+    widths = [width for width in _BITS if width in served]
+    names = [f"W{width}A16{f'_{group}' if group else ''}{end}" for width in widths]
+    if len(widths) <= _FEW:
+        names += [f"W{bits}A16_G{size}{end}" for size in _GROUPS if layout.grids.has_group(size)]
+        # Feedback does less for a scale that is found before it, so only where it saves bytes.
+        names += [f"W{bits}A16_CHANNEL{end}"] if "channel" in layout.grids.strategies else []
+    return names
 
 
 def _group(items: Sequence[Item], *, fuses: bool) -> list[list[Item]]:

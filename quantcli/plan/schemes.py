@@ -25,7 +25,7 @@ DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
 _GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep", "range"})
-_INTEGER = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
+INTEGERS = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
 """The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}
 
@@ -197,7 +197,11 @@ def find_shorthand(recipe: Recipe) -> tuple[Layout, str] | None:
 
 
 def scheme_name(recipe: Recipe) -> str:
-    """What a folder's name says of its weights: "4bit", "w8a8", "fp8_dynamic", "mixed"."""
+    """What a folder's name says of its weights: "4bit", "w8a8", "fp8_block", "mixed", "5.5bpw"."""
+    if recipe.target_bpw is not None:
+        return f"{recipe.target_bpw:g}bpw"
+    if recipe.target_size is not None:
+        return "mixed"
     layout, short = find_output_layout(recipe.to), find_shorthand(recipe)
     named = [split_scheme(entry)[1] for entry in recipe.scheme]
     if short is not None:
@@ -268,7 +272,7 @@ def find_scheme(
     The name of integers gives bits and, where they are not the layout's usual ones, what shares a
     scale ("G64", "CHANNEL") and zero points ("ASYM", "SYM").
     """
-    found = _INTEGER.fullmatch(name)
+    found = INTEGERS.fullmatch(name)
     if name.upper() in layout.presets or found is None or layout.grids is None:
         return make_preset(recipe, layout, name, dtype, has_importance)
     bits, group, zero = found.groups()

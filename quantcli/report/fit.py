@@ -132,6 +132,8 @@ def fit_sentences(fit: Fit) -> list[str]:
             else "it is slower so, but a type that fits whole would lose too much."
         )
     sentences = [said]
+    if not needs.whole and fit.machine.ram is None:
+        sentences.append("With less memory than that beside the GPU, add --ram SIZE.")
     if best.bits < _COARSE and len(fit.candidates) > 1:
         sentences.append(
             f"With {best.bits:.1f} bits per weight answers suffer; a smaller model with 4 is often "

@@ -230,8 +230,8 @@ def calibration_path(output: Path) -> Path:
 
 
 def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
+    yield from dict.fromkeys(note for each in planned for note in each.artifact.plan.notes)
     for each in planned:
-        yield from each.artifact.plan.notes
         recipe = each.artifact.plan.recipe
         if is_allocated(recipe):
             target = find_target(each.artifact.model, each.artifact, each.path, None, check=False)

@@ -9,9 +9,9 @@ from quantcli.types import OutputTensor
 
 _ROWS = 8192
 """Rows that are encoded at once."""
-_RUN = 128
-"""Of a large tensor so many neighbouring rows are taken at once, which a scale may span."""
-_ENOUGH = 1 << 23
+_RUN = 16
+"""Of a large tensor so many neighbouring rows are taken at once."""
+_ENOUGH = 1 << 22
 """Weights of a tensor that are encoded; of a larger one, the runs of rows that matter most."""
 
 

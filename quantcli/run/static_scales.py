@@ -127,11 +127,11 @@ class _Reader:
                 f"{statistics.path} has no min of {name}, which zero points of activations need",
                 hint=f"calibrate again with --collect {MIN_MAX}",
             )
-        columns = statistics.columns(name)
-        if columns not in (0, matrix.columns):
+        shape = statistics.matrices(name), statistics.columns(name)
+        if all(shape) and shape != (matrix.of, matrix.columns):
             raise SourceError(
-                f"{statistics.path}: {name} has {columns} columns, but {matrix.columns} in "
-                "the model",
+                f"{statistics.path}: {name} is {shape[0]} x {shape[1]} columns there, and "
+                f"{matrix.of} x {matrix.columns} in the model",
                 hint="the statistics belong to another model",
             )
         if matrix.of > 1 and statistics.count(name, matrix.index) < ENOUGH_TOKENS:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from quantcli.run.set_journal import SetJournal
 
 
+_SHOWN = 10
+"""Outputs that a sentence names."""
+
+
 @dataclass
 class Ledger:
     """What has become of a run's outputs, by their paths, since it ``began``."""
@@ -59,8 +63,12 @@ class Ledger:
 
     @property
     def state(self) -> str:
-        """How many are whole, in words."""
-        return f"{len(self.done)} of {len(self.planned)} outputs are whole"
+        """How many are whole, in words, and which."""
+        names = [path.name for path in self.done]
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        return f"{len(names)} of {len(self.planned)} outputs are whole" + (
+            f" ({shown})" if shown else ""
+        )
 
     def refuse_failed(self) -> None:
         """OutputError where an output could not be written, with what is whole."""

@@ -102,7 +102,8 @@ class HfCheckpoint:
         """Rows of a weight that is stored as codes of a grid; scales are of each row."""
         coded = self._coded[name]
         scales, zeros = self.read_ranges(name, start, stop)
-        return GridCodes(coded.codes(self._shards, start, stop), scales, zeros)
+        order = None if coded.order is None else coded.order(self._shards)
+        return GridCodes(coded.codes(self._shards, start, stop), scales, zeros, order=order)
 
     def read_ranges(self, name: str, start: int, stop: int) -> Ranges:
         """The scales and zeros alone."""

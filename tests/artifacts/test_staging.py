@@ -247,3 +247,26 @@ def test_a_runs_own_folder_is_taken_over_and_removed(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [staging.MARK]
     remove_own(folder)
     assert not folder.exists()
+
+
+def test_what_is_left_of_a_removal_is_known_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when any one of the files has gone: the folder has its mark, or is empty."""
+    folder = tmp_path / ".m.partial-run"
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def watch(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        left = {each.name for each in folder.iterdir()}
+        assert staging.MARK in left or not left
+        removed.append(path.name)
+
+    own_folder(folder, empty=True)
+    for name in ("a", "state.json", "z"):
+        (folder / name).write_text("x")
+    monkeypatch.setattr(Path, "unlink", watch)
+    remove_own(folder)
+    assert not folder.exists()
+    assert sorted(removed) == sorted(["a", "state.json", "z", staging.MARK])

@@ -164,6 +164,7 @@ def test_scales_of_a_cache(
             scale = found[f"model.layers.{layer}.self_attn.{part}_scale"]
             assert scale.shape == (1,)
             assert float(scale) * 448 == pytest.approx(largest, rel=0.01)
+    assert "key-value cache in FP8" in (folder / "README.md").read_text()
     said = settings(folder)["kv_cache_scheme"]
     if to == "fp8":
         assert said == "static"
@@ -345,6 +346,18 @@ def test_inputs_that_were_all_zero_are_refused(
     with pytest.raises(SourceError, match=r"inputs of model.layers.1.mlp.\w+ were all zero") as no:
         make(source, tmp_path / "out", "FP8", **WINDOWS)
     assert "--keep 'model.layers.1.mlp." in str(no.value.hint)
+    assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_another_model(
+    checkpoint: Callable[..., Path], mini: Path, tmp_path: Path
+) -> None:
+    quantcli.calibrate(
+        checkpoint("llama"), TEXT, output=tmp_path / "m.calib.gguf", chunks=2, collect="min_max"
+    )
+    with pytest.raises(SourceError, match=r"columns there, and 1 x 768 in the model") as refused:
+        make(mini, tmp_path / "out", "FP8", statistics=tmp_path / "m.calib.stats.safetensors")
+    assert refused.value.hint == "the statistics belong to another model"
     assert not (tmp_path / "out").exists()
 
 

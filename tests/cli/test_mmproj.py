@@ -53,6 +53,20 @@ def test_beside_the_text_model(wrapper: Path, capsys: pytest.CaptureFixture[str]
     assert not any(name.startswith(("blk.", "token_embd")) for name in found)
 
 
+def test_beside_a_set(wrapper: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = wrapper, "--type", "Q8_0,Q4_0", "--mmproj", "-o", "out/"
+    table = call(capsys, *args, "--dry-run")[1]
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["Q8_0", "Q4_0", "mmproj"]
+    code, out, _ = call(capsys, *args, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document["paths"] == ["out/tiny-gemma-Q8_0.gguf", "out/tiny-gemma-Q4_0.gguf"]
+    assert document["mmproj"]["paths"] == ["out/mmproj-tiny-gemma-F16.gguf"]
+    assert call(capsys, wrapper, "-b", "8", "-q", "--mmproj", "-o", "alone/")[0] == 0
+    for path in Path("alone").iterdir():
+        assert path.read_bytes() == Path("out", path.name).read_bytes()
+
+
 def test_a_tower_left_out_is_said(wrapper: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = "the tower beside the text model is left out; --mmproj writes it as well"
     assert said in call(capsys, wrapper, "--dry-run")[2]

@@ -340,19 +340,29 @@ def test_scales_that_a_format_has_no_dtype_for(mini: Path, tmp_path: Path) -> No
         assert np.array_equal(read(tmp_path / "back", module)[0], read(folder, module)[0])
 
 
-def test_groups_in_the_order_of_activations_are_refused(mini: Path, tmp_path: Path) -> None:
-    settings, pack = gptq()
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_in_the_order_of_activations(symmetric: bool, mini: Path, tmp_path: Path) -> None:
+    """Only GPTQ names the group of each column."""
+    settings, pack = gptq(symmetric=symmetric)
 
     def ordered(weights: NDArray[np.float32]) -> Packed:
         parts, codes = pack(weights)
         order = np.random.default_rng(1).permutation(parts["g_idx"])
         return parts | {"g_idx": order.astype(np.int32)}, codes
 
-    folder, _ = write_source(mini, tmp_path / "gptq", settings | {"desc_act": True}, ordered)
-    for to in ("awq", "mlx"):
-        with pytest.raises(PlanError, match="lies on no grid whose codes") as caught:
+    folder, codes = write_source(mini, tmp_path / "src", settings | {"desc_act": True}, ordered)
+    for to in ("awq", "mlx", "compressed-tensors"):
+        with pytest.raises(PlanError, match=r"\(int4 g128 by activation.*does not have") as caught:
             quantcli.export(folder, tmp_path / "out", to=to)
         assert "rounds the weights a second time" in str(caught.value.hint)
+    for to in ("gptq", "gptq-v2"):
+        quantcli.export(folder, tmp_path / to, to=to)
+        config = json.loads((tmp_path / to / "config.json").read_text())["quantization_config"]
+        assert (config["desc_act"], config["sym"]) == (True, symmetric)
+        for module in MODULES:
+            weights, found = read(tmp_path / to, module)
+            assert np.array_equal(found, codes[module])
+            assert np.array_equal(weights, read(folder, module)[0])
 
 
 def test_an_export_may_round(source: Any, tmp_path: Path) -> None:
@@ -457,6 +467,18 @@ def test_several_grids_where_the_format_has_them(mini: Path, tmp_path: Path) -> 
             assert np.array_equal(codes, stored)
     with pytest.raises(PlanError, match=r"whose grid \(int8 g128\) --to awq does not have"):
         quantcli.export(tmp_path / "mix", tmp_path / "awq", to="awq")
+
+
+def test_a_row_of_one_group_is_of_the_grid_of_the_others(mini: Path, tmp_path: Path) -> None:
+    """Rows of 256 and of 768 columns in groups of 256."""
+    folder, codes = write_source(mini, tmp_path / "gptq", *gptq(4, 256))
+    quantcli.export(folder, tmp_path / "awq", to="awq")
+    config = json.loads((tmp_path / "awq" / "config.json").read_text())["quantization_config"]
+    assert config["group_size"] == 256
+    for module in MODULES:
+        weights, found = read(tmp_path / "awq", module)
+        assert np.array_equal(found, codes[module])
+        assert np.array_equal(weights, read(folder, module)[0])
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])

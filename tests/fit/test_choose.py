@@ -100,6 +100,13 @@ def test_little_memory_beside_the_gpu_counts(fit):
     assert fit("Mixtral-8x7B", "24G", ram="4G", context=8192).best.name == "Q3_K_M"
 
 
+def test_memory_that_was_not_told_is_asked_for(fit):
+    ask = "With less memory than that beside the GPU, add --ram SIZE."
+    assert ask in fit_sentences(fit("Mixtral-8x7B", "24G"))
+    assert ask not in fit_sentences(fit("Mixtral-8x7B", "24G", ram="64G"))
+    assert ask not in fit_sentences(fit("Llama-3.1-8B", "24G"))
+
+
 def test_the_longest_context_is_the_longest(fit):
     found = fit("Llama-3.1-8B", "8G", context=8192)
     again = fit("Llama-3.1-8B", "8G", context=found.longest)
@@ -149,3 +156,23 @@ def test_refusals(fit, model):
         fit_types(tensors, keys, find_machine("8G"))
     with pytest.raises(PlanError, match=r"no key-value bert\.block_count"):
         fit_types(tensors, {"general.architecture": MetaValue("str", "bert")}, find_machine("8G"))
+
+
+@pytest.mark.parametrize(
+    ("key", "kind", "value", "message"),
+    [
+        ("block_count", "u32", 2**31, "makes 2147483648 layers"),
+        ("block_count", "u32", 0, "makes 0 layers"),
+        ("block_count", "str", "many", "block_count should be a whole number, found 'many'"),
+        ("nextn_predict_layers", "u32", 16, "makes 0 layers"),
+        ("embedding_length", "f32", float("nan"), "embedding_length should be a whole number"),
+        ("attention.head_count_kv", "[i32]", [-1] * 16, "head_count_kv should be a whole number"),
+        ("attention.head_count_kv", "[i32]", [8] * 3, "has 3 entries for 16 layers"),
+        ("context_length", "str", "long", "context_length should be a whole number"),
+    ],
+)
+def test_key_values_of_a_stranger(model, key, kind, value, message):
+    tensors, metadata = model("Llama-3.2-1B")
+    odd = {**metadata, f"llama.{key}": MetaValue(kind, value)}
+    with pytest.raises(PlanError, match=message):
+        fit_types(tensors, odd, find_machine("8G"))

@@ -20,7 +20,10 @@ from support.fuzz.campaign import Campaign, clusters
 from support.fuzz.case import Case, Command, Kind
 from support.fuzz.kinds import KINDS
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measures Linux's processes"),
+]
 
 SHARED = Path("/dev/shm")
 

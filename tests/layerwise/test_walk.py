@@ -103,3 +103,21 @@ def test_a_value_that_is_not_finite_is_named(label: str | None, model: Model) ->
         return
     with pytest.raises(SourceError, match=f"the output of {label} 0 .* not finite .window 0."):
         run_silently(walk.layer(0, visit))
+
+
+def test_states_to_go_on_from_stay_until_the_next_layer_writes(tmp_path: Path) -> None:
+    """What tells which file holds them is written after `commit`, and a kill may come between."""
+    cache = HiddenStateCache((2, 3, 4), torch.float32, tmp_path)
+    for index in range(2):
+        cache.put(index, torch.full((1, 3, 4), float(index)))
+    turn = cache.commit()
+    for index in range(2):
+        cache.put(index, torch.full((1, 3, 4), 8.0 + index))
+    cache.commit()
+    cache.close()
+    earlier = HiddenStateCache((2, 3, 4), torch.float32, tmp_path, turn=turn)
+    earlier.load()
+    assert [float(earlier.get(index).mean()) for index in range(2)] == [0.0, 1.0]
+    later = HiddenStateCache((2, 3, 4), torch.float32, tmp_path, turn=1 - turn)
+    later.load()
+    assert [float(later.get(index).mean()) for index in range(2)] == [8.0, 9.0]

@@ -18,6 +18,7 @@ pytest.importorskip("transformers")
 
 import quantcli
 from quantcli.errors import PlanError, UsageError
+from quantcli.types import Event, Progress
 
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -137,7 +138,9 @@ def test_gptqs_settings_give_each_module_its_bits(
     """The words of every module are as many as the first pattern that fits it says; a pattern fits
     the one module that vLLM makes of several just as it fits these."""
     folder = tmp_path / "out"
-    quantcli.quantize(mini, folder, to=to, imatrix=matrix, target_bpw=7.1)
+    quantcli.quantize(
+        mini, folder, to=to, imatrix=matrix, target_bpw=7.1, allocate_from="W3A16,W4A16,W8A16"
+    )
     settings = _settings(folder)
     stored = load_file(folder / "model.safetensors")
 
@@ -205,6 +208,42 @@ def test_the_experts_of_a_layer_have_one_scheme(
             experts.setdefault(module.partition(".experts.")[0], set()).add(bits)
     assert experts
     assert all(len(bits) == 1 for bits in experts.values())
+
+
+class Stopped(Exception):
+    """Raised where events are shown."""
+
+
+def test_a_stopped_run_goes_on_with_the_same_schemes(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoint("qwen3-moe")
+    options: dict[str, Any] = {
+        "to": "compressed-tensors", "group_size": 32, "method": "gptq", "calibrate": TEXT,
+        "chunks": 2, "fisher_windows": 2, "allocate": True, "threads": 1,
+        "allocate_from": "W3A16_G32,W4A16_G32,W5A16_G32",
+    }  # fmt: skip
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    quantcli.quantize(source, whole, **options)
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.what.startswith("layer 1"):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        quantcli.quantize(source, stopped, on_event=stop, **options)
+    assert not stopped.exists()
+    asked: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Progress):
+            asked.append(event.what)
+
+    quantcli.quantize(source, stopped, resume=True, on_event=watch, **options)
+    assert not any("costs" in what or "sensitivity" in what for what in asked)
+    for file in whole.iterdir():
+        assert (stopped / file.name).read_bytes() == file.read_bytes(), file.name
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "stopped"}
 
 
 def test_its_own_size_never_refuses_a_tiny_model(

@@ -23,6 +23,7 @@ from quantcli.errors import OutputError, UsageError
 from quantcli.formats import native
 from quantcli.plan.filetypes import file_types
 from quantcli.plan.output_set import SETS
+from quantcli.plan.recipe import Recipe
 
 Call = Callable[..., tuple[int, str, str]]
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q8_0", "BF16")
@@ -133,6 +134,14 @@ def test_a_recipe_of_several_outputs(mini: Path, call: Call) -> None:
     again = quantcli.quantize(mini, "again/", recipe="again.toml")
     assert [path.name for path in again.paths] == names
     assert files(Path("again")) == files(Path("set"))
+
+
+def test_recipes_from_python(mini: Path, tmp_path: Path) -> None:
+    recipes = [Recipe(type="Q4_0"), Recipe(to="gptq", bits=4)]
+    made = quantcli.quantize(mini, tmp_path / "set", recipe=recipes, dtype="BF16", dry_run=True)
+    assert [output.document["type"] for output in made.outputs] == ["Q4_0", "int4 g128"]
+    with pytest.raises(UsageError, match="no output is asked for"):
+        quantcli.quantize(mini, recipe=[])
 
 
 def test_sets_hold_types_that_there_are() -> None:
@@ -273,7 +282,10 @@ def test_a_full_disk_keeps_the_whole_files(mini: Path, call: Call) -> None:
     assert done.stdout.split() == [f"set/bookworm-mini-{kind}.gguf" for kind in ("Q4_0", "Q2_K")]
     assert "set/bookworm-mini-Q8_0.gguf: File too large; the other outputs go on" in done.stderr
     error, hint = done.stderr.splitlines()[-2:]
-    assert error.endswith("File too large; 2 of 3 outputs are whole")
+    assert error.endswith(
+        "File too large; 2 of 3 outputs are whole "
+        "(bookworm-mini-Q4_0.gguf, bookworm-mini-Q2_K.gguf)"
+    )
     assert "--resume makes the rest" in hint
     assert len(list(Path("set").iterdir())) == 3, "two files and the journal"
     code, _, err = call(*args[1:], "--resume")
@@ -371,7 +383,8 @@ def test_a_stopped_set_says_how_to_go_on(
     with pytest.raises(KeyboardInterrupt):
         quantcli.quantize(mini, tmp_path / "set", type=["Q4_0", "Q8_0"], on_event=events.append)
     assert events[-1].message == (
-        "1 of 2 outputs are whole; the same command with --resume makes the rest"
+        "1 of 2 outputs are whole (bookworm-mini-Q4_0.gguf); the same command with --resume makes "
+        "the rest"
     )
 
 

@@ -19,7 +19,8 @@ from random import Random
 from typing import Any
 
 from support.fuzz.case import Kind
-from support.fuzz.child import limit, remove, run_trial, waited
+from support.fuzz.child import limit, run_trial
+from support.fuzz.measures import remove, waited
 
 SECONDS = 10
 PATIENCE = 12

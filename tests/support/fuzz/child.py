@@ -8,7 +8,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from support.fuzz.case import Case, Command, Kind
+from support.fuzz.measures import listing, peak, remove, reset_memory, status, waited
 
 MEMORY = 1 << 30
 DISK = 256 << 20
@@ -38,7 +38,7 @@ def limit(stacks: IO[str]) -> None:
 
     What is too late is killed by its alarm, and the stack goes to ``stacks``.
     """
-    data = int(_status("VmData")) << 10
+    data = int(status("VmData")) << 10
     resource.setrlimit(resource.RLIMIT_DATA, (data + MEMORY, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (DISK, DISK))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -108,7 +108,7 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
     from quantcli.cli import app
 
     streams = [_capture(), _capture()]
-    before = {name: _listing(folder / name) for name in ("in", "out", "tmp")}
+    before = {name: listing(folder / name) for name in ("in", "out", "tmp")}
     place: dict[str, str] = {}
     usual = app.explain
     fallen: str | None = None
@@ -123,7 +123,7 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
     kept = sys.stdout, sys.stderr
     below = _Below()
     code: int = -1
-    memory = _reset_memory()
+    memory = reset_memory()
     began, before_it = time.perf_counter(), waited(os.getpid())
     try:
         sys.stdout, sys.stderr = streams
@@ -143,10 +143,10 @@ def _run(command: Command, case: Case, folder: Path) -> dict[str, Any]:
         app.explain = usual
         raw = below.close()
     seconds = max(0.0, time.perf_counter() - began - (waited(os.getpid()) - before_it))
-    taken = max(0, _peak() - memory)
+    taken = max(0, peak() - memory)
     said, told = (_text(stream) for stream in streams)
     told += raw
-    after = {name: _listing(folder / name) for name in before}
+    after = {name: listing(folder / name) for name in before}
     fault = _judge(command, code, fallen, said, told) or _left(case, code, before, after)
     if fault is None and raw.strip():
         fault = "noise: around Python"
@@ -281,51 +281,3 @@ def _is_json(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Every name below ``folder`` with what changes when its content does; links not followed."""
-    found: dict[str, tuple[int, int, int]] = {}
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = f"{root}/{name}"
-            status = os.lstat(path)
-            key = path.removeprefix(f"{folder}/").encode(errors="surrogateescape").decode("latin-1")
-            is_folder = name in folders
-            found[key] = (
-                status.st_ino,
-                0 if is_folder else status.st_size,
-                0 if is_folder else status.st_mtime_ns,
-            )
-    return found
-
-
-def remove(folder: Path) -> None:
-    for root, folders, _ in os.walk(folder):
-        for name in folders:
-            with suppress(OSError):
-                Path(root, name).chmod(0o700)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _status(key: str) -> str:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(line.split()[1] for line in lines if line.startswith(key + ":"))
-
-
-def waited(process: int) -> float:
-    """Seconds in which a process's main thread could have run and no processor was free."""
-    with suppress(OSError):
-        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
-    return 0.0
-
-
-def _reset_memory() -> int:
-    """Let the peak of resident memory begin anew; the bytes resident now."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return int(_status("VmRSS")) << 10
-
-
-def _peak() -> int:
-    return int(_status("VmHWM")) << 10

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from support.fuzz.case import Kind
 from support.fuzz.kinds import (
+    cards,
     checkpoints,
     families,
     gguf,
     importance,
+    options,
     packed,
     recipes,
     runs,
@@ -16,6 +18,7 @@ from support.fuzz.kinds import (
 )
 
 _MODULES = (
-    checkpoints, families, gguf, importance, packed, recipes, runs, templates, tokenizers,
+    cards, checkpoints, families, gguf, importance, options, packed, recipes, runs, templates,
+    tokenizers,
 )  # fmt: skip
 KINDS: dict[str, Kind] = {kind.name: kind for module in _MODULES for kind in module.KINDS}

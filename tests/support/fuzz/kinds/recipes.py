@@ -1,4 +1,4 @@
-"""Recipes in TOML and YAML, options of the command line, and other small files that users name."""
+"""Recipes in TOML and YAML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.fuzz import micro
 from support.fuzz.byte_edits import edit_bytes, spoil_file
 from support.fuzz.case import Case, Kind, command
 from support.fuzz.json_edits import dump, edit_json
-from support.fuzz.values import odd, odd_text
+from support.fuzz.values import odd
 
 _SOUND: tuple[dict[str, Any], ...] = (
     {"type": "Q4_K_M", "tensor_types": ["attn_v=Q6_K", "ffn=Q5_K"], "pure": False},
@@ -103,7 +103,7 @@ _TOML = (
 )
 
 
-def _bomb(chance: Random) -> str:
+def alias_bomb(chance: Random) -> str:
     """Aliases that double at every line."""
     depth = chance.choice((4, 9, 30))
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
@@ -146,7 +146,7 @@ def _make(chance: Random, folder: Path, model: Any) -> Case:
         text = chance.choice(_TOML if suffix == ".toml" else _YAML)
         raw = text.encode("utf-8", "surrogatepass")
     elif what == "bomb":
-        raw = chance.choice((_bomb, _merged))(chance).encode()
+        raw = chance.choice((alias_bomb, _merged))(chance).encode()
     elif what == "many":
         count = chance.choice((1000, 30_000))
         form = "x{} = 1\n" if suffix == ".toml" else "x{}: 1\n"
@@ -173,204 +173,6 @@ def _make(chance: Random, folder: Path, model: Any) -> Case:
     )
 
 
-_OPTIONS = (
-    "--bits",
-    "--type",
-    "--tensor-type",
-    "--output-tensor-type",
-    "--token-embedding-type",
-    "--keep",
-    "--to",
-    "--group-size",
-    "--range",
-    "--dtype",
-    "--activations",
-    "--scheme",
-    "--split-max-size",
-    "--ignore-tensor",
-    "--override-kv",
-    "--pre",
-    "--method",
-    "--damping",
-    "--sweeps",
-    "--target-size",
-    "--max-memory",
-    "--threads",
-    "--chunks",
-    "--imatrix",
-    "--include-weights",
-    "--chat-template",
-    "--fisher-windows",
-    "--random-share",
-    "--tune-steps",
-    "--e2e-steps",
-    "--quality",
-    "--column-order",
-    "--mmproj-type",
-    "--on-fallback",
-    "--calibrate",
-)
-_WORDS = (
-    "Q4_0",
-    "Q4_K_M",
-    "attn=Q6_K",
-    "((a+)+)+$=Q4_0",
-    "(=Q4_0",
-    "re:.*=W4A16",
-    "first,last=Q8_0",
-    "4G",
-    "0",
-    "-1",
-    "1e400",
-    "99999999999999999999",
-    "nan",
-    "inf",
-    "1e-320",
-    "0x10",
-    "",
-    " ",
-    "=",
-    "a=b=c",
-    "general.name=str:@/etc/passwd",
-    "x=int:5",
-    "x=int:" + "9" * 400,
-    "x=float:nan",
-    "x=bool:maybe",
-    "x=str:" + "a" * 100_000,
-    "x=str:@../in/missing",
-    "general.architecture=str:gpt2",
-    "general.alignment=int:7",
-    "general.alignment=int:0",
-    "llama.block_count=int:-5",
-    "*",
-    "**",
-    "[",
-    "\\",
-    "a" * 5000,
-    "é",
-    "\udcff",
-    "channel",
-    "tensor",
-    "32",
-    "48",
-    "gptq",
-    "awq,gptq",
-    "gptq,gptq",
-    "best",
-    "W4A16",
-    "NVFP4",
-    "FP8_DYNAMIC",
-    "int8",
-    "fp8",
-    "1.5",
-    "split.count=int:3",
-    "tokenizer.ggml.tokens=str:x",
-    "0K",
-    "1K",
-    "1B",
-    "1e3G",
-    "-4G",
-    "4.5.6G",
-    "BF16",
-    "/dev/null",
-    "../in",
-    "..",
-)
-
-
-def _make_options(chance: Random, folder: Path, model: Any) -> Case:
-    args: list[str] = []
-    for _ in range(chance.choice((1, 1, 2, 3))):
-        word = (
-            chance.choice(_WORDS) if chance.random() < 0.8 else odd_text(chance).replace("\0", "")
-        )
-        word = word.encode("utf-8", "replace").decode() if "\ud800" in word else word
-        args += [chance.choice(_OPTIONS), word]
-    end = chance.choice((("--dry-run",), ("--dry-run", "--json"), ("--print-recipe",), ("-o", "m")))
-    return Case(
-        "options " + " ".join(a[:40] for a in args), (command("quantize", model, *args, *end),)
-    )
-
-
-_CARDS = (
-    "---\nlicense: [mit, {a: b}]\n---\n",
-    '---\nlicense: "\\ud800"\n---\n',
-    "---\n- a\n---\n",
-    "---\n5\n---\n",
-    "---\n---\n",
-    "---\n",
-    "---\nbase_model: ../../x\ntags: 5\n---\n",
-    "---\nbase_model:\n- a/b\n- 5\n- {x: y}\n---\n",
-    "---\nlanguage: {a: [b]}\n---\n",
-    "---\ntags: [no, yes, 1.5, 2024-01-01, ~]\n---\n# x\n<script>a</script>[x](javascript:1)\n",
-    "---\nlicense: !!python/name:os.system\n---\n",
-    '---\nlicense_link: javascript:x\nlicense_name: "a\\nb"\n---\n',
-    "---\nlicense: " + "x" * 100_000 + "\n---\n",
-    "\xff",
-    "---\r\nlicense: mit\r\n---\r\n",
-    "---\nbase_model: &a [*a]\n---\n",
-    "---\nlicense: 2024-99-99\n---\n",
-    "---\nlicense: 1" + "0" * 5000 + "\n---\n",
-    "---\nx: &a {b: *a}\nlicense: *a\n---\n",
-    "---\nlicense: mit\nlicense: gpl\n---\n",
-    "---\ntags:\n" + "- x\n" * 50_000 + "---\n",
-    "---\ndatasets: {a: b}\nmodel_name: [1]\npipeline_tag: {}\n---\n",
-)
-
-
-def _make_card(chance: Random, folder: Path, model: Any) -> Case:
-    place = micro.write(folder / "m", micro.files())
-    what = chance.choice(("table", "table", "bomb", "bytes", "edit", "eval"))
-    extra: tuple[str, ...] = ()
-    if what == "eval":
-        raw, what = edit_json(chance, {
-            "schema": "quantcli.evaluation/1", "rows": [{"model": "m", "ppl": 5.0, "kld": 0.1}],
-            "texts": [{"name": "t", "windows": 3}], "engine": "torch", "ctx": 64,
-        })  # fmt: skip
-        (folder / "e.json").write_bytes(raw)
-        extra = ("--eval", "../in/e.json")
-    elif what == "table":
-        (place / "README.md").write_bytes(chance.choice(_CARDS).encode("utf-8", "surrogatepass"))
-    elif what == "bomb":
-        (place / "README.md").write_text(
-            "---\n" + _bomb(chance).replace("type:", "license:") + "---\n"
-        )
-    elif what == "bytes":
-        (place / "README.md").write_bytes(edit_bytes(chance, chance.choice(_CARDS[:12]).encode()))
-    else:
-        tree = {
-            "license": "mit",
-            "base_model": ["a/b"],
-            "tags": ["x"],
-            "language": "en",
-            "datasets": ["d"],
-        }
-        raw, what = edit_json(chance, tree)
-        (place / "README.md").write_bytes(b"---\n" + raw + b"\n---\n# x\n")
-    if chance.random() < 0.03:
-        what = spoil_file(chance, place / "README.md")
-    first = chance.choice(
-        (
-            command("export", "../in/m", "--to", "card", "-o", "c.md", *extra),
-            command("quantize", "../in/m", "--type", "Q8_0", "-o", "m.gguf", "--threads", "1"),
-            command(
-                "quantize", "../in/m", *chance.choice(micro.LAYOUTS), "-o", "f", "--threads", "1"
-            ),
-            command("inspect", "../in/m"),
-        )
-    )
-    further = (
-        (command("export", "m.gguf", "--to", "card", "-o", "m.md", *extra),)
-        if "m.gguf" in first.args
-        else ()
-    )
-    return Case(f"card: {what}", (first, *further))
-
-
-_METHODS = ("torch", "transformers", "quantcli.layerwise.meta_model", "quantcli.run.apply_methods")
+METHODS = ("torch", "transformers", "quantcli.layerwise.meta_model", "quantcli.run.apply_methods")
 """What a plan with a calibrated method imports."""
-KINDS = (
-    Kind("recipes", _warm, _make, _METHODS),
-    Kind("options", _warm, _make_options, _METHODS),
-    Kind("cards", _warm, _make_card),
-)
+KINDS = (Kind("recipes", _warm, _make, METHODS),)
