@@ -401,4 +401,6 @@ def equal_weights(found: np.ndarray, wanted: np.ndarray, *, exact: bool) -> np.n
     """Where weights are the same, or, unless ``exact``, within two units of the last place."""
     if exact:
         return np.asarray(found == wanted)
-    return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))
+    # What is no finite number is near nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))
