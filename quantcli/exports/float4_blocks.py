@@ -107,7 +107,9 @@ class Float4Blocks:
         if kind == NVFP4:
             factors = self.scales[tensor.name]
             own = np.arange(start, stop) // (tensor.rows // len(factors))
-            decoded = decoded * factors[own, None]
+            # A factor beyond all sense gives weights that equal none.
+            with np.errstate(over="ignore", invalid="ignore"):
+                decoded = decoded * factors[own, None]
         if not equal_weights(decoded, rows, exact=kind != NVFP4).all():
             raise self._refuse(tensor, kind, "its scales are none of the format's")
         return packed

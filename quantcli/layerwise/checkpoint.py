@@ -35,6 +35,11 @@ def checkpoint_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.partial-run")
 
 
+def was_interrupted(output: Path) -> bool:
+    """Whether a run that would have made ``output`` has left layers that can be continued."""
+    return (checkpoint_folder(output) / _STATE).is_file()
+
+
 @dataclass
 class Checkpoint:
     """The folder, the run's identity, and how many layers are done."""

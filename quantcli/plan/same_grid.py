@@ -88,7 +88,8 @@ def plan_same_codes(
     modules = kept_modules(model, coded, kept, names, head=not layout.embeddings)
     notes = [*left, *mtp_notes(model), *_notes(store, layout, items, dtype, exact)]
     plan = FolderPlan(recipe, dtype, items, copies, modules, tuple(notes))
-    grids = {matrix.source: store.grids[matrix.source] for matrix in coded}
+    grids = store.grids
+    grids = {matrix.source: grids[matrix.source] for matrix in coded}
     return SameCodes(plan, grids, exact)
 
 
@@ -135,6 +136,7 @@ def _choose(
     """Each matrix's scheme: of those that hold a family of matrices the first."""
     grids = store.grids
     blocks = any(grid.strategy == "block" for grid in grids.values())
+    sizes = {(grid.bits, grid.group_size) for grid in grids.values()}
     families: defaultdict[tuple[Any, ...], list[Matrix]] = defaultdict(list)
     for matrix in coded:
         grid = grids[matrix.source]
@@ -143,6 +145,9 @@ def _choose(
             span = "block" if blocks and small and grid.strategy == "tensor" else grid.strategy
             families[grid.kind, grid.scales, span, grid.group_size].append(matrix)
         else:
+            if grid.strategy == "channel" and (grid.bits, matrix.columns) in sizes:
+                # One group of the size that others have fills the row.
+                grid = replace(grid, strategy="group", group_size=matrix.columns)
             families[grid.bits, *_span(layout, grid, matrix), grid.ordered].append(matrix)
     chosen: dict[tuple[str, int], Scheme] = {}
     exact = True
@@ -397,4 +402,6 @@ def equal_weights(found: np.ndarray, wanted: np.ndarray, *, exact: bool) -> np.n
     """Where weights are the same, or, unless ``exact``, within two units of the last place."""
     if exact:
         return np.asarray(found == wanted)
-    return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))
+    # What is no finite number is near nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(np.abs(found - wanted) <= np.float32(2.0**-22) * np.abs(wanted))

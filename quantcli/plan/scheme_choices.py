@@ -105,8 +105,7 @@ def find_scheme_choices(
 def list_schemes(usual: Scheme, own: str) -> list[str]:
     """The schemes of the family of a folder's own that its servers run.
 
-    Of integers for float activations other widths, and whole rows under one scale; where there are
-    few widths other groups, too.
+    Of integers for float activations other widths; where there are few of them other groups.
     """
     layout, found = usual.layout, INTEGERS.fullmatch(own)
     if found is None or usual.inputs is not None or layout.grids is None:
@@ -119,10 +118,10 @@ def list_schemes(usual: Scheme, own: str) -> list[str]:
     served = layout.served or layout.grids.bits
     widths = [width for width in _BITS if width in served]
     names = [f"W{width}A16{f'_{group}' if group else ''}{end}" for width in widths]
-    if "channel" in layout.grids.strategies:
-        names.append(f"W{bits}A16_CHANNEL{end}")
     if len(widths) <= _FEW:
         names += [f"W{bits}A16_G{size}{end}" for size in _GROUPS if layout.grids.has_group(size)]
+        # Feedback does less for a scale that is found before it, so only where it saves bytes.
+        names += [f"W{bits}A16_CHANNEL{end}"] if "channel" in layout.grids.strategies else []
     return names
 
 

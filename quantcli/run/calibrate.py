@@ -10,6 +10,7 @@ from typing import Any
 from quantcli.artifacts.write import default_threads
 from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
+from quantcli.layerwise.checkpoint import was_interrupted
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
 from quantcli.run.request import Request
@@ -39,7 +40,8 @@ def calibrate(
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),
             legacy=legacy, **settings,
         )  # fmt: skip
-        return (yield from _run(job))
+        how = "'quantcli calibrate' with the same options and --resume continues"
+        return (yield from _run(job, how))
 
 
 def merge_calibrations(
@@ -63,9 +65,11 @@ def calibrate_for(
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
         model, texts, path, chunks=request.chunks, collect=collect, max_memory=states_memory(),
-        threads=request.threads or default_threads(), resume=request.resume, force=request.force,
+        threads=request.threads or default_threads(),
+        # An existing matrix that no interrupted run was making is nobody's to replace.
+        resume=request.resume and was_interrupted(path), force=request.force,
     )  # fmt: skip
-    done = yield from _run(job)
+    done = yield from _run(job, "the same command with --resume continues")
     return read_importance(done.paths[0])
 
 
@@ -79,8 +83,8 @@ def _suffix(legacy: bool) -> str:
     return "dat" if legacy else "gguf"
 
 
-def _run(job: CalibrationJob) -> Events[CalibrationDone]:
-    """Run it; stopped early, the last note says what is kept and how to go on."""
+def _run(job: CalibrationJob, how: str) -> Events[CalibrationDone]:
+    """Run it; stopped early, the last note says what is kept, and ``how`` to go on."""
     try:
         done = yield from in_phase("calibrating", take(execute(job), CalibrationDone))
     except BaseException as stopped:
@@ -88,8 +92,7 @@ def _run(job: CalibrationJob) -> Events[CalibrationDone]:
             job.checkpoint.remove()
         elif not isinstance(stopped, GeneratorExit):
             yield Note(
-                f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; "
-                "'quantcli calibrate' with the same options and --resume continues",
+                f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; {how}",
                 "warning",
             )
         raise

@@ -219,7 +219,7 @@ def _transforms(method: str) -> bool:
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:
     """UsageError for what only a method can do."""
     wanted = [field.flag for field, _ in given_fields(recipe) if field.section.calibrated]
-    resumes = request.resume and not request.is_set
+    resumes = request.resume and not (request.is_set or request.texts)
     for flag in [*wanted, *(["--resume"] if resumes else [])]:
         raise UsageError(f"{flag} belongs to a method", hint=f"add --method {USUAL_ROUNDER}")
 

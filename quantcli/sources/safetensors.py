@@ -132,6 +132,8 @@ def _take_metadata(entries: dict[str, Any], path: Path) -> dict[str, str]:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise SourceError(f"{path}: __metadata__ is not an object of strings")
+    if any("\ud800" <= c <= "\udfff" for c in "".join([*metadata, *metadata.values()])):
+        raise SourceError(f"{path}: __metadata__ has half of a surrogate pair")
     return metadata
 
 

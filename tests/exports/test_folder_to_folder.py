@@ -469,6 +469,18 @@ def test_several_grids_where_the_format_has_them(mini: Path, tmp_path: Path) -> 
         quantcli.export(tmp_path / "mix", tmp_path / "awq", to="awq")
 
 
+def test_a_row_of_one_group_is_of_the_grid_of_the_others(mini: Path, tmp_path: Path) -> None:
+    """Rows of 256 and of 768 columns in groups of 256."""
+    folder, codes = write_source(mini, tmp_path / "gptq", *gptq(4, 256))
+    quantcli.export(folder, tmp_path / "awq", to="awq")
+    config = json.loads((tmp_path / "awq" / "config.json").read_text())["quantization_config"]
+    assert config["group_size"] == 256
+    for module in MODULES:
+        weights, found = read(tmp_path / "awq", module)
+        assert np.array_equal(found, codes[module])
+        assert np.array_equal(weights, read(folder, module)[0])
+
+
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_experts_are_stacked_and_taken_apart(name: str, tmp_path: Path) -> None:
     from support.tiny_models import build

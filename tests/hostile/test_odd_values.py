@@ -21,6 +21,7 @@ from quantcli.cli import app
 from quantcli.errors import PlanError, SourceError
 from quantcli.evals.windows import cut
 from quantcli.plan.model_hparams import read_traits
+from quantcli.plan.same_grid import equal_weights
 from quantcli.types import MetaValue
 
 
@@ -147,3 +148,9 @@ def test_blocks_whose_scale_is_no_number(
     said = capsys.readouterr().err
     assert "error: " in said
     assert "internal error" not in said
+
+
+def test_weights_that_are_no_numbers_equal_none() -> None:
+    found = np.array([1, np.inf, np.nan, 3e38, np.inf], np.float32)
+    wanted = np.array([1, 1, 1, -3e38, np.inf], np.float32)
+    assert equal_weights(found, wanted, exact=False).tolist() == [True, *[False] * 4]

@@ -74,6 +74,10 @@ CASES: dict[str, Case] = {
     "name of half a character": Case(
         head(b'{"\\ud800": %s}' % GOOD, bytes(32)), "a name that is not Unicode text"
     ),
+    "metadata with half of a character": Case(
+        head(b'{"__metadata__":{"a":"\\ud800"},"w":%s}' % GOOD, bytes(32)),
+        "__metadata__ has half of a surrogate pair",
+    ),
     "metadata of numbers": Case(
         lambda path: safetensors(path, {"__metadata__": {"a": 1}}), "not an object of strings"
     ),

@@ -12,7 +12,7 @@ import pytest
 from support.frozen_inputs import write_input
 
 import quantcli
-from quantcli.errors import SourceError
+from quantcli.errors import OutputError, SourceError
 from quantcli.events import PhaseBegun
 from quantcli.types import Event
 
@@ -199,6 +199,32 @@ def test_a_killed_run_goes_on(
     for kind in ("Q4_0", "Q5_1"):
         quantcli.quantize(small, "alone/", **(options | {"type": kind}))
     assert files(Path("set")) == files(Path("alone"))
+
+
+@pytest.mark.parametrize("kinds", ["Q4_0", "Q4_0,Q5_1"])
+def test_a_killed_calibration_goes_on(small: Path, here: Path, kinds: str, runs: list[str]) -> None:
+    args = ["quantize", str(small), "--type", kinds, "--calibrate", TEXT, "--chunks", "1",
+            "--threads", "1", "-o", "made/"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, "layer", "2", *args], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    options: dict[str, Any] = {"type": kinds.split(","), "calibrate": [TEXT], "chunks": 1}
+    with pytest.raises(OutputError, match="--resume continues it"):
+        quantcli.quantize(small, "made/", threads=1, **options)
+    quantcli.quantize(small, "made/", threads=1, resume=True, **options)
+    assert "layer 0" not in runs
+    quantcli.quantize(small, "alone/", threads=1, **options)
+    assert files(Path("made")) == files(Path("alone"))
+
+
+def test_a_matrix_of_somebody_else_stays(small: Path, here: Path) -> None:
+    Path("small.calib.gguf").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"small\.calib\.gguf exists already"):
+        quantcli.quantize(
+            small, type=["Q4_0", "Q5_1"], calibrate=[TEXT], chunks=1, resume=True, threads=1
+        )
+    assert Path("small.calib.gguf").read_bytes() == b"mine"
 
 
 def test_a_set_killed_after_its_calibration_calibrates_once(small: Path, here: Path) -> None:

@@ -68,10 +68,10 @@ def kill_all(
         code = server.run(command.args(words, out), spec, out).code
         wrong = "" if code == KILLED else f"ended with {code}"
         wrong = wrong or _find_fault(out, older, newer)
-        begun = any(path.name == "state.json" for path in out.rglob("state.json"))
+        begun = any(out.rglob("state.json")) or any(out.glob(".quantcli-set-*.json"))
         more = "--resume" if command.resumes and begun else ""
         again = server.run(command.args(words, out, more), "count", out)
-        if again.code != 0 and "exists already" in again.said:
+        if again.code != 0 and "exists already" in again.said and not (more and command.several):
             # Some of it had been given its name.
             again = server.run(command.args(words, out, "--force"), "count", out)
         if not wrong and again.code != 0:
@@ -91,8 +91,14 @@ def _find_fault(out: Path, older: Mapping[str, bytes], newer: Mapping[str, bytes
             return f"{name} is neither old nor new"
     shards = [name for name in newer if "-of-" in name]
     if not shards:
-        # Of several files each is whole, and of a folder all are there.
-        return "" if not any(name.endswith("/") for name in newer) else "a folder in part"
+        # Of several outputs each is whole, and of a folder all files are there.
+        tops = {name.partition("/")[0] for name in newer}
+        parts = [
+            top
+            for top in sorted(tops)
+            if _below(found, top) not in ({}, _below(older, top), _below(newer, top))
+        ]
+        return f"{parts[0]} is there in part" if parts else ""
     for name in found:
         try:
             open_gguf(out / name).close()
@@ -100,6 +106,10 @@ def _find_fault(out: Path, older: Mapping[str, bytes], newer: Mapping[str, bytes
             continue
         return f"{name} is read, from a mixture"
     return ""
+
+
+def _below(files: Mapping[str, bytes], top: str) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name.partition("/")[0] == top}
 
 
 def _differing(found: Mapping[str, bytes], wanted: Mapping[str, bytes]) -> str:

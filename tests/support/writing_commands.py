@@ -78,7 +78,12 @@ COMMANDS = {
     "mmproj": Command(
         "quantize WRAPPER --type Q4_0 --mmproj --threads 1 -o OUT/m.gguf", several=True
     ),
-    "several": Command("quantize SOURCE --type Q4_0,Q8_0 --threads 1 -o OUT/", several=True),
+    "several": Command("quantize SOURCE --type Q4_0,Q8_0 --threads 1 -o OUT/", True, several=True),
+    "several-layouts": Command(
+        "quantize SOURCE --to gguf,gptq,mlx --type Q4_0 --bits 4 --group-size 32 --threads 1 "
+        "-o OUT/",
+        resumes=True, several=True,
+    ),
     "calibrate": Command(
         "calibrate SOURCE --data TEXT --ctx 64 --chunks 2 --collect abs_max,hessian --threads 1 "
         "-o OUT/c.gguf",
@@ -97,6 +102,13 @@ COMMANDS = {
     "allocate": Command(
         f"quantize SOURCE --type Q4_0 --method gptq --target-size 800K {_METHOD} -o OUT/m.gguf",
         True,
+    ),
+    "several-gptq": Command(
+        f"quantize SOURCE --type Q4_0,Q5_0 --method gptq {_METHOD} -o OUT/", True, several=True
+    ),
+    "several-calibrated": Command(
+        "quantize SOURCE --type Q4_0,Q5_0 --calibrate TEXT --chunks 2 --threads 1 -o OUT/", True,
+        several=True,
     ),
     "awq": Command(f"quantize SOURCE --type Q4_0 --method awq {_METHOD} -o OUT/m.gguf"),
 }  # fmt: skip
