@@ -31,6 +31,7 @@ SHOWN = 200
 
 
 DONE = "done with it"
+NO_KERNEL, REFUSED = "no kernel", "refused, as a remark says"
 
 Server = subprocess.Popen[str]
 
@@ -43,7 +44,8 @@ class Reader:
     options of quantize by what the table calls them, None for the checkpoint itself. ``load`` gives
     the log-probabilities of tokens but the first, ``module`` is what takes long to import.
     ``no_kernel`` finds messages of a reader that takes a folder and lacks the code to run it here,
-    which is told from a refusal. ``exact`` is the difference of means that is none, ``rounded`` the
+    which is told from a refusal; folders that ``refuses`` finds are refused on any machine, as a
+    remark of quantcli says. ``exact`` is the difference of means that is none, ``rounded`` the
     same for the schemes that ``rounds`` finds, under which it computes with rounded activations.
     """
 
@@ -58,6 +60,7 @@ class Reader:
     exact: float
     rounded: float = 0.0
     rounds: str = "$^"
+    refuses: str = "$^"
     variables: Mapping[str, str] | None = None
 
 
@@ -69,13 +72,15 @@ class Found:
     theirs: float | None = None
     ours: float = 0.0
     said: str = ""
-    is_kernel: bool = False
+    verdict: str = "**refused**"
     limit: float = 0.0
 
     @property
     def is_good(self) -> bool:
         """Whether there is nothing to mend."""
-        return self.is_kernel or (self.differs is not None and self.differs <= self.limit)
+        return self.verdict in (NO_KERNEL, REFUSED) or (
+            self.differs is not None and self.differs <= self.limit
+        )
 
     @property
     def differs(self) -> float | None:
@@ -88,8 +93,7 @@ class Found:
         if self.theirs is not None and self.differs is not None:
             verdict = "loads" if self.is_good else "**other predictions**"
             return [self.name, verdict, f"{self.theirs:.3f}", f"{self.ours:.3f}"]
-        verdict = "no kernel" if self.is_kernel else "**refused**"
-        return [self.name, f"{verdict}: {self.said}", "", f"{self.ours:.3f}"]
+        return [self.name, f"{self.verdict}: {self.said}", "", f"{self.ours:.3f}"]
 
 
 def check(reader: Reader, script: str) -> None:
@@ -224,8 +228,11 @@ def compare(
     if means:
         return Found(name, float(means[-1]), ours, limit=limit)
     said = last_error(told)
-    is_kernel = re.search(reader.no_kernel, said, re.IGNORECASE) is not None
-    return Found(name, None, ours, said, is_kernel)
+    if re.search(reader.refuses, name):
+        return Found(name, None, ours, said, REFUSED)
+    if re.search(reader.no_kernel, said, re.IGNORECASE):
+        return Found(name, None, ours, said, NO_KERNEL)
+    return Found(name, None, ours, said)
 
 
 def last_error(text: str) -> str:
@@ -240,6 +247,7 @@ def last_error(text: str) -> str:
         said = " ".join(rest[: rest.index("") if "" in rest else len(rest)])
     said = re.sub(r"\s+", " ", said).replace("|", "/").replace(str(ROOT), "")
     said = re.sub(r"^pydantic\S+ValidationError: .*? Value error, ", "", said)
+    said = re.sub(r" \[type=value_error.*", "", said)
     return said if len(said) < SHOWN else said[: SHOWN - 3] + "..."
 
 

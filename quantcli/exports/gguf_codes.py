@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -79,7 +80,7 @@ class CodedView(CheckpointView):
     held: Mapping[str, tuple[CodeGrid, Split]] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def grids(self) -> Mapping[str, CodeGrid]:
         """The grid of each stored tensor that lies on one."""
         return {name: grid for name, (grid, _) in self.held.items()}
@@ -106,7 +107,7 @@ class CodedView(CheckpointView):
     def read_whole(self, name: str) -> tuple[float | None, bool]:
         """The scale of a whole tensor, which multiplies the others, if there is one."""
         factor = self.factors.get(name)
-        return (self.grids[name].whole, False) if factor is None else (factor, True)
+        return (self.held[name][0].whole, False) if factor is None else (factor, True)
 
 
 def view_codes(view: CheckpointView, model: Model) -> CodedView:

@@ -22,7 +22,7 @@ from quantcli.layouts.base import Layout
 from quantcli.layouts.stored_codes import CodedStore
 from quantcli.model import Model
 from quantcli.plan.caches import CacheOwner, find_caches
-from quantcli.plan.fused import scheme_groups
+from quantcli.plan.fused import group_modules, scheme_groups
 from quantcli.plan.importance import Shapes, applies, refuse_foreign, select_entries
 from quantcli.plan.linear_layers import (
     find_matrices,
@@ -333,13 +333,16 @@ def _assign(
                     schemes[matrix.module] = rule.scheme
                 break
     split = []
-    groups = scheme_groups(matrix.module for matrix in found) if layout.fuses else {}
-    for module, together in groups.items():
+    groups = group_modules(matrix.module for matrix in found) if layout.fuses else []
+    for together in groups:
         parts = [part for part in together if part in order]
-        first = min(parts, key=lambda part: order[part], default=module)
-        if first in schemes and schemes.get(module) is not schemes[first]:
-            schemes[module] = schemes[first]
-            split.append(module)
+        if not parts:
+            continue
+        shared = schemes[min(parts, key=lambda part: order[part])]
+        for module in together:
+            if schemes.get(module) is not shared:
+                schemes[module] = shared
+                split.append(module)
     return schemes, split
 
 

@@ -37,12 +37,15 @@ def fused_with(module: str) -> list[str]:
     )
 
 
-def scheme_groups(modules: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
-    """For each of ``modules`` those of them that need its scheme, itself among them, in order."""
+def group_modules(modules: Iterable[str]) -> list[tuple[str, ...]]:
+    """``modules``, each once and in order, in groups that need one scheme."""
     groups: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    keys = {}
     for module in dict.fromkeys(modules):
         expert = _EXPERT.match(module)
-        keys[module] = (expert["layer"],) if expert else tuple(fused_with(module))
-        groups[keys[module]].append(module)
-    return {module: tuple(groups[key]) for module, key in keys.items()}
+        groups[(expert["layer"],) if expert else tuple(fused_with(module))].append(module)
+    return [tuple(found) for found in groups.values()]
+
+
+def scheme_groups(modules: Iterable[str]) -> Mapping[str, tuple[str, ...]]:
+    """For each of ``modules`` those of them that need its scheme, itself among them, in order."""
+    return {module: group for group in group_modules(modules) for module in group}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from quantcli.errors import PlanError
 from quantcli.formats.integer import IntegerGrid
 from quantcli.model import Model
-from quantcli.plan.fused import scheme_groups
+from quantcli.plan.fused import group_modules
 from quantcli.plan.schemes import Scheme
 from quantcli.types import Matrix, Note
 
@@ -71,9 +71,9 @@ def _sizes(scheme: Scheme) -> tuple[int, ...]:
     return tuple(sorted(scheme.groups or _SIZES, reverse=True))
 
 
-def _nearest(scheme: Scheme, columns: Iterable[int]) -> Scheme:
-    """The scheme with the largest group below its own that divides all ``columns``, or rows."""
-    grid, shared = scheme.grid, math.gcd(*columns)
+def _nearest(scheme: Scheme, shared: int) -> Scheme:
+    """The scheme with the largest group below its own that divides ``shared`` columns, or rows."""
+    grid = scheme.grid
     size = grid.group_size
     if size is None or shared % size == 0 or not isinstance(grid, IntegerGrid):
         return scheme
@@ -93,13 +93,16 @@ def _regroup(found: Sequence[Matrix], schemes: Mapping[str, Scheme]) -> dict[str
     columns: dict[str, list[int]] = {}
     for matrix in found:
         columns.setdefault(matrix.module, []).append(matrix.columns)
-    groups = scheme_groups(columns)
-    changed = {}
-    for module, scheme in schemes.items():
-        together = groups.get(module, (module,)) if scheme.layout.mixed else tuple(columns)
-        alike = [size for part in together for size in columns.get(part, ())]
-        changed[module] = _nearest(scheme, alike) if alike else scheme
-    return changed
+    every = math.gcd(*(size for sizes in columns.values() for size in sizes))
+    shared = dict.fromkeys(columns, every)
+    for together in group_modules(columns):
+        if schemes[together[0]].layout.mixed:
+            own = math.gcd(*(size for part in together for size in columns[part]))
+            shared |= dict.fromkeys(together, own)
+    return {
+        module: _nearest(scheme, shared[module]) if module in shared else scheme
+        for module, scheme in schemes.items()
+    }
 
 
 def _regrouped_note(
@@ -127,7 +130,7 @@ def _kept_note(
     scheme = schemes[first.module]
     size = scheme.grid.group_size
     hint = ""
-    if size is not None and first.columns % size and _nearest(scheme, [first.columns]) != scheme:
+    if size is not None and first.columns % size and _nearest(scheme, first.columns) != scheme:
         hint = "; --on-fallback nearest gives them smaller groups"
     return Note(
         f"{len(misfits)} of {len(found)} matrices, {100 * share:.2g} % of the linear weights, do "
@@ -165,6 +168,11 @@ def shown(names: Sequence[str]) -> str:
 
 def widen(modules: Set[str], found: Iterable[Matrix]) -> list[str]:
     """Modules that need the scheme of one of ``modules`` and are none of them, in order."""
-    groups = scheme_groups(matrix.module for matrix in found)
-    together = {part for module in modules for part in groups.get(module, ())}
-    return [module for module in groups if module in together - modules]
+    groups = group_modules(matrix.module for matrix in found)
+    return [
+        module
+        for group in groups
+        if not modules.isdisjoint(group)
+        for module in group
+        if module not in modules
+    ]

@@ -88,7 +88,8 @@ def plan_same_codes(
     modules = kept_modules(model, coded, kept, names, head=not layout.embeddings)
     notes = [*left, *mtp_notes(model), *_notes(store, layout, items, dtype, exact)]
     plan = FolderPlan(recipe, dtype, items, copies, modules, tuple(notes))
-    grids = {matrix.source: store.grids[matrix.source] for matrix in coded}
+    grids = store.grids
+    grids = {matrix.source: grids[matrix.source] for matrix in coded}
     return SameCodes(plan, grids, exact)
 
 

@@ -51,6 +51,7 @@ class HfCheckpoint:
             for name, held in packed
             if isinstance(held, RowWeight | ScaledWeight) and (coded := held.coded) is not None
         }
+        self._grids = {name: coded.grid for name, coded in self._coded.items()}
         self._blocks = {
             name: held.blocks for name, held in packed if isinstance(held, BlockedWeight)
         }
@@ -68,7 +69,7 @@ class HfCheckpoint:
     @property
     def grids(self) -> Mapping[str, CodeGrid]:
         """The grid of each weight that is stored as codes of one, by its name."""
-        return {name: coded.grid for name, coded in self._coded.items() if name in self._tensors}
+        return self._grids
 
     @property
     def passed_over(self) -> tuple[str, ...]:
@@ -78,6 +79,7 @@ class HfCheckpoint:
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
         self._tensors = {n: info for n, info in self._tensors.items() if n not in names}
+        self._grids = {n: grid for n, grid in self._grids.items() if n not in names}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows ``start:stop``, leading axes flattened, as a new array of shape (rows, columns).

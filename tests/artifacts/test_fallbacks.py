@@ -181,6 +181,7 @@ def test_strict_stops_at_what_a_reader_refuses(mini: Path, tmp_path: Path) -> No
         ({"to": "gptq", "symmetric": False}, "GPTQModel takes zero points of its own"),
         ({"to": "awq", "group_size": 8}, "GPTQModel runs groups of 32, 64, 128 and 256 only"),
         ({"to": "compressed-tensors", "symmetric": False}, "transformers loads asymmetric"),
+        ({"to": "compressed-tensors", "group_size": "tensor"}, "one scale for a whole tensor"),
         ({"to": "compressed-tensors", "scheme": ["q_proj=W4A16", "W8A16"]}, "--scheme sets"),
     ]
     for options, sentence in cases:

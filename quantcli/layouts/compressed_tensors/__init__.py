@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from quantcli.formats.integer import IntegerGrid
 from quantcli.layouts.base import CodeGrid, Grids, Layout
 from quantcli.layouts.compressed_tensors.groups import METHOD, read_schemes
 from quantcli.layouts.compressed_tensors.packed import PACKED, build_words
@@ -35,6 +36,10 @@ _BESIDE = ("_scale", "_zero_point")
 _ASYMMETRIC = (
     "transformers loads asymmetric compressed-tensors weights with "
     "CompressedTensorsConfig(dequantize=True) only; vLLM runs them as they are"
+)
+_WHOLE = (
+    "vLLM 0.32 has no integer weights below 8 bits under one scale for a whole tensor; "
+    "--group-size channel is what it loads"
 )
 
 
@@ -67,6 +72,8 @@ def find_compressed_tensors(source: StoredTensors, settings: Settings) -> dict[s
 def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
     if not grid.symmetric and grid.strategy != "tensor":
         yield Note(_ASYMMETRIC, refused_by="transformers")
+    if isinstance(grid, IntegerGrid) and grid.strategy == "tensor" and grid.bits < 8:
+        yield Note(_WHOLE, refused_by="vLLM")
 
 
 def _int8_weights(inputs: Mapping[str, Any]) -> Grids:
