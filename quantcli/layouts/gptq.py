@@ -392,8 +392,7 @@ def _remark(grid: CodeGrid, matrices: Sequence[Matrix]) -> Iterator[Note]:
         yield Note(
             "vLLM takes symmetric GPTQ of 4 and 8 bits only; it runs others from --to "
             "compressed-tensors",
-            "warning",
-            "vLLM",
+            refused_by="vLLM",
         )
     yield from remark_readers(grid, matrices)
 

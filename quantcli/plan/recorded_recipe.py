@@ -28,6 +28,10 @@ def recorded_recipe(path: Path) -> str | None:
     manifest = path / _MANIFEST if path.is_dir() else path
     found: Any = None
     if manifest.name == _MANIFEST:
+        if path.is_dir() and not manifest.exists():
+            raise UsageError(
+                f"recipe {path}: the folder records no recipe", hint="quantcli did not make it"
+            )
         try:
             found = json.loads(read_whole_text(manifest, _MOST))
         except (OSError, ValueError) as error:

@@ -92,7 +92,7 @@ def test_a_file_goes_before_a_shipped_recipe(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("q4_k_m-head8").mkdir()
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="the folder records no recipe"):
         load_recipe("q4_k_m-head8")
 
 

@@ -70,6 +70,8 @@ def check_metadata(model: Model) -> None:
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     # It names empty ones by their number.
     listed = tokens is not None and tokens.kind == "[str]"
+    if listed and tokens is not None and not tokens.value:
+        raise SourceError(f"{model.path} has an empty list of tokens, at which llama.cpp stops")
     texts = [token for token in tokens.value if token] if tokens and listed else []
     if len(set(texts)) < len(texts):
         twice = next(token for token, count in Counter(texts).items() if count > 1)

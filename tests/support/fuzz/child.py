@@ -197,7 +197,8 @@ def _left(case: Case, code: int, before: Any, after: Any) -> str | None:
         return f"left: a temporary file {new[0]}"
     if any(".partial" in name for name in after["out"]):
         return "left: a partial file"
-    if code and after["out"] != before["out"]:
+    # With 3, a limit that was exceeded, the command has done its work.
+    if code in (1, 2) and after["out"] != before["out"]:
         return "left: a file of a failed command"
     return None
 
