@@ -33,12 +33,14 @@ _BLOCK = 1 << 20
 class Comparison:
     """Per position: the base's loss, the divergence in nats, and whether both prefer one token.
 
-    ``ceiling`` bounds the divergence from above where it is known from below only.
+    ``base_top`` is the base's probability of the token that it prefers. ``ceiling`` bounds the
+    divergence from above where it is known from below only.
     """
 
     base_nll: Doubles
     divergence: Doubles
     same_top: NDArray[np.bool_]
+    base_top: Doubles
     ceiling: Doubles | None = None
 
 
@@ -103,15 +105,20 @@ class _Rows(Protocol):
 
 def compare_rows(base: _Rows, logits: Floats, targets: Ids) -> tuple[Doubles, Comparison]:
     """Hold logits against log-probabilities of the base, which ``base`` gives for some rows."""
-    nll, base_nll, divergence, same = [], [], [], []
+    nll, base_nll, divergence, same, sure = [], [], [], [], []
     for rows in blocks(logits):
         own, other = log_softmax(logits[rows]), base(rows)
         nll.append(-pick(own, targets[rows]))
         base_nll.append(-pick(other, targets[rows]))
-        same.append(own.argmax(axis=1) == other.argmax(axis=1))
+        top = other.argmax(axis=1)
+        same.append(own.argmax(axis=1) == top)
+        sure.append(np.exp(pick(other, top)))
         divergence.append(diverge(other, own))
     return np.concatenate(nll), Comparison(
-        np.concatenate(base_nll), np.concatenate(divergence), np.concatenate(same)
+        np.concatenate(base_nll),
+        np.concatenate(divergence),
+        np.concatenate(same),
+        np.concatenate(sure),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +20,32 @@ QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.90, 0.75, 0.50, 0.25, 0.10, 0.05, 0.01, 0
 """Fractions of the positions, of which the divergence and Δp are reported."""
 
 
+CONFIDENCE = (0.0, 0.1, 0.5, 0.9, 1.0)
+"""Ends of the bands of the base's largest probability; the lower end belongs to a band."""
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A mean and its standard error."""
 
     value: float
     error: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceBand:
+    """The positions at which the base gives its preferred token a probability in one band.
+
+    ``mean`` is the KL divergence in nats, ``same_top`` the share of these positions at which both
+    prefer the same token; None where there is no such position.
+    """
+
+    low: float
+    high: float
+    positions: int
+    share: float
+    mean: Estimate | None
+    same_top: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +70,8 @@ class Divergence:
     p_quantiles: dict[float, float]
     ceiling: float | None = None
     """The mean divergence is at most this, where the base is known in part only."""
+    by_confidence: tuple[ConfidenceBand, ...] = ()
+    """From where the base is least sure on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +109,7 @@ def _join(parts: list[Comparison]) -> Comparison:
         np.concatenate([part.base_nll for part in parts]),
         np.concatenate([part.divergence for part in parts]),
         np.concatenate([part.same_top for part in parts]),
+        np.concatenate([part.base_top for part in parts]),
         np.concatenate(ceilings) if ceilings else None,
     )
 
@@ -94,6 +118,24 @@ def _mean(values: NDArray[np.floating]) -> Estimate:
     count = len(values)
     error = math.sqrt(float(values.var()) / (count - 1)) if count > 1 else 0.0
     return Estimate(float(values.mean()), error)
+
+
+def _share(hits: NDArray[np.bool_]) -> Estimate:
+    share = float(hits.mean())
+    return Estimate(share, math.sqrt(share * (1 - share) / max(1, len(hits) - 1)))
+
+
+def _by_confidence(compared: Comparison) -> tuple[ConfidenceBand, ...]:
+    # What rounding lifts above 1 belongs to the last band.
+    band = np.digitize(compared.base_top, CONFIDENCE[1:-1])
+    found = []
+    for number, (low, high) in enumerate(pairwise(CONFIDENCE)):
+        here = band == number
+        count = int(here.sum())
+        mean = _mean(compared.divergence[here]) if count else None
+        same = _share(compared.same_top[here]) if count else None
+        found.append(ConfidenceBand(low, high, count, count / len(band), mean, same))
+    return tuple(found)
 
 
 def _exp(log: Estimate) -> Estimate:
@@ -126,7 +168,6 @@ def _against(nll: Doubles, compared: Comparison) -> Divergence:
     change = np.exp(-nll) - np.exp(-base)
     squares = _mean(change**2)
     rms = math.sqrt(squares.value)
-    share = float(compared.same_top.mean())
     return Divergence(
         base_perplexity=base_ppl,
         correlation=shared / both if both else 1.0,
@@ -135,9 +176,10 @@ def _against(nll: Doubles, compared: Comparison) -> Divergence:
         difference=difference,
         mean=_mean(compared.divergence),
         quantiles=_quantiles(compared.divergence),
-        same_top=Estimate(share, math.sqrt(share * (1 - share) / max(1, count - 1))),
+        same_top=_share(compared.same_top),
         p_mean=_mean(change),
         p_rms=Estimate(rms, 0.5 / rms * squares.error if rms else 0.0),
         p_quantiles=_quantiles(change),
         ceiling=None if compared.ceiling is None else float(compared.ceiling.mean()),
+        by_confidence=_by_confidence(compared),
     )

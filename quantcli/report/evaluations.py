@@ -13,7 +13,8 @@ from quantcli.evals.gates import Verdict
 from quantcli.evals.run import EvaluationDone, EvaluationJob
 from quantcli.evals.speed import GENERATION, PROMPT, Speed, SpeedDone
 from quantcli.evals.summary import Divergence, Estimate
-from quantcli.report.tables import Column, Table, facts
+from quantcli.report.against_base import by_confidence, by_text, details, pair
+from quantcli.report.tables import Column, Table
 from quantcli.report.units import number_text, percent_text, size_text
 
 _LOWER_BOUND = (
@@ -27,7 +28,8 @@ def evaluation_tables(
 ) -> list[Table]:
     """A comparison for each text, and the details where a single model was held against a base.
 
-    Without texts, the models' speeds alone.
+    Several texts stand side by side at the end, where there is a base. Without texts, the models'
+    speeds alone.
     """
     if not results:
         return [_speeds(speeds)]
@@ -36,7 +38,10 @@ def evaluation_tables(
         rows = [found for found in results if found.text == text]
         tables.append(_comparison(job, text, rows, speeds))
         if len(rows) == 1 and rows[0].summary.against is not None:
-            tables.append(_details(rows[0].summary.against))
+            tables.append(details(rows[0].summary.against))
+            tables.append(by_confidence(rows[0].summary.against))
+    if job.compares and len({found.text for found in results}) > 1:
+        tables.append(by_text(results))
     return tables
 
 
@@ -102,15 +107,15 @@ def _comparison(
         origin = job.reference
         name = _named(origin) if origin else (stored, "", "")
         speed = _speed_cells(by_label.get(origin.label) if origin else None) if speeds else ()
-        pair = _pair(first.base_perplexity, 4)
-        rows.append((*name, *speed, *pair, "base", *[""] * (len(_AGAINST) - 1)))
+        both = pair(first.base_perplexity, 4)
+        rows.append((*name, *speed, *both, "base", *[""] * (len(_AGAINST) - 1)))
     for found in results:
         artifact, against = found.artifact, found.summary.against
         speed = _speed_cells(by_label.get(artifact.label)) if speeds else ()
-        row = (*_named(artifact), *speed, *_pair(found.summary.perplexity, 4))
+        row = (*_named(artifact), *speed, *pair(found.summary.perplexity, 4))
         if against is not None:
             row += (
-                *_pair(against.mean, 5),
+                *pair(against.mean, 5),
                 f"{against.quantiles[0.99]:.4f}",
                 f"{against.quantiles[0.999]:.4f}",
                 percent_text(against.same_top.value),
@@ -141,40 +146,6 @@ def _judgements(results: Sequence[EvaluationDone]) -> Iterator[str]:
         ladder = " of Llama 3 8B" if number == 0 else ""
         word = WORDS[place][:1].upper() + WORDS[place][1:]
         yield f"{word}, as {LIKE[place]}{ladder}: {', '.join(named[place])}"
-
-
-def _pair(estimate: Estimate, digits: int) -> tuple[str, str]:
-    return f"{estimate.value:.{digits}f}", f"{estimate.error:.{digits}f}"
-
-
-def _details(found: Divergence) -> Table:
-    shown = [("max", 1.0), ("99.9 %", 0.999), ("99 %", 0.99), ("95 %", 0.95), ("90 %", 0.9)]
-    shown += [("median", 0.5), ("10 %", 0.1), ("min", 0.0)]
-    judged = judge_divergence(found)
-    return facts(
-        [
-            ("perplexity", f"{WORDS[judged.perplexity]} ({100 * (found.ratio.value - 1):+.2f} %)"),
-            ("KL divergence", WORDS[judged.divergence]),
-            ("top tokens", WORDS[judged.agreement]),
-            ("perplexity ratio", _pm(found.ratio, 6)),
-            ("perplexity difference", _pm(found.difference, 6)),
-            ("ln of the ratio", _pm(found.log_ratio, 6)),
-            ("correlation of losses", percent_text(found.correlation)),
-            ("KLD mean", _pm(found.mean, 6)),
-            *((f"KLD {name}", number_text(found.quantiles[q])) for name, q in shown),
-            ("same top token", _percent(found.same_top)),
-            ("Δp mean", _percent(found.p_mean)),
-            ("Δp root mean square", _percent(found.p_rms)),
-        ]
-    )
-
-
-def _pm(estimate: Estimate, digits: int = 4) -> str:
-    return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"
-
-
-def _percent(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.3f} ± {100 * estimate.error:.3f} %"
 
 
 def evaluation_document(
@@ -268,6 +239,17 @@ def _against(found: Divergence) -> dict[str, Any]:
             "quantiles": {f"{q:g}": value for q, value in found.quantiles.items()},
         },
         "same_top": _estimate(found.same_top),
+        "by_confidence": [
+            {
+                "from": band.low,
+                "to": band.high,
+                "positions": band.positions,
+                "share": band.share,
+                "kld": _estimate(band.mean) if band.mean else None,
+                "same_top": _estimate(band.same_top) if band.same_top else None,
+            }
+            for band in found.by_confidence
+        ],
         "verdict": {
             "overall": WORDS[judged.overall],
             "kld": WORDS[judged.divergence],

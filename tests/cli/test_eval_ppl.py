@@ -112,6 +112,37 @@ def test_every_text_is_reported(evaluate, models, tmp_path) -> None:
     assert values[0] != values[1]
 
 
+def test_two_texts_end_with_the_ratio_of_each(evaluate, models, tmp_path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.read_text(encoding="utf-8")[4000:6000], encoding="utf-8")
+    command = (
+        models["Q8_0"], models["Q2_K"], "--reference", models["BF16"], "--data", TEXT,
+        "--data", other, *SHORT,
+    )  # fmt: skip
+    last = evaluate(*command).rstrip().splitlines()[-6:]
+    assert last[0] == "Against the base, text by text"
+    assert last[1].split() == [
+        "text",
+        "model",
+        "perplexity",
+        "ratio",
+        "±",
+        "KLD",
+        "mean",
+        "same",
+        "top",
+    ]
+    results = _json(evaluate(*command, "--json"))["results"]
+    for line, result in zip(last[2:], results, strict=True):
+        text, model, ratio, error, kld, top, _ = line.split()
+        assert (text, model) == (result["text"], result["artifact"])
+        own, base = (result[f"{name}perplexity"]["value"] for name in ("", "base_"))
+        assert float(ratio) == pytest.approx(own / base, abs=6e-5)
+        assert float(error) == pytest.approx(result["ratio"]["error"], abs=6e-5)
+        assert float(kld) == pytest.approx(result["kld"]["value"], abs=6e-6)
+        assert float(top) == pytest.approx(100 * result["same_top"]["value"], abs=0.06)
+
+
 def test_json_has_every_figure(evaluate, models) -> None:
     found = _json(
         evaluate(models["Q2_K"], "--reference", MINI, "--data", TEXT, "--json",
@@ -129,6 +160,15 @@ def test_json_has_every_figure(evaluate, models) -> None:
     assert result["ratio"]["value"] == pytest.approx(
         result["perplexity"]["value"] / result["base_perplexity"]["value"]
     )
+    bands = result["by_confidence"]
+    assert [(band["from"], band["to"]) for band in bands] == [
+        (0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1),
+    ]  # fmt: skip
+    filled = [band for band in bands if band["positions"]]
+    assert sum(band["positions"] for band in bands) == result["positions"]
+    for name in ("kld", "same_top"):
+        whole = sum(band["share"] * band[name]["value"] for band in filled)
+        assert whole == pytest.approx(result[name]["value"])
     assert found["gates"] == [
         {
             "gate": "max-kld", "limit": 9, "value": result["kld"]["value"], "passed": True,

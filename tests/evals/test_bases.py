@@ -66,6 +66,9 @@ def test_stored_logs_are_close_and_the_file_reads_back(tmp_path: Path, logits, t
         np.testing.assert_array_equal(nll, exact_nll)
         np.testing.assert_allclose(found.divergence, exact.divergence, atol=2e-4)
         np.testing.assert_array_equal(found.same_top, exact.same_top)
+        sure = np.exp(log_softmax(window)).max(axis=1)
+        np.testing.assert_allclose(exact.base_top, sure, rtol=1e-9)
+        np.testing.assert_allclose(found.base_top, sure, rtol=16 / 65535)
 
 
 def test_equal_logits_have_no_scale() -> None:
@@ -94,6 +97,7 @@ def test_the_compact_form_keeps_its_bound(tmp_path: Path, logits, targets, kept:
         np.testing.assert_array_equal(nll, exact_nll)
         np.testing.assert_array_equal(found.same_top, whole.same_top)
         np.testing.assert_allclose(found.base_nll, whole.base_nll, rtol=1e-6)
+        np.testing.assert_allclose(found.base_top, np.exp(p).max(axis=1), rtol=1e-5)
 
 
 def test_with_every_token_kept_the_compact_form_is_exact(tmp_path: Path, logits, targets) -> None:

@@ -51,11 +51,20 @@ def test_small_blocks_give_the_same_figures(
     assert blocked.positions == whole.positions == 510
     assert blocked.perplexity.value == pytest.approx(whole.perplexity.value, rel=1e-6)
     assert blocked.against.mean.value == pytest.approx(whole.against.mean.value, rel=1e-5)
+    bands = whole.against.by_confidence
+    assert sum(band.positions for band in bands) == 510
+    for band, other in zip(bands, blocked.against.by_confidence, strict=True):
+        assert other.positions == band.positions
+        if band.mean is not None and other.mean is not None:
+            assert other.mean.value == pytest.approx(band.mean.value, rel=1e-5)
     if engine == "llama.cpp":
         assert base.read_bytes() == (tmp_path / "blocked").read_bytes()
     (stored,) = measure(paths[1:], engine, base=BaseFile(base))
     assert stored.against is not None
     assert stored.against.mean.value == pytest.approx(whole.against.mean.value, rel=0.01)
+    for band, other in zip(bands, stored.against.by_confidence, strict=True):
+        # 16 bits may lift a position over the end of its band.
+        assert other.positions == pytest.approx(band.positions, abs=1)
 
 
 def test_a_long_window_goes_through_llama_cpp_in_pieces(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantcli.evals import scores
-from quantcli.evals.scores import FLOOR, LogitsBase, log_softmax, losses
+from quantcli.evals.scores import FLOOR, Comparison, LogitsBase, log_softmax, losses
 from quantcli.evals.summary import QUANTILES, Tally
 
 
@@ -111,6 +111,51 @@ def test_the_summary_is_that_of_the_formulas(random: np.random.Generator) -> Non
     assert against.quantiles[1.0] == pytest.approx(divergence.max())
     share = against.same_top.value
     assert against.same_top.error == pytest.approx(math.sqrt(share * (1 - share) / (n - 1)))
+
+
+def test_bands_are_those_of_the_bases_largest_probability(random: np.random.Generator) -> None:
+    # Rows from nearly even to nearly certain, 9 tokens: none can be below 1/9.
+    base = random.normal(0, 1, (400, 9)) * random.uniform(0, 6, (400, 1))
+    base = base.astype(np.float32)
+    own = base + random.normal(0, 0.7, base.shape).astype(np.float32)
+    tally = Tally()
+    for part in (slice(0, 130), slice(130, 400)):
+        targets = np.zeros(part.stop - part.start, np.int64)
+        tally.add(*LogitsBase(base[part]).compare(own[part], targets))
+    against = tally.summary().against
+    assert against is not None
+    p, q = (np.array([_p(row) for row in logits]) for logits in (base, own))
+    sure, divergence = p.max(axis=1), (p * np.log(p / q)).sum(axis=1)
+    same = p.argmax(axis=1) == q.argmax(axis=1)
+    empty, *filled = against.by_confidence
+    assert (empty.positions, empty.share, empty.mean, empty.same_top) == (0, 0, None, None)
+    for band, low, high in zip(filled, (0.1, 0.5, 0.9), (0.5, 0.9, 1.01), strict=True):
+        here = (sure >= low) & (sure < high)
+        n = here.sum()
+        assert n > 20
+        assert (band.positions, band.share) == (n, n / 400)
+        assert band.mean is not None
+        assert band.same_top is not None
+        assert band.mean.value == pytest.approx(divergence[here].mean(), rel=1e-4)
+        error = divergence[here].std(ddof=1) / math.sqrt(n)
+        assert band.mean.error == pytest.approx(error, rel=1e-4)
+        share = same[here].mean()
+        assert band.same_top.value == share
+        assert band.same_top.error == pytest.approx(math.sqrt(share * (1 - share) / (n - 1)))
+    whole = sum(band.share * band.mean.value for band in filled if band.mean)
+    assert whole == pytest.approx(against.mean.value)
+
+
+@pytest.mark.parametrize(("top", "band"), [(0.1, 1), (0.5, 2), (0.9, 3), (0.0999, 0), (0.8999, 2)])
+def test_a_lower_end_belongs_to_its_band(top: float, band: int) -> None:
+    one = np.array([1.0])
+    tally = Tally()
+    tally.add(one, Comparison(one, one, np.array([True]), np.array([top])))
+    against = tally.summary().against
+    assert against is not None
+    assert [found.positions for found in against.by_confidence] == [
+        int(i == band) for i in range(4)
+    ]
 
 
 def test_one_position_has_no_error() -> None:

@@ -80,5 +80,7 @@ class TopBase:
             -self._rows["target"].astype(np.float64),
             np.concatenate(divergence),
             np.concatenate(same),
+            # Tokens stand from the likeliest on.
+            np.exp(self._rows["log_probs"][:, 0].astype(np.float64)),
             np.concatenate(ceiling),
         )
