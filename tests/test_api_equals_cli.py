@@ -95,9 +95,12 @@ calibrate --merge m.gguf --merge m.gguf
 calibrate m.gguf --stats
 eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --engine torch
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
---save-base base.kld --top-k 8 --max-kld 9 --min-top1 0 --plot p.svg --threads 1
+--save-base base.kld --top-k 8 --max-kld 9 --max-kld99 9 --max-ppl-ratio 9 --min-top1 0 \
+--max-kld999 9 --plot p.svg --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
+eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
+--max-kld99 1e-9 --max-kld999 1e-9
 eval-ppl q4.gguf --speed --threads 1
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
@@ -145,6 +148,7 @@ calibrate mini --ctx 4
 calibrate mini --collect nothing
 eval-ppl mini
 eval-ppl mini --data text.txt --plot p.svg
+eval-ppl mini --data text.txt --max-ppl-ratio 1.1
 eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf
 export q4.gguf --against mini

@@ -60,7 +60,10 @@ def evaluate(
     top_k: int | None = None,
     force: bool = False,
     max_ppl: float | None = None,
+    max_ppl_ratio: float | None = None,
     max_kld: float | None = None,
+    max_kld99: float | None = None,
+    max_kld999: float | None = None,
     min_top1: float | None = None,
     plot: str | Path | None = None,
     speed: bool = False,
@@ -72,16 +75,19 @@ def evaluate(
     Windows have ``ctx`` tokens and begin every ``stride`` ones, ``chunks`` of them at most. The
     base is the model ``reference`` or the predictions in the file ``base``; ``save_base`` writes
     such a file, of the ``top_k`` likeliest tokens alone if given. ``engine`` is auto, llama.cpp or
-    torch, ``config`` a folder with a GGUF's settings for the latter. Where ``max_ppl``, ``max_kld``
-    or ``min_top1`` is not held, a `GateError` carries the result as ``result``. ``speed`` measures
-    GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
+    ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
+    ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
     check_folder(as_path(config))
     texts = read_texts(as_names(data), field=field) if data else []
     options: dict[str, Any] = {"engine": engine or AUTO, "folder": as_path(config)}
-    gates = Gates(max_ppl, max_kld, min_top1)
+    gates = Gates(
+        max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, max_kld99=max_kld99,
+        max_kld999=max_kld999, min_top1=min_top1,
+    )  # fmt: skip
     stored = BaseFile(Path(base)) if base is not None else None
     with ExitStack() as stack:
         origin = None
@@ -139,11 +145,9 @@ def evaluate(
 
 def _refuse_without_text(gates: Gates, save: str | Path | None, plot: str | Path | None) -> None:
     """UsageError for what a speed alone does not give."""
-    given = {
-        "--save-base": save, "--plot": plot, "--max-ppl": gates.max_ppl,
-        "--max-kld": gates.max_kld, "--min-top1": gates.min_top1,
-    }  # fmt: skip
-    for name in (name for name, value in given.items() if value is not None):
+    files = {"--save-base": save, "--plot": plot}
+    given = [name for name, value in files.items() if value is not None]
+    for name in (*given, *(f"--{name}" for name in gates.given())):
         raise UsageError(f"{name} needs a text to evaluate on", hint="add --data FILE")
 
 

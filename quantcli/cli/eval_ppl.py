@@ -133,9 +133,36 @@ def eval_ppl(
         float | None,
         option("--max-ppl", metavar="X", panel=_GATES, help="Perplexity, at most."),
     ] = None,
+    max_ppl_ratio: Annotated[
+        float | None,
+        option(
+            "--max-ppl-ratio",
+            metavar="X",
+            panel=_GATES,
+            help="Perplexity divided by the base's, at most, such as 1.02.",
+        ),
+    ] = None,
     max_kld: Annotated[
         float | None,
         option("--max-kld", metavar="X", panel=_GATES, help="Mean KL divergence, at most."),
+    ] = None,
+    max_kld99: Annotated[
+        float | None,
+        option(
+            "--max-kld99",
+            metavar="X",
+            panel=_GATES,
+            help="KL divergence that 99 % of the positions stay below, at most.",
+        ),
+    ] = None,
+    max_kld999: Annotated[
+        float | None,
+        option(
+            "--max-kld999",
+            metavar="X",
+            panel=_GATES,
+            help="KL divergence that 99.9 % of the positions stay below, at most.",
+        ),
     ] = None,
     min_top1: Annotated[
         float | None,
@@ -187,7 +214,8 @@ def eval_ppl(
         done = evaluate(
             artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
             engine=engine, config=config, reference=reference, base=base, save_base=save_base,
-            top_k=top_k, force=force, max_ppl=max_ppl, max_kld=max_kld, min_top1=min_top1,
+            top_k=top_k, force=force, max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio,
+            max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, min_top1=min_top1,
             plot=plot, speed=speed, threads=threads, on_event=out.event,
         )  # fmt: skip
     except GateError as error:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 from quantcli.errors import GateError, UsageError
 from quantcli.evals.run import EvaluationDone, EvaluationJob
+from quantcli.evals.summary import Divergence
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """Limits; None where there is none. ``min_top1`` is a share of the positions, up to 1."""
+    """Limits; None where there is none. ``min_top1`` is a share of the positions, up to 1.
+
+    ``max_ppl_ratio`` is of the perplexity divided by the base's; ``max_kld99`` and ``max_kld999``
+    are of the 99 and 99.9 % quantiles of the divergence over positions, in nats.
+    """
 
     max_ppl: float | None = None
+    max_ppl_ratio: float | None = None
     max_kld: float | None = None
+    max_kld99: float | None = None
+    max_kld999: float | None = None
     min_top1: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """The limits that there are, by the names of their options."""
+        limits = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(self)}
+        return {name: limit for name, limit in limits.items() if limit is not None}
+
+
+_AGAINST: dict[str, tuple[str, Callable[[Divergence], float]]] = {
+    "max-ppl-ratio": ("perplexity ratio", lambda found: found.ratio.value),
+    "max-kld": ("mean KL divergence", lambda found: found.mean.value),
+    "max-kld99": ("99 % quantile of the KL divergence", lambda found: found.quantiles[0.99]),
+    "max-kld999": ("99.9 % quantile of the KL divergence", lambda found: found.quantiles[0.999]),
+    "min-top1": ("top-1 agreement", lambda found: found.same_top.value),
+}
+"""What is limited, and where it stands, of the limits that need a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +56,7 @@ class Verdict:
     def sentence(self) -> str:
         """What failed."""
         relation = "below" if self.name == "min-top1" else "above"
-        what = {
-            "max-ppl": "perplexity", "max-kld": "mean KL divergence", "min-top1": "top-1 agreement"
-        }[self.name]  # fmt: skip
+        what = _AGAINST[self.name][0] if self.name in _AGAINST else "perplexity"
         return (
             f"{what} {self.value:.6g} is {relation} --{self.name} {self.limit:g} "
             f"({self.artifact} on {self.text})"
@@ -44,8 +65,8 @@ class Verdict:
 
 def check_gates(gates: Gates, job: EvaluationJob) -> None:
     """UsageError for limits that cannot be held against this job."""
-    for name, limit in (("max-kld", gates.max_kld), ("min-top1", gates.min_top1)):
-        if limit is not None and not job.compares:
+    for name in gates.given():
+        if name in _AGAINST and not job.compares:
             raise UsageError(
                 f"--{name} needs a base to compare with", hint="add --reference MODEL or --base"
             )
@@ -61,17 +82,16 @@ def judge(gates: Gates, results: Sequence[EvaluationDone]) -> list[Verdict]:
     verdicts = []
     for found in results:
         against = found.summary.against
-        values = [("max-ppl", gates.max_ppl, found.summary.perplexity.value)]
-        if against is not None:
-            values += [
-                ("max-kld", gates.max_kld, against.mean.value),
-                ("min-top1", gates.min_top1, against.same_top.value),
-            ]
-        for name, limit, value in values:
-            if limit is not None:
-                passed = value >= limit if name == "min-top1" else value <= limit
-                label = found.artifact.label
-                verdicts.append(Verdict(name, limit, value, passed, label, found.text))
+        for name, limit in gates.given().items():
+            if name not in _AGAINST:
+                value = found.summary.perplexity.value
+            elif against is not None:
+                value = _AGAINST[name][1](against)
+            else:
+                continue
+            passed = value >= limit if name == "min-top1" else value <= limit
+            label = found.artifact.label
+            verdicts.append(Verdict(name, limit, value, passed, label, found.text))
     return verdicts
 
 

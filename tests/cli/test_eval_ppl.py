@@ -140,10 +140,21 @@ def test_json_has_every_figure(evaluate, models) -> None:
 def test_a_gate_that_fails_is_exit_code_3_after_the_figures(models, capsys) -> None:
     args = [models["Q2_K"], "--reference", models["BF16"], "--data", TEXT, "--json", *SHORT]
     args += ["--max-ppl", "1", "--max-kld", "0.0001", "--min-top1", "1"]
+    args += ["--max-ppl-ratio", "0.9", "--max-kld99", "0.001", "--max-kld999", "0.001"]
     assert run_here(["eval-ppl", *map(str, args)]) == 3
     captured = capsys.readouterr()
-    assert [gate["passed"] for gate in _json(captured.out)["gates"]] == [False] * 3
-    for name in ("perplexity", "mean KL divergence", "top-1 agreement"):
+    found = _json(captured.out)
+    (result,), gates = found["results"], found["gates"]
+    assert [gate["passed"] for gate in gates] == [False] * 6
+    assert {gate["gate"]: gate["value"] for gate in gates} == {
+        "max-ppl": result["perplexity"]["value"],
+        "max-ppl-ratio": result["ratio"]["value"],
+        "max-kld": result["kld"]["value"],
+        "max-kld99": result["kld"]["quantiles"]["0.99"],
+        "max-kld999": result["kld"]["quantiles"]["0.999"],
+        "min-top1": result["same_top"]["value"],
+    }
+    for name in ("perplexity", "mean KL divergence", "99.9 % quantile", "top-1 agreement"):
         assert name in captured.err
 
 
