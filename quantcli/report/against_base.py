@@ -47,7 +47,7 @@ def by_confidence(found: Divergence) -> Table:
     rows = []
     for band in found.by_confidence:
         name = f"{100 * band.low:.0f} to {100 * band.high:.0f} %"
-        cells = ("", "", "", "")
+        cells: tuple[str, ...] = ("", "", "", "")
         if band.mean is not None and band.same_top is not None:
             same = (percent_text(value) for value in (band.same_top.value, band.same_top.error))
             cells = (*pair(band.mean, 5), *same)
