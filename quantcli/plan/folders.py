@@ -338,11 +338,15 @@ def _assign(
         parts = [part for part in together if part in order]
         if not parts:
             continue
-        shared = schemes[min(parts, key=lambda part: order[part])]
+        shared = rules[min(order[part] for part in parts)].scheme
         for module in together:
-            if schemes.get(module) is not shared:
+            if schemes.get(module) is shared:
+                continue
+            split.append(module)
+            if shared is None:
+                del schemes[module]
+            else:
                 schemes[module] = shared
-                split.append(module)
     return schemes, split
 
 

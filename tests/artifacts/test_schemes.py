@@ -180,6 +180,16 @@ def test_parts_of_a_fused_matrix_share_a_scheme(mini: Path, tmp_path: Path) -> N
     assert any("8 modules have the scheme of what vLLM" in note.message for note in done.notes)
 
 
+def test_parts_of_a_fused_matrix_are_left_alone_together(mini: Path, tmp_path: Path) -> None:
+    done = quantcli.quantize(
+        mini, tmp_path / "out", to="compressed-tensors", scheme=["k_proj=UNQUANTIZED", "W4A16"]
+    )
+    ignored = settings(done.paths[0])["ignore"]
+    for part in "qkv":
+        assert f"model.layers.0.self_attn.{part}_proj" in ignored
+    assert "model.layers.0.mlp.up_proj" not in ignored
+
+
 def test_gptq_on_fp4_halves_the_divergence(mini: Path, tmp_path: Path) -> None:
     novel = Path(__file__).parent.parent / "data" / "pride-and-prejudice.txt"
     nearest = make(mini, tmp_path / "nearest", "NVFP4A16")
