@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tiny_models import build
@@ -51,3 +52,23 @@ def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Ch
         return path
 
     return file
+
+
+@pytest.fixture(autouse=True)
+def _documents_follow_their_schemas(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a command prints with --json in this process is held against its schema."""
+    if "hostile" in request.path.parts:
+        return  # where a model's own oddities are what is printed
+    from support.json_schemas import check_document
+
+    from quantcli.cli.output import Output
+
+    write = Output.document
+
+    def checked(self: Output, kind: str, version: int, fields: Mapping[str, Any]) -> None:
+        check_document(kind, version, {"schema": f"quantcli.{kind}/{version}", **fields})
+        write(self, kind, version, fields)
+
+    monkeypatch.setattr(Output, "document", checked)

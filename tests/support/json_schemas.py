@@ -32,6 +32,8 @@ def check_document(kind: str, version: int, document: Mapping[str, Any]) -> None
         with (Path(folder) / f"{kind}-{version}-{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps(plain) + "\n")
         return
+    if not schema_path(kind, version).exists():
+        return  # a document of a test's own; that each command has a schema is tested by itself
     errors = [
         f"{error.json_path}: {error.message[:300]}"
         for error in _validator(kind, version).iter_errors(plain)
@@ -39,9 +41,14 @@ def check_document(kind: str, version: int, document: Mapping[str, Any]) -> None
     assert not errors, f"quantcli.{kind}/{version}: {errors[:3]} (run scripts/make-schemas)"
 
 
+def schema_path(kind: str, version: int) -> Path:
+    """Where the schema of a kind of document is."""
+    return FOLDER / f"quantcli.{kind}-{version}.json"
+
+
 @cache
 def _validator(kind: str, version: int) -> Draft202012Validator:
-    schema = json.loads((FOLDER / f"quantcli.{kind}-{version}.json").read_text())
+    schema = json.loads(schema_path(kind, version).read_text())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -66,6 +73,8 @@ def _infer(values: Iterable[Any], name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"type": sorted(kinds)} if len(kinds) != 1 else {"type": kinds.pop()}
     if objects and name in _MAPS:
         inside = [value for each in objects for value in each.values()]
+        # Here all packages are installed.
+        inside += [None] if name == "packages" else []
         found["additionalProperties"] = _infer(inside, "") if inside else True
     elif objects:
         keys = sorted({key for each in objects for key in each})
