@@ -10,16 +10,16 @@ ALL = "--help-all"
 _SWITCHES = ("threads", "json", "quiet", "verbose", "debug", "help")
 ESSENTIAL: Mapping[str, tuple[str, ...]] = {
     "quantize": (
-        "bits", "type", "output_set", "to", "scheme", "imatrix", "method", "quality", "calibrate",
+        "bits", "type", "output_set", "fit", "to", "scheme", "imatrix", "method", "quality", "calibrate",
         "allocate", "target_size", "keep", "recipe", "resume", "output", "mmproj", "force",
-        "dry_run",
+        "dry_run", "prompt", "push",
     ),
     "calibrate": (
         "data", "chunks", "ctx", "collect", "stats", "merge", "output", "resume", "force",
     ),
     "eval-ppl": (
         "data", "ctx", "chunks", "reference", "base", "save_base", "engine", "max_ppl", "max_kld",
-        "min_top1", "plot",
+        "min_top1", "plot", "speed",
     ),
 }  # fmt: skip
 """The options of the first tier, by command; a command that is not here shows all of its own."""
