@@ -10,9 +10,9 @@ ALL = "--help-all"
 _SWITCHES = ("threads", "json", "quiet", "verbose", "debug", "help")
 ESSENTIAL: Mapping[str, tuple[str, ...]] = {
     "quantize": (
-        "bits", "type", "output_set", "fit", "to", "scheme", "imatrix", "method", "quality", "calibrate",
-        "allocate", "target_size", "keep", "recipe", "resume", "output", "mmproj", "force",
-        "dry_run", "prompt", "push",
+        "bits", "type", "output_set", "fit", "to", "scheme", "imatrix", "method", "quality",
+        "calibrate", "allocate", "target_size", "keep", "recipe", "resume", "output", "mmproj",
+        "force", "dry_run", "prompt", "push",
     ),
     "calibrate": (
         "data", "chunks", "ctx", "collect", "stats", "merge", "output", "resume", "force",
