@@ -14,13 +14,15 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "tests" / "data" / "bookworm-mini"
@@ -47,6 +49,8 @@ class Reader:
     which is told from a refusal; folders that ``refuses`` finds are refused on any machine, as a
     remark of quantcli says. ``exact`` is the difference of means that is none, ``rounded`` the
     same for the schemes that ``rounds`` finds, under which it computes with rounded activations.
+    A reader that quantizes as well makes folders of its own: ``make`` is given the small model, the
+    options that ``made`` has by the table's names, and the folder.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Reader:
     rounds: str = "$^"
     refuses: str = "$^"
     variables: Mapping[str, str] | None = None
+    made: Mapping[str, str] = field(default_factory=dict)
+    make: Callable[[str, str, str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,12 +147,22 @@ def try_all(
 ) -> Iterator[Found]:
     """Make, load and compare each folder."""
     mixture = scratch / "mixture"
+    folder, decoded = scratch / "folder", scratch / "decoded"
+    for name in filter(only.search, reader.made):
+        shutil.rmtree(folder, ignore_errors=True)
+        job = {"model": str(MODEL), "options": reader.made[name], "folder": str(folder)}
+        told = ask(reader, server, job, scratch / "log", verbose)
+        if folder.exists():
+            quantcli(folder, ["--to", "hf", "--type", "F32"], decoded)
+            yield compare(reader, server, name, folder, decoded, verbose)
+        else:
+            yield Found(name, said=last_error(told), verdict="**not made**")
+    shutil.rmtree(folder, ignore_errors=True)
     for model, cases in ((MODEL, reader.plain), (mixture, reader.experts)):
         wanted = {name: options for name, options in cases.items() if only.search(name)}
         if wanted and model == mixture:
             build_mixture(mixture)
         for name, options in wanted.items():
-            folder, decoded = scratch / "folder", scratch / "decoded"
             if options is not None:
                 where = "" if "--to " in options else "--to compressed-tensors "
                 quantcli(model, shlex.split(where + options), folder)
@@ -195,8 +211,11 @@ def serve(reader: Reader) -> None:
             os.dup2(log, 1)
             os.dup2(log, 2)
             try:
-                found = reader.load(job["folder"], job["ids"])
-                print(json.dumps({"mean": sum(found) / len(found)}), flush=True)
+                if reader.make and "options" in job:
+                    reader.make(job["model"], job["options"], job["folder"])
+                else:
+                    found = reader.load(job["folder"], job["ids"])
+                    print(json.dumps({"mean": sum(found) / len(found)}), flush=True)
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -212,17 +231,8 @@ def compare(
 ) -> Found:
     """Load one folder in the reader's environment, and its weights in transformers."""
     ids, ours = by_transformers(decoded)
-    log = decoded.parent / "log"
-    assert server.stdin is not None
-    assert server.stdout is not None
-    job = {"folder": str(folder), "ids": ids, "log": str(log)}
-    print(json.dumps(job), file=server.stdin, flush=True)
-    while (line := server.stdout.readline()).strip() != DONE:
-        if not line:
-            sys.exit(f"{reader.name} cannot be imported")
-    told = log.read_text(errors="replace")
-    if verbose:
-        print(told)
+    job = {"folder": str(folder), "ids": ids}
+    told = ask(reader, server, job, decoded.parent / "log", verbose)
     limit = reader.rounded if re.search(reader.rounds, name) else reader.exact
     means = re.findall(r'^\{"mean": (.*)\}$', told, re.MULTILINE)
     if means:
@@ -233,6 +243,20 @@ def compare(
     if re.search(reader.no_kernel, said, re.IGNORECASE):
         return Found(name, None, ours, said, NO_KERNEL)
     return Found(name, None, ours, said)
+
+
+def ask(reader: Reader, server: Server, job: Mapping[str, Any], log: Path, verbose: bool) -> str:
+    """Have the reader's process do something; all that it said."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps({**job, "log": str(log)}), file=server.stdin, flush=True)
+    while (line := server.stdout.readline()).strip() != DONE:
+        if not line:
+            sys.exit(f"{reader.name} cannot be imported")
+    told = log.read_text(errors="replace")
+    if verbose:
+        print(told)
+    return told
 
 
 def last_error(text: str) -> str:
@@ -276,7 +300,7 @@ def put(page: Path, reader: Reader, results: Sequence[Found]) -> None:
     lines = {line.split("|")[1].strip(): line for line in older.splitlines()[3:] if "|" in line}
     lines |= {found.name: "| " + " | ".join(found.cells) + " |" for found in results}
     heads = ["folder", reader.packages[0].replace("==", " "), "mean log-probability", "decoded"]
-    order = [*reader.plain, *reader.experts]
+    order = [*reader.made, *reader.plain, *reader.experts]
     rows = ["", "| " + " | ".join(heads) + " |", "|---|---|--:|--:|"]
     rows += [lines[name] for name in order if name in lines]
     page.write_text(before + mark + "\n".join([*rows, "", end]) + after, encoding="utf-8")

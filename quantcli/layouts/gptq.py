@@ -65,6 +65,8 @@ SERVED = (4, 8)
 """What vLLM and SGLang run of it."""
 STORED_LESS = {"gptq": 1, "gptq_v2": 0}
 """``checkpoint_format`` -> how much less than the zero point is stored."""
+_AUTO_ROUND_V2 = ("auto_round", "auto_round:gptqmodel")
+"""AutoRound's ``packing_format`` of zero points that are stored as they are."""
 
 _SUFFIX = ".qweight"
 
@@ -206,13 +208,14 @@ class _Matrix:
 def find_gptq(source: StoredTensors, settings: Settings) -> dict[str, RowWeight]:
     """Every GPTQ matrix under ``X.weight``; SourceError names the first part that is wrong."""
     values = settings.values
-    version = str(values.get("checkpoint_format") or values.get("format") or "gptq")
+    assumed = "gptq_v2" if values.get("packing_format") in _AUTO_ROUND_V2 else "gptq"
+    version = str(values.get("checkpoint_format") or values.get("format") or assumed)
     if values.get("is_marlin_format"):
         version = "marlin"
     if version not in STORED_LESS:
         raise settings.refuse(version)
     modules = [name.removesuffix(_SUFFIX) for name in source.tensors if name.endswith(_SUFFIX)]
-    overrides = _override(modules, settings)
+    overrides = _override(modules, settings) | _override_as_autoround(source, modules, settings)
     found = {}
     for module in modules:
         info = source.tensors[module + _SUFFIX]
@@ -287,6 +290,34 @@ def _override(modules: Sequence[str], settings: Settings) -> dict[str, Mapping[s
     for pattern, expression in expressions.items():
         for module in fitted[expression] - found.keys():
             found[module] = {**settings.values, **dynamic[pattern]}
+    return found
+
+
+def _override_as_autoround(
+    source: StoredTensors, modules: Sequence[str], settings: Settings
+) -> dict[str, Mapping[str, Any]]:
+    """The same of AutoRound's ``extra_config``: by a module's name, or else by an expression.
+
+    An expression fits anywhere in a name; the name of a module, quantized or not, is none.
+    """
+    extra = settings.values.get("extra_config") or {}
+    where = f"{settings.where}: extra_config"
+    if not isinstance(extra, Mapping):
+        raise SourceError(f"{where} is not an object")
+    changes = {key: value for key, value in extra.items() if isinstance(value, Mapping)}
+    named = changes.keys() & set(modules)
+    found: dict[str, Mapping[str, Any]] = {
+        module: {**settings.values, **changes[module]} for module in named
+    }
+    expressions = {
+        f".*(?:{key})": key
+        for key in changes
+        if key not in named and f"{key}.weight" not in source.tensors
+    }
+    fitted = fit_patterns(expressions, modules, where)
+    for expression, key in expressions.items():
+        for module in fitted[expression] - found.keys():
+            found[module] = {**settings.values, **changes[key]}
     return found
 
 

@@ -111,8 +111,8 @@ def read_beside(path: Path) -> Settings | None:
     return None
 
 
-_AUTO_ROUND = {"auto_gptq": "gptq", "auto_awq": "awq"}
-"""AutoRound's name of a layout that it writes, and the layout."""
+_AUTO_ROUND = {"auto_gptq": "gptq", "auto_awq": "awq", "auto_round": "gptq", "gptqmodel": "gptq"}
+"""AutoRound's name of a layout that it writes, and the layout; the last two are of version 2."""
 
 
 def _method(values: Mapping[str, Any]) -> str:

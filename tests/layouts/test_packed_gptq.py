@@ -199,6 +199,73 @@ def test_autorounds_label_over_awq(tmp_path: Path) -> None:
     check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
 
 
+@pytest.mark.parametrize("packing", ["auto_round", "auto_round:gptqmodel"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_autorounds_zero_points_as_they_are(packing: str, bits: int, tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), bits, RUNS, symmetric=False)
+    stored = packed_layouts.gptq(codes, zeros, scales, bits, version=2)
+    store = save(
+        tmp_path, stored, quant_method="auto-round", packing_format=packing, bits=bits,
+        group_size=GROUP, sym=False,
+    )  # fmt: skip
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {NAME: {"bits": 8}},
+        {r".*up_proj.*": {"bits": 8}},
+        {"mlp[.]up": {"bits": 8}, ".*": {"bits": 2}},
+        {".*": {"bits": 2}, NAME: {"bits": 8}},
+        {"model.layers.0.mlp.up": {"bits": 2}, NAME: {"bits": 8}},
+    ],
+    ids=["name", "expression", "first", "name first", "a shorter name"],
+)
+def test_autorounds_settings_of_one_module(extra: dict[str, Any], tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), 8, RUNS, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 8, version=1)
+    store = save(
+        tmp_path, stored, quant_method="auto-round", packing_format="auto_round:auto_gptq", bits=4,
+        group_size=GROUP, sym=True, extra_config=extra,
+    )  # fmt: skip
+    check(store, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+
+
+def test_autorounds_settings_of_a_module_that_is_kept(tmp_path: Path) -> None:
+    """Its name is no expression for another whose name begins with it."""
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
+    kept = NAME.removesuffix("_proj")
+    tensors = {
+        f"{NAME}.{key}": value
+        for key, value in packed_layouts.gptq(codes, zeros, scales, 4, version=1).items()
+    }
+    save_file(tensors | {f"{kept}.weight": weights()}, tmp_path / "model.safetensors")
+    settings = {
+        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4,
+        "group_size": GROUP, "extra_config": {kept: {"bits": 16}},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+    store = open_checkpoint(tmp_path)
+    found = store.read_rows(f"{NAME}.weight", 0, ROWS)
+    np.testing.assert_array_equal(found, packed_layouts.dequantize(codes, zeros, scales, RUNS))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [(["x"], "extra_config is not an object"), ({"(": {"bits": 8}}, "no regular expression")],
+)
+def test_autorounds_settings_that_are_wrong(extra: Any, said: str, tmp_path: Path) -> None:
+    codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
+    stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)
+    with pytest.raises(SourceError, match=said):
+        save(
+            tmp_path, stored, quant_method="auto-round", packing_format="auto_round:auto_gptq",
+            bits=4, group_size=GROUP, extra_config=extra,
+        )  # fmt: skip
+
+
 def test_another_of_autorounds_layouts_is_refused(tmp_path: Path) -> None:
     codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
     stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)
