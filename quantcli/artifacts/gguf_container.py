@@ -62,8 +62,16 @@ class FileLayout:
     size: int
 
 
-def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -> FileLayout:
-    """Fix every byte offset of a GGUF that holds ``metadata`` and ``entries`` in that order."""
+def lay_out(
+    metadata: Mapping[str, MetaValue],
+    entries: Sequence[TensorEntry],
+    *,
+    longest_name: int = MAX_NAME_BYTES,
+) -> FileLayout:
+    """Fix every byte offset of a GGUF that holds ``metadata`` and ``entries`` in that order.
+
+    SourceError for a name of more than ``longest_name`` bytes.
+    """
     alignment = DEFAULT_ALIGNMENT
     if ALIGNMENT_KEY in metadata:
         alignment = int(metadata[ALIGNMENT_KEY].value)
@@ -73,9 +81,9 @@ def lay_out(metadata: Mapping[str, MetaValue], entries: Sequence[TensorEntry]) -
     relative: dict[str, int] = {}
     end = 0
     for entry in entries:
-        if len(entry.name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        if len(entry.name.encode("utf-8", "surrogateescape")) > longest_name:
             raise SourceError(
-                f"the tensor name {entry.name[:80]!r} has more than the {MAX_NAME_BYTES} bytes "
+                f"the tensor name {entry.name[:80]!r} has more than the {longest_name} bytes "
                 "that a GGUF holds"
             )
         relative[entry.name] = end

@@ -28,6 +28,7 @@ from quantcli.types import array, text, u32
 
 _I32 = Struct("<i")
 _F32_ID = 0
+_LONGEST_NAME = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def pack_gguf(calibration: Calibration) -> bytes:
     if calibration.enough:
         metadata[ENOUGH] = u32(calibration.enough)
     entries = [TensorEntry(n, value.shape, _F32_ID, value.nbytes) for n, value in values.items()]
-    layout = lay_out(metadata, entries)
+    # Suffixes come behind names that a model itself may have; who reads these has no such limit.
+    layout = lay_out(metadata, entries, longest_name=_LONGEST_NAME)
     whole = bytearray(layout.size)
     whole[: len(layout.header)] = layout.header
     for name, value in values.items():

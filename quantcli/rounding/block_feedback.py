@@ -48,7 +48,12 @@ def round_with_feedback(
 def encode_columns(
     fmt: BlockFormat, target: Floats, importance: Floats | None, pool: Workers
 ) -> Bytes:
-    """The encoder's own packed blocks of ``target`` (n, columns)."""
+    """The encoder's own packed blocks of ``target`` (n, columns).
+
+    What feedback has moved beyond the largest weight of the format becomes that weight.
+    """
+    if fmt.byte_scales and np.isfinite(target).all():
+        target = np.clip(target, -fmt.holds, fmt.holds)
     packed = np.empty((len(target), fmt.row_bytes(target.shape[1])), np.uint8)
 
     def share(start: int, stop: int) -> None:

@@ -87,6 +87,8 @@ def test_a_folder_without_a_table_is_that_with_one(
     assert any(isinstance(files, dict) for files in tabled.values())
     without_tables()
     for each, expected in tabled.items():
+        if isinstance(expected, QuantcliError) and "can be transposed" in expected.message:
+            continue  # stacks that are stored turned, which types go through without a table alone
         found = _make(source, tmp_path / "free" / each, each)
         if isinstance(expected, dict) and isinstance(found, dict):
             differing = [f for f in expected | found if expected.get(f) != found.get(f)]
