@@ -131,7 +131,7 @@ def test_a_failing_disk_ends_in_a_sentence(place: Place, name: str, spec: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec", ["short", "eintr", "no-fallocate", f"no-flock:{errno.ENOLCK}"])
+@pytest.mark.parametrize("spec", ["short", f"no-flock:{errno.ENOLCK}"])
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_outlive_what_a_filesystem_may_lack(
     methods_place: Place, name: str, spec: str
@@ -140,9 +140,7 @@ def test_methods_outlive_what_a_filesystem_may_lack(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "spec", ["enospc:20000", "eio-write:9", "eio-fsync:2", "eio-open:6", "eio-rename:1"]
-)
+@pytest.mark.parametrize("spec", ["enospc:20000", "eio-write:9", "eio-rename:1"])
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_end_in_a_sentence(methods_place: Place, name: str, spec: str) -> None:
     _fail(methods_place, name, spec)
@@ -213,14 +211,14 @@ def _check(kills: list[Kill]) -> None:
 )
 def test_a_killed_run_leaves_old_or_new(place: Place, name: str) -> None:
     """``scripts/kill-matrix`` does it at every instant, and to every command."""
-    _check(list(kill_all(place.server, name, place.words, place.root / "kills", 12)))
+    _check(list(kill_all(place.server, name, place.words, place.root / "kills", 8)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["calibrate", "gptq", "several-calibrated", "several-gptq"])
+@pytest.mark.parametrize("name", ["calibrate", "gptq", "several-gptq"])
 def test_a_killed_run_goes_on_to_the_same_bytes(methods_place: Place, name: str) -> None:
     kills = list(
-        kill_all(methods_place.server, name, methods_place.words, methods_place.root / "kills", 8)
+        kill_all(methods_place.server, name, methods_place.words, methods_place.root / "kills", 4)
     )
     _check(kills)
     assert any(kill.resumed for kill in kills)
