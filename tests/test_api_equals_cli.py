@@ -200,7 +200,14 @@ def inputs(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.toml").write_text('type = "Q6_K"\npure = true\n')
     (folder / "full.gguf").write_bytes(b"something else")
     quantcli.quantize(mini, folder / "q4.gguf", type="Q4_0")
-    made = quantcli.calibrate(mini, [folder / "text.txt"], ctx=32, chunks=4, collect="min_max")
+    made = quantcli.calibrate(
+        mini,
+        [folder / "text.txt"],
+        output=folder / "made.calib.gguf",
+        ctx=32,
+        chunks=4,
+        collect="min_max",
+    )
     for path, name in zip(made.paths, ("m.gguf", "seen.safetensors"), strict=True):
         path.rename(folder / name)
     results = quantcli.evaluate(

@@ -52,7 +52,7 @@ def encode_columns(
 
     What feedback has moved beyond the largest weight of the format becomes that weight.
     """
-    if fmt.byte_scales and np.isfinite(target).all():
+    if fmt.byte_scales and fmt.holds and np.isfinite(target).all():
         target = np.clip(target, -fmt.holds, fmt.holds)
     packed = np.empty((len(target), fmt.row_bytes(target.shape[1])), np.uint8)
 
