@@ -85,6 +85,7 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    device: str | None = None,
     push: str | None = None,
     public: bool = False,
     on_event: Show | None = None,
@@ -103,8 +104,9 @@ def quantize(
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``push``
-    uploads what was made to that repository, private unless ``public``.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
+    ``push`` uploads what was made to that repository, private unless ``public``.
     """
     refuse_below_one(threads=threads)
     check_push(push, public=public, dry_run=dry_run)
@@ -133,6 +135,7 @@ def quantize(
         threads=threads,
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
+        device=device,
     )
     finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
     main = [done for done in finished if not done.is_tower] or finished
