@@ -69,6 +69,7 @@ def evaluate(
     plot: str | Path | None = None,
     report: str | Path | None = None,
     speed: bool = False,
+    device: str | None = None,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -80,6 +81,7 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
     ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    ``device`` is where torch runs models: auto (the default), cpu, cuda, cuda:1, xpu or mps.
     ``report`` is a folder for a page and a card about the models with these figures, and with their
     weights' errors against ``reference``.
     """
@@ -106,7 +108,7 @@ def evaluate(
         job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=as_path(save_base), kept=top_k, force=force,
-            threads=threads or default_threads(),
+            threads=threads or default_threads(), device=device,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
         scored = not speed or bool(texts) or stored is not None
