@@ -142,6 +142,7 @@ class Collector:
             self._file(index).unlink(missing_ok=True)
         self._hessians.clear()
         self._waiting.clear()
+        self._waiting_bytes = 0
 
     @steady()
     def _sum(self, values: torch.Tensor) -> _Row:
