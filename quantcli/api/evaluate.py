@@ -67,6 +67,7 @@ def evaluate(
     min_top1: float | None = None,
     plot: str | Path | None = None,
     speed: bool = False,
+    download: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -78,12 +79,16 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
     ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
+    the file itself.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
     check_folder(as_path(config))
     texts = read_texts(as_names(data), field=field) if data else []
-    options: dict[str, Any] = {"engine": engine or AUTO, "folder": as_path(config)}
+    options: dict[str, Any] = {
+        "engine": engine or AUTO, "folder": as_path(config), "download": download,
+    }  # fmt: skip
     gates = Gates(
         max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, max_kld99=max_kld99,
         max_kld999=max_kld999, min_top1=min_top1,

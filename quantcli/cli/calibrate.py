@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Download, Threads, command, option
 from quantcli.cli.output import Output
 
 _TEXT = "The text"
@@ -138,6 +138,7 @@ def calibrate(
         bool,
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
+    download: Download = False,
     threads: Threads = None,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
@@ -172,6 +173,7 @@ def calibrate(
         legacy=legacy,
         merge=merge or (),
         stats=stats,
+        download=download,
         threads=threads,
         on_event=out.event,
     )
