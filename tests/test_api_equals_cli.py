@@ -56,6 +56,7 @@ PLANS = """
 --to GPTQ --asymmetric --keep k_proj
 --to gptq --strict --keep o_proj --on-fallback nearest
 --bits 4 --push org/name --public
+--bits 4 --report page
 --to compressed-tensors --activations int8
 --to compressed-tensors --scheme mlp=NVFP4A16 --scheme FP8_DYNAMIC
 --to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8
@@ -96,7 +97,7 @@ calibrate m.gguf --stats
 eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --engine torch
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
 --save-base base.kld --top-k 8 --max-kld 9 --max-kld99 9 --max-ppl-ratio 9 --min-top1 0 \
---max-kld999 9 --plot p.svg --threads 1
+--max-kld999 9 --plot p.svg --report page --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.api.report import plan_report
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import GateError, UsageError
@@ -66,6 +67,7 @@ def evaluate(
     max_kld999: float | None = None,
     min_top1: float | None = None,
     plot: str | Path | None = None,
+    report: str | Path | None = None,
     speed: bool = False,
     download: bool = False,
     threads: int | None = None,
@@ -79,8 +81,10 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
     ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
-    ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
+        ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
     the file itself.
+        ``report`` is a folder for a page and a card about the models with these figures, and with their
+    weights' errors against ``reference``.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
@@ -121,6 +125,7 @@ def evaluate(
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
             refuse_existing([Path(plot)], force=force)
+        page = plan_report(report, force=force, threads=threads)
         # Before any model is in memory here, and on processors that nothing else of this run uses.
         runs = measure_speed(timed, threads=job.threads)
         speeds = drain(in_phase("timing", take_all(runs, SpeedDone)), watch) if timed else []
@@ -131,12 +136,18 @@ def evaluate(
         verdicts = judge(gates, measured)
         if plot is not None:
             _draw(Path(plot), measured, speeds, force=force)
+        document = evaluation_document(job, measured, verdicts, speeds)
+        pages: tuple[Path, ...] = ()
+        if page is not None:
+            pages = page.write(
+                as_names(models), document, None if origin is None else str(reference), watch
+            )
         result = EvaluateResult(
-            tuple(Path(path) for path in (save_base, plot) if path is not None),
+            (*(Path(path) for path in (save_base, plot) if path is not None), *pages),
             tuple(measured),
             tuple(verdicts),
             tuple(evaluation_tables(job, measured, speeds)),
-            evaluation_document(job, measured, verdicts, speeds),
+            document,
             tuple(watch.notes),
             tuple(speeds),
         )

@@ -21,6 +21,7 @@ from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
 from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
+from quantcli.report.measured_quality import read_evaluation
 from quantcli.report.tables import Table, facts
 from quantcli.report.units import size_text
 from quantcli.types import Event, Note
@@ -113,7 +114,8 @@ def export(
         _refuse_given(given | {"repo": repo, "public": public}, REPORT)
         pages = report_paths(names, as_path(output), force=force, check=not dry_run)
         writing = write_report(
-            names, pages, evaluation=as_path(evaluation),
+            names, pages,
+            evaluation=None if evaluation is None else read_evaluation(Path(evaluation)),
             against=None if against is None else str(against),
             threads=threads or default_threads(), force=force,
         )  # fmt: skip

@@ -91,14 +91,21 @@ class HfCheckpoint:
         return self._read(name, (start, stop), None)
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Columns ``start:stop`` of a matrix, transposed to shape (columns, rows)."""
+        """Columns ``start:stop`` of a matrix, transposed to shape (columns, rows).
+
+        Of a stack's matrices they are counted through, and come of one at a time.
+        """
         info = self._tensors[name]
-        if len(info.shape) != 2:
+        if len(info.shape) < 2:
             raise SourceError(
                 f"{info.file}: tensor {name!r} has shape {list(info.shape)}; "
                 "only a matrix can be transposed"
             )
-        return np.ascontiguousarray(self._read(name, (0, info.shape[0]), (start, stop)).T)
+        height, width = info.shape[-2:]
+        matrix = max(0, min(start, stop - 1)) // max(1, width)
+        rows = (matrix * height, (matrix + 1) * height)
+        columns = (start - matrix * width, stop - matrix * width)
+        return np.ascontiguousarray(self._read(name, rows, columns).T)
 
     def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
         """Rows of a weight that is stored as codes of a grid; scales are of each row."""
