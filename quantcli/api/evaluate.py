@@ -81,9 +81,9 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
     ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
-        ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
+    ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
     the file itself.
-        ``report`` is a folder for a page and a card about the models with these figures, and with their
+    ``report`` is a folder for a page and a card about the models with these figures, and with their
     weights' errors against ``reference``.
     """
     refuse_below_one(threads=threads, chunks=chunks)
