@@ -87,14 +87,16 @@ quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.g
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
 quantize mini --to compressed-tensors --activations int8:static --statistics seen.safetensors
 quantize mini --to compressed-tensors --scheme NVFP4 --kv-cache fp8 --calibrate text.txt --chunks 2
-quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 -o out.gguf
+quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 --device cpu \
+-o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
 calibrate mini --data lines.jsonl --field body --ctx 32 --chunks 2 --dtype float32 --device cpu \
 --max-memory 1G --pre llama-bpe --resume --legacy --download -o m.dat
 calibrate mini --data text.txt --ctx 32 --chunks 1 --stats --force -o full.gguf
 calibrate --merge m.gguf --merge m.gguf
 calibrate m.gguf --stats
-eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --engine torch
+eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --engine torch \
+--device cpu
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
 --save-base base.kld --top-k 8 --max-kld 9 --max-kld99 9 --max-ppl-ratio 9 --min-top1 0 \
 --max-kld999 9 --plot p.svg --report page --threads 1
@@ -116,6 +118,8 @@ quantize mini --bits 7
 quantize mini --bits 4 --type Q4_0
 quantize mini --quality better
 quantize mini --method gtpq
+quantize mini --type Q4_0 --device cuda
+quantize mini --method gptq --device cuda:9x
 quantize mini --damping 0.1
 quantize mini --resume
 quantize mini --chunks 3
@@ -149,6 +153,7 @@ calibrate mini --ctx 4
 calibrate mini --collect nothing
 eval-ppl mini
 eval-ppl mini --data text.txt --plot p.svg
+eval-ppl mini --data text.txt --device gpu
 eval-ppl mini --data text.txt --max-ppl-ratio 1.1
 eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf

@@ -70,6 +70,7 @@ def evaluate(
     report: str | Path | None = None,
     speed: bool = False,
     download: bool = False,
+    device: str | None = None,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -83,6 +84,7 @@ def evaluate(
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
     ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
     the file itself.
+    ``device`` is where torch runs models: auto (the default), cpu, cuda, cuda:1, xpu or mps.
     ``report`` is a folder for a page and a card about the models with these figures, and with their
     weights' errors against ``reference``.
     """
@@ -111,7 +113,7 @@ def evaluate(
         job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=as_path(save_base), kept=top_k, force=force,
-            threads=threads or default_threads(),
+            threads=threads or default_threads(), device=device,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
         scored = not speed or bool(texts) or stored is not None

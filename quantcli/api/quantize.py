@@ -89,6 +89,7 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    device: str | None = None,
     push: str | None = None,
     public: bool = False,
     report: str | Path | None = None,
@@ -109,9 +110,10 @@ def quantize(
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``push``
-    uploads what was made to that repository, private unless ``public``. ``report`` is a folder for
-    a page and a card about what was made.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
+    ``push`` uploads what was made to that repository, private unless ``public``.
+    ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
     check_push(push, public=public, dry_run=dry_run)
@@ -141,6 +143,7 @@ def quantize(
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
         download=download,
+        device=device,
     )
     page = plan_outputs_report(report, request, check=not dry_run) if report else None
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Download, Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 _TEXT = "The text"
@@ -79,12 +79,6 @@ def calibrate(
             "the weights are stored so and the processor has it, else float32.",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        _option(
-            "--device", metavar="NAME", panel=_RUN, help="cpu or cuda. Default: cuda if present."
-        ),
-    ] = None,
     max_memory: Annotated[
         str | None,
         _option(
@@ -139,6 +133,7 @@ def calibrate(
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
     download: Download = False,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.

@@ -70,6 +70,16 @@ Threads = Annotated[
 ]
 
 
+Device = Annotated[
+    str | None,
+    option(
+        "--device", metavar="auto|cpu|cuda[:N]|xpu|mps",
+        help="Where the model is run, and what a method computes. Default: auto, which is CUDA or "
+        "XPU if there is one, else the CPU.",
+    ),
+]  # fmt: skip
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Make a command of a function that takes its `Output` first: the switches are added here.
 

@@ -10,6 +10,7 @@ import typer
 
 from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
+    Device,
     Download,
     ModelArgument,
     Threads,
@@ -174,6 +175,7 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    device: Device = None,
     push: Annotated[
         str | None,
         option(
@@ -247,6 +249,7 @@ def quantize(
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         download=download,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+        device=device,
     )  # fmt: skip
     if print_recipe:
         check_request(request)

@@ -52,9 +52,10 @@ class EvaluatedModel:
         stored = sum(self.model.stored_bytes(tensor) for tensor in kept)
         return 8 * stored / max(1, sum(tensor.elements for tensor in kept))
 
-    def load(self, context: int, threads: int) -> Engine:
-        """Read the weights, for windows of ``context`` tokens."""
-        engine: Engine = ENGINES.get(self.engine)(self.source, context, threads)
+    def load(self, context: int, threads: int, device: str | None = None) -> Engine:
+        """Read the weights, for windows of ``context`` tokens; ``device`` is torch's."""
+        chosen = {"device": device} if device is not None and self.engine == "torch" else {}
+        engine: Engine = ENGINES.get(self.engine)(self.source, context, threads, **chosen)
         lack = lacks_attributes("vocabulary", "begin", "tokenize", "run", "close")(engine)
         if lack is not None:
             raise UsageError(f"the engine {self.engine!r} {lack.removeprefix('it ')}")

@@ -69,6 +69,7 @@ def calibrate_for(
         threads=request.threads or default_threads(),
         # An existing matrix that no interrupted run was making is nobody's to replace.
         resume=request.resume and was_interrupted(path), force=request.force,
+        device=request.device,
     )  # fmt: skip
     done = yield from _run(job, "the same command with --resume continues")
     return read_importance(done.paths[0])
