@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.api.report import plan_report
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import GateError, UsageError
@@ -66,7 +67,10 @@ def evaluate(
     max_kld999: float | None = None,
     min_top1: float | None = None,
     plot: str | Path | None = None,
+    report: str | Path | None = None,
     speed: bool = False,
+    download: bool = False,
+    device: str | None = None,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -78,12 +82,19 @@ def evaluate(
     torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
     ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
+    the file itself.
+    ``device`` is where torch runs models: auto (the default), cpu, cuda, cuda:1, xpu or mps.
+    ``report`` is a folder for a page and a card about the models with these figures, and with their
+    weights' errors against ``reference``.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     watch = Watch(on_event)
     check_folder(as_path(config))
     texts = read_texts(as_names(data), field=field) if data else []
-    options: dict[str, Any] = {"engine": engine or AUTO, "folder": as_path(config)}
+    options: dict[str, Any] = {
+        "engine": engine or AUTO, "folder": as_path(config), "download": download,
+    }  # fmt: skip
     gates = Gates(
         max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, max_kld99=max_kld99,
         max_kld999=max_kld999, min_top1=min_top1,
@@ -102,7 +113,7 @@ def evaluate(
         job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=as_path(save_base), kept=top_k, force=force,
-            threads=threads or default_threads(),
+            threads=threads or default_threads(), device=device,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
         scored = not speed or bool(texts) or stored is not None
@@ -116,6 +127,7 @@ def evaluate(
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
             refuse_existing([Path(plot)], force=force)
+        page = plan_report(report, force=force, threads=threads)
         # Before any model is in memory here, and on processors that nothing else of this run uses.
         runs = measure_speed(timed, threads=job.threads)
         speeds = drain(in_phase("timing", take_all(runs, SpeedDone)), watch) if timed else []
@@ -126,12 +138,18 @@ def evaluate(
         verdicts = judge(gates, measured)
         if plot is not None:
             _draw(Path(plot), measured, speeds, force=force)
+        document = evaluation_document(job, measured, verdicts, speeds)
+        pages: tuple[Path, ...] = ()
+        if page is not None:
+            pages = page.write(
+                as_names(models), document, None if origin is None else str(reference), watch
+            )
         result = EvaluateResult(
-            tuple(Path(path) for path in (save_base, plot) if path is not None),
+            (*(Path(path) for path in (save_base, plot) if path is not None), *pages),
             tuple(measured),
             tuple(verdicts),
             tuple(evaluation_tables(job, measured, speeds)),
-            evaluation_document(job, measured, verdicts, speeds),
+            document,
             tuple(watch.notes),
             tuple(speeds),
         )

@@ -18,6 +18,7 @@ from quantcli.api.calls import (
 )
 from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
+from quantcli.api.report import files_to_push, plan_outputs_report
 from quantcli.events import Show, drain
 from quantcli.exports.to_hub import check_push, upload_artifacts
 from quantcli.plan.output_set import Output, expand_outputs
@@ -27,7 +28,7 @@ from quantcli.report.quantized import output_document, whole_document
 from quantcli.run import quantize as quantizing
 from quantcli.run.outputs import Quantized
 from quantcli.run.request import Request, place_outputs
-from quantcli.types import Note
+from quantcli.types import Event, Note
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class QuantizeResult:
     outputs: tuple[OutputResult, ...] = ()
     url: str | None = None
     """Where ``push`` put them."""
+    report: tuple[Path, ...] = ()
+    """The page and the card that ``report`` asked for."""
 
 
 @takes_keywords
@@ -82,11 +85,14 @@ def quantize(
     recipe: str | Path | Recipe | Sequence[Recipe] | None = None,
     resume: bool = False,
     force: bool = False,
+    download: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    device: str | None = None,
     push: str | None = None,
     public: bool = False,
+    report: str | Path | None = None,
     on_event: Show | None = None,
     **options: Unpack[RecipeOptions],
 ) -> QuantizeResult:
@@ -102,9 +108,12 @@ def quantize(
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
+    A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``push``
-    uploads what was made to that repository, private unless ``public``.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
+    ``push`` uploads what was made to that repository, private unless ``public``.
+    ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
     check_push(push, public=public, dry_run=dry_run)
@@ -133,24 +142,39 @@ def quantize(
         threads=threads,
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
+        download=download,
+        device=device,
     )
-    finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
+    page = plan_outputs_report(report, request, check=not dry_run) if report else None
+
+    def show(event: Event) -> None:
+        watch(event)
+        if page is not None:
+            page(event)
+
+    finished = drain(quantizing.quantize(request, on_fetch=watch), show)
     main = [done for done in finished if not done.is_tower] or finished
     tower = next((done for done in finished if done.is_tower and done not in main), None)
-    made = [path for done in finished for path in done.artifact.paths]
+    pages: tuple[Path, ...] = ()
+    if page is not None and not dry_run:
+        pages = page.of_outputs(finished, request.source, watch)
     sent = None
     if push and not dry_run:
+        made = files_to_push(finished, pages)
         sent = drain(upload_artifacts(made, push, public=public), watch)
+    document = whole_document(finished, planned=dry_run)
+    document |= {"report": list(map(str, pages))} if pages else {}
     return QuantizeResult(
         tuple(path for done in main for path in done.artifact.paths),
         sum(done.artifact.nbytes for done in main),
         fmean(done.artifact.bits_per_weight for done in main),
         main[0].digest,
-        whole_document(finished, planned=dry_run),
+        document,
         tuple(watch.notes),
         tower.artifact.paths[0] if tower else None,
         tuple(_result(done, planned=dry_run) for done in main),
         sent,
+        pages,
     )
 
 

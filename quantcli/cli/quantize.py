@@ -10,6 +10,8 @@ import typer
 
 from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
+    Device,
+    Download,
     ModelArgument,
     Threads,
     command,
@@ -21,6 +23,7 @@ from quantcli.errors import UsageError
 from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
+    from quantcli.api.report import Report
     from quantcli.run.outputs import Quantized
     from quantcli.run.request import Request
     from quantcli.types import Event
@@ -162,6 +165,7 @@ def quantize(
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
     ] = False,
+    download: Download = False,
     threads: Threads = None,
     max_memory: Annotated[
         str | None,
@@ -171,6 +175,7 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    device: Device = None,
     push: Annotated[
         str | None,
         option(
@@ -187,6 +192,15 @@ def quantize(
             help="With --push: create the repository for everyone to see.",
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        option(
+            "--report", metavar="FOLDER", panel=OUTPUT.title,
+            help="Write a page about what was made into this folder (report.html), and a card for "
+            "its repository (README.md): sizes, each tensor's type and error, and what types "
+            "cost where that was measured.",
+        ),
+    ] = None,
     **fields: Any,
 ) -> None:  # fmt: skip
     """Quantize MODEL to a GGUF file that llama.cpp runs, or to a model folder.
@@ -207,6 +221,7 @@ def quantize(
     In a script:                f=$(quantcli quantize ./my-model --bits 4 -q)
     """
     from quantcli.api.fit import choose_type, read_fit
+    from quantcli.api.report import plan_outputs_report
     from quantcli.exports.to_hub import check_push
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
@@ -232,7 +247,9 @@ def quantize(
         model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
         calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
+        download=download,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+        device=device,
     )  # fmt: skip
     if print_recipe:
         check_request(request)
@@ -245,7 +262,8 @@ def quantize(
         from quantcli.api.answer import check_answer
 
         check_answer(request)
-    finished = _run(out, request, push, public=public)
+    page = plan_outputs_report(report, request, check=not dry_run) if report else None
+    finished = _run(out, request, page, push, public=public)
     if prompt is not None:
         _answer(out, finished[0].artifact.paths[0], prompt, threads)
     elif not (push or request.dry_run) and out.talks_to_a_terminal:
@@ -263,7 +281,10 @@ def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
     out.stream("\n")
 
 
-def _run(out: Output, request: Request, push: str | None, *, public: bool) -> list[Quantized]:
+def _run(
+    out: Output, request: Request, report: Report | None, push: str | None, *, public: bool
+) -> list[Quantized]:
+    from quantcli.api.report import files_to_push
     from quantcli.events import drain
     from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
@@ -274,6 +295,8 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> li
 
     def show(event: Event) -> None:
         out.event(event)
+        if report is not None:
+            report(event)
         if isinstance(event, OutputDone):
             # As soon as it is whole: what reads the pipe may go on with it.
             if request.is_set:
@@ -284,8 +307,13 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> li
                 out.result(path)
 
     finished = drain(run(request, on_fetch=out.event), show)
+    pages: tuple[Path, ...] = ()
+    if report is not None and not request.dry_run:
+        pages = report.of_outputs(finished, request.source, out.event)
+        out.say(f"the report is {pages[0]}")
     if out.json:
         document = quantized.whole_document(finished, planned=request.dry_run)
+        document |= {"report": list(map(str, pages))} if pages else {}
         out.document("plan" if request.dry_run else "quantize", 1, document)
     elif request.dry_run and request.is_set:
         for table in output_sets.set_tables(finished):
@@ -297,7 +325,7 @@ def _run(out: Output, request: Request, push: str | None, *, public: bool) -> li
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
     if push and not request.dry_run:
-        made = [path for done in finished for path in done.artifact.paths]
+        made = files_to_push(finished, pages)
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
     return finished
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -12,6 +13,7 @@ from quantcli.types import Event
 if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
+    from quantcli.plan.allocate import Costs
     from quantcli.rounding.options import Outcome
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.calibrated_run import CalibratedRun
@@ -58,6 +60,19 @@ class OutputDone(Event):
     """An output is whole, under its name."""
 
     output: Quantized
+
+
+@dataclass(frozen=True, slots=True)
+class KindsChosen(Event):
+    """The type, or scheme, of each tensor of an output that had a choice, and what all would cost.
+
+    ``costs`` are KL divergences in nats, by tensor and kind.
+    """
+
+    paths: tuple[Path, ...]
+    noun: str
+    kinds: Mapping[str, str]
+    costs: Costs
 
 
 @dataclass(frozen=True)
