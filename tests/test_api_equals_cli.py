@@ -69,7 +69,7 @@ PLANS = """
 --imatrix m.gguf --allocate
 --to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
---max-memory 300M --no-mtp
+--max-memory 300M --no-mtp --download
 --fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
@@ -91,7 +91,7 @@ quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threa
 -o out.gguf
 calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,mean_abs --threads 1
 calibrate mini --data lines.jsonl --field body --ctx 32 --chunks 2 --dtype float32 --device cpu \
---max-memory 1G --pre llama-bpe --resume --legacy -o m.dat
+--max-memory 1G --pre llama-bpe --resume --legacy --download -o m.dat
 calibrate mini --data text.txt --ctx 32 --chunks 1 --stats --force -o full.gguf
 calibrate --merge m.gguf --merge m.gguf
 calibrate m.gguf --stats
@@ -104,10 +104,10 @@ eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot f
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
 --max-kld99 1e-9 --max-kld999 1e-9
-eval-ppl q4.gguf --speed --threads 1
+eval-ppl q4.gguf --speed --threads 1 --download
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
-export q4.gguf --to gptq --requantize --threads 1
+export q4.gguf --to gptq --requantize --threads 1 --download
 export q4.gguf --to card --eval eval.json -o full.gguf --force
 export q4.gguf --verify --against mini
 export q4.gguf --to report --eval eval.json --against mini -o report

@@ -85,6 +85,7 @@ def quantize(
     recipe: str | Path | Recipe | Sequence[Recipe] | None = None,
     resume: bool = False,
     force: bool = False,
+    download: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
@@ -107,6 +108,7 @@ def quantize(
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
+    A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
     ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
     is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
@@ -140,6 +142,7 @@ def quantize(
         threads=threads,
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
+        download=download,
         device=device,
     )
     page = plan_outputs_report(report, request, check=not dry_run) if report else None

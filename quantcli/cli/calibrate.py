@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Device, Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 _TEXT = "The text"
@@ -132,6 +132,7 @@ def calibrate(
         bool,
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
+    download: Download = False,
     device: Device = None,
     threads: Threads = None,
 ) -> None:
@@ -167,6 +168,7 @@ def calibrate(
         legacy=legacy,
         merge=merge or (),
         stats=stats,
+        download=download,
         threads=threads,
         on_event=out.event,
     )

@@ -48,6 +48,14 @@ Json = Annotated[
     bool,
     option("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
 ]
+Download = Annotated[
+    bool,
+    option(
+        "--download",
+        help="Store a model of the Hub in its cache first, instead of reading its weights from "
+        "there as they are needed. An interrupted download goes on where it stopped.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

@@ -11,6 +11,7 @@ import typer
 from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
     Device,
+    Download,
     ModelArgument,
     Threads,
     command,
@@ -164,6 +165,7 @@ def quantize(
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
     ] = False,
+    download: Download = False,
     threads: Threads = None,
     max_memory: Annotated[
         str | None,
@@ -245,6 +247,7 @@ def quantize(
         model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
         calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
+        download=download,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
         device=device,
     )  # fmt: skip

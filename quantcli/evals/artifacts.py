@@ -12,6 +12,8 @@ from quantcli.evals.engines import ENGINES
 from quantcli.evals.engines.base import Engine, Source
 from quantcli.model import Model, open_model
 from quantcli.registry import lacks_attributes
+from quantcli.sources.address import file_size
+from quantcli.sources.resolve import resolve
 
 AUTO = "auto"
 
@@ -41,8 +43,7 @@ class EvaluatedModel:
     @property
     def nbytes(self) -> int:
         """Bytes of the files that hold its weights."""
-        files = {info.file for info in self.model.store.tensors.values()}
-        return sum(file.stat().st_size for file in files)
+        return sum(map(file_size, {info.file for info in self.model.store.tensors.values()}))
 
     @property
     def bits_per_weight(self) -> float:
@@ -67,15 +68,21 @@ def open_artifact(
     engine: str = AUTO,
     folder: Path | None = None,
     tokenizer: Path | None = None,
+    download: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> EvaluatedModel:
     """Open a folder, repo id or GGUF; "auto" takes llama.cpp for a GGUF where it is installed.
 
-    ``folder`` and ``tokenizer`` are `Source`'s. UsageError for an engine that does not exist.
+    ``folder`` and ``tokenizer`` are `Source`'s; ``download`` is `open_model`'s.
+    UsageError for an engine that does not exist.
     """
     if engine != AUTO:
         engine = ENGINES.canonical(engine) or ENGINES.get(engine)
-    model = open_model(target, table=False, on_progress=on_progress)
+    found = resolve(target, weights=download, on_progress=on_progress)
+    if found.is_remote and found.kind == "gguf":
+        # llama.cpp opens the file itself.
+        found = resolve(target, on_progress=on_progress)
+    model = open_model(target, table=False, found=found)
     if not model.tensors:
         model.store.close()
         raise SourceError(f"{target} has no tensors")

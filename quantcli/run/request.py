@@ -55,6 +55,8 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    download: bool = False
+    """Store a model of the Hub in its cache instead of reading it where it is."""
     device: str | None = None
 
     @property
