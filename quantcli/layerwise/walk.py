@@ -226,7 +226,7 @@ class LayerPass:
             return self.walk.model.run(self.index, hidden, call)
 
     def backward(self, hooks: Hooks = nullcontext) -> Iterator[Event]:
-        """Take all windows' gradients back through the layer, each in ``hooks``, yielding progress."""
+        """Take all windows' gradients back through the layer, in ``hooks``, yielding progress."""
         walk = self.walk
         for number in walk.windows:
             gradient = walk.get_next(number)
