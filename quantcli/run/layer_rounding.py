@@ -49,9 +49,9 @@ from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -153,7 +153,7 @@ class _RoundingVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = max(self.work.options.fisher_windows, FEWEST)
+        windows = count_windows(self.work.options.fisher_windows, self.work.run.model)
         numbers = choose_windows(len(self.walk.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False
@@ -182,6 +182,7 @@ class _RoundingVisitor(Visitor):
             outputs = yield from self._output_fisher(layer)
             if outputs is not None:
                 held.enter_context(outputs)
+                sums.weights = outputs.weights
 
             def observe(number: int) -> ObserveInput:
                 sums.watch(number)

@@ -36,9 +36,9 @@ from quantcli.sources.imatrix import Importance
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -73,7 +73,7 @@ def measure_type_costs(
     known = _read(path, identity)
     if known is not None:
         return known
-    numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
+    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, run.model))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
         workers(run.threads) as pool,
@@ -116,6 +116,7 @@ class _CostVisitor(Visitor):
             self._accumulator(f"layer {layer.index}") as sums,
             measure_output_fisher(layer, gradients, wanted, self.run.folder) as outputs,
         ):
+            sums.weights = outputs.weights
             yield from layer.forward(sums.watch)
             for name in sums.names:
                 if name not in self.candidates:

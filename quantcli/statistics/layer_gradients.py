@@ -25,6 +25,7 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.model import Model
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
@@ -33,6 +34,8 @@ _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+MORE = 4
+"""An expert gets a share of the tokens, so its gradients take more windows."""
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
@@ -120,6 +123,12 @@ class LayerGradients:
         return self.folder / "gradients.json"
 
 
+def count_windows(asked: int, model: Model) -> int:
+    """Windows to go backwards; `MORE` times those asked for in a mixture of experts."""
+    mixture = any(tensor.name.endswith("_exps.weight") for tensor in model.tensors)
+    return max(asked * (MORE if mixture else 1), FEWEST)
+
+
 def choose_windows(count: int, most: int) -> tuple[int, ...]:
     """Numbers of at most ``most`` of ``count`` windows, evenly spread."""
     return tuple(int(n) for n in np.unique(np.linspace(0, count - 1, min(most, count)).round()))
@@ -164,11 +173,16 @@ def measure_output_fisher(
 ) -> LayerFisher:  # fmt: skip
     """Of ``tensors``, from gradients by the layer's output in some windows.
 
-    ``folder`` takes sums of stacks until it is closed.
+    ``folder`` takes sums of stacks until it is closed. Numbers of windows are the walk's.
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
     found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
-    layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
+
+    def passing() -> Iterator[tuple[int, torch.Tensor]]:
+        for found.window, gradient in gradients:
+            yield found.window, gradient
+
+    layer.observe_gradients(passing(), found.observe, RouterFlips(layer))
     return found
 
 
