@@ -240,4 +240,7 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
             )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
-    return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]
+    return [
+        Quantized(each.artifact, each.threads, kept=each.kept is not None, forecast=each.forecast)
+        for each in planned
+    ]
