@@ -69,7 +69,7 @@ PLANS = """
 --imatrix m.gguf --allocate
 --to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
---max-memory 300M --no-mtp
+--max-memory 300M --no-mtp --shard 1/2
 --fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
@@ -113,6 +113,7 @@ export q4.gguf mini --to hub --repo org/name --public --dry-run
 """
 REFUSALS = """
 quantize mini --bits 7
+quantize mini --bits 4 --shard 3/2
 quantize mini --bits 4 --type Q4_0
 quantize mini --quality better
 quantize mini --method gtpq
