@@ -86,10 +86,12 @@ def quantize(
     recipe: str | Path | Recipe | Sequence[Recipe] | None = None,
     resume: bool = False,
     force: bool = False,
+    download: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
     shard: str | None = None,
+    device: str | None = None,
     push: str | None = None,
     public: bool = False,
     report: str | Path | None = None,
@@ -108,12 +110,14 @@ def quantize(
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
+    A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``shard`` is
-    the part of the work that this process does, such as "2/4", "merge" for the last step alone or
-    "env" for what RANK and WORLD_SIZE say; until all parts are done, the result has no outputs.
-    ``push`` uploads what was made to that repository, private unless ``public``. ``report`` is a
-    folder for a page and a card about what was made.
+    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
+    ``shard`` is the part of the work that this process does, such as "2/4", "merge" for the last
+    step alone or "env" for what RANK and WORLD_SIZE say; until all parts are done, the result has
+    no outputs. ``push`` uploads what was made to that repository, private unless ``public``.
+    ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
     check_push(push, public=public, dry_run=dry_run)
@@ -144,6 +148,8 @@ def quantize(
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
         share=share,
+        download=download,
+        device=device,
     )
     speaks = share is None or share.speaks
     page = None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantcli.artifacts.read_ahead import ReadAhead
 from quantcli.artifacts.slabs import work_slabs
 from quantcli.artifacts.staging import MEETING, SHARED, claim, partial_path, remove_own
 from quantcli.artifacts.write import (
@@ -37,6 +38,7 @@ from quantcli.types import Event, Note, Progress
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -170,11 +172,18 @@ class _Work:
     def _ensure(self, slabs: Sequence[SlabKey], threads: int) -> Generator[Event, None, int]:
         """Make those of the slabs that are not as their records say; returns how many were."""
         log = self._meeting.open_log()
-        try:
-            tasks = [(slab[1], partial(self._check_or_make, slab, log)) for slab in slabs]
+        with ExitStack() as stack:
+            stack.callback(log.close)
+            reads = {slab: self._slabs[slab][0][0].read for slab in slabs}
+            fresh = [slab for slab in slabs if self._keys[slab][0] not in self._records]
+            if any(writing.artifact.is_remote for writing in self._writings):
+                sizes = [slab.nbytes for _, slab in fresh]
+                ahead = stack.enter_context(ReadAhead([reads[slab] for slab in fresh], sizes))
+                reads |= {slab: partial(ahead.take, i) for i, slab in enumerate(fresh)}
+            tasks = [
+                (slab[1], partial(self._check_or_make, slab, reads[slab], log)) for slab in slabs
+            ]
             made = yield from self._watch(work_slabs(tasks, threads))
-        finally:
-            log.close()
         self._own.update(slabs)
         return sum(made)
 
@@ -191,13 +200,14 @@ class _Work:
                 self._meeting.check()
                 yield progress
 
-    def _check_or_make(self, slab: SlabKey, log: SlabLog) -> bool:
+    def _check_or_make(self, slab: SlabKey, read: Callable[[], NDArray[Any]], log: SlabLog) -> bool:
         """Whether the slab had to be made, since it was not there as it should be."""
         if self._is_whole(slab):
             return False
         parts = self._slabs[slab]
         targets = [_Recording(writing) for _, writing in parts]
-        made = do_slab([(part, to) for (part, _), to in zip(parts, targets, strict=True)], True)
+        uses = [(part, to) for (part, _), to in zip(parts, targets, strict=True)]
+        made = do_slab(read, uses, True)
         for writing in self._writings:
             if writing.error is not None:
                 raise writing.error

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
+from quantcli.artifacts.read_ahead import AHEAD_BYTES, ReadAhead
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.plan.budget import BASE_BYTES
+from quantcli.sources.address import is_remote
+from quantcli.sources.remote_file import KEPT_BYTES
 from quantcli.types import Event, Note
 
 if TYPE_CHECKING:
@@ -132,6 +136,12 @@ class Artifact(Protocol):
         """What the slabs are read from; two artifacts of one source share what they read."""
 
     @property
+    def is_remote(self) -> bool:
+        """Whether each read of a slab is a request over the network."""
+        store: Any = getattr(self.source, "store", self.source)
+        return any(is_remote(info.file) for info in islice(store.tensors.values(), 1))
+
+    @property
     def paths(self) -> tuple[Path, ...]:
         """The files (or the folder) that will be there."""
 
@@ -197,7 +207,15 @@ def write_artifacts(
             writing.write_all(writing.artifact.heads())
         hashed = any(artifact.hashed for artifact in artifacts)
         shared = share_slabs(writings)
-        tasks = [(slab, partial(do_slab, parts, hashed)) for (_, slab), parts in shared.items()]
+        reads = [parts[0][0].read for parts in shared.values()]
+        if any(artifact.is_remote for artifact in artifacts):
+            sizes = [slab.nbytes for _, slab in shared]
+            ahead = stack.enter_context(ReadAhead(reads, sizes))
+            reads = [partial(ahead.take, index) for index in range(len(reads))]
+        tasks = [
+            (slab, partial(do_slab, read, parts, hashed))
+            for read, ((_, slab), parts) in zip(reads, shared.items(), strict=True)
+        ]
         told: list[Writing] = []
         # Closed before the files are, which its threads write to.
         slabs = stack.enter_context(closing(work_slabs(tasks, workers)))
@@ -321,9 +339,11 @@ def _tell_failed(writings: Sequence[Writing], told: list[Writing]) -> Iterator[A
         yield ArtifactFailed(writing.artifact.paths, writing.error)
 
 
-def do_slab(parts: Sequence[tuple[ArtifactPart, Target]], hashed: bool) -> Hashes:
+def do_slab(
+    read: Callable[[], NDArray[Any]], parts: Sequence[tuple[ArtifactPart, Target]], hashed: bool
+) -> Hashes:
     """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
-    rows = parts[0][0].read()
+    rows = read()
     leaf = hash_rows(rows) if hashed else b""
     encoded: set[Hashable] = set()
     written = [b""] * len(parts)
@@ -362,7 +382,12 @@ def default_threads() -> int:
 
 def peak_memory(artifact: Artifact, threads: int) -> int:
     """Bytes of resident memory that writing needs at most, as an estimate."""
-    return BASE_BYTES + threads * artifact.thread_bytes
+    return base_memory(artifact) + threads * artifact.thread_bytes
+
+
+def base_memory(artifact: Artifact) -> int:
+    """What is needed whatever the threads: of a remote model also what is read ahead and kept."""
+    return BASE_BYTES + (AHEAD_BYTES + KEPT_BYTES if artifact.is_remote else 0)
 
 
 def threads_within(artifact: Artifact, threads: int | None, max_memory: int | None) -> int:
@@ -373,7 +398,7 @@ def threads_within(artifact: Artifact, threads: int | None, max_memory: int | No
     wanted = threads or default_threads()
     if max_memory is None:
         return wanted
-    fit = (max_memory - BASE_BYTES) // max(1, artifact.thread_bytes)
+    fit = (max_memory - base_memory(artifact)) // max(1, artifact.thread_bytes)
     if fit < 1:
         needed = peak_memory(artifact, 1)
         raise PlanError(

@@ -10,6 +10,8 @@ import typer
 
 from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
+    Device,
+    Download,
     ModelArgument,
     Threads,
     command,
@@ -163,6 +165,7 @@ def quantize(
         bool,
         option("--dry-run", help="Print the exact plan and write nothing.", panel=OUTPUT.title),
     ] = False,
+    download: Download = False,
     threads: Threads = None,
     max_memory: Annotated[
         str | None,
@@ -181,6 +184,7 @@ def quantize(
             "does alone. Default: RANK and WORLD_SIZE, if torchrun or the like has set them.",
         ),
     ] = None,
+    device: Device = None,
     push: Annotated[
         str | None,
         option(
@@ -257,8 +261,10 @@ def quantize(
         model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
         calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
+        download=download,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
         share=share,
+        device=device,
     )  # fmt: skip
     if print_recipe:
         check_request(request)

@@ -23,6 +23,7 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.call_recorder import Call
 from quantcli.layerwise.check_layers import check_layers
 from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.layerwise.devices import device_errors, torch_device
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
 from quantcli.layerwise.layer_calls import LayerCalls
@@ -258,7 +259,7 @@ def open_walk(
     ``follows`` another is committed by it. SourceError when the windows have tokens that the model
     has not, or an earlier run's states are not whole.
     """
-    use_threads(run.threads, run.device)
+    use_threads(run.threads, torch_device(run.device).type)
     layers = build_model(run, model)
     ids = run.windows.ids
     if int(ids.max()) >= layers.vocabulary:
@@ -283,17 +284,19 @@ def open_walk(
             states.load()
         elif model.untabled is not None and not follows:
             check_layers(layers, ids[0, :_CHECKED].tolist())
-        yield LayerWalk(
-            layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
-            task=task,
-        )  # fmt: skip
+        with device_errors(run.device):
+            yield LayerWalk(
+                layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
+                task=task,
+            )  # fmt: skip
     finally:
         states.close()
 
 
 def build_model(run: ModelRun, model: Model) -> LayerwiseModel:
     """``run``'s model, or another one in its place, in the run's precision and on its device."""
-    return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+    device = torch_device(run.device)
+    return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=device)
 
 
 def run_silently(events: Iterator[Event]) -> None:

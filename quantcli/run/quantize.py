@@ -161,7 +161,7 @@ def _open(
     if all(recipe.mmproj_only for recipe in recipes):
         if request.texts:
             raise UsageError("--calibrate runs the text model, which --mmproj-only leaves out")
-        return open_tower(request.source, on_progress=on_fetch)
+        return open_tower(request.source, download=request.download, on_progress=on_fetch)
     return open_model(
         request.source,
         pre=recipes[0].pre,
@@ -171,6 +171,7 @@ def _open(
         gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,
         template=read_template(template) if (template := recipes[0].chat_template) else None,
+        download=request.download,
         on_progress=on_fetch,
     )
 

@@ -43,6 +43,7 @@ class Request:
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
     written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
     source: str
@@ -57,6 +58,9 @@ class Request:
     left_out: Sequence[str] = ()
     share: Share | None = None
     """This process's share of the work, where several do it."""
+    download: bool = False
+    """Store a model of the Hub in its cache instead of reading it where it is."""
+    device: str | None = None
 
     @property
     def is_set(self) -> bool:
@@ -128,6 +132,9 @@ def check_request(request: Request) -> None:
         )
     if request.chunks is not None and not runs:
         raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
+    if request.device is not None:
+        allocated = any(is_allocated(wanted.recipe) for wanted in request.outputs)
+        _check_device(request.device, runs=bool(runs) or allocated)
     for wanted in request.outputs:
         recipe = wanted.recipe
         if recipe.method is not None:
@@ -160,6 +167,22 @@ def check_request(request: Request) -> None:
             raise UsageError(
                 f"the outputs of one run have different {flag}", hint="give them the same"
             )
+
+
+def _check_device(name: str, *, runs: bool) -> None:
+    """UsageError for a device that is not there, or that nothing would use."""
+    if not runs:
+        if name not in ("auto", "cpu"):
+            raise UsageError(
+                f"nothing would run on {name}: weights that are rounded to nearest are encoded on "
+                "the CPU",
+                hint=f"add --method {USUAL_ROUNDER} or --calibrate TEXT, or leave --device out",
+            )
+        return
+    require_torch()
+    from quantcli.layerwise.devices import choose_device
+
+    choose_device(name)
 
 
 def _check_importance(request: Request) -> None:

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
+from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.statistics.device_sums import DeviceSums
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -75,6 +77,7 @@ class Collector:
         self._place = place
         self._homes: dict[str, str] = {}
         self._hessians: dict[str, NDArray[np.float64]] = {}
+        self._sums = DeviceSums()
         self._pass: dict[tuple[str, int], _Row] = {}
         self._whole: tuple[str, Totals] | None = None
 
@@ -114,6 +117,7 @@ class Collector:
 
         There is one where all matrices of the tensor have one input.
         """
+        self._sums.leave()
         return self._hessians
 
     def whole_hessian(self, home: str) -> Totals:
@@ -126,6 +130,7 @@ class Collector:
 
     def close(self) -> None:
         """Remove the Hessians' files."""
+        self._sums.forget()
         for index in range(len(self._hessians)):
             self._file(index).unlink(missing_ok=True)
         self._hessians.clear()
@@ -137,11 +142,12 @@ class Collector:
         largest: Any = None
         low: Any = None
         high: Any = None
+        wide = widest(values.device)
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
-            squares = squares + part.square().sum(0, dtype=torch.float64)
+            squares = squares + part.square().sum(0, dtype=wide)
             if "mean_abs" in self._needs:
-                absolute = absolute + part.abs().sum(0, dtype=torch.float64)
+                absolute = absolute + part.abs().sum(0, dtype=wide)
             if "abs_max" in self._needs:
                 top = part.abs().amax(0)
                 largest = top if largest is None else torch.maximum(largest, top)
@@ -193,17 +199,15 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
-        values = product.rows.float()
         with steady():
-            squared = values.T @ values
-        self._hessians[home][matrix] += squared.cpu().numpy()
+            self._sums.add(self._hessians[home][matrix], product.rows.float())
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
 
 
 def _array(values: Any) -> Totals:
-    found: Totals = values.double().cpu().numpy()
+    found: Totals = values.cpu().double().numpy()
     return found
 
 
