@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ def eval_ppl(
             "second, and memory. Without --data nothing else is measured.",
         ),
     ] = False,
+    download: Download = False,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
@@ -225,7 +227,9 @@ def eval_ppl(
             engine=engine, config=config, reference=reference, base=base, save_base=save_base,
             top_k=top_k, force=force, max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio,
             max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, min_top1=min_top1,
-            plot=plot, report=report, speed=speed, threads=threads, on_event=out.event,
+            plot=plot, report=report, speed=speed, device=device, download=download,
+            threads=threads,
+            on_event=out.event,
         )  # fmt: skip
     except GateError as error:
         show(error.result)

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.plan.schemes import GGUF
+from quantcli.ranks.share import Share
 from quantcli.report.tables import Table
 from quantcli.report.units import duration_text, size_text
 from quantcli.run.outputs import Quantized
@@ -53,6 +54,11 @@ def planned_document(planned: Quantized) -> dict[str, Any]:
     from quantcli.report.folders import folder_document
 
     return folder_document(planned.artifact, planned.threads, planned.forecast)
+
+
+def shard_document(share: Share) -> dict[str, Any]:
+    """What a shard says that is done before the others: the output is not there yet."""
+    return {"shard": share.index + 1, "of": share.count, "published": False}
 
 
 def output_document(output: Quantized, *, planned: bool) -> dict[str, Any]:

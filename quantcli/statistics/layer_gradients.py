@@ -26,6 +26,7 @@ from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
+from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
 
 _HELD_OUT = 4
@@ -148,7 +149,7 @@ def measure_gradients(
             gradient, varied = _output_gradient(model, walk.get(window), draw)
             states.replace(window, gradient)
             variance += varied / count
-    yield from walk.backward()
+    yield from walk.backward(lambda layer: layer.backward(RouterFlips(layer)))
     found.finish(variance)
 
 
@@ -171,7 +172,7 @@ def measure_output_fisher(
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
     found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
-    layer.observe_gradients(gradients, found.observe)
+    layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
     return found
 
 
