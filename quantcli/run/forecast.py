@@ -127,6 +127,16 @@ class Limits:
     in_memory: bool = True
 
 
+def products_dtype(model: Model, options: Options | None = None) -> str:
+    """The dtype that products are computed in, as `begin_rounding` chooses it."""
+    from quantcli.layerwise.devices import choose_device
+    from quantcli.layerwise.model_run import choose_dtype
+
+    if options is not None and (options.propagate or options.trainer or options.e2e):
+        return "float32"
+    return choose_dtype(None, choose_device(None), model)
+
+
 def passes_of(model: Model, windows: Windows, dtype: str) -> Passes | None:
     """How ``model`` is passed by these windows; None for one whose names do not tell its sizes."""
     from quantcli.layerwise.pass_needs import Passes
@@ -140,7 +150,6 @@ def passes_of(model: Model, windows: Windows, dtype: str) -> Passes | None:
 
 def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> list[Stage]:
     """The stages of outputs that one run of the model serves, the last one writes them."""
-    from quantcli.layerwise.model_run import choose_device, choose_dtype
     from quantcli.run.recipe_options import read_options
     from quantcli.statistics.input_needs import collecting_stages, statistics_bytes
     from quantcli.transforms.chain import needed_statistics as transform_statistics
@@ -151,7 +160,7 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
     if run is None:
         raise ValueError(f"{first.path} has no method")
     chain, options = method_chain(first), read_options(first.artifact.plan.recipe)
-    dtype = choose_dtype(None, choose_device(None), run.model)
+    dtype = products_dtype(run.model)
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
         return [plain_stage(batch)]
@@ -243,7 +252,6 @@ def rounding_stages(
     batch: Sequence[Planned], chain: Chain, options: Options, limits: Limits, *, surveyed: bool
 ) -> list[Stage]:
     """Gradients, each layer's pass and rounding, the head, training end to end."""
-    from quantcli.layerwise.model_run import choose_device, choose_dtype
     from quantcli.layerwise.pass_needs import states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
@@ -254,8 +262,7 @@ def rounding_stages(
         raise ValueError(f"{batch[0].path} has no method")
     plans = [each.artifact.plan for each in batch]
     codecs = [find_codecs(plan, run.model) for plan in plans]
-    wide = options.propagate or options.trainer or options.e2e
-    dtype = "float32" if wide else choose_dtype(None, choose_device(None), run.model)
+    dtype = products_dtype(run.model, options)
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
         return []
@@ -268,9 +275,12 @@ def rounding_stages(
     fisher = bool("fisher" in ROUNDERS.get(options.rounder).needs and options.fisher_windows)
     stages: list[Stage] = []
     outside = sizes.embedding.name in rounded or sizes.head.name in rounded
-    reused = surveyed and not chain.transforms
-    if (fisher or outside) and not reused:
-        stages.append(gradients_stage(passes, gradient_windows(passes, options)))
+    measured = (fisher or outside) and not (surveyed and not chain.transforms)
+    gradients = gradients_stage(passes, gradient_windows(passes, options))
+    # Those of the head alone are taken when its turn comes.
+    late = measured and not fisher and sizes.tied
+    if measured and not late:
+        stages.append(gradients)
     if sizes.embedding.name in rounded and not sizes.tied:
         embedding = embedding_stage(passes)
         part = _rounding(sizes.embedding, rounded, fits, options, fisher=False)
@@ -288,6 +298,8 @@ def rounding_stages(
                 passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
             )
         )
+    if late:
+        stages.append(gradients)
     head = _head_stage(passes, rounded, fits, options, held)
     if head is not None:
         stages.append(head)
@@ -448,12 +460,10 @@ def _unit_costs(batch: Sequence[Planned], work: Work, threads: int) -> UnitCosts
     first = batch[0]
     options, dtype = Options(), None
     if first.run is not None:
-        from quantcli.layerwise.model_run import choose_device, choose_dtype
         from quantcli.run.recipe_options import read_options
 
         options = read_options(first.artifact.plan.recipe)
-        wide = options.propagate or options.trainer or options.e2e
-        dtype = "float32" if wide else choose_dtype(None, choose_device(None), first.run.model)
+        dtype = products_dtype(first.run.model, options)
     encoders = find_encoders(batch)
     used = {
         name: found
