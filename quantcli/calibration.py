@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
+from quantcli.layerwise.devices import choose_device
+from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.walk import open_walk
 from quantcli.layerwise.windows import cut_windows

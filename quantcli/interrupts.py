@@ -11,7 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from quantcli.errors import QuantcliError
+
 T = TypeVar("T")
+
+_LOOK_SECONDS = 0.2
+
+asked = threading.Event()
+"""Set when the user has asked to stop: threads that wait for others should end."""
 
 left_behind = threading.Event()
 """Set where such threads were left; the process should end without waiting for them."""
@@ -37,3 +44,21 @@ def wait_unless_interrupted(work: Callable[[], T], stop: threading.Event) -> T:
         if not outcome.done():
             stop.set()
             left_behind.set()
+
+
+def wait_for(future: Future[T]) -> T:
+    """What the future gives, waited for in any thread; InterruptedRunError once `asked` is set."""
+    while True:
+        try:
+            return future.result(_LOOK_SECONDS)
+        except TimeoutError:
+            if future.done():
+                raise
+            if asked.is_set():
+                raise InterruptedRunError("the run was interrupted") from None
+
+
+class InterruptedRunError(QuantcliError):
+    """A thread ends because the user asked to stop."""
+
+    exit_code = 130

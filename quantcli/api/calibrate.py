@@ -55,6 +55,7 @@ def calibrate(
     force: bool = False,
     legacy: bool = False,
     merge: Names = (),
+    download: bool = False,
     stats: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
@@ -66,7 +67,7 @@ def calibrate(
     ``collect`` names more statistics: abs_max, mean_abs, min_max, kv_max, hessian. ``max_memory``
     is that of hidden states, in bytes or as "4G". ``merge`` adds up finished calibrations instead,
     ``stats`` of a finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current
-    folder, ``legacy`` writes llama.cpp's older form.
+    folder, ``legacy`` writes llama.cpp's older form. ``download`` stores a model of the Hub first.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     if merge and (source is not None or data):
@@ -97,7 +98,7 @@ def calibrate(
                 str(source), path, as_names(data), field=field, ctx=ctx,
                 chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
                 max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
-                legacy=legacy, threads=threads, on_fetch=watch,
+                legacy=legacy, threads=threads, download=download, on_fetch=watch,
             )  # fmt: skip
         done = drain(run, watch)
         paths, found = done.paths, done.calibration

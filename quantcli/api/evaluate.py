@@ -85,6 +85,8 @@ def evaluate(
     plot: str | Path | None = None,
     report: str | Path | None = None,
     speed: bool = False,
+    download: bool = False,
+    device: str | None = None,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> EvaluateResult:
@@ -98,6 +100,9 @@ def evaluate(
     GGUF, in the other engine too, for what runtimes' rounding does. Where a limit (``max_...`` or
     ``min_...``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
+    the file itself.
+    ``device`` is where torch runs models: auto (the default), cpu, cuda, cuda:1, xpu or mps.
     ``report`` is a folder for a page and a card about the models with these figures, and with their
     weights' errors against ``reference``.
     """
@@ -105,7 +110,9 @@ def evaluate(
     watch = Watch(on_event)
     check_folder(as_path(config))
     texts = read_texts(as_names(data), field=field) if data else []
-    options: dict[str, Any] = {"engine": engine or AUTO, "folder": as_path(config)}
+    options: dict[str, Any] = {
+        "engine": engine or AUTO, "folder": as_path(config), "download": download,
+    }  # fmt: skip
     gates = Gates(
         max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, max_kld99=max_kld99,
         max_kld999=max_kld999, max_rms_dp=max_rms_dp, min_top1=min_top1, min_greedy=min_greedy,
@@ -127,7 +134,7 @@ def evaluate(
         job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=as_path(save_base), kept=top_k, force=force,
-            threads=threads or default_threads(), greedy=greedy, floor=again,
+            threads=threads or default_threads(), device=device, greedy=greedy, floor=again,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
         scored = not speed or bool(texts) or stored is not None

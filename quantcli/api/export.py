@@ -67,6 +67,7 @@ def export(
     dry_run: bool = False,
     verify: bool = False,
     against: str | Path | None = None,
+    download: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> ExportResult:
@@ -81,7 +82,8 @@ def export(
     they were made from. ``verify`` writes nothing but
     decodes and checks every weight, and measures the error ``against`` another model; what it
     finds wrong is a
-    `SourceError` that carries the result as ``result``.
+    `SourceError` that carries the result as ``result``. ``download`` stores an artifact of the Hub
+    first instead of reading it where it is.
     """
     refuse_below_one(threads=threads)
     names = as_names(artifact)
@@ -134,7 +136,7 @@ def export(
         check=not dry_run,
         threads=threads or default_threads(),
     )
-    with open_export(names, to, options, on_progress=watch) as prepared:
+    with open_export(names, to, options, download=download, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
             done = drain(in_phase("exporting", take(prepared.run(), ArtifactDone)), watch)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 _TEXT = "The text"
@@ -79,12 +79,6 @@ def calibrate(
             "the weights are stored so and the processor has it, else float32.",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        _option(
-            "--device", metavar="NAME", panel=_RUN, help="cpu or cuda. Default: cuda if present."
-        ),
-    ] = None,
     max_memory: Annotated[
         str | None,
         _option(
@@ -138,6 +132,8 @@ def calibrate(
         bool,
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
+    download: Download = False,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
@@ -172,6 +168,7 @@ def calibrate(
         legacy=legacy,
         merge=merge or (),
         stats=stats,
+        download=download,
         threads=threads,
         on_event=out.event,
     )

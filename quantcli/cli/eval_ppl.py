@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -262,6 +262,8 @@ def eval_ppl(
             "second, and memory. Without --data nothing else is measured.",
         ),
     ] = False,
+    download: Download = False,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Measure perplexity, and what a quantization changed.
@@ -295,7 +297,8 @@ def eval_ppl(
             max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, max_rms_dp=max_rms_dp,
             min_top1=min_top1, min_greedy=min_greedy, max_bpw=max_bpw, max_memory=max_memory,
             min_prompt_speed=min_prompt_speed, min_speed=min_speed, greedy=greedy, floor=floor,
-            plot=plot, report=report, speed=speed, threads=threads, on_event=out.event,
+            plot=plot, report=report, speed=speed, device=device,
+            download=download, threads=threads, on_event=out.event,
         )  # fmt: skip
     except GateError as error:
         show(error.result)

@@ -24,6 +24,7 @@ from quantcli.evals.memory import available
 from quantcli.evals.scores import Base, Floats, Ids, LogitsBase, losses, row_blocks
 from quantcli.evals.summary import Summary, Tally
 from quantcli.evals.windows import Tokens, Window, check_lengths, cut
+from quantcli.layerwise.require_torch import require_torch
 from quantcli.layerwise.texts import Text
 from quantcli.types import Event, Note, Progress
 
@@ -35,6 +36,7 @@ class EvaluationJob:
     """What is to be measured. ``kept``: tokens of a compact base row, None for llama.cpp's rows.
 
     Without texts, those of ``base`` are run. ``context`` None means the base's, or `CONTEXT`.
+    ``device`` is torch's, None for the best there is.
     """
 
     artifacts: Sequence[EvaluatedModel]
@@ -48,6 +50,7 @@ class EvaluationJob:
     kept: int | None = None
     force: bool = False
     threads: int = 1
+    device: str | None = None
     greedy: int | None = None
     """Tokens that the reference continues prompts by."""
     floor: EvaluatedModel | None = None
@@ -105,6 +108,19 @@ def check_job(job: EvaluationJob) -> None:
                 f"{option} holds one text in windows that do not overlap",
                 hint="give one --data and no --stride",
             )
+    everyone = [*job.artifacts, *([job.reference] if job.reference else [])]
+    if job.device is not None:
+        other = next((model for model in everyone if model.engine != "torch"), None)
+        if other is not None and job.device != "cpu":
+            raise UsageError(
+                f"{other.label} runs in {other.engine}, and --device is torch's",
+                hint="add --engine torch",
+            )
+        if other is None:
+            require_torch()
+            from quantcli.layerwise.devices import choose_device
+
+            choose_device(job.device)
     if job.greedy is not None:
         if job.reference is None:
             raise UsageError("--greedy needs a model that continues texts", hint="add --reference")
@@ -174,7 +190,7 @@ def _size(text: Text | None) -> int:
 
 
 def _load(artifact: EvaluatedModel, job: EvaluationJob, stack: ExitStack) -> Loaded:
-    engine = artifact.load(job.length, job.threads)
+    engine = artifact.load(job.length, job.threads, job.device)
     stack.callback(engine.close)
     return Loaded(artifact, engine)
 

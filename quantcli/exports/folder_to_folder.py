@@ -101,7 +101,7 @@ def prepare_codes(
     path = options.output or Path(f"{stem(found)}-{layout.name}")
     if options.check:
         refuse_folder(path, force=options.force)
-    model = stack.enter_context(open_model(label, table=False))
+    model = stack.enter_context(open_model(label, table=False, found=found))
     recipe = _with_options(Recipe(to=layout.name, allow_requantize=True), options)
     if options.requantize:
         plan = make_folder_plan(model, recipe, importance=None)
@@ -125,7 +125,7 @@ def prepare_floats(
     path = options.output or Path(f"{stem(found)}-hf")
     if options.check:
         refuse_folder(path, force=options.force)
-    model = stack.enter_context(open_model(label, table=False))
+    model = stack.enter_context(open_model(label, table=False, found=found))
     if all(info.dtype in _FLOATS for info in model.store.tensors.values()):
         raise SourceError(
             f"{label} is stored in floats already",

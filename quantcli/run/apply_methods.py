@@ -70,7 +70,7 @@ def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
 def statistics_beside(request: Request, output: Path) -> AbstractContextManager[TextStatistics]:
     """What `apply_methods` measures for the outputs of a run, next to the first one."""
     memory, threads = states_memory(), request.threads or default_threads()
-    return text_statistics(output, max_memory=memory, threads=threads)
+    return text_statistics(output, max_memory=memory, threads=threads, device=request.device)
 
 
 def apply_methods(
@@ -89,8 +89,9 @@ def apply_methods(
 
     def measure(candidates: Candidates) -> Events[Costs]:
         return measure_costs(
-            original, output, candidates, options, max_memory=memory, threads=threads
-        )
+            original, output, candidates, options, max_memory=memory, threads=threads,
+            device=request.device,
+        )  # fmt: skip
 
     targets = {
         each.path: find_target(
@@ -135,7 +136,7 @@ def apply_methods(
     rounding = begin_rounding(
         _run_of(ready[0]), [each.artifact.plan for each in ready], output, options,
         max_memory=memory, threads=threads, resume=request.resume, force=request.force,
-        gradients=gradients,
+        gradients=gradients, device=request.device,
     )  # fmt: skip
     begun.append(rounding)
     yield from in_phase("rounding", round_tensors(rounding))

@@ -27,14 +27,15 @@ def states_memory() -> int:
 def calibrate(
     source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
     pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
-    legacy: bool = False, on_fetch: Callable[..., None] | None = None, **settings: Any,
+    legacy: bool = False, download: bool = False,
+    on_fetch: Callable[..., None] | None = None, **settings: Any,
 ) -> Events[CalibrationDone]:  # fmt: skip
     """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
 
     ``on_fetch`` takes the progress of a download.
     """
     read = read_texts(texts, field=field)
-    with open_model(source, pre=pre, table=False, on_progress=on_fetch) as model:
+    with open_model(source, pre=pre, table=False, download=download, on_progress=on_fetch) as model:
         job = prepare(
             model, read, output or default_path(source, legacy=legacy),
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),
@@ -68,6 +69,7 @@ def calibrate_for(
         threads=request.threads or default_threads(),
         # An existing matrix that no interrupted run was making is nobody's to replace.
         resume=request.resume and was_interrupted(path), force=request.force,
+        device=request.device,
     )  # fmt: skip
     done = yield from _run(job, "the same command with --resume continues")
     return read_importance(done.paths[0])

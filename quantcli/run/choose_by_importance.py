@@ -75,7 +75,7 @@ def _survey(request: Request, planned: Planned, targets: Sequence[Target]) -> Su
     def measure(candidates: Candidates) -> Events[Costs]:
         return measure_costs(
             run, planned.path, candidates, options, max_memory=states_memory(),
-            threads=planned.threads, importance=importance,
+            threads=planned.threads, importance=importance, device=request.device,
         )  # fmt: skip
 
     return Survey(targets, measure)

@@ -15,6 +15,7 @@ from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF, has_static_scales, has_types
+from quantcli.ranks.share import Share
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -42,6 +43,7 @@ class Request:
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
     written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
     source: str
@@ -54,6 +56,11 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    share: Share | None = None
+    """This process's share of the work, where several do it."""
+    download: bool = False
+    """Store a model of the Hub in its cache instead of reading it where it is."""
+    device: str | None = None
 
     @property
     def is_set(self) -> bool:
@@ -117,8 +124,17 @@ def check_request(request: Request) -> None:
     if request.is_set:
         _check_importance(request)
     runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if runs and request.share is not None and not request.share.together:
+        raise UsageError(
+            "--shard divides the writing of weights, and a method or --calibrate runs the model",
+            hint="torchrun starts ranks that run it together; or 'quantcli calibrate' first, then "
+            "--imatrix FILE --shard",
+        )
     if request.chunks is not None and not runs:
         raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
+    if request.device is not None:
+        allocated = any(is_allocated(wanted.recipe) for wanted in request.outputs)
+        _check_device(request.device, runs=bool(runs) or allocated)
     for wanted in request.outputs:
         recipe = wanted.recipe
         if recipe.method is not None:
@@ -151,6 +167,22 @@ def check_request(request: Request) -> None:
             raise UsageError(
                 f"the outputs of one run have different {flag}", hint="give them the same"
             )
+
+
+def _check_device(name: str, *, runs: bool) -> None:
+    """UsageError for a device that is not there, or that nothing would use."""
+    if not runs:
+        if name not in ("auto", "cpu"):
+            raise UsageError(
+                f"nothing would run on {name}: weights that are rounded to nearest are encoded on "
+                "the CPU",
+                hint=f"add --method {USUAL_ROUNDER} or --calibrate TEXT, or leave --device out",
+            )
+        return
+    require_torch()
+    from quantcli.layerwise.devices import choose_device
+
+    choose_device(name)
 
 
 def _check_importance(request: Request) -> None:

@@ -134,9 +134,10 @@ def open_gguf(path: Path, open_file: Callable[[Path], StoredFile] | None = None)
         headers = [parse_gguf(first)]
         count = _split_value(headers[0], SPLIT_COUNT) or 1
         if count > 1:
-            first.close()
-            files.clear()
             headers = _open_shards(path, count, files, open_file)
+            # Not before: a place that is read over the network is left with its last file.
+            files.remove(first)
+            first.close()
         return GgufCheckpoint(files, headers)
     except SourceError:
         for file in files:

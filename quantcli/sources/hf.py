@@ -185,7 +185,11 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
     """
     if not folder.is_dir():
         raise SourceError(f"{folder}: there is no such folder")
-    shards = open_shards(folder)
+    return hold_shards(folder, open_shards(folder))
+
+
+def hold_shards(folder: Path, shards: Shards) -> HfCheckpoint:
+    """The checkpoint whose settings are in ``folder``; closes ``shards`` where they do not fit."""
     try:
         return HfCheckpoint(folder, read_config(folder), shards)
     except SourceError:

@@ -10,17 +10,27 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantcli.errors import SourceError
 from quantcli.interrupts import wait_unless_interrupted
+from quantcli.sources.patience import STATUSES, PassingError, Patience, read_retry_after
 from quantcli.types import Event, Note, Progress
+
+T = TypeVar("T")
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
+_QUERY = re.compile(r"(?<=[\w/])\?[\w.%-]+=[^\s'\"]*")
+"""The end of an address, where signatures are."""
+_RATE_LIMIT = re.compile(r"\bt=(\d+)")
+"""Seconds until the Hub takes requests again."""
 
 OnEvent = Callable[[Event], None]
 
@@ -55,11 +65,23 @@ def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
     with explaining(wanted), dark():
         stop = threading.Event()
         bar = _bar_class(wanted.label, on_event, stop)
-        folder = wait_unless_interrupted(partial(_snapshot, wanted, tqdm_class=bar), stop)
+        folder = wait_unless_interrupted(
+            partial(_persist, stop, partial(_newest_snapshot, wanted, tqdm_class=bar)), stop
+        )
     missing = wanted.lacks(folder)
     if missing is not None:
         raise explain_gap(wanted, missing)
     return folder
+
+
+def find_commit(wanted: HubRequest, name: str) -> str:
+    """The commit that the revision stands for now; SourceError unless it holds ``name``."""
+    stop = threading.Event()
+    with explaining(wanted), dark():
+        facts = wait_unless_interrupted(partial(_persist, stop, partial(_facts, wanted)), stop)
+    if not any(sibling.rfilename == name for sibling in facts.siblings or ()):
+        raise explain_gap(wanted, f"the repository holds no file {name}")
+    return str(facts.sha)
 
 
 def find_cached(wanted: HubRequest) -> Path | None:
@@ -79,6 +101,84 @@ def explaining(wanted: HubRequest) -> Iterator[None]:
         raise SourceError(f"{wanted.label}: is not a repository's name: {error}") from error
     except network_errors() as error:
         raise _explain(error, wanted) from error
+
+
+def _persist(stop: threading.Event, work: Callable[[], T]) -> T:
+    """What ``work`` returns, done again after what may pass by itself."""
+
+    def attempt(_: Callable[[], None]) -> T:
+        try:
+            return work()
+        except network_errors() as error:
+            if not may_pass(error):
+                raise
+            response = getattr(_root(error), "response", None)
+            wait = None if response is None else told_wait(response)
+            raise PassingError(first_line(error), wait=wait, answered=has_met(error)) from error
+
+    try:
+        return Patience(stop).persist(attempt)
+    except PassingError as error:
+        raise error.__cause__ or error from None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the error was raised from first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what ``huggingface_hub`` raised may be over when it is tried again."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        return root.response is not None and root.response.status_code in STATUSES
+    if isinstance(root, OfflineModeIsEnabled | LocalEntryNotFoundError) or _offline():
+        return False
+    # An error of the local disk has a number; of those of the network not all have.
+    return not isinstance(root, OSError) or isinstance(root, ConnectionError) or not root.errno
+
+
+_NOT_MET = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror")
+
+
+def has_met(error: BaseException) -> bool:
+    """Whether there was somebody to talk to, whatever came of it."""
+    kinds = {type(error).__name__}
+    while error.__cause__ is not None:
+        error = error.__cause__
+        kinds.add(type(error).__name__)
+    return kinds.isdisjoint(_NOT_MET)
+
+
+def told_wait(answer: Any) -> float | None:
+    """Seconds that an answer asks us to wait: Retry-After, or the Hub's own RateLimit."""
+    told = read_retry_after(answer.headers.get("Retry-After"))
+    if told is None and answer.status_code == 429:
+        match = _RATE_LIMIT.search(answer.headers.get("RateLimit", ""))
+        told = None if match is None else float(match[1])
+    return told
+
+
+def _facts(wanted: HubRequest) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi().model_info(wanted.repo, revision=wanted.revision)
+
+
+def _newest_snapshot(wanted: HubRequest, **options: Any) -> Path:
+    """The snapshot of the commit that the revision stands for now.
+
+    Where the Hub fails to say which that is, the library would be content with an older one.
+    """
+    commit = _facts(wanted).sha
+    folder = _snapshot(wanted, **options)
+    if folder.name != commit:
+        raise ConnectionError(f"commit {commit} was not found, but {folder.name}")
+    return folder
 
 
 def _snapshot(wanted: HubRequest, **options: Any) -> Path:
@@ -146,8 +246,9 @@ def _explain(error: Exception, wanted: HubRequest) -> SourceError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's words that says something."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's words that says something, without tokens and signatures."""
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _QUERY.sub("?...", _TOKEN.sub("hf_***", said))
 
 
 def _offline() -> bool:
@@ -158,10 +259,8 @@ def _offline() -> bool:
 
 def explain_gap(wanted: HubRequest, missing: str) -> SourceError:
     """Why a snapshot is not whole: the Hub was out of reach, or the repository is another kind."""
-    from huggingface_hub import HfApi
-
     try:
-        facts = HfApi().model_info(wanted.repo, revision=wanted.revision)
+        facts = _persist(threading.Event(), partial(_facts, wanted))
     except network_errors() as error:
         return _explain(error, wanted)
     names = sorted(sibling.rfilename for sibling in facts.siblings or ())

@@ -18,8 +18,9 @@ from quantcli.errors import SourceError
 from quantcli.registry import near
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf_header import gguf_type, is_gguf
-from quantcli.sources.hub import HubRequest, OnEvent, fetch, find_cached
+from quantcli.sources.hub import HubRequest, OnEvent, fetch, find_cached, find_commit
 from quantcli.sources.imatrix import is_legacy_importance
+from quantcli.sources.remote_models import HubModel, RemoteModel
 from quantcli.sources.shards import INDEX, SINGLE
 from quantcli.types import Event
 
@@ -32,7 +33,9 @@ SETTINGS_PATTERNS = (
     "vocab.txt",
     "README.md",
 )
-CHECKPOINT_PATTERNS = ("model*.safetensors", "[0-9]*_Dense/model.safetensors", *SETTINGS_PATTERNS)
+STREAMED_PATTERNS = ("[0-9]*_Dense/model.safetensors", *SETTINGS_PATTERNS)
+"""What is stored of a model whose weights are read where they are."""
+CHECKPOINT_PATTERNS = ("model*.safetensors", *STREAMED_PATTERNS)
 CHECKPOINT_IGNORED = ("[!0-9]*/*.safetensors", "[!0-9]*/*.json")
 """Sub-folders hold other forms of the model (ONNX, the authors' own layout); those whose names
 begin with a number are the stages of sentence-transformers, such as "1_Pooling"."""
@@ -52,14 +55,20 @@ class Resolved:
 
     ``kind`` is "checkpoint" (``path`` is a folder), "gguf" or "imatrix". ``repo`` and
     ``revision`` (the commit) are set for what came from the Hub or lies in its cache.
-    ``is_remote``: the weights are on the Hub still; `quantcli.sources.remote` reads their headers.
+    ``remote``: where the weights are still, which `quantcli.sources.remote` opens; the settings of
+    a checkpoint are in ``path`` nevertheless, and a GGUF's ``path`` is an `Address`.
     """
 
     path: Path
     kind: str
     repo: str | None = None
     revision: str | None = None
-    is_remote: bool = False
+    remote: RemoteModel | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read of weights is a request."""
+        return self.remote is not None
 
 
 def _ignore(_: Event) -> None:
@@ -143,10 +152,11 @@ def _checkpoint(repo: str, revision: str | None, on_event: OnEvent, weights: boo
     wanted = HubRequest(repo, revision, CHECKPOINT_PATTERNS, CHECKPOINT_IGNORED, _lacks_weights)
     is_remote = not weights and find_cached(wanted) is None
     if is_remote:
-        wanted = replace(wanted, patterns=SETTINGS_PATTERNS, lacks=_lacks_config)
+        wanted = replace(wanted, patterns=STREAMED_PATTERNS, lacks=_lacks_config)
     # A cached config.json does not tell whether the index beside it is cached as well.
     folder = fetch(wanted, on_event, ask=is_remote)
-    return Resolved(folder, "checkpoint", repo, folder.name, is_remote)
+    remote = HubModel(repo, folder.name) if is_remote else None
+    return Resolved(folder, "checkpoint", repo, folder.name, remote)
 
 
 def _file(repo: str, revision: str | None, name: str, on_event: OnEvent, weights: bool) -> Resolved:
@@ -162,7 +172,8 @@ def _file(repo: str, revision: str | None, name: str, on_event: OnEvent, weights
     # Importance matrices are small, and of use only as a whole.
     is_model = name.endswith(".gguf") and "imatrix" not in name.lower()
     if not weights and is_model and find_cached(wanted) is None:
-        return Resolved(Path(name), "gguf", repo, revision, is_remote=True)
+        remote = HubModel(repo, find_commit(wanted, name))
+        return Resolved(remote.root / name, "gguf", repo, remote.commit, remote)
     folder = fetch(wanted, on_event)
     found = _local(folder / name)
     return Resolved(found.path, found.kind, repo, folder.name)

@@ -26,6 +26,7 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.layerwise.parameters import OutputRows
 from quantcli.layerwise.steady import steady
+from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.types import OutputTensor
 
@@ -95,6 +96,7 @@ class LayerFisher:
         self._shapes = shapes
         self._folder = folder
         self._sums: dict[str, list[Floats]] = {}
+        self._added = DeviceSums()
         self._files: list[Path] = []
         self._counts: dict[tuple[str, int, int], int] = {}
         self._shared: dict[str, OutputFisher | None] = {}
@@ -129,12 +131,14 @@ class LayerFisher:
 
     def close(self) -> None:
         """Let go of everything, the sums' files too."""
+        self._added.forget()
         self._sums.clear()
         self._shared.clear()
         for file in self._files:
             file.unlink(missing_ok=True)
 
     def _mean(self, name: str, matrix: int) -> OutputFisher | None:
+        self._added.leave()
         counts = [
             n for (own, index, _), n in self._counts.items() if (own, index) == (name, matrix)
         ]
@@ -158,7 +162,7 @@ class LayerFisher:
             if start < stop:
                 own = values[:, start - first : stop - first]
                 inside = slice(start - strip.start, stop - strip.start)
-                whole[matrix, inside, inside] += (own.T @ own).cpu().numpy()
+                self._added.add(whole[matrix], own, inside)
         key = name, matrix, first
         self._counts[key] = self._counts.get(key, 0) + len(values)
 
