@@ -153,7 +153,7 @@ class _RoundingVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = count_windows(self.work.options.fisher_windows, self.work.run.model)
+        windows = count_windows(self.work.options.fisher_windows, self.tensors)
         numbers = choose_windows(len(self.walk.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False

@@ -73,7 +73,8 @@ def measure_type_costs(
     known = _read(path, identity)
     if known is not None:
         return known
-    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, run.model))
+    names = [tensor.name for tensor in run.model.tensors]
+    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, names))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
         workers(run.threads) as pool,

@@ -25,7 +25,6 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
-from quantcli.model import Model
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
@@ -127,9 +126,9 @@ class LayerGradients:
         return self.folder / "gradients.json"
 
 
-def count_windows(asked: int, model: Model) -> int:
-    """Windows to go backwards; `MORE` times those asked for in a mixture of experts."""
-    mixture = any(tensor.name.endswith("_exps.weight") for tensor in model.tensors)
+def count_windows(asked: int, tensors: Iterable[str]) -> int:
+    """Windows to go backwards; `MORE` times those asked for where ``tensors`` have experts."""
+    mixture = any(name.endswith("_exps.weight") for name in tensors)
     return max(asked * (MORE if mixture else 1), FEWEST)
 
 
