@@ -27,7 +27,7 @@ from quantcli.plan.recipe_file import read_bases
 from quantcli.report.quantized import output_document, whole_document
 from quantcli.run import quantize as quantizing
 from quantcli.run.outputs import Quantized
-from quantcli.run.request import Request, place_outputs
+from quantcli.run.request import Request, place_outputs, refuse_with_stream
 from quantcli.types import Event, Note
 
 
@@ -116,6 +116,7 @@ def quantize(
     ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
+    refuse_with_stream(output, push=push, report=report, resume=resume)
     check_push(push, public=public, dry_run=dry_run)
     watch = Watch(on_event)
     fields = {name: _as_field(name, value) for name, value in options.items()}

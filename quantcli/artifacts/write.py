@@ -26,6 +26,7 @@ from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.read_ahead import AHEAD_BYTES, ReadAhead
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
+from quantcli.artifacts.stream import StreamSink
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.plan.budget import BASE_BYTES
@@ -40,7 +41,7 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
-Sink = AtomicFiles | AtomicFolder
+Sink = AtomicFiles | AtomicFolder | StreamSink
 
 _Key = tuple[int, Slab]
 """Which source, by its identity, and which of its slabs."""
@@ -198,7 +199,8 @@ def write_artifacts(
                 writing.places.append((key, len(uses)))
                 uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
-        shared = _by_home(shared)
+        if len(artifacts) > 1:
+            shared = _by_home(shared)
         reads = [parts[0][0].read for parts in shared.values()]
         if any(artifact.is_remote for artifact in artifacts):
             sizes = [slab.nbytes for _, slab in shared]

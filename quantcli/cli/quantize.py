@@ -131,8 +131,8 @@ def quantize(
         option(
             "--output", "-o", metavar="PATH", panel=OUTPUT.title,
             help="The file or folder to make; with a slash behind it, and for several outputs, the "
-            "folder to put them in. Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this "
-            "folder.",
+            "folder to put them in; - writes a GGUF to standard output. Default: MODEL-TYPE.gguf, "
+            "or MODEL-FORMAT-BITS, in this folder.",
         ),
     ] = None,
     mmproj: Annotated[
@@ -226,7 +226,12 @@ def quantize(
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
-    from quantcli.run.request import Request, check_request, place_outputs
+    from quantcli.run.request import (
+        Request,
+        check_request,
+        place_outputs,
+        refuse_with_stream,
+    )
 
     found = read_words(model, words or ())
     if found.output is not None and output is not None:
@@ -234,6 +239,8 @@ def quantize(
     output, threads = output or found.output, threads or found.threads
     if found.types:
         fields["type"] = [*found.types, *(fields["type"] or ())]
+    stdout_too = {} if dry_run else {"json": out.json, "run": prompt}
+    refuse_with_stream(output, push=push, report=report, resume=resume, **stdout_too)
     check_push(push, public=public, dry_run=dry_run)
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
@@ -266,7 +273,7 @@ def quantize(
     finished = _run(out, request, page, push, public=public)
     if prompt is not None:
         _answer(out, finished[0].artifact.paths[0], prompt, threads)
-    elif not (push or request.dry_run) and out.talks_to_a_terminal:
+    elif not (push or request.dry_run or output == "-") and out.talks_to_a_terminal:
         from quantcli.report.next_step import next_step
 
         out.say(next_step(finished))
@@ -285,6 +292,7 @@ def _run(
     out: Output, request: Request, report: Report | None, push: str | None, *, public: bool
 ) -> list[Quantized]:
     from quantcli.api.report import files_to_push
+    from quantcli.artifacts.stream import STREAM
     from quantcli.events import drain
     from quantcli.exports.to_hub import upload_artifacts
     from quantcli.report import output_sets, quantized
@@ -304,7 +312,8 @@ def _run(
             else:
                 out.say(quantized.quantized_sentence(event.output))
             for path in event.output.artifact.paths if not out.json else ():
-                out.result(path)
+                if path != STREAM:
+                    out.result(path)
 
     finished = drain(run(request, on_fetch=out.event), show)
     pages: tuple[Path, ...] = ()

@@ -12,6 +12,7 @@ from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.staging import output_error
+from quantcli.artifacts.stream import STREAM
 from quantcli.artifacts.write import threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
@@ -81,7 +82,11 @@ def plan_all(
     runs: dict[tuple[int, float], CalibratedRun] = {}
     planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
     if not request.dry_run:
-        sizes = [(each.path, each.artifact.nbytes) for each in planned if each.kept is None]
+        sizes = [
+            (each.path, each.artifact.nbytes)
+            for each in planned
+            if each.kept is None and each.path != STREAM
+        ]
         check_disks(sizes)
     return planned
 
