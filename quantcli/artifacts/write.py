@@ -124,8 +124,17 @@ class Artifact(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether each read of a slab is a request over the network."""
-        store: Any = getattr(self.source, "store", self.source)
-        return any(is_remote(info.file) for info in islice(store.tensors.values(), 1))
+        return any(is_remote(info.file) for info in islice(self._store.tensors.values(), 1))
+
+    def check_source(self) -> None:
+        """SourceError where what was read is elsewhere and has changed meanwhile."""
+        check: Callable[[], None] | None = getattr(self._store, "check_unchanged", None)
+        if check is not None:
+            check()
+
+    @property
+    def _store(self) -> Any:
+        return getattr(self.source, "store", self.source)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -221,6 +230,8 @@ def write_artifacts(
                 break
             yield from _tell_failed(writings, told)
             yield progress
+        for artifact in artifacts:
+            artifact.check_source()
         for writing in writings:
             yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)

@@ -1,7 +1,7 @@
 """Object stores and other filesystems by address, through fsspec: s3://, gs://, az:// and the like.
 
-fsspec finds the package of a protocol and its credentials (the environment, configuration files, the
-machine's own role). Every failure becomes one sentence, without credentials in it.
+fsspec finds the package of a protocol, which finds credentials (the environment, files of settings,
+the machine's own role). Every failure becomes one sentence, without credentials in it.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from __future__ import annotations
 import fnmatch
 import shutil
 import tempfile
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from quantcli.sources.store import explain_store, explaining_store, may_pass, op
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "version_id", "mtime", "updated",
          "LastModified", "last_modified", "created")  # fmt: skip
 """What the packages call the marks of an object's version."""
-_MOST_SETTINGS = 256 << 20
+MOST_SETTINGS = 256 << 20
+"""Bytes of the largest file of settings or vocabulary."""
 
 
 class StoreRanges:
@@ -53,7 +54,9 @@ class StoreRanges:
             stop = offset + len(view)
             found: bytes = self._filesystem.cat_file(self._path, start=offset, end=stop)
             if len(found) < len(view):
-                raise PassingError(f"{len(view)} bytes at {offset} were asked for, {len(found)} came")
+                raise PassingError(
+                    f"{len(view)} bytes at {offset} were asked for, {len(found)} came"
+                )
             if len(found) > len(view):
                 raise SourceError(f"{self._address}: the store does not send it in parts")
             return found
@@ -120,11 +123,13 @@ class StoreModel:
         ranges = StoreRanges(filesystem, f"{root}/{name}", path, place.patience)
         return RemoteFile(path, ranges, place)
 
-    def copy_settings(self, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
-        """The small files of the folder, in one of this machine that goes when the model does.
+    def copy_files(
+        self, patterns: Sequence[str], ignored: Sequence[str], *, most: int | None = None
+    ) -> Path:
+        """Files of the folder, in one of this machine that goes when the process ends.
 
         It has the folder's own name, after which outputs are called. SourceError where there is no
-        such folder.
+        such folder, and for a file of more than ``most`` bytes.
         """
         filesystem, root = self._opened
         with explaining_store(self.url):
@@ -132,22 +137,23 @@ class StoreModel:
             if not found:
                 raise SourceError(f"{self.url}: there is no such folder, or nothing is in it")
             names = {path.removeprefix(root).lstrip("/"): path for path in found}
-            wanted = [
-                name
-                for name in names
-                if any(fnmatch.fnmatch(name, each) for each in patterns)
-                and not any(fnmatch.fnmatch(name, each) for each in ignored)
-            ]
-            folder = Path(tempfile.mkdtemp(prefix="quantcli-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            before_leaving(lambda: shutil.rmtree(folder, ignore_errors=True))
-            target = folder / self.root.name
-            for name in wanted:
-                if (found[names[name]].get("size") or 0) > _MOST_SETTINGS:
+            target = self._make_folder()
+            for name, path in names.items():
+                if not any(fnmatch.fnmatch(name, each) for each in patterns):
+                    continue
+                if any(fnmatch.fnmatch(name, each) for each in ignored):
+                    continue
+                if most is not None and (found[path].get("size") or 0) > most:
                     raise SourceError(f"{self.url}/{name}: is too large for a settings file")
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(names[name], str(target / name))
-        target.mkdir(exist_ok=True)
+                filesystem.get_file(path, str(target / name))
+        return target
+
+    def _make_folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="quantcli-"))
+        before_leaving(partial(shutil.rmtree, folder, ignore_errors=True))
+        target = folder / str(self.root.name)
+        target.mkdir()
         return target
 
 
