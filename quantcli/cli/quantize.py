@@ -85,7 +85,8 @@ def quantize(
             "--calibrate", metavar="TEXT", panel=METHOD.title,
             help="Run the checkpoint on this text file first. A --method calibrates on it, layer "
             "by layer; without one it makes the importance matrix and keeps it next to the output "
-            "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
+            "as NAME.calib.gguf. Repeatable, also as TEXT:WEIGHT; 'default' is a built-in mix. See "
+            "'quantcli calibrate' for more.",
         ),
     ] = None,
     chunks: Annotated[
@@ -175,6 +176,15 @@ def quantize(
             "Without it, a few slabs of 4 MB for each thread are in memory.",
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        option(
+            "--shard", metavar="I/N|merge", panel=OUTPUT.title,
+            help="Write part I of N, as one of N such commands on machines that share the output's "
+            "folder; whoever is last checks all parts and gives the output its name, which 'merge' "
+            "does alone. Default: RANK and WORLD_SIZE, if torchrun or the like has set them.",
+        ),
+    ] = None,
     device: Device = None,
     push: Annotated[
         str | None,
@@ -226,6 +236,7 @@ def quantize(
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
+    from quantcli.ranks.share import ENVIRONMENT, read_share
     from quantcli.run.request import (
         Request,
         check_request,
@@ -242,6 +253,10 @@ def quantize(
     stdout_too = {} if dry_run else {"json": out.json, "run": prompt}
     refuse_with_stream(output, push=push, report=report, resume=resume, **stdout_too)
     check_push(push, public=public, dry_run=dry_run)
+    share = read_share(shard or ENVIRONMENT)
+    if share is not None and not share.speaks:
+        out.leave_talk_to_others()
+        report = None
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
         taken = fields | {"set": output_set}
@@ -256,6 +271,7 @@ def quantize(
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         download=download,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+        share=share,
         device=device,
     )  # fmt: skip
     if print_recipe:
@@ -264,6 +280,8 @@ def quantize(
             out.line(line)
         return
     if prompt is not None:
+        if share is not None:
+            raise UsageError("--run waits for no other shards", hint="leave --run out")
         if out.quiet:
             raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
         from quantcli.api.answer import check_answer
@@ -273,7 +291,7 @@ def quantize(
     finished = _run(out, request, page, push, public=public)
     if prompt is not None:
         _answer(out, finished[0].artifact.paths[0], prompt, threads)
-    elif not (push or request.dry_run or output == "-") and out.talks_to_a_terminal:
+    elif finished and not (push or request.dry_run or output == "-") and out.talks_to_a_terminal:
         from quantcli.report.next_step import next_step
 
         out.say(next_step(finished))
@@ -316,6 +334,12 @@ def _run(
                     out.result(path)
 
     finished = drain(run(request, on_fetch=out.event), show)
+    share = request.share
+    if share is not None and not finished:
+        # Whoever is last tells of the output.
+        if out.json:
+            out.document("shard", 1, quantized.shard_document(share))
+        return finished
     pages: tuple[Path, ...] = ()
     if report is not None and not request.dry_run:
         pages = report.of_outputs(finished, request.source, out.event)
@@ -333,7 +357,7 @@ def _run(
                 out.table(table)
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
-    if push and not request.dry_run:
+    if push and (share is None or share.speaks) and not request.dry_run:
         made = files_to_push(finished, pages)
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
     return finished

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
 from quantcli.artifacts.prepare import default_output, prepare_artifact
-from quantcli.artifacts.staging import output_error
+from quantcli.artifacts.staging import held_bytes, output_error
 from quantcli.artifacts.stream import STREAM
 from quantcli.artifacts.write import threads_within
 from quantcli.errors import OutputError, PlanError
@@ -20,6 +20,7 @@ from quantcli.plan.budget import check_disks
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.schemes import GGUF
 from quantcli.run.drop_mtp import drop_mtp
+from quantcli.run.forecast import add_forecasts
 from quantcli.run.outputs import Planned, needs_text
 from quantcli.run.request import Request, Wanted, takes_importance
 from quantcli.run.set_journal import SetJournal
@@ -83,12 +84,12 @@ def plan_all(
     planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
     if not request.dry_run:
         sizes = [
-            (each.path, each.artifact.nbytes)
+            (each.path, each.artifact.nbytes - held_bytes(each.artifact.paths))
             for each in planned
             if each.kept is None and each.path != STREAM
         ]
         check_disks(sizes)
-    return planned
+    return add_forecasts(request, planned) if request.dry_run else planned
 
 
 def _plan(
@@ -147,7 +148,8 @@ def own_folders(request: Request) -> Iterator[None]:
                 continue
             refuse_parent(folder.absolute().parent)
             try:
-                folder.mkdir()
+                # Other processes may make the same outputs.
+                folder.mkdir(exist_ok=True)
             except OSError as error:
                 raise output_error(folder, error) from error
             made.append(folder)

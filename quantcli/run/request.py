@@ -16,6 +16,7 @@ from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF, has_static_scales, has_types
+from quantcli.ranks.share import Share
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -56,6 +57,8 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    share: Share | None = None
+    """This process's share of the work, where several do it."""
     download: bool = False
     """Store a model of the Hub in its cache instead of reading it where it is."""
     device: str | None = None
@@ -128,6 +131,12 @@ def check_request(request: Request) -> None:
     if request.is_set:
         _check_importance(request)
     runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if runs and request.share is not None and not request.share.together:
+        raise UsageError(
+            "--shard divides the writing of weights, and a method or --calibrate runs the model",
+            hint="torchrun starts ranks that run it together; or 'quantcli calibrate' first, then "
+            "--imatrix FILE --shard",
+        )
     if request.chunks is not None and not runs:
         raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     if request.device is not None:
@@ -201,6 +210,10 @@ def _check_stream(request: Request) -> None:
             "a method keeps its work beside the output, where --resume finds it, and standard "
             "output has no such place",
             hint="name a file with -o",
+        )
+    if request.share is not None:
+        raise UsageError(
+            "processes share a file, and standard output is one process's", hint="name it with -o"
         )
     if request.texts:
         raise UsageError(
