@@ -19,6 +19,7 @@ from quantcli.api.calls import (
 from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.api.report import files_to_push, plan_outputs_report
+from quantcli.api.to_store import into_store
 from quantcli.events import Show, drain
 from quantcli.exports.to_hub import check_push, upload_artifacts
 from quantcli.plan.output_set import Output, expand_outputs
@@ -69,6 +70,7 @@ class QuantizeResult:
 
 
 @takes_keywords
+@into_store
 def quantize(
     source: str | Path,
     output: str | Path | None = None,

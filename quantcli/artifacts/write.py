@@ -249,7 +249,8 @@ def share_slabs(
 ) -> dict[SlabKey, list[tuple[ArtifactPart, Writing]]]:
     """The slabs with what is made of each, in their order.
 
-    Of several writings, those of one stored tensor stand together. Each of the writings gets its ``places``.
+    Of several writings, those of one stored tensor stand together. Each of the writings gets its
+    ``places``.
     """
     shared: dict[SlabKey, list[tuple[ArtifactPart, Writing]]] = {}
     for writing in writings:

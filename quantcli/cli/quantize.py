@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from quantcli.plan.recipe_field import BITS, METHOD, OUTPUT, TYPES
 
 if TYPE_CHECKING:
     from quantcli.api.report import Report
+    from quantcli.exports.to_store import StoreOutput
     from quantcli.run.outputs import Quantized
     from quantcli.run.request import Request
     from quantcli.types import Event
@@ -233,6 +235,7 @@ def quantize(
     from quantcli.api.fit import choose_type, read_fit
     from quantcli.api.report import plan_outputs_report
     from quantcli.exports.to_hub import check_push
+    from quantcli.exports.to_store import stage_output
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
@@ -265,36 +268,47 @@ def quantize(
         read_bases(recipe), output_set=output_set, quality=quality, has_texts=bool(calibrate),
         **fields,
     )  # fmt: skip
-    request = Request(
-        model, place_outputs(asked, output, mmproj=mmproj, mmproj_type=mmproj_type),
-        calibrate or (),
-        chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
-        download=download,
-        max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
-        share=share,
-        device=device,
-    )  # fmt: skip
-    if print_recipe:
-        check_request(request)
-        for line in dump_outputs(asked.outputs).splitlines():
-            out.line(line)
-        return
-    if prompt is not None:
-        if share is not None:
-            raise UsageError("--run waits for no other shards", hint="leave --run out")
-        if out.quiet:
-            raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
-        from quantcli.api.answer import check_answer
+    store = stage_output(
+        output, force=force, dry_run=dry_run or print_recipe, resume=resume, share=share, push=push
+    )
+    with store or nullcontext():
+        request = Request(
+            model,
+            place_outputs(
+                asked, store.place if store else output, mmproj=mmproj, mmproj_type=mmproj_type
+            ),
+            calibrate or (),
+            chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
+            download=download,
+            max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+            share=share,
+            device=device,
+        )  # fmt: skip
+        if print_recipe:
+            check_request(request)
+            for line in dump_outputs(asked.outputs).splitlines():
+                out.line(line)
+            return
+        if prompt is not None:
+            if share is not None:
+                raise UsageError("--run waits for no other shards", hint="leave --run out")
+            if out.quiet:
+                raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
+            from quantcli.api.answer import check_answer
 
-        check_answer(request)
-    page = plan_outputs_report(report, request, check=not dry_run) if report else None
-    finished = _run(out, request, page, push, public=public)
-    if prompt is not None:
-        _answer(out, finished[0].artifact.paths[0], prompt, threads)
-    elif finished and not (push or request.dry_run or output == "-") and out.talks_to_a_terminal:
-        from quantcli.report.next_step import next_step
+            check_answer(request)
+        page = plan_outputs_report(report, request, check=not dry_run) if report else None
+        finished = _run(out, request, page, push, store, public=public)
+        if prompt is not None:
+            _answer(out, finished[0].artifact.paths[0], prompt, threads)
+        elif (
+            finished
+            and not (push or store or request.dry_run or output == "-")
+            and out.talks_to_a_terminal
+        ):
+            from quantcli.report.next_step import next_step
 
-        out.say(next_step(finished))
+            out.say(next_step(finished))
 
 
 def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
@@ -307,8 +321,9 @@ def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:
 
 
 def _run(
-    out: Output, request: Request, report: Report | None, push: str | None, *, public: bool
-) -> list[Quantized]:
+    out: Output, request: Request, report: Report | None, push: str | None,
+    store: StoreOutput | None, *, public: bool,
+) -> list[Quantized]:  # fmt: skip
     from quantcli.api.report import files_to_push
     from quantcli.artifacts.stream import STREAM
     from quantcli.events import drain
@@ -330,7 +345,7 @@ def _run(
             else:
                 out.say(quantized.quantized_sentence(event.output))
             for path in event.output.artifact.paths if not out.json else ():
-                if path != STREAM:
+                if path != STREAM and store is None:
                     out.result(path)
 
     finished = drain(run(request, on_fetch=out.event), show)
@@ -344,17 +359,22 @@ def _run(
     if report is not None and not request.dry_run:
         pages = report.of_outputs(finished, request.source, out.event)
         out.say(f"the report is {pages[0]}")
+    if store is not None and not request.dry_run:
+        for url in drain(store.publish(), out.event):
+            out.result(url)
     if out.json:
         document = quantized.whole_document(finished, planned=request.dry_run)
         document |= {"report": list(map(str, pages))} if pages else {}
+        if store is not None:
+            document = store.label(document)
         out.document("plan" if request.dry_run else "quantize", 1, document)
     elif request.dry_run and request.is_set:
         for table in output_sets.set_tables(finished):
-            out.table(table)
+            out.table(table if store is None else store.label(table))
     elif request.dry_run:
         for done in finished:
             for table in quantized.planned_tables(done):
-                out.table(table)
+                out.table(table if store is None else store.label(table))
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
     if push and (share is None or share.speaks) and not request.dry_run:

@@ -13,7 +13,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,8 @@ from uuid import uuid4
 from quantcli.artifacts.atomic_folder import MANIFEST
 from quantcli.errors import OutputError, UsageError
 from quantcli.events import Events, in_phase, take
+from quantcli.report.tables import Table
+from quantcli.sources.address import Address
 from quantcli.sources.store import PACKAGES, explaining_store, is_store, open_store
 from quantcli.types import Event, Note, Progress
 
@@ -69,15 +72,21 @@ class StoreOutput:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def label(self, found: Any) -> Any:
-        """A document, or a path, with the store's addresses in place of this machine's."""
+        """A document, a table or a path with the store's addresses in place of this machine's."""
+        if isinstance(found, Table):
+            return replace(found, rows=tuple(map(self._label_row, found.rows)))
         if isinstance(found, dict):
             return {key: self.label(value) for key, value in found.items()}
         if isinstance(found, list | tuple):
             return [self.label(value) for value in found]
-        if isinstance(found, str | Path):
-            said = str(found)
-            return said.replace(str(self._folder), self._base) if isinstance(found, str) else said
+        if isinstance(found, Path):
+            return Address(self.label(str(found)))
+        if isinstance(found, str):
+            return found.replace(str(self._folder), self._base)
         return found
+
+    def _label_row(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(self.label, row))
 
     def url_of(self, path: Path) -> str:
         """The address that a file made here will have."""
@@ -96,6 +105,7 @@ class StoreOutput:
         )
         files.sort(key=lambda path: path.name == MANIFEST)
         total, done = sum(path.stat().st_size for path in files), 0
+        sent: list[str] = []
         self._keep = True
         try:
             for path in files:
@@ -103,9 +113,14 @@ class StoreOutput:
             for path in files:
                 yield Progress(done, total, path.name)
                 self._put(path)
+                sent.append(self._target(path))
                 done += path.stat().st_size
             yield Progress(total, total, "")
         except (OutputError, KeyboardInterrupt):
+            if not self._force:
+                # None of them was there before, and half of them is of no use.
+                for target in sent:
+                    self._remove(target)
             yield Note(f"what was made is kept: {self._folder}", "warning")
             raise
         self._keep = False
@@ -148,10 +163,8 @@ class StoreOutput:
             raise OutputError(f"{url}: the store's digest is not that of what was sent")
 
     def _remove(self, place: str) -> None:
-        try:
+        with suppress(Exception):
             self._filesystem.rm_file(place)
-        except Exception:
-            pass
 
     def _check(self, *, is_folder: bool) -> None:
         """Before hours of work: OutputError where something is there, or nothing may be written."""
@@ -180,18 +193,20 @@ def _md5(path: Path) -> str:
     return whole.hexdigest()
 
 
-def stage(
-    output: str | Path | None, *, force: bool, dry_run: bool, resume: bool
+def stage_output(
+    output: str | Path | None, *, force: bool = False, dry_run: bool = False, **given: object
 ) -> StoreOutput | None:
     """The place in a store that ``output`` names; None where it is on this machine.
 
-    UsageError for what cannot be there, OutputError where the store refuses.
+    UsageError for an option in ``given`` that needs the output here, OutputError where the store
+    refuses.
     """
     if output is None or not is_store(str(output)):
         return None
-    if resume:
-        raise UsageError(
-            "--resume continues what lies beside the output, which a store has not",
-            hint="name an output on this machine with -o, and upload it",
-        )
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--{name} needs an output on this machine, and {output} is in a store",
+                hint="name one on this machine with -o, and upload it afterwards",
+            )
     return StoreOutput(str(output), force=force, dry_run=dry_run)

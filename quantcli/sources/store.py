@@ -34,9 +34,9 @@ def is_store(target: str) -> bool:
         return False
     if scheme in PACKAGES:
         return True
-    from fsspec import available_protocols
+    from fsspec.registry import available_protocols, registry
 
-    return scheme in available_protocols()
+    return scheme in registry or scheme in available_protocols()
 
 
 def is_local_address(target: str) -> bool:
