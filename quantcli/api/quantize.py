@@ -108,7 +108,7 @@ def quantize(
     (``type=["Q4_K_M", "Q8_0"]``), an ``output_set`` by name or a recipe of several outputs make
     one file each from one read of the model, in the folder ``output``. ``mmproj`` writes the vision
     or audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
-    what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
+    what a ``method`` runs the model on (the built-in mix, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.

@@ -85,7 +85,8 @@ def quantize(
             "--calibrate", metavar="TEXT", panel=METHOD.title,
             help="Run the checkpoint on this text file first. A --method calibrates on it, layer "
             "by layer; without one it makes the importance matrix and keeps it next to the output "
-            "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
+            "as NAME.calib.gguf. Repeatable, also as TEXT:WEIGHT; 'default' is a built-in mix. See "
+            "'quantcli calibrate' for more.",
         ),
     ] = None,
     chunks: Annotated[
