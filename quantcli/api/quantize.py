@@ -92,6 +92,8 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    scratch: str | Path | None = None,
+    max_scratch: int | str | None = None,
     shard: str | None = None,
     device: str | None = None,
     push: str | None = None,
@@ -114,7 +116,8 @@ def quantize(
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    ``max_memory`` limits resident memory, in bytes or as "300M", and ``max_scratch`` the run's own
+    files, which lie in the folder ``scratch`` or beside the output. ``device``
     is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
     ``shard`` is the part of the work that this process does, such as "2/4", "merge" for the last
     step alone or "env" for what RANK and WORLD_SIZE say; until all parts are done, the result has
@@ -149,6 +152,8 @@ def quantize(
         dry_run=dry_run,
         threads=threads,
         max_memory=parse_bytes(max_memory),
+        scratch=None if scratch is None else Path(scratch),
+        max_scratch=parse_bytes(max_scratch),
         left_out=asked.left_out,
         share=share,
         download=download,

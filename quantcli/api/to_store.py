@@ -32,8 +32,9 @@ def into_store(function: Callable[P, T]) -> Callable[P, T]:
         dry_run, force = bool(words.get("dry_run")), bool(words.get("force"))
         place = words.get("output")
         store = stage_output(
-            place if isinstance(place, str) else None, force=force, dry_run=dry_run, **refused
-        )
+            place if isinstance(place, str) else None, force=force, dry_run=dry_run,
+            scratch=words.get("scratch"), **refused,
+        )  # fmt: skip
         if store is None:
             return function(*args, **keywords)
         with store:

@@ -174,8 +174,26 @@ def quantize(
         str | None,
         option(
             "--max-memory", metavar="SIZE",
-            help="Keep resident memory below SIZE, such as 300M, by working on fewer threads. "
-            "Without it, a few slabs of 4 MB for each thread are in memory.",
+            help="Keep resident memory below SIZE, such as 300M: fewer threads, and with a method "
+            "hidden states in a file. What cannot be kept is refused before the work. Without it, "
+            "a few slabs of 4 MB for each thread are in memory; --dry-run tells what a method "
+            "takes.",
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        option(
+            "--scratch", metavar="DIR",
+            help="Keep the files of a --method's run in this folder until the output is whole. "
+            "Default: beside the output. --resume finds them with the same DIR.",
+        ),
+    ] = None,
+    max_scratch: Annotated[
+        str | None,
+        option(
+            "--max-scratch", metavar="SIZE",
+            help="Refuse a --method's run before the work if these files would take more than "
+            "SIZE, such as 40G.",
         ),
     ] = None,
     shard: Annotated[
@@ -269,8 +287,9 @@ def quantize(
         **fields,
     )  # fmt: skip
     store = stage_output(
-        output, force=force, dry_run=dry_run or print_recipe, resume=resume, share=share, push=push
-    )
+        output, force=force, dry_run=dry_run or print_recipe, scratch=scratch, resume=resume,
+        shard=share, push=push,
+    )  # fmt: skip
     with store or nullcontext():
         request = Request(
             model,
@@ -280,7 +299,8 @@ def quantize(
             calibrate or (),
             chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
             download=download,
-            max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+            max_memory=parse_size(max_memory) if max_memory else None, scratch=scratch,
+            max_scratch=parse_size(max_scratch) if max_scratch else None, left_out=asked.left_out,
             share=share,
             device=device,
         )  # fmt: skip

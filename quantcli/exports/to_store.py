@@ -47,7 +47,9 @@ class StoreOutput:
     unless an upload has failed.
     """
 
-    def __init__(self, url: str, *, force: bool, dry_run: bool) -> None:
+    def __init__(
+        self, url: str, *, force: bool, dry_run: bool, scratch: str | Path | None = None
+    ) -> None:
         self._url, self._force = url.rstrip("/"), force
         self._filesystem, self._path = open_store(self._url, output=True)
         self._keep = False
@@ -55,7 +57,7 @@ class StoreOutput:
         if base.endswith(":/") or not name:
             raise UsageError(f"{url} names a bucket alone", hint=f"name a file: {self._url}/m.gguf")
         self._base = base
-        self._folder = Path(tempfile.mkdtemp(prefix="quantcli-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="quantcli-", dir=scratch))
         self.place = str(self._folder / name) + ("/" if url.endswith("/") else "")
         try:
             if not dry_run:
@@ -194,11 +196,17 @@ def _md5(path: Path) -> str:
 
 
 def stage_output(
-    output: str | Path | None, *, force: bool = False, dry_run: bool = False, **given: object
+    output: str | Path | None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    scratch: str | Path | None = None,
+    **given: object,
 ) -> StoreOutput | None:
     """The place in a store that ``output`` names; None where it is on this machine.
 
-    UsageError for an option in ``given`` that needs the output here, OutputError where the store
+    Files are made in ``scratch`` first, or where the system keeps temporary ones. UsageError for an
+    option in ``given`` that needs the output here, OutputError where the store
     refuses.
     """
     if output is None or not is_store(str(output)):
@@ -209,4 +217,4 @@ def stage_output(
                 f"--{name} needs an output on this machine, and {output} is in a store",
                 hint="name one on this machine with -o, and upload it afterwards",
             )
-    return StoreOutput(str(output), force=force, dry_run=dry_run)
+    return StoreOutput(str(output), force=force, dry_run=dry_run, scratch=scratch)

@@ -42,8 +42,9 @@ class Request:
 
     ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
-    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
-    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory and ``max_scratch``
+    the run's own files, in bytes. ``left_out`` are types of a named set that lack an importance
+    matrix.
     ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
@@ -62,6 +63,9 @@ class Request:
     download: bool = False
     """Store a model of the Hub in its cache instead of reading it where it is."""
     device: str | None = None
+    scratch: Path | None = None
+    """The folder for the run's own files; None for that of each output."""
+    max_scratch: int | None = None
 
     @property
     def is_set(self) -> bool:
