@@ -69,7 +69,7 @@ PLANS = """
 --imatrix m.gguf --allocate
 --to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
---max-memory 300M --no-mtp --download --shard 1/2
+--max-memory 300M --max-scratch 1G --scratch . --no-mtp --download --shard 1/2
 --fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
@@ -133,6 +133,7 @@ quantize mini --calibrate text.txt -o full.gguf
 quantize mini --method awq --resume
 quantize mini --to awq --tensor-type a=Q4_0
 quantize mini --max-memory 1K
+quantize mini --bits 4 --scratch nowhere
 quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
