@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
-from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
 from quantcli.types import Note
 
@@ -37,9 +37,11 @@ class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
     def __init__(
-        self, targets: Targets, folder: Path, place: str, damping: float, order: str
-    ) -> None:
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str,
+        algebra: Algebra = HOST,
+    ) -> None:  # fmt: skip
         self._damping, self._order = damping, order
+        self._algebra = algebra
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -135,7 +137,7 @@ class HessianAccumulator:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._damping, self._order)
+        hessian = self._algebra.prepare(mean, self._damping, self._order)
         if hessian.damping > self._damping:
             self.notes.append(
                 Note(
@@ -152,7 +154,8 @@ class HessianAccumulator:
             drift = Drift(
                 np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
             )
-        return MatrixStatistics(hessian, mean, mean if held_out is None else held_out, drift)
+        judge_of = mean if held_out is None else held_out
+        return self._algebra.statistics(hessian, mean, judge_of, drift)
 
     def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
         which = home if matrix == 0 else f"{home} (matrix {matrix})"
