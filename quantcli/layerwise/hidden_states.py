@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
+from quantcli.systems import BINARY, write_at
 
 
 class HiddenStates(Protocol):
@@ -129,7 +130,7 @@ class HiddenStateCache:
     def _open_next(self) -> int:
         path = self._path(1 - self.turn)
         with naming(path):
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
 
     def _path(self, turn: int) -> Path:
         if self._folder is None:
@@ -186,7 +187,7 @@ class LayerInputs:
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write on where the system took a part; a disk without room refuses the rest."""
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = write_at(descriptor, data, offset)
         data, offset = data[written:], offset + written
 
 
