@@ -7,6 +7,7 @@ process with a signal, and no sentence could be said.
 from __future__ import annotations
 
 import math
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from numpy.typing import DTypeLike
 
 from quantcli.artifacts.space import fill
 from quantcli.artifacts.staging import output_error
+
+_LARGE = 1 << 26
+"""Bytes of a file from which on its pages are let go."""
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -27,3 +31,11 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.mem
         path.unlink(missing_ok=True)
         raise output_error(path, error) from error
     return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def forget_pages(array: Any) -> None:
+    """Let the memory of an array in a file go; what was written stays, and is read again."""
+    mapped = getattr(array, "_mmap", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= _LARGE:
+        mapped.madvise(advice)

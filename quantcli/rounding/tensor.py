@@ -49,7 +49,8 @@ def round_matrix(
     scale = statistics.cost(rows, outputs)
 
     def loss(packed: Bytes) -> float:
-        errors = aim - codec.decode(packed)
+        errors = codec.decode(packed)
+        np.subtract(aim, errors, out=errors)
         return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
 
     before = loss(plain)

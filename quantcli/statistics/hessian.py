@@ -23,10 +23,10 @@ ColumnOrder = NDArray[np.int64]
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean. On text like the calibration's a fifth of it does
 as well; on other text a small one costs far more than a large one at two and three bits."""
-_WIDE = 2048
+WIDE = 2048
 """From this many columns on the factorisation is in float32: half the memory and the time."""
-_RAISED = 10.0
-_MOST = 10.0
+RAISED_DAMPING = 10.0
+MOST_DAMPING = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,28 @@ class Hessian:
             self._parts[key] = HessianBlock(factor, self.pivots[columns])
         return self._parts[key]
 
+    def own(self, columns: slice) -> Floats:
+        """The matrix of some neighbouring columns alone, contiguous."""
+        return np.ascontiguousarray(self.matrix[columns, columns])
+
+    def slope(self, errors: Floats, columns: slice) -> Floats:
+        """``errors`` (n, all columns) times some neighbouring columns of the matrix."""
+        from quantcli.layerwise.products import product
+
+        return product(errors, self.matrix[:, columns])
+
+    def ahead(self, errors: Floats, columns: slice) -> Floats:
+        """What the errors of the columns before ``columns`` in the order ask of these.
+
+        ``errors`` (n, at least the columns before) are in the order too.
+        """
+        from quantcli.layerwise.products import product
+
+        first = columns.start
+        if first == 0:
+            return np.zeros((len(errors), columns.stop), np.float32)
+        return product(errors[:, :first], self.factor[:first, columns])
+
     def keep_together(self, width: int) -> Hessian:
         """This Hessian in an order that leaves units of ``width`` columns whole.
 
@@ -128,7 +150,11 @@ def prepare_hessian(
     damping is raised tenfold until it succeeds; SourceError when even ten times the mean diagonal
     does not help, which takes values that are not finite.
     """
-    wide = mean.shape[0] >= _WIDE
+    wide = mean.shape[0] >= WIDE
+    if wide and order == "natural":
+        from quantcli.statistics.panel_hessian import prepare_panels
+
+        return prepare_panels(lambda rows: np.asarray(mean[rows], np.float32), len(mean), damping)
     values: NDArray[Any] = np.array(mean, np.float32 if wide else np.float64)
     diagonal = values.diagonal().astype(np.float64)
     average = float(diagonal.mean())
@@ -144,8 +170,8 @@ def prepare_hessian(
             factor, pivots = _factor(values, sorting)
             break
         except np.linalg.LinAlgError:
-            damping *= _RAISED
-            if damping > _MOST:
+            damping *= RAISED_DAMPING
+            if damping > MOST_DAMPING:
                 raise SourceError("a Hessian is not positive definite") from None
     return Hessian(np.asarray(values, np.float32), factor, pivots, damping, sorting)
 
