@@ -34,6 +34,7 @@ from quantcli.artifacts.slabs import (
     digest_model,
     refuse_weight,
 )
+from quantcli.artifacts.staging import held_bytes
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
@@ -249,7 +250,7 @@ def prepare_gguf(
             read.add(importance.path)
         refuse_own(artifact.paths, read)
         refuse_existing(artifact.paths, force=force)
-        check_disk(artifact.nbytes, output.parent)
+        check_disk(artifact.nbytes - held_bytes(artifact.paths), output.parent)
     return artifact
 
 

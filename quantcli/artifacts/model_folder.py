@@ -34,6 +34,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
+from quantcli.artifacts.staging import held_bytes
 from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
@@ -305,7 +306,7 @@ def prepare_folder(
     if check:
         _refuse_source(model, output)
         refuse_folder(output, force=force)
-        check_disk(folder.nbytes, output.absolute().parent)
+        check_disk(folder.nbytes - held_bytes([output]), output.absolute().parent)
     return folder
 
 

@@ -42,7 +42,7 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 
 Sink = AtomicFiles | AtomicFolder
 
-_Key = tuple[int, Slab]
+SlabKey = tuple[int, Slab]
 """Which source, by its identity, and which of its slabs."""
 
 
@@ -97,6 +97,21 @@ class ArtifactPart:
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
     home: str = ""
+
+
+class Target(Protocol):
+    """Takes the chunks of a slab that are an artifact's."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """Whose they are."""
+
+    @property
+    def error(self) -> OutputError | None:
+        """Why it takes no more."""
+
+    def write(self, file: Any, offset: int, data: ReadableBuffer) -> None:
+        """Take a chunk; what fails is kept in ``error``."""
 
 
 class Artifact(Protocol):
@@ -186,29 +201,22 @@ def write_artifacts(
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
-        writings = [_Writing(artifact, artifact.open()) for artifact in artifacts]
+        writings = [Writing(artifact, artifact.open()) for artifact in artifacts]
         for writing in writings:
             stack.enter_context(writing.sink)
-        shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]] = {}
-        for writing in writings:
             writing.write_all(writing.artifact.heads())
-            for part in writing.artifact.parts():
-                key = id(writing.artifact.source), part.slab
-                uses = shared.setdefault(key, [])
-                writing.places.append((key, len(uses)))
-                uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
-        shared = _by_home(shared)
+        shared = share_slabs(writings)
         reads = [parts[0][0].read for parts in shared.values()]
         if any(artifact.is_remote for artifact in artifacts):
             sizes = [slab.nbytes for _, slab in shared]
             ahead = stack.enter_context(ReadAhead(reads, sizes))
             reads = [partial(ahead.take, index) for index in range(len(reads))]
         tasks = [
-            (slab, partial(_do, read, parts, hashed))
+            (slab, partial(do_slab, read, parts, hashed))
             for read, ((_, slab), parts) in zip(reads, shared.items(), strict=True)
         ]
-        told: list[_Writing] = []
+        told: list[Writing] = []
         # Closed before the files are, which its threads write to.
         slabs = stack.enter_context(closing(work_slabs(tasks, workers)))
         while True:
@@ -224,10 +232,20 @@ def write_artifacts(
         yield from _tell_failed(writings, told)
 
 
-def _by_home(
-    shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]],
-) -> dict[_Key, list[tuple[ArtifactPart, _Writing]]]:
-    """The slabs in their order, but those of one stored tensor together."""
+def share_slabs(
+    writings: Sequence[Writing],
+) -> dict[SlabKey, list[tuple[ArtifactPart, Writing]]]:
+    """The slabs with what is made of each, in their order, but those of one stored tensor together.
+
+    Each of the writings gets its ``places``.
+    """
+    shared: dict[SlabKey, list[tuple[ArtifactPart, Writing]]] = {}
+    for writing in writings:
+        for part in writing.artifact.parts():
+            key = id(writing.artifact.source), part.slab
+            uses = shared.setdefault(key, [])
+            writing.places.append((key, len(uses)))
+            uses.append((part, writing))
     order: dict[str, int] = {}
     for parts in shared.values():
         order.setdefault(parts[0][0].home, len(order))
@@ -235,7 +253,7 @@ def _by_home(
 
 
 @dataclass(frozen=True, slots=True)
-class _Hashes:
+class Hashes:
     """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses.
 
     Empty where nobody records it.
@@ -246,7 +264,7 @@ class _Hashes:
 
 
 @dataclass(eq=False)
-class _Writing:
+class Writing:
     """An artifact that is being written, from several threads, until its ``error``.
 
     ``places`` has the slab of each of its parts, and which of the slab's uses that is.
@@ -254,7 +272,7 @@ class _Writing:
 
     artifact: Artifact
     sink: Sink
-    places: list[tuple[_Key, int]] = field(default_factory=list)
+    places: list[tuple[SlabKey, int]] = field(default_factory=list)
     error: OutputError | None = None
     _busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -283,7 +301,7 @@ class _Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
-    def publish(self, hashes: Mapping[_Key, _Hashes]) -> Iterator[Event]:
+    def publish(self, hashes: Mapping[SlabKey, Hashes]) -> Iterator[Event]:
         """Give the files their names, unless the artifact is or must be given up.
 
         Yields `ArtifactFlushed` before and `ArtifactDone` after.
@@ -310,7 +328,7 @@ class _Writing:
         yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
-def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:
+def _tell_failed(writings: Sequence[Writing], told: list[Writing]) -> Iterator[ArtifactFailed]:
     """What has failed since the last call; its OutputError where nothing else is left."""
     for writing in writings:
         if writing.error is None or writing in told:
@@ -321,11 +339,9 @@ def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator
         yield ArtifactFailed(writing.artifact.paths, writing.error)
 
 
-def _do(
-    read: Callable[[], NDArray[Any]],
-    parts: Sequence[tuple[ArtifactPart, _Writing]],
-    hashed: bool,
-) -> _Hashes:
+def do_slab(
+    read: Callable[[], NDArray[Any]], parts: Sequence[tuple[ArtifactPart, Target]], hashed: bool
+) -> Hashes:
     """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
     rows = read()
     leaf = hash_rows(rows) if hashed else b""
@@ -354,7 +370,7 @@ def _do(
             raise part.refuse(refused) from refused
         for place in sealed:
             written[place] = digest.digest()
-    return _Hashes(leaf, written)
+    return Hashes(leaf, written)
 
 
 def default_threads() -> int:

@@ -85,7 +85,8 @@ def quantize(
             "--calibrate", metavar="TEXT", panel=METHOD.title,
             help="Run the checkpoint on this text file first. A --method calibrates on it, layer "
             "by layer; without one it makes the importance matrix and keeps it next to the output "
-            "as NAME.calib.gguf. Repeatable. See 'quantcli calibrate' for more.",
+            "as NAME.calib.gguf. Repeatable, also as TEXT:WEIGHT; 'default' is a built-in mix. See "
+            "'quantcli calibrate' for more.",
         ),
     ] = None,
     chunks: Annotated[
@@ -171,8 +172,35 @@ def quantize(
         str | None,
         option(
             "--max-memory", metavar="SIZE",
-            help="Keep resident memory below SIZE, such as 300M, by working on fewer threads. "
-            "Without it, a few slabs of 4 MB for each thread are in memory.",
+            help="Keep resident memory below SIZE, such as 300M: fewer threads, and with a method "
+            "hidden states in a file. What cannot be kept is refused before the work. Without it, "
+            "a few slabs of 4 MB for each thread are in memory; --dry-run tells what a method "
+            "takes.",
+        ),
+    ] = None,
+    scratch: Annotated[
+        Path | None,
+        option(
+            "--scratch", metavar="DIR",
+            help="Keep the files of a --method's run in this folder until the output is whole. "
+            "Default: beside the output. --resume finds them with the same DIR.",
+        ),
+    ] = None,
+    max_scratch: Annotated[
+        str | None,
+        option(
+            "--max-scratch", metavar="SIZE",
+            help="Refuse a --method's run before the work if these files would take more than "
+            "SIZE, such as 40G.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        option(
+            "--shard", metavar="I/N|merge", panel=OUTPUT.title,
+            help="Write part I of N, as one of N such commands on machines that share the output's "
+            "folder; whoever is last checks all parts and gives the output its name, which 'merge' "
+            "does alone. Default: RANK and WORLD_SIZE, if torchrun or the like has set them.",
         ),
     ] = None,
     device: Device = None,
@@ -226,6 +254,7 @@ def quantize(
     from quantcli.plan.output_set import expand_outputs
     from quantcli.plan.recipe_file import dump_outputs, read_bases
     from quantcli.plan.size_text import parse_size
+    from quantcli.ranks.share import ENVIRONMENT, read_share
     from quantcli.run.request import Request, check_request, place_outputs
 
     found = read_words(model, words or ())
@@ -235,6 +264,10 @@ def quantize(
     if found.types:
         fields["type"] = [*found.types, *(fields["type"] or ())]
     check_push(push, public=public, dry_run=dry_run)
+    share = read_share(shard or ENVIRONMENT)
+    if share is not None and not share.speaks:
+        out.leave_talk_to_others()
+        report = None
     wish = read_fit(fit, on=on, ctx=ctx, kv_type=kv_type)
     if wish is not None:
         taken = fields | {"set": output_set}
@@ -248,7 +281,9 @@ def quantize(
         calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         download=download,
-        max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+        max_memory=parse_size(max_memory) if max_memory else None, scratch=scratch,
+        max_scratch=parse_size(max_scratch) if max_scratch else None, left_out=asked.left_out,
+        share=share,
         device=device,
     )  # fmt: skip
     if print_recipe:
@@ -257,6 +292,8 @@ def quantize(
             out.line(line)
         return
     if prompt is not None:
+        if share is not None:
+            raise UsageError("--run waits for no other shards", hint="leave --run out")
         if out.quiet:
             raise UsageError("--quiet shows no answer", hint="leave --quiet or --run out")
         from quantcli.api.answer import check_answer
@@ -266,7 +303,7 @@ def quantize(
     finished = _run(out, request, page, push, public=public)
     if prompt is not None:
         _answer(out, finished[0].artifact.paths[0], prompt, threads)
-    elif not (push or request.dry_run) and out.talks_to_a_terminal:
+    elif finished and not (push or request.dry_run) and out.talks_to_a_terminal:
         from quantcli.report.next_step import next_step
 
         out.say(next_step(finished))
@@ -307,6 +344,12 @@ def _run(
                 out.result(path)
 
     finished = drain(run(request, on_fetch=out.event), show)
+    share = request.share
+    if share is not None and not finished:
+        # Whoever is last tells of the output.
+        if out.json:
+            out.document("shard", 1, quantized.shard_document(share))
+        return finished
     pages: tuple[Path, ...] = ()
     if report is not None and not request.dry_run:
         pages = report.of_outputs(finished, request.source, out.event)
@@ -324,7 +367,7 @@ def _run(
                 out.table(table)
     if request.is_set and not request.dry_run:
         out.say(output_sets.set_sentence(finished, time.monotonic() - began))
-    if push and not request.dry_run:
+    if push and (share is None or share.speaks) and not request.dry_run:
         made = files_to_push(finished, pages)
         out.say(f"uploaded to {drain(upload_artifacts(made, push, public=public), out.event)}")
     return finished

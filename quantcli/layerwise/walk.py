@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,6 +38,8 @@ _CHECKED = 32
 
 ObserveInput = Callable[[MatmulInput], None]
 ObserveGradient = Callable[[OutputGradient], None]
+Hooks = Callable[[], AbstractContextManager[Any]]
+"""What is to be in place while one window passes."""
 States = TypeVar("States", bound=HiddenStates)
 
 
@@ -223,23 +225,26 @@ class LayerPass:
         with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, call)
 
-    def backward(self) -> Iterator[Event]:
-        """Take all windows' gradients back through the layer, yielding progress."""
+    def backward(self, hooks: Hooks = nullcontext) -> Iterator[Event]:
+        """Take all windows' gradients back through the layer, in ``hooks``, yielding progress."""
         walk = self.walk
         for number in walk.windows:
             gradient = walk.get_next(number)
-            walk.states.replace(number, self._run_backwards(number, gradient))
+            with hooks():
+                found = self._run_backwards(number, gradient)
+            walk.states.replace(number, found)
             yield walk.progress(self.index, number + 1, back=True)
 
     def observe_gradients(
-        self, gradients: Iterable[tuple[int, torch.Tensor]], observe: ObserveGradient
-    ) -> None:
+        self, gradients: Iterable[tuple[int, torch.Tensor]], observe: ObserveGradient,
+        hooks: Hooks = nullcontext,
+    ) -> None:  # fmt: skip
         """Send gradients by some windows' outputs back, and observe those by weights' outputs.
 
-        Not after `forward`, which lets the windows' inputs go.
+        Each window in ``hooks``. Not after `forward`, which lets the windows' inputs go.
         """
         for number, gradient in gradients:
-            with GradientHooks(self.weights, observe):
+            with hooks(), GradientHooks(self.weights, observe):
                 self._run_backwards(number, gradient)
 
     def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:

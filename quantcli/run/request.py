@@ -15,6 +15,7 @@ from quantcli.plan.recipe import FIELDS, Recipe, given_fields, is_allocated
 from quantcli.plan.recipe_check import check_recipe
 from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF, has_static_scales, has_types
+from quantcli.ranks.share import Share
 
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
@@ -40,8 +41,9 @@ class Request:
 
     ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
-    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
-    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory and ``max_scratch``
+    the run's own files, in bytes. ``left_out`` are types of a named set that lack an importance
+    matrix.
     ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
@@ -55,9 +57,14 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    share: Share | None = None
+    """This process's share of the work, where several do it."""
     download: bool = False
     """Store a model of the Hub in its cache instead of reading it where it is."""
     device: str | None = None
+    scratch: Path | None = None
+    """The folder for the run's own files; None for that of each output."""
+    max_scratch: int | None = None
 
     @property
     def is_set(self) -> bool:
@@ -121,6 +128,12 @@ def check_request(request: Request) -> None:
     if request.is_set:
         _check_importance(request)
     runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if runs and request.share is not None and not request.share.together:
+        raise UsageError(
+            "--shard divides the writing of weights, and a method or --calibrate runs the model",
+            hint="torchrun starts ranks that run it together; or 'quantcli calibrate' first, then "
+            "--imatrix FILE --shard",
+        )
     if request.chunks is not None and not runs:
         raise UsageError("--chunks cuts a text to run", hint="add --calibrate TEXT")
     if request.device is not None:

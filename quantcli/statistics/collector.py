@@ -6,7 +6,9 @@ activations); and the Hessian of the layer's squared error, X^T X over the input
 Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
 of one float32 product for each window, held in a file, once for all weights that share an input
 (q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
-count of tokens; a stack whose matrices have one input (latent attention's values) has one Hessian.
+count of tokens; those of several windows wait for one another, since a window sends few to each and
+each product is added to all columns by all columns. A stack whose matrices have one input (latent
+attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from quantcli.statistics.device_sums import DeviceSums
 from quantcli.types import OutputTensor
 
 _ROWS = 64
+_WAITING = 1 << 28
+"""Bytes of experts' inputs that wait for more of them."""
 
 Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
@@ -80,6 +84,8 @@ class Collector:
         self._sums = DeviceSums()
         self._pass: dict[tuple[str, int], _Row] = {}
         self._whole: tuple[str, Totals] | None = None
+        self._waiting: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self._waiting_bytes = 0
 
     def __enter__(self) -> Collector:
         return self
@@ -117,13 +123,14 @@ class Collector:
 
         There is one where all matrices of the tensor have one input.
         """
+        self._add_waiting()
         self._sums.leave()
         return self._hessians
 
     def whole_hessian(self, home: str) -> Totals:
         """The sum over all matrices of a stack, kept for the next of them."""
         if self._whole is None or self._whole[0] != home:
-            sums = self._hessians[home]
+            sums = self.hessians()[home]
             total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
             self._whole = (home, np.asarray(total))
         return self._whole[1]
@@ -134,6 +141,8 @@ class Collector:
         for index in range(len(self._hessians)):
             self._file(index).unlink(missing_ok=True)
         self._hessians.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     @steady()
     def _sum(self, values: torch.Tensor) -> _Row:
@@ -199,8 +208,25 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
+        if len(self._hessians[home]) == 1:
+            self._add_product(home, matrix, product.rows)
+            return
+        rows = product.rows.clone()
+        self._waiting.setdefault((home, matrix), []).append(rows)
+        self._waiting_bytes += rows.nbytes
+        if self._waiting_bytes >= _WAITING:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Add up the inputs that waited, one product for each expert."""
+        for (home, matrix), parts in self._waiting.items():
+            self._add_product(home, matrix, torch.cat(parts))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _add_product(self, home: str, matrix: int, rows: torch.Tensor) -> None:
         with steady():
-            self._sums.add(self._hessians[home][matrix], product.rows.float())
+            self._sums.add(self._hessians[home][matrix], rows.float())
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
