@@ -80,20 +80,20 @@ def shares(rows: int, step: int | None = None) -> Sequence[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def add_gram(into: Any, values: torch.Tensor) -> None:
-    """Add ``values.T @ values`` to ``into`` (columns, columns), float64 or float32.
+def add_gram(into: Any, values: torch.Tensor, inside: slice = slice(None)) -> None:
+    """Add ``values.T @ values`` to the square of ``into`` that ``inside`` cuts out.
 
-    A pair of columns is multiplied once. ``into`` may be a mapped file: of a large one some rows
-    are in memory at a time.
+    ``into`` is float64 or float32. A pair of columns is multiplied once. It may be a mapped file:
+    of a large one some rows are in memory at a time.
     """
     turned = values.T.contiguous().numpy()
-    count = len(turned)
+    count, square = len(turned), into[inside, inside]
 
     def tile(rows: slice, columns: slice) -> None:
         found = multiply(turned[rows], turned[columns].T)
-        into[rows, columns] += found
+        square[rows, columns] += found
         if rows.start != columns.start:
-            into[columns, rows] += found.T
+            square[columns, rows] += found.T
 
     for start in range(0, count, TILE):
         rows = slice(start, min(start + TILE, count))

@@ -52,7 +52,7 @@ class PanelHessian(Hessian):
     squares: Sequence[Floats]
 
     @property
-    def matrix(self) -> Floats:  # type: ignore[override]
+    def matrix(self) -> Floats:
         """A copy, as large as all of this."""
         whole = np.empty((len(self.pivots),) * 2, np.float32)
         for columns in cut_panels(len(whole)):
@@ -60,7 +60,7 @@ class PanelHessian(Hessian):
         return whole
 
     @property
-    def factor(self) -> Floats:  # type: ignore[override]
+    def factor(self) -> Floats:
         """A copy, as large as all of this."""
         whole = np.zeros((len(self.pivots),) * 2, np.float32)
         for columns, panel, square in zip(

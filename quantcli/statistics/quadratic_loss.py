@@ -31,7 +31,8 @@ def quadratic_loss(
     from quantcli.layerwise.steady import run_tasks
 
     count, columns = errors.shape
-    strips = fisher or [(slice(0, count), None)]
+    whole: list[tuple[slice, Floats | None]] = [(slice(0, count), None)]
+    strips = whole if fisher is None else list(fisher)
     total = 0.0
     for start in range(0, columns, _PANEL):
         own = slice(start, min(start + _PANEL, columns))
