@@ -59,7 +59,7 @@ def round_by_rows(
 
 
 def cut_groups(rows: int) -> list[slice]:
-    """The groups of a strip."""
+    """The groups of a strip's rows, in the order in which they are rounded."""
     size = max(_LEAST, rows // _SHARE // _LEAST * _LEAST)
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 

@@ -11,7 +11,7 @@ time and stay in a file, from which each layer's own outputs get theirs when its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
-from quantcli.statistics.output_fisher import LayerFisher, StackShape
+from quantcli.statistics.output_fisher import LayerFisher, OutputFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
 
@@ -167,13 +167,14 @@ def embedding_fisher(
 def measure_output_fisher(
     layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]],
     tensors: Iterable[OutputTensor], folder: Path,
+    make: Callable[..., OutputFisher] = OutputFisher,
 ) -> LayerFisher:  # fmt: skip
     """Of ``tensors``, from gradients by the layer's output in some windows.
 
     ``folder`` takes sums of stacks until it is closed.
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
-    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
+    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder, make)
     layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
     return found
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
-from quantcli.statistics.hessian import WIDE, Hessian, prepare_hessian
+from quantcli.statistics.hessian import WIDE, Hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
 from quantcli.statistics.panel_hessian import prepare_panels
 from quantcli.statistics.symmetric_mean import SymmetricMean
@@ -39,9 +40,11 @@ class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
     def __init__(
-        self, targets: Targets, folder: Path, place: str, damping: float, order: str
-    ) -> None:
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str,
+        algebra: Algebra = HOST,
+    ) -> None:  # fmt: skip
         self._damping, self._order = damping, order
+        self._algebra = algebra
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -122,7 +125,8 @@ class HessianAccumulator:
 
     def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
         sums = self._fit.hessians()[home]
-        if len(sums) == 1 and sums.shape[-1] >= WIDE and self._order == "natural":
+        by_rows = self._algebra is HOST and self._order == "natural"
+        if by_rows and len(sums) == 1 and sums.shape[-1] >= WIDE:
             return self._prepare_wide(home)
         count = int(self._fit.entries[home].counts[matrix])
         mean = _mean(self._fit, home, matrix)
@@ -140,10 +144,11 @@ class HessianAccumulator:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._damping, self._order)
+        hessian = self._algebra.prepare(mean, self._damping, self._order)
         self._note_damping(home, hessian)
         drift = self._drift(home, matrix, hessian)
-        return MatrixStatistics(hessian, mean, mean if held_out is None else held_out, drift)
+        judge_of = mean if held_out is None else held_out
+        return self._algebra.statistics(hessian, mean, judge_of, drift)
 
     def _prepare_wide(self, home: str) -> MatrixStatistics | None:
         """The same of a wide matrix, whose means are read from the sums' files by rows."""

@@ -95,11 +95,12 @@ class LayerFisher:
 
     def __init__(
         self, outputs: Callable[[str, int], Iterable[OutputRows]], shapes: Mapping[str, StackShape],
-        folder: Path,
+        folder: Path, make: Callable[..., OutputFisher] = OutputFisher,
     ) -> None:  # fmt: skip
         self._outputs = outputs
         self._shapes = shapes
         self._folder = folder
+        self._make = make
         self._sums: dict[str, list[Floats]] = {}
         self._added = DeviceSums()
         self._files: list[Path] = []
@@ -155,7 +156,7 @@ class LayerFisher:
         )
         if not all(np.isfinite(mean).all() and mean.any() for mean in means):
             return None
-        return OutputFisher(self._shapes[name].rows, means)
+        return self._make(self._shapes[name].rows, means)
 
     @steady()
     def _add(self, name: str, matrix: int, first: int, values: torch.Tensor) -> None:
