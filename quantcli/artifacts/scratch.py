@@ -21,7 +21,7 @@ from quantcli.artifacts.space import fill, reserve
 from quantcli.artifacts.staging import naming, output_error
 from quantcli.errors import OutputError
 
-_LARGE = 1 << 26
+LARGE = 1 << 26
 """Bytes of a file from which on its pages are let go."""
 
 
@@ -41,7 +41,7 @@ def forget_pages(array: Any) -> None:
     """Let the memory of an array in a file go; what was written stays, and is read again."""
     mapped = getattr(array, "_mmap", None)
     advice = getattr(mmap, "MADV_DONTNEED", None)
-    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= _LARGE:
+    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= LARGE:
         mapped.madvise(advice)
 
 

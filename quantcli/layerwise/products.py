@@ -32,7 +32,7 @@ def multiply(a: Floats, b: Floats) -> Floats:
 
     ``b`` or its transpose is contiguous. Inside of `run_tasks` torch uses one thread.
     """
-    if not a.size:
+    if not a.size or not b.size:
         return np.zeros((len(a), b.shape[1]), np.float32)
     turned = torch.from_numpy(b.T)
     own = _linear()

@@ -6,7 +6,8 @@ columns before. So all groups go through one block of columns before the next on
 before ask of all rows is one large product instead of one for each group, and the Hessian is read
 once. Within a block, groups follow one another, and the threads share a group's rows.
 
-The sweep after that goes the same way, each group from what all rows have lost in all columns.
+The sweep after that takes group by group, each from what all rows have lost, and a thread takes
+some of its rows through all columns.
 
 For n rows of a strip, and C columns, in float32 unless packed:
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.layerwise.products import SHARE, multiply
+from quantcli.layerwise.products import SHARE, multiply, product, shares
 from quantcli.layerwise.steady import run_tasks
 from quantcli.rounding.block_feedback import BlockRounding
 from quantcli.rounding.options import Options
@@ -38,19 +39,19 @@ from quantcli.workers import Workers
 class RowTies:
     """What rows in an order ask of one another: ``groups`` of them, rounded at once.
 
-    ``ahead`` (rows, rows) has in each row what those before it ask of it, ``shares`` what all rows
-    ask of it once they are rounded.
+    ``ahead`` (rows, rows) has in each row what those before it ask of it, ``shares`` (group, rows)
+    what all rows ask of a group once they are rounded.
     """
 
     groups: Sequence[slice]
     ahead: Floats
-    shares: Floats
+    shares: Sequence[Floats]
 
     @classmethod
     def of(cls, fisher: Hessian, groups: Sequence[tuple[slice, Floats]]) -> RowTies:
         """From the factored Fisher information and each group's part of ``shares``."""
         ahead = np.ascontiguousarray(fisher.factor.T)
-        return cls([group for group, _ in groups], ahead, np.concatenate([s for _, s in groups]))
+        return cls([group for group, _ in groups], ahead, [share for _, share in groups])
 
     def split(self, group: slice) -> list[slice]:
         """A group's rows for the threads."""
@@ -72,8 +73,13 @@ def round_tied(
     if options.sweeps:
         _set_errors(matrix)
     for _ in range(options.sweeps):
-        for index in range(len(matrix.columns)):
-            _sweep_block(matrix, index, ties, hessian)
+        for number, group in enumerate(ties.groups):
+            aimed = product(ties.shares[number], matrix.errors)
+            tasks = [
+                partial(_sweep_rows, matrix, rows, aimed[place], hessian)
+                for rows, place in zip(ties.split(group), shares(len(aimed), SHARE), strict=True)
+            ]
+            run_tasks(tasks)
     return matrix.pack()
 
 
@@ -112,20 +118,12 @@ def _set_errors(matrix: PackedMatrix) -> None:
     )
 
 
-def _sweep_block(matrix: PackedMatrix, index: int, ties: RowTies, hessian: Hessian) -> None:
-    """A sweep of all groups over one block of columns."""
-    columns = matrix.columns[index]
-    own, slope = hessian.own(columns), hessian.slope(matrix.errors, columns)
-    change = np.empty(slope.shape, np.float32)
-    alone = Workers()
-
-    def share(rows: slice) -> None:
-        gradient = multiply(ties.shares[rows], slope)
-        parts = matrix.grid.sweep(matrix.parts(index, rows), own, gradient, alone)
+def _sweep_rows(matrix: PackedMatrix, rows: slice, aimed: Floats, hessian: Hessian) -> None:
+    """A sweep of some rows over all columns, from the errors that they are to make up for."""
+    slopes, alone = hessian.follow(aimed), Workers()
+    for index, columns in enumerate(matrix.columns):
+        own = hessian.own(columns)
+        parts = matrix.grid.sweep(matrix.parts(index, rows), own, slopes.of(columns), alone)
         before = matrix.errors[rows, columns].copy()
         matrix.set_parts(index, parts, rows)
-        change[rows] = multiply(matrix.errors[rows, columns] - before, own)
-
-    for group in ties.groups:
-        run_tasks([partial(share, rows) for rows in ties.split(group)])
-        slope[group] += change[group]
+        slopes.change(columns, matrix.errors[rows, columns] - before)

@@ -88,6 +88,13 @@ class Hessian:
 
         return product(errors, self.matrix[:, columns])
 
+    def follow(self, errors: Floats) -> Slopes:
+        """`slope` of one block of columns after the other, while ``errors`` change; by one thread.
+
+        Not out of the columns' own order.
+        """
+        return Slopes(self, errors)
+
     def ahead(self, errors: Floats, columns: slice) -> Floats:
         """What the errors of the columns before ``columns`` in the order ask of these.
 
@@ -117,6 +124,24 @@ class Hessian:
         order = (units[:, None] * width + np.arange(width)).reshape(-1)
         factor, pivots = _factor(self.matrix.astype(np.float64), order)
         return Hessian(self.matrix, factor, pivots, self.damping, order)
+
+
+class Slopes:
+    """``errors`` (n, all columns), which are changed here, times a Hessian, from left to right."""
+
+    def __init__(self, hessian: Hessian, errors: Floats) -> None:
+        self._hessian = hessian
+        self.errors = errors
+
+    def of(self, columns: slice) -> Floats:
+        """The slope of the next columns; all before them have changed."""
+        from quantcli.layerwise.products import multiply
+
+        return multiply(self.errors, np.ascontiguousarray(self._hessian.matrix[:, columns]))
+
+    def change(self, columns: slice, change: Floats) -> None:
+        """Add to the errors of these columns."""
+        self.errors[:, columns] += change
 
 
 def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Floats]:

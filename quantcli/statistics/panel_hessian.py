@@ -24,7 +24,13 @@ from quantcli.errors import SourceError
 from quantcli.formats.base import Floats
 from quantcli.layerwise.products import TILE, multiply, product, shares
 from quantcli.layerwise.steady import run_tasks
-from quantcli.statistics.hessian import MOST_DAMPING, RAISED_DAMPING, Hessian, HessianBlock
+from quantcli.statistics.hessian import (
+    MOST_DAMPING,
+    RAISED_DAMPING,
+    Hessian,
+    HessianBlock,
+    Slopes,
+)
 
 PANEL = 256
 """Columns of a panel: those that the kernels take at once."""
@@ -85,6 +91,10 @@ class PanelHessian(Hessian):
             return np.zeros((len(errors), columns.stop), np.float32)
         return product(errors[:, :first], self._factor(slice(0, first), columns))
 
+    def follow(self, errors: Floats) -> Slopes:
+        """`slope` of one panel after the other, while ``errors`` change; by one thread."""
+        return _PanelSlopes(self, errors)
+
     def part(self, columns: slice) -> HessianBlock:
         """What concerns ``columns``."""
         key = columns.start, columns.stop
@@ -133,6 +143,29 @@ class PanelHessian(Hessian):
             place = slice(first - columns.start, last - columns.start)
             found.append((number, slice(first - start, last - start), place))
         return found
+
+
+class _PanelSlopes(Slopes):
+    """What columns before a panel give it is added as they change: their rows of the matrix are in
+    one piece, and so are the panel's own from there on."""
+
+    def __init__(self, hessian: PanelHessian, errors: Floats) -> None:
+        super().__init__(hessian, errors)
+        self._panels = hessian.panels
+        self._before = np.zeros_like(errors)
+
+    def of(self, columns: slice) -> Floats:
+        """The slope of the next panel."""
+        panel = self._panels[columns.start // PANEL]
+        rest = multiply(self.errors[:, columns.start :], panel[columns.start :])
+        return rest + self._before[:, columns]
+
+    def change(self, columns: slice, change: Floats) -> None:
+        """Add to the errors of a panel."""
+        super().change(columns, change)
+        panel = self._panels[columns.start // PANEL]
+        changed = np.ascontiguousarray(self.errors[:, columns])
+        self._before[:, columns.stop :] += multiply(changed, panel[columns.stop :].T)
 
 
 def cut_panels(columns: int) -> list[slice]:

@@ -60,6 +60,20 @@ def test_columns_across_panels(columns: slice) -> None:
     np.testing.assert_array_equal(found.part(columns).factor, found.factor[columns, columns])
 
 
+def test_slopes_follow_the_errors() -> None:
+    mean = _mean(COLUMNS, 10)
+    found = prepare_panels(lambda rows: mean[rows].astype(np.float32), COLUMNS, 0.05)
+    matrix, draw = found.matrix.astype(np.float64), np.random.default_rng(11)
+    errors = draw.standard_normal((20, COLUMNS)).astype(np.float32)
+    slopes, now = found.follow(errors.copy()), errors.astype(np.float64)
+    for start in range(0, COLUMNS, 256):
+        columns = slice(start, min(start + 256, COLUMNS))
+        np.testing.assert_allclose(slopes.of(columns), now @ matrix[:, columns], atol=1e-4)
+        change = draw.standard_normal((20, columns.stop - start)).astype(np.float32)
+        now[:, columns] += change
+        slopes.change(columns, change)
+
+
 def test_damping_is_raised_from_the_matrix_as_it_was() -> None:
     mean = _mean(COLUMNS, 3)
     values, vectors = np.linalg.eigh(mean)

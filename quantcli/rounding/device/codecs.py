@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,7 +52,7 @@ def sweeps_after(options: Options, hessian: TensorHessian) -> int:
 
 
 @dataclass(frozen=True)
-class RoundedBlocks:
+class _Blocks:
     """Rows in a block format; they are ``scale`` times what the matrix holds."""
 
     matrix: TensorMatrix
@@ -62,39 +61,16 @@ class RoundedBlocks:
 
     @property
     def values(self) -> torch.Tensor:
-        """The weights that are stored, (n, columns)."""
         found = torch.cat([self.matrix.grid.values(parts) for parts in self.matrix.parts], 1)
         return found * self.scale if self.scale != 1 else found
 
     def refine(self, rows: torch.Tensor) -> RoundedRows:
-        """After another sweep, towards other ``rows``."""
         found = retarget(self.matrix, rows / self.scale if self.scale != 1 else rows)
         sweep_blocks(found, self.hessian)
-        return RoundedBlocks(found, self.hessian, self.scale)
+        return _Blocks(found, self.hessian, self.scale)
 
     def pack(self) -> Bytes:
-        """Packed rows of the codec."""
         return self.matrix.pack()
-
-
-def sweep_tied(
-    parts: Sequence[RoundedBlocks], groups: Sequence[slice], shares: Sequence[torch.Tensor],
-    rows: torch.Tensor, errors: torch.Tensor,
-) -> None:  # fmt: skip
-    """A sweep of all groups of ``rows``, block of columns by block of columns.
-
-    ``shares`` is what all rows' ``errors`` ask of each group's; see `quantcli.rounding.tied_rows`.
-    """
-    hessian, scale = parts[0].hessian, parts[0].scale
-    for index, columns in enumerate(parts[0].matrix.columns):
-        own, slope = hessian.own(columns), errors @ hessian.matrix[:, columns]
-        for part, group, share in zip(parts, groups, shares, strict=True):
-            matrix = part.matrix
-            gradient = share @ slope / scale if scale != 1 else share @ slope
-            matrix.set_parts(index, matrix.grid.sweep(matrix.parts[index], own, gradient))
-            left = rows[group, columns] - scale * matrix.grid.values(matrix.parts[index])
-            slope[group] += (left - errors[group, columns]) @ own
-            errors[group, columns] = left
 
 
 @dataclass(frozen=True)
@@ -115,7 +91,7 @@ class DeviceBlockCodec:
         round_blocks(matrix, hessian, importance, pool, options.block_sweeps)
         for _ in range(sweeps_after(options, hessian)):
             sweep_blocks(matrix, hessian)
-        return RoundedBlocks(matrix, hessian, self.scale)
+        return _Blocks(matrix, hessian, self.scale)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,7 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.layerwise.devices import factoring, is_accelerated
 from quantcli.rounding.base import Rounder
 from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.device.codecs import (
-    DeviceBlockCodec,
-    DeviceCodec,
-    RoundedBlocks,
-    RoundedRows,
-    find_device_codec,
-    sweep_tied,
-)
+from quantcli.rounding.device.codecs import DeviceCodec, RoundedRows, find_device_codec
 from quantcli.rounding.gptq import GPTQ
 from quantcli.rounding.options import Options
 from quantcli.rounding.row_feedback import cut_groups
@@ -89,23 +82,15 @@ def _round_strip(
     groups = cut_groups(len(rows))
     errors = torch.zeros_like(rows)
     parts: list[RoundedRows] = []
-    by_columns = isinstance(codec, DeviceBlockCodec) and hessian.order is None
-    sweeps = 0 if by_columns else max(0, options.sweeps - 1)
-    first = replace(options, sweeps=sweeps)
+    first = replace(options, sweeps=max(0, options.sweeps - 1))
     for group in groups:
         before = slice(0, group.start)
         aim = rows[group] + fisher.factor[before, group].T @ errors[before]
         parts.append(codec.descend(aim, hessian, importance, first, pool))
         errors[group] = rows[group] - parts[-1].values
-    tied = fisher.matrix[order][:, order] if options.sweeps else rows[:0]
-    shares = [_solve(tied[group, group], tied[group]) for group in groups if len(tied)]
-    if by_columns:
-        blocks = [part for part in parts if isinstance(part, RoundedBlocks)]
-        for _ in range(options.sweeps):
-            sweep_tied(blocks, groups, shares, rows, errors)
-        return np.concatenate([part.pack() for part in parts])
-    for number, share in enumerate(shares):
-        group = groups[number]
+    for number, group in enumerate(groups if options.sweeps else ()):
+        tied = fisher.matrix[order[group]][:, order]
+        share = _solve(tied[:, group], tied)
         aim = rows[group] + (share @ errors - errors[group])
         parts[number] = parts[number].refine(aim)
         errors[group] = rows[group] - parts[number].values
