@@ -70,7 +70,7 @@ def quantize(
     output: str | Path | None = None,
     *,
     output_set: Literal["popular", "small", "all"] | None = None,
-    quality: Literal["fast", "high"] | None = None,
+    quality: Literal["fast", "good", "high", "max"] | None = None,
     fit: str | None = None,
     on: str | None = None,
     ctx: int | str | None = None,
@@ -133,6 +133,7 @@ def quantize(
         threads=threads,
         max_memory=parse_bytes(max_memory),
         left_out=asked.left_out,
+        remark=asked.remark,
     )
     finished = drain(quantizing.quantize(request, on_fetch=watch), watch)
     main = [done for done in finished if not done.is_tower] or finished

@@ -71,9 +71,11 @@ def quantize(
     quality: Annotated[
         str | None,
         option(
-            "--quality", metavar="fast|high", panel=METHOD.title,
-            help="high: the methods that measured best, --method gptq --allocate for a GGUF. "
-            "Default: fast, no method.",
+            "--quality", metavar="fast|good|high|max", panel=METHOD.title,
+            help="How much to do for the same size. fast: no method (the default); good: types "
+            "chosen by cost, --method nearest --allocate, seconds; high: with error feedback, "
+            "--method gptq --allocate, minutes; max: trained besides, --tune e2e, several times "
+            "that.",
         ),
     ] = None,
     calibrate: Annotated[
@@ -233,6 +235,7 @@ def quantize(
         calibrate or (),
         chunks=chunks, resume=resume, force=force, dry_run=dry_run, threads=threads,
         max_memory=parse_size(max_memory) if max_memory else None, left_out=asked.left_out,
+        remark=asked.remark,
     )  # fmt: skip
     if print_recipe:
         check_request(request)

@@ -41,7 +41,8 @@ class Request:
     ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
-    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix,
+    ``remark`` is said before the work.
     """
 
     source: str
@@ -54,6 +55,7 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    remark: str | None = None
 
     @property
     def is_set(self) -> bool:
