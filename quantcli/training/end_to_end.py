@@ -39,8 +39,8 @@ BATCH = 2
 """Windows in a step."""
 RATE = 3e-3
 """The largest step, as a share of what is moved."""
-CODE_RATE = 6e-3
-"""The largest step of a code's latent, in mean gaps of its grid."""
+CODE_RATE = 0.08
+"""The largest step of a code's latent over the root of all steps, in mean gaps of its grid."""
 _WARM_UP = 10
 """Steps until that rate is reached."""
 _TURNS = 8
@@ -139,7 +139,9 @@ class _ModelTraining:
             share = schedule(step, steps)
             self._moved.forget()
             finite = math.isfinite(self._backprop.learn(batch))
-            finite = finite and self._moved.descend(RATE * share, CODE_RATE * share)
+            finite = finite and self._moved.descend(
+                RATE * share, CODE_RATE / math.sqrt(steps) * share
+            )
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
                 loss = self._backprop.judge(self._held_out)
                 finite = math.isfinite(loss)

@@ -27,7 +27,6 @@ from quantcli.training.code_parameters import CodeParameters, has_trainable_code
 from quantcli.training.projections import projection_of
 from quantcli.types import Event, Progress
 
-MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 KINDS = sorted([*LATTICES, *CODEBOOKS])
 
 
@@ -153,22 +152,20 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["Q2_K", "IQ2_S", "NVFP4"])
-def test_codes_bring_the_divergence_further_down(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Q4_0", "Q2_K", "IQ2_S", "NVFP4"])
+def test_codes_bring_the_divergence_further_down(kind: str, small: Model, tmp_path: Path) -> None:
     """Than factors and norms alone, on windows that training did not see."""
-    with open_model(MINI) as model:
-        both = [
-            train(
-                model, tmp_path / f"{codes}.gguf", file_type=kind, ctx=128, e2e_steps=40,
-                e2e_codes=codes,
-            )
-            for codes in (False, True)
-        ]  # fmt: skip
+    both = [
+        train(
+            small, tmp_path / f"{codes}.gguf", file_type=kind, e2e_steps=60, e2e_codes=codes
+        )
+        for codes in (False, True)
+    ]  # fmt: skip
     scales, codes = (run.gain for run in both)
     assert scales is not None
     assert codes is not None
     assert codes.before == scales.before
-    assert codes.after < scales.after
+    assert codes.after < 0.98 * scales.after
     assert both[0].path.stat().st_size == both[1].path.stat().st_size
     for name, tensor in both[1].tensors.items():
         assert tensor.tensor_type == both[0].tensors[name].tensor_type
@@ -210,7 +207,7 @@ def test_gradients_by_weights_are_those_of_the_divergence(
         for sign in (1, -1):
             expected = 0.0
             for tensor, gradient in gradients.items():
-                way = 1e-3 * np.sign(gradient)
+                way = 2e-4 * np.sign(gradient)
                 expected += float((gradient * way).sum())
                 moved[tensor] = sign * way
             judged.append(backprop.judge(numbers))
