@@ -68,6 +68,9 @@ cdef extern from "qk.h" nogil:
         const qk_points *, const qk_lattice *, const float *, const float *, const float *,
         int64_t, int, int, int32_t *, float *, float *) noexcept
 
+    enum:
+        QK_SMALL_COUNT
+
     struct qk_table:
         const char *name
         qk_encode_fn *encode
@@ -91,6 +94,12 @@ cdef extern from "qk.h" nogil:
     int64_t qk_first_infinite_scale(
         const uint8_t *blocks, int64_t nblocks, int nbytes,
         const int *offsets, int count, int exponent) noexcept
+    int64_t qk_largest_rows(
+        const qk_table *table, int src_type, const uint8_t *src, int64_t nrows, int64_t ncols,
+        int64_t width, float *out) noexcept
+    void qk_small_rows(
+        const qk_table *table, int kind, int src_type, const uint8_t *src, const float *scales,
+        int64_t nrows, int64_t ncols, int64_t width, uint8_t *dst) noexcept
 
 cdef extern from "grids.h" nogil:
     int qk_grid_set(
@@ -267,6 +276,58 @@ def decode(int type_id, const uint8_t[::1] src, float[::1] dst) -> None:
         return
     with nogil:
         qk_decode_all(table, type_id, &src[0], &dst[0], dst.shape[0])
+
+
+cdef int64_t _runs(
+        int src_type_id, const uint8_t[::1] src, int64_t nrows, int64_t ncols, int64_t width
+) except -1:
+    """Runs of a row."""
+    _known(src_type_id, "source dtype")
+    if _table().decode[src_type_id] == NULL or qk_type_sizes[src_type_id].block != 1:
+        raise ValueError(f"source dtype {src_type_id} is not a float dtype")
+    if nrows < 0 or width < 1:
+        raise ValueError(f"{nrows} rows in runs of {width} are not supported")
+    _same("src", src.shape[0], nrows * _packed(src_type_id, ncols, "row length"))
+    return (ncols + width - 1) // width
+
+
+def largest(
+    int src_type_id, const uint8_t[::1] src, int64_t nrows, int64_t ncols, int64_t width,
+    float[::1] out,
+) -> int:
+    """The largest magnitude of each run of ``width`` columns; the last run has what is left.
+
+    Returns -1, or the flat index of the first value that is infinite or NaN as float32; ``out`` is
+    then only partly written.
+    """
+    cdef const qk_table *table = _table()
+    cdef int64_t result
+    _same("out", out.shape[0], nrows * _runs(src_type_id, src, nrows, ncols, width))
+    if nrows == 0 or ncols == 0:
+        return -1
+    with nogil:
+        result = qk_largest_rows(table, src_type_id, &src[0], nrows, ncols, width, &out[0])
+    return result
+
+
+def small_floats(
+    int kind, int src_type_id, const uint8_t[::1] src, const float[::1] scales, int64_t nrows,
+    int64_t ncols, int64_t width, uint8_t[::1] dst,
+) -> None:
+    """The nearest codes of E4M3 (kind 0), E2M1 (1) and MLX's E2M1 (2), a byte each.
+
+    ``scales`` has one for each run of ``width`` columns of each row.
+    """
+    cdef const qk_table *table = _table()
+    if not 0 <= kind < QK_SMALL_COUNT:
+        raise ValueError(f"kind {kind} is unknown")
+    _same("scales", scales.shape[0], nrows * _runs(src_type_id, src, nrows, ncols, width))
+    _same("dst", dst.shape[0], nrows * ncols)
+    if nrows == 0 or ncols == 0:
+        return
+    with nogil:
+        qk_small_rows(
+            table, kind, src_type_id, &src[0], &scales[0], nrows, ncols, width, &dst[0])
 
 
 _EXTREMES = {QK_BF16: 0x7f80, QK_MXFP4: 0xff, QK_NVFP4: 0x7e}

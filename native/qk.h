@@ -88,6 +88,16 @@ typedef void (*qk_sweep_points_fn)(const struct qk_points *points,
                                    int columns, int scales_too, int32_t *codes, float *d,
                                    float *scales);
 
+/* Grids of small floats; the second E2M1 rounds ties to the smaller magnitude and has no minus
+ * zero, as mlx.core.quantize does. */
+enum qk_small { QK_E4M3, QK_E2M1, QK_E2M1_DOWN, QK_SMALL_COUNT };
+/* Raise each out[i] to the largest magnitude of run i, where n floats are runs of width but for the
+ * last. Returns whether one is infinite or NaN. */
+typedef int (*qk_largest_fn)(const float *x, int64_t n, int64_t width, float *out);
+/* The nearest codes, a byte each, of n floats whose runs of width have a scale each. */
+typedef void (*qk_small_fn)(int kind, const float *x, const float *scales, int64_t n,
+                            int64_t width, uint8_t *dst);
+
 struct qk_table {
     const char *name;                       /* "baseline", "avx2", "avx512", "neon" */
     qk_encode_fn encode[QK_TYPE_COUNT];     /* NULL where a type has no kernel */
@@ -98,6 +108,8 @@ struct qk_table {
     qk_sweep_fn sweep;
     qk_feedback_points_fn feedback_points;
     qk_sweep_points_fn sweep_points;
+    qk_largest_fn largest;
+    qk_small_fn small_floats;
 };
 
 /* dispatch.c: the tables that are compiled in and that this CPU can run, best first; NULL beyond
@@ -121,6 +133,14 @@ extern const struct qk_type_size qk_type_sizes[QK_TYPE_COUNT];
 int64_t qk_encode_rows(const struct qk_table *table, int type, int src_type,
                        const uint8_t *src, int64_t nrows, int64_t ncols, uint8_t *dst,
                        const float *weights);
+/* small_rows.c: the largest magnitude of each run of width columns (of the last, of what is left)
+ * of nrows x ncols elements of the stored dtype, into nrows x runs floats. Stops at the first value
+ * that is not finite in float32 and returns its flat index, else QK_ALL_FINITE. */
+int64_t qk_largest_rows(const struct qk_table *table, int src_type, const uint8_t *src,
+                        int64_t nrows, int64_t ncols, int64_t width, float *out);
+/* Their codes, a byte each, under scales of nrows x runs. */
+void qk_small_rows(const struct qk_table *table, int kind, int src_type, const uint8_t *src,
+                   const float *scales, int64_t nrows, int64_t ncols, int64_t width, uint8_t *dst);
 /* Decode n elements under the default floating-point environment. */
 void qk_decode_all(const struct qk_table *table, int type, const uint8_t *src, float *dst,
                    int64_t n);

@@ -22,6 +22,24 @@ def decode(type_id: int, src: NDArray[np.uint8], dst: NDArray[np.float32]) -> No
 def first_infinite_scale(
     type_id: int, blocks: NDArray[np.uint8], offsets: tuple[int, ...]
 ) -> int: ...
+def largest(
+    src_type_id: int,
+    src: NDArray[np.uint8],
+    nrows: int,
+    ncols: int,
+    width: int,
+    out: NDArray[np.float32],
+) -> int: ...
+def small_floats(
+    kind: int,
+    src_type_id: int,
+    src: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    nrows: int,
+    ncols: int,
+    width: int,
+    dst: NDArray[np.uint8],
+) -> None: ...
 def feedback(
     levels: NDArray[np.float32],
     uniform: bool,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.pieces import Piece, read_scattered
-from quantcli.types import OutputTensor, TensorInfo, TensorStore, row_count
+from quantcli.types import OutputTensor, TensorInfo, TensorStore
 
 _BAND = 256
 """Output rows that are read at a time where columns of them are wanted."""
@@ -146,14 +146,19 @@ class CheckpointView:
         return read_back(self.uses[name], start, stop, self._floats)
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Columns ``start:stop`` of a stored matrix, transposed, as `read_rows` gives rows."""
+        """Columns ``start:stop`` of a stored matrix, transposed, as `read_rows` gives rows.
+
+        Of a stack's matrices they are counted through, and come of one at a time.
+        """
         if self.rest is not None and name not in self.uses:
             return self.rest.read_columns(name, start, stop)
-        first = self.uses[name][0]
-        if first.piece.transposes:
+        first, shape = self.uses[name][0], self.tensors[name].shape
+        if first.piece.transposes and len(shape) == 2:
             return _read_piece(first, start, stop, read=self._floats)
-        rows = self.read_rows(name, 0, row_count(self.tensors[name].shape))
-        return np.ascontiguousarray(rows[:, start:stop].T)
+        height, width = shape[-2:]
+        matrix = start // max(1, width)
+        rows = self.read_rows(name, matrix * height, (matrix + 1) * height)
+        return np.ascontiguousarray(rows[:, start - matrix * width : stop - matrix * width].T)
 
     def read_held(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows of a stored matrix as the output tensor holds them, packed where that is.

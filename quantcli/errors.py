@@ -66,6 +66,10 @@ class MissingExtraError(QuantcliError, ImportError):
     """An optional dependency is not installed; the hint is the exact install command."""
 
 
+class DeviceError(QuantcliError, RuntimeError):
+    """An accelerator has no memory left, or cannot do what is asked of it."""
+
+
 class GateError(QuantcliError):
     """A quality gate of ``eval-ppl`` failed."""
 

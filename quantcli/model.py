@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +36,7 @@ from quantcli.formats import FORMATS, get_format, native
 from quantcli.formats.base import Floats
 from quantcli.pieces import Piece, read_scattered
 from quantcli.reranker import PROMPT_KEY, find_reranker
+from quantcli.sources.address import is_remote
 from quantcli.sources.resolve import Resolved, resolve
 from quantcli.tied_head import without_equal_head
 from quantcli.types import (
@@ -100,6 +102,11 @@ class Model(AbstractContextManager["Model"]):
                 f"{self.path}: the key-value {self.arch}.{key} is {value!r}; a number belongs there"
             )
         return value
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read of weights is a request over the network."""
+        return any(is_remote(info.file) for info in islice(self.store.tensors.values(), 1))
 
     @property
     def mtp_blocks(self) -> range:
@@ -208,9 +215,14 @@ def open_model(
     gguf_only: bool = False,
     ignored: Sequence[str] = (),
     template: str | None = None,
+    download: bool = False,
+    found: Resolved | None = None,
     on_progress: Callable[..., None] | None = None,
 ) -> Model:
     """Open a folder, a repo id, an ``hf://`` address or a GGUF.
+
+    Of the Hub, the weights are read where they are, or with ``download`` stored in its cache.
+    ``found`` is what ``target`` was resolved to, where that is known.
 
     ``pre`` names the pre-tokenizer instead of recognising it; ``vocabulary=False`` leaves the
     tokenizer's key-values out. ``table=False``: a checkpoint may be of a family without a table, or
@@ -219,7 +231,7 @@ def open_model(
     matches are left out; ``template`` takes the place of the chat template. Raises a SourceError
     that says what is wrong with the files, a PlanError for a pattern that matches nothing.
     """
-    found = resolve(str(target), on_progress=on_progress)
+    found = found or resolve(str(target), on_progress=on_progress, weights=download)
     if found.kind == "gguf":
         return _open_gguf(str(target), found, ignored, template)
     if found.kind != "checkpoint":
@@ -270,9 +282,9 @@ class _Wish:
 
 
 def _open_checkpoint(label: str, found: Resolved, wish: _Wish) -> Model:
-    from quantcli.sources.hf import open_checkpoint
+    from quantcli.sources.remote import open_found_checkpoint
 
-    store = open_checkpoint(found.path)
+    store = open_found_checkpoint(found)
     try:
         left = _ignored_names(store.tensors, wish.ignored)
         store.leave_out(left)
@@ -363,21 +375,26 @@ def _without_table(
     )  # fmt: skip
 
 
-def open_tower(target: str | Path, *, on_progress: Callable[..., None] | None = None) -> Model:
+def open_tower(
+    target: str | Path,
+    *,
+    download: bool = False,
+    on_progress: Callable[..., None] | None = None,
+) -> Model:
     """Open the vision or audio tower of a wrapper's checkpoint as llama.cpp's mmproj.
 
     Raises a SourceError for what is no checkpoint, an ArchitectureError where there is no tower
     that quantcli knows.
     """
-    from quantcli.sources.hf import open_checkpoint
+    from quantcli.sources.remote import open_found_checkpoint
 
-    found = resolve(str(target), on_progress=on_progress)
+    found = resolve(str(target), on_progress=on_progress, weights=download)
     if found.kind != "checkpoint":
         raise SourceError(
             f"{found.path} is no checkpoint, so it holds no tower beside its text model",
             hint="name the folder or the repository of the original model",
         )
-    store = open_checkpoint(found.path)
+    store = open_found_checkpoint(found)
     try:
         return _tower(str(target), found.path, store, store.config, found.repo, found.revision)
     except BaseException:
@@ -436,10 +453,10 @@ _QUANTIZATION_KEYS = ("general.file_type", "general.quantization_version")
 def _open_gguf(
     label: str, found: Resolved, ignored: Sequence[str] = (), template: str | None = None
 ) -> Model:
-    from quantcli.sources.gguf import open_gguf
+    from quantcli.sources.remote import open_found_gguf
     from quantcli.vocab.template import TEMPLATE_KEY
 
-    store = open_gguf(found.path)
+    store = open_found_gguf(found)
     keys = {
         key: value
         for key, value in store.metadata.items()

@@ -101,7 +101,10 @@ class TensorStore(Protocol):
         """
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Columns ``start:stop`` of a 2-D float tensor, transposed: shape (stop-start, rows)."""
+        """Columns ``start:stop`` of a float matrix, transposed: shape (stop-start, rows).
+
+        Of a stack they are those of one of its matrices, with the columns of all counted through.
+        """
 
     def close(self) -> None:
         """Release the files."""
@@ -153,7 +156,8 @@ class Matrix:
     """The weight of one linear layer: where it is stored, and what a model folder calls it.
 
     The rows ``first : first+rows`` of the stored tensor ``source`` in its own order, or columns as
-    rows where ``transpose``; ``turned`` is the piece that moves its columns to where ``tensor`` has
+    rows where ``transpose``, those of a stack's matrices counted through and each ``step``-th of
+    them from ``first`` on; ``turned`` is the piece that moves its columns to where ``tensor`` has
     them, if they move. ``tensor`` is the GGUF tensor that holds the same weights, as matrix
     ``index`` of its ``of``. In the output the matrix is ``module``'s weight by itself, or number
     ``slot`` of a stack of ``stack``.
@@ -171,6 +175,7 @@ class Matrix:
     slot: int = 0
     transpose: bool = False
     turned: Piece | None = None
+    step: int = 1
 
     @property
     def elements(self) -> int:

@@ -55,6 +55,15 @@ def gguf(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Ch
 
 
 @pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again over a network is tried again soon."""
+    from quantcli.sources import patience
+
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.002)
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.01)
+
+
+@pytest.fixture(autouse=True)
 def _documents_follow_their_schemas(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,10 +205,16 @@ def test_stored_slabs_come_back(name: str, data: st.DataObject) -> None:
     np.testing.assert_allclose(
         view.read_rows("a", start, stop), rows[start:stop], rtol=1e-6, atol=1e-6
     )
-    if stored.ndim == 2:
-        start, stop = _range(data, stored.shape[1])
+    if stored.ndim > 1:
+        matrices = stored.reshape(-1, *stored.shape[-2:])
+        number = data.draw(st.integers(0, len(matrices) - 1))
+        start, stop = _range(data, stored.shape[-1])
+        offset = number * stored.shape[-1]
         np.testing.assert_allclose(
-            view.read_columns("a", start, stop), stored[:, start:stop].T, rtol=1e-6, atol=1e-6
+            view.read_columns("a", offset + start, offset + stop),
+            matrices[number][:, start:stop].T,
+            rtol=1e-6,
+            atol=1e-6,
         )
 
 

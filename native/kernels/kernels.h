@@ -61,6 +61,11 @@ QK_ENCODER(nvfp4);
 QK_DECODER(mxfp4);
 QK_DECODER(nvfp4);
 
+/* small_floats.c */
+int QK_FN(largest)(const float *x, int64_t n, int64_t width, float *out);
+void QK_FN(small_floats)(int kind, const float *x, const float *scales, int64_t n, int64_t width,
+                         uint8_t *dst);
+
 /* iq1.c, iq2.c */
 QK_ENCODER(iq1_s);
 QK_ENCODER(iq1_m);

@@ -46,4 +46,6 @@ const struct qk_table QK_FN(qk_kernels) = {
     .sweep = QK_FN(sweep),
     .feedback_points = QK_FN(feedback_points),
     .sweep_points = QK_FN(sweep_points),
+    .largest = QK_FN(largest),
+    .small_floats = QK_FN(small_floats),
 };

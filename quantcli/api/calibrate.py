@@ -16,6 +16,7 @@ from quantcli.api.calls import (
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.to_store import into_store
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
@@ -37,6 +38,7 @@ class CalibrateResult:
 
 
 @takes_keywords
+@into_store
 def calibrate(
     source: str | Path | None = None,
     data: Names = (),
@@ -55,18 +57,19 @@ def calibrate(
     force: bool = False,
     legacy: bool = False,
     merge: Names = (),
+    download: bool = False,
     stats: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> CalibrateResult:
     """Run a model on the texts ``data`` and write the importance matrix of its weights.
 
-    Without texts the built-in one is taken; ``field`` is the key of a text in JSON lines. Windows
+    Without texts the built-in mix is taken; ``field`` is the key of a text in JSON lines. Windows
     have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
     ``collect`` names more statistics: abs_max, mean_abs, min_max, kv_max, hessian. ``max_memory``
     is that of hidden states, in bytes or as "4G". ``merge`` adds up finished calibrations instead,
     ``stats`` of a finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current
-    folder, ``legacy`` writes llama.cpp's older form.
+    folder, ``legacy`` writes llama.cpp's older form. ``download`` stores a model of the Hub first.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     if merge and (source is not None or data):
@@ -97,7 +100,7 @@ def calibrate(
                 str(source), path, as_names(data), field=field, ctx=ctx,
                 chunks=chunks, seed=seed, collect=needs, dtype=dtype, device=device,
                 max_memory=parse_bytes(max_memory), pre=pre, resume=resume, force=force,
-                legacy=legacy, threads=threads, on_fetch=watch,
+                legacy=legacy, threads=threads, download=download, on_fetch=watch,
             )  # fmt: skip
         done = drain(run, watch)
         paths, found = done.paths, done.calibration

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.api.to_store import into_store
 from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
@@ -21,6 +22,7 @@ from quantcli.exports.verify import VerificationDone
 from quantcli.exports.verify import verify as run_verify
 from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
+from quantcli.report.measured_quality import read_evaluation
 from quantcli.report.tables import Table, facts
 from quantcli.report.units import size_text
 from quantcli.types import Event, Note
@@ -48,6 +50,7 @@ class ExportResult:
 
 
 @takes_keywords
+@into_store
 def export(
     artifact: Names,
     output: str | Path | None = None,
@@ -66,6 +69,7 @@ def export(
     dry_run: bool = False,
     verify: bool = False,
     against: str | Path | None = None,
+    download: bool = False,
     threads: int | None = None,
     on_event: Show | None = None,
 ) -> ExportResult:
@@ -80,7 +84,8 @@ def export(
     they were made from. ``verify`` writes nothing but
     decodes and checks every weight, and measures the error ``against`` another model; what it
     finds wrong is a
-    `SourceError` that carries the result as ``result``.
+    `SourceError` that carries the result as ``result``. ``download`` stores an artifact of the Hub
+    first instead of reading it where it is.
     """
     refuse_below_one(threads=threads)
     names = as_names(artifact)
@@ -111,7 +116,8 @@ def export(
         _refuse_given(given | {"repo": repo, "public": public}, REPORT)
         pages = report_paths(names, as_path(output), force=force, check=not dry_run)
         writing = write_report(
-            names, pages, evaluation=as_path(evaluation),
+            names, pages,
+            evaluation=None if evaluation is None else read_evaluation(Path(evaluation)),
             against=None if against is None else str(against),
             threads=threads or default_threads(), force=force,
         )  # fmt: skip
@@ -132,7 +138,7 @@ def export(
         check=not dry_run,
         threads=threads or default_threads(),
     )
-    with open_export(names, to, options, on_progress=watch) as prepared:
+    with open_export(names, to, options, download=download, on_progress=watch) as prepared:
         paths, nbytes = prepared.paths, prepared.nbytes
         if not dry_run:
             done = drain(in_phase("exporting", take(prepared.run(), ArtifactDone)), watch)

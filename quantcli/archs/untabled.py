@@ -191,7 +191,8 @@ class _Reader:
         apart = {name for members in stacks.values() for name in members}
         entries = {name: [name] for name in linear if name not in apart} | stacks
         halves = [f"{pattern}{SUFFIX}" for pattern, *_ in self._halves()]
-        names = self._unique([*entries, *halves, *(name for name, _ in self._nameless())])
+        whole = [name for name, _ in (*self._nameless(), *self._columnwise())]
+        names = self._unique([*entries, *halves, *whole])
         turned = self._turned(linear)
         for pattern, members in entries.items():
             if len(members) == 1 and "{e}" not in pattern:
@@ -215,6 +216,11 @@ class _Reader:
             experts, rows, columns = info.shape
             pieces = tuple(Piece(name, rows, start=e * rows) for e in range(experts))
             yield OutputTensor(names[name], info.shape, info.dtype, pieces), name
+        for name, info in self._columnwise():
+            experts, columns, rows = info.shape
+            order = Order((columns, rows), (1, 0), rows)
+            pieces = tuple(Piece(name, rows, e * columns, order) for e in range(experts))
+            yield OutputTensor(names[name], (experts, rows, columns), info.dtype, pieces), name
 
     def _nameless(self) -> Iterator[tuple[str, TensorInfo]]:
         """Stacks of experts for whose parts no layout has a name."""
@@ -252,27 +258,41 @@ class _Reader:
 
     def _halves(self) -> Iterator[tuple[str, TensorInfo, int, int]]:
         """The parts of stacked experts: pattern, stored tensor, which part, of how many."""
+        for parent, leaf, info in self._stacks():
+            if self._by_rows(parent) == {True}:
+                parts = _STACKED.get(leaf, (leaf,))
+                for index, part in enumerate(parts):
+                    yield f"{parent}.{{e}}.{part}", info, index, len(parts)
+
+    def _columnwise(self) -> Iterator[tuple[str, TensorInfo]]:
+        """Stacked experts that are stored as (in, out): nobody reads their parts by themselves."""
+        for parent, _, info in self._stacks():
+            if self._by_rows(parent) == {False}:
+                yield info.name, info
+
+    def _stacks(self) -> Iterator[tuple[str, str, TensorInfo]]:
+        """Stacked experts: their module, what they are called there, and the stored tensor."""
         for name, info in self.stored.items():
             leaf, parent = leaf_of(name), name.removesuffix(SUFFIX).rpartition(".")[0]
             if len(info.shape) != 3 or leaf not in _STACKS or "expert" not in parent:
                 continue
-            if in_tower(name) or place_of(name).block is None or not self._by_rows(parent):
+            if in_tower(name) or place_of(name).block is None or self.is_beside(name):
                 continue
-            if self.is_beside(name):
-                continue
-            parts = _STACKED.get(leaf, (leaf,))
-            for index, part in enumerate(parts):
-                yield f"{parent}.{{e}}.{part}", info, index, len(parts)
+            if holds_floats(info):
+                yield parent, leaf, info
 
-    def _by_rows(self, parent: str) -> bool:
-        """Whether the stacks of a module hold (out, in) rather than (in, out) matrices."""
+    def _by_rows(self, parent: str) -> set[bool]:
+        """Whether the stacks of a module hold (out, in) rather than (in, out) matrices.
+
+        Empty where their shapes do not tell, both where they disagree.
+        """
         votes = set()
         for leaf in _STACKS:
             info = self.stored.get(f"{parent}.{leaf}") or self.stored.get(f"{parent}.{leaf}.weight")
             if info is not None and info.shape[1] != info.shape[2]:
                 inner = info.shape[1] if leaf == "down_proj" else info.shape[2]
                 votes.add(inner == self.hidden)
-        return votes == {True}
+        return votes
 
     def _turned(self, linear: list[str]) -> bool:
         """Whether the layers are stored as (in, out), as GPT-2's are: its MLPs show it."""

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from quantcli.artifacts.space import reserve
-from quantcli.artifacts.staging import Staging, claim, output_error
+from quantcli.artifacts.staging import Staging, claim, output_error, shared_names
 from quantcli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -124,14 +124,25 @@ class AtomicFiles:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flushes: dict[Path, Future[None]] = {}
         self._published = False
+        self._shared: str | None = None
+
+    def share(self, name: str) -> None:
+        """Before it is entered: other processes write parts of the same files, which stay.
+
+        ``name`` is what they are called meanwhile, which all have in common. What one of them
+        leaves without `publish` the others, or it when it is run again, go on with; what `publish`
+        leaves besides the files is the caller's to remove.
+        """
+        self._shared = name
 
     def __enter__(self) -> Self:
         refuse_existing(list(self._sizes), force=self._force)
         try:
             if not self._fresh:
                 for path in self._sizes:
-                    self._staged[path] = claim(path)
-                    self._staged[path].clear()
+                    shared = self._shared is not None
+                    self._staged[path] = claim(path, shared=shared)
+                    self._staged[path].clear(keep=shared_names(self._shared))
             for path, size in self._sizes.items():
                 self._create(path, size)
         except BaseException:
@@ -158,6 +169,13 @@ class AtomicFiles:
                 written = os.pwrite(self._open[path], view, offset)
                 view, offset = view[written:], offset + written
                 self._count(path, written)
+        except OSError as error:
+            raise output_error(path, error) from error
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """What lies at ``offset`` of the file that will be ``path``, less where it ends before."""
+        try:
+            return os.pread(self._open[path], length, offset)
         except OSError as error:
             raise output_error(path, error) from error
 
@@ -218,10 +236,11 @@ class AtomicFiles:
 
     def _place(self, path: Path) -> Path:
         """Where the file is written until it is whole."""
-        return path if self._fresh else self._staged[path].folder / "file"
+        return path if self._fresh else self._staged[path].folder / (self._shared or "file")
 
     def _create(self, path: Path, size: int) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        alone = 0 if self._shared else os.O_EXCL
+        flags = os.O_RDWR | os.O_CREAT | alone | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             self._open[path] = os.open(self._place(path), flags, 0o666)
             reserve(self._open[path], size)
@@ -229,7 +248,7 @@ class AtomicFiles:
             raise output_error(path, error) from error
 
     def _discard(self) -> None:
-        if self._fresh:
+        if self._fresh and not self._shared:
             for path in self._open:
                 path.unlink(missing_ok=True)
         self._close()
@@ -240,7 +259,10 @@ class AtomicFiles:
             os.close(descriptor)
         self._open = {}
         for staging in self._staged.values():
-            staging.remove()
+            if self._shared:
+                staging.leave()
+            else:
+                staging.remove()
         self._staged = {}
 
 

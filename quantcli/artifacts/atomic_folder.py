@@ -14,15 +14,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from quantcli.artifacts.atomic import AtomicFiles, Stamps, refuse_node, refuse_parent
-from quantcli.artifacts.staging import Staging, claim, output_error, partial_path
+from quantcli.artifacts.staging import (
+    REPLACED,
+    Staging,
+    claim,
+    output_error,
+    partial_path,
+    shared_names,
+)
 from quantcli.errors import OutputError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 MANIFEST = "quantcli.json"
-_REPLACED = "replaced"
-"""What the folder that is replaced is called meanwhile."""
 
 
 def refuse_folder(path: Path, *, force: bool) -> None:
@@ -45,20 +50,34 @@ class AtomicFolder:
     def __init__(self, path: Path, sizes: Mapping[str, int], *, force: bool = False) -> None:
         self._path = path
         self._force = force
-        self._files_in = partial_path(path) / "files"
-        self._files = AtomicFiles(
-            {self._files_in / name: size for name, size in sizes.items()}, fresh=True
-        )
+        self._sizes = sizes
+        self._shared: str | None = None
+        self._put_into("files")
         self._staging: Staging | None = None
+
+    def _put_into(self, name: str) -> None:
+        self._files_in = partial_path(self._path) / name
+        self._files = AtomicFiles(
+            {self._files_in / name: size for name, size in self._sizes.items()},
+            force=self._shared is not None, fresh=True,
+        )  # fmt: skip
+
+    def share(self, name: str) -> None:
+        """As that of `AtomicFiles`."""
+        self._shared = name
+        self._put_into(name)
+        self._files.share(name)
 
     def __enter__(self) -> Self:
         refuse_folder(self._path, force=self._force)
-        self._staging = claim(self._path)
+        shared = self._shared is not None
+        self._staging = claim(self._path, shared=shared)
         try:
-            self._bring_back(self._staging.folder / _REPLACED)
+            if not shared:
+                self._bring_back(self._staging.folder / REPLACED)
             refuse_folder(self._path, force=self._force)
-            self._staging.clear()
-            self._files_in.mkdir()
+            self._staging.clear(keep=shared_names(self._shared))
+            self._files_in.mkdir(exist_ok=shared)
             self._files.__enter__()
         except BaseException as error:
             self._discard()
@@ -80,6 +99,10 @@ class AtomicFolder:
         """Put ``data`` at ``offset`` of the file ``name``; from any thread."""
         self._files.write(self._files_in / name, offset, data)
 
+    def read(self, name: str, offset: int, length: int) -> bytes:
+        """What lies at ``offset`` of the file ``name``, less where it ends before."""
+        return self._files.read(self._files_in / name, offset, length)
+
     def flush(self) -> Stamps:
         """Flush every file to the disk; returns what the folder is known by: its manifest."""
         return {self._path.name: self._files.flush()[MANIFEST]}
@@ -87,8 +110,10 @@ class AtomicFolder:
     def publish(self) -> None:
         """Flush every file to the disk, then give the folder its name."""
         self._files.publish()
+        aside = partial_path(self._path) / REPLACED
+        # What a publisher before us moved, and was killed.
+        self._bring_back(aside)
         refuse_folder(self._path, force=self._force)
-        aside = partial_path(self._path) / _REPLACED
         try:
             if self._path.exists():
                 self._path.rename(aside)
@@ -108,5 +133,8 @@ class AtomicFolder:
 
     def _discard(self) -> None:
         if self._staging is not None:
-            self._staging.remove()
+            if self._shared:
+                self._staging.leave()
+            else:
+                self._staging.remove()
             self._staging = None

@@ -6,6 +6,7 @@ import hashlib
 import json
 
 from quantcli.model import TRANSFORMS_KEY, Model
+from quantcli.sources.address import Address
 
 
 def fingerprint(model: Model) -> str:
@@ -19,6 +20,9 @@ def fingerprint(model: Model) -> str:
     for info in sorted(model.store.tensors.values(), key=lambda info: info.name):
         whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
     for file in sorted({info.file for info in model.store.tensors.values()}):
+        if isinstance(file, Address):
+            whole.update(f"{file}\0{file.mark}\0".encode())
+            continue
         found = file.stat()
         whole.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
     return whole.hexdigest()

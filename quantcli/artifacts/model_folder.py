@@ -34,6 +34,7 @@ from quantcli.artifacts.slabs import (
     cut_slabs,
     refuse_weight,
 )
+from quantcli.artifacts.staging import held_bytes
 from quantcli.artifacts.static_scales import StaticScales, declare_scales, place_scales
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import PlanError, WeightError
@@ -127,15 +128,20 @@ class ModelFolder(FolderArtifact):
         if codes is None and self.plan.schemes:
             codes = RoundToNearest(self.plan, self.model.store, self.importance, SLAB_BYTES)
         items: list[Item | Copy] = [*self.plan.items, *self.plan.copies]
-        for item in sorted(items, key=lambda item: (natural(item.source), item.first)):
+        items.sort(key=lambda item: (natural(item.source), item.first))
+        for (_, rows), group in groupby(items, key=self._span):
+            alike = tuple(group)
+            item = alike[0]
             info = self.model.store.tensors[item.source]
-            rows = range(item.first, item.first + item.rows)
-            nbytes = info.nbytes * item.rows * item.columns // max(1, info.elements)
+            nbytes = info.nbytes * len(rows) * item.columns // max(1, info.elements)
             for slab in cut_slabs(item.source, rows, nbytes, multiple=ROWS):
+                encode = partial(self._encode, item, slab, codes)
+                if isinstance(item, Item) and item.matrix.transpose:
+                    encode = partial(self._encode_columns, alike, slab)
                 yield ArtifactPart(
                     slab,
                     partial(self._read, item, slab),
-                    partial(self._encode, item, slab, codes),
+                    encode,
                     partial(self._refuse, item, slab),
                     home=item.source,
                 )
@@ -170,14 +176,53 @@ class ModelFolder(FolderArtifact):
         if isinstance(item, Copy):
             yield from self._place(Patch(item.name, _cast(rows, item.dtype), item.row + start))
         elif item.scheme is None:
-            yield from self._place(self._decoded(item, start, rows))
+            values = self._decoded(item, rows)
+            yield from self._place(Patch(item.source, values, item.first + start))
         elif codes is not None:
             coded = codes(item.matrix, start, rows)
             scheme = item.scheme
             for patch in scheme.packing.place(item.matrix, scheme.grid, start, coded):
                 yield from self._place(patch)
 
-    def _decoded(self, item: Item, start: int, rows: NDArray[Any]) -> Patch:
+    def _encode_columns(
+        self, alike: Sequence[Item | Copy], slab: Slab, rows: NDArray[Any]
+    ) -> Iterator[Chunk]:
+        """Columns of a stored matrix, as rows, each through the format of the item that has it."""
+        items = [item for item in alike if isinstance(item, Item)]
+        values = np.empty(rows.shape, ARRAY_DTYPES[items[0].dtype])
+        if sum(item.rows for item in items) < len(self._span(items[0])[1]):
+            values[...] = _cast(rows, items[0].dtype)
+        for item in items:
+            step, first = item.matrix.step, item.first - slab.start
+            start = first % step if first < 0 else first
+            own = slice(start, max(start, first + item.rows * step), step)
+            if start >= min(own.stop, len(rows)):
+                continue
+            try:
+                values[own] = self._decoded(item, rows[own])
+            except native.UnencodableError as refused:
+                raise native.UnencodableError(
+                    refused.row * step + start, refused.column, refused.value, refused.reason
+                ) from None
+        row, column = self._corner(items[0], slab)
+        turned = np.ascontiguousarray(values.T)
+        yield from self._place(Patch(items[0].source, turned, row, column))
+
+    def _span(self, item: Item | Copy) -> tuple[str, range]:
+        """The stored rows that an item is read from, or all columns of the matrix that has them."""
+        if isinstance(item, Item) and item.matrix.transpose:
+            width = self.model.store.tensors[item.source].shape[-1]
+            first = item.first // width * width
+            return item.source, range(first, first + width)
+        return item.source, range(item.first, item.first + item.rows)
+
+    def _corner(self, item: Item, slab: Slab) -> tuple[int, int]:
+        """The stored row and column where a slab of columns begins."""
+        height, width = self.model.store.tensors[item.source].shape[-2:]
+        matrix, column = divmod(slab.start, width)
+        return matrix * height, column
+
+    def _decoded(self, item: Item, rows: NDArray[Any]) -> NDArray[Any]:
         """The rows through a block format and back."""
         fmt, matrix = get_format(item.format or "F32"), item.matrix
         weights = column_weights(self.importance, matrix, item.importance)
@@ -189,10 +234,7 @@ class ModelFolder(FolderArtifact):
             decoded = scaled_nvfp4.decode(packed, scale)
         else:
             decoded = native.decode(fmt, native.encode(fmt, rows, weights))
-        values = _cast(decoded, item.dtype)
-        if matrix.transpose:
-            return Patch(matrix.source, np.ascontiguousarray(values.T), column=start)
-        return Patch(matrix.source, values, matrix.first + start)
+        return _cast(decoded, item.dtype)
 
     def _place(self, patch: Patch) -> Iterator[Chunk]:
         return self.weights.place(patch.tensor, patch.values, patch.row, patch.column)
@@ -202,7 +244,8 @@ class ModelFolder(FolderArtifact):
     ) -> WeightError:
         row, column = slab.start + refused.row, refused.column
         if isinstance(item, Item) and item.matrix.transpose:
-            row, column = column, row
+            row, column = self._corner(item, slab)
+            row, column = row + refused.column, column + refused.row
         if isinstance(item, Copy):
             hint = "--dtype F32 holds any weight"
         elif not self.plan.schemes:
@@ -263,7 +306,7 @@ def prepare_folder(
     if check:
         _refuse_source(model, output)
         refuse_folder(output, force=force)
-        check_disk(folder.nbytes, output.absolute().parent)
+        check_disk(folder.nbytes - held_bytes([output]), output.absolute().parent)
     return folder
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.largest_weights import LargestWeights
 from quantcli.formats import native
 from quantcli.formats.base import Floats
+from quantcli.formats.float_grid import FloatGrid
 from quantcli.formats.integer import GridCodes
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.schemes import Scheme
@@ -55,9 +56,10 @@ class RoundToNearest:
 
     def __call__(self, matrix: Matrix, start: int, rows: NDArray[Any]) -> GridCodes:
         """The codes of these rows."""
-        floats = native.to_float32(rows)
         scheme = self._schemes[matrix.module]
         grid = scheme.grid
+        # The kernels of small floats convert on the way.
+        floats = rows if isinstance(grid, FloatGrid) else native.to_float32(rows)
         if grid.needs_whole:
             grid = grid.bind(self._largest(matrix))
         if grid.strategy != "tensor":

@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,13 @@ from quantcli.errors import OutputError
 
 MARK = ".quantcli"
 """A file in the folder, by which it is known as ours."""
+
+SHARED = "shared-"
+"""What the names begin with that several processes make there together."""
+MEETING = SHARED + "meeting"
+"""Where they meet: see `quantcli.ranks.meeting`."""
+REPLACED = "replaced"
+"""What a folder that is replaced is called meanwhile."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
@@ -32,6 +39,17 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def held_bytes(paths: Iterable[Path]) -> int:
+    """Bytes of the disk that what is left of earlier runs for ``paths``, or others' work, takes."""
+    blocks = 0
+    for path in paths:
+        for folder, _, names in os.walk(partial_path(path)):
+            for name in names:
+                with suppress(OSError):
+                    blocks += os.lstat(Path(folder, name)).st_blocks
+    return 512 * blocks
+
+
 @dataclass(frozen=True, slots=True)
 class Staging:
     """A folder that is ours; ``descriptor`` holds its lock."""
@@ -39,9 +57,13 @@ class Staging:
     folder: Path
     descriptor: int
 
-    def clear(self) -> None:
-        """Remove everything but the mark; links go, what they point to stays."""
-        _clear(self.folder)
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Remove everything but the mark and ``keep``; links go, what they point to stays."""
+        _clear(self.folder, keep)
+
+    def leave(self) -> None:
+        """Leave the folder to others who share it, and give the lock back."""
+        os.close(self.descriptor)
 
     def remove(self) -> None:
         """Remove the folder, as far as the disk lets us, and give its lock back."""
@@ -51,10 +73,11 @@ class Staging:
             os.close(self.descriptor)
 
 
-def claim(path: Path) -> Staging:
+def claim(path: Path, *, shared: bool = False) -> Staging:
     """The folder in which ``path`` can be made, locked; what a killed run left is still in it.
 
     OutputError while another run writes there, and for anything of that name that is not ours.
+    With ``shared`` other processes that share it may be there, but nobody who does not.
     """
     folder = partial_path(path)
     for _ in range(_ATTEMPTS):
@@ -73,11 +96,11 @@ def claim(path: Path) -> Staging:
                 raise _foreign(folder) from error
             raise output_error(path, error) from error
         try:
-            _lock(descriptor, folder, path, made=made)
+            _lock(descriptor, folder, path, made=made, shared=shared)
             if not _is_named(descriptor, folder):
                 os.close(descriptor)
                 continue
-            _mark(descriptor, folder, made=made)
+            _mark(descriptor, folder, made=made, shared=shared)
         except OutputError:
             os.close(descriptor)
             raise
@@ -88,6 +111,11 @@ def claim(path: Path) -> Staging:
             raise output_error(path, error) from error
         return Staging(folder, descriptor)
     raise OutputError(f"other runs write {path} again and again", hint="wait for them or use -o")
+
+
+def shared_names(name: str | None) -> tuple[str, ...]:
+    """What a process that shares the folder leaves there: what is made, and where all meet."""
+    return () if name is None else (name, MEETING, REPLACED)
 
 
 def own_folder(folder: Path, *, empty: bool) -> None:
@@ -122,10 +150,10 @@ def remove_own(folder: Path) -> None:
         _remove(folder)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, keep: Collection[str] = ()) -> None:
     """Remove everything but the mark; links go, what they point to stays."""
     for path in folder.iterdir():
-        if path.name == MARK:
+        if path.name == MARK or path.name in keep:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -159,9 +187,10 @@ def _unmake(folder: Path) -> None:
         folder.rmdir()
 
 
-def _lock(descriptor: int, folder: Path, path: Path, *, made: bool) -> None:
+def _lock(descriptor: int, folder: Path, path: Path, *, made: bool, shared: bool) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
             f"another run is writing {path} at this moment", hint="wait for it or use -o"
@@ -169,13 +198,18 @@ def _lock(descriptor: int, folder: Path, path: Path, *, made: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        # Whoever made the folder has it.
-        if not made:
+        # Whoever made the folder has it; those who share it know it by what lies there.
+        if not made and not (shared and _is_shared(folder)):
             raise OutputError(
                 f"{folder} is there, and its filesystem has no locks that would tell whether a "
                 f"run is writing it ({error.strerror})",
                 hint="remove it if none is, or choose another name with -o",
             ) from error
+
+
+def _is_shared(folder: Path) -> bool:
+    """Whether the folder holds nothing that one run alone would have made."""
+    return all(path.name.startswith((SHARED, MARK, REPLACED)) for path in folder.iterdir())
 
 
 def _is_named(descriptor: int, folder: Path) -> bool:
@@ -188,7 +222,7 @@ def _is_named(descriptor: int, folder: Path) -> bool:
     return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
 
 
-def _mark(descriptor: int, folder: Path, *, made: bool) -> None:
+def _mark(descriptor: int, folder: Path, *, made: bool, shared: bool = False) -> None:
     """Mark the folder; OutputError where it was there and is not ours."""
     if not made:
         names = os.listdir(descriptor)
@@ -197,7 +231,12 @@ def _mark(descriptor: int, folder: Path, *, made: bool) -> None:
         if names:
             return
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    os.close(os.open(MARK, flags, 0o600, dir_fd=descriptor))
+    try:
+        os.close(os.open(MARK, flags, 0o600, dir_fd=descriptor))
+    except FileExistsError:
+        # One of those that share it was quicker.
+        if not shared:
+            raise
 
 
 def _foreign(folder: Path) -> OutputError:

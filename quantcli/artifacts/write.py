@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,10 +24,14 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
+from quantcli.artifacts.read_ahead import AHEAD_BYTES, ReadAhead
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
+from quantcli.artifacts.stream import StreamSink
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.plan.budget import BASE_BYTES
+from quantcli.sources.address import is_remote
+from quantcli.sources.remote_file import KEPT_BYTES
 from quantcli.types import Event, Note
 
 if TYPE_CHECKING:
@@ -36,9 +41,9 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
-Sink = AtomicFiles | AtomicFolder
+Sink = AtomicFiles | AtomicFolder | StreamSink
 
-_Key = tuple[int, Slab]
+SlabKey = tuple[int, Slab]
 """Which source, by its identity, and which of its slabs."""
 
 
@@ -95,6 +100,21 @@ class ArtifactPart:
     home: str = ""
 
 
+class Target(Protocol):
+    """Takes the chunks of a slab that are an artifact's."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """Whose they are."""
+
+    @property
+    def error(self) -> OutputError | None:
+        """Why it takes no more."""
+
+    def write(self, file: Any, offset: int, data: ReadableBuffer) -> None:
+        """Take a chunk; what fails is kept in ``error``."""
+
+
 class Artifact(Protocol):
     """A decided file or folder: everything but the weights has been read and checked."""
 
@@ -115,6 +135,21 @@ class Artifact(Protocol):
     @property
     def source(self) -> object:
         """What the slabs are read from; two artifacts of one source share what they read."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read of a slab is a request over the network."""
+        return any(is_remote(info.file) for info in islice(self._store.tensors.values(), 1))
+
+    def check_source(self) -> None:
+        """SourceError where what was read is elsewhere and has changed meanwhile."""
+        check: Callable[[], None] | None = getattr(self._store, "check_unchanged", None)
+        if check is not None:
+            check()
+
+    @property
+    def _store(self) -> Any:
+        return getattr(self.source, "store", self.source)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -176,21 +211,22 @@ def write_artifacts(
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
-        writings = [_Writing(artifact, artifact.open()) for artifact in artifacts]
+        writings = [Writing(artifact, artifact.open()) for artifact in artifacts]
         for writing in writings:
             stack.enter_context(writing.sink)
-        shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]] = {}
-        for writing in writings:
             writing.write_all(writing.artifact.heads())
-            for part in writing.artifact.parts():
-                key = id(writing.artifact.source), part.slab
-                uses = shared.setdefault(key, [])
-                writing.places.append((key, len(uses)))
-                uses.append((part, writing))
         hashed = any(artifact.hashed for artifact in artifacts)
-        shared = _by_home(shared)
-        tasks = [(slab, partial(_do, parts, hashed)) for (_, slab), parts in shared.items()]
-        told: list[_Writing] = []
+        shared = share_slabs(writings)
+        reads = [parts[0][0].read for parts in shared.values()]
+        if any(artifact.is_remote for artifact in artifacts):
+            sizes = [slab.nbytes for _, slab in shared]
+            ahead = stack.enter_context(ReadAhead(reads, sizes))
+            reads = [partial(ahead.take, index) for index in range(len(reads))]
+        tasks = [
+            (slab, partial(do_slab, read, parts, hashed))
+            for read, ((_, slab), parts) in zip(reads, shared.items(), strict=True)
+        ]
+        told: list[Writing] = []
         # Closed before the files are, which its threads write to.
         slabs = stack.enter_context(closing(work_slabs(tasks, workers)))
         while True:
@@ -201,15 +237,31 @@ def write_artifacts(
                 break
             yield from _tell_failed(writings, told)
             yield progress
+        for artifact in artifacts:
+            artifact.check_source()
         for writing in writings:
             yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
 
 
-def _by_home(
-    shared: dict[_Key, list[tuple[ArtifactPart, _Writing]]],
-) -> dict[_Key, list[tuple[ArtifactPart, _Writing]]]:
-    """The slabs in their order, but those of one stored tensor together."""
+def share_slabs(
+    writings: Sequence[Writing],
+) -> dict[SlabKey, list[tuple[ArtifactPart, Writing]]]:
+    """The slabs with what is made of each, in their order.
+
+    Of several writings, those of one stored tensor stand together. Each of the writings gets its
+    ``places``.
+    """
+    shared: dict[SlabKey, list[tuple[ArtifactPart, Writing]]] = {}
+    for writing in writings:
+        for part in writing.artifact.parts():
+            key = id(writing.artifact.source), part.slab
+            uses = shared.setdefault(key, [])
+            writing.places.append((key, len(uses)))
+            uses.append((part, writing))
+    if len(writings) < 2:
+        # In the order of the file, on which one that is sent through a pipe depends.
+        return shared
     order: dict[str, int] = {}
     for parts in shared.values():
         order.setdefault(parts[0][0].home, len(order))
@@ -217,7 +269,7 @@ def _by_home(
 
 
 @dataclass(frozen=True, slots=True)
-class _Hashes:
+class Hashes:
     """SHA-256 of a slab's rows as they were read, and of what was written for each of its uses.
 
     Empty where nobody records it.
@@ -228,7 +280,7 @@ class _Hashes:
 
 
 @dataclass(eq=False)
-class _Writing:
+class Writing:
     """An artifact that is being written, from several threads, until its ``error``.
 
     ``places`` has the slab of each of its parts, and which of the slab's uses that is.
@@ -236,7 +288,7 @@ class _Writing:
 
     artifact: Artifact
     sink: Sink
-    places: list[tuple[_Key, int]] = field(default_factory=list)
+    places: list[tuple[SlabKey, int]] = field(default_factory=list)
     error: OutputError | None = None
     _busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -265,7 +317,7 @@ class _Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
-    def publish(self, hashes: Mapping[_Key, _Hashes]) -> Iterator[Event]:
+    def publish(self, hashes: Mapping[SlabKey, Hashes]) -> Iterator[Event]:
         """Give the files their names, unless the artifact is or must be given up.
 
         Yields `ArtifactFlushed` before and `ArtifactDone` after.
@@ -292,7 +344,7 @@ class _Writing:
         yield ArtifactDone(artifact.paths, artifact.nbytes, artifact.bits_per_weight, digest)
 
 
-def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator[ArtifactFailed]:
+def _tell_failed(writings: Sequence[Writing], told: list[Writing]) -> Iterator[ArtifactFailed]:
     """What has failed since the last call; its OutputError where nothing else is left."""
     for writing in writings:
         if writing.error is None or writing in told:
@@ -303,9 +355,11 @@ def _tell_failed(writings: Sequence[_Writing], told: list[_Writing]) -> Iterator
         yield ArtifactFailed(writing.artifact.paths, writing.error)
 
 
-def _do(parts: Sequence[tuple[ArtifactPart, _Writing]], hashed: bool) -> _Hashes:
+def do_slab(
+    read: Callable[[], NDArray[Any]], parts: Sequence[tuple[ArtifactPart, Target]], hashed: bool
+) -> Hashes:
     """Read a slab, encode and write it for each artifact; what nobody records is not hashed."""
-    rows = parts[0][0].read()
+    rows = read()
     leaf = hash_rows(rows) if hashed else b""
     encoded: set[Hashable] = set()
     written = [b""] * len(parts)
@@ -332,7 +386,7 @@ def _do(parts: Sequence[tuple[ArtifactPart, _Writing]], hashed: bool) -> _Hashes
             raise part.refuse(refused) from refused
         for place in sealed:
             written[place] = digest.digest()
-    return _Hashes(leaf, written)
+    return Hashes(leaf, written)
 
 
 def default_threads() -> int:
@@ -344,7 +398,12 @@ def default_threads() -> int:
 
 def peak_memory(artifact: Artifact, threads: int) -> int:
     """Bytes of resident memory that writing needs at most, as an estimate."""
-    return BASE_BYTES + threads * artifact.thread_bytes
+    return base_memory(artifact) + threads * artifact.thread_bytes
+
+
+def base_memory(artifact: Artifact) -> int:
+    """What is needed whatever the threads: of a remote model also what is read ahead and kept."""
+    return BASE_BYTES + (AHEAD_BYTES + KEPT_BYTES if artifact.is_remote else 0)
 
 
 def threads_within(artifact: Artifact, threads: int | None, max_memory: int | None) -> int:
@@ -355,7 +414,7 @@ def threads_within(artifact: Artifact, threads: int | None, max_memory: int | No
     wanted = threads or default_threads()
     if max_memory is None:
         return wanted
-    fit = (max_memory - BASE_BYTES) // max(1, artifact.thread_bytes)
+    fit = (max_memory - base_memory(artifact)) // max(1, artifact.thread_bytes)
     if fit < 1:
         needed = peak_memory(artifact, 1)
         raise PlanError(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
 _TEXT = "The text"
@@ -35,9 +35,10 @@ def calibrate(
             "--data",
             "-d",
             metavar="FILE[:WEIGHT]",
-            help="Text, JSON lines (.jsonl) or '-' for standard input. Repeatable; with weights, "
-            "windows are taken in that proportion. Default: 110 kB of English prose from old "
-            "books that comes with quantcli, fit for a first try.",
+            help="Text, JSON lines (.jsonl), '-' for standard input, or NAME:CONFIG:SPLIT of a "
+            "data set (pip install datasets). Repeatable; with weights, "
+            "windows are taken in that proportion. Default: a built-in mix of prose, code, "
+            "conversations and other languages.",
         ),
     ] = None,
     field: Annotated[
@@ -77,12 +78,6 @@ def calibrate(
             panel=_RUN,
             help="Precision of the matrix products: float32 or bfloat16. Default: bfloat16 where "
             "the weights are stored so and the processor has it, else float32.",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        _option(
-            "--device", metavar="NAME", panel=_RUN, help="cpu or cuda. Default: cuda if present."
         ),
     ] = None,
     max_memory: Annotated[
@@ -138,6 +133,8 @@ def calibrate(
         bool,
         _option("--stats", help="Print statistics of every tensor's input.", panel=_OUTPUT),
     ] = False,
+    download: Download = False,
+    device: Device = None,
     threads: Threads = None,
 ) -> None:
     """Find out which weights of MODEL matter, for 'quantcli quantize --imatrix'.
@@ -172,6 +169,7 @@ def calibrate(
         legacy=legacy,
         merge=merge or (),
         stats=stats,
+        download=download,
         threads=threads,
         on_event=out.event,
     )

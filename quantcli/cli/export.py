@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from quantcli.cli.options import Threads, command, option
+from quantcli.cli.options import Download, Threads, command, option
 from quantcli.cli.output import Output
 from quantcli.layouts import code_layouts
 
@@ -143,6 +143,7 @@ def export(
             "--verify also says whether the artifact was made from it.",
         ),
     ] = None,
+    download: Download = False,
     threads: Threads = None,
 ) -> None:
     """Convert ARTIFACT to another format without quantizing anything again.
@@ -178,7 +179,7 @@ def export(
             artifacts, output, to=to, dtype=dtype, split_max_size=split_max_size, config=config,
             tokenizer=tokenizer, requantize=requantize, card=card, evaluation=evaluation,
             repo=repo, public=public, force=force, dry_run=dry_run, verify=verify, against=against,
-            threads=threads, on_event=out.event,
+            download=download, threads=threads, on_event=out.event,
         )  # fmt: skip
     except SourceError as error:
         show(error.result)

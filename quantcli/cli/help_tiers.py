@@ -12,14 +12,14 @@ ESSENTIAL: Mapping[str, tuple[str, ...]] = {
     "quantize": (
         "bits", "type", "output_set", "fit", "to", "scheme", "imatrix", "method", "quality",
         "calibrate", "allocate", "target_size", "keep", "recipe", "resume", "output", "mmproj",
-        "force", "dry_run", "prompt", "push",
+        "force", "dry_run", "prompt", "push", "report",
     ),
     "calibrate": (
         "data", "chunks", "ctx", "collect", "stats", "merge", "output", "resume", "force",
     ),
     "eval-ppl": (
         "data", "ctx", "chunks", "reference", "base", "save_base", "engine", "max_ppl", "max_kld",
-        "min_top1", "plot", "speed",
+        "min_top1", "plot", "report", "speed", "tasks",
     ),
 }  # fmt: skip
 """The options of the first tier, by command; a command that is not here shows all of its own."""

@@ -48,6 +48,14 @@ Json = Annotated[
     bool,
     option("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
 ]
+Download = Annotated[
+    bool,
+    option(
+        "--download",
+        help="Store a model of the Hub in its cache first, instead of reading its weights from "
+        "there as they are needed. An interrupted download goes on where it stopped.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(
@@ -60,6 +68,16 @@ Threads = Annotated[
         show_default=False,
     ),
 ]
+
+
+Device = Annotated[
+    str | None,
+    option(
+        "--device", metavar="auto|cpu|cuda[:N]|xpu|mps",
+        help="Where the model is run, and what a method computes. Default: auto, which is CUDA or "
+        "XPU if there is one, else the CPU.",
+    ),
+]  # fmt: skip
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:

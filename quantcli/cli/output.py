@@ -68,6 +68,14 @@ class Output:
         self._label = "working"
         self._documented = False
         self._display: Display | None = None
+        self._tells = True
+
+    def leave_talk_to_others(self) -> None:
+        """One of several processes that do the same: the first one shows what is made.
+
+        Warnings and errors are still told.
+        """
+        self.quiet, self.json, self._tells = True, False, False
 
     # -- data -------------------------------------------------------------------------------
 
@@ -78,7 +86,7 @@ class Output:
 
     def table(self, table: Table) -> None:
         """Draw a table, followed by a blank line on a terminal."""
-        if self.json or not table.rows:
+        if self.json or not table.rows or not self._tells:
             return
         if self.pretty:
             from quantcli.cli.drawing import draw
@@ -90,7 +98,7 @@ class Output:
 
     def line(self, text: str = "") -> None:
         """A line of data."""
-        if not self.json:
+        if not self.json and self._tells:
             sys.stdout.write(text + "\n")
 
     def heading(self, text: str) -> None:
@@ -114,6 +122,8 @@ class Output:
     def result(self, path: Path | str) -> None:
         """The path that was made: with ``-q`` the only thing on standard output."""
         text = str(path)
+        if not self._tells:
+            return
         # A bar that is on the screen would take the line to standard error.
         self.close()
         if self.json or text.isascii() or not any("\udc80" <= c <= "\udcff" for c in text):

@@ -13,6 +13,8 @@ import signal
 import sys
 from types import FrameType
 
+from quantcli.interrupts import asked
+
 _LOOK_SECONDS = 0.5
 
 stopped = False
@@ -49,6 +51,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     if stopped:
         return
     stopped = True
+    asked.set()
     signal.signal(signal.SIGALRM, _look)
     signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
     raise KeyboardInterrupt

@@ -12,6 +12,8 @@ from quantcli.evals.engines import ENGINES
 from quantcli.evals.engines.base import Engine, Source
 from quantcli.model import Model, open_model
 from quantcli.registry import lacks_attributes
+from quantcli.sources.address import file_size
+from quantcli.sources.resolve import resolve
 
 AUTO = "auto"
 
@@ -41,8 +43,7 @@ class EvaluatedModel:
     @property
     def nbytes(self) -> int:
         """Bytes of the files that hold its weights."""
-        files = {info.file for info in self.model.store.tensors.values()}
-        return sum(file.stat().st_size for file in files)
+        return sum(map(file_size, {info.file for info in self.model.store.tensors.values()}))
 
     @property
     def bits_per_weight(self) -> float:
@@ -51,9 +52,10 @@ class EvaluatedModel:
         stored = sum(self.model.stored_bytes(tensor) for tensor in kept)
         return 8 * stored / max(1, sum(tensor.elements for tensor in kept))
 
-    def load(self, context: int, threads: int) -> Engine:
-        """Read the weights, for windows of ``context`` tokens."""
-        engine: Engine = ENGINES.get(self.engine)(self.source, context, threads)
+    def load(self, context: int, threads: int, device: str | None = None) -> Engine:
+        """Read the weights, for windows of ``context`` tokens; ``device`` is torch's."""
+        chosen = {"device": device} if device is not None and self.engine == "torch" else {}
+        engine: Engine = ENGINES.get(self.engine)(self.source, context, threads, **chosen)
         lack = lacks_attributes("vocabulary", "begin", "tokenize", "run", "close")(engine)
         if lack is not None:
             raise UsageError(f"the engine {self.engine!r} {lack.removeprefix('it ')}")
@@ -66,15 +68,21 @@ def open_artifact(
     engine: str = AUTO,
     folder: Path | None = None,
     tokenizer: Path | None = None,
+    download: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> EvaluatedModel:
     """Open a folder, repo id or GGUF; "auto" takes llama.cpp for a GGUF where it is installed.
 
-    ``folder`` and ``tokenizer`` are `Source`'s. UsageError for an engine that does not exist.
+    ``folder`` and ``tokenizer`` are `Source`'s; ``download`` is `open_model`'s.
+    UsageError for an engine that does not exist.
     """
     if engine != AUTO:
         engine = ENGINES.canonical(engine) or ENGINES.get(engine)
-    model = open_model(target, table=False, on_progress=on_progress)
+    found = resolve(target, weights=download, on_progress=on_progress)
+    if found.is_remote and found.kind == "gguf":
+        # llama.cpp opens the file itself.
+        found = resolve(target, on_progress=on_progress)
+    model = open_model(target, table=False, found=found)
     if not model.tensors:
         model.store.close()
         raise SourceError(f"{target} has no tensors")

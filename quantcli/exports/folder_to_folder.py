@@ -23,6 +23,7 @@ from quantcli.artifacts.folder_files import to_json
 from quantcli.artifacts.model_card import render_card
 from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.artifacts.slabs import UNFINISHED
+from quantcli.artifacts.static_scales import StaticScales
 from quantcli.artifacts.write import write_artifact
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.exports.cards import make_card
@@ -101,7 +102,7 @@ def prepare_codes(
     path = options.output or Path(f"{stem(found)}-{layout.name}")
     if options.check:
         refuse_folder(path, force=options.force)
-    model = stack.enter_context(open_model(label, table=False))
+    model = stack.enter_context(open_model(label, table=False, found=found))
     recipe = _with_options(Recipe(to=layout.name, allow_requantize=True), options)
     if options.requantize:
         plan = make_folder_plan(model, recipe, importance=None)
@@ -112,7 +113,8 @@ def prepare_codes(
     job = _prepare(model, layout, plan, path, options, "the codes of")
     if not isinstance(model.store, CodedStore):
         raise TypeError("the plan has codes of a store that has none")
-    job = replace(job, codes=SameRows(model.store, same))
+    scales = StaticScales(same.carried.inputs, same.carried.caches)
+    job = replace(job, codes=SameRows(model.store, same), scales=scales)
     how = "bit for bit" if same.exact else "the same codes and scales"
     return _prepared(job, path, f"{len(plan.items)} matrices in {plan.label}, {how}", options)
 
@@ -125,7 +127,7 @@ def prepare_floats(
     path = options.output or Path(f"{stem(found)}-hf")
     if options.check:
         refuse_folder(path, force=options.force)
-    model = stack.enter_context(open_model(label, table=False))
+    model = stack.enter_context(open_model(label, table=False, found=found))
     if all(info.dtype in _FLOATS for info in model.store.tensors.values()):
         raise SourceError(
             f"{label} is stored in floats already",

@@ -15,7 +15,7 @@ from quantcli.layouts import LAYOUTS, code_layouts
 from quantcli.layouts.base import Layout
 from quantcli.plan.size_text import parse_size
 from quantcli.report.measured_quality import read_evaluation
-from quantcli.sources.gguf import open_gguf
+from quantcli.sources.remote import open_found_gguf
 from quantcli.sources.resolve import Resolved, resolve
 
 _FOLDER, _CODES = "folder", "codes"
@@ -30,6 +30,8 @@ _TAKEN_BY = {
 }
 """The formats that each option means something for: any model folder, or one of codes, or by name.
 """
+_STREAMED = ("gguf", "hf")
+"""Formats beside layouts whose sources may be read where they are."""
 _SPELLING = {"evaluation": "eval"}
 """Options that are not spelled as the fields of `ExportOptions`."""
 
@@ -52,6 +54,8 @@ def make_options(to: str, **words: Any) -> ExportOptions:
                 f"--{_SPELLING.get(name, name.replace('_', '-'))} does nothing for --to {to}",
                 hint=f"it is for --to {' and --to '.join(takers)}",
             )
+    if str(given.get("output")) == "-":
+        raise UsageError("exports are written to files", hint="name one with -o")
     if given.get("evaluation") and to == "gguf" and not given.get("card"):
         raise UsageError("--eval goes into a model card", hint="add --card")
     if "split_max_size" in given:
@@ -69,14 +73,18 @@ def open_export(
     to: str,
     options: ExportOptions,
     *,
+    download: bool = False,
     on_progress: Callable[..., None] | None = None,
 ) -> Iterator[Prepared]:
     """Decide everything about an export; within the block its `Prepared.run` does the work.
 
-    ``artifacts`` is one, or all shards of one GGUF. Raises a QuantcliError in one sentence.
+    ``artifacts`` is one, or all shards of one GGUF; ``download`` stores one of the Hub first.
+    Raises a QuantcliError in one sentence.
     """
     prepare = _find_target(to)
-    found = resolve(str(artifacts[0]), on_progress=on_progress)
+    # What is made of files as such, or by others, needs them on this machine.
+    streams = to.casefold() in _STREAMED or isinstance(TARGETS.get(to), Layout)
+    found = resolve(str(artifacts[0]), on_progress=on_progress, weights=download or not streams)
     _check_shards(found, artifacts)
     with ExitStack() as stack:
         yield prepare(found, str(artifacts[0]), options, stack)
@@ -105,7 +113,7 @@ def _check_shards(found: Resolved, artifacts: Sequence[str | Path]) -> None:
         return
     if found.kind != "gguf":
         raise SourceError(f"{artifacts[0]} is no shard of a GGUF", hint="name one artifact")
-    store = open_gguf(found.path)
+    store = open_found_gguf(found)
     store.close()
     files = {file.resolve() for file in store.files}
     for other in artifacts:

@@ -156,7 +156,7 @@ def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStac
     """Decide ``--to ollama``: a Modelfile for a GGUF."""
     if found.kind == "imatrix":
         raise SourceError(f"{label} is an importance matrix", hint="name the model's GGUF")
-    model = stack.enter_context(open_model(label, vocabulary=False))
+    model = stack.enter_context(open_model(label, vocabulary=False, found=found))
     check_single(model)
     output = options.output or default_modelfile(found.path)
     if options.check:

@@ -24,7 +24,7 @@ from quantcli.exports.repack import is_packed, prepare_repacking
 from quantcli.exports.targets import ExportOptions, Prepared, stem
 from quantcli.model import Model, open_model
 from quantcli.plan.recipe import Recipe
-from quantcli.sources.gguf import open_gguf
+from quantcli.sources.remote import open_found_gguf
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event, PackedType
 
@@ -48,7 +48,7 @@ def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStac
 def _prepare_regrouping(
     found: Resolved, label: str, options: ExportOptions, stack: ExitStack
 ) -> Prepared:
-    store = open_gguf(found.path)
+    store = open_found_gguf(found)
     stack.callback(store.close)
     if len(store.files) == 1 and options.split_max_size is None:
         raise UsageError(
@@ -75,7 +75,7 @@ def _prepare_regrouping(
 def _prepare_floats(
     found: Resolved, label: str, options: ExportOptions, stack: ExitStack
 ) -> Prepared:
-    model = stack.enter_context(open_model(label, gguf_only=True))
+    model = stack.enter_context(open_model(label, gguf_only=True, found=found))
     if options.dtype is None and is_packed(model):
         return _prepare_codes(found, model, label, options)
     dtype = options.dtype or _plain_type(model)

@@ -118,7 +118,7 @@ def prepare(found: Resolved, label: str, options: ExportOptions, stack: ExitStac
         return prepare_floats(found, label, options, stack)
     if found.kind != "gguf":
         raise SourceError(f"{label} is an importance matrix, and --to hf makes a checkpoint")
-    model = stack.enter_context(open_model(label))
+    model = stack.enter_context(open_model(label, found=found))
     path = options.output or Path(f"{stem(found)}-hf")
     if options.check:
         refuse_folder(path, force=options.force)

@@ -8,7 +8,6 @@ otherwise. The token is the library's own (HF_TOKEN, or ``hf auth login``), and 
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ from quantcli.sources.card import CARD
 from quantcli.sources.gguf import open_gguf
 from quantcli.sources.hub import dark, first_line, network_errors
 from quantcli.types import Event, Note, Progress
-
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +175,7 @@ def _explain(error: Exception, repo: str) -> SourceError:
     while reason.__cause__ is not None and not hasattr(reason, "response"):
         reason = reason.__cause__
     status = getattr(getattr(reason, "response", None), "status_code", None)
-    said = _TOKEN.sub("hf_***", first_line(reason))
+    said = first_line(reason)
     if status in (401, 403):
         return SourceError(
             f"{repo}: the Hub does not let this account write there",

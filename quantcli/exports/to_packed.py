@@ -51,7 +51,7 @@ def prepare(
     path = options.output or Path(f"{stem(found)}-{to}")
     if options.check:
         refuse_folder(path, force=options.force)
-    model = stack.enter_context(open_model(label))
+    model = stack.enter_context(open_model(label, found=found))
     config = find_config(model, options.config)
     view = view_codes(view_checkpoint(model, config), model)
     checkpoint = as_checkpoint(model, config, view)

@@ -29,8 +29,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.formats import native
 from quantcli.formats.base import Floats
-from quantcli.formats.integer import Codes, GridCodes, Search, iterate_chunks, refuse_infinite
+from quantcli.formats.integer import Codes, GridCodes, Search, iterate_chunks
 from quantcli.formats.native import UnencodableError
 
 FloatKind = Literal["E4M3", "E2M1"]
@@ -41,15 +42,12 @@ BLOCK = 128
 """Rows and columns that share a scale in strategy "block"."""
 
 _LARGEST = {"E4M3": 448.0, "E2M1": 6.0}
-_MANTISSA = {"E4M3": 3, "E2M1": 1}
-_BIAS = {"E4M3": 7, "E2M1": 1}
 _DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _EPSILON = {"F32": 2.0**-23, "F16": 2.0**-10, "BF16": 2.0**-7}
 """What the references store in place of a scale of zero."""
 _E4M3 = ml_dtypes.float8_e4m3fn
 _E4M3_STEPS = np.arange(128, dtype=np.uint8)[:-1].view(_E4M3).astype(np.float32)
 """Values of E4M3 codes 0 to 126."""
-_MINUS_ZERO = 8
 _CODES_ABOVE, _CODES_BELOW = 1, 6
 """E4M3 scales that are tried around that which brings the largest magnitude to 6: six codes are
 three quarters of an octave, below which the largest magnitude would be clipped by a third."""
@@ -141,19 +139,20 @@ class FloatGrid:
         return replace(self, whole=whole)
 
     def fit(
-        self, rows: Floats, importance: Floats | None = None, search: Search = "minmax"
+        self, rows: NDArray[Any], importance: Floats | None = None, search: Search = "minmax"
     ) -> tuple[Floats, None]:
         """Scales (rows, groups) of ``rows``; each row has its own, equal ones where they share it.
 
-        Not for strategy "tensor". UnencodableError for a weight that is not finite, or too large
-        for the scale's dtype.
+        Rows may be of any stored float dtype. Not for strategy "tensor". UnencodableError for a
+        weight that is not finite, or too large for the scale's dtype.
         """
-        count, columns = rows.shape
-        scales = np.empty((count, self.groups(columns)), np.float32)
-        step = BLOCK if self.strategy == "block" else 1
-        for part in iterate_chunks(count, columns, step):
-            refuse_infinite(rows[part], part.start)
-            scales[part] = self._fit(rows[part], importance, search)
+        tried = self._tried(self._largest(rows), search)
+        scales = tried[0]
+        if len(tried) > 1:
+            scales = np.empty_like(scales)
+            for part in iterate_chunks(*rows.shape):
+                floats = native.to_float32(rows[part])
+                scales[part] = self._best(floats, importance, [found[part] for found in tried])
         if not np.isfinite(scales).all():
             row = int(np.argwhere(~np.isfinite(scales))[0, 0])
             raise UnencodableError(
@@ -163,7 +162,7 @@ class FloatGrid:
 
     def fit_tensor(
         self,
-        slabs: Callable[[], Iterable[Floats]],
+        slabs: Callable[[], Iterable[NDArray[Any]]],
         importance: Floats | None = None,
         search: Search = "minmax",
     ) -> tuple[Floats, None]:
@@ -173,8 +172,13 @@ class FloatGrid:
         """
         largest, first = np.float32(0), 0
         for rows in slabs():
-            refuse_infinite(rows, first)
-            largest = max(largest, np.abs(rows).max(initial=0))
+            try:
+                found = native.largest(rows, rows.shape[1])
+            except UnencodableError as refused:
+                raise UnencodableError(
+                    first + refused.row, refused.column, refused.value, refused.reason
+                ) from None
+            largest = max(largest, found.max(initial=0))
             first += len(rows)
         scale = self.store(np.full((1, 1), largest / np.float32(_LARGEST[self.kind])))
         if self.whole is not None:
@@ -183,15 +187,18 @@ class FloatGrid:
             raise UnencodableError(0, 0, float(largest), f"overflows a {self.scale_dtype} scale")
         return scale, None
 
-    def quantize(self, rows: Floats, scales: Floats, zeros: NDArray[Any] | None = None) -> Codes:
-        """The nearest codes, uint8 (rows, columns), for scales of (rows or 1, groups)."""
+    def quantize(
+        self, rows: NDArray[Any], scales: Floats, zeros: NDArray[Any] | None = None
+    ) -> Codes:
+        """The nearest codes, uint8 (rows, columns), for scales of (rows or 1, groups).
+
+        Rows may be of any stored float dtype.
+        """
         count, columns = rows.shape
         scales = np.broadcast_to(scales, (count, scales.shape[1]))
-        codes = np.empty((count, columns), np.uint8)
-        for part in iterate_chunks(count, columns):
-            spread = self._spread(scales[part], columns)
-            codes[part] = self._nearest(rows[part], spread)
-        return codes
+        plain = self.mlx and self.kind == "E2M1"
+        width = self._width(columns, scales.shape[1])
+        return native.small_floats(rows, scales, width, self.kind, even=not plain)
 
     def dequantize(self, coded: GridCodes) -> Floats:
         """The weights, float32 (rows, columns), that the codes stand for."""
@@ -236,18 +243,15 @@ class FloatGrid:
         """Places in ``levels``."""
         return _code_ranks(self.kind)[codes]
 
-    def _fit(self, rows: Floats, importance: Floats | None, search: Search) -> Floats:
-        largest = self._largest(rows)
-        tried: list[Floats]
+    def _tried(self, largest: Floats, search: Search) -> list[Floats]:
+        """The scales among which a search chooses, the rule's own first."""
         if self.scales == "E8M0":
             usual = (_power_above if self.mlx else _power_under)(largest, self.kind)
             half, double = np.float32(0.5), np.float32(2)
-            tried = [usual] if search == "minmax" else [usual, usual * double, usual * half]
-        elif self.scales == "E4M3":
-            tried = self._neighbours(largest, search)
-        else:
-            tried = [self.store(largest / np.float32(_LARGEST[self.kind]))]
-        return self._best(rows, importance, tried)
+            return [usual] if search == "minmax" else [usual, usual * double, usual * half]
+        if self.scales == "E4M3":
+            return self._neighbours(largest, search)
+        return [self.store(largest / np.float32(_LARGEST[self.kind]))]
 
     def _neighbours(self, largest: Floats, search: Search) -> list[Floats]:
         """Scales whose codes lie around that which brings the largest magnitude to 6."""
@@ -265,8 +269,6 @@ class FloatGrid:
 
     def _best(self, rows: Floats, importance: Floats | None, tried: list[Floats]) -> Floats:
         best = tried[0]
-        if len(tried) == 1:
-            return best
         columns = rows.shape[1]
         least = self._errors(rows, best, importance, columns)
         for scales in tried[1:]:
@@ -278,8 +280,7 @@ class FloatGrid:
     def _errors(
         self, rows: Floats, scales: Floats, importance: Floats | None, columns: int
     ) -> Floats:
-        spread = self._spread(scales, columns)
-        codes = self._nearest(rows, spread)
+        codes, spread = self.quantize(rows, scales), self._spread(scales, columns)
         # The square of a weight beyond 1e19 is infinite: an error larger than any other.
         with np.errstate(over="ignore", invalid="ignore"):
             missed = _values(self.kind)[codes] * spread - rows
@@ -288,30 +289,24 @@ class FloatGrid:
                 missed *= importance
             return np.asarray(missed.reshape(len(rows), scales.shape[1], -1).sum(-1), np.float32)
 
-    def _nearest(self, rows: Floats, spread: Floats) -> Codes:
-        scaled = rows / np.where(spread == 0, np.float32(1), spread)
-        plain = self.mlx and self.kind == "E2M1"
-        codes = _nearest(np.asarray(scaled, np.float32), self.kind, even=not plain)
-        if plain:
-            codes[codes == _MINUS_ZERO] = 0
-        return codes
-
-    def _largest(self, rows: Floats) -> Floats:
+    def _largest(self, rows: NDArray[Any]) -> Floats:
         """The largest magnitude under each scale, (rows, groups)."""
         count, columns = rows.shape
-        if self.strategy != "block":
-            return np.asarray(np.abs(rows).reshape(count, self.groups(columns), -1).max(-1))
-        tall, wide = -(-count // BLOCK), self.groups(columns)
-        whole = np.zeros((tall * BLOCK, wide * BLOCK), np.float32)
-        np.abs(rows, out=whole[:count, :columns])
-        found = whole.reshape(tall, BLOCK, wide, BLOCK).max((1, 3))
-        return np.asarray(np.repeat(found, BLOCK, 0)[:count])
+        found = native.largest(rows, self._width(columns, self.groups(columns)))
+        if self.strategy != "block" or not count:
+            return found
+        tall = np.maximum.reduceat(found, np.arange(0, count, BLOCK), axis=0)
+        return np.asarray(np.repeat(tall, BLOCK, 0)[:count])
+
+    def _width(self, columns: int, groups: int) -> int:
+        """Columns that share one of so many scales of a row."""
+        return BLOCK if self.strategy == "block" else max(1, columns // groups)
 
     def _spread(self, scales: Floats, columns: int) -> Floats:
         """A scale for each weight, or for each row."""
         if scales.shape[1] == 1:
             return scales
-        width = BLOCK if self.strategy == "block" else columns // scales.shape[1]
+        width = self._width(columns, scales.shape[1])
         return np.asarray(np.repeat(scales, width, axis=1)[:, :columns])
 
 
@@ -344,33 +339,6 @@ def _rank_codes(kind: FloatKind) -> Codes:
 @cache
 def _code_ranks(kind: FloatKind) -> Codes:
     return np.searchsorted(_levels(kind), _values(kind)).astype(np.uint8)
-
-
-def _nearest(scaled: Floats, kind: FloatKind, *, even: bool = True) -> Codes:
-    """The nearest codes of values that are divided by their scale.
-
-    Ties go to the ``even`` code, or to the smaller magnitude.
-
-    The float32's own exponent and leading mantissa bits, rounded, are the code but for the bias;
-    magnitudes below the least normal one are rounded as whole steps.
-    """
-    mantissa, bias = _MANTISSA[kind], _BIAS[kind]
-    drop = 23 - mantissa
-    magnitude = np.minimum(np.abs(scaled), np.float32(_LARGEST[kind]))
-    bits = magnitude.view(np.uint32)
-    codes = bits >> np.uint32(drop)
-    codes &= np.uint32(even)
-    codes += bits
-    codes += np.uint32((1 << (drop - 1)) - 1)
-    codes >>= np.uint32(drop)
-    codes -= np.uint32((127 - bias) << mantissa)
-    small = np.flatnonzero(magnitude < np.float32(2.0 ** (1 - bias)))
-    if len(small):
-        steps = np.float32(2.0 ** (mantissa + bias - 1))
-        parts = magnitude.reshape(-1)[small] * steps
-        codes.reshape(-1)[small] = np.rint(parts) if even else np.ceil(parts - np.float32(0.5))
-    sign = np.signbit(scaled).view(np.uint8) << np.uint8(7 if kind == "E4M3" else 3)
-    return np.asarray(codes.astype(np.uint8) | sign, np.uint8)
 
 
 def _power_under(largest: Floats, kind: FloatKind) -> Floats:

@@ -150,6 +150,45 @@ def to_float32(rows: NDArray[Any]) -> Floats:
     return values
 
 
+def largest(rows: NDArray[Any], width: int) -> Floats:
+    """The largest magnitude of each ``width`` columns, float32 (n, runs), of float rows.
+
+    The last run has what is left. UnencodableError names the first weight that is not finite in
+    float32.
+    """
+    count, columns = rows.shape
+    found = np.empty((count, -(-columns // width)), np.float32)
+    flat = found.reshape(-1)
+    bad = _native.largest(_stored_id(rows), _flat_bytes(rows), count, columns, width, flat)
+    if bad >= 0:
+        raise _not_finite(rows, bad)
+    return found
+
+
+_KINDS = {("E4M3", True): 0, ("E2M1", True): 1, ("E2M1", False): 2}
+
+
+def small_floats(
+    rows: NDArray[Any], scales: Floats, width: int, kind: str, *, even: bool = True
+) -> Bytes:
+    """The nearest codes of ``rows`` over ``scales``, uint8 (n, columns).
+
+    Each ``width`` columns have a scale, float32 of shape (n, runs); where it is 0 it is taken as 1.
+    ``kind`` is "E4M3" or "E2M1"; ties go to the ``even`` code, or to the smaller magnitude, with no
+    minus zero.
+    """
+    count, columns = rows.shape
+    if scales.shape != (count, -(-columns // width)):
+        raise ValueError(f"scales of shape {scales.shape} do not fit {count} x {columns} weights")
+    codes = np.empty((count, columns), np.uint8)
+    _native.small_floats(
+        _KINDS[kind, even], _stored_id(rows), _flat_bytes(rows),
+        np.ascontiguousarray(scales, np.float32).reshape(-1), count, columns, width,
+        codes.reshape(-1),
+    )  # fmt: skip
+    return codes
+
+
 _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 

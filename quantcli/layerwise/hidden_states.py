@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
 
@@ -141,10 +142,10 @@ class LayerInputs:
 
     Values are float32 of shape (layers + 1, windows, tokens, size). On the way back gradients take
     the place of states, from the last to the first. With (1, windows, ...) only the present
-    layer's are kept, and there is no way back.
+    layer's are kept, and there is no way back. They may be in a file.
     """
 
-    def __init__(self, values: NDArray[np.float32], dtype: torch.dtype) -> None:
+    def __init__(self, values: NDArray[np.float32] | ArrayFile, dtype: torch.dtype) -> None:
         self.values = values
         self._dtype = dtype
         self._layer = -1

@@ -52,7 +52,7 @@ class LayerwiseModel:
         config: Mapping[str, Any],
         *,
         dtype: torch.dtype = torch.float32,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         self.dtype = dtype
         self.device = torch.device(device)

@@ -18,6 +18,7 @@ import torch
 import quantcli
 from quantcli.artifacts.fingerprint import fingerprint
 from quantcli.errors import UsageError
+from quantcli.layerwise.devices import torch_device
 from quantcli.layerwise.windows import Windows
 from quantcli.model import Model
 
@@ -26,7 +27,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ModelRun:
-    """A model and its windows; ``folder`` takes what is larger than ``max_memory`` bytes."""
+    """A model and its windows; ``folder`` takes what is larger than ``max_memory`` bytes.
+
+    ``device`` is a name of `quantcli.layerwise.devices`.
+    """
 
     model: Model
     windows: Windows
@@ -51,17 +55,6 @@ class ModelRun:
         }
 
 
-def choose_device(name: str | None) -> str:
-    """CUDA where there is one, else the CPU; UsageError when the one asked for is not there."""
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"there is no device {name!r}", hint="cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("torch finds no CUDA device here", hint="--device cpu")
-    return name
-
-
 def choose_dtype(name: str | None, device: str, model: Model) -> str:
     """The fast "bfloat16" where no weight loses by it and the processor has it, else "float32"."""
     if name is not None:
@@ -71,8 +64,13 @@ def choose_dtype(name: str | None, device: str, model: Model) -> str:
     matrices = {tensor.dtype for tensor in model.tensors if len(tensor.shape) > 1}
     if matrices != {"BF16"}:
         return "float32"
-    if device == "cuda":
+    kind = torch_device(device).type
+    if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif kind == "xpu":
+        native = torch.xpu.is_bf16_supported(including_emulation=False)
+    elif kind != "cpu":
+        return "float32"
     else:
         able = torch.cpu.get_capabilities()
         native = bool(able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -23,6 +23,7 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.call_recorder import Call
 from quantcli.layerwise.check_layers import check_layers
 from quantcli.layerwise.checkpoint import Checkpoint
+from quantcli.layerwise.devices import device_errors, torch_device
 from quantcli.layerwise.hidden_states import HiddenStateCache, HiddenStates, LayerInputs
 from quantcli.layerwise.input_hooks import GradientHooks, InputHooks, MatmulInput, OutputGradient
 from quantcli.layerwise.layer_calls import LayerCalls
@@ -37,6 +38,8 @@ _CHECKED = 32
 
 ObserveInput = Callable[[MatmulInput], None]
 ObserveGradient = Callable[[OutputGradient], None]
+Hooks = Callable[[], AbstractContextManager[Any]]
+"""What is to be in place while one window passes."""
 States = TypeVar("States", bound=HiddenStates)
 
 
@@ -222,23 +225,26 @@ class LayerPass:
         with InputHooks(self.weights, observe, feeds, orders) if observe else nullcontext():
             return self.walk.model.run(self.index, hidden, call)
 
-    def backward(self) -> Iterator[Event]:
-        """Take all windows' gradients back through the layer, yielding progress."""
+    def backward(self, hooks: Hooks = nullcontext) -> Iterator[Event]:
+        """Take all windows' gradients back through the layer, in ``hooks``, yielding progress."""
         walk = self.walk
         for number in walk.windows:
             gradient = walk.get_next(number)
-            walk.states.replace(number, self._run_backwards(number, gradient))
+            with hooks():
+                found = self._run_backwards(number, gradient)
+            walk.states.replace(number, found)
             yield walk.progress(self.index, number + 1, back=True)
 
     def observe_gradients(
-        self, gradients: Iterable[tuple[int, torch.Tensor]], observe: ObserveGradient
-    ) -> None:
+        self, gradients: Iterable[tuple[int, torch.Tensor]], observe: ObserveGradient,
+        hooks: Hooks = nullcontext,
+    ) -> None:  # fmt: skip
         """Send gradients by some windows' outputs back, and observe those by weights' outputs.
 
-        Not after `forward`, which lets the windows' inputs go.
+        Each window in ``hooks``. Not after `forward`, which lets the windows' inputs go.
         """
         for number, gradient in gradients:
-            with GradientHooks(self.weights, observe):
+            with hooks(), GradientHooks(self.weights, observe):
                 self._run_backwards(number, gradient)
 
     def _run_backwards(self, window: int, gradient: torch.Tensor) -> torch.Tensor:
@@ -258,7 +264,7 @@ def open_walk(
     ``follows`` another is committed by it. SourceError when the windows have tokens that the model
     has not, or an earlier run's states are not whole.
     """
-    use_threads(run.threads, run.device)
+    use_threads(run.threads, torch_device(run.device).type)
     layers = build_model(run, model)
     ids = run.windows.ids
     if int(ids.max()) >= layers.vocabulary:
@@ -283,17 +289,19 @@ def open_walk(
             states.load()
         elif model.untabled is not None and not follows:
             check_layers(layers, ids[0, :_CHECKED].tolist())
-        yield LayerWalk(
-            layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
-            task=task,
-        )  # fmt: skip
+        with device_errors(run.device):
+            yield LayerWalk(
+                layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
+                task=task,
+            )  # fmt: skip
     finally:
         states.close()
 
 
 def build_model(run: ModelRun, model: Model) -> LayerwiseModel:
     """``run``'s model, or another one in its place, in the run's precision and on its device."""
-    return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=run.device)
+    device = torch_device(run.device)
+    return LayerwiseModel(model, run.model.config, dtype=DTYPES[run.dtype], device=device)
 
 
 def run_silently(events: Iterator[Event]) -> None:

@@ -12,7 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from quantcli.model import Model
+from quantcli.pieces import Piece
 from quantcli.plan.names import Kind, kind_of, may_be_quantized
 from quantcli.types import Matrix, OutputTensor
 
@@ -77,19 +80,29 @@ def _matrices(
         return
     experts, _, columns = tensor.shape
     for index, piece in enumerate(tensor.pieces):
+        first, step = (piece.start, 1) if piece.keeps_rows else _columns(piece)
         yield Matrix(
             _expert_name(tensor, patterns, index, stacked),
             piece.source,
             piece.rows,
             columns,
             tensor.name,
-            first=piece.start,
+            first=first,
             index=index,
             of=experts,
             stack=experts if stacked else 0,
             slot=index if stacked else 0,
             transpose=not piece.keeps_rows,
+            step=step,
         )
+
+
+def _columns(piece: Piece) -> tuple[int, int]:
+    """The stored column that the first row of a turned matrix is, and how far the next one lies."""
+    columns = piece.source_columns()
+    if columns is None or len(set(np.diff(columns))) > 1:
+        raise ValueError(f"the rows of {piece.source} are no columns of a stack")
+    return int(columns[0]), int(columns[1] - columns[0]) if len(columns) > 1 else 1
 
 
 def whole_stacks(model: Model) -> list[str]:

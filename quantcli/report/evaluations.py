@@ -13,6 +13,7 @@ from quantcli.evals.gates import Verdict
 from quantcli.evals.run import EvaluationDone, EvaluationJob
 from quantcli.evals.speed import GENERATION, PROMPT, Speed, SpeedDone
 from quantcli.evals.summary import Divergence, Estimate
+from quantcli.evals.tasks import TaskDone
 from quantcli.report.against_base import by_confidence, by_text, details, pair
 from quantcli.report.tables import Column, Table
 from quantcli.report.units import number_text, percent_text, size_text
@@ -24,25 +25,29 @@ _LOWER_BOUND = (
 
 
 def evaluation_tables(
-    job: EvaluationJob, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone] = ()
-) -> list[Table]:
+    job: EvaluationJob, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone] = (),
+    solved: Sequence[TaskDone] = (),
+) -> list[Table]:  # fmt: skip
     """A comparison for each text, and the details where a single model was held against a base.
 
     Several texts stand side by side at the end, where there is a base. Without texts, the models'
     speeds alone.
     """
+    tasks = [_tasks(solved)] if solved else []
     if not results:
-        return [_speeds(speeds)]
+        return [*([_speeds(speeds)] if speeds else []), *tasks]
     tables = []
+    floors = {found.text: found for found in results if found.is_floor}
+    results = [found for found in results if not found.is_floor]
     for text in dict.fromkeys(found.text for found in results):
         rows = [found for found in results if found.text == text]
-        tables.append(_comparison(job, text, rows, speeds))
+        tables.append(_comparison(job, text, rows, speeds, floors.get(text)))
         if len(rows) == 1 and rows[0].summary.against is not None:
             tables.append(details(rows[0].summary.against))
             tables.append(by_confidence(rows[0].summary.against))
     if job.compares and len({found.text for found in results}) > 1:
         tables.append(by_text(results))
-    return tables
+    return tables + tasks
 
 
 _MODEL = (Column("model"), Column("size", "right"), Column("bits/weight", "right", drop=5))
@@ -64,6 +69,21 @@ _AGAINST = (
 def _speeds(speeds: Sequence[SpeedDone]) -> Table:
     rows = tuple((*_named(done.artifact), *_speed_cells(done.speed)) for done in speeds)
     return Table((*_MODEL, *_SPEED), rows, title=_speed_title(speeds))
+
+
+def _tasks(solved: Sequence[TaskDone]) -> Table:
+    columns = (
+        Column("model"), Column("task"), Column("metric"), Column("value", "right"),
+        Column("±", "right", drop=1),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            done.artifact.label, done.task, done.metric, f"{done.value:.4f}",
+            "" if done.error is None else f"{done.error:.4f}",
+        )
+        for done in solved
+    )  # fmt: skip
+    return Table(columns, rows, title="Tasks of lm-eval")
 
 
 def _speed_title(speeds: Sequence[SpeedDone]) -> str:
@@ -95,11 +115,14 @@ def _rate_text(rate: float) -> str:
 
 
 def _comparison(
-    job: EvaluationJob, text: str, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone]
-) -> Table:
+    job: EvaluationJob, text: str, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone],
+    floor: EvaluationDone | None,
+) -> Table:  # fmt: skip
     by_label = {done.artifact.label: done.speed for done in speeds}
     columns = [*_MODEL, *(_SPEED if speeds else ()), *_PERPLEXITY]
     columns += _AGAINST if job.compares else ()
+    columns += [Column("greedy", "right", drop=4)] if job.greedy else []
+    blanks = [""] * bool(job.greedy)
     rows: list[tuple[str, ...]] = []
     first = results[0].summary.against
     if first is not None:
@@ -108,11 +131,13 @@ def _comparison(
         name = _named(origin) if origin else (stored, "", "")
         speed = _speed_cells(by_label.get(origin.label) if origin else None) if speeds else ()
         both = pair(first.base_perplexity, 4)
-        rows.append((*name, *speed, *both, "base", *[""] * (len(_AGAINST) - 1)))
-    for found in results:
+        rows.append((*name, *speed, *both, "base", *[""] * (len(_AGAINST) - 1), *blanks))
+    for found in [*([floor] if floor is not None else ()), *results]:
         artifact, against = found.artifact, found.summary.against
-        speed = _speed_cells(by_label.get(artifact.label)) if speeds else ()
-        row = (*_named(artifact), *speed, *pair(found.summary.perplexity, 4))
+        name = (f"noise floor ({artifact.engine})", "", "") if found.is_floor else _named(artifact)
+        timed = None if found.is_floor else by_label.get(artifact.label)
+        speed = _speed_cells(timed) if speeds else ()
+        row = (*name, *speed, *pair(found.summary.perplexity, 4))
         if against is not None:
             row += (
                 *pair(against.mean, 5),
@@ -120,6 +145,8 @@ def _comparison(
                 f"{against.quantiles[0.999]:.4f}",
                 percent_text(against.same_top.value),
             )
+        if found.greedy is not None:
+            row += (percent_text(found.greedy.agreement.value),)
         rows.append(row)
     some = results[0]
     way = f"stride {job.stride}" if job.stride else "second half of each window"
@@ -131,8 +158,41 @@ def _comparison(
     notes = [_speed_title(speeds)] if speeds else []
     if first is not None:
         notes += _judgements(results)
+        notes += _near_the_floor(floor, results)
+        notes += _greedy_note(results)
         notes += [_LOWER_BOUND] if first.ceiling is not None else []
     return Table(tuple(columns), tuple(rows), title=title, note="\n".join(notes) or None)
+
+
+def _near_the_floor(
+    floor: EvaluationDone | None, results: Sequence[EvaluationDone]
+) -> Iterator[str]:
+    """Which divergences are, for a good part, what the runtimes' rounding does."""
+    if floor is None or floor.summary.against is None:
+        return
+    least = 2 * floor.summary.against.mean.value
+    near = [
+        Path(found.artifact.label).name
+        for found in results
+        if found.summary.against is not None and found.summary.against.mean.value < least
+    ]
+    if near:
+        yield f"Less than twice the noise floor, so hardly the weights' doing: {', '.join(near)}"
+
+
+def _greedy_note(results: Sequence[EvaluationDone]) -> Iterator[str]:
+    """How far the models write what the base writes."""
+    alike = [
+        f"{Path(found.artifact.label).name} {found.greedy.alike.value:.1f}"
+        for found in results
+        if found.greedy is not None
+    ]
+    first = results[0].greedy
+    if first is not None:
+        yield (
+            f"Of {first.tokens} tokens that the base writes after {first.prompts} prompts, as many "
+            f"are written alike before the first other one: {', '.join(alike)}"
+        )
 
 
 def _judgements(results: Sequence[EvaluationDone]) -> Iterator[str]:
@@ -153,16 +213,18 @@ def evaluation_document(
     results: Sequence[EvaluationDone],
     verdicts: Sequence[Verdict],
     speeds: Sequence[SpeedDone] = (),
+    solved: Sequence[TaskDone] = (),
 ) -> dict[str, Any]:
     """Everything with all digits, for ``--json``; "speeds" only where they were measured."""
     reference = job.reference
+    floors = [_result(found) for found in results if found.is_floor]
     return {
         "context": job.length,
         "stride": job.stride,
         "reference": reference.label if reference else None,
         "reference_engine": reference.engine if reference else None,
         "base": str(job.base.path) if job.base else None,
-        "results": [_result(found) for found in results],
+        "results": [_result(found) for found in results if not found.is_floor],
         "gates": [
             {
                 "gate": verdict.name,
@@ -174,7 +236,19 @@ def evaluation_document(
             }
             for verdict in verdicts
         ],
+        **({"floors": floors} if floors else {}),
         **({"speeds": [_speed(done) for done in speeds]} if speeds else {}),
+        **({"tasks": [_task(done) for done in solved]} if solved else {}),
+    }
+
+
+def _task(done: TaskDone) -> dict[str, Any]:
+    return {
+        "artifact": done.artifact.label,
+        "task": done.task,
+        "metric": done.metric,
+        "value": done.value,
+        "error": done.error,
     }
 
 
@@ -221,6 +295,14 @@ def _result(found: EvaluationDone) -> dict[str, Any]:
         "positions": summary.positions,
         "perplexity": _estimate(summary.perplexity),
     }
+    if found.greedy is not None:
+        fields["greedy"] = {
+            "prompts": found.greedy.prompts,
+            "tokens": found.greedy.tokens,
+            "agreement": _estimate(found.greedy.agreement),
+            "alike": _estimate(found.greedy.alike),
+            "whole": _estimate(found.greedy.whole),
+        }
     return fields | (_against(summary.against) if summary.against else {})
 
 

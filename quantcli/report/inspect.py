@@ -51,13 +51,13 @@ def inspect(
 ) -> Events[Inspected]:  # fmt: skip
     """Look at ``target`` from headers alone, but with ``stats``; UsageError or SourceError.
 
-    Of the Hub, weights are fetched for statistics alone. ``fit`` tells the type to take for a
+    Of the Hub, weights are read for statistics alone. ``fit`` tells the type to take for a
     machine, ``every`` lists all types and key-values. ``on_fetch`` takes the progress.
     """
     listing.check_order(order, stats=stats)
     wanted = listing.compile_filter(pattern)
-    found = resolve(target, on_progress=on_fetch, weights=stats)
-    if found.is_remote:
+    found = resolve(target, on_progress=on_fetch, weights=False)
+    if found.is_remote and not stats:
         yield Note("reading the headers on the Hub; the weights stay there")
     if found.kind == "imatrix":
         given = {"--tensors": tensors, "--kv": kv, "--stats": stats, "--sort": order is not None}
@@ -70,7 +70,7 @@ def inspect(
             "--kv shows the key-values of a GGUF, and this is a checkpoint",
             hint=f"its settings are in {found.path / 'config.json'}",
         )
-    with open_subject(found, target) as subject:
+    with open_subject(found, target, weights=stats) as subject:
         for sentence in subject.notes:
             yield Note(sentence, "warning")
         chosen = listing.choose_tensors(subject, wanted, order)

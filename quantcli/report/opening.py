@@ -24,34 +24,28 @@ from quantcli.report.inspection import StoredTensor, Subject, holds_weights
 from quantcli.report.tokenizer import kind_in_folder, kind_in_gguf
 from quantcli.report.weights import WeightSource
 from quantcli.sources.files import WEIGHT_DTYPES
-from quantcli.sources.gguf import GgufCheckpoint, open_gguf
+from quantcli.sources.gguf import GgufCheckpoint
 from quantcli.sources.hf import HfCheckpoint, read_config
-from quantcli.sources.remote import open_remote_gguf, open_remote_shards
+from quantcli.sources.remote import open_found_gguf, open_found_shards
 from quantcli.sources.resolve import Resolved
-from quantcli.sources.shards import Shards, open_shards
+from quantcli.sources.shards import Shards
 from quantcli.types import MetaValue, OutputTensor, PackedType, TensorStore, text
 
 _ONCE_QUANTIZED = frozenset({"F64", "F32", "F16", "BF16", "Q8_0"})
 """Stored types that may be quantized without a second loss worth speaking of."""
 
 
-def open_subject(found: Resolved, label: str) -> Subject:
-    """Open a checkpoint or a GGUF, of the Hub too; SourceError when its files are broken."""
+def open_subject(found: Resolved, label: str, *, weights: bool = False) -> Subject:
+    """Open a checkpoint or a GGUF, of the Hub too; SourceError when its files are broken.
+
+    ``weights``: those that are not on this machine are to be read as well.
+    """
+    is_remote = found.is_remote and not weights
     if found.kind == "gguf":
-        return _from_gguf(
-            open_remote_gguf(str(found.path), found.repo, found.revision)
-            if found.is_remote and found.repo
-            else open_gguf(found.path),
-            label,
-            is_remote=found.is_remote,
-        )
-    shards = (
-        open_remote_shards(found.path, found.repo, found.revision)
-        if found.is_remote and found.repo
-        else open_shards(found.path)
-    )
+        return _from_gguf(open_found_gguf(found), label, is_remote=is_remote)
+    shards = open_found_shards(found)
     try:
-        return _from_shards(shards, found.path, label, is_remote=found.is_remote)
+        return _from_shards(shards, found.path, label, is_remote=is_remote)
     except BaseException:
         shards.close()
         raise

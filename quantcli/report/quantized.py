@@ -7,6 +7,7 @@ from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.plan.schemes import GGUF
+from quantcli.ranks.share import Share
 from quantcli.report.tables import Table
 from quantcli.report.units import duration_text, size_text
 from quantcli.run.outputs import Quantized
@@ -49,10 +50,15 @@ def planned_document(planned: Quantized) -> dict[str, Any]:
     if isinstance(planned.artifact, GgufFile):
         from quantcli.report.plans import plan_document
 
-        return plan_document(planned.artifact, planned.threads)
+        return plan_document(planned.artifact, planned.threads, planned.forecast)
     from quantcli.report.folders import folder_document
 
-    return folder_document(planned.artifact, planned.threads)
+    return folder_document(planned.artifact, planned.threads, planned.forecast)
+
+
+def shard_document(share: Share) -> dict[str, Any]:
+    """What a shard says that is done before the others: the output is not there yet."""
+    return {"shard": share.index + 1, "of": share.count, "published": False}
 
 
 def output_document(output: Quantized, *, planned: bool) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def planned_tables(planned: Quantized) -> list[Table]:
     if isinstance(planned.artifact, GgufFile):
         from quantcli.report.plans import plan_tables
 
-        return plan_tables(planned.artifact, planned.threads)
+        return plan_tables(planned.artifact, planned.threads, planned.forecast)
     from quantcli.report.folders import folder_tables
 
-    return folder_tables(planned.artifact, planned.threads)
+    return folder_tables(planned.artifact, planned.threads, planned.forecast)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.write import default_threads
 from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
@@ -27,14 +28,15 @@ def states_memory() -> int:
 def calibrate(
     source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
     pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
-    legacy: bool = False, on_fetch: Callable[..., None] | None = None, **settings: Any,
+    legacy: bool = False, download: bool = False,
+    on_fetch: Callable[..., None] | None = None, **settings: Any,
 ) -> Events[CalibrationDone]:  # fmt: skip
     """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
 
     ``on_fetch`` takes the progress of a download.
     """
     read = read_texts(texts, field=field)
-    with open_model(source, pre=pre, table=False, on_progress=on_fetch) as model:
+    with open_model(source, pre=pre, table=False, download=download, on_progress=on_fetch) as model:
         job = prepare(
             model, read, output or default_path(source, legacy=legacy),
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),
@@ -64,10 +66,12 @@ def calibrate_for(
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
-        model, texts, path, chunks=request.chunks, collect=collect, max_memory=states_memory(),
+        model, texts, path, chunks=request.chunks, collect=collect,
+        max_memory=states_memory() if request.max_memory is None else 0,
         threads=request.threads or default_threads(),
         # An existing matrix that no interrupted run was making is nobody's to replace.
-        resume=request.resume and was_interrupted(path), force=request.force,
+        resume=request.resume and was_interrupted(work_path(path, request.scratch)),
+        force=request.force, device=request.device, scratch=request.scratch,
     )  # fmt: skip
     done = yield from _run(job, "the same command with --resume continues")
     return read_importance(done.paths[0])

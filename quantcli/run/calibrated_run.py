@@ -12,7 +12,8 @@ from quantcli.artifacts.staging import remove_own
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.model_run import ModelRun, choose_device, choose_dtype
+from quantcli.layerwise.devices import choose_device
+from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.random_windows import add_random, random_windows
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows, cut_windows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.model_folder import ModelFolder
@@ -10,6 +10,7 @@ from quantcli.errors import PlanError
 from quantcli.events import Events
 from quantcli.plan.allocate import Allocation, Costs, allocate, free_of_cost, least_bytes
 from quantcli.run.allocation_targets import Candidates, Target
+from quantcli.run.outputs import KindsChosen
 from quantcli.types import Note
 
 Measure = Callable[[Candidates], Events[Costs]]
@@ -46,9 +47,24 @@ def choose_types(target: Target, measure: Measure) -> Events[GgufFile | ModelFol
         beside += over
     if _is_own(target) and found.cost >= found.before:
         yield Note(f"no other {target.noun}s cost less than {target.label}'s own, which stay")
-        return target.rebuild({})
+        own = target.rebuild({})
+        yield _event(target, own, {choice.name: choice.own for choice in choices}, costs)
+        return own
     yield _summary(target, found)
+    yield _event(target, chosen, found.kinds, costs)
     return chosen
+
+
+def _event(
+    target: Target, made: GgufFile | ModelFolder, kinds: Mapping[str, str], costs: Costs
+) -> KindsChosen:
+    by_tensor = {
+        tensor: kinds[choice.name]
+        for choice in target.choices
+        if choice.name in kinds
+        for tensor in choice.tensors
+    }
+    return KindsChosen(made.paths, target.noun, by_tensor, costs)
 
 
 def _is_own(target: Target) -> bool:

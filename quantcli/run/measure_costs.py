@@ -16,12 +16,12 @@ from quantcli.sources.imatrix import Importance
 
 def measure_costs(
     run: CalibratedRun, output: Path, candidates: Candidates, options: Options, *,
-    max_memory: int, threads: int, importance: Importance | None = None,
+    max_memory: int, threads: int, importance: Importance | None = None, device: str | None = None,
 ) -> Events[Costs]:  # fmt: skip
     """`measure_type_costs`, whose work lies in ``output``'s `costs_folder`."""
     folder = costs_folder(output)
     own_folder(folder, empty=False)
-    passes = plan_passes(run, folder, None, None, max_memory, threads)
+    passes = plan_passes(run, folder, None, device, max_memory, threads)
     try:
         return (yield from measure_type_costs(passes, candidates, options, importance))
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
@@ -12,6 +13,8 @@ from quantcli.types import Event
 if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
+    from quantcli.plan.allocate import Costs
+    from quantcli.plan.needs import Forecast
     from quantcli.rounding.options import Outcome
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.calibrated_run import CalibratedRun
@@ -36,7 +39,8 @@ class Quantized:
 
     ``threads`` write it; it was whole ``seconds`` after the run began. ``outcomes`` are those of
     the tensors that a method rounded, ``training`` says what training end to end changed.
-    ``kept``: an interrupted run of the same set had made it.
+    ``kept``: an interrupted run of the same set had made it. ``forecast`` is what was expected of
+    the run that makes it.
     """
 
     artifact: GgufFile | ModelFolder
@@ -46,6 +50,7 @@ class Quantized:
     outcomes: tuple[Outcome, ...] = ()
     training: dict[str, object] | None = None
     kept: bool = False
+    forecast: Forecast | None = None
 
     @property
     def is_tower(self) -> bool:
@@ -60,12 +65,26 @@ class OutputDone(Event):
     output: Quantized
 
 
+@dataclass(frozen=True, slots=True)
+class KindsChosen(Event):
+    """The type, or scheme, of each tensor of an output that had a choice, and what all would cost.
+
+    ``costs`` are KL divergences in nats, by tensor and kind.
+    """
+
+    paths: tuple[Path, ...]
+    noun: str
+    kinds: Mapping[str, str]
+    costs: Costs
+
+
 @dataclass(frozen=True)
 class Planned:
     """An output before its weights are written.
 
     ``run`` is how its methods run the model, ``store`` holds the tensors that they chose. Of one
-    that is whole already, ``kept`` is the digest of its source.
+    that is whole already, ``kept`` is the digest of its source. ``forecast`` is what the run that
+    makes it will need.
     """
 
     artifact: GgufFile | ModelFolder
@@ -74,6 +93,9 @@ class Planned:
     run: CalibratedRun | None = None
     store: EncodedStore | None = None
     kept: str | None = None
+    forecast: Forecast | None = None
+    states_in_memory: bool = True
+    """Whether hidden states may stay in memory; else they are in a file, whatever their size."""
 
     @property
     def is_tower(self) -> bool:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -29,6 +30,7 @@ from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_te
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.request import Request, check_request, check_texts
 from quantcli.run.set_journal import open_journal
+from quantcli.run.sharing import share_with_others
 from quantcli.run.write_outputs import Ledger, write_outputs
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.types import Note
@@ -90,7 +92,7 @@ def quantize(
         raise
     for rounding in begun:
         rounding.finish()
-    if ledger.journal is not None:
+    if ledger.journal is not None and ledger.is_complete:
         ledger.journal.remove()
     return ledger.finished
 
@@ -125,7 +127,10 @@ def _make(
             from quantcli.run.choose_by_importance import choose_by_importance
 
             plain = yield from choose_by_importance(request, plain)
-        yield from write_outputs(plain, ledger)
+        sharing = None
+        if request.share is not None:
+            sharing = share_with_others(request, request.share, plain)
+        yield from write_outputs(plain, ledger, sharing)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
@@ -134,7 +139,7 @@ def _make(
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):
-                    remove_run(batch[0].path)
+                    remove_run(work_path(batch[0].path, request.scratch))
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
@@ -159,7 +164,7 @@ def _open(
     if all(recipe.mmproj_only for recipe in recipes):
         if request.texts:
             raise UsageError("--calibrate runs the text model, which --mmproj-only leaves out")
-        return open_tower(request.source, on_progress=on_fetch)
+        return open_tower(request.source, download=request.download, on_progress=on_fetch)
     return open_model(
         request.source,
         pre=recipes[0].pre,
@@ -169,6 +174,7 @@ def _open(
         gguf_only=all(r.to == GGUF for r in recipes),
         ignored=recipes[0].ignore_tensors,
         template=read_template(template) if (template := recipes[0].chat_template) else None,
+        download=request.download,
         on_progress=on_fetch,
     )
 
@@ -242,4 +248,7 @@ def _show_plans(planned: Sequence[Planned]) -> Events[list[Quantized]]:
             )
         if needs_text(each.artifact) and each.artifact.scales is None:
             yield Note("static scales are found as it runs, on the text of --calibrate")
-    return [Quantized(each.artifact, each.threads, kept=each.kept is not None) for each in planned]
+    return [
+        Quantized(each.artifact, each.threads, kept=each.kept is not None, forecast=each.forecast)
+        for each in planned
+    ]

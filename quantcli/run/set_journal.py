@@ -109,13 +109,14 @@ def _identify(request: Request, model: Model) -> str:
         "version": __version__,
         "model": fingerprint(model),
         "recipes": [dump_recipe(recipe) for recipe in recipes],
-        "files": {name: _digest_file(Path(name)) for name in sorted(named | set(request.texts))},
+        "files": {name: digest_file(Path(name)) for name in sorted(named | set(request.texts))},
         "chunks": request.chunks,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _digest_file(path: Path) -> str | None:
+def digest_file(path: Path) -> str | None:
+    """SHA-256 of a file; None where it is none."""
     if not path.is_file():
         return None
     with path.open("rb") as file:

@@ -20,8 +20,11 @@ from quantcli.run.calibrated_run import CalibratedRun
 class TextStatistics:
     """Calibrations in ``folder``, by model and what they collect."""
 
-    def __init__(self, folder: Path, *, max_memory: int, threads: int) -> None:
+    def __init__(
+        self, folder: Path, *, max_memory: int, threads: int, device: str | None = None
+    ) -> None:
         self._folder = folder
+        self._device = device
         self._max_memory = max_memory
         self._threads = threads
         self._found: list[tuple[Model, tuple[str, ...], Path]] = []
@@ -37,6 +40,7 @@ class TextStatistics:
         job = prepare(
             run.model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed,
             collect=needs, max_memory=self._max_memory, threads=self._threads,
+            device=self._device,
         )  # fmt: skip
         yield from take(execute(job), CalibrationDone)
         self._found.append((run.model, tuple(needs), path))
@@ -44,10 +48,12 @@ class TextStatistics:
 
 
 @contextmanager
-def text_statistics(output: Path, *, max_memory: int, threads: int) -> Iterator[TextStatistics]:
+def text_statistics(
+    output: Path, *, max_memory: int, threads: int, device: str | None = None
+) -> Iterator[TextStatistics]:
     """A folder for them next to ``output``, which is gone afterwards."""
     folder = output.with_name(f".{output.name}.statistics")
     try:
-        yield TextStatistics(folder, max_memory=max_memory, threads=threads)
+        yield TextStatistics(folder, max_memory=max_memory, threads=threads, device=device)
     finally:
         remove_own(folder)

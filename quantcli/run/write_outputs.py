@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
+from quantcli.artifacts.shared_write import Sharing, write_shared
 from quantcli.artifacts.write import (
     ArtifactDone,
     ArtifactFailed,
@@ -58,8 +59,13 @@ class Ledger:
 
     @property
     def finished(self) -> list[Quantized]:
-        """The outputs in the order in which they were asked for."""
-        return [self.done[each.path] for each in self.planned]
+        """The outputs that are whole, in the order in which they were asked for."""
+        return [self.done[each.path] for each in self.planned if each.path in self.done]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all are whole."""
+        return len(self.done) == len(self.planned)
 
     @property
     def state(self) -> str:
@@ -82,14 +88,23 @@ class Ledger:
         )
 
 
-def write_outputs(ready: Sequence[Planned], ledger: Ledger) -> Events[None]:
-    """Write outputs of one model, adding each to the ledger as it is whole or has failed."""
+def write_outputs(
+    ready: Sequence[Planned], ledger: Ledger, sharing: Sharing | None = None
+) -> Events[None]:
+    """Write outputs of one model, adding each to the ledger as it is whole or has failed.
+
+    With ``sharing`` this process writes its share of them; they are whole when all have.
+    """
     artifacts = [_with_codes(each.artifact, each.store) for each in ready]
     by_paths = {
         artifact.paths: (each, artifact)
         for each, artifact in zip(ready, artifacts, strict=True)
     }  # fmt: skip
-    events = write_artifacts(artifacts, threads=min(each.threads for each in ready))
+    threads = min(each.threads for each in ready)
+    if sharing is not None:
+        events = write_shared(artifacts, sharing, threads=threads)
+    else:
+        events = write_artifacts(artifacts, threads=threads)
     yield from in_phase("quantizing", _follow(cast(Any, events), by_paths, ledger))
 
 

@@ -115,6 +115,11 @@ class GgufCheckpoint:
         block = file.read_block(offset, dtype, width, (0, rows), (start, stop))
         return np.ascontiguousarray(block.T)
 
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        for file in self._files:
+            file.check_unchanged()
+
     def close(self) -> None:
         """Release the files."""
         for file in self._files:
@@ -134,9 +139,10 @@ def open_gguf(path: Path, open_file: Callable[[Path], StoredFile] | None = None)
         headers = [parse_gguf(first)]
         count = _split_value(headers[0], SPLIT_COUNT) or 1
         if count > 1:
-            first.close()
-            files.clear()
             headers = _open_shards(path, count, files, open_file)
+            # Not before: a place that is read over the network is left with its last file.
+            files.remove(first)
+            first.close()
         return GgufCheckpoint(files, headers)
     except SourceError:
         for file in files:

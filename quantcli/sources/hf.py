@@ -76,6 +76,10 @@ class HfCheckpoint:
         """Stored scales of activations and caches, which belong to no weight."""
         return self._passed_over
 
+    def read_beside(self, name: str) -> NDArray[Any]:
+        """One of those, as it is stored; SourceError for a dtype that is not read."""
+        return self._shards.load(name)
+
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
         self._tensors = {n: info for n, info in self._tensors.items() if n not in names}
@@ -91,14 +95,21 @@ class HfCheckpoint:
         return self._read(name, (start, stop), None)
 
     def read_columns(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Columns ``start:stop`` of a matrix, transposed to shape (columns, rows)."""
+        """Columns ``start:stop`` of a matrix, transposed to shape (columns, rows).
+
+        Of a stack's matrices they are counted through, and come of one at a time.
+        """
         info = self._tensors[name]
-        if len(info.shape) != 2:
+        if len(info.shape) < 2:
             raise SourceError(
                 f"{info.file}: tensor {name!r} has shape {list(info.shape)}; "
                 "only a matrix can be transposed"
             )
-        return np.ascontiguousarray(self._read(name, (0, info.shape[0]), (start, stop)).T)
+        height, width = info.shape[-2:]
+        matrix = max(0, min(start, stop - 1)) // max(1, width)
+        rows = (matrix * height, (matrix + 1) * height)
+        columns = (start - matrix * width, stop - matrix * width)
+        return np.ascontiguousarray(self._read(name, rows, columns).T)
 
     def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
         """Rows of a weight that is stored as codes of a grid; scales are of each row."""
@@ -131,6 +142,10 @@ class HfCheckpoint:
         if not isinstance(held, BlockedWeight):
             raise TypeError(f"{name} is not stored in blocks")
         return held.read_blocks(self._shards, start, stop)
+
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        self._shards.check_unchanged()
 
     def close(self) -> None:
         """Release the files."""
@@ -178,7 +193,11 @@ def open_checkpoint(folder: Path) -> HfCheckpoint:
     """
     if not folder.is_dir():
         raise SourceError(f"{folder}: there is no such folder")
-    shards = open_shards(folder)
+    return hold_shards(folder, open_shards(folder))
+
+
+def hold_shards(folder: Path, shards: Shards) -> HfCheckpoint:
+    """The checkpoint whose settings are in ``folder``; closes ``shards`` where they do not fit."""
     try:
         return HfCheckpoint(folder, read_config(folder), shards)
     except SourceError:

@@ -1,4 +1,4 @@
-"""Files of a Hugging Face Hub repository: the local cache first, then a download.
+"""What a Hugging Face Hub repository holds, and what of it is in the local cache.
 
 ``huggingface_hub`` does the work and honours its own environment (HF_HOME, HF_HUB_CACHE, HF_TOKEN,
 HF_HUB_OFFLINE, HF_ENDPOINT); it is imported only when a repository is asked for. A cached snapshot
@@ -8,19 +8,28 @@ sentence each, and the library's own bars stay dark: progress comes as events.
 
 from __future__ import annotations
 
-import io
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quantcli.errors import SourceError
 from quantcli.interrupts import wait_unless_interrupted
-from quantcli.types import Event, Note, Progress
+from quantcli.sources.patience import STATUSES, PassingError, Patience, read_retry_after
+from quantcli.types import Event
+
+T = TypeVar("T")
+
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{6,}")
+_QUERY = re.compile(r"(?<=[\w/])\?[\w.%-]+=[^\s'\"]*")
+"""The end of an address, where signatures are."""
+_RATE_LIMIT = re.compile(r"\bt=(\d+)")
+"""Seconds until the Hub takes requests again."""
 
 OnEvent = Callable[[Event], None]
 
@@ -42,24 +51,21 @@ class HubRequest:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
-    """The snapshot folder with the wanted files, downloaded if need be.
+def find_commit(wanted: HubRequest, name: str) -> str:
+    """The commit that the revision stands for now; SourceError unless it holds ``name``."""
+    facts = find_facts(wanted)
+    if not any(sibling.rfilename == name for sibling in facts.siblings or ()):
+        raise explain_gap(wanted, f"the repository holds no file {name}")
+    return str(facts.sha)
 
-    ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when
-    the repository, the revision or a file is not there or may not be read.
-    """
-    cached = None if ask else find_cached(wanted)
-    if cached is not None:
-        return cached
-    on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
+
+def find_facts(wanted: HubRequest, *, files: bool = False) -> Any:
+    """The library's ``ModelInfo``: commit and files, with ``files`` their sizes and tags too."""
+    stop = threading.Event()
     with explaining(wanted), dark():
-        stop = threading.Event()
-        bar = _bar_class(wanted.label, on_event, stop)
-        folder = wait_unless_interrupted(partial(_snapshot, wanted, tqdm_class=bar), stop)
-    missing = wanted.lacks(folder)
-    if missing is not None:
-        raise explain_gap(wanted, missing)
-    return folder
+        return wait_unless_interrupted(
+            partial(_persist, stop, partial(_facts, wanted, files_metadata=files)), stop
+        )
 
 
 def find_cached(wanted: HubRequest) -> Path | None:
@@ -81,25 +87,86 @@ def explaining(wanted: HubRequest) -> Iterator[None]:
         raise _explain(error, wanted) from error
 
 
-def _snapshot(wanted: HubRequest, **options: Any) -> Path:
-    from huggingface_hub import snapshot_download
+def _persist(stop: threading.Event, work: Callable[[], T]) -> T:
+    """What ``work`` returns, done again after what may pass by itself."""
 
-    return Path(
-        snapshot_download(
-            wanted.repo,
-            revision=wanted.revision,
-            allow_patterns=list(wanted.patterns),
-            ignore_patterns=list(wanted.ignored) or None,
-            **options,
-        )
-    )
+    def attempt(_: Callable[[], None]) -> T:
+        try:
+            return work()
+        except network_errors() as error:
+            if not may_pass(error):
+                raise
+            response = getattr(_root(error), "response", None)
+            wait = None if response is None else told_wait(response)
+            raise PassingError(first_line(error), wait=wait, answered=has_met(error)) from error
+
+    try:
+        return Patience(stop).persist(attempt)
+    except PassingError as error:
+        raise error.__cause__ or error from None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What the error was raised from first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what ``huggingface_hub`` raised may be over when it is tried again."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    root = _root(error)
+    if isinstance(root, HfHubHTTPError):
+        return root.response is not None and root.response.status_code in STATUSES
+    if isinstance(root, OfflineModeIsEnabled | LocalEntryNotFoundError) or _offline():
+        return False
+    # An error of the local disk has a number; of those of the network not all have.
+    return not isinstance(root, OSError) or isinstance(root, ConnectionError) or not root.errno
+
+
+_NOT_MET = ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror")
+
+
+def has_met(error: BaseException) -> bool:
+    """Whether there was somebody to talk to, whatever came of it."""
+    kinds = {type(error).__name__}
+    while error.__cause__ is not None:
+        error = error.__cause__
+        kinds.add(type(error).__name__)
+    return kinds.isdisjoint(_NOT_MET)
+
+
+def told_wait(answer: Any) -> float | None:
+    """Seconds that an answer asks us to wait: Retry-After, or the Hub's own RateLimit."""
+    told = read_retry_after(answer.headers.get("Retry-After"))
+    if told is None and answer.status_code == 429:
+        match = _RATE_LIMIT.search(answer.headers.get("RateLimit", ""))
+        told = None if match is None else float(match[1])
+    return told
+
+
+def _facts(wanted: HubRequest, **options: Any) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi().model_info(wanted.repo, revision=wanted.revision, **options)
 
 
 def _cached(wanted: HubRequest) -> Path | None:
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(wanted, local_files_only=True)
+        folder = Path(
+            snapshot_download(
+                wanted.repo,
+                revision=wanted.revision,
+                allow_patterns=list(wanted.patterns),
+                ignore_patterns=list(wanted.ignored) or None,
+                local_files_only=True,
+            )
+        )
     except LocalEntryNotFoundError:
         return None
     return folder if wanted.lacks(folder) is None else None
@@ -146,8 +213,9 @@ def _explain(error: Exception, wanted: HubRequest) -> SourceError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's words that says something."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's words that says something, without tokens and signatures."""
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return _QUERY.sub("?...", _TOKEN.sub("hf_***", said))
 
 
 def _offline() -> bool:
@@ -158,10 +226,8 @@ def _offline() -> bool:
 
 def explain_gap(wanted: HubRequest, missing: str) -> SourceError:
     """Why a snapshot is not whole: the Hub was out of reach, or the repository is another kind."""
-    from huggingface_hub import HfApi
-
     try:
-        facts = HfApi().model_info(wanted.repo, revision=wanted.revision)
+        facts = _persist(threading.Event(), partial(_facts, wanted))
     except network_errors() as error:
         return _explain(error, wanted)
     names = sorted(sibling.rfilename for sibling in facts.siblings or ())
@@ -198,35 +264,3 @@ def dark() -> Iterator[None]:
         logger.setLevel(level)
         if not was_dark:
             enable_progress_bars()
-
-
-def _bar_class(label: str, on_event: OnEvent, stop: threading.Event) -> type[Any]:
-    """A tqdm that draws nothing and tells ``on_event`` the bytes so far.
-
-    When ``stop`` is set it raises KeyboardInterrupt, which ends the thread that downloads.
-    """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    told = 0
-
-    class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
-            super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
-
-        def display(self, *_: Any, **__: Any) -> None:
-            """Draw nothing."""
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal told
-            if stop.is_set():
-                raise KeyboardInterrupt
-            super().update(n)
-            # Several bars count the same bytes (received, written); follow the foremost.
-            if self.unit == "B" and self.n > told:
-                told = int(self.n)
-                on_event(Progress(told, max(told, int(self.total or 0)), label))
-
-    return Bar

@@ -6,7 +6,9 @@ activations); and the Hessian of the layer's squared error, X^T X over the input
 Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
 of one float32 product for each window, held in a file, once for all weights that share an input
 (q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
-count of tokens; a stack whose matrices have one input (latent attention's values) has one Hessian.
+count of tokens; those of several windows wait for one another, since a window sends few to each and
+each product is added to all columns by all columns. A stack whose matrices have one input (latent
+attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -22,11 +24,15 @@ from numpy.typing import NDArray
 
 from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
+from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.statistics.device_sums import DeviceSums
 from quantcli.types import OutputTensor
 
 _ROWS = 64
+_WAITING = 1 << 28
+"""Bytes of experts' inputs that wait for more of them."""
 
 Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
@@ -69,14 +75,19 @@ class Collector:
         self.entries: dict[str, InputTotals] = {}
         self.hessian_of: dict[str, str] = {}
         """For each tensor the one under whose name their common Hessian is held."""
+        self.weighed: dict[str, Totals] = {}
+        """By such a name the sum of its rows' weights and of their squares, (matrices, 2)."""
         self._targets = targets
         self._needs = needs
         self._folder = folder
         self._place = place
         self._homes: dict[str, str] = {}
         self._hessians: dict[str, NDArray[np.float64]] = {}
+        self._sums = DeviceSums()
         self._pass: dict[tuple[str, int], _Row] = {}
         self._whole: tuple[str, Totals] | None = None
+        self._waiting: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self._waiting_bytes = 0
 
     def __enter__(self) -> Collector:
         return self
@@ -90,8 +101,11 @@ class Collector:
         self._whole = None
         return self.observe
 
-    def observe(self, product: MatmulInput) -> None:
-        """Add one product's input. SourceError when it holds a value that is not finite."""
+    def observe(self, product: MatmulInput, weights: torch.Tensor | None = None) -> None:
+        """Add one product's input. SourceError when it holds a value that is not finite.
+
+        ``weights`` (tokens,) are what its rows count in the Hessian, if each matrix has its own.
+        """
         targets = self._targets(product.name, product.matrix)
         if not targets or not len(product.rows):
             return
@@ -105,7 +119,7 @@ class Collector:
                 hint="the weights before it may be damaged: 'quantcli inspect --stats' tells",
             )
         if "hessian" in self._needs:
-            self._add_hessian(product, targets)
+            self._add_hessian(product, targets, weights)
         for tensor, matrix in targets:
             self._add(tensor, matrix, row)
 
@@ -114,21 +128,26 @@ class Collector:
 
         There is one where all matrices of the tensor have one input.
         """
+        self._add_waiting()
+        self._sums.leave()
         return self._hessians
 
     def whole_hessian(self, home: str) -> Totals:
         """The sum over all matrices of a stack, kept for the next of them."""
         if self._whole is None or self._whole[0] != home:
-            sums = self._hessians[home]
+            sums = self.hessians()[home]
             total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
             self._whole = (home, np.asarray(total))
         return self._whole[1]
 
     def close(self) -> None:
         """Remove the Hessians' files."""
+        self._sums.forget()
         for index in range(len(self._hessians)):
             self._file(index).unlink(missing_ok=True)
         self._hessians.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     @steady()
     def _sum(self, values: torch.Tensor) -> _Row:
@@ -137,11 +156,12 @@ class Collector:
         largest: Any = None
         low: Any = None
         high: Any = None
+        wide = widest(values.device)
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
-            squares = squares + part.square().sum(0, dtype=torch.float64)
+            squares = squares + part.square().sum(0, dtype=wide)
             if "mean_abs" in self._needs:
-                absolute = absolute + part.abs().sum(0, dtype=torch.float64)
+                absolute = absolute + part.abs().sum(0, dtype=wide)
             if "abs_max" in self._needs:
                 top = part.abs().amax(0)
                 largest = top if largest is None else torch.maximum(largest, top)
@@ -174,7 +194,10 @@ class Collector:
             np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
 
-    def _add_hessian(self, product: MatmulInput, targets: list[tuple[OutputTensor, int]]) -> None:
+    def _add_hessian(
+        self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],
+        weights: torch.Tensor | None,
+    ) -> None:  # fmt: skip
         tensor, matrix = targets[0]
         first, first_matrix = product.shared
         home = self._homes.get(product.name)
@@ -193,17 +216,44 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
-        values = product.rows.float()
+            self.weighed[home] = np.zeros((shape[0], 2))
+        if len(self._hessians[home]) == 1:
+            self.weighed[home][0] += len(product.rows)
+            self._add_product(home, matrix, product.rows)
+            return
+        self.weighed[home][matrix] += len(product.rows) if weights is None else _moments(weights)
+        rows = product.rows.clone() if weights is None else _weigh(product.rows, weights)
+        self._waiting.setdefault((home, matrix), []).append(rows)
+        self._waiting_bytes += rows.nbytes
+        if self._waiting_bytes >= _WAITING:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Add up the inputs that waited, one product for each expert."""
+        for (home, matrix), parts in self._waiting.items():
+            self._add_product(home, matrix, torch.cat(parts))
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _add_product(self, home: str, matrix: int, rows: torch.Tensor) -> None:
         with steady():
-            squared = values.T @ values
-        self._hessians[home][matrix] += squared.cpu().numpy()
+            self._sums.add(self._hessians[home][matrix], rows.float())
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
 
 
+def _weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return rows.float() * weights.to(rows.device).sqrt()[:, None]
+
+
+def _moments(weights: torch.Tensor) -> tuple[float, float]:
+    wide = weights.cpu().double()
+    return float(wide.sum()), float(wide.square().sum())
+
+
 def _array(values: Any) -> Totals:
-    found: Totals = values.double().cpu().numpy()
+    found: Totals = values.cpu().double().numpy()
     return found
 
 

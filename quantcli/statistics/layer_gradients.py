@@ -11,7 +11,7 @@ time and stay in a file, from which each layer's own outputs get theirs when its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,19 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantcli.artifacts.scratch import create_array
+from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
-from quantcli.statistics.output_fisher import LayerFisher, StackShape
+from quantcli.statistics.output_fisher import LayerFisher, OutputFisher, StackShape
+from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
 
 _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+MORE = 4
+"""An expert gets a share of the tokens, so its gradients take more windows."""
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
@@ -54,7 +57,7 @@ class LayerGradients:
 
     folder: Path
     numbers: tuple[int, ...]
-    _values: NDArray[np.float32] | None = None
+    _values: ArrayFile | None = None
 
     def open(self, shape: tuple[int, ...]) -> bool:
         """Take the file of an earlier run, if it is whole and as large as (layers + 1, windows,
@@ -64,40 +67,38 @@ class LayerGradients:
         except (OSError, ValueError):
             return False
         if known:
-            self._values = np.memmap(self._path, np.float32, "r", shape=shape)
+            self._values = ArrayFile.open(self._path, np.float32, shape)
         return known
 
-    def create(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def create(self, shape: tuple[int, ...]) -> ArrayFile:
         """A new file; `finish` makes it count."""
         self._mark.unlink(missing_ok=True)
-        self._values = create_array(self._path, np.float32, shape)
+        self._values = ArrayFile.create(self._path, np.float32, shape)
         return self._values
 
     def finish(self, variance: NDArray[np.float64]) -> None:
         """The values are whole; ``variance`` is what the property of that name will be."""
-        values = self._values
+        values = self._known
         with naming(self.folder / "variance.npy"):
             np.save(self.folder / "variance.npy", variance)
-        if isinstance(values, np.memmap):
-            values.flush()
-            with naming(self._mark):
-                self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
+        values.flush()
+        with naming(self._mark):
+            self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
 
     def of(self, layer: int, model: LayerwiseModel) -> Iterator[torch.Tensor]:
         """Each window's gradient (1, tokens, size) by the output of ``layer``."""
-        if self._values is None:
-            raise ValueError("there are no gradients")
-        for values in self._values[layer + 1]:
-            gradient = torch.from_numpy(np.array(values)).unsqueeze(0)
+        values = self._known
+        for window in range(values.shape[1]):
+            gradient = torch.from_numpy(values[layer + 1, window]).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
     def embedding(self, streams: int) -> EmbeddingFisher:
         """Means at the embedding's output, the first of a state's ``streams``."""
-        if self._values is None:
-            raise ValueError("there are no gradients")
-        size = self._values.shape[-1] // streams
+        values = self._known
+        size = values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number, rows in enumerate(self._values[0][:, :, :size]):
+        for number in range(values.shape[1]):
+            rows = values[0, number][:, :size]
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
@@ -111,12 +112,24 @@ class LayerGradients:
         return found
 
     @property
+    def _known(self) -> ArrayFile:
+        if self._values is None:
+            raise ValueError("there are no gradients")
+        return self._values
+
+    @property
     def _path(self) -> Path:
         return self.folder / "gradients.f32"
 
     @property
     def _mark(self) -> Path:
         return self.folder / "gradients.json"
+
+
+def count_windows(asked: int, tensors: Iterable[str]) -> int:
+    """Windows to go backwards; `MORE` times those asked for where ``tensors`` have experts."""
+    mixture = any(name.endswith("_exps.weight") for name in tensors)
+    return max(asked * (MORE if mixture else 1), FEWEST)
 
 
 def choose_windows(count: int, most: int) -> tuple[int, ...]:
@@ -144,7 +157,7 @@ def measure_gradients(
             gradient, varied = _output_gradient(model, walk.get(window), draw)
             states.replace(window, gradient)
             variance += varied / count
-    yield from walk.backward()
+    yield from walk.backward(lambda layer: layer.backward(RouterFlips(layer)))
     found.finish(variance)
 
 
@@ -160,14 +173,20 @@ def embedding_fisher(
 def measure_output_fisher(
     layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]],
     tensors: Iterable[OutputTensor], folder: Path,
+    make: Callable[..., OutputFisher] = OutputFisher,
 ) -> LayerFisher:  # fmt: skip
     """Of ``tensors``, from gradients by the layer's output in some windows.
 
-    ``folder`` takes sums of stacks until it is closed.
+    ``folder`` takes sums of stacks until it is closed. Numbers of windows are the walk's.
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
-    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
-    layer.observe_gradients(gradients, found.observe)
+    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder, make)
+
+    def passing() -> Iterator[tuple[int, torch.Tensor]]:
+        for found.window, gradient in gradients:
+            yield found.window, gradient
+
+    layer.observe_gradients(passing(), found.observe, RouterFlips(layer))
     return found
 
 

@@ -17,7 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ENCODE, DECODE, FIND_SCALE, SET_GRID, FEEDBACK, SWEEP, FEEDBACK_POINTS, SWEEP_POINTS };
+enum {
+    ENCODE, DECODE, FIND_SCALE, SET_GRID, FEEDBACK, SWEEP, FEEDBACK_POINTS, SWEEP_POINTS,
+    LARGEST, SMALL_FLOATS
+};
 enum { OPTIONS_MAX = 20, BUFFERS_MAX = 12 };
 
 /* One case. Its buffers are in the order of the kernel's arguments in qk.h: first what is only
@@ -105,6 +108,11 @@ static int64_t perform(const struct qk_table *table, const struct task *task, vo
                             b[7], b[8]);
         return 0;
     }
+    case LARGEST: /* rows; magnitudes. Options: stored dtype, width */
+        return qk_largest_rows(table, (int)o[0], b[0], nrows, task->ncols, o[1], b[1]);
+    case SMALL_FLOATS: /* rows, scales; codes. Options: kind, stored dtype, width */
+        qk_small_rows(table, (int)o[0], (int)o[1], b[0], b[1], nrows, task->ncols, o[2], b[2]);
+        return 0;
     default:
         fail("an operation is unknown");
         return 0;

@@ -75,6 +75,17 @@ def test_columns_are_transposed(start: int, stop: int, tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (7, 14), (16, 20), (20, 21), (8, 8), (0, 0)])
+def test_columns_of_a_stack_are_counted_through(start: int, stop: int, tmp_path: Path) -> None:
+    weights = random(3, 5, 7)
+    store = checkpoint(tmp_path, {"w": weights})
+    through = weights.permute(0, 2, 1).reshape(21, 5)
+    assert (store.read_columns("w", start, stop) == through[start:stop].numpy()).all()
+    with pytest.raises(IndexError):
+        store.read_columns("w", 5, 9)
+    store.close()
+
+
 @pytest.mark.parametrize("span", [(-1, 2), (2, 1), (0, 6)])
 def test_ranges_beyond_the_tensor(span: tuple[int, int], tmp_path: Path) -> None:
     store = checkpoint(tmp_path, {"w": random(5, 5)})

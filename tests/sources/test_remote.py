@@ -123,7 +123,7 @@ def test_a_checkpoint_is_listed_without_its_weights(hub):
     assert (found.kind, found.is_remote, found.revision) == ("checkpoint", True, COMMIT)
     assert not (found.path / "model.safetensors").exists()
     assert (found.path / "tokenizer.json").exists()
-    remote, local = open_remote_shards(found.path, REPO, found.revision), open_shards(MINI)
+    remote, local = open_remote_shards(found.path, found.remote), open_shards(MINI)
     assert {n: (t.shape, t.dtype, t.nbytes) for n, t in remote.tensors.items()} == {
         n: (t.shape, t.dtype, t.nbytes) for n, t in local.tensors.items()
     }
@@ -138,7 +138,7 @@ def test_a_quantized_checkpoint_is_told_from_its_header(repo, hub, tmp_path):
     for name, content in hub.repos[repo].items():
         (tmp_path / name).write_bytes(content)
     found = resolve(repo, weights=False)
-    shards = open_remote_shards(found.path, repo, found.revision)
+    shards = open_remote_shards(found.path, found.remote)
     remote = HfCheckpoint(found.path, read_config(found.path), shards)
     local = open_checkpoint(tmp_path)
     assert {n: (t.shape, t.dtype, t.nbytes) for n, t in remote.tensors.items()} == {
@@ -151,7 +151,7 @@ def test_a_quantized_checkpoint_is_told_from_its_header(repo, hub, tmp_path):
 
 def test_rows_can_be_read_one_by_one(hub):
     found = resolve(REPO, weights=False)
-    remote, local = open_remote_shards(found.path, REPO, found.revision), open_shards(MINI)
+    remote, local = open_remote_shards(found.path, found.remote), open_shards(MINI)
     name = "model.layers.3.mlp.up_proj.weight"
     rows = [
         shards.places[name].file.read_block(
@@ -165,7 +165,7 @@ def test_rows_can_be_read_one_by_one(hub):
 
 def test_a_long_header_takes_a_second_request(hub):
     found = resolve(SHARDED, weights=False)
-    shards = open_remote_shards(found.path, SHARDED, found.revision)
+    shards = open_remote_shards(found.path, found.remote)
     assert len(shards.tensors) == 3001
     requests = [line for line in hub.asked if line.startswith("PART")]
     assert len(requests) == 3
@@ -174,7 +174,7 @@ def test_a_long_header_takes_a_second_request(hub):
 def test_a_gguf_is_listed_without_its_weights(hub, tmp_path):
     found = resolve(f"hf://{GGUF}/m.gguf", weights=False)
     assert (found.kind, found.is_remote) == ("gguf", True)
-    remote = open_remote_gguf(str(found.path), GGUF, found.revision)
+    remote = open_remote_gguf(found.path, found.remote)
     with_local = open_gguf(tmp_path / "m.gguf")
     assert remote.metadata == with_local.metadata
     assert set(remote.tensors) == set(with_local.tensors)
@@ -194,7 +194,7 @@ def test_what_is_in_the_cache_is_not_asked_for(hub):
 def test_a_cache_that_holds_some_settings_is_completed(hub, tmp_path):
     put_in_cache(tmp_path / "cache", SHARDED, {"config.json": b"{}"})
     found = resolve(SHARDED, weights=False)
-    assert len(open_remote_shards(found.path, SHARDED, found.revision).tensors) == 3001
+    assert len(open_remote_shards(found.path, found.remote).tensors) == 3001
 
 
 def test_settings_alone_are_no_whole_model(hub):
@@ -213,25 +213,26 @@ def test_a_broken_header_is_the_same_error_as_of_a_local_file(hub):
     hub.repos[REPO]["model.safetensors"] = b"\xff" * 100
     found = resolve(REPO, weights=False)
     with pytest.raises(SourceError, match=r"model\.safetensors: declares a header of"):
-        open_remote_shards(found.path, REPO, found.revision)
+        open_remote_shards(found.path, found.remote)
 
 
 def test_a_repository_without_weights_says_what_to_do(hub):
     found = resolve("org/pickled", weights=False)
     with pytest.raises(SourceError, match=r"org/pickled@\w+: the repository holds no model") as e:
-        open_remote_shards(found.path, "org/pickled", found.revision)
+        open_remote_shards(found.path, found.remote)
     assert "spaces/safetensors/convert" in e.value.hint
 
 
 def test_a_file_that_is_not_there(hub):
-    with pytest.raises(SourceError, match=r"the repository holds no absent\.gguf"):
-        open_remote_gguf("absent.gguf", GGUF, None)
+    with pytest.raises(SourceError, match=r"the repository holds no file absent\.gguf"):
+        resolve(f"hf://{GGUF}/absent.gguf", weights=False)
 
 
 def test_a_server_that_sends_no_parts_is_refused(hub):
     hub.sends_parts = False
+    found = resolve(f"hf://{GGUF}/m.gguf", weights=False)
     with pytest.raises(SourceError, match=r"does not send m\.gguf in parts"):
-        open_remote_gguf("m.gguf", GGUF, None)
+        open_remote_gguf(found.path, found.remote)
 
 
 def test_the_hub_out_of_reach(hub, monkeypatch):
@@ -239,4 +240,4 @@ def test_the_hub_out_of_reach(hub, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{filename}")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(SourceError, match="the Hub cannot be reached"):
-        open_remote_shards(found.path, REPO, found.revision)
+        open_remote_shards(found.path, found.remote)

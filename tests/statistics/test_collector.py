@@ -18,6 +18,8 @@ from quantcli.model import open_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from quantcli.statistics import collector  # noqa: E402
+
 NAMES = {
     "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output",
     "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
@@ -92,7 +94,11 @@ def test_a_hessian_is_stored_once_for_each_input(
     assert shares["blk.0.ffn_down.weight"] == "blk.0.ffn_down.weight"
 
 
-def test_every_expert_has_its_own(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("waiting", [1 << 28, 1, 20000])
+def test_every_expert_has_its_own(
+    waiting: int, checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector, "_WAITING", waiting)
     calibration = run(checkpoint("qwen3-moe"), tmp_path / "m.gguf", collect=["hessian"])
     found = load_file(tmp_path / "m.stats.safetensors")
     for tensor in ("blk.0.ffn_gate_exps.weight", "blk.1.ffn_down_exps.weight"):

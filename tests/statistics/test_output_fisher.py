@@ -20,6 +20,7 @@ from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
 from quantcli.model import open_model
 from quantcli.statistics import layer_gradients as sensitivity
+from quantcli.statistics import router_flips
 from quantcli.statistics.layer_gradients import (
     LayerGradients,
     choose_windows,
@@ -139,6 +140,13 @@ def test_gpt2_s_fused_and_transposed_weights_get_theirs(
                   whole["transformer.h.0.mlp.c_proj"].diagonal())  # fmt: skip
 
 
+@pytest.fixture
+def no_flips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of the predictions alone; `test_router_flips` has the others."""
+    monkeypatch.setattr(router_flips, "SPREAD", 0.0)
+
+
+@pytest.mark.usefixtures("no_flips")
 @pytest.mark.parametrize("name", ["mixtral", "mixtral-stacked", "qwen3-moe"])
 def test_experts_share_the_mean_of_what_they_add_to_the_stream(
     name: str, checkpoint: Checkpoint, tmp_path: Path
@@ -181,6 +189,7 @@ def test_experts_share_the_mean_of_what_they_add_to_the_stream(
         assert _close(ours[f"blk.{index}.ffn_down_exps.weight"].means[0], shrunk)
 
 
+@pytest.mark.usefixtures("no_flips")
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_every_expert_has_its_own_mean_inside(
     name: str, checkpoint: Checkpoint, tmp_path: Path
@@ -239,7 +248,7 @@ def test_strips_cover_all_rows() -> None:
 
 def test_a_damaged_or_unfinished_file_is_not_taken(tmp_path: Path) -> None:
     made = LayerGradients(tmp_path, (0, 2))
-    made.create((3, 2, 4, 8))[:] = 1
+    made.create((3, 2, 4, 8))[()] = np.float32(1)
     assert not LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
     made.finish(np.zeros(5))
     assert LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))

@@ -10,18 +10,22 @@ import base64
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Event, Thread
+from random import Random
+from threading import Event, Lock, Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {"gated": (403, "GatedRepo"), "broken": (500, "")}
 
-Files = dict[str, bytes]
+Files = dict[str, Any]
+"""Contents by name: bytes, or what has a length and gives bytes for a slice."""
 
 
 @dataclass
@@ -43,6 +47,33 @@ class Hub:
     """A file of whose content the store wants to hear nothing, by the file's SHA-256."""
     tokens: set[str] = field(default_factory=set)
     """What the Authorization headers of writing requests held."""
+    failing: float = 0.0
+    """The share of requests that are answered 503."""
+    dropping: float = 0.0
+    """The share of connections that break off, before the answer or in the middle of its body."""
+    chance: Random = field(default_factory=lambda: Random(1))
+    store: str | None = None
+    """Where files are redirected to, as large ones of the Hub are: another host's address."""
+    signature: str = "first"
+    """What the store's addresses must be signed with; others are refused as expired."""
+    at_store: list[str] = field(default_factory=list)
+    """The Authorization headers that came to the store."""
+    rate: float | None = None
+    """Bytes per second of all answers together."""
+    sent: int = 0
+    _busy_until: float = 0.0
+    _lock: Lock = field(default_factory=Lock)
+
+    def pace(self, nbytes: int) -> None:
+        """Count bytes, and wait for as long as a line of `rate` needs for them."""
+        with self._lock:
+            self.sent += nbytes
+            if self.rate is None:
+                return
+            now = time.monotonic()
+            self._busy_until = max(self._busy_until, now) + nbytes / self.rate
+            pause = self._busy_until - now
+        time.sleep(pause)
 
     def downloaded(self) -> set[str]:
         """Names of the files whose content was sent."""
@@ -65,6 +96,8 @@ def put_in_cache(cache: Path, repo: str, files: Files, *, revision: str = "main"
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     hub: Hub
 
     def log_message(self, *_: object) -> None:
@@ -75,6 +108,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def _is_lost(self) -> bool:
+        """Whether this request meets one of the faults; then it has been answered, or not."""
+        with self.hub._lock:
+            drawn = self.hub.chance.random()
+        if drawn < self.hub.failing:
+            self.hub.asked.append("503")
+            self._send(503, {}, b"", True)
+            return True
+        if drawn < self.hub.failing + self.hub.dropping / 2:
+            self.hub.asked.append("DROP")
+            self.close_connection = True
+            return True
+        return False
+
+    def _breaks_off(self) -> bool:
+        with self.hub._lock:
+            return self.hub.chance.random() < self.hub.dropping / 2
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -150,15 +201,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
+        if self._is_lost():
+            return
         self.hub.asked.append(f"{self.command} {path}")
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             self._api("/".join(parts[2:4]), parts[4:], body)
+        elif parts[0] == "store":
+            self._from_store(parts, body)
         elif "resolve" in parts:
             place = parts.index("resolve")
-            self._file("/".join(parts[:place]), "/".join(parts[place + 2 :]), body)
+            repo, name = "/".join(parts[:place]), "/".join(parts[place + 2 :])
+            if self.hub.store is not None and body and name in self.hub.repos.get(repo, {}):
+                signed = f"{self.hub.store}/store/{repo}/{name}?Signature={self.hub.signature}"
+                self._send(302, {"Location": signed}, b"", body)
+                return
+            self._file(repo, name, body)
         else:
             self._send(404, {}, b"", body)
+
+    def _from_store(self, parts: list[str], body: bool) -> None:
+        self.hub.at_store.append(self.headers.get("Authorization", ""))
+        if urlsplit(self.path).query != f"Signature={self.hub.signature}":
+            self._send(403, {}, b"<Error>Request has expired</Error>", body)
+            return
+        self._file("/".join(parts[1:3]), "/".join(parts[3:]), body)
 
     def _files(self, repo: str, body: bool) -> Files | None:
         found = self.hub.repos.get(repo)
@@ -181,7 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send(200, {}, json.dumps(listing).encode(), body)
         else:
-            siblings = [{"rfilename": name} for name in files]
+            siblings: list[dict[str, Any]] = [{"rfilename": name} for name in files]
+            if "blobs=" in urlsplit(self.path).query:
+                siblings = [_listed(name, content) for name, content in files.items()]
             facts = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
             self._send(200, {}, json.dumps(facts).encode(), body)
 
@@ -217,13 +286,32 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.asked.append(f"STALLS {self.hub.stalls}")
             self.hub.released.wait(60)
             content = content[half:]
-        if body:
-            with suppress(ConnectionError):
-                self.wfile.write(content)
+        if body and status in (200, 206) and self._breaks_off():
+            self.hub.asked.append("BREAK")
+            content, self.close_connection = content[: len(content) // 2], True
+        with suppress(ConnectionError):
+            for start in range(0, len(content) if body else 0, _CHUNK):
+                part = content[start : start + _CHUNK]
+                self.hub.pace(len(part))
+                self.wfile.write(part)
 
 
-def _etag(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+def _listed(name: str, content: Any) -> dict[str, Any]:
+    """A file with its size and tags, as the Hub lists them."""
+    found = {"rfilename": name, "size": len(content), "blobId": _etag(content)}
+    if isinstance(content, bytes):
+        found["blobId"] = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        if name.endswith((".safetensors", ".gguf", ".bin")):
+            sha256 = hashlib.sha256(content).hexdigest()
+            found["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+    return found
+
+
+_CHUNK = 1 << 18
+
+
+def _etag(content: Any) -> str:
+    return hashlib.sha1(content).hexdigest() if isinstance(content, bytes) else content.etag
 
 
 @contextmanager

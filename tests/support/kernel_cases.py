@@ -14,10 +14,13 @@ from support import rows
 from quantcli.formats import format_by_id
 
 (
-    ENCODE, DECODE, FIND_SCALE, SET_GRID, FEEDBACK, SWEEP, FEEDBACK_POINTS, SWEEP_POINTS
-) = range(8)  # fmt: skip
+    ENCODE, DECODE, FIND_SCALE, SET_GRID, FEEDBACK, SWEEP, FEEDBACK_POINTS, SWEEP_POINTS,
+    LARGEST, SMALL_FLOATS,
+) = range(10)  # fmt: skip
 _OPTIONS, _BUFFERS = 20, 12
 _F32, _F16 = 0, 1
+_SMALL = ("E4M3", "E2M1", "E2M1 with ties down")
+_WIDTHS = (7, 16, 32, 128, 5000)
 _TAILS = range(1, 40)
 """Lengths that leave each possible rest of an incomplete vector."""
 
@@ -78,7 +81,8 @@ def make(kernels: Sequence[Kernel], shapes: Sequence[tuple[int, int]]) -> list[C
     encoders = [case for k in kernels if k.encodes for case in _encoding(k, shapes)]
     decoders = [case for k in kernels if k.decodes for case in _decoding(k, shapes)]
     stored = [case for k in kernels if k.decodes and k.block == 1 for case in _reading(k)]
-    return [*grids, *encoders, *decoders, *stored]
+    small = [case for k in kernels if k.decodes and k.block == 1 for case in _small_floats(k)]
+    return [*grids, *encoders, *decoders, *stored, *small]
 
 
 def encoding(kernel: Kernel, x: np.ndarray, weights: np.ndarray | None, label: str) -> Case:
@@ -152,3 +156,25 @@ def _grid(kernel: Kernel) -> Iterator[Case]:
     second = values.astype(np.int8).tobytes()
     label = f"{kernel.name}'s grid"
     yield Case(label, SET_GRID, levels.shape, (kernel.type_id,), (levels.tobytes(), second))
+
+
+def _small_floats(stored: Kernel) -> Iterator[Case]:
+    """Magnitudes and codes of any bits, and of rows of floats where these are stored."""
+    rng = np.random.default_rng(13)
+    for width, (nrows, columns) in product(_WIDTHS, ((3, 41), (2, 5003))):
+        runs = nrows * -(-columns // width)
+        values = [rng.bytes(nrows * columns * stored.nbytes)]
+        if stored.type_id == _F32:
+            values += [rows.make(kind, nrows, columns).tobytes() for kind in rows.KINDS]
+        scales = (rng.standard_normal(runs) ** 3).astype(np.float32)
+        scales[rng.random(runs) < 0.1] = 0
+        for index, held in enumerate(values):
+            label = f"{stored.name} {index}, {nrows} x {columns} in runs of {width}"
+            shape, options = (nrows, columns), (stored.type_id, width)
+            yield Case(f"largest, {label}", LARGEST, shape, options, (held,), made=(4 * runs,))
+            for kind, name in enumerate(_SMALL):
+                given = (held, scales.tobytes())
+                yield Case(
+                    f"{name}, {label}", SMALL_FLOATS, shape, (kind, *options), given,
+                    made=(nrows * columns,),
+                )  # fmt: skip

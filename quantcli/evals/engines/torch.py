@@ -1,8 +1,9 @@
 """transformers' code on a model's weights: a checkpoint's, or a GGUF's decoded by our kernels.
 
 So the error of the weights is measured alone, without a runtime's rounding of activations.
-Everything is float32. Weights stay in memory when they fit into half of what is free; otherwise
-windows go through the model in batches, layer by layer, and only one layer's weights are held.
+Everything is float32. Weights stay in memory (the device's) when they fit into half of what is
+free; otherwise windows go through the model in batches, layer by layer, and only one layer's
+weights are held.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,8 +38,13 @@ _CAPPED = "attn_logit_softcapping"
 """transformers caps attention logits in its eager attention alone."""
 
 
-def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
-    """The engine for ``source``; MissingExtraError where torch or transformers is missing."""
+def open_engine(
+    source: Source, context: int, threads: int, device: str | None = None
+) -> TorchEngine:
+    """The engine for ``source`` on a `quantcli.layerwise.devices`, None for the best.
+
+    MissingExtraError where torch or transformers is missing, UsageError where the device is.
+    """
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -45,13 +52,16 @@ def open_engine(source: Source, context: int, threads: int) -> TorchEngine:
         raise MissingExtraError(
             f"the torch engine needs {missing.name or 'torch'}", hint=INSTALL
         ) from None
+    from quantcli.layerwise.devices import choose_device, torch_device
     from quantcli.layerwise.steady import use_threads
 
-    use_threads(threads)
+    device = choose_device(device)
+    use_threads(threads, torch_device(device).type)
     words = open_tokenizer(source)
     return TorchEngine(
-        multiply_scales(source.model), find_config(source), words, label=source.label
-    )
+        multiply_scales(source.model), find_config(source), words, label=source.label,
+        device=device,
+    )  # fmt: skip
 
 
 def find_config(source: Source) -> Mapping[str, Any]:
@@ -100,7 +110,10 @@ def open_tokenizer(source: Source) -> Any:
 
 
 class TorchEngine:
-    """A model in transformers' code; ``memory`` bytes may be taken (default: half of the free)."""
+    """A model in transformers' code on a ``device``.
+
+    ``memory`` bytes of it may be taken (default: half of the free).
+    """
 
     name = "torch"
 
@@ -112,20 +125,24 @@ class TorchEngine:
         *,
         label: str,
         memory: int | None = None,
+        device: str = "cpu",
     ) -> None:
         from quantcli.layerwise.check_layers import check_layers
+        from quantcli.layerwise.devices import device_errors, free_memory, torch_device
         from quantcli.layerwise.layerwise_model import LayerwiseModel
 
         self._label = label
         self._words = words
-        self._model = layers = LayerwiseModel(model, config)
+        self._errors = partial(device_errors, device)
+        self._model = layers = LayerwiseModel(model, config, device=torch_device(device))
         if getattr(layers.module.config, _CAPPED, None):
             layers.module.set_attn_implementation("eager")
         self.vocabulary = layers.vocabulary
         if model.untabled is not None:
             check_layers(layers, range(min(_CHECKED, self.vocabulary)))
         self.begin: int | None = words.begin
-        self._memory = available() // 2 if memory is None else memory
+        free = free_memory(layers.device)
+        self._memory = (available() if free is None else free) // 2 if memory is None else memory
         self._held = ExitStack()
         everything = [
             name for i in range(len(layers.layers)) for name in layers.layer_parameters(i)
@@ -133,7 +150,8 @@ class TorchEngine:
         everything += [*layers.outside_layers(), layers.head_name]
         self.resident = 4 * layers.element_count(everything) <= self._memory
         if self.resident:
-            self._held.enter_context(layers.filled(everything))
+            with self._errors():
+                self._held.enter_context(layers.filled(everything))
 
     def tokenize(self, text: str, *, spelled: bool = False) -> Tokens:
         """Token ids of a text, the beginning token included where the vocabulary asks for it."""
@@ -150,7 +168,8 @@ class TorchEngine:
         """Each window's logits; with weights that do not fit, in batches of windows."""
         step = 1 if self.resident else self._batch(windows)
         for start in range(0, len(windows), step):
-            yield from self._run(windows[start : start + step], start)
+            with self._errors():
+                yield from self._run(windows[start : start + step], start)
 
     def _batch(self, windows: Sequence[Window]) -> int:
         """Windows whose hidden states fit into a quarter of the memory."""
@@ -173,7 +192,7 @@ class TorchEngine:
             for number, window in enumerate(windows):
                 rows = model.finish(walk.get(number))[:, window.first : window.last]
                 for block in row_blocks(len(window.targets), self.vocabulary):
-                    logits: Floats = model.logits(rows[:, block])[0].float().numpy()
+                    logits: Floats = model.logits(rows[:, block])[0].float().cpu().numpy()
                     check_finite(logits, self._label, begin + number, block.start)
                     yield logits
 

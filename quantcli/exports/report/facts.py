@@ -15,6 +15,7 @@ from quantcli.artifacts.write import default_threads
 from quantcli.errors import QuantcliError, SourceError
 from quantcli.events import Events, take
 from quantcli.exports.cards import base_model, languages, plain, recorded_keys, types_text
+from quantcli.exports.report.sensitivity import LAYER, Sensitivity, by_block
 from quantcli.exports.verify import VerificationDone, verify
 from quantcli.model import Model, open_model
 from quantcli.plan.planner import make_plan
@@ -22,9 +23,9 @@ from quantcli.plan.recipe import make_recipe
 from quantcli.plan.schemes import has_types
 from quantcli.report.stats import Channel
 from quantcli.report.weights import WeightSource, WeightStatsDone, measure_weights
+from quantcli.run.outputs import KindsChosen
 from quantcli.types import Note, OutputTensor
 
-_LAYER = re.compile(r"^blk\.(\d+)\.")
 _CHANNELS = 12
 
 
@@ -39,11 +40,13 @@ class TensorFacts:
     error: float | None = None
     reason: str = ""
     """Why it got its type, where the recipe tells."""
+    cost: float | None = None
+    """The KL divergence that this is estimated to cost, in nats, where costs were measured."""
 
     @property
     def layer(self) -> int | None:
         """The number of its block."""
-        found = _LAYER.match(self.name)
+        found = LAYER.match(self.name)
         return int(found[1]) if found else None
 
 
@@ -61,6 +64,7 @@ class ArtifactFacts:
     tensors: tuple[TensorFacts, ...]
     measured: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     speed: Mapping[str, Any] | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def layer_errors(self) -> list[tuple[int, float]]:
         """Root mean square of the relative errors of each block's matrices."""
@@ -97,12 +101,13 @@ class ReportFacts:
 
 def gather(
     artifacts: Sequence[Path], evaluation: Mapping[str, Any] | None, against: str | Path | None,
-    *, threads: int | None = None,
+    *, chosen: Sequence[KindsChosen] = (), threads: int | None = None,
 ) -> Events[ReportFacts]:  # fmt: skip
     """Read everything; yields progress and notes.
 
     ``against`` is the model of which they are quantizations: each tensor's error is measured
-    against it, which decodes all weights. SourceError when an artifact cannot be read.
+    against it, which decodes all weights. ``chosen`` has what kinds cost, of those artifacts for
+    which it was measured. SourceError when an artifact cannot be read.
     """
     found: list[ArtifactFacts] = []
     first: tuple[str, int, Any] | None = None
@@ -119,7 +124,8 @@ def gather(
             if against is not None:
                 errors = yield from _errors(model, against, threads or default_threads())
                 reasons = _reasons(plain(recorded_keys(model), "quantcli.recipe"), against)
-            found.append(_artifact(path, model, errors, reasons, evaluation))
+            choice = next((each for each in chosen if path in each.paths), None)
+            found.append(_artifact(path, model, errors, reasons, evaluation, choice))
     if first is None:
         raise SourceError("a report needs an artifact")
     arch, parameters, keys = first
@@ -145,6 +151,7 @@ def _artifact(
     errors: Mapping[str, float | None],
     reasons: Mapping[str, tuple[str, str]],
     evaluation: Mapping[str, Any] | None,
+    choice: KindsChosen | None,
 ) -> ArtifactFacts:
     keys = recorded_keys(model)
     stored = sum(map(model.stored_bytes, model.tensors))
@@ -167,22 +174,30 @@ def _artifact(
         plain(keys, "quantcli.source.digest"),
         tuple(calibration),
         tuple(
-            _tensor(model, each, errors.get(each.name), reasons.get(each.name, ("", "")))
+            _tensor(model, each, errors.get(each.name), reasons.get(each.name, ("", "")), choice)
             for each in model.tensors
         ),
         _of_artifact(evaluation, "results", path),
         next(iter(_of_artifact(evaluation, "speeds", path).values()), None),
+        by_block(choice.costs) if choice is not None else (),
     )
 
 
 def _tensor(
-    model: Model, tensor: OutputTensor, error: float | None, reason: tuple[str, str]
+    model: Model,
+    tensor: OutputTensor,
+    error: float | None,
+    reason: tuple[str, str],
+    choice: KindsChosen | None,
 ) -> TensorFacts:
     kind, why = reason
+    cost = None
+    if choice is not None and tensor.name in choice.kinds:
+        cost = choice.costs.get(tensor.name, {}).get(choice.kinds[tensor.name])
     # A type that was chosen otherwise (by its cost, say) has another reason than the plan's.
     return TensorFacts(
         tensor.name, tensor.shape, tensor.dtype, model.stored_bytes(tensor), error,
-        why if kind == tensor.dtype else "",
+        why if kind == tensor.dtype else "", cost,
     )  # fmt: skip
 
 
@@ -204,8 +219,10 @@ def _reasons(recipe: str | None, against: str | Path) -> dict[str, tuple[str, st
 def _size(path: Path, stored: int) -> int:
     if path.is_dir():
         return sum(each.stat().st_size for each in path.glob("*.safetensors"))
-    # Of a split GGUF a file alone says little.
-    return stored if re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name) else path.stat().st_size
+    # Of a split GGUF a file alone says little; a repository's name is no file.
+    if not path.exists() or re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name):
+        return stored
+    return path.stat().st_size
 
 
 def _of_artifact(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import ArtifactDone
@@ -12,7 +13,7 @@ from quantcli.exports.report.facts import gather
 from quantcli.exports.report.page import render_page
 from quantcli.exports.report.plots import require_matplotlib
 from quantcli.exports.report.set_card import render_set_card
-from quantcli.report.measured_quality import read_evaluation
+from quantcli.run.outputs import KindsChosen
 from quantcli.sources.card import CARD
 from quantcli.types import Event
 
@@ -38,14 +39,18 @@ def write_report(
     artifacts: Sequence[str | Path],
     paths: tuple[Path, Path],
     *,
-    evaluation: Path | None,
+    evaluation: Mapping[str, Any] | None,
     against: str | None,
     threads: int,
     force: bool,
+    chosen: Sequence[KindsChosen] = (),
 ) -> Iterator[Event]:
-    """Read the artifacts and write both files; yields progress and at last `ArtifactDone`."""
-    measured = None if evaluation is None else read_evaluation(evaluation)
-    facts = yield from gather([Path(a) for a in artifacts], measured, against, threads=threads)
+    """Read the artifacts and write both files; yields progress and at last `ArtifactDone`.
+
+    ``evaluation`` is what `eval-ppl --json` prints.
+    """
+    files = [Path(name) for name in artifacts]
+    facts = yield from gather(files, evaluation, against, chosen=chosen, threads=threads)
     page, card = render_page(facts), render_set_card(facts)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     write_file(paths[0], page, force=force)

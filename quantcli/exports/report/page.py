@@ -7,7 +7,12 @@ from pathlib import Path
 
 from quantcli import __version__
 from quantcli.exports.report.facts import ArtifactFacts, ReportFacts, texts_of
-from quantcli.exports.report.plots import divergence_plot, layer_plot, speed_plot
+from quantcli.exports.report.plots import (
+    divergence_plot,
+    layer_plot,
+    sensitivity_plot,
+    speed_plot,
+)
 from quantcli.report.units import count_text, percent_text, size_text
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,6 +29,7 @@ def render_page(facts: ReportFacts) -> bytes:
     )
     environment.filters |= {
         "size": size_text,
+        "nats": lambda cost: "" if cost is None else f"{cost:.2g}",
         "share": lambda error: "" if error is None else percent_text(error),
         "shade": lambda error: f"{0.6 * (error or 0.0) / (largest or 1.0):.3f}",
     }
@@ -37,6 +43,7 @@ def render_page(facts: ReportFacts) -> bytes:
         # matplotlib escapes what it writes.
         plots=[(title, caption, Markup(svg)) for title, caption, svg in _plots(facts)],
         has_errors=largest > 0,
+        has_costs=any(each.sensitivity for each in facts.artifacts),
     )
     return page.encode("utf-8", "replace")
 
@@ -97,3 +104,13 @@ def _plots(facts: ReportFacts) -> Iterator[tuple[str, str, str]]:
             "over the matrices of a block."
         )
         yield "Error by layer", caption, drawn
+    drawn_before = set()
+    for each in facts.artifacts:
+        if each.sensitivity and each.sensitivity not in drawn_before:
+            drawn_before.add(each.sensitivity)
+            caption = (
+                f"What each block would add to the divergence if all its matrices had one type, as "
+                f"it was measured to choose the types of {each.name}. A flat line leaves nothing "
+                "to choose."
+            )
+            yield "Sensitivity by layer", caption, sensitivity_plot(each.sensitivity)

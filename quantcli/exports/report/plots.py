@@ -10,6 +10,7 @@ from typing import Any
 
 from quantcli.errors import MissingExtraError
 from quantcli.exports.report.facts import ArtifactFacts
+from quantcli.exports.report.sensitivity import Sensitivity
 
 _INK = "#010203"
 """Stands for the page's own text colour, and is drawn with nothing else."""
@@ -48,17 +49,27 @@ def speed_plot(artifacts: Sequence[ArtifactFacts]) -> str | None:
 
 def layer_plot(artifacts: Sequence[ArtifactFacts]) -> str | None:
     """Each block's relative error, a line for each artifact; None without errors."""
-    lines = [(each.name, found) for each in artifacts if (found := each.layer_errors())]
-    if not lines:
-        return None
-    figure, axis = _figure("layers")
+    lines = [(_short(each.name), found) for each in artifacts if (found := each.layer_errors())]
+    return _by_block(lines, "relative error of the weights", "layers") if lines else None
+
+
+def sensitivity_plot(kinds: Sequence[Sensitivity]) -> str:
+    """What each block would cost, a line for each kind."""
+    lines = [(each.kind, each.blocks) for each in kinds]
+    return _by_block(lines, "KL divergence, nats per token", "sensitivity")
+
+
+def _by_block(
+    lines: Sequence[tuple[str, Sequence[tuple[int, float]]]], label: str, salt: str
+) -> str:
+    figure, axis = _figure(salt)
     for (name, found), colour in zip(lines, _COLOURS * len(lines), strict=False):
-        numbers, errors = zip(*found, strict=True)
-        axis.plot(numbers, errors, marker="o", markersize=4, color=colour, label=_short(name))
+        numbers, values = zip(*found, strict=True)
+        axis.plot(numbers, values, marker="o", markersize=4, color=colour, label=name)
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xlabel("block")
-    axis.set_ylabel("relative error of the weights")
+    axis.set_ylabel(label)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return _svg(figure)
