@@ -366,6 +366,8 @@ def _layer_stage(
         parts_of,
         sums_bytes,
         sums_work,
+        waiting_bytes,
+        whole_bytes,
     )
     from quantcli.training.train_needs import tune_bytes, tune_work
 
@@ -383,6 +385,7 @@ def _layer_stage(
         back = passes.backward_bytes(layer) + outputs
     widest = max((one.columns for one in layer.inputs.values()), default=0)
     running = passes.forward_bytes(layer) + 4 * widest**2 + outputs + sums
+    running += waiting_bytes(passes, layer)
     drift = 0
     if options.propagate:
         # Float64 sums of what the prefix's inputs differ by, in memory.
@@ -393,7 +396,8 @@ def _layer_stage(
     for one in sorted(layer.matrices, key=lambda m: (m.input, m.name)):
         part = _rounding(one, rounded, fits, options, fisher=one in by_rows)
         preparing = preparing_bytes(one, drift=options.propagate) if part.kept else 0
-        most = max(most, part.memory + kept, preparing + before + kept)
+        whole = whole_bytes(one) + kept
+        most = max(most, part.memory + whole, preparing + before + whole)
         kept += part.kept
         before = held_bytes(one.columns)
         work += part.work

@@ -18,6 +18,8 @@ _SUM = 8
 _NARROW, _FACTORED_NARROW, _FACTORED_WIDE = 2048, 48, 28
 """From so many columns on a Hessian is factored in float32: bytes for an element at the peak."""
 _HELD_OUT = 8
+_WAITING = 1 << 28
+"""Bytes of experts' inputs that wait in each part."""
 _HELD = 16
 """Bytes for an element of a matrix's statistics: fit, held out, damped, factor."""
 _STRIP = 4096
@@ -34,6 +36,23 @@ def parts_of(windows: int) -> int:
 def sums_bytes(layer: LayerSize, parts: int = 2) -> int:
     """Sums of x x^T of all inputs of a layer, mapped files: ``parts`` are fit and held out."""
     return sum(_SUM * one.matrices * one.columns**2 * parts for one in layer.inputs.values())
+
+
+def waiting_bytes(passes: Passes, layer: LayerSize) -> int:
+    """Inputs of experts that wait for those of more windows, fit and held out."""
+    each = sum(
+        passes.tokens * one.used * one.columns * passes.itemsize
+        for one in layer.inputs.values()
+        if one.matrices > 1
+    )
+    held_out = passes.windows // _HELD_OUT
+    parts = (passes.windows - held_out, held_out)
+    return sum(min(_WAITING, windows * each) for windows in parts)
+
+
+def whole_bytes(matrix: MatrixSize) -> int:
+    """Sums over all of a stack's matrices, kept while it is rounded."""
+    return 2 * _SUM * matrix.columns**2 if matrix.matrices > 1 else 0
 
 
 def sums_work(passes: Passes, layer: LayerSize, windows: int) -> Work:
