@@ -16,6 +16,7 @@ from quantcli.api.calls import (
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.to_store import into_store
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
@@ -37,6 +38,7 @@ class CalibrateResult:
 
 
 @takes_keywords
+@into_store
 def calibrate(
     source: str | Path | None = None,
     data: Names = (),

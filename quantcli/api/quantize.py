@@ -19,6 +19,7 @@ from quantcli.api.calls import (
 from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.api.report import files_to_push, plan_outputs_report
+from quantcli.api.to_store import into_store
 from quantcli.events import Show, drain
 from quantcli.exports.to_hub import check_push, upload_artifacts
 from quantcli.plan.output_set import Output, expand_outputs
@@ -28,7 +29,7 @@ from quantcli.ranks.share import read_share
 from quantcli.report.quantized import output_document, shard_document, whole_document
 from quantcli.run import quantize as quantizing
 from quantcli.run.outputs import Quantized
-from quantcli.run.request import Request, place_outputs
+from quantcli.run.request import Request, place_outputs, refuse_with_stream
 from quantcli.types import Event, Note
 
 
@@ -69,6 +70,7 @@ class QuantizeResult:
 
 
 @takes_keywords
+@into_store
 def quantize(
     source: str | Path,
     output: str | Path | None = None,
@@ -123,6 +125,7 @@ def quantize(
     ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
+    refuse_with_stream(output, push=push, report=report, resume=resume)
     check_push(push, public=public, dry_run=dry_run)
     share = read_share(shard)
     watch = Watch(on_event)

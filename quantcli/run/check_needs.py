@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantcli.artifacts.scratch_place import used_bytes, work_path
+from quantcli.artifacts.stream import STREAM
 from quantcli.errors import OutputError, PlanError
 from quantcli.plan.budget import existing_place, free_disk
 from quantcli.plan.needs import Forecast
@@ -52,7 +53,7 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
     folders: dict[int, Path] = {}
     seen: set[int] = set()
     for each, there in zip(planned, held, strict=True):
-        if each.kept is not None:
+        if each.kept is not None or each.path == STREAM:
             continue
         folder = each.path.absolute().parent
         disk = _disk(folder)

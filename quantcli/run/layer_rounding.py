@@ -42,16 +42,17 @@ from quantcli.layerwise.walk import (
 from quantcli.model import Model
 from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
+from quantcli.rounding.device.gptq import on_device
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
-from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -88,8 +89,7 @@ class RoundingTask:
     @property
     def rounder(self) -> Rounder:
         """What chooses the codes."""
-        found: Rounder = ROUNDERS.get(self.options.rounder)
-        return found
+        return on_device(ROUNDERS.get(self.options.rounder), self.run.device)
 
     @property
     def trainer(self) -> Trainer | None:
@@ -153,9 +153,10 @@ class _RoundingVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = max(self.work.options.fisher_windows, FEWEST)
+        windows = count_windows(self.work.options.fisher_windows, self.tensors)
         numbers = choose_windows(len(self.walk.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
+        self.algebra = find_algebra(self.work.run.device)
         self._measured = False
 
     def embedding(self) -> Iterator[Event]:
@@ -182,6 +183,7 @@ class _RoundingVisitor(Visitor):
             outputs = yield from self._output_fisher(layer)
             if outputs is not None:
                 held.enter_context(outputs)
+                sums.weights = outputs.weights
 
             def observe(number: int) -> ObserveInput:
                 sums.watch(number)
@@ -239,9 +241,10 @@ class _RoundingVisitor(Visitor):
             return
         yield from self._measure()
         fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
-        hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
+        order = self.work.options.column_order
+        hessian = self.algebra.prepare(fisher.fit, EMBEDDING_DAMPING, order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
-        statistics = MatrixStatistics(hessian, fit, held_out)
+        statistics = self.algebra.statistics(hessian, fit, held_out)
         yield from self._round(number, [name], lambda name, matrix: statistics)
 
     def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, LayerFisher | None]:
@@ -259,7 +262,8 @@ class _RoundingVisitor(Visitor):
         tensors = [tensor for name, tensor in self.tensors.items() if name in names]
         gradients = self.gradients.of(layer.index, self.model)
         pairs = zip(self.gradients.numbers, gradients, strict=True)
-        return measure_output_fisher(layer, pairs, tensors, self.work.run.folder)
+        folder = self.work.run.folder
+        return measure_output_fisher(layer, pairs, tensors, folder, self.algebra.fisher)
 
     def _measure(self) -> Iterator[Event]:
         """Gradients of all layers, once for the run."""
@@ -280,8 +284,9 @@ class _RoundingVisitor(Visitor):
         targets = self.model.parameters.targets
         options = self.work.options
         return HessianAccumulator(
-            targets, self.work.run.folder, place, options.damping, options.column_order
-        )
+            targets, self.work.run.folder, place, options.damping, options.column_order,
+            self.algebra,
+        )  # fmt: skip
 
     def _round(
         self, layer: int, names: Sequence[str],

@@ -76,6 +76,10 @@ class HfCheckpoint:
         """Stored scales of activations and caches, which belong to no weight."""
         return self._passed_over
 
+    def read_beside(self, name: str) -> NDArray[Any]:
+        """One of those, as it is stored; SourceError for a dtype that is not read."""
+        return self._shards.load(name)
+
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
         self._tensors = {n: info for n, info in self._tensors.items() if n not in names}
@@ -138,6 +142,10 @@ class HfCheckpoint:
         if not isinstance(held, BlockedWeight):
             raise TypeError(f"{name} is not stored in blocks")
         return held.read_blocks(self._shards, start, stop)
+
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        self._shards.check_unchanged()
 
     def close(self) -> None:
         """Release the files."""
