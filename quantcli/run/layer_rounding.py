@@ -135,7 +135,10 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
         yield from walk.run(_RoundingVisitor(work, walk, checkpoint, pool, stack))
         for output in work.outputs if work.options.e2e else ():
             own = replace(run, folder=output.store.folder)
-            task = Task(own, output.every_codec, output.store, walk.model, walk.states.get)
+            task = Task(
+                own, output.every_codec, output.store, walk.model, walk.states.get,
+                codes=work.options.e2e_codes,
+            )  # fmt: skip
             yield from train_end_to_end(task, work.options.e2e_steps)
 
 
