@@ -91,6 +91,33 @@ def calibrate(
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
+    scratch: Annotated[
+        Path | None,
+        _option(
+            "--scratch",
+            metavar="DIR",
+            panel=_RUN,
+            help="Keep the run's own files in this folder until the result is whole. Default: "
+            "beside the result. --resume finds them with the same DIR.",
+        ),
+    ] = None,
+    max_scratch: Annotated[
+        str | None,
+        _option(
+            "--max-scratch",
+            metavar="SIZE",
+            panel=_RUN,
+            help="Refuse before the work if these files would take more than SIZE, such as 40G.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        _option(
+            "--dry-run",
+            panel=_OUTPUT,
+            help="Print what memory, scratch disk and time it will take, and write nothing.",
+        ),
+    ] = False,
     pre: Annotated[
         str | None,
         _option(
@@ -163,6 +190,9 @@ def calibrate(
         dtype=dtype,
         device=device,
         max_memory=max_memory,
+        scratch=scratch,
+        max_scratch=max_scratch,
+        dry_run=dry_run,
         pre=pre,
         resume=resume,
         output=output,
@@ -175,7 +205,12 @@ def calibrate(
         on_event=out.event,
     )
     if out.json:
-        out.document("calibration", 1, done.document)
+        out.document("calibration" if done.calibration else "calibration-plan", 1, done.document)
+        return
+    if done.calibration is None:
+        from quantcli.report.calibration_plan import plan_table
+
+        out.table(plan_table(dict(done.document)))
         return
     if stats and not out.quiet:
         from quantcli.report.calibrations import coverage_table, stats_table
