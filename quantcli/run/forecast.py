@@ -217,6 +217,7 @@ def survey_stages(
         resident_sums,
         sums_bytes,
         sums_work,
+        waiting_bytes,
     )
 
     count = gradient_windows(passes, options)
@@ -233,6 +234,7 @@ def survey_stages(
         there = resident_sums(layer, parts_of(count))
         most = max((preparing_bytes(m) for m in layer.matrices), default=0)
         running = max(passes.forward_bytes(layer), passes.backward_bytes(layer))
+        running += waiting_bytes(passes, layer, count)
         work = passes.forward_work(layer, count) + sums_work(passes, layer, count)
         work += fisher_work(passes, layer, layer.matrices, count)
         for one in layer.inputs.values():
@@ -246,9 +248,10 @@ def survey_stages(
 
 def gradient_windows(passes: Passes, options: Options) -> int:
     """Windows that are run backwards."""
-    from quantcli.statistics.layer_gradients import FEWEST
+    from quantcli.statistics.layer_gradients import count_windows
 
-    return min(passes.windows, max(options.fisher_windows, FEWEST))
+    names = [matrix.name for layer in passes.sizes.layers for matrix in layer.matrices]
+    return min(passes.windows, count_windows(options.fisher_windows, names))
 
 
 def rounding_stages(
@@ -369,6 +372,8 @@ def _layer_stage(
         resident_sums,
         sums_bytes,
         sums_work,
+        waiting_bytes,
+        whole_bytes,
     )
     from quantcli.training.train_needs import tune_bytes, tune_work
 
@@ -387,6 +392,7 @@ def _layer_stage(
         back = passes.backward_bytes(layer) + outputs
     widest = max((one.columns for one in layer.inputs.values()), default=0)
     running = passes.forward_bytes(layer) + 4 * passes.tokens * widest + outputs + there
+    running += waiting_bytes(passes, layer, passes.windows)
     drift = 0
     if options.propagate:
         # Float64 sums of what the prefix's inputs differ by, in memory.
@@ -397,7 +403,8 @@ def _layer_stage(
     for one in sorted(layer.matrices, key=lambda m: (m.input, m.name)):
         part = _rounding(one, rounded, fits, options, fisher=one in by_rows)
         preparing = preparing_bytes(one, drift=options.propagate) if part.kept else 0
-        most = max(most, part.memory + kept, preparing + before + kept)
+        whole = whole_bytes(one) + kept
+        most = max(most, part.memory + whole, preparing + before + whole)
         kept += part.kept
         before = held_bytes(one.columns)
         work += part.work

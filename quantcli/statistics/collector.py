@@ -1,14 +1,14 @@
 """What is summed of a weight's inputs, all in one pass.
 
-For each column of a weight (an input channel): the sum of squares, always; the largest and the
-mean absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of
-activations); and the Hessian of the layer's squared error, X^T X over the input rows (GPTQ).
-Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
-of one float32 product for each window, held in a file, once for all weights that share an input
-(q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
-count of tokens; those of several windows wait for one another, since a window sends few to each and
-each product is added to all columns by all columns. A stack whose matrices have one input (latent
-attention's values) has one Hessian.
+For each column of a weight (an input channel): the sum of squares, always; the largest and the mean
+absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of activations),
+for which there is a histogram of all columns' values besides; and the Hessian of the layer's
+squared error, X^T X over the input rows (GPTQ). Squares and absolute values are summed in float64
+over float32 values. A Hessian is the float64 sum of one float32 product for each window, held in a
+file, once for all weights that share an input (q, k and v; gate and up), and stored as float32.
+Experts are summed each by itself, with its own count of tokens; those of several windows wait for
+one another, since a window sends few to each and each product is added to all columns by all
+columns. A stack whose matrices have one input (latent attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
 from quantcli.statistics.device_sums import DeviceSums
+from quantcli.statistics.input_histogram import BINS, count_values
+from quantcli.statistics.input_statistics import HISTOGRAM
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -51,6 +53,8 @@ class InputTotals:
     low: Totals
     high: Totals
     """Zero is among the values, where a matrix saw none too."""
+    histogram: Totals | None = None
+    """Of all columns together, (matrices, BINS); None where it is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class _Row:
     absolute: Totals | None
     low: Totals | None
     high: Totals | None
+    histogram: Totals | None
 
 
 class Collector:
@@ -75,6 +80,8 @@ class Collector:
         self.entries: dict[str, InputTotals] = {}
         self.hessian_of: dict[str, str] = {}
         """For each tensor the one under whose name their common Hessian is held."""
+        self.weighed: dict[str, Totals] = {}
+        """By such a name the sum of its rows' weights and of their squares, (matrices, 2)."""
         self._targets = targets
         self._needs = needs
         self._folder = folder
@@ -99,8 +106,11 @@ class Collector:
         self._whole = None
         return self.observe
 
-    def observe(self, product: MatmulInput) -> None:
-        """Add one product's input. SourceError when it holds a value that is not finite."""
+    def observe(self, product: MatmulInput, weights: torch.Tensor | None = None) -> None:
+        """Add one product's input. SourceError when it holds a value that is not finite.
+
+        ``weights`` (tokens,) are what its rows count in the Hessian, if each matrix has its own.
+        """
         targets = self._targets(product.name, product.matrix)
         if not targets or not len(product.rows):
             return
@@ -114,7 +124,7 @@ class Collector:
                 hint="the weights before it may be damaged: 'quantcli inspect --stats' tells",
             )
         if "hessian" in self._needs:
-            self._add_hessian(product, targets)
+            self._add_hessian(product, targets, weights)
         for tensor, matrix in targets:
             self._add(tensor, matrix, row)
 
@@ -151,6 +161,7 @@ class Collector:
         largest: Any = None
         low: Any = None
         high: Any = None
+        histogram = np.zeros(BINS) if HISTOGRAM in self._needs else None
         wide = widest(values.device)
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
@@ -164,6 +175,8 @@ class Collector:
                 least, most = part.aminmax(dim=0)
                 low = least if low is None else torch.minimum(low, least)
                 high = most if high is None else torch.maximum(high, most)
+            if histogram is not None:
+                histogram += count_values(part.cpu().numpy())
         return _Row(
             len(values),
             _array(squares),
@@ -171,6 +184,7 @@ class Collector:
             _array(absolute) if "mean_abs" in self._needs else None,
             None if low is None else _array(low),
             None if high is None else _array(high),
+            histogram,
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
@@ -178,6 +192,8 @@ class Collector:
         if entry is None:
             shape = (_matrices(tensor), tensor.columns)
             entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
+            if row.histogram is not None:
+                entry.histogram = np.zeros((shape[0], BINS))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -188,8 +204,13 @@ class Collector:
         if row.low is not None and row.high is not None:
             np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
+        if row.histogram is not None and entry.histogram is not None:
+            entry.histogram[matrix] += row.histogram
 
-    def _add_hessian(self, product: MatmulInput, targets: list[tuple[OutputTensor, int]]) -> None:
+    def _add_hessian(
+        self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],
+        weights: torch.Tensor | None,
+    ) -> None:  # fmt: skip
         tensor, matrix = targets[0]
         first, first_matrix = product.shared
         home = self._homes.get(product.name)
@@ -208,10 +229,13 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
+            self.weighed[home] = np.zeros((shape[0], 2))
         if len(self._hessians[home]) == 1:
+            self.weighed[home][0] += len(product.rows)
             self._add_product(home, matrix, product.rows)
             return
-        rows = product.rows.clone()
+        self.weighed[home][matrix] += len(product.rows) if weights is None else _moments(weights)
+        rows = product.rows.clone() if weights is None else _weigh(product.rows, weights)
         self._waiting.setdefault((home, matrix), []).append(rows)
         self._waiting_bytes += rows.nbytes
         if self._waiting_bytes >= _WAITING:
@@ -230,6 +254,15 @@ class Collector:
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
+
+
+def _weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return rows.float() * weights.to(rows.device).sqrt()[:, None]
+
+
+def _moments(weights: torch.Tensor) -> tuple[float, float]:
+    wide = weights.cpu().double()
+    return float(wide.sum()), float(wide.square().sum())
 
 
 def _array(values: Any) -> Totals:
