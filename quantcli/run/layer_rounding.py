@@ -50,9 +50,9 @@ from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -135,7 +135,10 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
         yield from walk.run(_RoundingVisitor(work, walk, checkpoint, pool, stack))
         for output in work.outputs if work.options.e2e else ():
             own = replace(run, folder=output.store.folder)
-            task = Task(own, output.every_codec, output.store, walk.model, walk.states.get)
+            task = Task(
+                own, output.every_codec, output.store, walk.model, walk.states.get,
+                codes=work.options.e2e_codes,
+            )  # fmt: skip
             yield from train_end_to_end(task, work.options.e2e_steps)
 
 
@@ -153,7 +156,7 @@ class _RoundingVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = max(self.work.options.fisher_windows, FEWEST)
+        windows = count_windows(self.work.options.fisher_windows, self.tensors)
         numbers = choose_windows(len(self.walk.ids), windows)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self.algebra = find_algebra(self.work.run.device)
@@ -183,6 +186,7 @@ class _RoundingVisitor(Visitor):
             outputs = yield from self._output_fisher(layer)
             if outputs is not None:
                 held.enter_context(outputs)
+                sums.weights = outputs.weights
 
             def observe(number: int) -> ObserveInput:
                 sums.watch(number)

@@ -37,9 +37,9 @@ from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.hessian import Hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -74,7 +74,8 @@ def measure_type_costs(
     known = _read(path, identity)
     if known is not None:
         return known
-    numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
+    names = [tensor.name for tensor in run.model.tensors]
+    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, names))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
         workers(run.threads) as pool,
@@ -120,6 +121,7 @@ class _CostVisitor(Visitor):
                 layer, gradients, wanted, self.run.folder, self.algebra.fisher
             ) as outputs,
         ):
+            sums.weights = outputs.weights
             yield from layer.forward(sums.watch)
             for name in sums.names:
                 if name not in self.candidates:

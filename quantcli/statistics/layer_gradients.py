@@ -33,6 +33,8 @@ _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+MORE = 4
+"""An expert gets a share of the tokens, so its gradients take more windows."""
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
@@ -124,6 +126,12 @@ class LayerGradients:
         return self.folder / "gradients.json"
 
 
+def count_windows(asked: int, tensors: Iterable[str]) -> int:
+    """Windows to go backwards; `MORE` times those asked for where ``tensors`` have experts."""
+    mixture = any(name.endswith("_exps.weight") for name in tensors)
+    return max(asked * (MORE if mixture else 1), FEWEST)
+
+
 def choose_windows(count: int, most: int) -> tuple[int, ...]:
     """Numbers of at most ``most`` of ``count`` windows, evenly spread."""
     return tuple(int(n) for n in np.unique(np.linspace(0, count - 1, min(most, count)).round()))
@@ -169,11 +177,16 @@ def measure_output_fisher(
 ) -> LayerFisher:  # fmt: skip
     """Of ``tensors``, from gradients by the layer's output in some windows.
 
-    ``folder`` takes sums of stacks until it is closed.
+    ``folder`` takes sums of stacks until it is closed. Numbers of windows are the walk's.
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
     found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder, make)
-    layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
+
+    def passing() -> Iterator[tuple[int, torch.Tensor]]:
+        for found.window, gradient in gradients:
+            yield found.window, gradient
+
+    layer.observe_gradients(passing(), found.observe, RouterFlips(layer))
     return found
 
 

@@ -28,6 +28,7 @@ from quantcli.layerwise.parameters import OutputRows
 from quantcli.layerwise.steady import steady
 from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.statistics.token_weights import TokenWeights
 from quantcli.types import OutputTensor
 
 STRIP = 4096
@@ -101,16 +102,23 @@ class LayerFisher:
         self._files: list[Path] = []
         self._counts: dict[tuple[str, int, int], int] = {}
         self._shared: dict[str, OutputFisher | None] = {}
+        self.window = 0
+        """The number of the window that passes."""
+        self.weights = TokenWeights()
 
     def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         width = gradient.rows.shape[1]
+        is_stack = False
         for part in self._outputs(gradient.name, gradient.matrix):
             name = part.tensor.name
             if name in self._shapes and len(part.numbers) and part.numbers.max() < width:
                 numbers = torch.from_numpy(part.numbers).to(gradient.rows.device)
                 matrix = 0 if self._shapes[name].shared else part.matrix
                 self._add(name, matrix, part.first, gradient.rows.float()[:, numbers])
+                is_stack = is_stack or self._shapes[name].matrices > 1
+        if is_stack:
+            self.weights.add(self.window, gradient)
 
     def of(self, name: str, matrix: int) -> OutputFisher | None:
         """What was found of a matrix; None where no gradient came, or none that is finite."""
