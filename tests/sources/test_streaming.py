@@ -313,19 +313,17 @@ def test_rows_keep_their_values(hub):
 
 @pytest.mark.slow
 def test_what_runs_a_model_runs_one_that_is_elsewhere(hub, tmp_path, checkpoint):
-    """Calibration, a method and an evaluation give what they give of the folder."""
+    """A method and an evaluation give what they give of the folder."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     text = Path(__file__).parents[1] / "golden" / "calibration.txt"
     local = checkpoint("llama")
     hub.repos["org/tiny"] = {path.name: path.read_bytes() for path in local.iterdir()}
     hub.failing, hub.dropping = 0.1, 0.1
-    sums, models, losses = [], [], []
+    models, losses = [], []
     for number, source in enumerate(("org/tiny", local)):
         place = tmp_path / str(number)
         place.mkdir()
-        made = quantcli.calibrate(source, text, output=place / "c.gguf", ctx=32, chunks=2)
-        sums.append(quantcli.sources.imatrix.read_importance(made.paths[0]).entries)
         rounded = quantcli.quantize(
             source, place / "m.gguf", type="Q4_0", method="gptq", calibrate=text, chunks=1
         )
@@ -333,8 +331,6 @@ def test_what_runs_a_model_runs_one_that_is_elsewhere(hub, tmp_path, checkpoint)
             models.append({t.name: model.read_rows(t, 0, t.rows).tobytes() for t in model.tensors})
         found = quantcli.evaluate(source, text, ctx=32, chunks=2, engine="torch")
         losses.append(found.document["results"][0]["perplexity"])
-    assert sums[0].keys() == sums[1].keys()
-    assert all((sums[0][name] == sums[1][name]).all() for name in sums[0])
     assert models[0] == models[1]
     assert losses[0] == losses[1]
     assert "model.safetensors" not in hub.downloaded()
