@@ -370,6 +370,7 @@ def _layer_stage(
         sums_bytes,
         sums_work,
         waiting_bytes,
+        whole_bytes,
     )
     from quantcli.training.train_needs import tune_bytes, tune_work
 
@@ -398,7 +399,8 @@ def _layer_stage(
     for one in sorted(layer.matrices, key=lambda m: (m.input, m.name)):
         part = _rounding(one, rounded, fits, options, fisher=one in by_rows)
         preparing = preparing_bytes(one, drift=options.propagate) if part.kept else 0
-        most = max(most, part.memory + kept, preparing + before + kept)
+        whole = whole_bytes(one) + kept
+        most = max(most, part.memory + whole, preparing + before + whole)
         kept += part.kept
         before = held_bytes(one.columns)
         work += part.work

@@ -38,6 +38,11 @@ def sums_bytes(layer: LayerSize, parts: int = 2) -> int:
     return sum(_SUM * one.matrices * one.columns**2 * parts for one in layer.inputs.values())
 
 
+def whole_bytes(matrix: MatrixSize) -> int:
+    """Sums over all of a stack's matrices, kept while it is rounded."""
+    return 2 * _SUM * matrix.columns**2 if matrix.matrices > 1 else 0
+
+
 def sums_work(passes: Passes, layer: LayerSize, windows: int) -> Work:
     """A product for each input and window, and its addition to the sum.
 
