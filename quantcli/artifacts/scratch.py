@@ -9,6 +9,7 @@ them back.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,9 @@ from quantcli.artifacts.staging import naming, output_error
 from quantcli.errors import OutputError
 from quantcli.systems import BINARY, CLOEXEC, read_into, write_at
 
+LARGE = 1 << 26
+"""Bytes of a file from which on its pages are let go."""
+
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
     """Zeros in a new file at ``path``; OutputError where the disk has no room for them."""
@@ -32,6 +36,14 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.mem
         path.unlink(missing_ok=True)
         raise output_error(path, error) from error
     return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def forget_pages(array: Any) -> None:
+    """Let the memory of an array in a file go; what was written stays, and is read again."""
+    mapped = getattr(array, "_mmap", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= LARGE:
+        mapped.madvise(advice)
 
 
 class ArrayFile:

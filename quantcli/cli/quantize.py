@@ -76,9 +76,11 @@ def quantize(
     quality: Annotated[
         str | None,
         option(
-            "--quality", metavar="fast|high", panel=METHOD.title,
-            help="high: the methods that measured best, --method gptq --allocate for a GGUF. "
-            "Default: fast, no method.",
+            "--quality", metavar="fast|good|high|max", panel=METHOD.title,
+            help="How much to do for the same size. fast: no method (the default); good: types "
+            "chosen by cost, --method nearest --allocate, seconds; high: with error feedback, "
+            "--method gptq --allocate, minutes; max: trained besides, --tune e2e, several times "
+            "that.",
         ),
     ] = None,
     calibrate: Annotated[
@@ -134,8 +136,9 @@ def quantize(
         option(
             "--output", "-o", metavar="PATH", panel=OUTPUT.title,
             help="The file or folder to make; with a slash behind it, and for several outputs, the "
-            "folder to put them in; - writes a GGUF to standard output. Default: MODEL-TYPE.gguf, "
-            "or MODEL-FORMAT-BITS, in this folder.",
+            "folder to put them in; - writes a GGUF to standard output, and s3://... (gs, az) "
+            "uploads what was made. Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this "
+            "folder.",
         ),
     ] = None,
     mmproj: Annotated[
@@ -301,7 +304,7 @@ def quantize(
             download=download,
             max_memory=parse_size(max_memory) if max_memory else None, scratch=scratch,
             max_scratch=parse_size(max_scratch) if max_scratch else None, left_out=asked.left_out,
-            share=share,
+            share=share, remark=asked.remark,
             device=device,
         )  # fmt: skip
         if print_recipe:

@@ -56,6 +56,8 @@ def quantize(
         require_torch()
     files = {recipe.imatrix for recipe in recipes if recipe.imatrix}
     known = {file: read_importance(Path(file)) for file in files}
+    if request.remark:
+        yield Note(request.remark, "warning")
     if request.left_out:
         yield Note(
             f"{', '.join(request.left_out)} of the set are left out, since they need an importance "

@@ -44,7 +44,7 @@ class Request:
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory and ``max_scratch``
     the run's own files, in bytes. ``left_out`` are types of a named set that lack an importance
-    matrix.
+    matrix, ``remark`` is said before the work.
     ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
@@ -58,6 +58,7 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    remark: str | None = None
     share: Share | None = None
     """This process's share of the work, where several do it."""
     download: bool = False
