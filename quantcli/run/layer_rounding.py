@@ -47,9 +47,18 @@ from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
 from quantcli.statistics.hessian import prepare_hessian
+from quantcli.run.ranked_rounding import (
+    Division,
+    Unit,
+    cut_units,
+    divide_units,
+    load_when_seen,
+    statistics_of,
+)
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
     FEWEST,
+    EmbeddingFisher,
     LayerGradients,
     choose_windows,
     embedding_fisher,
@@ -154,7 +163,13 @@ class _RoundingVisitor(Visitor):
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
         windows = max(self.work.options.fisher_windows, FEWEST)
-        numbers = choose_windows(len(self.walk.ids), windows)
+        self.ranks = self.work.run.ranks
+        if self.ranks is None:
+            numbers = choose_windows(len(self.walk.ids), windows)
+        else:
+            own, total = self.ranks.windows.numbers, self.ranks.windows.total
+            chosen = set(choose_windows(total, windows))
+            numbers = tuple(i for i, number in enumerate(own) if number in chosen)
         self.gradients = LayerGradients(self.work.gradients, numbers)
         self._measured = False
 
@@ -184,7 +199,7 @@ class _RoundingVisitor(Visitor):
                 held.enter_context(outputs)
 
             def observe(number: int) -> ObserveInput:
-                sums.watch(number)
+                sums.watch(self._number(number))
                 return sums.observe if prefix is None else sums.remember
 
             def compare(number: int) -> None:
@@ -195,7 +210,11 @@ class _RoundingVisitor(Visitor):
             layer.release()
             statistics = partial(_with_outputs, sums.of, outputs)
             trained = layer if self.work.trainer is not None else None
-            yield from self._round(layer.index, sums.names, statistics, trained)
+            if self.ranks is not None:
+                sums.settle(self.ranks.group)
+                yield from self._round_share(layer.index, sums.names, statistics, sums, outputs)
+            else:
+                yield from self._round(layer.index, sums.names, statistics, trained)
             yield from sums.notes
         if prefix is not None:
             run_silently(prefix.layer(layer.index))
@@ -211,7 +230,7 @@ class _RoundingVisitor(Visitor):
             return
         with self._accumulator("the output head") as sums:
             for number in self.walk.windows:
-                sums.watch(number)
+                sums.watch(self._number(number))
                 given = self.model.head_input(self.walk.get(number))
                 if self.prefix is None:
                     sums.observe(given)
@@ -220,9 +239,13 @@ class _RoundingVisitor(Visitor):
                 sums.compare(self.model.head_input(self.prefix.get(number)))
             if self._tied and self._target(self.model.head_name) is not None:
                 yield from self._measure()
-                fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+                fisher = self._embedding_fisher()
                 sums.add(fisher.fit, fisher.held_out)
-            yield from self._round(count, sums.names, sums.of)
+            if self.ranks is not None:
+                sums.settle(self.ranks.group)
+                yield from self._round_share(count, sums.names, sums.of, sums)
+            else:
+                yield from self._round(count, sums.names, sums.of)
             yield from sums.notes
         self.checkpoint.commit(count + 1, self.walk.states.turn)
 
@@ -238,11 +261,22 @@ class _RoundingVisitor(Visitor):
                 store.load(number)
             return
         yield from self._measure()
-        fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+        fisher = self._embedding_fisher()
         hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
         statistics = MatrixStatistics(hessian, fit, held_out)
-        yield from self._round(number, [name], lambda name, matrix: statistics)
+        if self.ranks is not None:
+            yield from self._round_share(number, [name], lambda name, matrix: statistics)
+        else:
+            yield from self._round(number, [name], lambda name, matrix: statistics)
+
+    def _embedding_fisher(self) -> EmbeddingFisher:
+        group = None if self.ranks is None else self.ranks.group
+        return embedding_fisher(self.model, self.work.run.windows.ids[0], self.gradients, group)
+
+    def _number(self, window: int) -> int:
+        """A window's number among those of all ranks."""
+        return window if self.ranks is None else self.ranks.windows.numbers[window]
 
     def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, LayerFisher | None]:
         """How much a filled layer's outputs matter to predictions, by tensor."""
@@ -308,18 +342,77 @@ class _RoundingVisitor(Visitor):
                 yield from self.work.trainer.train(rounded, self.work.options, ends)
             output.store.save(layer, own, ends)
 
+    def _round_share(
+        self, layer: int, names: Sequence[str],
+        statistics: Callable[[str, int], MatrixStatistics | None],
+        sums: HessianAccumulator | None = None, fisher: LayerFisher | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """`_round` by several ranks, each its matrices."""
+        if self.ranks is None:
+            raise ValueError("there are no ranks")
+        group, outputs = self.ranks.group, self.work.outputs
+        wanted = {}
+        for name in names:
+            indices = [i for i, output in enumerate(outputs) if name in output.codecs]
+            if indices and name in outputs[indices[0]].store:
+                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
+            elif indices:
+                wanted[name] = indices
+        units: list[Unit] = []
+        for name, indices in wanted.items():
+            codecs = [outputs[i].codecs[name] for i in indices]
+            by_strips = fisher is not None
+            units += cut_units(
+                self.tensors[name], codecs, by_strips=by_strips, ranks=group.count
+            )  # fmt: skip
+        homes = [None if sums is None else sums.home(u.tensor, u.matrix) for u in units]
+        division = Division(group, units, homes, divide_units(units, homes, group.count))
+        if sums is not None:
+            sums.add_up(group, division.hessian_takers())
+        if fisher is not None:
+            fisher.add_up(group, division.fisher_takers())
+
+        def round_unit(unit: Unit) -> dict[str, tuple[Bytes, Outcome]]:
+            found = self._round_tensor(
+                unit.tensor, wanted[unit.tensor], partial(statistics, unit.tensor), unit
+            )
+            return {str(index): made for index, made in found.items()}
+
+        packed, outcomes = division.work(round_unit)
+        for number, output in enumerate(outputs):
+            key = str(number)
+            ends = [outcomes[name, key] for name in wanted if (name, key) in outcomes]
+            if group.index == 0:
+                own = {name: packed[name, key] for name in wanted if (name, key) in packed}
+                output.store.save(layer, own, ends)
+            group.wait()
+            if group.index != 0:
+                load_when_seen(output.store, layer)
+            yield from ends
+
     def _round_tensor(
         self, name: str, takers: Sequence[int],
-        statistics: Callable[[int], MatrixStatistics | None],
+        statistics: Callable[[int], MatrixStatistics | None], unit: Unit | None = None,
     ) -> dict[int, tuple[Bytes, Outcome]]:  # fmt: skip
-        """The tensor rounded for each output among ``takers``, once for those of one codec."""
+        """The tensor, or a unit of it, rounded for each output among ``takers``.
+
+        Once for those of one codec.
+        """
         tensor = self.tensors[name]
+        matrices, read = _matrices(tensor), _matrix_reader(self.work.run.model, tensor)
+        if unit is not None:
+            own, base = unit, unit.matrix * tensor.shape[-2]
+            measured = statistics
+            matrices = 1
+            read = lambda _: self.work.run.model.read_floats(  # noqa: E731
+                tensor, base + own.start, base + own.stop
+            )
+            statistics = lambda _: statistics_of(own, measured(own.matrix))  # noqa: E731
         codecs = {index: self.work.outputs[index].codecs[name] for index in takers}
         distinct = {codec.identity: codec for codec in codecs.values()}
         try:
             found = round_tensor(
-                name, self.work.rounder, list(distinct.values()), _matrices(tensor),
-                _matrix_reader(self.work.run.model, tensor), statistics,
+                name, self.work.rounder, list(distinct.values()), matrices, read, statistics,
                 self.work.options, self.pool,
             )  # fmt: skip
         except UnencodableError as refused:

@@ -25,6 +25,7 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.ranks.group import Group
 from quantcli.statistics.output_fisher import LayerFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
@@ -92,8 +93,8 @@ class LayerGradients:
             gradient = torch.from_numpy(np.array(values)).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
-    def embedding(self, streams: int) -> EmbeddingFisher:
-        """Means at the embedding's output, the first of a state's ``streams``."""
+    def embedding(self, streams: int, group: Group | None = None) -> EmbeddingFisher:
+        """Means at the embedding's output, the first of a state's ``streams``, over all ranks."""
         if self._values is None:
             raise ValueError("there are no gradients")
         size = self._values.shape[-1] // streams
@@ -102,6 +103,9 @@ class LayerGradients:
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
+        if group is not None:
+            group.add_up(sums)
+            counts = [sum(each) for each in zip(*group.gather(counts), strict=True)]
         fit = sums[0] / max(1, counts[0])
         return EmbeddingFisher(fit, sums[1] / counts[1] if counts[1] else fit.copy())
 
@@ -150,10 +154,11 @@ def measure_gradients(
 
 
 def embedding_fisher(
-    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients
-) -> EmbeddingFisher:
+    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients,
+    group: Group | None = None,
+) -> EmbeddingFisher:  # fmt: skip
     """How much directions of the embedding matter, in units of its rows."""
-    fisher = gradients.embedding(model.streams)
+    fisher = gradients.embedding(model.streams, group)
     scale = model.embedding_scale(window) ** 2
     return EmbeddingFisher(fisher.fit * scale, fisher.held_out * scale)
 

@@ -9,7 +9,7 @@ that correction is taken, the held-out windows decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
@@ -63,6 +64,24 @@ class HessianAccumulator:
         """The tensors that were multiplied with, those with a common input together."""
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
+
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks have seen; see `Collector.add_up`.
+
+        After `settle`, by which all know of the same names.
+        """
+        for part in self._parts:
+            part.add_up(group, takers)
+
+    def settle(self, group: Group) -> None:
+        """Know of what other ranks have seen."""
+        for part in self._parts:
+            part.settle(group)
+
+    def home(self, name: str, matrix: int) -> tuple[str, int]:
+        """Under which name, and as which matrix, the Hessian of a matrix is held."""
+        home = self._fit.hessian_of[name]
+        return home, min(matrix, len(self._fit.hessians()[home]) - 1)
 
     def seen(self, name: str, matrix: int) -> int:
         """Inputs of matrix ``matrix``, held-out ones included."""
@@ -112,8 +131,7 @@ class HessianAccumulator:
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """Statistics of matrix ``matrix``; None when the text never reached it."""
-        home = self._fit.hessian_of[name]
-        key = (home, min(matrix, len(self._fit.hessians()[home]) - 1))
+        key = self.home(name, matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]
