@@ -253,7 +253,13 @@ def _made(folder: Path) -> dict[str, bytes]:
 def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
     left = json.loads(json.dumps(document))
     for part in (left, *left.get("outputs", ())):
-        for key in ("schema", "free_disk_bytes", "speeds"):
+        for key in (
+            "schema",
+            "free_disk_bytes",
+            "peak_memory_bytes",
+            "estimated_seconds",
+            "speeds",
+        ):
             part.pop(key, None)
     return left
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
 
@@ -60,7 +61,7 @@ class HiddenStateCache:
         self._folder = folder
         self._shape = shape
         self._dtype = dtype
-        self._window = shape[1] * shape[2] * dtype.itemsize
+        self._window: int = shape[1] * shape[2] * dtype.itemsize
         self.nbytes = shape[0] * self._window
         self._of = of
         self.in_memory = folder is None or self.nbytes <= max_memory
@@ -144,7 +145,7 @@ class HiddenStateCache:
             return os.open(path, os.O_WRONLY | os.O_CREAT | anew, 0o666)
 
     def _offset(self, index: int) -> int:
-        return (index if self._of is None else self._of.numbers[index]) * self._window
+        return self._window * (index if self._of is None else self._of.numbers[index])
 
     def _path(self, turn: int) -> Path:
         if self._folder is None:
@@ -157,10 +158,10 @@ class LayerInputs:
 
     Values are float32 of shape (layers + 1, windows, tokens, size). On the way back gradients take
     the place of states, from the last to the first. With (1, windows, ...) only the present
-    layer's are kept, and there is no way back.
+    layer's are kept, and there is no way back. They may be in a file.
     """
 
-    def __init__(self, values: NDArray[np.float32], dtype: torch.dtype) -> None:
+    def __init__(self, values: NDArray[np.float32] | ArrayFile, dtype: torch.dtype) -> None:
         self.values = values
         self._dtype = dtype
         self._layer = -1

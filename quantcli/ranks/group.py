@@ -1,9 +1,9 @@
 """Ranks that run a model together: torch.distributed, and sums in an order that does not change.
 
-Whoever starts them (torchrun, srun with the same variables) says where they meet, in MASTER_ADDR and
-MASTER_PORT. Sums are of arrays in the host's memory, through gloo: an accelerator's leave it once a
-layer anyway. A rank that ends closes its connections, so the others end with it at once; one that
-hangs is given up after a time. What all compute alike is not exchanged.
+Whoever starts them (torchrun, srun with the same variables) says where they meet, in MASTER_ADDR
+and MASTER_PORT. Sums are of arrays in the host's memory, through gloo: an accelerator's leave it
+once a layer anyway. A rank that ends closes its connections, so the others end with it at once; one
+that hangs is given up after a time. What all compute alike is not exchanged.
 """
 
 from __future__ import annotations
@@ -167,6 +167,12 @@ def join(share: Share | None) -> Iterator[Group | None]:
 def active_group() -> Group | None:
     """The ranks that this process has joined."""
     return _active
+
+
+def local_rank() -> int | None:
+    """This rank's number on its machine, as torchrun tells it; None without ranks."""
+    text = os.environ.get("LOCAL_RANK", "")
+    return int(text) if _active is not None and text.isdecimal() else None
 
 
 def _has_agent() -> bool:

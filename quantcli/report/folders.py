@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from quantcli.artifacts.model_folder import ModelFolder
-from quantcli.artifacts.write import peak_memory
 from quantcli.plan.budget import free_disk
 from quantcli.plan.folders import Copy, Item
 from quantcli.plan.linear_layers import natural
+from quantcli.plan.needs import Forecast
+from quantcli.report.needs import needs_facts, needs_fields
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text
 
 
-def folder_tables(job: ModelFolder, threads: int) -> list[Table]:
+def folder_tables(job: ModelFolder, threads: int, forecast: Forecast | None = None) -> list[Table]:
     """The stored tensors in order, and the totals."""
     rows = tuple(
         (
@@ -40,13 +41,14 @@ def folder_tables(job: ModelFolder, threads: int) -> list[Table]:
         ("bits per weight", f"{job.bits_per_weight:.2f}"),
         ("quantized", f"{len(job.plan.items)} matrices to {job.plan.label}"),
         *_static_facts(job),
-        ("peak memory", f"about {size_text(peak_memory(job, threads))}"),
-        ("free disk", size_text(free_disk(job.path.absolute().parent))),
+        *needs_facts(forecast, free_disk(job.path.absolute().parent)),
     ]
     return [Table(columns, rows), facts(totals)]
 
 
-def folder_document(job: ModelFolder, threads: int) -> dict[str, Any]:
+def folder_document(
+    job: ModelFolder, threads: int, forecast: Forecast | None = None
+) -> dict[str, Any]:
     """The same with exact numbers, for ``--json``."""
     return {
         "to": job.plan.recipe.to,
@@ -57,7 +59,7 @@ def folder_document(job: ModelFolder, threads: int) -> dict[str, Any]:
         "bits_per_weight": job.bits_per_weight,
         "elements": job.plan.elements,
         "threads": threads,
-        "peak_memory_bytes": peak_memory(job, threads),
+        **needs_fields(forecast),
         "free_disk_bytes": free_disk(job.path.absolute().parent),
         "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
         "kept_modules": list(job.plan.kept),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from quantcli.artifacts.write import peak_memory
 from quantcli.plan.budget import free_disk
+from quantcli.plan.needs import Forecast
 from quantcli.plan.schemes import GGUF
+from quantcli.report.needs import needs_facts, needs_fields
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import duration_text, size_text
 from quantcli.run.outputs import Quantized
@@ -26,7 +27,7 @@ def set_document(
     if planned:
         found |= {
             "bytes_to_write": _to_write(outputs),
-            "peak_memory_bytes": _peak(outputs),
+            **needs_fields(_forecast(outputs)),
             "free_disk_bytes": _free(outputs),
         }
     return found
@@ -57,8 +58,7 @@ def set_tables(outputs: Sequence[Quantized]) -> list[Table]:
         ("outputs", f"{len(outputs)}, {first.name} ..."),
         ("size", f"{size_text(total)} ({total:,} bytes)"),
         ("to read", f"{size_text(outputs[0].artifact.source_bytes)}, once"),
-        ("peak memory", f"about {size_text(_peak(outputs))}"),
-        ("free disk", size_text(free) + (", too little" if free < needed else "")),
+        *needs_facts(_forecast(outputs), free, too_little=free < needed),
     ]
     return [Table(columns, rows), facts(totals)]
 
@@ -107,9 +107,14 @@ def _to_write(outputs: Sequence[Quantized]) -> int:
     return sum(output.artifact.nbytes for output in outputs if not output.kept)
 
 
-def _peak(outputs: Sequence[Quantized]) -> int:
-    threads = min(output.threads for output in outputs)
-    return max(peak_memory(output.artifact, threads) for output in outputs)
+def _forecast(outputs: Sequence[Quantized]) -> Forecast:
+    """Of all runs, one after the other; what one keeps stays until the last has ended."""
+    found = {id(each.forecast): each.forecast for each in outputs if each.forecast is not None}
+    return Forecast(
+        max((forecast.base for forecast in found.values()), default=0),
+        [stage for forecast in found.values() for stage in forecast.stages],
+        sum(forecast.seconds or 0.0 for forecast in found.values()),
+    )
 
 
 def _free(outputs: Sequence[Quantized]) -> int:

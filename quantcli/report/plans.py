@@ -6,13 +6,14 @@ from collections import Counter
 from typing import Any
 
 from quantcli.artifacts.gguf_file import GgufFile
-from quantcli.artifacts.write import peak_memory
 from quantcli.plan.budget import free_disk
+from quantcli.plan.needs import Forecast
+from quantcli.report.needs import needs_facts, needs_fields
 from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import shape_text, size_text
 
 
-def plan_tables(job: GgufFile, threads: int) -> list[Table]:
+def plan_tables(job: GgufFile, threads: int, forecast: Forecast | None = None) -> list[Table]:
     """The tensor table in the order of the file, and the totals."""
     rows = tuple(
         (
@@ -41,13 +42,12 @@ def plan_tables(job: GgufFile, threads: int) -> list[Table]:
         ("size", f"{size_text(job.nbytes)} ({job.nbytes:,} bytes)"),
         ("bits per weight", f"{job.plan.bits_per_weight:.2f}"),
         ("types", ", ".join(f"{count} x {name}" for name, count in counts.most_common())),
-        ("peak memory", f"about {size_text(peak_memory(job, threads))}"),
-        ("free disk", size_text(free_disk(first.parent))),
+        *needs_facts(forecast, free_disk(first.parent)),
     ]
     return [Table(columns, rows), facts(totals)]
 
 
-def plan_document(job: GgufFile, threads: int) -> dict[str, Any]:
+def plan_document(job: GgufFile, threads: int, forecast: Forecast | None = None) -> dict[str, Any]:
     """The same with exact numbers, for ``--json``."""
     return {
         "type": job.plan.recipe.type,
@@ -57,7 +57,7 @@ def plan_document(job: GgufFile, threads: int) -> dict[str, Any]:
         "bits_per_weight": job.plan.bits_per_weight,
         "elements": job.plan.elements,
         "threads": threads,
-        "peak_memory_bytes": peak_memory(job, threads),
+        **needs_fields(forecast),
         "free_disk_bytes": free_disk(job.paths[0].parent),
         "notes": [{"level": note.level, "message": note.message} for note in job.plan.notes],
         "tensors": [

@@ -50,10 +50,10 @@ def planned_document(planned: Quantized) -> dict[str, Any]:
     if isinstance(planned.artifact, GgufFile):
         from quantcli.report.plans import plan_document
 
-        return plan_document(planned.artifact, planned.threads)
+        return plan_document(planned.artifact, planned.threads, planned.forecast)
     from quantcli.report.folders import folder_document
 
-    return folder_document(planned.artifact, planned.threads)
+    return folder_document(planned.artifact, planned.threads, planned.forecast)
 
 
 def shard_document(share: Share) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def planned_tables(planned: Quantized) -> list[Table]:
     if isinstance(planned.artifact, GgufFile):
         from quantcli.report.plans import plan_tables
 
-        return plan_tables(planned.artifact, planned.threads)
+        return plan_tables(planned.artifact, planned.threads, planned.forecast)
     from quantcli.report.folders import folder_tables
 
-    return folder_tables(planned.artifact, planned.threads)
+    return folder_tables(planned.artifact, planned.threads, planned.forecast)

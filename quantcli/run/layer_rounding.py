@@ -46,7 +46,6 @@ from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
-from quantcli.statistics.hessian import prepare_hessian
 from quantcli.run.ranked_rounding import (
     Division,
     Unit,
@@ -55,6 +54,7 @@ from quantcli.run.ranked_rounding import (
     load_when_seen,
     statistics_of,
 )
+from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
     FEWEST,

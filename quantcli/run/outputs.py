@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.plan.allocate import Costs
+    from quantcli.plan.needs import Forecast
     from quantcli.rounding.options import Outcome
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.calibrated_run import CalibratedRun
@@ -38,7 +39,8 @@ class Quantized:
 
     ``threads`` write it; it was whole ``seconds`` after the run began. ``outcomes`` are those of
     the tensors that a method rounded, ``training`` says what training end to end changed.
-    ``kept``: an interrupted run of the same set had made it.
+    ``kept``: an interrupted run of the same set had made it. ``forecast`` is what was expected of
+    the run that makes it.
     """
 
     artifact: GgufFile | ModelFolder
@@ -48,6 +50,7 @@ class Quantized:
     outcomes: tuple[Outcome, ...] = ()
     training: dict[str, object] | None = None
     kept: bool = False
+    forecast: Forecast | None = None
 
     @property
     def is_tower(self) -> bool:
@@ -80,7 +83,8 @@ class Planned:
     """An output before its weights are written.
 
     ``run`` is how its methods run the model, ``store`` holds the tensors that they chose. Of one
-    that is whole already, ``kept`` is the digest of its source.
+    that is whole already, ``kept`` is the digest of its source. ``forecast`` is what the run that
+    makes it will need.
     """
 
     artifact: GgufFile | ModelFolder
@@ -89,6 +93,7 @@ class Planned:
     run: CalibratedRun | None = None
     store: EncodedStore | None = None
     kept: str | None = None
+    forecast: Forecast | None = None
 
     @property
     def is_tower(self) -> bool:

@@ -19,6 +19,7 @@ from quantcli.plan.budget import check_disks
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.schemes import GGUF
 from quantcli.run.drop_mtp import drop_mtp
+from quantcli.run.forecast import add_forecasts
 from quantcli.run.outputs import Planned, needs_text
 from quantcli.run.request import Request, Wanted, takes_importance
 from quantcli.run.set_journal import SetJournal
@@ -87,7 +88,7 @@ def plan_all(
             if each.kept is None
         ]
         check_disks(sizes)
-    return planned
+    return add_forecasts(request, planned) if request.dry_run else planned
 
 
 def _plan(

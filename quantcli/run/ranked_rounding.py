@@ -66,9 +66,7 @@ def cut_units(
             strips = cut_strips(rows)
         else:
             count = max(1, min(ranks, rows // _SMALL))
-            strips = [
-                slice(rows * i // count, rows * (i + 1) // count) for i in range(count)
-            ]
+            strips = [slice(rows * i // count, rows * (i + 1) // count) for i in range(count)]
     return [
         Unit(
             tensor.name, matrix, part.start, part.stop, columns,
@@ -100,8 +98,8 @@ def divide_units(units: Sequence[Unit], homes: Sequence[Home | None], ranks: int
     return owners
 
 
-def takers(units: Sequence[Unit], keys: Sequence[Any], owners: Sequence[int]) -> dict[Any, list[int]]:
-    """The ranks, in order, that have a unit with each of the ``keys``."""
+def takers(keys: Sequence[Any], owners: Sequence[int]) -> dict[Any, list[int]]:
+    """The ranks, in order, that have a unit with each of the ``keys``, which are by units."""
     found: dict[Any, set[int]] = {}
     for key, owner in zip(keys, owners, strict=True):
         found.setdefault(key, set()).add(owner)
@@ -143,13 +141,13 @@ class Division:
 
     def hessian_takers(self) -> Callable[[str, int], Sequence[int]]:
         """Which ranks need a Hessian."""
-        found = takers(self.units, self.homes, self.owners)
+        found = takers(self.homes, self.owners)
         return lambda home, matrix: found.get((home, matrix), [])
 
     def fisher_takers(self) -> Callable[[str, int], Sequence[int]]:
         """Which ranks need the outputs' Fisher information of a matrix."""
         keys = [(unit.tensor, unit.matrix) for unit in self.units]
-        found = takers(self.units, keys, self.owners)
+        found = takers(keys, self.owners)
         return lambda name, matrix: found.get((name, matrix), [])
 
     def work(

@@ -143,6 +143,8 @@ def check_request(request: Request) -> None:
             from quantcli.run.recipe_options import check_methods
 
             check_methods(recipe, resume=request.resume and not request.is_set)
+            if request.share is not None:
+                _check_ranks(recipe)
         else:
             _refuse_without_method(recipe, request)
             if request.texts and not recipe.mmproj_only:
@@ -183,6 +185,28 @@ def _check_device(name: str, *, runs: bool) -> None:
     from quantcli.layerwise.devices import choose_device
 
     choose_device(name)
+
+
+def _check_ranks(recipe: Recipe) -> None:
+    """UsageError for what ranks do not divide."""
+    from quantcli.run.methods import parse_methods
+    from quantcli.run.recipe_options import read_options
+
+    chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
+    undivided = [
+        *chain.transforms,
+        *([options.trainer] if options.trainer else []),
+        *(["e2e"] if options.e2e else []),
+        *(["--propagate"] if options.propagate else []),
+        *(["--allocate"] if is_allocated(recipe) else []),
+        *(["static scales"] if has_static_scales(recipe) and not recipe.statistics else []),
+    ]
+    if undivided:
+        raise UsageError(
+            f"ranks divide the rounding of layers, not {' and '.join(map(str, undivided))}",
+            hint=f"leave that out for --method {USUAL_ROUNDER} alone, or unset RANK and WORLD_SIZE "
+            "for one process",
+        )
 
 
 def _check_importance(request: Request) -> None:

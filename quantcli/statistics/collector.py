@@ -150,9 +150,8 @@ class Collector:
             for totals in (entry.counts, entry.squares, entry.absolute):
                 group.add_up(totals)
             for own in (entry.largest, entry.low, entry.high):
-                everyone = group.gather(own)
-                whole = np.minimum.reduce(everyone) if own is entry.low else np.maximum.reduce(everyone)
-                own[:] = whole
+                choose = np.minimum if own is entry.low else np.maximum
+                own[:] = choose.reduce(group.gather(own))
         for home, sums in sorted(self.hessians().items()):
             if len(sums) > 1:
                 total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())

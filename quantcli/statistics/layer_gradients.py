@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantcli.artifacts.scratch import create_array
+from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
@@ -56,7 +56,7 @@ class LayerGradients:
 
     folder: Path
     numbers: tuple[int, ...]
-    _values: NDArray[np.float32] | None = None
+    _values: ArrayFile | None = None
 
     def open(self, shape: tuple[int, ...]) -> bool:
         """Take the file of an earlier run, if it is whole and as large as (layers + 1, windows,
@@ -66,40 +66,38 @@ class LayerGradients:
         except (OSError, ValueError):
             return False
         if known:
-            self._values = np.memmap(self._path, np.float32, "r", shape=shape)
+            self._values = ArrayFile.open(self._path, np.float32, shape)
         return known
 
-    def create(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def create(self, shape: tuple[int, ...]) -> ArrayFile:
         """A new file; `finish` makes it count."""
         self._mark.unlink(missing_ok=True)
-        self._values = create_array(self._path, np.float32, shape)
+        self._values = ArrayFile.create(self._path, np.float32, shape)
         return self._values
 
     def finish(self, variance: NDArray[np.float64]) -> None:
         """The values are whole; ``variance`` is what the property of that name will be."""
-        values = self._values
+        values = self._known
         with naming(self.folder / "variance.npy"):
             np.save(self.folder / "variance.npy", variance)
-        if isinstance(values, np.memmap):
-            values.flush()
-            with naming(self._mark):
-                self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
+        values.flush()
+        with naming(self._mark):
+            self._mark.write_text(json.dumps([*self.numbers, *values.shape]))
 
     def of(self, layer: int, model: LayerwiseModel) -> Iterator[torch.Tensor]:
         """Each window's gradient (1, tokens, size) by the output of ``layer``."""
-        if self._values is None:
-            raise ValueError("there are no gradients")
-        for values in self._values[layer + 1]:
-            gradient = torch.from_numpy(np.array(values)).unsqueeze(0)
+        values = self._known
+        for window in range(values.shape[1]):
+            gradient = torch.from_numpy(values[layer + 1, window]).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
     def embedding(self, streams: int, group: Group | None = None) -> EmbeddingFisher:
         """Means at the embedding's output, the first of a state's ``streams``, over all ranks."""
-        if self._values is None:
-            raise ValueError("there are no gradients")
-        size = self._values.shape[-1] // streams
+        values = self._known
+        size = values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number, rows in enumerate(self._values[0][:, :, :size]):
+        for number in range(values.shape[1]):
+            rows = values[0, number][:, :size]
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
@@ -114,6 +112,12 @@ class LayerGradients:
         """For each token of the vocabulary the mean of p (1 - p), p its probability."""
         found: NDArray[np.float64] = np.load(self.folder / "variance.npy")
         return found
+
+    @property
+    def _known(self) -> ArrayFile:
+        if self._values is None:
+            raise ValueError("there are no gradients")
+        return self._values
 
     @property
     def _path(self) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from quantcli.artifacts.scratch import create_array
+from quantcli.artifacts.scratch import ArrayFile
 from quantcli.checkpoint_view import Use
 from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
@@ -58,17 +58,18 @@ class LayerwiseBackprop:
                 run_silently(walk.backward(self._layer))
                 # Of several streams the embedding is the first.
                 width = self._quantized.hidden_size // self._quantized.streams
-                self._learn_embedding(numbers, walk.states.values[0][..., :width])
+                self._learn_embedding(numbers, walk.states.values[0,][..., :width])
         return loss
 
     @contextmanager
     def _walk(self, numbers: Sequence[int], depth: int) -> Iterator[LayerWalk[LayerInputs]]:
         model, ids = self._quantized, self._ids[list(numbers)]
         path = self._folder / "inputs.bin"
-        inputs = create_array(path, np.float32, (depth, *ids.shape, model.hidden_size))
+        inputs = ArrayFile.create(path, np.float32, (depth, *ids.shape, model.hidden_size))
         try:
             yield LayerWalk(model, ids, LayerInputs(inputs, model.dtype), label=None)
         finally:
+            inputs.close()
             path.unlink(missing_ok=True)
 
     @steady()

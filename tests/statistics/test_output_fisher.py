@@ -248,7 +248,7 @@ def test_strips_cover_all_rows() -> None:
 
 def test_a_damaged_or_unfinished_file_is_not_taken(tmp_path: Path) -> None:
     made = LayerGradients(tmp_path, (0, 2))
-    made.create((3, 2, 4, 8))[:] = 1
+    made.create((3, 2, 4, 8))[()] = np.float32(1)
     assert not LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))
     made.finish(np.zeros(5))
     assert LayerGradients(tmp_path, (0, 2)).open((3, 2, 4, 8))

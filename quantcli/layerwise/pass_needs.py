@@ -1,0 +1,77 @@
+"""What it takes to pass windows through a model layer by layer: see `quantcli.layerwise.walk`.
+
+One layer's weights are filled in the dtype of the products, one window is under way, and the
+hidden states of all windows lie in memory or in two files that take turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantcli.plan.layer_sizes import LayerSize, MatrixSize, ModelSizes
+from quantcli.plan.needs import Stage, Work
+
+LIBRARIES = 150 << 20
+"""What torch and the libraries behind it take once they have worked: their own code, a thread's
+buffers, and what the allocator keeps of what was freed."""
+_KEPT_OF_LAYER = 6
+"""Values of a layer that are alive in a forward pass, in hidden states, beside products' outputs:
+the residual, its norm, attention's output and theirs in float32."""
+_EACH_VALUE = 60
+"""Operations of products that take as long as what else is done with a value in memory."""
+_BACKWARD = 3
+"""A backward pass holds a layer's values, their gradients, and copies in between."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A model of ``sizes`` run on ``windows`` windows of ``tokens`` tokens, ``itemsize`` bytes for
+    each value that products are computed in."""
+
+    sizes: ModelSizes
+    windows: int
+    tokens: int
+    itemsize: int
+
+    @property
+    def states(self) -> int:
+        """Bytes of all windows' hidden states."""
+        return self.windows * self.tokens * self.sizes.hidden * self.itemsize
+
+    def forward_bytes(self, layer: LayerSize) -> int:
+        """A filled layer with a window in it."""
+        values = layer.outputs + _KEPT_OF_LAYER * self.sizes.hidden
+        return layer.elements * self.itemsize + self.tokens * values * self.itemsize
+
+    def backward_bytes(self, layer: LayerSize) -> int:
+        """A filled layer through which a window's gradient comes back."""
+        values = layer.outputs + _KEPT_OF_LAYER * self.sizes.hidden
+        return layer.elements * self.itemsize + _BACKWARD * self.tokens * values * self.itemsize
+
+    def forward_work(self, layer: LayerSize, windows: int) -> Work:
+        """Products with the layer's weights and of its attention."""
+        tokens, hidden = windows * self.tokens, self.sizes.hidden
+        attention = 2 * self.tokens * hidden
+        values = layer.outputs + _KEPT_OF_LAYER * hidden
+        return Work(
+            products=2.0 * tokens * (layer.active + attention),
+            float32=float(_EACH_VALUE * tokens * values),
+            read=layer.stored,
+        )
+
+    def head_work(self, windows: int) -> Work:
+        """Logits of all tokens."""
+        head = self.sizes.head
+        return Work(products=2.0 * windows * self.tokens * head.elements)
+
+
+def states_stage(passes: Passes, *, in_memory: bool, files: int = 2) -> Stage:
+    """Hidden states between layers; of a run that can be continued in two files in any case."""
+    held = passes.states if in_memory else 0
+    work = Work(written=float(passes.states * len(passes.sizes.layers)))
+    return Stage("hidden states", held, kept=files * passes.states, work=work)
+
+
+def active_tokens(matrix: MatrixSize, tokens: int) -> float:
+    """Rows of input that the matrices of a tensor get of so many tokens, all together."""
+    return float(tokens * matrix.used)

@@ -1,0 +1,64 @@
+"""What rounding a matrix takes: see `quantcli.rounding.tensor` and the rounders.
+
+While a tensor is rounded, the sums of its whole layer lie in mapped files, the output Fisher
+information of the layer is in memory, and so are its own statistics and those of the tensor before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantcli.plan.layer_sizes import MatrixSize
+from quantcli.plan.needs import Work
+from quantcli.rounding.options import Options
+from quantcli.statistics.input_needs import factor_bytes, factor_work, held_bytes, strips
+
+_ROWS = 6
+"""Copies of a matrix in float32: weights, their nearest codes' values, errors, errors weighed, and
+two of feedback's own."""
+_LOSSES = 3
+"""Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
+_FISHER = 12
+"""Bytes for an element of a strip's Fisher information: mean, damped, factor."""
+_DRIFT = 24
+"""Bytes for an element of a Hessian more where a prefix's drift is corrected."""
+
+
+def preparing_bytes(matrix: MatrixSize, *, drift: bool = False) -> int:
+    """Memory while the statistics of one matrix of a tensor are prepared, its weights read."""
+    more = _DRIFT * matrix.columns**2 if drift else 0
+    return factor_bytes(matrix.columns) + 4 * matrix.rows * matrix.columns + more
+
+
+def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> int:
+    """Memory while one matrix of a tensor is rounded, its statistics included."""
+    rows = 4 * matrix.rows * matrix.columns
+    held = held_bytes(matrix.columns) + (_DRIFT * matrix.columns**2 if drift else 0)
+    if not fisher:
+        return held + _ROWS * rows
+    sizes = strips(matrix.rows)
+    outputs = _FISHER * sum(size**2 for size in sizes)
+    # The last strip is factored beside all others' factors.
+    factoring = outputs + factor_bytes(max(sizes)) - held_bytes(max(sizes))
+    return held + max(outputs + _ROWS * rows, factoring + 3 * rows)
+
+
+def matrix_work(
+    matrix: MatrixSize, formats: Mapping[str, bool], options: Options, *, fisher: bool
+) -> Work:
+    """Work for all matrices of a tensor; ``formats`` says which of them codes are chosen in."""
+    rows, columns = matrix.rows, matrix.columns
+    by_columns = 2.0 * rows * columns**2
+    by_rows = 2.0 * columns * sum(size * size for size in strips(rows)) if fisher else 0.0
+    total = factor_work(columns).times(matrix.matrices)
+    if fisher:
+        for size in strips(rows):
+            total += factor_work(size)
+    for name, chosen in formats.items():
+        flops = _LOSSES * (by_columns + by_rows)
+        work = Work(encoded={name: float(rows * columns)})
+        if chosen:
+            flops += by_columns * (0.5 + options.sweeps) + 1.5 * by_rows
+            work += Work(descended={name: float(rows * columns)})
+        total += (work + Work(float32=flops)).times(matrix.matrices)
+    return total
