@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.atomic import refuse_existing, refuse_own
+from quantcli.artifacts.scratch_place import check_scratch, work_path
 from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.devices import choose_device
@@ -69,10 +70,12 @@ def prepare(
     legacy: bool = False,
     resume: bool = False,
     force: bool = False,
+    scratch: Path | None = None,
 ) -> CalibrationJob:
     """Decide everything about calibrating ``model``; no weight is read.
 
-    ``max_memory`` is in bytes, for hidden states. Raises UsageError, SourceError or OutputError.
+    ``max_memory`` is in bytes, for hidden states; ``scratch`` is the folder for the run's files.
+    Raises UsageError, SourceError or OutputError.
     """
     if model.from_gguf:
         raise SourceError(
@@ -82,9 +85,11 @@ def prepare(
     needs = check_needs(collect)
     refuse_own(output_paths(output, needs), {info.file for info in model.store.tensors.values()})
     refuse_existing(output_paths(output, needs), force=force or resume)
+    if scratch is not None:
+        check_scratch(scratch)
     windows = cut_windows(model, texts, ctx, chunks, seed)
     device = choose_device(device)
-    folder = checkpoint_folder(output)
+    folder = checkpoint_folder(work_path(output, scratch))
     run = ModelRun(
         model, windows, folder, choose_dtype(dtype, device, model), device, max_memory, threads
     )

@@ -6,9 +6,11 @@ would hold up Ctrl-C for as long as the server likes.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from quantcli.errors import QuantcliError
@@ -22,6 +24,23 @@ asked = threading.Event()
 
 left_behind = threading.Event()
 """Set where such threads were left; the process should end without waiting for them."""
+
+
+_leaving: list[Callable[[], object]] = []
+
+
+def before_leaving(work: Callable[[], object]) -> None:
+    """Have ``work`` done when the process ends, also where it does not wait for threads."""
+    if not _leaving:
+        atexit.register(leave)
+    _leaving.append(work)
+
+
+def leave() -> None:
+    """Do what is to be done before the process ends."""
+    while _leaving:
+        with suppress(Exception):
+            _leaving.pop()()
 
 
 def wait_unless_interrupted(work: Callable[[], T], stop: threading.Event) -> T:

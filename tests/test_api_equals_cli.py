@@ -69,7 +69,7 @@ PLANS = """
 --imatrix m.gguf --allocate
 --to compressed-tensors --imatrix m.gguf --allocate --allocate-from W3A16,keep
 --quality high
---max-memory 300M --no-mtp --download --shard 1/2
+--max-memory 300M --max-scratch 1G --scratch . --no-mtp --download --shard 1/2
 --fit 2G --on mac --ctx 4k --kv-type q8_0
 --set popular --type BF16 -o set/
 --to gptq,mlx --bits 4,8
@@ -99,12 +99,15 @@ eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --
 --device cpu
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
 --save-base base.kld --top-k 8 --max-kld 9 --max-kld99 9 --max-ppl-ratio 9 --min-top1 0 \
---max-kld999 9 --plot p.svg --report page --threads 1
+--max-kld999 9 --max-rms-dp 9 --plot p.svg --report page --threads 1
 eval-ppl mini --data text.txt --base base.dat --chunks 1 --engine torch --plot full.gguf --force
 eval-ppl mini --data text.txt --ctx 32 --chunks 2 --engine torch --max-ppl 1
 eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --engine torch --config mini --reference mini \
 --max-kld99 1e-9 --max-kld999 1e-9
-eval-ppl q4.gguf --speed --threads 1 --download
+eval-ppl q4.gguf --speed --threads 1 --download --max-bpw 9 --max-memory 4G --min-speed 0 \
+--min-prompt-speed 0
+eval-ppl q4.gguf --data text.txt --ctx 32 --chunks 2 --reference q4.gguf --greedy 4 --min-greedy 0 \
+--floor
 export q4.gguf --to gguf --split-max-size 1M --card -o s.gguf
 export q4.gguf --to hf --dtype bf16 --config mini --tokenizer mini -o folder --dry-run
 export q4.gguf --to gptq --requantize --threads 1 --download
@@ -130,6 +133,7 @@ quantize mini --calibrate text.txt -o full.gguf
 quantize mini --method awq --resume
 quantize mini --to awq --tensor-type a=Q4_0
 quantize mini --max-memory 1K
+quantize mini --bits 4 --scratch nowhere
 quantize mini --type Q4_0 -o full.gguf
 quantize mini --type IQ2_XXS
 quantize q4.gguf --type Q8_0
@@ -156,6 +160,9 @@ eval-ppl mini
 eval-ppl mini --data text.txt --plot p.svg
 eval-ppl mini --data text.txt --device gpu
 eval-ppl mini --data text.txt --max-ppl-ratio 1.1
+eval-ppl mini --data text.txt --greedy 8
+eval-ppl q4.gguf --data text.txt --floor
+eval-ppl q4.gguf --data text.txt --min-speed 1
 eval-ppl mini --data text.txt --reference mini --base base.dat
 export q4.gguf
 export q4.gguf --against mini
@@ -261,6 +268,9 @@ def _without_chance(document: dict[str, Any]) -> dict[str, Any]:
             "speeds",
         ):
             part.pop(key, None)
+    for gate in left.get("gates", ()):
+        if gate["text"] is None:
+            gate.pop("value")  # of a speed or a memory
     return left
 
 

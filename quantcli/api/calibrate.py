@@ -16,6 +16,7 @@ from quantcli.api.calls import (
     refuse_below_one,
     takes_keywords,
 )
+from quantcli.api.to_store import into_store
 from quantcli.errors import UsageError
 from quantcli.events import Show, drain
 from quantcli.layerwise.require_torch import require_torch
@@ -37,6 +38,7 @@ class CalibrateResult:
 
 
 @takes_keywords
+@into_store
 def calibrate(
     source: str | Path | None = None,
     data: Names = (),
@@ -62,7 +64,7 @@ def calibrate(
 ) -> CalibrateResult:
     """Run a model on the texts ``data`` and write the importance matrix of its weights.
 
-    Without texts the built-in one is taken; ``field`` is the key of a text in JSON lines. Windows
+    Without texts the built-in mix is taken; ``field`` is the key of a text in JSON lines. Windows
     have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
     ``collect`` names more statistics: abs_max, mean_abs, min_max, kv_max, hessian. ``max_memory``
     is that of hidden states, in bytes or as "4G". ``merge`` adds up finished calibrations instead,

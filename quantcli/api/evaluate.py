@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.api.calls import (
+    Names,
+    Watch,
+    as_names,
+    as_path,
+    parse_bytes,
+    refuse_below_one,
+    takes_keywords,
+)
 from quantcli.api.report import plan_report
 from quantcli.artifacts.atomic import refuse_existing, write_file
 from quantcli.artifacts.write import default_threads
 from quantcli.errors import GateError, UsageError
-from quantcli.evals.artifacts import AUTO, check_folder, open_artifact
+from quantcli.evals.artifacts import AUTO, EvaluatedModel, check_folder, open_artifact
 from quantcli.evals.bases.file import BaseFile
-from quantcli.evals.gates import Gates, Verdict, check_gates, judge, refuse_failures
+from quantcli.evals.gates import Gates, Verdict, check_gates, judge, needs_text, refuse_failures
 from quantcli.evals.run import EvaluationDone, EvaluationJob, check_job
 from quantcli.evals.run import evaluate as measure
 from quantcli.evals.speed import SpeedDone, check_speed, measure_speed
@@ -65,7 +73,15 @@ def evaluate(
     max_kld: float | None = None,
     max_kld99: float | None = None,
     max_kld999: float | None = None,
+    max_rms_dp: float | None = None,
     min_top1: float | None = None,
+    min_greedy: float | None = None,
+    max_bpw: float | None = None,
+    max_memory: int | str | None = None,
+    min_prompt_speed: float | None = None,
+    min_speed: float | None = None,
+    greedy: int | None = None,
+    floor: bool = False,
     plot: str | Path | None = None,
     report: str | Path | None = None,
     speed: bool = False,
@@ -79,8 +95,10 @@ def evaluate(
     Windows have ``ctx`` tokens and begin every ``stride`` ones, ``chunks`` of them at most. The
     base is the model ``reference`` or the predictions in the file ``base``; ``save_base`` writes
     such a file, of the ``top_k`` likeliest tokens alone if given. ``engine`` is auto, llama.cpp or
-    torch, ``config`` a folder with a GGUF's settings for the latter. Where a limit (``max_...`` or
-    ``min_top1``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
+    torch, ``config`` a folder with a GGUF's settings for the latter. ``greedy`` lets the reference
+    continue prompts by so many tokens, and the models read them; ``floor`` runs the reference, a
+    GGUF, in the other engine too, for what runtimes' rounding does. Where a limit (``max_...`` or
+    ``min_...``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
     ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
     ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
     the file itself.
@@ -97,7 +115,9 @@ def evaluate(
     }  # fmt: skip
     gates = Gates(
         max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio, max_kld=max_kld, max_kld99=max_kld99,
-        max_kld999=max_kld999, min_top1=min_top1,
+        max_kld999=max_kld999, max_rms_dp=max_rms_dp, min_top1=min_top1, min_greedy=min_greedy,
+        max_bpw=max_bpw, max_memory=parse_bytes(max_memory), min_prompt_speed=min_prompt_speed,
+        min_speed=min_speed,
     )  # fmt: skip
     stored = BaseFile(Path(base)) if base is not None else None
     with ExitStack() as stack:
@@ -106,6 +126,7 @@ def evaluate(
             origin = open_artifact(str(reference), on_progress=watch, **options)
             stack.enter_context(origin.model)
             options["tokenizer"] = origin.checkpoint
+        again = _floor(origin, options, watch, stack) if floor else None
         artifacts = []
         for name in as_names(models):
             artifacts.append(open_artifact(name, on_progress=watch, **options))
@@ -113,16 +134,16 @@ def evaluate(
         job = EvaluationJob(
             artifacts, texts, context=ctx, stride=stride, chunks=chunks, reference=origin,
             base=stored, save=as_path(save_base), kept=top_k, force=force,
-            threads=threads or default_threads(), device=device,
+            threads=threads or default_threads(), device=device, greedy=greedy, floor=again,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
         scored = not speed or bool(texts) or stored is not None
         check_speed(timed)
         if scored:
             check_job(job)
-            check_gates(gates, job)
+            check_gates(gates, job, is_timed=bool(timed))
         else:
-            _refuse_without_text(gates, save_base, plot)
+            _refuse_without_text(gates, save_base, plot, greedy)
         if plot is not None:
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
@@ -135,7 +156,9 @@ def evaluate(
         if scored:
             events = take_all(measure(job), EvaluationDone)
             measured = drain(in_phase("evaluating", events), watch)
-        verdicts = judge(gates, measured)
+        verdicts = judge(
+            gates, [found for found in measured if not found.is_floor], artifacts, speeds
+        )
         if plot is not None:
             _draw(Path(plot), measured, speeds, force=force)
         document = evaluation_document(job, measured, verdicts, speeds)
@@ -161,11 +184,31 @@ def evaluate(
     return result
 
 
-def _refuse_without_text(gates: Gates, save: str | Path | None, plot: str | Path | None) -> None:
+def _floor(
+    origin: EvaluatedModel | None, options: dict[str, Any], watch: Watch, stack: ExitStack
+) -> EvaluatedModel:
+    """The reference in the other engine; UsageError where it has none."""
+    if origin is None:
+        raise UsageError("--floor runs the reference once more", hint="add --reference MODEL")
+    if not origin.model.from_gguf:
+        raise UsageError(
+            f"--floor runs a GGUF in llama.cpp and in torch, and {origin.label} is a checkpoint",
+            hint="make one with --bits 16 and name it as --reference, or among the models: its "
+            "divergence is the floor",
+        )
+    other = "torch" if origin.engine != "torch" else "llama.cpp"
+    found = open_artifact(origin.label, on_progress=watch, **{**options, "engine": other})
+    stack.enter_context(found.model)
+    return found
+
+
+def _refuse_without_text(
+    gates: Gates, save: str | Path | None, plot: str | Path | None, greedy: int | None
+) -> None:
     """UsageError for what a speed alone does not give."""
-    files = {"--save-base": save, "--plot": plot}
+    files = {"--save-base": save, "--plot": plot, "--greedy": greedy}
     given = [name for name, value in files.items() if value is not None]
-    for name in (*given, *(f"--{name}" for name in gates.given())):
+    for name in (*given, *(f"--{name}" for name in needs_text(gates))):
         raise UsageError(f"{name} needs a text to evaluate on", hint="add --data FILE")
 
 
@@ -182,7 +225,7 @@ def _draw(
             written.get(found.artifact.label),
         )
         for found in measured
-        if found.summary.against is not None
+        if found.summary.against is not None and not found.is_floor
     ]
     content = draw_plot(points).encode()
     write_file(path, content, force=force)

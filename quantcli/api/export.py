@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quantcli.api.calls import Names, Watch, as_names, as_path, refuse_below_one, takes_keywords
+from quantcli.api.to_store import into_store
 from quantcli.artifacts.write import ArtifactDone, default_threads
 from quantcli.errors import SourceError, UsageError
 from quantcli.events import Show, drain, in_phase, take
@@ -49,6 +50,7 @@ class ExportResult:
 
 
 @takes_keywords
+@into_store
 def export(
     artifact: Names,
     output: str | Path | None = None,

@@ -19,6 +19,7 @@ from quantcli.api.calls import (
 from quantcli.api.fit import choose_type, read_fit
 from quantcli.api.recipe_options import RecipeOptions
 from quantcli.api.report import files_to_push, plan_outputs_report
+from quantcli.api.to_store import into_store
 from quantcli.events import Show, drain
 from quantcli.exports.to_hub import check_push, upload_artifacts
 from quantcli.plan.output_set import Output, expand_outputs
@@ -28,7 +29,7 @@ from quantcli.ranks.share import read_share
 from quantcli.report.quantized import output_document, shard_document, whole_document
 from quantcli.run import quantize as quantizing
 from quantcli.run.outputs import Quantized
-from quantcli.run.request import Request, place_outputs
+from quantcli.run.request import Request, place_outputs, refuse_with_stream
 from quantcli.types import Event, Note
 
 
@@ -69,6 +70,7 @@ class QuantizeResult:
 
 
 @takes_keywords
+@into_store
 def quantize(
     source: str | Path,
     output: str | Path | None = None,
@@ -90,6 +92,8 @@ def quantize(
     dry_run: bool = False,
     threads: int | None = None,
     max_memory: int | str | None = None,
+    scratch: str | Path | None = None,
+    max_scratch: int | str | None = None,
     shard: str | None = None,
     device: str | None = None,
     push: str | None = None,
@@ -106,13 +110,14 @@ def quantize(
     (``type=["Q4_K_M", "Q8_0"]``), an ``output_set`` by name or a recipe of several outputs make
     one file each from one read of the model, in the folder ``output``. ``mmproj`` writes the vision
     or audio tower as well, next to it, as F16 or ``mmproj_type``. The texts ``calibrate`` are
-    what a ``method`` runs the model on (the built-in text, if there are none), ``chunks`` windows
+    what a ``method`` runs the model on (the built-in mix, if there are none), ``chunks`` windows
     of them at most; without a method they make an importance matrix, which is kept next to the
     output.
     ``fit`` chooses the type for a machine, as `inspect` does with ``on``, ``ctx`` and ``kv_type``.
     A model of the Hub is read where it is, or with ``download`` stored in the Hub's cache first.
     ``resume`` continues an interrupted run or set, ``dry_run`` plans and writes nothing.
-    ``max_memory`` limits the memory while weights are written, in bytes or as "300M". ``device``
+    ``max_memory`` limits resident memory, in bytes or as "300M", and ``max_scratch`` the run's own
+    files, which lie in the folder ``scratch`` or beside the output. ``device``
     is where the model is run and methods round: auto (the default), cpu, cuda, cuda:1, xpu or mps.
     ``shard`` is the part of the work that this process does, such as "2/4", "merge" for the last
     step alone or "env" for what RANK and WORLD_SIZE say; until all parts are done, the result has
@@ -120,6 +125,7 @@ def quantize(
     ``report`` is a folder for a page and a card about what was made.
     """
     refuse_below_one(threads=threads)
+    refuse_with_stream(output, push=push, report=report, resume=resume)
     check_push(push, public=public, dry_run=dry_run)
     share = read_share(shard)
     watch = Watch(on_event)
@@ -146,6 +152,8 @@ def quantize(
         dry_run=dry_run,
         threads=threads,
         max_memory=parse_bytes(max_memory),
+        scratch=None if scratch is None else Path(scratch),
+        max_scratch=parse_bytes(max_scratch),
         left_out=asked.left_out,
         share=share,
         download=download,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli import __version__
-from quantcli.artifacts.atomic import refuse_existing, refuse_own
+from quantcli.artifacts.atomic import AtomicFiles, refuse_existing, refuse_own
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
@@ -35,6 +35,7 @@ from quantcli.artifacts.slabs import (
     refuse_weight,
 )
 from quantcli.artifacts.staging import held_bytes
+from quantcli.artifacts.stream import STREAM, StreamSink, check_stream
 from quantcli.artifacts.write import ArtifactPart, Chunk
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
@@ -49,6 +50,8 @@ from quantcli.types import MetaValue, Note, OutputTensor, text, u32
 
 _scratch = threading.local()
 """Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
+
+DIGEST_KEY = "quantcli.source.digest"
 
 Encoder = Callable[[TensorPlan, int, NDArray[Any]], NDArray[np.uint8]]
 """Packed rows of a tensor from a row on: takes the plan's line, that row and the rows as read."""
@@ -81,9 +84,22 @@ class GgufFile(GgufShards):
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     @property
+    def is_stream(self) -> bool:
+        """Whether it goes to standard output, where nothing is written a second time."""
+        return self.paths == (STREAM,)
+
+    @property
     def hashed(self) -> bool:
-        """It records the model's digest."""
-        return True
+        """It records the model's digest, but in a pipe, whose head has gone when that is known."""
+        return not self.is_stream
+
+    def open(self) -> AtomicFiles | StreamSink:
+        """The files, to be written."""
+        if not self.is_stream:
+            return super().open()
+        (layout,), (items,) = self.layouts.values(), self.shards.values()
+        extents = [(layout.offsets[item.tensor.name], item.nbytes) for item in items]
+        return StreamSink(layout.size, [(0, len(layout.header)), *extents])
 
     @property
     def sealed(self) -> bool:
@@ -144,14 +160,14 @@ class GgufFile(GgufShards):
         """Bytes of the source that are read."""
         return sum(self.model.stored_bytes(item.tensor) for item in self.plan.items)
 
-    def digest(self, leaves: Mapping[Slab, bytes]) -> str:
+    def digest(self, leaves: Mapping[Slab, bytes]) -> str | None:
         """The digest of the model's weights."""
-        return digest_model(self.model, leaves)
+        return digest_model(self.model, leaves) if self.hashed else None
 
     def tails(self, digest: str | None, content: str) -> Iterator[Chunk]:
         """The headers again, with the digest in its place and the id of the set made of both."""
         if digest is not None:
-            metadata = {**self.metadata, "quantcli.source.digest": text(digest)}
+            metadata = {**self.metadata, DIGEST_KEY: text(digest)}
             layouts = _lay_out(metadata, self.shards, content)
             yield from replace(self, metadata=metadata, layouts=layouts).heads()
 
@@ -239,12 +255,22 @@ def prepare_gguf(
     groups = split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
     paths = shard_paths(output, len(groups))
     metadata = _describe(model, plan, importance)
+    if output == STREAM:
+        if len(paths) > 1:
+            raise UsageError(
+                "--split-max-size makes several files, and standard output is one",
+                hint="leave it out, or name a file with -o",
+            )
+        del metadata[DIGEST_KEY]
+        paths = [STREAM]
     shards = {path: tuple(group) for path, group in zip(paths, groups, strict=True)}
     layouts = _lay_out(metadata, shards)
     scaled = ScaledWeights(model, plan, None if recipe.range == "mse" else importance)
     encoders = dict.fromkeys(scaled.names, scaled)
     artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force, encoders)
-    if check:
+    if check and artifact.is_stream:
+        check_stream()
+    elif check:
         read = {info.file for info in model.store.tensors.values()}
         if importance is not None and importance.path.name:
             read.add(importance.path)
@@ -306,5 +332,5 @@ def _describe(model: Model, plan: Plan, importance: Importance | None) -> dict[s
         keys["quantcli.source.repo"] = text(model.repo)
     if model.revision:
         keys["quantcli.source.revision"] = text(model.revision)
-    keys["quantcli.source.digest"] = text(UNFINISHED)
+    keys[DIGEST_KEY] = text(UNFINISHED)
     return keys

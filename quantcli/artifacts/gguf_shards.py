@@ -8,6 +8,7 @@ from typing import Protocol
 
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.gguf_container import FileLayout
+from quantcli.artifacts.stream import StreamSink
 from quantcli.artifacts.write import Artifact, Chunk
 
 
@@ -27,7 +28,7 @@ class GgufShards(Artifact, Protocol):
         """Exact size of all files together."""
         return sum(layout.size for layout in self.layouts.values())
 
-    def open(self) -> AtomicFiles:
+    def open(self) -> AtomicFiles | StreamSink:
         """The files, to be written."""
         sizes = {path: layout.size for path, layout in self.layouts.items()}
         return AtomicFiles(sizes, force=self.force)

@@ -17,9 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.read_ahead import ReadAhead
 from quantcli.artifacts.slabs import work_slabs
 from quantcli.artifacts.staging import MEETING, SHARED, claim, partial_path, remove_own
+from quantcli.artifacts.stream import StreamSink
 from quantcli.artifacts.write import (
     Artifact,
     ArtifactDone,
@@ -77,7 +80,7 @@ def write_shared(
         stack.enter_context(meeting)
         writings = [Writing(artifact, artifact.open()) for artifact in artifacts]
         for writing in writings:
-            writing.sink.share(name)
+            _files_of(writing).share(name)
             stack.enter_context(writing.sink)
         work = _Work(meeting, writings, share.count or meeting.count())
         if not share.merges:
@@ -98,6 +101,13 @@ def write_shared(
             yield Note(f"{share.label} is done; another has published {first}")
         elif not published:
             yield from work.published()
+
+
+def _files_of(writing: Writing) -> AtomicFiles | AtomicFolder:
+    """Where it writes; OutputError for a pipe, which is one process's."""
+    if isinstance(writing.sink, StreamSink):
+        raise OutputError("processes cannot share standard output", hint="name a file with -o")
+    return writing.sink
 
 
 def _remove_empty(meeting: Meeting, artifacts: Sequence[Artifact]) -> None:
@@ -233,7 +243,7 @@ class _Work:
 
     def _read(self, writing: Writing, file: str, offset: int, length: int) -> bytes:
         files: Mapping[str, Any] = self._files[self._writings.index(writing)]
-        return writing.sink.read(files.get(file, file), offset, length)
+        return _files_of(writing).read(files.get(file, file), offset, length)
 
     def _read_logs(self) -> None:
         """Take up what all ranks have recorded; of a slab that several made, this one's own."""

@@ -26,6 +26,7 @@ from quantcli.artifacts.atomic import AtomicFiles, Stamps
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.read_ahead import AHEAD_BYTES, ReadAhead
 from quantcli.artifacts.slabs import Slab, hash_rows, work_slabs
+from quantcli.artifacts.stream import StreamSink
 from quantcli.errors import OutputError, PlanError, WeightError
 from quantcli.formats.native import UnencodableError
 from quantcli.plan.budget import BASE_BYTES
@@ -40,7 +41,7 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
-Sink = AtomicFiles | AtomicFolder
+Sink = AtomicFiles | AtomicFolder | StreamSink
 
 SlabKey = tuple[int, Slab]
 """Which source, by its identity, and which of its slabs."""
@@ -138,8 +139,17 @@ class Artifact(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether each read of a slab is a request over the network."""
-        store: Any = getattr(self.source, "store", self.source)
-        return any(is_remote(info.file) for info in islice(store.tensors.values(), 1))
+        return any(is_remote(info.file) for info in islice(self._store.tensors.values(), 1))
+
+    def check_source(self) -> None:
+        """SourceError where what was read is elsewhere and has changed meanwhile."""
+        check: Callable[[], None] | None = getattr(self._store, "check_unchanged", None)
+        if check is not None:
+            check()
+
+    @property
+    def _store(self) -> Any:
+        return getattr(self.source, "store", self.source)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -227,6 +237,8 @@ def write_artifacts(
                 break
             yield from _tell_failed(writings, told)
             yield progress
+        for artifact in artifacts:
+            artifact.check_source()
         for writing in writings:
             yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
@@ -235,9 +247,10 @@ def write_artifacts(
 def share_slabs(
     writings: Sequence[Writing],
 ) -> dict[SlabKey, list[tuple[ArtifactPart, Writing]]]:
-    """The slabs with what is made of each, in their order, but those of one stored tensor together.
+    """The slabs with what is made of each, in their order.
 
-    Each of the writings gets its ``places``.
+    Of several writings, those of one stored tensor stand together. Each of the writings gets its
+    ``places``.
     """
     shared: dict[SlabKey, list[tuple[ArtifactPart, Writing]]] = {}
     for writing in writings:
@@ -246,6 +259,9 @@ def share_slabs(
             uses = shared.setdefault(key, [])
             writing.places.append((key, len(uses)))
             uses.append((part, writing))
+    if len(writings) < 2:
+        # In the order of the file, on which one that is sent through a pipe depends.
+        return shared
     order: dict[str, int] = {}
     for parts in shared.values():
         order.setdefault(parts[0][0].home, len(order))

@@ -25,7 +25,7 @@ from quantcli.cli.help_tiers import ALL, essentials
 from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
 from quantcli.errors import UsageError
-from quantcli.interrupts import left_behind
+from quantcli.interrupts import leave, left_behind
 
 COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
 """A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
@@ -189,6 +189,7 @@ def main() -> None:
     sign_of_life.take_away()
     if left_behind.is_set():
         # Python would wait for the threads.
+        leave()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

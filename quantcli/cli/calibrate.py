@@ -36,8 +36,8 @@ def calibrate(
             "-d",
             metavar="FILE[:WEIGHT]",
             help="Text, JSON lines (.jsonl) or '-' for standard input. Repeatable; with weights, "
-            "windows are taken in that proportion. Default: 110 kB of English prose from old "
-            "books that comes with quantcli, fit for a first try.",
+            "windows are taken in that proportion. Default: a built-in mix of prose, code, "
+            "conversations and other languages.",
         ),
     ] = None,
     field: Annotated[

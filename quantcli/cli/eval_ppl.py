@@ -173,6 +173,74 @@ def eval_ppl(
             help="Share of positions with the base's top token, at least, such as 0.95.",
         ),
     ] = None,
+    max_rms_dp: Annotated[
+        float | None,
+        option(
+            "--max-rms-dp",
+            metavar="X",
+            panel=_GATES,
+            help="Root mean square change of the true token's probability, at most, such as 0.05.",
+        ),
+    ] = None,
+    min_greedy: Annotated[
+        float | None,
+        option(
+            "--min-greedy",
+            metavar="X",
+            panel=_GATES,
+            help="Greedy agreement, at least, such as 0.9; needs --greedy.",
+        ),
+    ] = None,
+    max_bpw: Annotated[
+        float | None,
+        option("--max-bpw", metavar="X", panel=_GATES, help="Bits per weight, at most."),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        option(
+            "--max-memory",
+            metavar="SIZE",
+            panel=_GATES,
+            help="Memory in llama.cpp, at most, such as 6G; needs --speed.",
+        ),
+    ] = None,
+    min_prompt_speed: Annotated[
+        float | None,
+        option(
+            "--min-prompt-speed",
+            metavar="X",
+            panel=_GATES,
+            help="Tokens read per second, at least; needs --speed.",
+        ),
+    ] = None,
+    min_speed: Annotated[
+        float | None,
+        option(
+            "--min-speed",
+            metavar="X",
+            panel=_GATES,
+            help="Tokens written per second, at least; needs --speed.",
+        ),
+    ] = None,
+    greedy: Annotated[
+        int | None,
+        option(
+            "--greedy",
+            metavar="N",
+            panel=_BASE,
+            help="Let the reference write N tokens after the first half of up to 16 windows, and "
+            "show how often the models would have written the same.",
+        ),
+    ] = None,
+    floor: Annotated[
+        bool,
+        option(
+            "--floor",
+            panel=_BASE,
+            help="Run the reference, a GGUF, in the other engine too: what it differs from itself "
+            "by is the floor below which a divergence says nothing of weights.",
+        ),
+    ] = False,
     plot: Annotated[
         Path | None,
         option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
@@ -226,10 +294,11 @@ def eval_ppl(
             artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
             engine=engine, config=config, reference=reference, base=base, save_base=save_base,
             top_k=top_k, force=force, max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio,
-            max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, min_top1=min_top1,
-            plot=plot, report=report, speed=speed, device=device, download=download,
-            threads=threads,
-            on_event=out.event,
+            max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, max_rms_dp=max_rms_dp,
+            min_top1=min_top1, min_greedy=min_greedy, max_bpw=max_bpw, max_memory=max_memory,
+            min_prompt_speed=min_prompt_speed, min_speed=min_speed, greedy=greedy, floor=floor,
+            plot=plot, report=report, speed=speed, device=device,
+            download=download, threads=threads, on_event=out.event,
         )  # fmt: skip
     except GateError as error:
         show(error.result)

@@ -19,6 +19,7 @@ from quantcli.errors import SourceError, UsageError
 from quantcli.evals.agreement import Loaded, common_tokens
 from quantcli.evals.artifacts import EvaluatedModel
 from quantcli.evals.bases.file import BaseFile, BaseHeader, BaseWriter
+from quantcli.evals.greedy import Continuation, Greedy, continue_windows, follow
 from quantcli.evals.memory import available
 from quantcli.evals.scores import Base, Floats, Ids, LogitsBase, losses, row_blocks
 from quantcli.evals.summary import Summary, Tally
@@ -50,6 +51,10 @@ class EvaluationJob:
     force: bool = False
     threads: int = 1
     device: str | None = None
+    greedy: int | None = None
+    """Tokens that the reference continues prompts by."""
+    floor: EvaluatedModel | None = None
+    """The reference in another engine, which shows what the runtimes' rounding does."""
 
     @property
     def length(self) -> int:
@@ -71,6 +76,9 @@ class EvaluationDone(Event):
     text: str
     windows: int
     summary: Summary
+    greedy: Greedy | None = None
+    is_floor: bool = False
+    """Whether it is the reference once more."""
 
 
 def check_job(job: EvaluationJob) -> None:
@@ -113,6 +121,14 @@ def check_job(job: EvaluationJob) -> None:
             from quantcli.layerwise.devices import choose_device
 
             choose_device(job.device)
+    if job.greedy is not None:
+        if job.reference is None:
+            raise UsageError("--greedy needs a model that continues texts", hint="add --reference")
+        if not 0 < job.greedy <= job.length // 2:
+            raise UsageError(
+                f"--greedy {job.greedy} is not between 1 and half the window, {job.length // 2}",
+                hint="--greedy 64 is usual",
+            )
     if job.save is not None and job.reference is None and len(job.artifacts) > 1:
         raise UsageError("--save-base saves one model", hint="name the base alone")
 
@@ -122,6 +138,7 @@ def evaluate(job: EvaluationJob) -> Iterator[Event]:
     check_job(job)
     yield from _notes(job)
     groups = _groups(job)
+    continued: dict[str, list[Continuation]] = {}
     texts: list[Text | None] = [*job.texts] or [None]
     total, done = len(groups) * sum(map(_size, texts)), 0
     for number, group in enumerate(groups):
@@ -131,7 +148,7 @@ def evaluate(job: EvaluationJob) -> Iterator[Event]:
             models = [_load(artifact, job, stack) for artifact in group]
             reference = _load(job.reference, job, stack) if job.reference else None
             for text in texts:
-                for event in _evaluate_text(job, models, reference, text):
+                for event in _evaluate_text(job, models, reference, text, continued):
                     if isinstance(event, Progress):
                         event = replace(event, done=done + event.done, total=total)
                     yield event
@@ -159,12 +176,13 @@ def _notes(job: EvaluationJob) -> Iterator[Note]:
 
 def _groups(job: EvaluationJob) -> list[Sequence[EvaluatedModel]]:
     """Models that are in memory at the same time."""
-    need = sum(artifact.nbytes for artifact in job.artifacts)
+    everyone = [*job.artifacts, *([job.floor] if job.floor else ())]
+    need = sum(artifact.nbytes for artifact in everyone)
     need += job.reference.nbytes if job.reference else 0
     # Twice, since torch holds float32 of what is stored in 16 bits.
     if job.compares and 2 * need <= available() // 2:
-        return [job.artifacts]
-    return [[artifact] for artifact in job.artifacts]
+        return [everyone]
+    return [[artifact] for artifact in everyone]
 
 
 def _size(text: Text | None) -> int:
@@ -178,8 +196,9 @@ def _load(artifact: EvaluatedModel, job: EvaluationJob, stack: ExitStack) -> Loa
 
 
 def _evaluate_text(
-    job: EvaluationJob, models: Sequence[Loaded], reference: Loaded | None, text: Text | None
-) -> Iterator[Event]:
+    job: EvaluationJob, models: Sequence[Loaded], reference: Loaded | None, text: Text | None,
+    continued: dict[str, list[Continuation]],
+) -> Iterator[Event]:  # fmt: skip
     everyone = [reference, *models] if reference else models
     tokens = common_tokens(everyone, text, job.base, job.length)
     label = text.label if text else str(job.base.path) if job.base else ""
@@ -214,8 +233,15 @@ def _evaluate_text(
             yield Progress(share, 0, f"{label}, window {number} of {len(windows)}")
         if writer is not None:
             writer.publish()
+    if job.greedy is not None and reference is not None and label not in continued:
+        yield Progress(_size(text), 0, f"{label}, greedy continuations")
+        continued[label] = continue_windows(reference.engine, windows, job.greedy)
     for model, tally in zip(models, tallies, strict=True):
-        yield EvaluationDone(model.artifact, label, len(windows), tally.summary())
+        greedy = follow(model.engine, continued[label]) if job.greedy is not None else None
+        yield EvaluationDone(
+            model.artifact, label, len(windows), tally.summary(), greedy,
+            model.artifact is job.floor,
+        )  # fmt: skip
 
 
 def _score(logits: Floats, targets: Ids, base: Base | None, tally: Tally) -> None:

@@ -100,7 +100,7 @@ class Tally:
         """What the positions so far amount to."""
         nll = np.concatenate(self.nll)
         against = _against(nll, _join(self.compared)) if self.compared else None
-        return Summary(len(nll), _exp(_mean(nll)), against)
+        return Summary(len(nll), _exp(mean_of(nll)), against)
 
 
 def _join(parts: list[Comparison]) -> Comparison:
@@ -114,7 +114,8 @@ def _join(parts: list[Comparison]) -> Comparison:
     )
 
 
-def _mean(values: NDArray[np.floating]) -> Estimate:
+def mean_of(values: NDArray[np.floating]) -> Estimate:
+    """The mean and its standard error, 0 for a single value."""
     count = len(values)
     error = math.sqrt(float(values.var()) / (count - 1)) if count > 1 else 0.0
     return Estimate(float(values.mean()), error)
@@ -132,7 +133,7 @@ def _by_confidence(compared: Comparison) -> tuple[ConfidenceBand, ...]:
     for number, (low, high) in enumerate(pairwise(CONFIDENCE)):
         here = band == number
         count = int(here.sum())
-        mean = _mean(compared.divergence[here]) if count else None
+        mean = mean_of(compared.divergence[here]) if count else None
         same = _share(compared.same_top[here]) if count else None
         found.append(ConfidenceBand(low, high, count, count / len(band), mean, same))
     return tuple(found)
@@ -155,7 +156,7 @@ def _apart(a: float, b: float, covariance: float) -> float:
 
 def _against(nll: Doubles, compared: Comparison) -> Divergence:
     base, count = compared.base_nll, len(nll)
-    own, other = _mean(nll), _mean(base)
+    own, other = mean_of(nll), mean_of(base)
     # Covariance of the two means.
     shared = float(((nll - own.value) * (base - other.value)).mean()) / max(1, count - 1)
     both = own.error * other.error
@@ -166,7 +167,7 @@ def _against(nll: Doubles, compared: Comparison) -> Divergence:
         _apart(ppl.error, base_ppl.error, ppl.value * base_ppl.value * shared),
     )
     change = np.exp(-nll) - np.exp(-base)
-    squares = _mean(change**2)
+    squares = mean_of(change**2)
     rms = math.sqrt(squares.value)
     return Divergence(
         base_perplexity=base_ppl,
@@ -174,10 +175,10 @@ def _against(nll: Doubles, compared: Comparison) -> Divergence:
         log_ratio=log_ratio,
         ratio=_exp(log_ratio),
         difference=difference,
-        mean=_mean(compared.divergence),
+        mean=mean_of(compared.divergence),
         quantiles=_quantiles(compared.divergence),
         same_top=_share(compared.same_top),
-        p_mean=_mean(change),
+        p_mean=mean_of(change),
         p_rms=Estimate(rms, 0.5 / rms * squares.error if rms else 0.0),
         p_quantiles=_quantiles(change),
         ceiling=None if compared.ceiling is None else float(compared.ceiling.mean()),

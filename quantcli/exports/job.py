@@ -54,6 +54,8 @@ def make_options(to: str, **words: Any) -> ExportOptions:
                 f"--{_SPELLING.get(name, name.replace('_', '-'))} does nothing for --to {to}",
                 hint=f"it is for --to {' and --to '.join(takers)}",
             )
+    if str(given.get("output")) == "-":
+        raise UsageError("exports are written to files", hint="name one with -o")
     if given.get("evaluation") and to == "gguf" and not given.get("card"):
         raise UsageError("--eval goes into a model card", hint="add --card")
     if "split_max_size" in given:

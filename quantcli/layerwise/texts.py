@@ -18,18 +18,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from quantcli.errors import MissingExtraError, SourceError, UsageError
+from quantcli.layerwise.built_in import CONVERSATIONS, KINDS, write_plainly
 from quantcli.types import MetaValue
 from quantcli.vocab.chat_template import Conversation, render_conversations
 
 STDIN = "-"
-BUILT_IN = "built-in"
-"""Names the text that comes with quantcli, where no file is called so."""
-DEFAULT_LABEL = "built-in English prose"
+BUILT_IN, DEFAULT = "built-in", "default"
+"""Names of what comes with quantcli, where no file is called so: English prose, and the mix of all
+kinds; ``built-in/KIND`` is one of them."""
 _LINES = (".jsonl", ".ndjson")
 _TABLES = (".parquet",)
 _MESSAGES = "messages"
@@ -56,6 +56,8 @@ class Text:
     """Whether control tokens in it are to be read as such."""
     conversations: tuple[Conversation, ...] = ()
     """In place of ``content``: what a chat template makes a text of."""
+    plain: str | None = None
+    """What conversations are to a model whose template does not take them, if that is no error."""
 
     @property
     def nbytes(self) -> int:
@@ -70,31 +72,50 @@ class Text:
         """
         if not self.conversations:
             return self
-        content = render_conversations(metadata, self.conversations, self.label)
+        try:
+            content = render_conversations(metadata, self.conversations, self.label)
+        except SourceError:
+            if self.plain is None:
+                raise
+            remark = f"{self.label} become plain paragraphs: the model has no template for them"
+            return replace(self, content=self.plain, conversations=(), remark=remark)
         return replace(self, content=content, conversations=(), spelled=True)
 
 
-def default_text() -> Text:
-    """About 100 kB of English prose from the nineteenth century and before, in the public domain.
+def built_in(kind: str = "prose", weight: float | None = None) -> Text:
+    """A text that comes with quantcli; UsageError for a kind that there is not."""
+    if kind not in KINDS:
+        raise UsageError(
+            f"no built-in text is called {kind!r}",
+            hint=f"one of: {', '.join(f'{BUILT_IN}/{name}' for name in KINDS)}",
+        )
+    found = KINDS[kind]
+    if kind != CONVERSATIONS:
+        return Text(found.label, found.read().removesuffix("\n"), weight)
+    said = found.conversations()
+    plain = _BETWEEN.join(map(write_plainly, said))
+    return Text(found.label, "", weight, conversations=said, plain=plain)
 
-    It knows no other language, no code and no dialogue of today: a start, not a substitute for
-    text like that which the model will see.
+
+def default_mix(weight: float = 1.0) -> list[Text]:
+    """All kinds in their shares of ``weight``: a start where there is no text like that which the
+    model will see.
     """
-    content = files("quantcli.layerwise").joinpath("default.txt").read_text(encoding="utf-8")
-    return Text(DEFAULT_LABEL, content.removesuffix("\n"))
+    whole = sum(kind.share for kind in KINDS.values())
+    return [built_in(name, weight * kind.share / whole) for name, kind in KINDS.items()]
 
 
 def read_texts(names: Sequence[str], *, field: str | None = None) -> list[Text]:
-    """Read ``FILE``, ``FILE:WEIGHT`` or ``-`` each; the default text when there are none.
+    """Read ``FILE``, ``FILE:WEIGHT`` or ``-`` each; the default mix when there are none.
 
     ``field`` is the key of a text in JSON lines, "text" unless given; standard input is taken as
     JSON lines when it is. SourceError or UsageError when a text cannot be used.
     """
     if not names:
-        return [default_text()]
+        return default_mix()
     if sum(_split(name)[0] == STDIN for name in names) > 1:
         raise UsageError("standard input can be read only once", hint="give '-' once")
-    texts = [_read(name, field) for name in names]
+    texts = [text for name in names for text in _read(name, field)]
     weighted = [text for text in texts if text.weight is not None]
     if weighted and len(weighted) < len(texts):
         bare = next(text.label for text in texts if text.weight is None)
@@ -119,10 +140,20 @@ def _split(name: str) -> tuple[str, float | None]:
     return stem, weight
 
 
-def _read(name: str, field: str | None) -> Text:
+def _read(name: str, field: str | None) -> list[Text]:
     file, weight = _split(name)
-    if file == BUILT_IN and not Path(file).exists():
-        return replace(default_text(), weight=weight, remark=_FIRST_LOOK)
+    if Path(file).exists():
+        return [_read_one(file, weight, field)]
+    if file == DEFAULT:
+        return default_mix(1.0 if weight is None else weight)
+    head, _, kind = file.partition("/")
+    if head == BUILT_IN:
+        found = built_in(kind or "prose", weight)
+        return [replace(found, remark=_FIRST_LOOK) if not kind else found]
+    return [_read_one(file, weight, field)]
+
+
+def _read_one(file: str, weight: float | None, field: str | None) -> Text:
     if file == STDIN:
         label, raw = "standard input", sys.stdin.buffer.read()
         lines = field is not None

@@ -62,10 +62,9 @@ class Tokenizer:
             )
         return ids if self.bos is None else np.concatenate([np.array([self.bos], np.int32), ids])
 
-    def read(self, text: Text) -> Ids:
-        """Token ids of a text; of conversations, as the model's chat template writes them."""
-        found = text.render(self._metadata)
-        return self.encode(found.content, spelled=found.spelled)
+    def render(self, text: Text) -> Text:
+        """The text; of conversations, what the model's chat template makes of them."""
+        return text.render(self._metadata)
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,9 @@ def make_windows(
     SourceError when there are fewer tokens than two windows take.
     """
     each = []
+    texts = [tokenizer.render(text) for text in texts]
     for text in texts:
-        ids = tokenizer.read(text)
+        ids = tokenizer.encode(text.content, spelled=text.spelled)
         if len(ids) < (2 * ctx if len(texts) == 1 else ctx):
             least = "two windows" if len(texts) == 1 else "one window"
             raise SourceError(

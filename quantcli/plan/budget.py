@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,10 +51,11 @@ def _slab_cost(item: TensorPlan, slab_bytes: int) -> int:
 
 def free_disk(path: str | Path) -> int:
     """Bytes free for this user where ``path`` is, or where its nearest existing parent is."""
-    return shutil.disk_usage(_existing(path)).free
+    return shutil.disk_usage(existing_place(path)).free
 
 
-def _existing(path: str | Path) -> Path:
+def existing_place(path: str | Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
@@ -71,19 +70,3 @@ def check_disk(needed: int, path: str | Path) -> None:
             f"not enough disk at {path}: {needed:,} bytes needed, {free:,} bytes free",
             hint="free some space, choose another folder with -o or a smaller type",
         )
-
-
-def check_disks(outputs: Sequence[tuple[Path, int]]) -> None:
-    """OutputError unless outputs, each a path and its bytes, fit on their disks together."""
-    by_disk: dict[int, list[tuple[Path, int]]] = defaultdict(list)
-    for path, nbytes in outputs:
-        by_disk[_existing(path.absolute().parent).stat().st_dev].append((path, nbytes))
-    for found in by_disk.values():
-        needed, folder = sum(nbytes for _, nbytes in found), found[0][0].parent
-        free = free_disk(folder)
-        if needed > free:
-            raise OutputError(
-                f"not enough disk at {folder}: the {len(found)} outputs need {needed:,} bytes, "
-                f"{free:,} bytes are free",
-                hint="free some space, choose another folder with -o or fewer types",
-            )

@@ -34,9 +34,11 @@ def evaluation_tables(
     if not results:
         return [_speeds(speeds)]
     tables = []
+    floors = {found.text: found for found in results if found.is_floor}
+    results = [found for found in results if not found.is_floor]
     for text in dict.fromkeys(found.text for found in results):
         rows = [found for found in results if found.text == text]
-        tables.append(_comparison(job, text, rows, speeds))
+        tables.append(_comparison(job, text, rows, speeds, floors.get(text)))
         if len(rows) == 1 and rows[0].summary.against is not None:
             tables.append(details(rows[0].summary.against))
             tables.append(by_confidence(rows[0].summary.against))
@@ -95,11 +97,14 @@ def _rate_text(rate: float) -> str:
 
 
 def _comparison(
-    job: EvaluationJob, text: str, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone]
-) -> Table:
+    job: EvaluationJob, text: str, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone],
+    floor: EvaluationDone | None,
+) -> Table:  # fmt: skip
     by_label = {done.artifact.label: done.speed for done in speeds}
     columns = [*_MODEL, *(_SPEED if speeds else ()), *_PERPLEXITY]
     columns += _AGAINST if job.compares else ()
+    columns += [Column("greedy", "right", drop=4)] if job.greedy else []
+    blanks = [""] * bool(job.greedy)
     rows: list[tuple[str, ...]] = []
     first = results[0].summary.against
     if first is not None:
@@ -108,11 +113,13 @@ def _comparison(
         name = _named(origin) if origin else (stored, "", "")
         speed = _speed_cells(by_label.get(origin.label) if origin else None) if speeds else ()
         both = pair(first.base_perplexity, 4)
-        rows.append((*name, *speed, *both, "base", *[""] * (len(_AGAINST) - 1)))
-    for found in results:
+        rows.append((*name, *speed, *both, "base", *[""] * (len(_AGAINST) - 1), *blanks))
+    for found in [*([floor] if floor is not None else ()), *results]:
         artifact, against = found.artifact, found.summary.against
-        speed = _speed_cells(by_label.get(artifact.label)) if speeds else ()
-        row = (*_named(artifact), *speed, *pair(found.summary.perplexity, 4))
+        name = (f"noise floor ({artifact.engine})", "", "") if found.is_floor else _named(artifact)
+        timed = None if found.is_floor else by_label.get(artifact.label)
+        speed = _speed_cells(timed) if speeds else ()
+        row = (*name, *speed, *pair(found.summary.perplexity, 4))
         if against is not None:
             row += (
                 *pair(against.mean, 5),
@@ -120,6 +127,8 @@ def _comparison(
                 f"{against.quantiles[0.999]:.4f}",
                 percent_text(against.same_top.value),
             )
+        if found.greedy is not None:
+            row += (percent_text(found.greedy.agreement.value),)
         rows.append(row)
     some = results[0]
     way = f"stride {job.stride}" if job.stride else "second half of each window"
@@ -131,8 +140,41 @@ def _comparison(
     notes = [_speed_title(speeds)] if speeds else []
     if first is not None:
         notes += _judgements(results)
+        notes += _near_the_floor(floor, results)
+        notes += _greedy_note(results)
         notes += [_LOWER_BOUND] if first.ceiling is not None else []
     return Table(tuple(columns), tuple(rows), title=title, note="\n".join(notes) or None)
+
+
+def _near_the_floor(
+    floor: EvaluationDone | None, results: Sequence[EvaluationDone]
+) -> Iterator[str]:
+    """Which divergences are, for a good part, what the runtimes' rounding does."""
+    if floor is None or floor.summary.against is None:
+        return
+    least = 2 * floor.summary.against.mean.value
+    near = [
+        Path(found.artifact.label).name
+        for found in results
+        if found.summary.against is not None and found.summary.against.mean.value < least
+    ]
+    if near:
+        yield f"Less than twice the noise floor, so hardly the weights' doing: {', '.join(near)}"
+
+
+def _greedy_note(results: Sequence[EvaluationDone]) -> Iterator[str]:
+    """How far the models write what the base writes."""
+    alike = [
+        f"{Path(found.artifact.label).name} {found.greedy.alike.value:.1f}"
+        for found in results
+        if found.greedy is not None
+    ]
+    first = results[0].greedy
+    if first is not None:
+        yield (
+            f"Of {first.tokens} tokens that the base writes after {first.prompts} prompts, as many "
+            f"are written alike before the first other one: {', '.join(alike)}"
+        )
 
 
 def _judgements(results: Sequence[EvaluationDone]) -> Iterator[str]:
@@ -156,13 +198,14 @@ def evaluation_document(
 ) -> dict[str, Any]:
     """Everything with all digits, for ``--json``; "speeds" only where they were measured."""
     reference = job.reference
+    floors = [_result(found) for found in results if found.is_floor]
     return {
         "context": job.length,
         "stride": job.stride,
         "reference": reference.label if reference else None,
         "reference_engine": reference.engine if reference else None,
         "base": str(job.base.path) if job.base else None,
-        "results": [_result(found) for found in results],
+        "results": [_result(found) for found in results if not found.is_floor],
         "gates": [
             {
                 "gate": verdict.name,
@@ -174,6 +217,7 @@ def evaluation_document(
             }
             for verdict in verdicts
         ],
+        **({"floors": floors} if floors else {}),
         **({"speeds": [_speed(done) for done in speeds]} if speeds else {}),
     }
 
@@ -221,6 +265,14 @@ def _result(found: EvaluationDone) -> dict[str, Any]:
         "positions": summary.positions,
         "perplexity": _estimate(summary.perplexity),
     }
+    if found.greedy is not None:
+        fields["greedy"] = {
+            "prompts": found.greedy.prompts,
+            "tokens": found.greedy.tokens,
+            "agreement": _estimate(found.greedy.agreement),
+            "alike": _estimate(found.greedy.alike),
+            "whole": _estimate(found.greedy.whole),
+        }
     return fields | (_against(summary.against) if summary.against else {})
 
 

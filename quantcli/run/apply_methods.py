@@ -10,6 +10,7 @@ from pathlib import Path
 from quantcli.artifacts.gguf_file import GgufFile, add_metadata
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.write import default_threads
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
@@ -70,7 +71,10 @@ def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
 def statistics_beside(request: Request, output: Path) -> AbstractContextManager[TextStatistics]:
     """What `apply_methods` measures for the outputs of a run, next to the first one."""
     memory, threads = states_memory(), request.threads or default_threads()
-    return text_statistics(output, max_memory=memory, threads=threads, device=request.device)
+    if request.max_memory is not None:
+        memory = 0
+    work = work_path(output, request.scratch)
+    return text_statistics(work, max_memory=memory, threads=threads, device=request.device)
 
 
 def apply_methods(
@@ -83,9 +87,10 @@ def apply_methods(
     """
     first = batch[0].artifact.plan.recipe
     chain, options = parse_methods(first.method or USUAL_ROUNDER), read_options(first)
-    memory, threads = states_memory(), request.threads or default_threads()
+    memory = states_memory() if batch[0].states_in_memory else 0
+    threads = request.threads or default_threads()
     gradients: Path | None = None
-    original, output = _run_of(batch[0]), batch[0].path
+    original, output = _run_of(batch[0]), work_path(batch[0].path, request.scratch)
 
     def measure(candidates: Candidates) -> Events[Costs]:
         return measure_costs(

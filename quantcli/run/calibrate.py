@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.write import default_threads
 from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
 from quantcli.events import Events, in_phase, take
@@ -65,11 +66,12 @@ def calibrate_for(
     texts = read_texts(list(request.texts))
     yield Note(f"calibrating {model.label} first; the importance matrix will be {path}")
     job = prepare(
-        model, texts, path, chunks=request.chunks, collect=collect, max_memory=states_memory(),
+        model, texts, path, chunks=request.chunks, collect=collect,
+        max_memory=states_memory() if request.max_memory is None else 0,
         threads=request.threads or default_threads(),
         # An existing matrix that no interrupted run was making is nobody's to replace.
-        resume=request.resume and was_interrupted(path), force=request.force,
-        device=request.device,
+        resume=request.resume and was_interrupted(work_path(path, request.scratch)),
+        force=request.force, device=request.device, scratch=request.scratch,
     )  # fmt: skip
     done = yield from _run(job, "the same command with --resume continues")
     return read_importance(done.paths[0])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.events import Events, in_phase
 from quantcli.layerwise.texts import read_texts
 from quantcli.plan.allocate import Costs
@@ -56,7 +57,7 @@ def choose_by_importance(request: Request, planned: Sequence[Planned]) -> Events
         artifact = yield from in_phase(f"choosing {target.noun}s", choice)
         ready.append(replace(each, artifact=artifact))
     for each in planned:
-        remove_costs(each.path)
+        remove_costs(work_path(each.path, request.scratch))
     return ready
 
 
@@ -74,8 +75,9 @@ def _survey(request: Request, planned: Planned, targets: Sequence[Target]) -> Su
 
     def measure(candidates: Candidates) -> Events[Costs]:
         return measure_costs(
-            run, planned.path, candidates, options, max_memory=states_memory(),
-            threads=planned.threads, importance=importance, device=request.device,
+            run, work_path(planned.path, request.scratch), candidates, options,
+            max_memory=states_memory(), threads=planned.threads, importance=importance,
+            device=request.device,
         )  # fmt: skip
 
     return Survey(targets, measure)

@@ -25,6 +25,7 @@ from quantcli.plan.recipe import is_allocated
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec, find_codecs
 from quantcli.rounding.options import Options
+from quantcli.run.check_needs import refuse_memory, refuse_scratch
 from quantcli.run.outputs import Planned, needed_statistics, needs_text
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def rounding_stages(
             )
         )
     if late:
-        stages.append(gradients)
+        stages.append(replace(gradients, memory=gradients.memory + held))
     head = _head_stage(passes, rounded, fits, options, held)
     if head is not None:
         stages.append(head)
@@ -430,28 +431,68 @@ def make_forecast(stages: Sequence[Stage], *, runs: bool, seconds: float | None 
 
 
 def add_forecasts(request: Request, planned: Sequence[Planned]) -> list[Planned]:
-    """The outputs with what the runs that make them will need, and with how long it takes.
+    """The outputs with what the runs that make them will need, as they will be run.
 
-    Outputs that are written together, or that one run of the model serves, have one forecast.
+    Outputs that are written together, or that one run of the model serves, have one forecast; a
+    dry run also tells how long it takes. PlanError where a run of the model needs more than
+    ``request`` allows, however it is run.
     """
-    batches = [[each for each in planned if each.run is None and each.kept is None]]
+    plain = [each for each in planned if each.run is None and each.kept is None]
     methodical = [each for each in planned if each.run is not None and each.kept is None]
+    found: dict[int, Forecast] = {}
+    in_memory: dict[int, bool] = {}
+    if plain and request.dry_run:
+        forecast = _timed(plain, make_forecast([plain_stage(plain)], runs=False), request)
+        found |= {id(each): forecast for each in plain}
     if methodical:
         from quantcli.run.apply_methods import group_runs
 
-        batches += group_runs(methodical)
-    threads = request.threads or default_threads()
-    found: dict[int, Forecast] = {}
-    for batch in filter(None, batches):
-        runs = batch[0].run is not None
-        stages = method_stages(batch, Limits(), threads) if runs else [plain_stage(batch)]
-        forecast = make_forecast(stages, runs=runs)
-        costs = _unit_costs(batch, forecast.work, threads)
-        forecast = replace(forecast, seconds=costs.seconds(forecast.work))
-        found |= {id(each): forecast for each in batch}
+        for batch in group_runs(methodical):
+            forecast, stay = _fitting(batch, request)
+            if request.dry_run:
+                forecast = _timed(batch, forecast, request)
+            found |= {id(each): forecast for each in batch}
+            in_memory |= {id(each): stay for each in batch}
     # Of those that are whole nothing is to be done.
-    nothing = Forecast(resident_bytes(), (), 0.0)
-    return [replace(each, forecast=found.get(id(each), nothing)) for each in planned]
+    nothing = Forecast(resident_bytes(), (), 0.0) if request.dry_run else None
+    return [
+        replace(
+            each, forecast=found.get(id(each), nothing),
+            states_in_memory=in_memory.get(id(each), True),
+        )
+        for each in planned
+    ]  # fmt: skip
+
+
+def _fitting(batch: Sequence[Planned], request: Request) -> tuple[Forecast, bool]:
+    """The forecast of a run of the model, and whether its hidden states stay in memory.
+
+    They do where they take no more than a share of the machine's, and the run is allowed to.
+    """
+    from quantcli.run.calibrate import states_memory
+
+    threads = request.threads or default_threads()
+    label, allowed = batch[0].artifact.label, request.max_memory
+    run = batch[0].run
+    if run is None:
+        raise ValueError(f"{label} has no method")
+    passes = passes_of(run.model, run.windows, "float32")
+    stay = passes is None or passes.states <= states_memory()
+    forecast = make_forecast(method_stages(batch, Limits(stay), threads), runs=True)
+    if allowed is not None and stay and forecast.memory > allowed:
+        stay = False
+        forecast = make_forecast(method_stages(batch, Limits(stay), threads), runs=True)
+    if allowed is not None:
+        refuse_memory(label, forecast, allowed)
+    if request.max_scratch is not None:
+        refuse_scratch(label, forecast, request.max_scratch)
+    return forecast, stay
+
+
+def _timed(batch: Sequence[Planned], forecast: Forecast, request: Request) -> Forecast:
+    """The forecast with its time."""
+    costs = _unit_costs(batch, forecast.work, request.threads or default_threads())
+    return replace(forecast, seconds=costs.seconds(forecast.work))
 
 
 def _unit_costs(batch: Sequence[Planned], work: Work, threads: int) -> UnitCosts:

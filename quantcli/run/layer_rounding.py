@@ -165,12 +165,13 @@ class _RoundingVisitor(Visitor):
         windows = max(self.work.options.fisher_windows, FEWEST)
         self.ranks = self.work.run.ranks
         if self.ranks is None:
-            numbers = choose_windows(len(self.walk.ids), windows)
+            numbers, places = choose_windows(len(self.walk.ids), windows), None
         else:
             own, total = self.ranks.windows.numbers, self.ranks.windows.total
-            chosen = set(choose_windows(total, windows))
+            chosen = choose_windows(total, windows)
             numbers = tuple(i for i, number in enumerate(own) if number in chosen)
-        self.gradients = LayerGradients(self.work.gradients, numbers)
+            places = tuple(chosen.index(own[i]) for i in numbers)
+        self.gradients = LayerGradients(self.work.gradients, numbers, places)
         self._measured = False
 
     def embedding(self) -> Iterator[Event]:

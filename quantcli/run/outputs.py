@@ -94,6 +94,8 @@ class Planned:
     store: EncodedStore | None = None
     kept: str | None = None
     forecast: Forecast | None = None
+    states_in_memory: bool = True
+    """Whether hidden states may stay in memory; else they are in a file, whatever their size."""
 
     @property
     def is_tower(self) -> bool:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
 from quantcli.artifacts.prepare import default_output, prepare_artifact
+from quantcli.artifacts.scratch_place import check_scratch
 from quantcli.artifacts.staging import held_bytes, output_error
 from quantcli.artifacts.write import threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
-from quantcli.plan.budget import check_disks
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.schemes import GGUF
+from quantcli.run.check_needs import check_room
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.forecast import add_forecasts
 from quantcli.run.outputs import Planned, needs_text
@@ -81,14 +82,12 @@ def plan_all(
     """
     runs: dict[tuple[int, float], CalibratedRun] = {}
     planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
+    if request.scratch is not None:
+        check_scratch(request.scratch)
+    planned = add_forecasts(request, planned)
     if not request.dry_run:
-        sizes = [
-            (each.path, each.artifact.nbytes - held_bytes(each.artifact.paths))
-            for each in planned
-            if each.kept is None
-        ]
-        check_disks(sizes)
-    return add_forecasts(request, planned) if request.dry_run else planned
+        check_room(request, planned, [held_bytes(each.artifact.paths) for each in planned])
+    return planned
 
 
 def _plan(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
+from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
 from quantcli.errors import UsageError
 from quantcli.events import Events
@@ -146,7 +147,7 @@ def _make(
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):
-                    remove_run(batch[0].path)
+                    remove_run(work_path(batch[0].path, request.scratch))
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)

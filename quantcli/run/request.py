@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantcli.artifacts.atomic_folder import MANIFEST
+from quantcli.artifacts.stream import STREAM
 from quantcli.errors import UsageError
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.plan.filetypes import find_file_type
@@ -41,8 +42,9 @@ class Request:
 
     ``texts`` are files to run the model on, by the methods or for an importance matrix; ``chunks``
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
-    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory while weights are
-    written, in bytes. ``left_out`` are types of a named set that lack an importance matrix.
+    ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory and ``max_scratch``
+    the run's own files, in bytes. ``left_out`` are types of a named set that lack an importance
+    matrix.
     ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
@@ -61,6 +63,9 @@ class Request:
     download: bool = False
     """Store a model of the Hub in its cache instead of reading it where it is."""
     device: str | None = None
+    scratch: Path | None = None
+    """The folder for the run's own files; None for that of each output."""
+    max_scratch: int | None = None
 
     @property
     def is_set(self) -> bool:
@@ -81,7 +86,11 @@ def place_outputs(
     asked = outputs.outputs
     path = None if place is None else Path(place)
     folder: Path | None = None
-    if path is not None and (len(asked) > 1 or _is_container(place, path, asked[0].recipe)):
+    if (
+        path is not None
+        and path != STREAM
+        and (len(asked) > 1 or _is_container(place, path, asked[0].recipe))
+    ):
         path, folder = None, path
     if folder is not None and folder.suffix == ".gguf" and not folder.is_dir():
         raise UsageError(
@@ -121,6 +130,8 @@ def check_request(request: Request) -> None:
     """UsageError for whatever is wrong whatever the model; MissingExtraError for methods."""
     if not request.outputs:
         raise UsageError("no output is asked for", hint="add --type NAME")
+    if any(STREAM in (wanted.path, wanted.folder) for wanted in request.outputs):
+        _check_stream(request)
     if request.is_set:
         _check_importance(request)
     runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
@@ -207,6 +218,49 @@ def _check_ranks(recipe: Recipe) -> None:
             hint=f"leave that out for --method {USUAL_ROUNDER} alone, or unset RANK and WORLD_SIZE "
             "for one process",
         )
+
+
+def _check_stream(request: Request) -> None:
+    """UsageError for what cannot go to standard output."""
+    wanted, *others = request.outputs
+    if others:
+        raise UsageError(
+            f"standard output takes one file, and {len(request.outputs)} outputs are asked for",
+            hint="name a folder for them: -o FOLDER/",
+        )
+    if wanted.recipe.to != GGUF:
+        raise UsageError(
+            f"--to {wanted.recipe.to} makes a folder, and standard output takes a GGUF",
+            hint="name the folder with -o",
+        )
+    if wanted.recipe.method is not None or is_allocated(wanted.recipe):
+        raise UsageError(
+            "a method keeps its work beside the output, where --resume finds it, and standard "
+            "output has no such place",
+            hint="name a file with -o",
+        )
+    if request.share is not None:
+        raise UsageError(
+            "processes share a file, and standard output is one process's", hint="name it with -o"
+        )
+    if request.texts:
+        raise UsageError(
+            "the importance matrix that --calibrate makes is kept next to the output, and standard "
+            "output has no such place",
+            hint="'quantcli calibrate' first, then --imatrix FILE",
+        )
+
+
+def refuse_with_stream(place: str | Path | None, **given: object) -> None:
+    """UsageError for an option that needs the output to be a file, where it is a pipe."""
+    if place is None or str(place) != str(STREAM):
+        return
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--{name} needs a file, and -o - writes to standard output",
+                hint="name a file with -o",
+            )
 
 
 def _check_importance(request: Request) -> None:

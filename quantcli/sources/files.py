@@ -118,6 +118,9 @@ class StoredFile:
             self.fill(line, offset + place * dtype.itemsize)
         return block
 
+    def check_unchanged(self) -> None:
+        """Of a file elsewhere, SourceError where it is no longer the one that was opened."""
+
     def hint_for_head(self, head: bytes) -> str | None:
         """What a file with these first bytes most likely is, when it is not what it should be."""
         if head.startswith(_LFS_POINTER[: max(len(head), 1)]) and self.size < 1024:

@@ -115,6 +115,11 @@ class GgufCheckpoint:
         block = file.read_block(offset, dtype, width, (0, rows), (start, stop))
         return np.ascontiguousarray(block.T)
 
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        for file in self._files:
+            file.check_unchanged()
+
     def close(self) -> None:
         """Release the files."""
         for file in self._files:

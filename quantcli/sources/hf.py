@@ -139,6 +139,10 @@ class HfCheckpoint:
             raise TypeError(f"{name} is not stored in blocks")
         return held.read_blocks(self._shards, start, stop)
 
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        self._shards.check_unchanged()
+
     def close(self) -> None:
         """Release the files."""
         self._shards.close()

@@ -45,7 +45,7 @@ def open_remote_shards(folder: Path, remote: RemoteModel) -> Shards:
     """
     weight_map = read_index(folder, is_local=False)
     names = [SINGLE] if weight_map is None else sorted(set(weight_map.values()))
-    place = Place()
+    place = Place(remote)
     try:
         with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="headers") as pool:
             opened = pool.map(lambda name: remote.open_file(remote.root / name, place), names)
@@ -58,7 +58,7 @@ def open_remote_shards(folder: Path, remote: RemoteModel) -> Shards:
 
 def open_remote_gguf(path: Address, remote: RemoteModel) -> GgufCheckpoint:
     """A GGUF model, all shards of it; SourceError as `open_remote_shards`."""
-    place = Place()
+    place = Place(remote)
     try:
         return open_gguf(path, lambda each: remote.open_file(Address(each), place))
     except BaseException:

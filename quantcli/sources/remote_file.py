@@ -50,11 +50,18 @@ class Ranges(Protocol):
     def fill(self, view: memoryview, offset: int) -> None:
         """Fill ``view`` with the bytes at ``offset``; SourceError when they cannot be had."""
 
+    def check_unchanged(self) -> None:
+        """SourceError where the file is not the one that was begun."""
+
 
 class Place:
-    """What the files of one model share: connections, patience, and what was read of late."""
+    """What the files of one model share: connections, patience, and what was read of late.
 
-    def __init__(self) -> None:
+    ``owner`` is what has to stay as long as one of them.
+    """
+
+    def __init__(self, owner: object = None) -> None:
+        self.owner = owner
         self.patience = Patience()
         self.connections = Connections(CONNECTIONS, "ranges")
         self._kept: OrderedDict[Hashable, tuple[Future[bytes], int]] = OrderedDict()
@@ -189,6 +196,10 @@ class RemoteFile(StoredFile):
         data = bytearray(count)
         self._fill_in_parts(memoryview(data), start)
         return bytes(data)
+
+    def check_unchanged(self) -> None:
+        """SourceError where the file is not the one that was opened."""
+        self._ranges.check_unchanged()
 
     def close(self) -> None:
         """The last file that is closed ends the reading of all; a second call does nothing."""

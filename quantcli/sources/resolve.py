@@ -1,6 +1,7 @@
 """From what a user types to files on this machine.
 
-A target is a folder, a file, ``org/name[@revision]`` or ``hf://org/name[@revision][/file.gguf]``.
+A target is a folder, a file, ``org/name[@revision]``, ``hf://org/name[@revision][/file.gguf]`` or
+an object store's address such as ``s3://bucket/folder``.
 What exists locally wins; a target that looks like a path and does not exist is said to be missing
 and never sent to the Hub, so that a typing error costs nothing. Of a repository only the files
 that are needed are fetched: weights in safetensors, settings and the tokenizer, never ``.bin``.
@@ -16,12 +17,15 @@ from pathlib import Path
 
 from quantcli.errors import SourceError
 from quantcli.registry import near
+from quantcli.sources.address import Address
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf_header import gguf_type, is_gguf
 from quantcli.sources.hub import HubRequest, OnEvent, fetch, find_cached, find_commit
 from quantcli.sources.imatrix import is_legacy_importance
 from quantcli.sources.remote_models import HubModel, RemoteModel
 from quantcli.sources.shards import INDEX, SINGLE
+from quantcli.sources.store import is_local_address, is_store, local_path
+from quantcli.sources.store_ranges import MOST_SETTINGS, open_store_model
 from quantcli.types import Event
 
 SETTINGS_PATTERNS = (
@@ -46,6 +50,7 @@ _URI = re.compile(
     rf"hf://(?P<repo>{_NAME})(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<file>.+))?"
 )
 _SHARD = re.compile(r"(?P<stem>.*-)\d{5}(?P<rest>-of-\d{5}\.gguf)")
+_STORED_FILES = (".gguf", ".dat", ".imatrix")
 _FILE_SUFFIXES = (".gguf", ".dat", ".imatrix", ".safetensors", ".bin", ".json")
 
 
@@ -82,6 +87,10 @@ def resolve(target: str, *, on_progress: OnEvent | None = None, weights: bool = 
     """
     if target.startswith("hf://"):
         return _from_uri(target, on_progress or _ignore, weights)
+    if is_local_address(target):
+        target = local_path(target)
+    elif is_store(target):
+        return _from_store(target, weights)
     path = Path(target).expanduser()
     if path.exists():
         return _local(path)
@@ -132,7 +141,7 @@ def _missing(target: str, path: Path) -> SourceError:
     elif target.startswith(("http://", "https://")):
         hint = "for a repository of the Hub, write org/name"
     else:
-        hint = "a model is a folder, a .gguf file, org/name[@revision] or hf://org/name"
+        hint = "a model is a folder, a .gguf file, org/name[@revision], hf://org/name or s3://..."
     return SourceError(f"{target}: there is no such file or folder", hint=hint)
 
 
@@ -146,6 +155,37 @@ def _from_uri(target: str, on_event: OnEvent, weights: bool) -> Resolved:
     if match["file"] is None:
         return _checkpoint(match["repo"], match["revision"], on_event, weights)
     return _file(match["repo"], match["revision"], match["file"], on_event, weights)
+
+
+def _from_store(target: str, weights: bool) -> Resolved:
+    if target.endswith(".safetensors"):
+        folder = target.rpartition("/")[0]
+        raise SourceError(
+            f"{target}: is one file of a checkpoint", hint=f"name its folder: {folder}"
+        )
+    if not target.endswith(_STORED_FILES):
+        model = open_store_model(target)
+        patterns = CHECKPOINT_PATTERNS if weights else STREAMED_PATTERNS
+        found = model.copy_files(
+            patterns, CHECKPOINT_IGNORED, most=None if weights else MOST_SETTINGS
+        )
+        if not (found / "config.json").exists():
+            raise SourceError(f"{target}: holds no config.json, so it is not a checkpoint")
+        return Resolved(found, "checkpoint", remote=None if weights else model)
+    place, _, name = target.rpartition("/")
+    model = open_store_model(place)
+    if not weights and _is_model_file(name):
+        return Resolved(Address(target), "gguf", remote=model)
+    pattern = _SHARD.sub(lambda part: part["stem"] + "?????" + part["rest"], name)
+    copied = model.copy_files((pattern,), ())
+    if not (copied / name).exists():
+        raise SourceError(f"{target}: there is no such object or bucket")
+    return _local(copied / name)
+
+
+def _is_model_file(name: str) -> bool:
+    """Whether a file is a GGUF of a model; importance matrices are of use only as a whole."""
+    return name.endswith(".gguf") and "imatrix" not in name.lower()
 
 
 def _checkpoint(repo: str, revision: str | None, on_event: OnEvent, weights: bool) -> Resolved:
@@ -169,9 +209,7 @@ def _file(repo: str, revision: str | None, name: str, on_event: OnEvent, weights
     pattern = _SHARD.sub(lambda part: part["stem"] + "?????" + part["rest"], name)
     lacks: Callable[[Path], str | None] = partial(_lacks_file, name=name)
     wanted = HubRequest(repo, revision, (pattern,), (), lacks)
-    # Importance matrices are small, and of use only as a whole.
-    is_model = name.endswith(".gguf") and "imatrix" not in name.lower()
-    if not weights and is_model and find_cached(wanted) is None:
+    if not weights and _is_model_file(name) and find_cached(wanted) is None:
         remote = HubModel(repo, find_commit(wanted, name))
         return Resolved(remote.root / name, "gguf", repo, remote.commit, remote)
     folder = fetch(wanted, on_event)

@@ -124,6 +124,11 @@ class Shards:
         """Whether a read costs a request."""
         return self.places[name].file.is_remote
 
+    def check_unchanged(self) -> None:
+        """SourceError where a file elsewhere is no longer the one that was opened."""
+        for file in self.files:
+            file.check_unchanged()
+
     def close(self) -> None:
         """Release the files."""
         _close_all(self.files)

@@ -51,11 +51,13 @@ class EmbeddingFisher:
 class LayerGradients:
     """Gradients by the inputs of all layers and by the last one's output, in a file of ``folder``.
 
-    ``numbers`` are the windows of the run that they belong to.
+    ``numbers`` are the windows of the run that they belong to, ``places`` their places among those
+    of all ranks (None: they are all).
     """
 
     folder: Path
     numbers: tuple[int, ...]
+    places: tuple[int, ...] | None = None
     _values: ArrayFile | None = None
 
     def open(self, shape: tuple[int, ...]) -> bool:
@@ -96,8 +98,8 @@ class LayerGradients:
         values = self._known
         size = values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number in range(values.shape[1]):
-            rows = values[0, number][:, :size]
+        for window, number in enumerate(self.places or range(values.shape[1])):
+            rows = values[0, window][:, :size]
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
@@ -149,7 +151,10 @@ def measure_gradients(
     draw = torch.Generator().manual_seed(_SEED)
     variance: NDArray[np.float64] = np.zeros(model.vocabulary)
     with walk.head(weights=True):
-        for window in walk.windows:
+        turn = 0
+        for window, place in zip(walk.windows, found.places or range(count), strict=True):
+            _skip_draws(draw, place - turn, (ids.shape[1], model.vocabulary))
+            turn = place + 1
             gradient, varied = _output_gradient(model, walk.get(window), draw)
             states.replace(window, gradient)
             variance += varied / count
@@ -179,6 +184,12 @@ def measure_output_fisher(
     found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
     layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
     return found
+
+
+def _skip_draws(draw: torch.Generator, windows: int, shape: tuple[int, int]) -> None:
+    """Go past what other ranks draw for their windows, so that all draw as one process would."""
+    for _ in range(windows):
+        torch.multinomial(torch.ones(shape), 1, generator=draw)
 
 
 @steady()

@@ -35,8 +35,9 @@ def test_limits_that_are_met_exactly_pass() -> None:
         max_ppl=found.summary.perplexity.value, max_ppl_ratio=against.ratio.value,
         max_kld=against.mean.value, max_kld99=against.quantiles[0.99],
         max_kld999=against.quantiles[0.999], min_top1=against.same_top.value,
+        max_rms_dp=against.p_rms.value,
     )  # fmt: skip
-    assert [verdict.passed for verdict in judge(exact, [found])] == [True] * 6
+    assert [verdict.passed for verdict in judge(exact, [found])] == [True] * 7
     refuse_failures(judge(exact, [found]))
 
 
@@ -72,6 +73,7 @@ def _figures() -> dict[str, float]:
         "max_kld": divergence.mean(),
         "max_kld99": np.quantile(divergence, 0.99),
         "max_kld999": np.quantile(divergence, 0.999),
+        "max_rms_dp": np.sqrt(((np.exp(q) - np.exp(p))[np.arange(50), targets] ** 2).mean()),
         "min_top1": (p.argmax(axis=1) == q.argmax(axis=1)).mean(),
     }
 

@@ -72,7 +72,8 @@ def wanted_ids(model: Path) -> list[int]:
 def test_token_ids_are_those_of_transformers(model: Path, tmp_path: Path) -> None:
     (text,) = read_texts([str(lines(tmp_path / "chat.jsonl", CHATS))])
     with open_model(model) as opened:
-        ids = Tokenizer(opened).read(text)
+        made = Tokenizer(opened)
+        ids = made.encode(made.render(text).content, spelled=True)
     oracle = transformers.AutoTokenizer.from_pretrained(model)
     assert ids.tolist() == wanted_ids(model)
     assert oracle.convert_tokens_to_ids("<|end|>") in ids
@@ -109,14 +110,14 @@ def test_conversations_calibrate(model: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_a_conversation_is_named(model: Path, mini: Path, tmp_path: Path) -> None:
     (text,) = read_texts([str(lines(tmp_path / "plain.jsonl", CHATS))])
     with open_model(mini) as opened, pytest.raises(SourceError, match="has no chat template"):
-        Tokenizer(opened).read(text)
+        Tokenizer(opened).render(text)
     tool = [*CHATS, [{"role": "tool", "content": "4"}]]
     (text,) = read_texts([str(lines(tmp_path / "tool.jsonl", tool))])
     with (
         open_model(model) as opened,
         pytest.raises(SourceError, match=r"conversation 3: .* no tools here"),
     ):
-        Tokenizer(opened).read(text)
+        Tokenizer(opened).render(text)
     nobody = [[{"content": "4"}]]
     with pytest.raises(SourceError, match="line 1: a message has no role"):
         read_texts([str(lines(tmp_path / "nobody.jsonl", nobody))])  # type: ignore[arg-type]
@@ -173,6 +174,7 @@ def test_the_built_in_text_is_for_a_first_look(
     monkeypatch.chdir(tmp_path)
     (text,) = read_texts(["built-in"])
     assert text.content == read_texts([])[0].content
+    assert len(read_texts([])) == 4
     assert text.remark is not None
     assert "not for a figure to publish" in text.remark
     Path("built-in").write_text("a file of this name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ from typing import Any
 import pytest
 
 import quantcli
+from quantcli.errors import OutputError, PlanError
+from quantcli.run import check_needs, forecast
+from quantcli.types import Event, Progress
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
 pytest.importorskip("torch")
@@ -109,3 +113,89 @@ def test_memory_is_what_was_said(wish: list[str], tmp_path: Path) -> None:
         peak = _peak(process)
     assert process.returncode == 0
     assert abs(said["peak_memory_bytes"] / peak - 1) < WITHIN
+
+
+def _wish(**more: Any) -> dict[str, Any]:
+    return {"bits": 4, "method": "gptq", "fisher_windows": 0, "chunks": 4, "threads": 1, **more}
+
+
+def test_a_limit_that_nothing_fits_is_refused_with_the_smallest_that_does(tmp_path: Path) -> None:
+    output = tmp_path / "a.gguf"
+    with pytest.raises(PlanError, match=r"bytes of memory at its .* 200,000,000 allowed") as caught:
+        quantcli.quantize(MINI, output, max_memory="200M", **_wish())
+    assert re.fullmatch(r"--max-memory \d+M is the least that is enough", str(caught.value.hint))
+    with pytest.raises(PlanError, match=r"scratch disk, more than the 1,000,000") as caught:
+        quantcli.quantize(MINI, output, max_scratch="1M", **_wish())
+    assert not list(tmp_path.iterdir())
+    found = re.match(r"--max-scratch (\d+M)", str(caught.value.hint))
+    assert found is not None
+    quantcli.quantize(MINI, output, max_scratch=found[1], dry_run=True, **_wish())
+
+
+def test_hidden_states_leave_memory_before_a_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between what the two ways take a limit is kept, and said to be."""
+    monkeypatch.setattr(forecast, "resident_bytes", lambda: 300 << 20)
+    said = quantcli.quantize(MINI, tmp_path / "a.gguf", dry_run=True, **_wish(chunks=40)).document
+    states = 57 * 512 * 256 * 2
+    limit = said["peak_memory_bytes"] - states // 2
+    other = quantcli.quantize(
+        MINI, tmp_path / "a.gguf", dry_run=True, max_memory=limit, **_wish(chunks=40)
+    ).document
+    assert other["peak_memory_bytes"] <= limit
+
+
+def test_scratch_lies_where_one_says_and_resume_finds_it_there(tmp_path: Path) -> None:
+    scratch, output = tmp_path / "scratch", tmp_path / "out" / "a.gguf"
+    scratch.mkdir()
+    output.parent.mkdir()
+    seen: set[str] = set()
+
+    def stop(event: Event) -> None:
+        seen.update(path.name for path in output.parent.iterdir())
+        if isinstance(event, Progress) and event.what == "layer 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantcli.quantize(MINI, output, scratch=scratch, on_event=stop, **_wish())
+    assert not seen
+    (left,) = scratch.iterdir()
+    assert left.name.startswith(".a.gguf-")
+    assert (left / "state.json").is_file()
+    notes: list[str] = []
+    made = quantcli.quantize(
+        MINI, output, scratch=scratch, resume=True,
+        on_event=lambda event: notes.append(getattr(event, "message", "")), **_wish(),
+    )  # fmt: skip
+    assert "continuing after layer 1" in notes
+    assert not list(scratch.iterdir())
+    other = quantcli.quantize(MINI, tmp_path / "b.gguf", **_wish())
+    assert made.paths[0].read_bytes() == other.paths[0].read_bytes()
+
+
+def test_a_scratch_folder_that_takes_no_files_is_refused(tmp_path: Path) -> None:
+    output, file = tmp_path / "a.gguf", tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(OutputError, match=r"--scratch .*nowhere does not exist"):
+        quantcli.quantize(MINI, output, scratch=tmp_path / "nowhere", **_wish())
+    with pytest.raises(OutputError, match=r"--scratch .*file is no folder"):
+        quantcli.quantize(MINI, output, scratch=file, **_wish())
+    if os.geteuid() != 0:
+        file.unlink()
+        file.mkdir(0o500)
+        with pytest.raises(OutputError, match="cannot be written to"):
+            quantcli.quantize(MINI, output, scratch=file, **_wish())
+    assert not output.exists()
+
+
+def test_room_is_counted_for_scratch_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = quantcli.quantize(MINI, tmp_path / "a.gguf", dry_run=True, **_wish()).document
+    room = said["bytes"] + 10**6
+    assert said["scratch_bytes"] > room
+    monkeypatch.setattr(check_needs, "free_disk", lambda _: room)
+    with pytest.raises(OutputError, match=r"not enough disk .* of scratch files needed"):
+        quantcli.quantize(MINI, tmp_path / "a.gguf", **_wish())
+    assert not list(tmp_path.iterdir())

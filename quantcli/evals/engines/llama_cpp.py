@@ -190,6 +190,20 @@ class LlamaCppEngine:
         pointer = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, shape=(scored, self.vocabulary))
 
+    def extend(self, prompt: Tokens, count: int) -> Tokens:
+        """The ``count`` likeliest tokens after ``prompt``, one by one."""
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+        tokens, target = prompt, np.zeros(1, np.int64)
+        for start in range(0, len(prompt), PIECE):
+            places = range(start, min(start + PIECE, len(prompt)))
+            logits = self._decode(Window(tokens, len(prompt) - 1, target), places)
+        for place in range(len(prompt), len(prompt) + count):
+            check_finite(logits, self._label, 0)
+            tokens = np.append(tokens, np.int32(logits[0].argmax()))
+            if place < len(prompt) + count - 1:
+                logits = self._decode(Window(tokens, place, target), range(place, place + 1))
+        return tokens[len(prompt) :]
+
     def close(self) -> None:
         """Free the model and its context."""
         if self._model:
