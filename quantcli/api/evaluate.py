@@ -27,6 +27,8 @@ from quantcli.evals.gates import Gates, Verdict, check_gates, judge, needs_text,
 from quantcli.evals.run import EvaluationDone, EvaluationJob, check_job
 from quantcli.evals.run import evaluate as measure
 from quantcli.evals.speed import SpeedDone, check_speed, measure_speed
+from quantcli.evals.task_limits import judge_tasks, read_task_limits
+from quantcli.evals.tasks import TaskDone, load_tasks, run_tasks
 from quantcli.events import Show, drain, in_phase, take_all
 from quantcli.layerwise.texts import read_texts
 from quantcli.report.evaluations import evaluation_document, evaluation_tables
@@ -50,6 +52,7 @@ class EvaluateResult:
     document: Mapping[str, Any]
     notes: tuple[Note, ...]
     speeds: tuple[SpeedDone, ...] = ()
+    tasks: tuple[TaskDone, ...] = ()
 
 
 @takes_keywords
@@ -82,6 +85,9 @@ def evaluate(
     min_speed: float | None = None,
     greedy: int | None = None,
     floor: bool = False,
+    tasks: Names = (),
+    task_limit: int | None = None,
+    min_task: Names = (),
     plot: str | Path | None = None,
     report: str | Path | None = None,
     speed: bool = False,
@@ -99,7 +105,9 @@ def evaluate(
     continue prompts by so many tokens, and the models read them; ``floor`` runs the reference, a
     GGUF, in the other engine too, for what runtimes' rounding does. Where a limit (``max_...`` or
     ``min_...``, see `quantcli.evals.gates.Gates`) is not held, a `GateError` carries the result as
-    ``result``. ``speed`` measures GGUFs in llama.cpp as well, and without ``data`` nothing else.
+    ``result``. ``tasks`` are lm-eval's, by name or YAML file, of ``task_limit`` questions each at
+    most, and ``min_task`` limits such as "arc_easy=0.7". ``speed`` measures GGUFs in llama.cpp as
+    well; without ``data`` speeds and tasks are all that is measured.
     ``download`` stores models of the Hub first; a GGUF of the Hub always is, since llama.cpp opens
     the file itself.
     ``device`` is where torch runs models: auto (the default), cpu, cuda, cuda:1, xpu or mps.
@@ -137,13 +145,17 @@ def evaluate(
             threads=threads or default_threads(), device=device, greedy=greedy, floor=again,
         )  # fmt: skip
         timed = [*([origin] if origin is not None else []), *artifacts] if speed else []
-        scored = not speed or bool(texts) or stored is not None
+        names = as_names(tasks)
+        least = read_task_limits(as_names(min_task), task_limit, has_tasks=bool(names))
+        scored = not (speed or names) or bool(texts) or stored is not None
         check_speed(timed)
         if scored:
             check_job(job)
             check_gates(gates, job, is_timed=bool(timed))
         else:
+            check_gates(gates, job, is_timed=bool(timed))
             _refuse_without_text(gates, save_base, plot, greedy)
+        asked = load_tasks(names, task_limit) if names else None
         if plot is not None:
             if not job.compares:
                 raise UsageError("--plot draws the divergence from a base", hint="add --reference")
@@ -156,12 +168,18 @@ def evaluate(
         if scored:
             events = take_all(measure(job), EvaluationDone)
             measured = drain(in_phase("evaluating", events), watch)
+        solved = []
+        if asked is not None:
+            everyone = [*([origin] if origin is not None else []), *artifacts]
+            work = run_tasks(asked, everyone, context=ctx, threads=job.threads, device=device)
+            solved = drain(in_phase("tasks", take_all(work, TaskDone)), watch)
         verdicts = judge(
             gates, [found for found in measured if not found.is_floor], artifacts, speeds
         )
+        verdicts += judge_tasks(least, [done for done in solved if done.artifact is not origin])
         if plot is not None:
             _draw(Path(plot), measured, speeds, force=force)
-        document = evaluation_document(job, measured, verdicts, speeds)
+        document = evaluation_document(job, measured, verdicts, speeds, solved)
         pages: tuple[Path, ...] = ()
         if page is not None:
             pages = page.write(
@@ -171,10 +189,11 @@ def evaluate(
             (*(Path(path) for path in (save_base, plot) if path is not None), *pages),
             tuple(measured),
             tuple(verdicts),
-            tuple(evaluation_tables(job, measured, speeds)),
+            tuple(evaluation_tables(job, measured, speeds, solved)),
             document,
             tuple(watch.notes),
             tuple(speeds),
+            tuple(solved),
         )
     try:
         refuse_failures(verdicts)

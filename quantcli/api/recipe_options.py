@@ -42,7 +42,7 @@ class RecipeOptions(TypedDict, total=False):
     tune_steps: int
     allocate: bool
     target_size: str
-    tune: Literal["e2e"]
+    tune: Literal["e2e", "e2e-scales"]
     e2e_steps: int
     mmproj_only: bool
     no_mtp: bool

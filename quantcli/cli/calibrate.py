@@ -35,7 +35,8 @@ def calibrate(
             "--data",
             "-d",
             metavar="FILE[:WEIGHT]",
-            help="Text, JSON lines (.jsonl) or '-' for standard input. Repeatable; with weights, "
+            help="Text, JSON lines (.jsonl), '-' for standard input, or NAME:CONFIG:SPLIT of a "
+            "data set (pip install datasets). Repeatable; with weights, "
             "windows are taken in that proportion. Default: a built-in mix of prose, code, "
             "conversations and other languages.",
         ),

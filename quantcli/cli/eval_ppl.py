@@ -35,7 +35,8 @@ def eval_ppl(
             "--data",
             metavar="FILE",
             panel=_TEXT,
-            help="A text, JSON lines or '-' for standard input. Repeatable; each is reported.",
+            help="A text, JSON lines, '-' for standard input, or NAME:CONFIG:SPLIT of a data set "
+            "(pip install datasets). Repeatable; each is reported.",
         ),
     ] = None,
     ctx: Annotated[
@@ -241,6 +242,28 @@ def eval_ppl(
             "by is the floor below which a divergence says nothing of weights.",
         ),
     ] = False,
+    tasks: Annotated[
+        list[str] | None,
+        option(
+            "--tasks",
+            metavar="NAME,...",
+            help="Run these tasks of lm-eval too (pip install lm_eval), by name or YAML file, such "
+            "as arc_easy,hellaswag. Without --data nothing else is measured.",
+        ),
+    ] = None,
+    task_limit: Annotated[
+        int | None,
+        option("--task-limit", metavar="N", help="At most N questions of each task."),
+    ] = None,
+    min_task: Annotated[
+        list[str] | None,
+        option(
+            "--min-task",
+            metavar="NAME=X",
+            panel=_GATES,
+            help="A task's first metric, at least, such as arc_easy=0.7. Repeatable.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
@@ -297,6 +320,7 @@ def eval_ppl(
             max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, max_rms_dp=max_rms_dp,
             min_top1=min_top1, min_greedy=min_greedy, max_bpw=max_bpw, max_memory=max_memory,
             min_prompt_speed=min_prompt_speed, min_speed=min_speed, greedy=greedy, floor=floor,
+            tasks=tasks or (), task_limit=task_limit, min_task=min_task or (),
             plot=plot, report=report, speed=speed, device=device,
             download=download, threads=threads, on_event=out.event,
         )  # fmt: skip

@@ -19,7 +19,7 @@ ESSENTIAL: Mapping[str, tuple[str, ...]] = {
     ),
     "eval-ppl": (
         "data", "ctx", "chunks", "reference", "base", "save_base", "engine", "max_ppl", "max_kld",
-        "min_top1", "plot", "report", "speed",
+        "min_top1", "plot", "report", "speed", "tasks",
     ),
 }  # fmt: skip
 """The options of the first tier, by command; a command that is not here shows all of its own."""

@@ -76,9 +76,11 @@ def quantize(
     quality: Annotated[
         str | None,
         option(
-            "--quality", metavar="fast|high", panel=METHOD.title,
-            help="high: the methods that measured best, --method gptq --allocate for a GGUF. "
-            "Default: fast, no method.",
+            "--quality", metavar="fast|good|high|max", panel=METHOD.title,
+            help="How much to do for the same size. fast: no method (the default); good: types "
+            "chosen by cost, --method nearest --allocate, seconds; high: with error feedback, "
+            "--method gptq --allocate, minutes; max: trained besides, --tune e2e, several times "
+            "that.",
         ),
     ] = None,
     calibrate: Annotated[
@@ -301,7 +303,7 @@ def quantize(
             download=download,
             max_memory=parse_size(max_memory) if max_memory else None, scratch=scratch,
             max_scratch=parse_size(max_scratch) if max_scratch else None, left_out=asked.left_out,
-            share=share,
+            share=share, remark=asked.remark,
             device=device,
         )  # fmt: skip
         if print_recipe:

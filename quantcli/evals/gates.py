@@ -74,14 +74,17 @@ class Verdict:
     passed: bool
     artifact: str
     text: str | None
+    what: str | None = None
+    """What was measured, where the limit's name does not tell."""
 
     @property
     def sentence(self) -> str:
         """What failed."""
         relation = "below" if self.name.startswith("min-") else "above"
         where = self.artifact if self.text is None else f"{self.artifact} on {self.text}"
-        limit = f"--{self.name} {_number(self.limit)}"
-        return f"{_NAMES[self.name]} {self.value:.6g} is {relation} {limit} ({where})"
+        joint = "=" if self.what else " "
+        limit = f"--{self.name}{joint}{_number(self.limit)}"
+        return f"{self.what or _NAMES[self.name]} {self.value:.6g} is {relation} {limit} ({where})"
 
 
 def _number(value: float) -> str:

@@ -23,6 +23,7 @@ from quantcli.artifacts.folder_files import to_json
 from quantcli.artifacts.model_card import render_card
 from quantcli.artifacts.model_folder import ModelFolder, prepare_folder
 from quantcli.artifacts.slabs import UNFINISHED
+from quantcli.artifacts.static_scales import StaticScales
 from quantcli.artifacts.write import write_artifact
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.exports.cards import make_card
@@ -112,7 +113,8 @@ def prepare_codes(
     job = _prepare(model, layout, plan, path, options, "the codes of")
     if not isinstance(model.store, CodedStore):
         raise TypeError("the plan has codes of a store that has none")
-    job = replace(job, codes=SameRows(model.store, same))
+    scales = StaticScales(same.carried.inputs, same.carried.caches)
+    job = replace(job, codes=SameRows(model.store, same), scales=scales)
     how = "bit for bit" if same.exact else "the same codes and scales"
     return _prepared(job, path, f"{len(plan.items)} matrices in {plan.label}, {how}", options)
 

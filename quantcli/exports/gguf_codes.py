@@ -90,6 +90,10 @@ class CodedView(CheckpointView):
         """Nothing is."""
         return ()
 
+    def read_beside(self, name: str) -> NDArray[Any]:
+        """KeyError, since there is nothing of the kind."""
+        raise KeyError(name)
+
     def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
         """Rows of a stored tensor."""
         _, split = self.held[name]

@@ -20,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from quantcli.artifacts.atomic_folder import MANIFEST
+from quantcli.artifacts.scratch_place import check_scratch
 from quantcli.errors import OutputError, UsageError
 from quantcli.events import Events, in_phase, take
 from quantcli.report.tables import Table
@@ -56,6 +57,8 @@ class StoreOutput:
         base, _, name = self._url.rpartition("/")
         if base.endswith(":/") or not name:
             raise UsageError(f"{url} names a bucket alone", hint=f"name a file: {self._url}/m.gguf")
+        if scratch is not None:
+            check_scratch(Path(scratch))
         self._base = base
         self._folder = Path(tempfile.mkdtemp(prefix="quantcli-", dir=scratch))
         self.place = str(self._folder / name) + ("/" if url.endswith("/") else "")

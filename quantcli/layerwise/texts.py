@@ -23,6 +23,7 @@ from typing import Any
 
 from quantcli.errors import MissingExtraError, SourceError, UsageError
 from quantcli.layerwise.built_in import CONVERSATIONS, KINDS, write_plainly
+from quantcli.layerwise.dataset_texts import is_dataset, read_dataset
 from quantcli.types import MetaValue
 from quantcli.vocab.chat_template import Conversation, render_conversations
 
@@ -150,6 +151,10 @@ def _read(name: str, field: str | None) -> list[Text]:
     if head == BUILT_IN:
         found = built_in(kind or "prose", weight)
         return [replace(found, remark=_FIRST_LOOK) if not kind else found]
+    if is_dataset(file):
+        rows = read_dataset(file, field)
+        found_rows = [_document(row, f"{file}, row {n}") for n, row in enumerate(rows, 1)]
+        return [_of_documents(found_rows, file, field, weight)]
     return [_read_one(file, weight, field)]
 
 

@@ -99,6 +99,8 @@ def _describe(subject: FolderFacts) -> dict[str, Any]:
         "bits": subject.grid.bits,
         "group_size": subject.grid.group_size or -1,
         "zero_point": True,
+        # AutoRound goes by this, and takes what does not say it for symmetric.
+        "sym": False,
         "version": "gemm",
         "modules_to_not_convert": [*subject.kept, *kept_experts(subject)],
     }

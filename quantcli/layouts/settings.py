@@ -47,15 +47,24 @@ class Settings:
 
     @property
     def may_be_plain(self) -> bool:
-        """Whether they may be about activations or caches alone (compressed-tensors), or be a file
-        that was left beside weights that are no longer quantized."""
-        if self.key in _BESIDE:
+        """Whether they may be about activations or caches alone (compressed-tensors), be a file
+        that was left beside weights that are no longer quantized, or name every module that stays
+        in 16 bits (AutoRound, which leaves all out whose groups it cannot make)."""
+        if self.key in _BESIDE or self._keeps_modules:
             return True
         if self.method == "modelopt":
             return self.is_of_caches
         if self.method != "compressed-tensors":
             return False
         return self.values.get("format") == "dense" or self.is_of_caches
+
+    @property
+    def _keeps_modules(self) -> bool:
+        """Whether AutoRound's ``extra_config`` speaks of modules in 16 bits, and of no other."""
+        extra = self.values.get("extra_config")
+        if not isinstance(extra, Mapping) or not extra:
+            return False
+        return all(isinstance(own, Mapping) and own.get("bits") == 16 for own in extra.values())
 
     @property
     def is_of_caches(self) -> bool:

@@ -53,6 +53,9 @@ class CodedStore(Protocol):
     def passed_over(self) -> tuple[str, ...]:
         """Stored scales of activations and caches, which belong to no weight."""
 
+    def read_beside(self, name: str) -> NDArray[Any]:
+        """One of those, as it is stored."""
+
     def read_codes(self, name: str, start: int, stop: int) -> GridCodes:
         """Rows of such a weight; scales are of each row."""
 

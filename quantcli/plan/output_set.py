@@ -13,7 +13,7 @@ from typing import Any
 from quantcli.errors import UsageError
 from quantcli.plan.filetypes import file_types, find_file_type
 from quantcli.plan.recipe import FIELDS, Recipe
-from quantcli.plan.recipe_defaults import resolve_recipe
+from quantcli.plan.recipe_defaults import remark_on_quality, resolve_recipe
 from quantcli.plan.schemes import GGUF, find_output_layout, has_types, is_taken
 from quantcli.registry import near
 
@@ -59,6 +59,8 @@ class OutputSet:
 
     outputs: tuple[Output, ...]
     left_out: tuple[str, ...] = ()
+    remark: str | None = None
+    """On a quality that some outputs do not have in full."""
 
 
 def expand_outputs(
@@ -77,7 +79,7 @@ def expand_outputs(
         has_importance = has_texts or bool(
             fields.get("imatrix")
             or fields.get("method")
-            or quality == "high"
+            or quality in ("good", "high", "max")
             or all(base.recipe.imatrix or base.recipe.method for base in bases)
         )
         named = find_set(output_set)
@@ -107,7 +109,8 @@ def expand_outputs(
         for chosen in combine(values, base.recipe.to)
     )
     _refuse_twice(outputs)
-    return OutputSet(outputs, left)
+    remark = remark_on_quality(quality, [output.recipe.to for output in outputs])
+    return OutputSet(outputs, left, remark)
 
 
 def _taken(fields: Mapping[str, Any], to: str, layouts: Sequence[str]) -> dict[str, Any]:

@@ -253,11 +253,12 @@ class Recipe:
         "SIZE",
         check=_SIZE,
     )
-    tune: Literal["e2e"] | None = declare(
+    tune: Literal["e2e", "e2e-scales"] | None = declare(
         TRAINING,
-        "After the method, train the block scales, norms and biases of the whole model to "
-        "minimise the KL divergence from the original. Codes and file size stay the same.",
-        "e2e",
+        "After the method, train the whole model to minimise the KL divergence from the original: "
+        "codes, block scales, norms and biases, or with e2e-scales all but the codes. The file "
+        "keeps its size.",
+        "e2e|e2e-scales",
     )
     e2e_steps: int | None = declare(
         TRAINING,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from quantcli.formats.regrid import UnfitError, convert_ranges, holds_all
 from quantcli.layouts.base import CodeGrid, Grids, Layout, is_static
 from quantcli.layouts.stored_codes import CodedStore, divisor
 from quantcli.model import Model
+from quantcli.plan.carried import CACHE, Carried, find_cache_scales, input_extremes
 from quantcli.plan.folders import FolderPlan, Item, list_copies, model_dtype, mtp_notes
 from quantcli.plan.linear_layers import find_matrices, kept_modules, router_names
 from quantcli.plan.recipe import Recipe
@@ -35,11 +36,15 @@ _ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class SameCodes:
-    """The plan, each module's grid as it is stored, and whether all weights are bit for bit."""
+    """The plan, each module's grid as it is stored, and whether all weights are bit for bit.
+
+    ``carried`` are the scales of activations and caches that come along.
+    """
 
     plan: FolderPlan
     grids: Mapping[str, CodeGrid]
     exact: bool
+    carried: Carried = field(default_factory=Carried)
 
 
 def plan_same_codes(
@@ -84,13 +89,30 @@ def plan_same_codes(
     _check_stacks(found, schemes, hint)
     names = router_names(model)
     items = tuple(Item(matrix, scheme=schemes[_key(matrix)]) for matrix in coded)
+    carried = _carry(model, store, layout, items)
+    if carried.caches:
+        recipe = replace(recipe, kv_cache=CACHE)
     copies, left = list_copies(model, items, recipe.dtype, dtype, kept, names)
     modules = kept_modules(model, coded, kept, names, head=not layout.embeddings)
-    notes = [*left, *mtp_notes(model), *_notes(store, layout, items, dtype, exact)]
-    plan = FolderPlan(recipe, dtype, items, copies, modules, tuple(notes))
+    notes = [*left, *mtp_notes(model), *_notes(store, layout, items, dtype, exact, carried)]
+    plan = FolderPlan(recipe, dtype, items, copies, modules, tuple(notes), carried.owners)
     grids = store.grids
     grids = {matrix.source: grids[matrix.source] for matrix in coded}
-    return SameCodes(plan, grids, exact)
+    return SameCodes(plan, grids, exact, carried)
+
+
+def _carry(model: Model, store: CodedStore, layout: Layout, items: Sequence[Item]) -> Carried:
+    """The scales beside weights that the chosen schemes and the layout have a place for."""
+    found = find_cache_scales(model, store, layout)
+    inputs, names = {}, set(found.names)
+    for item in items:
+        seen = None
+        if item.scheme is not None and item.scheme.is_static:
+            seen = input_extremes(store, item.matrix, store.grids[item.source])
+        if seen is not None:
+            name, inputs[item.matrix.module] = seen
+            names.add(name)
+    return replace(found, inputs=inputs, names=frozenset(names))
 
 
 def _key(matrix: Matrix) -> tuple[str, int]:
@@ -155,7 +177,11 @@ def _choose(
         first = grids[matrices[0].source]
         if isinstance(first, FloatGrid):
             wanted = replace(first, strategy=family[2])
-            candidates = _float_schemes(layout, wanted)
+            told = layout.inputs is not None and all(
+                input_extremes(store, matrix, grids[matrix.source]) for matrix in matrices
+            )
+            candidates = _float_schemes(layout, wanted, static=True) if told else []
+            candidates = candidates or _float_schemes(layout, wanted)
         else:
             candidates = _integer_schemes(layout, first, (family[1], family[2]), dtype)
         if not candidates:
@@ -287,15 +313,15 @@ def _integer_scheme(layout: Layout, grids: Grids, grid: IntegerGrid) -> Scheme:
     return Scheme(layout, grid.label + kind, grid, grids.packing, "minmax", weighted=False)
 
 
-def _float_schemes(layout: Layout, grid: FloatGrid) -> list[Scheme]:
+def _float_schemes(layout: Layout, grid: FloatGrid, *, static: bool = False) -> list[Scheme]:
     """Schemes with these codes, those that leave activations alone first.
 
-    None that has scales of activations from a text.
+    Only those that have ``static`` scales of activations, or only the others.
     """
     presets = [
         preset
         for preset in layout.presets.values()
-        if _spans(preset.grid, grid) and not is_static(preset.inputs)
+        if _spans(preset.grid, grid) and is_static(preset.inputs) == static
     ]
     found = []
     for preset in sorted(presets, key=lambda preset: preset.inputs is not None):
@@ -354,8 +380,9 @@ def _check_stacks(
 
 
 def _notes(
-    store: CodedStore, layout: Layout, items: Sequence[Item], dtype: str, exact: bool
-) -> list[Note]:
+    store: CodedStore, layout: Layout, items: Sequence[Item], dtype: str, exact: bool,
+    carried: Carried,
+) -> list[Note]:  # fmt: skip
     notes = []
     for scheme in {item.scheme.label: item.scheme for item in items if item.scheme}.values():
         own = [item.matrix for item in items if item.scheme is scheme]
@@ -376,11 +403,19 @@ def _notes(
                 )
             )
         notes += layout.remark(scheme.grid, own)
-    if store.passed_over:
+    if carried.names:
         notes.append(
             Note(
-                f"{len(store.passed_over)} stored scales of activations or caches are left out, "
-                f"which a runtime finds as it runs: {store.passed_over[0]}",
+                f"{len(carried.names)} scales of activations or caches go along, such as "
+                f"{min(carried.names)}"
+            )
+        )
+    left = [name for name in store.passed_over if name not in carried.names]
+    if left:
+        notes.append(
+            Note(
+                f"{len(left)} stored scales of activations or caches are left out, which a runtime "
+                f"finds as it runs: {left[0]}",
                 "warning",
             )
         )

@@ -13,6 +13,7 @@ from quantcli.evals.gates import Verdict
 from quantcli.evals.run import EvaluationDone, EvaluationJob
 from quantcli.evals.speed import GENERATION, PROMPT, Speed, SpeedDone
 from quantcli.evals.summary import Divergence, Estimate
+from quantcli.evals.tasks import TaskDone
 from quantcli.report.against_base import by_confidence, by_text, details, pair
 from quantcli.report.tables import Column, Table
 from quantcli.report.units import number_text, percent_text, size_text
@@ -24,15 +25,17 @@ _LOWER_BOUND = (
 
 
 def evaluation_tables(
-    job: EvaluationJob, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone] = ()
-) -> list[Table]:
+    job: EvaluationJob, results: Sequence[EvaluationDone], speeds: Sequence[SpeedDone] = (),
+    solved: Sequence[TaskDone] = (),
+) -> list[Table]:  # fmt: skip
     """A comparison for each text, and the details where a single model was held against a base.
 
     Several texts stand side by side at the end, where there is a base. Without texts, the models'
     speeds alone.
     """
+    tasks = [_tasks(solved)] if solved else []
     if not results:
-        return [_speeds(speeds)]
+        return [*([_speeds(speeds)] if speeds else []), *tasks]
     tables = []
     floors = {found.text: found for found in results if found.is_floor}
     results = [found for found in results if not found.is_floor]
@@ -44,7 +47,7 @@ def evaluation_tables(
             tables.append(by_confidence(rows[0].summary.against))
     if job.compares and len({found.text for found in results}) > 1:
         tables.append(by_text(results))
-    return tables
+    return tables + tasks
 
 
 _MODEL = (Column("model"), Column("size", "right"), Column("bits/weight", "right", drop=5))
@@ -66,6 +69,21 @@ _AGAINST = (
 def _speeds(speeds: Sequence[SpeedDone]) -> Table:
     rows = tuple((*_named(done.artifact), *_speed_cells(done.speed)) for done in speeds)
     return Table((*_MODEL, *_SPEED), rows, title=_speed_title(speeds))
+
+
+def _tasks(solved: Sequence[TaskDone]) -> Table:
+    columns = (
+        Column("model"), Column("task"), Column("metric"), Column("value", "right"),
+        Column("±", "right", drop=1),
+    )  # fmt: skip
+    rows = tuple(
+        (
+            done.artifact.label, done.task, done.metric, f"{done.value:.4f}",
+            "" if done.error is None else f"{done.error:.4f}",
+        )
+        for done in solved
+    )  # fmt: skip
+    return Table(columns, rows, title="Tasks of lm-eval")
 
 
 def _speed_title(speeds: Sequence[SpeedDone]) -> str:
@@ -195,6 +213,7 @@ def evaluation_document(
     results: Sequence[EvaluationDone],
     verdicts: Sequence[Verdict],
     speeds: Sequence[SpeedDone] = (),
+    solved: Sequence[TaskDone] = (),
 ) -> dict[str, Any]:
     """Everything with all digits, for ``--json``; "speeds" only where they were measured."""
     reference = job.reference
@@ -219,6 +238,17 @@ def evaluation_document(
         ],
         **({"floors": floors} if floors else {}),
         **({"speeds": [_speed(done) for done in speeds]} if speeds else {}),
+        **({"tasks": [_task(done) for done in solved]} if solved else {}),
+    }
+
+
+def _task(done: TaskDone) -> dict[str, Any]:
+    return {
+        "artifact": done.artifact.label,
+        "task": done.task,
+        "metric": done.metric,
+        "value": done.value,
+        "error": done.error,
     }
 
 

@@ -20,7 +20,8 @@ class Options:
     ``propagate`` calibrates each layer on the outputs of the quantized layers before it, and
     corrects the target for their error. ``rounder`` names what chooses the codes, ``trainer`` what
     trains each rounded layer for ``tune_steps`` steps, if anything does; ``e2e`` trains block
-    scales and norms of the whole model at the end, for ``e2e_steps`` steps. ``fisher_windows``
+    scales and norms of the whole model at the end, for ``e2e_steps`` steps, and with ``e2e_codes``
+    its codes. ``fisher_windows``
     windows are run backward to estimate the outputs' Fisher information; with 0 of them rows are
     independent. ``block_sweeps`` sweeps go over some columns of a block format before the next are
     rounded.
@@ -36,6 +37,7 @@ class Options:
     tune_steps: int = usual("tune_steps")
     fisher_windows: int = usual("fisher_windows")
     e2e: bool = False
+    e2e_codes: bool = True
     e2e_steps: int = usual("e2e_steps")
 
     def sweeps_after(self, hessian: Hessian) -> int:

@@ -47,13 +47,18 @@ def round_by_rows(
     return packed
 
 
+def cut_groups(rows: int) -> list[slice]:
+    """The groups of a strip's rows, in the order in which they are rounded."""
+    size = max(_LEAST, rows // _SHARE // _LEAST * _LEAST)
+    return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
+
+
 def _round_strip(
     codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
     order: ColumnOrder, options: Options, pool: Workers,
 ) -> Bytes:  # fmt: skip
     """Packed rows of a strip, in the order of ``fisher``."""
-    size = max(_LEAST, len(rows) // _SHARE // _LEAST * _LEAST)
-    groups = [slice(i, min(i + size, len(rows))) for i in range(0, len(rows), size)]
+    groups = cut_groups(len(rows))
     errors = np.zeros_like(rows)
     parts: list[Bytes] = []
     first = replace(options, sweeps=max(0, options.sweeps - 1))

@@ -2,7 +2,7 @@
 
 The run's folder, its state and what makes two runs the same are those of a calibration
 (`quantcli.layerwise.checkpoint`). A layer's file appears whole or not at all. What training changed
-afterwards lies over them (`quantcli.rounding.trained_scales`).
+afterwards lies over them (`quantcli.rounding.trained`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantcli.formats import get_format
 from quantcli.formats.base import Bytes
 from quantcli.rounding.block_scales import write_factors
 from quantcli.rounding.options import Outcome
-from quantcli.rounding.trained_scales import ScaleChanges, TrainedScales, trained_path
+from quantcli.rounding.trained import Changes, Trained, trained_path
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
 from quantcli.types import Declared
@@ -34,8 +34,8 @@ class EncodedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.changes: ScaleChanges | None = None
-        self.trained: TrainedScales | None = None
+        self.changes: Changes | None = None
+        self.trained: Trained | None = None
         self._files: list[StoredFile] = []
         self._places: dict[str, tuple[StoredFile, int, tuple[int, ...]]] = {}
         self._formats: dict[str, str] = {}
@@ -88,17 +88,20 @@ class EncodedStore:
         changes = self.changes
         if changes is not None and name in changes.vectors:
             return changes.read_vector(name).reshape(1, -1).view(np.uint8)
-        packed = self.read_stored(name, start, stop)
+        if changes is not None and name in changes.codes:
+            packed = changes.read_packed(name, start, stop)
+        else:
+            packed = self.read_stored(name, start, stop)
         if changes is None or name not in changes.factors:
             return packed
         fmt = get_format(self._formats[name])
         return write_factors(fmt, packed, changes.read_factors(name, start, stop))
 
     def open_trained(self) -> bool:
-        """Take up the scales of a finished training; False where there is none."""
+        """Take up what a finished training changed; False where there is none."""
         if not trained_path(self.folder).is_file():
             return False
-        self.changes = self.trained = TrainedScales(self.folder)
+        self.changes = self.trained = Trained(self.folder)
         return True
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layer_rounding import RoundedOutput, RoundingTask, round_model
 from quantcli.run.sharing import sample_model
 from quantcli.sources.imatrix import Importance
-from quantcli.statistics.layer_gradients import FEWEST, choose_windows
+from quantcli.statistics.layer_gradients import choose_windows, count_windows
 from quantcli.types import Note
 
 
@@ -207,7 +207,8 @@ def begin_rounding(
         # What a quantized prefix or a code changes would drown in bfloat16's rounding.
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
-    run = share_windows(run, chosen=max(options.fisher_windows, FEWEST))
+    gradients_of = count_windows(options.fisher_windows, [t.name for t in job.model.tensors])
+    run = share_windows(run, chosen=gradients_of)
     places = [folder] if len(asked) == 1 else [folder / str(i) for i in range(len(asked))]
     outputs = [
         RoundedOutput(rounded, every, EncodedStore(place))

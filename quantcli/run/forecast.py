@@ -216,6 +216,7 @@ def survey_stages(
         parts_of,
         sums_bytes,
         sums_work,
+        waiting_bytes,
     )
 
     count = gradient_windows(passes, options)
@@ -231,6 +232,7 @@ def survey_stages(
         sums = sums_bytes(layer, parts_of(count))
         most = max((preparing_bytes(m) for m in layer.matrices), default=0)
         running = max(passes.forward_bytes(layer), passes.backward_bytes(layer))
+        running += waiting_bytes(passes, layer, count)
         work = passes.forward_work(layer, count) + sums_work(passes, layer, count)
         work += fisher_work(passes, layer, layer.matrices, count)
         for one in layer.inputs.values():
@@ -244,9 +246,10 @@ def survey_stages(
 
 def gradient_windows(passes: Passes, options: Options) -> int:
     """Windows that are run backwards."""
-    from quantcli.statistics.layer_gradients import FEWEST
+    from quantcli.statistics.layer_gradients import count_windows
 
-    return min(passes.windows, max(options.fisher_windows, FEWEST))
+    names = [matrix.name for layer in passes.sizes.layers for matrix in layer.matrices]
+    return min(passes.windows, count_windows(options.fisher_windows, names))
 
 
 def rounding_stages(
@@ -366,6 +369,7 @@ def _layer_stage(
         parts_of,
         sums_bytes,
         sums_work,
+        waiting_bytes,
     )
     from quantcli.training.train_needs import tune_bytes, tune_work
 
@@ -383,6 +387,7 @@ def _layer_stage(
         back = passes.backward_bytes(layer) + outputs
     widest = max((one.columns for one in layer.inputs.values()), default=0)
     running = passes.forward_bytes(layer) + 4 * widest**2 + outputs + sums
+    running += waiting_bytes(passes, layer, passes.windows)
     drift = 0
     if options.propagate:
         # Float64 sums of what the prefix's inputs differ by, in memory.

@@ -42,6 +42,7 @@ from quantcli.layerwise.walk import (
 from quantcli.model import Model
 from quantcli.rounding.base import ROUNDERS, Rounder
 from quantcli.rounding.codecs import WeightCodec
+from quantcli.rounding.device.gptq import on_device
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
@@ -54,13 +55,13 @@ from quantcli.run.ranked_rounding import (
     load_when_seen,
     statistics_of,
 )
-from quantcli.statistics.hessian import prepare_hessian
+from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     EmbeddingFisher,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -97,8 +98,7 @@ class RoundingTask:
     @property
     def rounder(self) -> Rounder:
         """What chooses the codes."""
-        found: Rounder = ROUNDERS.get(self.options.rounder)
-        return found
+        return on_device(ROUNDERS.get(self.options.rounder), self.run.device)
 
     @property
     def trainer(self) -> Trainer | None:
@@ -144,7 +144,10 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
         yield from walk.run(_RoundingVisitor(work, walk, checkpoint, pool, stack))
         for output in work.outputs if work.options.e2e else ():
             own = replace(run, folder=output.store.folder)
-            task = Task(own, output.every_codec, output.store, walk.model, walk.states.get)
+            task = Task(
+                own, output.every_codec, output.store, walk.model, walk.states.get,
+                codes=work.options.e2e_codes,
+            )  # fmt: skip
             yield from train_end_to_end(task, work.options.e2e_steps)
 
 
@@ -162,7 +165,7 @@ class _RoundingVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
-        windows = max(self.work.options.fisher_windows, FEWEST)
+        windows = count_windows(self.work.options.fisher_windows, self.tensors)
         self.ranks = self.work.run.ranks
         if self.ranks is None:
             numbers, places = choose_windows(len(self.walk.ids), windows), None
@@ -172,6 +175,7 @@ class _RoundingVisitor(Visitor):
             numbers = tuple(i for i, number in enumerate(own) if number in chosen)
             places = tuple(chosen.index(own[i]) for i in numbers)
         self.gradients = LayerGradients(self.work.gradients, numbers, places)
+        self.algebra = find_algebra(self.work.run.device)
         self._measured = False
 
     def embedding(self) -> Iterator[Event]:
@@ -198,9 +202,12 @@ class _RoundingVisitor(Visitor):
             outputs = yield from self._output_fisher(layer)
             if outputs is not None:
                 held.enter_context(outputs)
+                sums.weights = outputs.weights
+                if self.ranks is not None:
+                    outputs.weights.add_up(self.ranks.group)
 
             def observe(number: int) -> ObserveInput:
-                sums.watch(self._number(number))
+                sums.watch(number, self._place(number))
                 return sums.observe if prefix is None else sums.remember
 
             def compare(number: int) -> None:
@@ -231,7 +238,7 @@ class _RoundingVisitor(Visitor):
             return
         with self._accumulator("the output head") as sums:
             for number in self.walk.windows:
-                sums.watch(self._number(number))
+                sums.watch(number, self._place(number))
                 given = self.model.head_input(self.walk.get(number))
                 if self.prefix is None:
                     sums.observe(given)
@@ -263,9 +270,10 @@ class _RoundingVisitor(Visitor):
             return
         yield from self._measure()
         fisher = self._embedding_fisher()
-        hessian = prepare_hessian(fisher.fit, EMBEDDING_DAMPING, self.work.options.column_order)
+        order = self.work.options.column_order
+        hessian = self.algebra.prepare(fisher.fit, EMBEDDING_DAMPING, order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
-        statistics = MatrixStatistics(hessian, fit, held_out)
+        statistics = self.algebra.statistics(hessian, fit, held_out)
         if self.ranks is not None:
             yield from self._round_share(number, [name], lambda name, matrix: statistics)
         else:
@@ -275,7 +283,7 @@ class _RoundingVisitor(Visitor):
         group = None if self.ranks is None else self.ranks.group
         return embedding_fisher(self.model, self.work.run.windows.ids[0], self.gradients, group)
 
-    def _number(self, window: int) -> int:
+    def _place(self, window: int) -> int:
         """A window's number among those of all ranks."""
         return window if self.ranks is None else self.ranks.windows.numbers[window]
 
@@ -294,7 +302,8 @@ class _RoundingVisitor(Visitor):
         tensors = [tensor for name, tensor in self.tensors.items() if name in names]
         gradients = self.gradients.of(layer.index, self.model)
         pairs = zip(self.gradients.numbers, gradients, strict=True)
-        return measure_output_fisher(layer, pairs, tensors, self.work.run.folder)
+        folder = self.work.run.folder
+        return measure_output_fisher(layer, pairs, tensors, folder, self.algebra.fisher)
 
     def _measure(self) -> Iterator[Event]:
         """Gradients of all layers, once for the run."""
@@ -315,8 +324,9 @@ class _RoundingVisitor(Visitor):
         targets = self.model.parameters.targets
         options = self.work.options
         return HessianAccumulator(
-            targets, self.work.run.folder, place, options.damping, options.column_order
-        )
+            targets, self.work.run.folder, place, options.damping, options.column_order,
+            self.algebra,
+        )  # fmt: skip
 
     def _round(
         self, layer: int, names: Sequence[str],

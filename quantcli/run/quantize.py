@@ -29,7 +29,7 @@ from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
-from quantcli.run.request import Request, check_request, check_texts
+from quantcli.run.request import Request, check_division, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.sharing import share_with_others
 from quantcli.run.write_outputs import Ledger, write_outputs
@@ -53,6 +53,7 @@ def quantize(
     if request.share is None or not request.share.together or not runs or request.dry_run:
         return (yield from _quantize(request, on_fetch))
     require_torch()
+    check_division(request)
     from quantcli.ranks.group import join
 
     with join(request.share):
@@ -69,6 +70,8 @@ def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[
         require_torch()
     files = {recipe.imatrix for recipe in recipes if recipe.imatrix}
     known = {file: read_importance(Path(file)) for file in files}
+    if request.remark:
+        yield Note(request.remark, "warning")
     if request.left_out:
         yield Note(
             f"{', '.join(request.left_out)} of the set are left out, since they need an importance "

@@ -21,7 +21,7 @@ from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.options import Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.statistics.matrix_statistics import MatrixStatistics
-from quantcli.statistics.output_fisher import OutputFisher, cut_strips
+from quantcli.statistics.output_fisher import cut_strips
 from quantcli.types import OutputTensor
 
 Home = tuple[str, int]
@@ -111,7 +111,8 @@ def statistics_of(unit: Unit, found: MatrixStatistics | None) -> MatrixStatistic
     if found is None or found.outputs is None or unit.strip is None:
         return found
     mean = found.outputs.means[unit.strip]
-    return replace(found, outputs=OutputFisher(unit.stop - unit.start, (mean,)))
+    outputs = replace(found.outputs, rows=unit.stop - unit.start, means=(mean,))
+    return replace(found, outputs=outputs)
 
 
 def join_outcomes(parts: Sequence[tuple[Unit, Outcome]]) -> Outcome:

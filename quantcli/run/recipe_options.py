@@ -75,5 +75,6 @@ def read_options(recipe: Recipe) -> Options:
         rounder=chain.rounder or NEAREST.name,
         trainer=chain.trainer,
         e2e=recipe.tune is not None,
+        e2e_codes=recipe.tune != "e2e-scales",
         **{name: value for name, value in given.items() if value is not None},
     )

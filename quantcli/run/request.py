@@ -44,7 +44,7 @@ class Request:
     limits their windows. ``resume`` continues an interrupted run, ``force`` replaces what exists,
     ``dry_run`` plans and writes nothing. ``max_memory`` limits resident memory and ``max_scratch``
     the run's own files, in bytes. ``left_out`` are types of a named set that lack an importance
-    matrix.
+    matrix, ``remark`` is said before the work.
     ``device`` is where the model is run and methods round, a name of `quantcli.layerwise.devices`.
     """
 
@@ -58,6 +58,7 @@ class Request:
     threads: int | None = None
     max_memory: int | None = None
     left_out: Sequence[str] = ()
+    remark: str | None = None
     share: Share | None = None
     """This process's share of the work, where several do it."""
     download: bool = False
@@ -154,8 +155,6 @@ def check_request(request: Request) -> None:
             from quantcli.run.recipe_options import check_methods
 
             check_methods(recipe, resume=request.resume and not request.is_set)
-            if request.share is not None:
-                _check_ranks(recipe)
         else:
             _refuse_without_method(recipe, request)
             if request.texts and not recipe.mmproj_only:
@@ -198,8 +197,14 @@ def _check_device(name: str, *, runs: bool) -> None:
     choose_device(name)
 
 
-def _check_ranks(recipe: Recipe) -> None:
-    """UsageError for what ranks do not divide."""
+def check_division(request: Request) -> None:
+    """UsageError for what ranks that run a model do not divide, before they meet."""
+    for wanted in request.outputs:
+        if wanted.recipe.method is not None:
+            _check_division(wanted.recipe)
+
+
+def _check_division(recipe: Recipe) -> None:
     from quantcli.run.methods import parse_methods
     from quantcli.run.recipe_options import read_options
 

@@ -33,12 +33,13 @@ from quantcli.rounding.options import Options
 from quantcli.run.allocation_targets import Candidates
 from quantcli.run.sample_rows import matrix_count, sample_rows
 from quantcli.sources.imatrix import Importance
-from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.statistics.algebra import find_algebra
+from quantcli.statistics.hessian import Hessian
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
-    FEWEST,
     LayerGradients,
     choose_windows,
+    count_windows,
     embedding_fisher,
     measure_gradients,
     measure_output_fisher,
@@ -73,7 +74,8 @@ def measure_type_costs(
     known = _read(path, identity)
     if known is not None:
         return known
-    numbers = choose_windows(len(run.windows.ids), max(options.fisher_windows, FEWEST))
+    names = [tensor.name for tensor in run.model.tensors]
+    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, names))
     few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
     with (
         workers(run.threads) as pool,
@@ -106,6 +108,7 @@ class _CostVisitor(Visitor):
     def __post_init__(self) -> None:
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.run.model.tensors}
+        self.algebra = find_algebra(self.run.device)
         self.feeds_back = "hessian" in ROUNDERS.get(self.options.rounder).needs
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
@@ -114,8 +117,11 @@ class _CostVisitor(Visitor):
         gradients = enumerate(self.gradients.of(layer.index, self.model))
         with (
             self._accumulator(f"layer {layer.index}") as sums,
-            measure_output_fisher(layer, gradients, wanted, self.run.folder) as outputs,
+            measure_output_fisher(
+                layer, gradients, wanted, self.run.folder, self.algebra.fisher
+            ) as outputs,
         ):
+            sums.weights = outputs.weights
             yield from layer.forward(sums.watch)
             for name in sums.names:
                 if name not in self.candidates:
@@ -149,7 +155,7 @@ class _CostVisitor(Visitor):
         ids = self.walk.ids
         fisher = embedding_fisher(self.model, ids[0], self.gradients)
         fit = np.asarray(fisher.fit, np.float32)
-        hessian = prepare_hessian(fit, EMBEDDING_DAMPING, self.options.column_order)
+        hessian = self.algebra.prepare(fit, EMBEDDING_DAMPING, self.options.column_order)
         count = self.tensors[name].rows
         shares = np.bincount(ids.reshape(-1), minlength=count)[:count] / ids.size
         self._add(name, shares, hessian, np.ascontiguousarray(fit.diagonal()))
@@ -162,8 +168,9 @@ class _CostVisitor(Visitor):
         targets = self.model.parameters.targets
         options = self.options
         return HessianAccumulator(
-            targets, self.run.folder, place, options.damping, options.column_order
-        )
+            targets, self.run.folder, place, options.damping, options.column_order,
+            self.algebra,
+        )  # fmt: skip
 
     def _row_weights(self, outputs: OutputFisher) -> NDArray[np.float64]:
         """D of the outputs' F, in the order of the rows, or its diagonal without feedback."""

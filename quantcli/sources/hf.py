@@ -76,6 +76,10 @@ class HfCheckpoint:
         """Stored scales of activations and caches, which belong to no weight."""
         return self._passed_over
 
+    def read_beside(self, name: str) -> NDArray[Any]:
+        """One of those, as it is stored; SourceError for a dtype that is not read."""
+        return self._shards.load(name)
+
     def leave_out(self, names: Container[str]) -> None:
         """Do as if these tensors were not stored."""
         self._tensors = {n: info for n, info in self._tensors.items() if n not in names}

@@ -1,4 +1,4 @@
-"""Files of a Hugging Face Hub repository: the local cache first, then a download.
+"""What a Hugging Face Hub repository holds, and what of it is in the local cache.
 
 ``huggingface_hub`` does the work and honours its own environment (HF_HOME, HF_HUB_CACHE, HF_TOKEN,
 HF_HUB_OFFLINE, HF_ENDPOINT); it is imported only when a repository is asked for. A cached snapshot
@@ -8,7 +8,6 @@ sentence each, and the library's own bars stay dark: progress comes as events.
 
 from __future__ import annotations
 
-import io
 import logging
 import re
 import threading
@@ -22,7 +21,7 @@ from typing import Any, TypeVar
 from quantcli.errors import SourceError
 from quantcli.interrupts import wait_unless_interrupted
 from quantcli.sources.patience import STATUSES, PassingError, Patience, read_retry_after
-from quantcli.types import Event, Note, Progress
+from quantcli.types import Event
 
 T = TypeVar("T")
 
@@ -52,36 +51,21 @@ class HubRequest:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def fetch(wanted: HubRequest, on_event: OnEvent, *, ask: bool = False) -> Path:
-    """The snapshot folder with the wanted files, downloaded if need be.
-
-    ``ask`` compares with the Hub's list of files even when nothing seems to lack. SourceError when
-    the repository, the revision or a file is not there or may not be read.
-    """
-    cached = None if ask else find_cached(wanted)
-    if cached is not None:
-        return cached
-    on_event(Note(f"{wanted.label} is not in the local cache; asking the Hub"))
-    with explaining(wanted), dark():
-        stop = threading.Event()
-        bar = _bar_class(wanted.label, on_event, stop)
-        folder = wait_unless_interrupted(
-            partial(_persist, stop, partial(_newest_snapshot, wanted, tqdm_class=bar)), stop
-        )
-    missing = wanted.lacks(folder)
-    if missing is not None:
-        raise explain_gap(wanted, missing)
-    return folder
-
-
 def find_commit(wanted: HubRequest, name: str) -> str:
     """The commit that the revision stands for now; SourceError unless it holds ``name``."""
-    stop = threading.Event()
-    with explaining(wanted), dark():
-        facts = wait_unless_interrupted(partial(_persist, stop, partial(_facts, wanted)), stop)
+    facts = find_facts(wanted)
     if not any(sibling.rfilename == name for sibling in facts.siblings or ()):
         raise explain_gap(wanted, f"the repository holds no file {name}")
     return str(facts.sha)
+
+
+def find_facts(wanted: HubRequest, *, files: bool = False) -> Any:
+    """The library's ``ModelInfo``: commit and files, with ``files`` their sizes and tags too."""
+    stop = threading.Event()
+    with explaining(wanted), dark():
+        return wait_unless_interrupted(
+            partial(_persist, stop, partial(_facts, wanted, files_metadata=files)), stop
+        )
 
 
 def find_cached(wanted: HubRequest) -> Path | None:
@@ -163,43 +147,26 @@ def told_wait(answer: Any) -> float | None:
     return told
 
 
-def _facts(wanted: HubRequest) -> Any:
+def _facts(wanted: HubRequest, **options: Any) -> Any:
     from huggingface_hub import HfApi
 
-    return HfApi().model_info(wanted.repo, revision=wanted.revision)
-
-
-def _newest_snapshot(wanted: HubRequest, **options: Any) -> Path:
-    """The snapshot of the commit that the revision stands for now.
-
-    Where the Hub fails to say which that is, the library would be content with an older one.
-    """
-    commit = _facts(wanted).sha
-    folder = _snapshot(wanted, **options)
-    if folder.name != commit:
-        raise ConnectionError(f"commit {commit} was not found, but {folder.name}")
-    return folder
-
-
-def _snapshot(wanted: HubRequest, **options: Any) -> Path:
-    from huggingface_hub import snapshot_download
-
-    return Path(
-        snapshot_download(
-            wanted.repo,
-            revision=wanted.revision,
-            allow_patterns=list(wanted.patterns),
-            ignore_patterns=list(wanted.ignored) or None,
-            **options,
-        )
-    )
+    return HfApi().model_info(wanted.repo, revision=wanted.revision, **options)
 
 
 def _cached(wanted: HubRequest) -> Path | None:
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        folder = _snapshot(wanted, local_files_only=True)
+        folder = Path(
+            snapshot_download(
+                wanted.repo,
+                revision=wanted.revision,
+                allow_patterns=list(wanted.patterns),
+                ignore_patterns=list(wanted.ignored) or None,
+                local_files_only=True,
+            )
+        )
     except LocalEntryNotFoundError:
         return None
     return folder if wanted.lacks(folder) is None else None
@@ -297,35 +264,3 @@ def dark() -> Iterator[None]:
         logger.setLevel(level)
         if not was_dark:
             enable_progress_bars()
-
-
-def _bar_class(label: str, on_event: OnEvent, stop: threading.Event) -> type[Any]:
-    """A tqdm that draws nothing and tells ``on_event`` the bytes so far.
-
-    When ``stop`` is set it raises KeyboardInterrupt, which ends the thread that downloads.
-    """
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    told = 0
-
-    class Bar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            options.pop("name", None)
-            super().__init__(*args, **options | {"file": io.StringIO(), "disable": False})
-
-        def display(self, *_: Any, **__: Any) -> None:
-            """Draw nothing."""
-
-        def update(self, n: float | None = 1) -> None:
-            nonlocal told
-            if stop.is_set():
-                raise KeyboardInterrupt
-            super().update(n)
-            # Several bars count the same bytes (received, written); follow the foremost.
-            if self.unit == "B" and self.n > told:
-                told = int(self.n)
-                on_event(Progress(told, max(told, int(self.total or 0)), label))
-
-    return Bar

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from quantcli.errors import SourceError
@@ -27,6 +27,8 @@ from quantcli.sources.hub import (
     told_wait,
 )
 from quantcli.sources.patience import PassingError, Patience
+
+T = TypeVar("T")
 
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
 """What a signed address answers when its time is over."""
@@ -63,6 +65,20 @@ class HubRanges:
     def check_unchanged(self) -> None:
         """A commit does not change; each answer's size and tag were looked at as it came."""
 
+    def receive(self, start: int, stop: int, take: Callable[[bytes], None]) -> None:
+        """Give the bytes from ``start`` to the file's end at ``stop`` to ``take``, as they come."""
+        place = start
+
+        def attempt(came_forward: Callable[[], None]) -> None:
+            nonlocal place
+            while place < stop:
+                for part in self._parts(place, stop - place, whole=True):
+                    take(part)
+                    place += len(part)
+                    came_forward()
+
+        self._persist(attempt)
+
     def _fetch(self, view: memoryview, offset: int) -> int:
         """Fill the view as far as the file goes; bytes that have come are not asked for again."""
         done = 0
@@ -75,6 +91,9 @@ class HubRanges:
                 came_forward()
             return done
 
+        return self._persist(attempt)
+
+    def _persist(self, attempt: Callable[[Callable[[], None]], T]) -> T:
         with explaining(self._wanted):
             try:
                 return self._patience.persist(attempt)
@@ -83,8 +102,11 @@ class HubRanges:
                     raise error.__cause__ from error
                 raise SourceError(f"{self._path}: {error}") from error
 
-    def _parts(self, offset: int, count: int) -> Iterator[bytes]:
-        """At most ``count`` bytes at ``offset``; PassingError for what may pass."""
+    def _parts(self, offset: int, count: int, *, whole: bool = False) -> Iterator[bytes]:
+        """At most ``count`` bytes at ``offset``; PassingError for what may pass.
+
+        ``whole``: a server that sends nothing but the whole file will do.
+        """
         from huggingface_hub import constants
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -93,21 +115,25 @@ class HubRanges:
 
         moved = self._moved
         headers = {} if moved else build_hf_headers()
-        headers |= {
-            "Range": f"bytes={offset}-{offset + count - 1}",
-            "Accept-Encoding": "identity",
-        }
+        headers["Accept-Encoding"] = "identity"
+        if offset or not whole:
+            headers["Range"] = f"bytes={offset}-{offset + count - 1}"
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with _stream(get_session(), moved or self._url, headers, timeout) as answer:
                 self._check_status(answer, moved)
-                expected = self._check_range(answer, offset, count)
+                if whole and answer.status_code == 200:
+                    passed_over, expected = offset, count
+                else:
+                    passed_over, expected = 0, self._check_range(answer, offset, count)
                 self._note_move(answer)
                 got = 0
-                for part in _body(answer):
-                    part = part[: expected - got]
+                for piece in _body(answer):
+                    part = piece[passed_over:][: expected - got]
+                    passed_over -= min(passed_over, len(piece))
                     got += len(part)
-                    yield part
+                    if part:
+                        yield part
                 if got < expected:
                     raise PassingError(f"the answer ended {expected - got} bytes early")
         except network_errors() as error:

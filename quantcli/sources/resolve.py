@@ -20,7 +20,8 @@ from quantcli.registry import near
 from quantcli.sources.address import Address
 from quantcli.sources.files import read_json
 from quantcli.sources.gguf_header import gguf_type, is_gguf
-from quantcli.sources.hub import HubRequest, OnEvent, fetch, find_cached, find_commit
+from quantcli.sources.hub import HubRequest, OnEvent, find_cached, find_commit
+from quantcli.sources.hub_download import fetch
 from quantcli.sources.imatrix import is_legacy_importance
 from quantcli.sources.remote_models import HubModel, RemoteModel
 from quantcli.sources.shards import INDEX, SINGLE

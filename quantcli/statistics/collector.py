@@ -76,6 +76,8 @@ class Collector:
         self.entries: dict[str, InputTotals] = {}
         self.hessian_of: dict[str, str] = {}
         """For each tensor the one under whose name their common Hessian is held."""
+        self.weighed: dict[str, Totals] = {}
+        """By such a name the sum of its rows' weights and of their squares, (matrices, 2)."""
         self._targets = targets
         self._needs = needs
         self._folder = folder
@@ -101,8 +103,11 @@ class Collector:
         self._whole = None
         return self.observe
 
-    def observe(self, product: MatmulInput) -> None:
-        """Add one product's input. SourceError when it holds a value that is not finite."""
+    def observe(self, product: MatmulInput, weights: torch.Tensor | None = None) -> None:
+        """Add one product's input. SourceError when it holds a value that is not finite.
+
+        ``weights`` (tokens,) are what its rows count in the Hessian, if each matrix has its own.
+        """
         targets = self._targets(product.name, product.matrix)
         if not targets or not len(product.rows):
             return
@@ -116,7 +121,7 @@ class Collector:
                 hint="the weights before it may be damaged: 'quantcli inspect --stats' tells",
             )
         if "hessian" in self._needs:
-            self._add_hessian(product, targets)
+            self._add_hessian(product, targets, weights)
         for tensor, matrix in targets:
             self._add(tensor, matrix, row)
 
@@ -153,6 +158,7 @@ class Collector:
                 choose = np.minimum if own is entry.low else np.maximum
                 own[:] = choose.reduce(group.gather(own))
         for home, sums in sorted(self.hessians().items()):
+            group.add_up(self.weighed[home])
             if len(sums) > 1:
                 total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
                 self._everyone[home] = np.asarray(total)
@@ -176,6 +182,7 @@ class Collector:
                 if home not in own:
                     file = self._file(len(own))
                     own[home] = create_array(file, np.float64, shape)
+                    self.weighed[home] = np.zeros((shape[0], 2))
             for name, home in hessian_of.items():
                 self.hessian_of.setdefault(name, home)
 
@@ -233,7 +240,10 @@ class Collector:
             np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
 
-    def _add_hessian(self, product: MatmulInput, targets: list[tuple[OutputTensor, int]]) -> None:
+    def _add_hessian(
+        self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],
+        weights: torch.Tensor | None,
+    ) -> None:  # fmt: skip
         tensor, matrix = targets[0]
         first, first_matrix = product.shared
         home = self._homes.get(product.name)
@@ -252,10 +262,13 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
+            self.weighed[home] = np.zeros((shape[0], 2))
         if len(self._hessians[home]) == 1:
+            self.weighed[home][0] += len(product.rows)
             self._add_product(home, matrix, product.rows)
             return
-        rows = product.rows.clone()
+        self.weighed[home][matrix] += len(product.rows) if weights is None else _moments(weights)
+        rows = product.rows.clone() if weights is None else _weigh(product.rows, weights)
         self._waiting.setdefault((home, matrix), []).append(rows)
         self._waiting_bytes += rows.nbytes
         if self._waiting_bytes >= _WAITING:
@@ -274,6 +287,15 @@ class Collector:
 
     def _file(self, index: int) -> Path:
         return self._folder / f"hessian-{index}.f64"
+
+
+def _weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return rows.float() * weights.to(rows.device).sqrt()[:, None]
+
+
+def _moments(weights: torch.Tensor) -> tuple[float, float]:
+    wide = weights.cpu().double()
+    return float(wide.sum()), float(wide.square().sum())
 
 
 def _array(values: Any) -> Totals:

@@ -23,10 +23,10 @@ ColumnOrder = NDArray[np.int64]
 DAMPING = 0.05
 """Added to the diagonal, as a share of its mean. On text like the calibration's a fifth of it does
 as well; on other text a small one costs far more than a large one at two and three bits."""
-_WIDE = 2048
+WIDE = 2048
 """From this many columns on the factorisation is in float32: half the memory and the time."""
-_RAISED = 10.0
-_MOST = 10.0
+RAISED_DAMPING = 10.0
+MOST_DAMPING = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def prepare_hessian(
     damping is raised tenfold until it succeeds; SourceError when even ten times the mean diagonal
     does not help, which takes values that are not finite.
     """
-    wide = mean.shape[0] >= _WIDE
+    wide = mean.shape[0] >= WIDE
     values: NDArray[Any] = np.array(mean, np.float32 if wide else np.float64)
     diagonal = values.diagonal().astype(np.float64)
     average = float(diagonal.mean())
@@ -144,8 +144,8 @@ def prepare_hessian(
             factor, pivots = _factor(values, sorting)
             break
         except np.linalg.LinAlgError:
-            damping *= _RAISED
-            if damping > _MOST:
+            damping *= RAISED_DAMPING
+            if damping > MOST_DAMPING:
                 raise SourceError("a Hessian is not positive definite") from None
     return Hessian(np.asarray(values, np.float32), factor, pivots, damping, sorting)
 

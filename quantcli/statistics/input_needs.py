@@ -17,6 +17,8 @@ _SUM = 8
 """Bytes of an element of a sum of x x^T."""
 _NARROW, _FACTORED_NARROW, _FACTORED_WIDE = 2048, 48, 28
 """From so many columns on a Hessian is factored in float32: bytes for an element at the peak."""
+_WAITING = 1 << 28
+"""Bytes of experts' inputs that wait to be added up together, in each part."""
 _HELD_OUT = 8
 _HELD = 16
 """Bytes for an element of a matrix's statistics: fit, held out, damped, factor."""
@@ -37,13 +39,30 @@ def sums_bytes(layer: LayerSize, parts: int = 2) -> int:
 
 
 def sums_work(passes: Passes, layer: LayerSize, windows: int) -> Work:
-    """A product for each input and window, and its addition to the sum."""
+    """A product for each input and window, and its addition to the sum.
+
+    Experts' products are of several windows' inputs together.
+    """
     flops = 0.0
+    turns = -(-_stacked_bytes(passes, layer, windows) // _WAITING)
     for one in layer.inputs.values():
-        rows = passes.tokens * one.used
-        updates = min(one.matrices, rows)
+        rows = passes.tokens * one.used * windows
+        updates = windows if one.matrices == 1 else min(one.matrices * turns, rows)
         flops += 2.0 * rows * one.columns**2 + 20.0 * updates * one.columns**2
-    return Work(float32=flops * windows)
+    return Work(float32=flops)
+
+
+def waiting_bytes(passes: Passes, layer: LayerSize, windows: int) -> int:
+    """Inputs of experts that wait, those that are held out by themselves."""
+    everything = _stacked_bytes(passes, layer, windows)
+    apart = everything // _HELD_OUT
+    return min(everything - apart, _WAITING) + min(apart, _WAITING)
+
+
+def _stacked_bytes(passes: Passes, layer: LayerSize, windows: int) -> int:
+    """All inputs of stacks, weighed and so in float32."""
+    stacks = [one for one in layer.inputs.values() if one.matrices > 1]
+    return sum(4 * passes.tokens * one.used * one.columns for one in stacks) * windows
 
 
 def factor_bytes(columns: int) -> int:
@@ -149,7 +168,8 @@ def collecting_stages(
             work += sums_work(passes, layer, passes.windows)
         most = max((one.columns for one in layer.inputs.values()), default=0)
         product = 4 * most**2 if hessians else 0
-        memory = held + passes.forward_bytes(layer) + sums + product + totals
+        waiting = waiting_bytes(passes, layer, passes.windows) if hessians else 0
+        memory = held + passes.forward_bytes(layer) + sums + product + totals + waiting
         work += Work(written=float(file + passes.states))
         stages.append(Stage(f"layer {number}", memory, sums, file, work))
     stages.append(Stage("statistics", held, kept=beside, work=Work(written=float(whole))))

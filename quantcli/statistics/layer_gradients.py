@@ -11,7 +11,7 @@ time and stay in a file, from which each layer's own outputs get theirs when its
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
 from quantcli.ranks.group import Group
-from quantcli.statistics.output_fisher import LayerFisher, StackShape
+from quantcli.statistics.output_fisher import LayerFisher, OutputFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
 
@@ -34,6 +34,8 @@ _HELD_OUT = 4
 """Every so many windows one is kept from the fit."""
 FEWEST = 16
 """Windows that the embedding needs in any case."""
+MORE = 4
+"""An expert gets a share of the tokens, so its gradients take more windows."""
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
@@ -130,6 +132,12 @@ class LayerGradients:
         return self.folder / "gradients.json"
 
 
+def count_windows(asked: int, tensors: Iterable[str]) -> int:
+    """Windows to go backwards; `MORE` times those asked for where ``tensors`` have experts."""
+    mixture = any(name.endswith("_exps.weight") for name in tensors)
+    return max(asked * (MORE if mixture else 1), FEWEST)
+
+
 def choose_windows(count: int, most: int) -> tuple[int, ...]:
     """Numbers of at most ``most`` of ``count`` windows, evenly spread."""
     return tuple(int(n) for n in np.unique(np.linspace(0, count - 1, min(most, count)).round()))
@@ -175,14 +183,20 @@ def embedding_fisher(
 def measure_output_fisher(
     layer: LayerPass, gradients: Iterable[tuple[int, torch.Tensor]],
     tensors: Iterable[OutputTensor], folder: Path,
+    make: Callable[..., OutputFisher] = OutputFisher,
 ) -> LayerFisher:  # fmt: skip
     """Of ``tensors``, from gradients by the layer's output in some windows.
 
-    ``folder`` takes sums of stacks until it is closed.
+    ``folder`` takes sums of stacks until it is closed. Numbers of windows are the walk's.
     """
     shapes = {t.name: StackShape.of(t) for t in tensors if len(t.shape) > 1}
-    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder)
-    layer.observe_gradients(gradients, found.observe, RouterFlips(layer))
+    found = LayerFisher(layer.walk.model.parameters.outputs, shapes, folder, make)
+
+    def passing() -> Iterator[tuple[int, torch.Tensor]]:
+        for found.window, gradient in gradients:
+            yield found.window, gradient
+
+    layer.observe_gradients(passing(), found.observe, RouterFlips(layer))
     return found
 
 

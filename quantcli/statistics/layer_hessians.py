@@ -21,9 +21,10 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
 from quantcli.ranks.group import Group
+from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
-from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
+from quantcli.statistics.token_weights import TokenWeights
 from quantcli.types import Note
 
 Lost = dict[tuple[str, int], NDArray[np.float64]]
@@ -38,9 +39,11 @@ class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
     def __init__(
-        self, targets: Targets, folder: Path, place: str, damping: float, order: str
-    ) -> None:
+        self, targets: Targets, folder: Path, place: str, damping: float, order: str,
+        algebra: Algebra = HOST,
+    ) -> None:  # fmt: skip
         self._damping, self._order = damping, order
+        self._algebra = algebra
         self._parts = []
         for part in ("fit", "held-out"):
             own = folder / part
@@ -53,7 +56,11 @@ class HessianAccumulator:
         self._targets = targets
         self._last: tuple[tuple[str, int], MatrixStatistics | None] | None = None
         self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-        self.notes: list[Note] = []
+        self._notes: list[Note] = []
+        self._few: dict[str, dict[int, float]] = {}
+        self.weights: TokenWeights | None = None
+        """What rows of windows to come count."""
+        self._window = 0
 
     def add(self, fit: NDArray[np.float64], held_out: NDArray[np.float64]) -> None:
         """Another quadratic loss of the same weights, to be added to both means."""
@@ -83,21 +90,33 @@ class HessianAccumulator:
         home = self._fit.hessian_of[name]
         return home, min(matrix, len(self._fit.hessians()[home]) - 1)
 
+    @property
+    def notes(self) -> list[Note]:
+        """What is to be said of the statistics that `of` gave."""
+        few = (self._describe_few(home, [*found.values()]) for home, found in self._few.items())
+        return [*few, *self._notes]
+
     def seen(self, name: str, matrix: int) -> int:
         """Inputs of matrix ``matrix``, held-out ones included."""
         parts = (part.entries[name].counts for part in self._parts if name in part.entries)
         return sum(int(counts[matrix]) for counts in parts)
 
-    def watch(self, number: int) -> Callable[[MatmulInput], None]:
-        """Inputs of window ``number`` follow. Returns `observe`."""
-        self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
+    def watch(self, number: int, place: int | None = None) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow, ``place`` among those of all ranks.
+
+        Returns `observe`.
+        """
+        place = number if place is None else place
+        self._now = self._held_out if place % HELD_OUT == HELD_OUT - 1 else self._fit
         self._now.watch(number)
+        self._window = number
         self._originals.clear()
         return self.observe
 
     def observe(self, product: MatmulInput) -> None:
-        """Add an input."""
-        self._now.observe(product)
+        """Add an input, weighed where `weights` has something on it."""
+        weights = None if self.weights is None else self.weights.of(self._window, product)
+        self._now.observe(product, weights)
 
     def remember(self, product: MatmulInput) -> None:
         """Keep an original input, to compare the prefix's own with."""
@@ -137,25 +156,24 @@ class HessianAccumulator:
         return self._last[1]
 
     def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
-        count = int(self._fit.entries[home].counts[matrix])
         mean = _mean(self._fit, home, matrix)
         if mean is None:
             return None
-        columns = mean.shape[1]
+        columns, count = mean.shape[1], _effective(self._fit, home, matrix)
         if count < FEW * columns:
             # Correlations of few samples are mostly chance: the fewer, the less they count.
             diagonal = mean.diagonal().copy()
             mean *= np.float32(count / (FEW * columns))
             np.fill_diagonal(mean, diagonal)
-            self._note_few(home, matrix, count, columns)
+            self._few.setdefault(home, {})[matrix] = count
         held_out = _mean(self._held_out, home, matrix)
         if self._added is not None:
             mean += self._added[0].astype(np.float32)
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
-        hessian = prepare_hessian(mean, self._damping, self._order)
+        hessian = self._algebra.prepare(mean, self._damping, self._order)
         if hessian.damping > self._damping:
-            self.notes.append(
+            self._notes.append(
                 Note(
                     f"{home}: its Hessian needed a damping of {hessian.damping:g} instead of "
                     f"{self._damping:g} to be positive definite",
@@ -166,21 +184,30 @@ class HessianAccumulator:
         lost, judge = (part.get((home, matrix)) for part in self._lost)
         if lost is not None and judge is not None:
             judged = int(self._held_out.entries[home].counts[matrix])
-            fitted = (lost / count).astype(np.float32)
+            fitted = (lost / int(self._fit.entries[home].counts[matrix])).astype(np.float32)
             drift = Drift(
                 np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
             )
-        return MatrixStatistics(hessian, mean, mean if held_out is None else held_out, drift)
+        judge_of = mean if held_out is None else held_out
+        return self._algebra.statistics(hessian, mean, judge_of, drift)
 
-    def _note_few(self, home: str, matrix: int, count: int, columns: int) -> None:
-        which = home if matrix == 0 else f"{home} (matrix {matrix})"
-        self.notes.append(
-            Note(
-                f"{which}: {count} inputs are few for {columns} columns, so correlations count "
-                f"for {count / (FEW * columns):.0%}; more text would help",
-                level="warning",
+    def _describe_few(self, home: str, counts: list[float]) -> Note:
+        columns = self._fit.hessians()[home].shape[-1]
+        matrices = len(self._fit.hessians()[home])
+        enough, least = FEW * columns, min(counts)
+        if matrices == 1:
+            sentence = (
+                f"{home}: {least:.0f} inputs are few for {columns} columns, so correlations count "
+                f"for {least / enough:.0%}; more text would help"
             )
-        )
+        else:
+            none = sum(not count for count in counts)
+            sentence = (
+                f"{home}: {len(counts)} of {matrices} experts saw less than {enough} inputs, "
+                f"{none} none and the others from {min((c for c in counts if c), default=0):.0f} "
+                f"on, so correlations count for less there; more text would help"
+            )
+        return Note(sentence, level="warning")
 
 
 def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
@@ -189,10 +216,19 @@ def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
         return None
     counts = collector.entries[home].counts
     sums: Any = collector.hessians()[home]
+    weighed = collector.weighed[home]
     if not counts.any():
         return None
     if len(sums) == 1:
         return np.asarray(sums[0] / counts[0], np.float32)
-    columns = sums.shape[1]
-    everyone = collector.whole_hessian(home) / counts.sum()
-    return np.asarray((sums[matrix] + columns * everyone) / (counts[matrix] + columns), np.float32)
+    columns, weight = sums.shape[1], weighed[matrix, 0]
+    everyone = collector.whole_hessian(home) / weighed[:, 0].sum()
+    count = _effective(collector, home, matrix)
+    own = sums[matrix] * (count / weight if weight > 0 else 0.0)
+    return np.asarray((own + columns * everyone) / (count + columns), np.float32)
+
+
+def _effective(collector: Collector, home: str, matrix: int) -> float:
+    """As many inputs of one weight would be as sure: Kish's (sum of w)^2 / (sum of w^2)."""
+    total, squares = collector.weighed[home][min(matrix, len(collector.weighed[home]) - 1)]
+    return float(total * total / squares) if squares > 0 else 0.0

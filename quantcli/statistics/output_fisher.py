@@ -29,6 +29,7 @@ from quantcli.layerwise.steady import steady
 from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.hessian import Hessian, prepare_hessian
+from quantcli.statistics.token_weights import TokenWeights
 from quantcli.types import OutputTensor
 
 STRIP = 4096
@@ -91,26 +92,34 @@ class LayerFisher:
 
     def __init__(
         self, outputs: Callable[[str, int], Iterable[OutputRows]], shapes: Mapping[str, StackShape],
-        folder: Path,
+        folder: Path, make: Callable[..., OutputFisher] = OutputFisher,
     ) -> None:  # fmt: skip
         self._outputs = outputs
         self._shapes = shapes
         self._folder = folder
+        self._make = make
         self._sums: dict[str, list[Floats]] = {}
         self._added = DeviceSums()
         self._files: list[Path] = []
         self._counts: dict[tuple[str, int, int], int] = {}
         self._shared: dict[str, OutputFisher | None] = {}
+        self.window = 0
+        """The number of the window that passes."""
+        self.weights = TokenWeights()
 
     def observe(self, gradient: OutputGradient) -> None:
         """Add the gradient by one product's output."""
         width = gradient.rows.shape[1]
+        is_stack = False
         for part in self._outputs(gradient.name, gradient.matrix):
             name = part.tensor.name
             if name in self._shapes and len(part.numbers) and part.numbers.max() < width:
                 numbers = torch.from_numpy(part.numbers).to(gradient.rows.device)
                 matrix = 0 if self._shapes[name].shared else part.matrix
                 self._add(name, matrix, part.first, gradient.rows.float()[:, numbers])
+                is_stack = is_stack or self._shapes[name].matrices > 1
+        if is_stack:
+            self.weights.add(self.window, gradient)
 
     def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
         """Put together what all ranks of ``group`` have seen.
@@ -169,7 +178,7 @@ class LayerFisher:
         )
         if not all(np.isfinite(mean).all() and mean.any() for mean in means):
             return None
-        return OutputFisher(self._shapes[name].rows, means)
+        return self._make(self._shapes[name].rows, means)
 
     @steady()
     def _add(self, name: str, matrix: int, first: int, values: torch.Tensor) -> None:

@@ -2,13 +2,14 @@
 
 Each method before it knows one matrix or one layer; what remains is the error of the whole. Here
 the KL divergence from the original's predictions goes back through all layers to what can be moved
-without a byte more and without a code changed: the float16 factors of the blocks, norms and biases.
-Held-out windows are judged before, between and after; the best state is stored, and where nothing
-was better than the start, the start. Every state is one that a file can hold, so the divergence
-that is reported is that of the file.
+without a byte more: the float16 factors of the blocks, norms and biases, and the codes. Held-out
+windows are judged before, between and after; the best state is stored, and where nothing was better
+than the start, the start. Every state is one that a file can hold, so the divergence that is
+reported is that of the file.
 
 Sources: the end-to-end stage of EfficientQAT (arXiv:2407.11062), which trains scales after its
-layers; norm tweaking (arXiv:2309.02784); KL to the original as in LLM-QAT (arXiv:2305.17888).
+layers; norm tweaking (arXiv:2309.02784); KL to the original as in LLM-QAT (arXiv:2305.17888); codes
+trained on the whole model's loss as in PV-Tuning (arXiv:2405.14852).
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quantcli.formats import get_format, native
+from quantcli.formats import native
 from quantcli.formats.base import Floats
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import build_model
-from quantcli.rounding.block_scales import count_factors
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.trained_scales import TrainingGain, save_trained
+from quantcli.rounding.trained import TrainingGain, save_trained
 from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
-from quantcli.training.scale_parameters import ScaleParameters
+from quantcli.training.model_parameters import ModelParameters
 from quantcli.types import Event, Note, Progress
 
 BATCH = 2
 """Windows in a step."""
 RATE = 3e-3
 """The largest step, as a share of what is moved."""
+CODE_RATE = 0.08
+"""The largest step of a code's latent over the root of all steps, in mean gaps of its grid."""
 _WARM_UP = 10
 """Steps until that rate is reached."""
 _TURNS = 8
@@ -51,7 +53,7 @@ class Task:
     """A model that was rounded: its run, all its tensors' codecs, and their packed rows.
 
     ``original`` is the unquantized model, ``final`` gives the states after its last
-    layer, (1, tokens, size) of a window.
+    layer, (1, tokens, size) of a window. ``codes`` tells that codes move too.
     """
 
     run: ModelRun
@@ -59,6 +61,7 @@ class Task:
     store: EncodedStore
     original: LayerwiseModel
     final: Callable[[int], torch.Tensor]
+    codes: bool = True
 
 
 def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
@@ -95,15 +98,20 @@ class _ModelTraining:
     def __init__(self, task: Task) -> None:
         self._run, self._store = task.run, task.store
         run = task.run
-        self._scales = ScaleParameters(
-            task.store, _trainable(task), _vectors(task), run.folder / "scales.bin"
+        originals = {tensor.name: tensor for tensor in run.model.tensors}
+
+        def original(name: str, start: int, stop: int) -> Floats:
+            return run.model.read_floats(originals[name], start, stop)
+
+        self._moved = ModelParameters(
+            task.store, _packed(task), _vectors(task), original if task.codes else None, run.folder
         )
-        task.store.changes = self._scales
+        task.store.changes = self._moved
         model = quantized_model(run.model, task.codecs, task.store)
         self._backprop = LayerwiseBackprop(
             task.original,
             build_model(run, model),
-            self._scales,
+            self._moved,
             task.final,
             run.windows.ids,
             run.folder,
@@ -114,7 +122,7 @@ class _ModelTraining:
 
     def close(self) -> None:
         self._store.changes = None
-        self._scales.close()
+        self._moved.close()
 
     def run(self, steps: int) -> Iterator[Event]:
         """Train, and save the best state that was met."""
@@ -128,15 +136,18 @@ class _ModelTraining:
             while len(order) < BATCH:
                 order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
             batch, order = order[:BATCH], order[BATCH:]
-            self._scales.forget()
+            share = schedule(step, steps)
+            self._moved.forget()
             finite = math.isfinite(self._backprop.learn(batch))
-            finite = finite and self._scales.descend(learning_rate(step, steps))
+            finite = finite and self._moved.descend(
+                RATE * share, CODE_RATE / math.sqrt(steps) * share
+            )
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
                 loss = self._backprop.judge(self._held_out)
                 finite = math.isfinite(loss)
                 if loss < least:
                     least = loss
-                    self._scales.keep()
+                    self._moved.keep()
             if not finite:
                 stopped = step + 1
                 yield Note(
@@ -146,24 +157,20 @@ class _ModelTraining:
                 )
                 break
             yield Progress(step + 1, steps, "training end to end", "steps")
-        self._scales.restore()
+        self._moved.restore()
         gain = TrainingGain(steps, before, least, stopped)
-        save_trained(self._run.folder, self._scales if gain.taken else None, gain)
+        save_trained(self._run.folder, self._moved if gain.taken else None, gain)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """It rises over the first steps, and falls to zero as a cosine."""
+def schedule(step: int, steps: int) -> float:
+    """The share of the largest rates: it rises over the first steps, then falls as a cosine."""
     rise = min(1.0, (step + 1) / _WARM_UP)
-    return RATE * rise * (1 + math.cos(math.pi * step / steps)) / 2
+    return rise * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def _trainable(task: Task) -> dict[str, str]:
-    """Formats of the tensors in the store whose blocks have factors."""
-    return {
-        name: codec.name
-        for name, codec in task.codecs.items()
-        if name in task.store and count_factors(get_format(codec.name))
-    }
+def _packed(task: Task) -> dict[str, str]:
+    """Block formats of the tensors in the store."""
+    return {name: codec.name for name, codec in task.codecs.items() if name in task.store}
 
 
 def _vectors(task: Task) -> dict[str, Floats]:

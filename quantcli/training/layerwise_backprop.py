@@ -2,9 +2,9 @@
 
 A walk takes some windows forward and keeps every layer's input in a file. On the way back each
 layer is filled again and run once more with gradients, and the gradients of its weights are added
-up for the block scales behind them. The original is never run: the states after its last layer are
-known from the rounding before, and its predictions are made from them again for each window, since
-those of all windows would not fit anywhere.
+up for the block scales and codes behind them. The original is never run: the states after its last
+layer are known from the rounding before, and its predictions are made from them again for each
+window, since those of all windows would not fit anywhere.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk, run_silently
-from quantcli.training.scale_parameters import ScaleParameters
+from quantcli.training.model_parameters import ModelParameters
 from quantcli.types import Event
 
 
 class LayerwiseBackprop:
-    """``quantized`` reads its weights through ``scales``; ``final`` gives the original's states.
+    """``quantized`` reads through ``parameters``; ``final`` gives the original's states.
 
     ``ids`` are the windows, int32 (n, tokens); ``final`` takes a window's number and returns what
     the original's last layer put out, (1, tokens, size).
     """
 
     def __init__(
-        self, original: LayerwiseModel, quantized: LayerwiseModel, scales: ScaleParameters,
+        self, original: LayerwiseModel, quantized: LayerwiseModel, parameters: ModelParameters,
         final: Callable[[int], torch.Tensor], ids: NDArray[np.int32], folder: Path,
     ) -> None:  # fmt: skip
-        self._original, self._quantized, self._scales = original, quantized, scales
+        self._original, self._quantized, self._moved = original, quantized, parameters
         self._final, self._ids, self._folder = final, ids, folder
         self._scale = original.embedding_scale(ids[0])
 
@@ -117,7 +117,7 @@ class LayerwiseBackprop:
         np.add.at(found, places, gradients.reshape(-1, width))
         found *= np.float32(self._scale)
         for row, gradient in zip(rows.tolist(), found, strict=True):
-            self._scales.add_rows(uses[0].tensor.name, row, gradient[None])
+            self._moved.add_rows(uses[0].tensor.name, row, gradient[None])
 
     def _require_gradients(self, names: Sequence[str]) -> None:
         """Of the parameters that are moved."""
@@ -134,7 +134,7 @@ class LayerwiseBackprop:
 
     def _uses(self, name: str) -> list[Use]:
         uses = self._quantized.parameters.uses(name)
-        return [use for use in uses if use.tensor.name in self._scales]
+        return [use for use in uses if use.tensor.name in self._moved]
 
     def _hand_over(self, names: Sequence[str]) -> None:
         """The parameters' gradients, as gradients by GGUF's tensors."""
@@ -146,6 +146,6 @@ class LayerwiseBackprop:
             for use in self._uses(name):
                 rows = np.ascontiguousarray(use.piece.gather_gradient(gradient))
                 if len(use.tensor.shape) < 2:
-                    self._scales.add_vector(use.tensor.name, rows[0])
+                    self._moved.add_vector(use.tensor.name, rows[0])
                 else:
-                    self._scales.add_rows(use.tensor.name, use.first, rows)
+                    self._moved.add_rows(use.tensor.name, use.first, rows)

@@ -1,4 +1,4 @@
-"""Block scales, norms and biases as parameters of end-to-end training; codes stay fixed.
+"""Block scales, norms and biases as parameters of end-to-end training.
 
 These are the float16 factors of blocks, and norms and biases, which stay in float32. Each stands
 as ``start + size * offset``, with its own magnitude as its size, so that one rate fits all of them;
@@ -9,7 +9,7 @@ in the run's folder, so that memory is the page cache's to give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,9 @@ from quantcli.rounding.block_scales import (
 )
 from quantcli.rounding.run_store import EncodedStore
 
+ReadPacked = Callable[[str, int, int], Bytes]
+"""Packed rows ``start:stop`` of a tensor, uint8."""
+
 _BETAS = (0.9, 0.99)
 _START, _SIZE, _OFFSET, _MEAN, _SQUARE, _GRADIENT, _BEST = range(7)
 _SMALLEST = 0.1
@@ -35,14 +38,16 @@ _SMALLEST = 0.1
 class ScaleParameters:
     """Offsets of tensors in ``store`` by format, and of ``vectors``: `ScaleChanges` in training.
 
-    ``formats`` are those of block formats that have factors.
+    ``formats`` are those of block formats that have factors. ``read`` gives their packed rows,
+    where codes are not those in the store.
     """
 
     def __init__(
         self, store: EncodedStore, formats: Mapping[str, str], vectors: Mapping[str, Floats],
-        path: Path,
+        path: Path, read: ReadPacked | None = None,
     ) -> None:  # fmt: skip
         self._store, self._path = store, path
+        self._read = read or store.read_stored
         self._formats = {name: get_format(kind) for name, kind in formats.items()}
         self._count = 0
         self.vectors = {name: values.shape for name, values in vectors.items()}
@@ -74,7 +79,7 @@ class ScaleParameters:
         return found
 
     def _packed(self, name: str, start: int = 0, stop: int | None = None) -> Bytes:
-        return self._store.read_stored(name, start, stop or self._store.shape(name)[0])
+        return self._read(name, start, stop or self._store.shape(name)[0])
 
     def read_vector(self, name: str) -> Floats:
         """A norm or bias as it now is, float32."""
@@ -102,11 +107,14 @@ class ScaleParameters:
         """Add the gradient by a norm or bias."""
         self._of(_GRADIENT, name)[:] += gradient * self._of(_SIZE, name)
 
-    def descend(self, rate: float) -> bool:
-        """Move every offset by about ``rate``; False, and nothing moved, if one is not finite."""
+    @property
+    def finite(self) -> bool:
+        """Whether every gradient is a number."""
+        return bool(np.isfinite(self._planes[_GRADIENT].sum(dtype=np.float64)))
+
+    def descend(self, rate: float) -> None:
+        """Move every offset by about ``rate`` of its size."""
         planes = self._planes
-        if not np.isfinite(planes[_GRADIENT].sum(dtype=np.float64)):
-            return False
         self._count += 1
         first, second = (1 - beta**self._count for beta in _BETAS)
         for span in self._spans.values():
@@ -116,7 +124,6 @@ class ScaleParameters:
             root = np.sqrt(square / np.float32(second))
             way = np.divide(mean / np.float32(first), root, out=np.zeros_like(root), where=root > 0)
             offset -= np.float32(rate) * way
-        return True
 
     def keep(self) -> None:
         """Remember the present offsets."""

@@ -32,6 +32,9 @@ def _call(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str
         (["--quality", "high", "--type", "Q2_K"], "gptq"),
         (["--method", "best", "--type", "IQ3_S"], "gptq"),
         (["--quality", "high", "--to", "awq"], "gptq"),
+        (["--quality", "max", "--to", "awq"], "gptq"),
+        (["--quality", "max"], "gptq"),
+        (["--quality", "good"], "nearest"),
         (["--quality", "high", "--method", "awq"], "awq"),
         (["--quality", "fast"], None),
     ],
@@ -43,13 +46,31 @@ def test_best_is_what_was_measured_to_win(
     assert code == 0
     assert (f'method = "{method}"' in shown) == (method is not None)
     assert "best" not in shown
-    assert ("allocate = true" in shown) == (method == "gptq" and "--to" not in args)
+    assert ("allocate = true" in shown) == (method in ("gptq", "nearest") and "--to" not in args)
+    assert ('tune = "e2e"' in shown) == ("max" in args and "--to" not in args)
+
+
+def test_what_is_given_wins_over_a_quality(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--quality", "max", "--e2e-steps", "7", "--random-share", "0.1", "--print-recipe"]
+    code, shown, _ = _call(capsys, str(mini), *args)
+    assert code == 0
+    assert "e2e_steps = 7" in shown
+    assert "random_share = 0.1" in shown
+
+
+def test_a_quality_that_a_layout_lacks_is_said(
+    mini: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--quality", "max", "--to", "awq", "--dry-run", "-o", str(tmp_path / "o")]
+    code, _, said = _call(capsys, str(mini), *args, "--calibrate", str(TEXT))
+    assert code == 0
+    assert "--quality max for --to awq is --method gptq alone" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--quality", "higher"], "fast or high"),
+        (["--quality", "higher"], "fast or good or high or max"),
         (["--method", "gtpq"], "did you mean gptq"),
         (["--method", "gptq,awq"], "--method awq,gptq"),
         (["--method", "gptq,gptq"], "names gptq twice"),

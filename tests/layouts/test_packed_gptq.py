@@ -266,6 +266,31 @@ def test_autorounds_settings_that_are_wrong(extra: Any, said: str, tmp_path: Pat
         )  # fmt: skip
 
 
+def test_autorounds_folder_in_which_every_module_is_kept(tmp_path: Path) -> None:
+    """As it makes one without a model at hand, with a group for each row."""
+    kept = {"bits": 16, "data_type": "float"}
+    plain = {"model.a_proj.weight": weights(), "model.b_proj.weight": weights()}
+    save_file(plain, tmp_path / "model.safetensors")
+    settings = {
+        "quant_method": "auto-round", "packing_format": "auto_round:auto_gptq", "bits": 4,
+        "group_size": -1, "extra_config": {"model.a_proj": kept, "model.b_proj": kept},
+    }  # fmt: skip
+
+    def write() -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"quantization_config": settings}))
+
+    write()
+    store = open_checkpoint(tmp_path)
+    for name, wanted in plain.items():
+        assert store.tensors[name].dtype == "F32"
+        assert np.array_equal(store.read_rows(name, 0, len(wanted)), wanted)
+    store.close()
+    settings["extra_config"] = {"model.a_proj": kept, "model.b_proj": {"bits": 8}}
+    write()
+    with pytest.raises(SourceError, match="but no tensor is"):
+        open_checkpoint(tmp_path)
+
+
 def test_another_of_autorounds_layouts_is_refused(tmp_path: Path) -> None:
     codes, zeros, scales = packed_layouts.quantize(weights(), 4, RUNS, symmetric=True)
     stored = packed_layouts.gptq(codes, zeros, scales, 4, version=1)

@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 
 import torch
 from support.stand_in import MixedDevicesError, stand_in
+from support.tiny_models import build
 
 import quantcli
 from quantcli.errors import DeviceError, UsageError
@@ -136,32 +137,40 @@ def test_the_stand_in_tells_when_two_devices_meet(monkeypatch: pytest.MonkeyPatc
 
 
 METHODS = {
-    "gptq": {"type": "Q4_K", "method": "gptq"},
-    "legacy": {"type": "Q5_1", "method": "gptq", "fisher_windows": 0},
-    "points": {"type": "IQ2_S", "method": "gptq"},
-    "sorted": {"type": "IQ4_XS", "method": "gptq", "column_order": "activation"},
-    "propagate": {"type": "Q4_0", "method": "gptq", "propagate": True},
-    "tune": {"type": "Q4_K", "method": "tune", "tune_steps": 2},
+    "gptq": {"type": "Q4_0", "method": "gptq"},
+    "sorted": {"type": "Q5_1", "method": "gptq", "column_order": "activation"},
+    "propagate": {"type": "IQ4_NL", "method": "gptq", "propagate": True},
+    "tune": {"type": "Q4_0", "method": "tune", "tune_steps": 2},
     "e2e": {"type": "Q4_0", "method": "tune", "tune": "e2e", "tune_steps": 1, "e2e_steps": 1},
     "awq": {"type": "Q4_0", "method": "awq,gptq"},
     "rotate": {"type": "Q4_0", "method": "rotate"},
     "smoothquant": {"to": "compressed-tensors", "scheme": "W8A8", "method": "smoothquant"},
-    "allocate": {"method": "gptq", "target_bpw": 5.0, "allocate_from": "q4_0,q8_0"},
-    "folder": {"to": "gptq", "bits": 4, "method": "gptq"},
+    "allocate": {"method": "gptq", "target_bpw": 6.0, "allocate_from": "q4_0,q8_0"},
+    "folder": {"to": "gptq", "bits": 4, "method": "gptq", "group_size": 32},
     "floats": {"to": "compressed-tensors", "scheme": "FP8_DYNAMIC", "method": "gptq"},
 }
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one layer of 32 columns: on the stand-in an operation takes as long as any."""
+    changes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 1,
+    }  # fmt: skip
+    return build("llama", tmp_path_factory.mktemp("narrow"), changes=changes)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_no_method_mixes_devices(
-    name: str, checkpoint: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with stand_in(monkeypatch) as mode:
         try:
             quantcli.quantize(
-                checkpoint("llama"), tmp_path / "out", calibrate=TEXT, chunks=2, device="meta",
-                threads=1, **METHODS[name],
+                narrow, tmp_path / "out", calibrate=TEXT, chunks=2, device="meta", threads=1,
+                **METHODS[name],
             )  # fmt: skip
         except Exception as error:
             chain = error
@@ -170,3 +179,23 @@ def test_no_method_mixes_devices(
                 chain = chain.__cause__ or chain.__context__
             raise
     assert mode.operations > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", [{"type": "Q4_0"}, {"to": "gptq", "group_size": 32}])
+def test_torch_on_the_cpu_rounds_a_model_as_well_as_the_native_back_end(
+    to: dict[str, object], narrow: Path, tmp_path: Path
+) -> None:
+    """Each tensor's loss on held-out text, which a tie hardly moves."""
+    found = []
+    for device in ("cpu", "cpu:torch"):
+        done = quantcli.quantize(
+            narrow, tmp_path / device, method="gptq", calibrate=TEXT, chunks=9, device=device,
+            threads=1, **to,
+        )  # fmt: skip
+        found.append(done.document["tensors"])
+    assert len(found[0]) >= 4
+    for native, torches in zip(*found, strict=True):
+        assert native["tensor"] == torches["tensor"]
+        assert torches["loss_before"] == pytest.approx(native["loss_before"], rel=1e-3)
+        assert torches["loss_after"] == pytest.approx(native["loss_after"], rel=0.05)

@@ -248,7 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send(200, {}, json.dumps(listing).encode(), body)
         else:
-            siblings = [{"rfilename": name} for name in files]
+            siblings: list[dict[str, Any]] = [{"rfilename": name} for name in files]
+            if "blobs=" in urlsplit(self.path).query:
+                siblings = [_listed(name, content) for name, content in files.items()]
             facts = {"id": repo, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
             self._send(200, {}, json.dumps(facts).encode(), body)
 
@@ -292,6 +294,17 @@ class _Handler(BaseHTTPRequestHandler):
                 part = content[start : start + _CHUNK]
                 self.hub.pace(len(part))
                 self.wfile.write(part)
+
+
+def _listed(name: str, content: Any) -> dict[str, Any]:
+    """A file with its size and tags, as the Hub lists them."""
+    found = {"rfilename": name, "size": len(content), "blobId": _etag(content)}
+    if isinstance(content, bytes):
+        found["blobId"] = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+        if name.endswith((".safetensors", ".gguf", ".bin")):
+            sha256 = hashlib.sha256(content).hexdigest()
+            found["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 130}
+    return found
 
 
 _CHUNK = 1 << 18

@@ -1,9 +1,8 @@
-"""Training end to end: predictions come closer, codes stay, and what goes wrong changes nothing."""
+"""Training end to end: predictions come closer, and what goes wrong changes nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,84 +17,26 @@ pytest.importorskip("transformers")
 import torch
 import transformers
 from support.llama_logits import llama_logits
+from support.trained_runs import Run, train
 
-from quantcli.artifacts.gguf_file import add_metadata, prepare_gguf, take_encoded
-from quantcli.artifacts.write import write_artifact
 from quantcli.formats import FORMATS, get_format, native
-from quantcli.layerwise.texts import Text
 from quantcli.model import Model, open_model
-from quantcli.plan.recipe import Recipe
 from quantcli.rounding.block_scales import (
     count_factors,
     factor_gradients,
     read_factors,
     write_factors,
 )
-from quantcli.rounding.options import Options, Outcome
-from quantcli.rounding.trained_scales import TrainingGain
-from quantcli.run.calibrated_run import begin_rounding, prepare_run, round_tensors
-from quantcli.statistics.layer_hessians import HELD_OUT
+from quantcli.rounding.options import Outcome
+from quantcli.rounding.trained import TrainingGain
 from quantcli.training import end_to_end
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
-from quantcli.types import Event, Note, Progress
+from quantcli.types import Event, Progress
 
 pytestmark = pytest.mark.slow
 
 MINI = Path(__file__).parents[1] / "data" / "bookworm-mini"
-TEXT = (Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt").read_text()
 KINDS = sorted(name for name in FORMATS if count_factors(get_format(name)))
-
-
-@dataclass
-class Run:
-    """One run's output, its events, the windows that it saw, and the gain of training."""
-
-    path: Path
-    events: list[Event]
-    ids: Any
-    gain: TrainingGain | None
-
-    @property
-    def notes(self) -> list[Note]:
-        return [event for event in self.events if isinstance(event, Note)]
-
-    @property
-    def tensors(self) -> dict[str, Any]:
-        return {tensor.name: tensor for tensor in gguf.GGUFReader(self.path).tensors}
-
-    @property
-    def held_out(self) -> Any:
-        return self.ids[HELD_OUT - 1 :: HELD_OUT].astype(np.int64)
-
-
-def _run(
-    model: Model, path: Path, *, file_type: str = "Q2_K", resume: bool = False, stop: int = 0,
-    ctx: int = 64, **options: Any,
-) -> Run:  # fmt: skip
-    """Quantize; with ``stop`` the run ends at that step of training, as by an interrupt."""
-    planned = prepare_run(model, [Text("a text", TEXT)], ctx=ctx, chunks=20)
-    job = prepare_gguf(model, Recipe(type=file_type), path, importance=planned.importance)
-    told = Options(**{"rounder": "nearest", "e2e": True, "e2e_steps": 8, **options})
-    encoding = begin_rounding(planned, job.plan, path, told, dtype="float32", resume=resume)
-    events = round_tensors(encoding)
-    seen, steps = [], 0
-    assert isinstance(events, Iterator)
-    for event in events:
-        seen.append(event)
-        steps += isinstance(event, Progress) and event.what == "training end to end"
-        if stop and steps == stop:
-            break
-    else:
-        trained = encoding.store.trained
-        if trained is not None:
-            job = add_metadata(job, trained.gain.keys)
-        for _ in write_artifact(take_encoded(job, encoding.store)):
-            pass
-        encoding.checkpoint.remove()
-    del events
-    encoding.store.close()
-    trained = encoding.store.trained
-    return Run(path, seen, planned.windows.ids, trained and trained.gain)
 
 
 @pytest.fixture(scope="module")
@@ -106,12 +47,14 @@ def mini() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def trained(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return _run(mini, tmp_path_factory.mktemp("trained") / "m.gguf", ctx=128, e2e_steps=16)
+    return train(
+        mini, tmp_path_factory.mktemp("trained") / "m.gguf", ctx=128, e2e_steps=16, e2e_codes=False
+    )
 
 
 @pytest.fixture(scope="module")
 def plain(mini: Model, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return _run(mini, tmp_path_factory.mktemp("plain") / "m.gguf", ctx=128, e2e=False)
+    return train(mini, tmp_path_factory.mktemp("plain") / "m.gguf", ctx=128, e2e=False)
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +175,9 @@ def test_the_file_records_it(trained: Run) -> None:
 
 def test_harm_is_not_stored(small: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_to_end, "RATE", -0.5)
-    run = _run(small, tmp_path / "m.gguf", file_type="Q4_0")
-    other = _run(small, tmp_path / "n.gguf", file_type="Q4_0", e2e=False)
+    monkeypatch.setattr(end_to_end, "CODE_RATE", -0.5)
+    run = train(small, tmp_path / "m.gguf", file_type="Q4_0")
+    other = train(small, tmp_path / "n.gguf", file_type="Q4_0", e2e=False)
     assert run.gain is not None
     assert run.gain.after == run.gain.before
     assert any("left as it was rounded" in note.message for note in run.notes)
@@ -252,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_it(
         return float("nan") if count == 6 else learn(self, numbers)
 
     monkeypatch.setattr(LayerwiseBackprop, "learn", broken)
-    run = _run(small, tmp_path / "m.gguf", file_type="Q4_0", e2e_steps=12)
+    run = train(small, tmp_path / "m.gguf", file_type="Q4_0", e2e_steps=12)
     assert count == 6
     warnings = [note.message for note in run.notes if note.level == "warning"]
     assert any("no longer finite at step 6 of 12" in text for text in warnings)
@@ -263,11 +207,11 @@ def test_a_loss_that_is_not_finite_stops_it(
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path) -> None:
-    whole = _run(small, tmp_path / "whole.gguf", file_type="Q4_0")
+    whole = train(small, tmp_path / "whole.gguf", file_type="Q4_0")
     path = tmp_path / "m.gguf"
-    _run(small, path, file_type="Q4_0", stop=4)
+    train(small, path, file_type="Q4_0", stop=4)
     assert not path.exists()
-    resumed = _run(small, path, file_type="Q4_0", resume=True)
+    resumed = train(small, path, file_type="Q4_0", resume=True)
     assert not any(isinstance(event, Outcome) for event in resumed.events)
     assert path.read_bytes() == whole.path.read_bytes()
     assert sorted(tmp_path.iterdir()) == [path, whole.path]
@@ -275,8 +219,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(small: Model, tmp_path: Path)
 
 def test_of_formats_without_factors_norms_are_moved_alone(mini: Model, tmp_path: Path) -> None:
     """NVFP4's scales are floats of eight bits, which belong to the codes, as do whole tensors'."""
-    run = _run(mini, tmp_path / "m.gguf", file_type="NVFP4")
-    other = _run(mini, tmp_path / "n.gguf", file_type="NVFP4", e2e=False)
+    run = train(mini, tmp_path / "m.gguf", file_type="NVFP4", e2e_codes=False)
+    other = train(mini, tmp_path / "n.gguf", file_type="NVFP4", e2e=False)
     assert run.gain is not None
     assert run.gain.after < run.gain.before
     for name, tensor in run.tensors.items():
@@ -296,7 +240,7 @@ def test_gradients_are_those_of_the_divergence(
     shares = []
 
     def check(self: Any, steps: int) -> Iterator[Event]:
-        scales, backprop, numbers = self._scales, self._backprop, self._fit[:2]
+        scales, backprop, numbers = self._moved._scales, self._backprop, self._fit[:2]
         scales.forget()
         backprop.learn(numbers)
         planes = scales._planes
@@ -314,5 +258,5 @@ def test_gradients_are_those_of_the_divergence(
 
     monkeypatch.setattr(end_to_end._ModelTraining, "run", check)
     with open_model(tiny_models.build(name, tmp_path / "model")) as model:
-        _run(model, tmp_path / "m.gguf", file_type="Q4_0")
+        train(model, tmp_path / "m.gguf", file_type="Q4_0", e2e_codes=False)
     assert shares[0] == pytest.approx(1, abs=0.15)

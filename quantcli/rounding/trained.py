@@ -1,8 +1,8 @@
-"""What training changed of a model whose codes stay: factors of blocks, norms and biases.
+"""What training changed of a model: factors of blocks, norms and biases, and codes if asked.
 
-`TrainedScales` replace those in the packed rows of a run's store. They are one file in the run's
-folder, about a hundredth of the model, that appears whole or not at all; it also holds the gain of
-training, so that a resumed run knows that training is done, and with what result.
+`Trained` replaces those in the packed rows of a run's store. It is one file in the run's folder,
+about a hundredth of the model where codes stay, that appears whole or not at all; it also holds the
+gain of training, so that a resumed run knows that training is done, and with what result.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ import numpy as np
 
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.safetensors_container import lay_out
-from quantcli.formats.base import Floats
+from quantcli.formats.base import Bytes, Floats
 from quantcli.rounding.block_scales import Halves
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
 from quantcli.types import Declared, MetaValue, f32, u32
 
 _FILE = "end-to-end.safetensors"
+_PACKED = "#packed"
+"""Behind a tensor's name, which its factors have already."""
+_ROWS = 4096
+
+
+def _packed_name(name: str) -> str:
+    return name + _PACKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ class TrainingGain:
         }
 
 
-class ScaleChanges(Protocol):
+class Changes(Protocol):
     """Values that stand in place of those in the packed rows."""
 
     @property
@@ -76,24 +83,33 @@ class ScaleChanges(Protocol):
     def factors(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes (rows, blocks, factors) of the factors that were changed, by tensor."""
 
+    @property
+    def codes(self) -> Mapping[str, tuple[int, int]]:
+        """Shapes (rows, row bytes) of the packed tensors whose codes were changed."""
+
     def read_vector(self, name: str) -> Floats:
         """A tensor of ``vectors``."""
 
     def read_factors(self, name: str, start: int, stop: int) -> Halves:
         """Factors of the rows ``start:stop`` of a tensor of ``factors``."""
 
+    def read_packed(self, name: str, start: int, stop: int) -> Bytes:
+        """Packed rows of a tensor of ``codes``, uint8, whose factors do not count."""
+
 
 def trained_path(folder: Path) -> Path:
-    """The file of trained scales in a run's folder."""
+    """The file of a training's result in a run's folder."""
     return folder / _FILE
 
 
-def save_trained(folder: Path, changes: ScaleChanges | None, gain: TrainingGain) -> None:
+def save_trained(folder: Path, changes: Changes | None, gain: TrainingGain) -> None:
     """Write ``changes``, or that there are none."""
     vectors = {} if changes is None else changes.vectors
     factors = {} if changes is None else changes.factors
     tensors = [Declared(name, "F16", shape) for name, shape in factors.items()]
     tensors += [Declared(name, "F32", shape) for name, shape in vectors.items()]
+    codes = {} if changes is None else changes.codes
+    tensors += [Declared(_packed_name(name), "U8", shape) for name, shape in codes.items()]
     layout = lay_out({"gain": json.dumps(asdict(gain))}, tensors)
     path = trained_path(folder)
     with AtomicFiles({path: layout.size}, force=True) as file:
@@ -104,11 +120,16 @@ def save_trained(folder: Path, changes: ScaleChanges | None, gain: TrainingGain)
                 file.write(path, layout.offsets[name], np.ascontiguousarray(values).data)
             for name in vectors:
                 file.write(path, layout.offsets[name], changes.read_vector(name).data)
+            for name, (rows, width) in codes.items():
+                for start in range(0, rows, _ROWS):
+                    part = changes.read_packed(name, start, min(start + _ROWS, rows))
+                    place = layout.offsets[_packed_name(name)] + start * width
+                    file.write(path, place, np.ascontiguousarray(part).data)
         file.publish()
 
 
-class TrainedScales:
-    """Trained scales in their file; `close` releases the file."""
+class Trained:
+    """The result of a training in its file; `close` releases the file."""
 
     def __init__(self, folder: Path) -> None:
         self._file = StoredFile(trained_path(folder))
@@ -117,6 +138,11 @@ class TrainedScales:
         tensors = self._header.tensors.items()
         self.vectors = {name: info.shape for name, info in tensors if info.dtype == "F32"}
         self.factors = {name: info.shape for name, info in tensors if info.dtype == "F16"}
+        self.codes = {
+            name.removesuffix(_PACKED): (info.shape[0], info.shape[1])
+            for name, info in tensors
+            if info.dtype == "U8"
+        }
 
     def read_vector(self, name: str) -> Floats:
         """A tensor of ``vectors``, float32."""
@@ -129,6 +155,13 @@ class TrainedScales:
         width = 2 * blocks * count
         raw = self._file.read(self._header.offsets[name] + start * width, (stop - start) * width)
         return np.frombuffer(raw, "<f2").reshape(-1, blocks, count)
+
+    def read_packed(self, name: str, start: int, stop: int) -> Bytes:
+        """Packed rows ``start:stop`` of a tensor of ``codes``, uint8 (rows, row bytes)."""
+        _, width = self.codes[name]
+        place = self._header.offsets[_packed_name(name)] + start * width
+        raw = self._file.read(place, (stop - start) * width)
+        return np.frombuffer(raw, np.uint8).reshape(-1, width)
 
     def close(self) -> None:
         """Release the file."""
