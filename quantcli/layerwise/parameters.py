@@ -111,12 +111,18 @@ class Parameters:
     def outputs(self, name: str, matrix: int) -> Iterator[OutputRows]:
         """The rows of GGUF's tensors that outputs of ``matrix`` of the parameter belong to.
 
-        Those that are made of parts of stored rows are left out.
+        Those that are made of parts of stored rows are left out, but for columns of a stack's
+        matrices (gate and up of gpt-oss, by turns).
         """
         shape = self._shapes[name]
         for use in self.uses(name):
             piece, height = use.piece, _height(use.tensor)
             if not piece.makes_outputs:
+                columns = piece.source_columns() if len(shape) > 2 else None
+                if columns is not None and piece.start // shape[-2] == matrix:
+                    numbers = columns - matrix * shape[-1]
+                    place = use.first
+                    yield OutputRows(use.tensor, place // height, place % height, numbers)
                 continue
             first, last, shift = 0, piece.rows, 0
             if len(shape) > 2:

@@ -214,7 +214,7 @@ class Recipe:
     fisher_windows: int | None = declare(
         METHOD,
         "Windows of the text that are also run backward, to weight each output by its Fisher "
-        "information; 0 weights all outputs alike.",
+        "information, four times as many of a mixture of experts; 0 weights all outputs alike.",
         "N",
         usual=40,
         within="[0, 100000]",

@@ -74,6 +74,9 @@ from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.types import Event, Note, OutputTensor
 from quantcli.workers import Workers, workers
 
+_PART = 1 << 24
+"""Weights that are rounded at once where rows know nothing of one another."""
+
 
 @dataclass(frozen=True)
 class RoundedOutput:
@@ -410,21 +413,18 @@ class _RoundingVisitor(Visitor):
         Once for those of one codec.
         """
         tensor = self.tensors[name]
-        matrices, read = _matrices(tensor), _matrix_reader(self.work.run.model, tensor)
+        model, matrices = self.work.run.model, _matrices(tensor)
+        read, parts = _matrix_reader(model, tensor), _part_reader(model, tensor)
         if unit is not None:
-            own, base = unit, unit.matrix * tensor.shape[-2]
-            measured = statistics
-            matrices = 1
-            read = lambda _: self.work.run.model.read_floats(  # noqa: E731
-                tensor, base + own.start, base + own.stop
-            )
-            statistics = lambda _: statistics_of(own, measured(own.matrix))  # noqa: E731
+            matrices, read = 1, _unit_reader(model, tensor, unit)
+            parts = _part_reader(model, tensor, unit)
+            statistics = partial(_unit_statistics, statistics, unit)
         codecs = {index: self.work.outputs[index].codecs[name] for index in takers}
         distinct = {codec.identity: codec for codec in codecs.values()}
         try:
             found = round_tensor(
                 name, self.work.rounder, list(distinct.values()), matrices, read, statistics,
-                self.work.options, self.pool,
+                self.work.options, self.pool, parts,
             )  # fmt: skip
         except UnencodableError as refused:
             # Its row counts from where one thread began, so it says nothing here.
@@ -460,6 +460,34 @@ def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats
     """What reads matrix i of a tensor, a stack of them or the one, as float32."""
     height = tensor.shape[-2]
     return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
+
+
+def _part_reader(
+    model: Model, tensor: OutputTensor, unit: Unit | None = None
+) -> Callable[[int], Iterator[Floats]]:
+    """The same, or of a ``unit`` alone, some rows at a time."""
+    height, step = tensor.shape[-2], max(1, _PART // tensor.shape[-1])
+
+    def read(matrix: int) -> Iterator[Floats]:
+        first, last = matrix * height, (matrix + 1) * height
+        if unit is not None:
+            first, last = unit.matrix * height + unit.start, unit.matrix * height + unit.stop
+        for start in range(first, last, step):
+            yield model.read_floats(tensor, start, min(start + step, last))
+
+    return read
+
+
+def _unit_reader(model: Model, tensor: OutputTensor, unit: Unit) -> Callable[[int], Floats]:
+    """What reads a unit's rows, as float32."""
+    base = unit.matrix * tensor.shape[-2]
+    return lambda _: model.read_floats(tensor, base + unit.start, base + unit.stop)
+
+
+def _unit_statistics(
+    statistics: Callable[[int], MatrixStatistics | None], unit: Unit, _: int
+) -> MatrixStatistics | None:
+    return statistics_of(unit, statistics(unit.matrix))
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -34,7 +34,7 @@ ROUTER = "ffn_gate_inp.weight"
 """What GGUF calls a router."""
 SPREAD = 0.2
 _SEED = 20260105
-_CHOICE = ("top_k_index", "top_k_weights")
+_CHOICES = (("top_k_index", "top_k_weights"), ("router_indices", "routing_weights"))
 """What modules of experts are called with in transformers."""
 
 
@@ -49,7 +49,7 @@ class RouterFlips:
             if tensor.dim() == 2
             and any(t.name.endswith(ROUTER) for t, _ in model.parameters.targets(name, 0))
         }
-        self._experts = [m for m in model.layers[layer.index].modules() if _is_experts(m)]
+        self._experts = [m for m in model.layers[layer.index].modules() if _choice(m)]
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -66,9 +66,10 @@ class RouterFlips:
             yield
 
 
-def _is_experts(module: nn.Module) -> bool:
+def _choice(module: nn.Module) -> tuple[str, str] | None:
+    """What a module of experts calls its experts' numbers and their weights."""
     known = inspect.signature(module.forward).parameters
-    return all(name in known for name in _CHOICE)
+    return next((pair for pair in _CHOICES if all(name in known for name in pair)), None)
 
 
 class _Flips(TorchFunctionMode):
@@ -92,9 +93,11 @@ class _Flips(TorchFunctionMode):
     def choose(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module of experts is called."""
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        index, weights = (bound[name] for name in _CHOICE)
+        index, weights = (bound.get(name) for name in _choice(module) or ())
         last, self._last = self._last, None
-        if last is not None and weights.requires_grad and weights.shape == index.shape:
+        if last is None or not isinstance(weights, torch.Tensor) or index is None:
+            return
+        if weights.requires_grad and weights.shape == index.shape:
             last.watch(index, weights)
 
 

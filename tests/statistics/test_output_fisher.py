@@ -237,6 +237,52 @@ def test_every_expert_has_its_own_mean_inside(
         assert _close(ours[key].means[0], shrunk), key
 
 
+@pytest.mark.usefixtures("no_flips")
+def test_gate_and_up_that_are_columns_by_turns_have_theirs(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """gpt-oss stores both in one turned tensor, a column of gate before each of up."""
+    folder = checkpoint("gpt-oss")
+    ours, _ = _ours(folder, tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, experts_implementation="eager"
+    ).eval()
+    draw = torch.Generator().manual_seed(sensitivity._SEED)
+    ids = _ids(model.config.vocab_size)
+    seen: dict[str, list[torch.Tensor]] = {}
+    for index, layer in enumerate(model.model.layers):
+        experts = layer.mlp.experts
+        turns: list[int] = []
+
+        def start(module, given, named, turns=turns) -> None:
+            chosen = named["router_indices"] if "router_indices" in named else given[1]
+            turns[:] = sorted(set(chosen.flatten().tolist()), reverse=True)
+
+        def gate(both, turns=turns, index=index, own=experts._apply_gate) -> torch.Tensor:
+            expert = turns.pop()
+            for kind, first in (("gate", 0), ("up", 1)):
+                key = f"blk.{index}.ffn_{kind}_exps.weight[{expert}]"
+                both.register_hook(
+                    lambda g, k=key, f=first: seen.setdefault(k, []).append(g[:, f::2])
+                )
+            return own(both)
+
+        experts.register_forward_pre_hook(start, with_kwargs=True)
+        experts._apply_gate = gate
+    for number in choose_windows(len(ids), 4):
+        tokens = torch.from_numpy(ids[number : number + 1].astype(np.int64))
+        scores = torch.log_softmax(model(tokens).logits, -1)[0]
+        drawn = torch.multinomial(scores.detach().exp(), 1, generator=draw)
+        scores.gather(1, drawn).sum().backward()
+    assert seen
+    for key, gradients in seen.items():
+        rows = torch.cat(gradients)
+        mean = (rows.T @ rows / len(rows)).numpy()
+        share = min(1.0, len(rows) / (4 * len(mean)))
+        shrunk = share * mean + (1 - share) * np.diag(mean.diagonal())
+        assert _close(ours[key].means[0], shrunk), key
+
+
 def test_strips_cover_all_rows() -> None:
     for rows in (1, 4096, 4097, 11008, 50000):
         strips = cut_strips(rows)
