@@ -270,20 +270,26 @@ def open_walk(
     """
     use_threads(run.threads, torch_device(run.device).type)
     layers = build_model(run, model)
-    ids = run.windows.ids
+    ranks, ids = run.ranks, run.windows.ids
     if int(ids.max()) >= layers.vocabulary:
         raise SourceError(
             f"{run.model.path}: the text has token {int(ids.max())}, but the model embeds "
             f"{layers.vocabulary}",
             hint="the tokenizer belongs to another model",
         )
+    if ranks is not None:
+        ids = ids[list(ranks.windows.numbers)]
     states = HiddenStateCache(
-        (*ids.shape, layers.hidden_size), layers.dtype, folder, max_memory=max_memory,
-        turn=checkpoint.turn if checkpoint else 0,
+        (*ids.shape, layers.hidden_size), layers.dtype,
+        folder if ranks is None else ranks.folder, max_memory=max_memory,
+        turn=checkpoint.turn if checkpoint else 0, of=None if ranks is None else ranks.windows,
     )  # fmt: skip
 
     def commit(done: int) -> None:
         turn = states.commit()
+        if ranks is not None:
+            # A layer counts as done when the states of all have reached the disk.
+            ranks.group.wait()
         if checkpoint is not None and not follows:
             checkpoint.commit(done, turn)
 
