@@ -23,6 +23,7 @@ from quantcli.report.tables import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from quantcli.cli.failures import Failure
     from quantcli.types import Event
@@ -229,6 +230,8 @@ class Output:
         line = Text(_shorten(printable(text)), style=style if style and not label else "")
         if label:
             line = Text.assemble((f"{label}:", style or ""), " ", line)
+        if self._stderr.is_terminal:
+            line = _fold(line, self._stderr.width)
         self._stderr.print(line, soft_wrap=True)
 
     def _new_display(self) -> Display:
@@ -237,6 +240,23 @@ class Output:
         if live and not _no_color():
             return Bar(self._label, console)
         return Lines(self._label, self._talk)
+
+
+def _fold(line: Text, width: int) -> Text:
+    """The same with its spaces at the edge turned into line ends; a long path stays whole."""
+    places, start, edge = [], 0, -1
+    for place, character in enumerate(f"{line.plain} "):
+        if character == "\n":
+            start, edge = place + 1, -1
+        elif character == " ":
+            if place - start > width and edge >= 0:
+                places.append(edge)
+                start = edge + 1
+            edge = place
+    folded = "".join("\n" if n in set(places) else c for n, c in enumerate(line.plain))
+    made = line.copy()
+    made.plain = folded
+    return made
 
 
 def _is_odd(text: str) -> bool:
