@@ -73,10 +73,11 @@ def calibrate(
 
     Without texts the built-in mix is taken; ``field`` is the key of a text in JSON lines. Windows
     have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
-    ``collect`` names more statistics: abs_max, mean_abs, min_max, kv_max, hessian. ``max_memory``
-    is that of hidden states, in bytes or as "4G". ``merge`` adds up finished calibrations instead,
-    ``stats`` of a finished one only reads it. ``output`` defaults to NAME.calib.gguf in the current
-    folder, ``legacy`` writes llama.cpp's older form. ``download`` stores a model of the Hub first.
+    ``collect`` names more statistics: abs_max, mean_abs, min_max, histogram, kv_max, hessian.
+    ``max_memory`` is that of hidden states, in bytes or as "4G". ``merge`` adds up finished
+    calibrations instead, ``stats`` of a finished one only reads it. ``output`` defaults to
+    NAME.calib.gguf in the current folder, ``legacy`` writes llama.cpp's older form. ``download``
+    stores a model of the Hub first.
     """
     refuse_below_one(threads=threads, chunks=chunks)
     if merge and (source is not None or data):

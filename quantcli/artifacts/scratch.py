@@ -9,6 +9,7 @@ them back.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,9 @@ from numpy.typing import DTypeLike, NDArray
 from quantcli.artifacts.space import fill, reserve
 from quantcli.artifacts.staging import naming, output_error
 from quantcli.errors import OutputError
+
+LARGE = 1 << 26
+"""Bytes of a file from which on its pages are let go."""
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -31,6 +35,14 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.mem
         path.unlink(missing_ok=True)
         raise output_error(path, error) from error
     return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def forget_pages(array: Any) -> None:
+    """Let the memory of an array in a file go; what was written stays, and is read again."""
+    mapped = getattr(array, "_mmap", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= LARGE:
+        mapped.madvise(advice)
 
 
 class ArrayFile:

@@ -277,6 +277,14 @@ class LayerwiseModel:
         """
         return self._logits(self._finish(hidden))
 
+    def finish_traced(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`finish`, through which gradients flow."""
+        return self._finish(hidden)
+
+    def logits_traced(self, finished: torch.Tensor) -> torch.Tensor:
+        """`logits`, through which gradients flow."""
+        return self._logits(finished)
+
     def _logits(self, finished: torch.Tensor) -> torch.Tensor:
         with recorders.replaced_decoder(self.decoder, finished):
             ids = torch.zeros(finished.shape[:2], dtype=torch.int64, device=self.device)

@@ -214,6 +214,7 @@ def survey_stages(
         fisher_work,
         gradients_stage,
         parts_of,
+        resident_sums,
         sums_bytes,
         sums_work,
         waiting_bytes,
@@ -230,6 +231,7 @@ def survey_stages(
     for number, layer in enumerate(passes.sizes.layers):
         fisher, in_files = fisher_bytes(layer.matrices)
         sums = sums_bytes(layer, parts_of(count))
+        there = resident_sums(layer, parts_of(count))
         most = max((preparing_bytes(m) for m in layer.matrices), default=0)
         running = max(passes.forward_bytes(layer), passes.backward_bytes(layer))
         running += waiting_bytes(passes, layer, count)
@@ -239,7 +241,7 @@ def survey_stages(
             work += factor_work(one.columns).times(one.matrices)
         tried = sum(min(one.elements, 1 << 22) for one in layer.matrices)
         work += Work(encoded=dict.fromkeys(kinds, float(tried)))
-        memory = held + fisher + sums + max(most, running)
+        memory = held + fisher + there + max(most, running)
         stages.append(Stage(f"costs, layer {number}", memory, sums + in_files, 0, work))
     return stages
 
@@ -367,6 +369,7 @@ def _layer_stage(
         fisher_work,
         held_bytes,
         parts_of,
+        resident_sums,
         sums_bytes,
         sums_work,
         waiting_bytes,
@@ -380,6 +383,7 @@ def _layer_stage(
     ]  # fmt: skip
     outputs, in_files = fisher_bytes(by_rows)
     sums = sums_bytes(layer, parts_of(passes.windows))
+    there = resident_sums(layer, parts_of(passes.windows))
     work = passes.forward_work(layer, passes.windows) + sums_work(passes, layer, passes.windows)
     back = 0
     if by_rows:
@@ -387,7 +391,7 @@ def _layer_stage(
         work += fisher_work(passes, layer, by_rows, count)
         back = passes.backward_bytes(layer) + outputs
     widest = max((one.columns for one in layer.inputs.values()), default=0)
-    running = passes.forward_bytes(layer) + 4 * widest**2 + outputs + sums
+    running = passes.forward_bytes(layer) + 4 * passes.tokens * widest + outputs + there
     running += waiting_bytes(passes, layer, passes.windows)
     drift = 0
     if options.propagate:
@@ -404,9 +408,9 @@ def _layer_stage(
         kept += part.kept
         before = held_bytes(one.columns)
         work += part.work
-    memory = held + max(back, running + drift, outputs + sums + drift + most)
+    memory = held + max(back, running + drift, outputs + there + drift + most)
     if options.trainer:
-        memory = max(memory, held + outputs + sums + drift + tune_bytes(passes, layer))
+        memory = max(memory, held + outputs + there + drift + tune_bytes(passes, layer))
         work += tune_work(passes, layer, options.tune_steps)
     return Stage(name, memory, sums + in_files, kept, work)
 

@@ -65,6 +65,9 @@ from quantcli.training.end_to_end import Task, train_end_to_end
 from quantcli.types import Event, Note, OutputTensor
 from quantcli.workers import Workers, workers
 
+_PART = 1 << 24
+"""Weights that are rounded at once where rows know nothing of one another."""
+
 
 @dataclass(frozen=True)
 class RoundedOutput:
@@ -328,7 +331,7 @@ class _RoundingVisitor(Visitor):
             found = round_tensor(
                 name, self.work.rounder, list(distinct.values()), _matrices(tensor),
                 _matrix_reader(self.work.run.model, tensor), statistics,
-                self.work.options, self.pool,
+                self.work.options, self.pool, _part_reader(self.work.run.model, tensor),
             )  # fmt: skip
         except UnencodableError as refused:
             # Its row counts from where one thread began, so it says nothing here.
@@ -364,6 +367,17 @@ def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats
     """What reads matrix i of a tensor, a stack of them or the one, as float32."""
     height = tensor.shape[-2]
     return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
+
+
+def _part_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Iterator[Floats]]:
+    """The same, some rows at a time."""
+    height, step = tensor.shape[-2], max(1, _PART // tensor.shape[-1])
+
+    def read(matrix: int) -> Iterator[Floats]:
+        for start in range(matrix * height, (matrix + 1) * height, step):
+            yield model.read_floats(tensor, start, min(start + step, (matrix + 1) * height))
+
+    return read
 
 
 def _matrices(tensor: OutputTensor) -> int:

@@ -1,14 +1,14 @@
 """What is summed of a weight's inputs, all in one pass.
 
-For each column of a weight (an input channel): the sum of squares, always; the largest and the
-mean absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of
-activations); and the Hessian of the layer's squared error, X^T X over the input rows (GPTQ).
-Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
-of one float32 product for each window, held in a file, once for all weights that share an input
-(q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
-count of tokens; those of several windows wait for one another, since a window sends few to each and
-each product is added to all columns by all columns. A stack whose matrices have one input (latent
-attention's values) has one Hessian.
+For each column of a weight (an input channel): the sum of squares, always; the largest and the mean
+absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of activations),
+for which there is a histogram of all columns' values besides; and the Hessian of the layer's
+squared error, X^T X over the input rows (GPTQ). Squares and absolute values are summed in float64
+over float32 values. A Hessian is the float64 sum of one float32 product for each window, held in a
+file, once for all weights that share an input (q, k and v; gate and up), and stored as float32.
+Experts are summed each by itself, with its own count of tokens; those of several windows wait for
+one another, since a window sends few to each and each product is added to all columns by all
+columns. A stack whose matrices have one input (latent attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
 from quantcli.statistics.device_sums import DeviceSums
+from quantcli.statistics.input_histogram import BINS, count_values
+from quantcli.statistics.input_statistics import HISTOGRAM
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -51,6 +53,8 @@ class InputTotals:
     low: Totals
     high: Totals
     """Zero is among the values, where a matrix saw none too."""
+    histogram: Totals | None = None
+    """Of all columns together, (matrices, BINS); None where it is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class _Row:
     absolute: Totals | None
     low: Totals | None
     high: Totals | None
+    histogram: Totals | None
 
 
 class Collector:
@@ -156,6 +161,7 @@ class Collector:
         largest: Any = None
         low: Any = None
         high: Any = None
+        histogram = np.zeros(BINS) if HISTOGRAM in self._needs else None
         wide = widest(values.device)
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
@@ -169,6 +175,8 @@ class Collector:
                 least, most = part.aminmax(dim=0)
                 low = least if low is None else torch.minimum(low, least)
                 high = most if high is None else torch.maximum(high, most)
+            if histogram is not None:
+                histogram += count_values(part.cpu().numpy())
         return _Row(
             len(values),
             _array(squares),
@@ -176,6 +184,7 @@ class Collector:
             _array(absolute) if "mean_abs" in self._needs else None,
             None if low is None else _array(low),
             None if high is None else _array(high),
+            histogram,
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
@@ -183,6 +192,8 @@ class Collector:
         if entry is None:
             shape = (_matrices(tensor), tensor.columns)
             entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
+            if row.histogram is not None:
+                entry.histogram = np.zeros((shape[0], BINS))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -193,6 +204,8 @@ class Collector:
         if row.low is not None and row.high is not None:
             np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
+        if row.histogram is not None and entry.histogram is not None:
+            entry.histogram[matrix] += row.histogram
 
     def _add_hessian(
         self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],

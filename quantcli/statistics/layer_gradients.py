@@ -38,6 +38,8 @@ MORE = 4
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
+_LOGITS = 1 << 23
+"""Logits that are there at once, each several times over: as chances, their gradients and so on."""
 
 
 @dataclass
@@ -196,13 +198,24 @@ def _output_gradient(
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Of the log-likelihood of tokens drawn from the model, by the last layer's output.
 
-    With it, for each token of the vocabulary, the mean variance of its being drawn.
+    With it, for each token of the vocabulary, the mean variance of its being drawn. Of a large
+    vocabulary the logits of some positions are there at a time.
     """
+    tokens = hidden.shape[1]
+    step = max(1, _LOGITS // model.vocabulary)
+    varied: NDArray[np.float64] = np.zeros(model.vocabulary)
     with torch.enable_grad():
         leaf = hidden.detach().clone().requires_grad_(True)
-        scores = torch.log_softmax(model.scores(leaf).float(), dim=-1)[0]
-        chances = scores.detach().exp()
-        drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
-        scores.gather(1, drawn.to(scores.device)).sum().backward()
-    varied: NDArray[np.float64] = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+        finished = model.finish_traced(leaf)
+        below = torch.zeros_like(finished)
+        for start in range(0, tokens, step):
+            part = finished[:, start : start + step].detach().requires_grad_(True)
+            scores = torch.log_softmax(model.logits_traced(part).float(), dim=-1)[0]
+            chances = scores.detach().exp()
+            drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
+            scores.gather(1, drawn.to(scores.device)).sum().backward()
+            below[:, start : start + step] = gradient_of(part)
+            share = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+            varied += share * (len(chances) / tokens)
+        finished.backward(below)
     return gradient_of(leaf), varied

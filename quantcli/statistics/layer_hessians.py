@@ -22,7 +22,10 @@ from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
 from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
+from quantcli.statistics.hessian import WIDE, Hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
+from quantcli.statistics.panel_hessian import prepare_panels
+from quantcli.statistics.symmetric_mean import SymmetricMean
 from quantcli.statistics.token_weights import TokenWeights
 from quantcli.types import Note
 
@@ -134,6 +137,10 @@ class HessianAccumulator:
         return self._last[1]
 
     def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
+        sums = self._fit.hessians()[home]
+        by_rows = self._algebra is HOST and self._order == "natural"
+        if by_rows and len(sums) == 1 and sums.shape[-1] >= WIDE:
+            return self._prepare_wide(home)
         mean = _mean(self._fit, home, matrix)
         if mean is None:
             return None
@@ -150,6 +157,34 @@ class HessianAccumulator:
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
         hessian = self._algebra.prepare(mean, self._damping, self._order)
+        self._note_damping(home, hessian)
+        drift = self._drift(home, matrix, hessian)
+        judge_of = mean if held_out is None else held_out
+        return self._algebra.statistics(hessian, mean, judge_of, drift)
+
+    def _prepare_wide(self, home: str) -> MatrixStatistics | None:
+        """The same of a wide matrix, whose means are read from the sums' files by rows."""
+        entry = self._fit.entries[home]
+        count, columns = int(entry.counts[0]), entry.squares.shape[1]
+        if not count:
+            return None
+        effective = _effective(self._fit, home, 0)
+        share = min(1.0, effective / (FEW * columns))
+        if share < 1:
+            self._few.setdefault(home, {})[0] = effective
+        fit_added, held_out_added = self._added or (None, None)
+        fit = SymmetricMean(self._fit.hessians()[home][0], count, share, fit_added)
+        held_out = fit
+        if home in self._held_out.entries and self._held_out.entries[home].counts[0]:
+            held_out = SymmetricMean(
+                self._held_out.hessians()[home][0], int(self._held_out.entries[home].counts[0]),
+                added=held_out_added,
+            )  # fmt: skip
+        hessian = prepare_panels(fit.rows, columns, self._damping)
+        self._note_damping(home, hessian)
+        return MatrixStatistics(hessian, fit, held_out, self._drift(home, 0, hessian))
+
+    def _note_damping(self, home: str, hessian: Hessian) -> None:
         if hessian.damping > self._damping:
             self._notes.append(
                 Note(
@@ -158,16 +193,17 @@ class HessianAccumulator:
                     level="warning",
                 )
             )
-        drift = None
+
+    def _drift(self, home: str, matrix: int, hessian: Hessian) -> Drift | None:
         lost, judge = (part.get((home, matrix)) for part in self._lost)
-        if lost is not None and judge is not None:
-            judged = int(self._held_out.entries[home].counts[matrix])
-            fitted = (lost / int(self._fit.entries[home].counts[matrix])).astype(np.float32)
-            drift = Drift(
-                np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
-            )
-        judge_of = mean if held_out is None else held_out
-        return self._algebra.statistics(hessian, mean, judge_of, drift)
+        if lost is None or judge is None:
+            return None
+        count = int(self._fit.entries[home].counts[matrix])
+        judged = int(self._held_out.entries[home].counts[matrix])
+        fitted = (lost / count).astype(np.float32)
+        return Drift(
+            np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
+        )
 
     def _describe_few(self, home: str, counts: list[float]) -> Note:
         columns = self._fit.hessians()[home].shape[-1]

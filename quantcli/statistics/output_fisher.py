@@ -57,6 +57,11 @@ class OutputFisher:
         """The damped and factored mean of each strip, the rows that matter most first."""
         return tuple(prepare_hessian(mean, DAMPING, "activation") for mean in self.means)
 
+    @property
+    def strips(self) -> tuple[tuple[slice, Floats], ...]:
+        """Each strip's rows and mean."""
+        return tuple(zip(cut_strips(self.rows), self.means, strict=True))
+
     def weigh(self, errors: Floats) -> Floats:
         """F times ``errors`` (rows, columns)."""
         parts = zip(self.means, cut_strips(self.rows), strict=True)
