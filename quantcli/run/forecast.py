@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.write import default_threads, peak_memory
 from quantcli.formats import get_format
+from quantcli.formats.base import BlockFormat
 from quantcli.plan.budget import BASE_BYTES
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize, measure_sizes
 from quantcli.plan.needs import Forecast, Stage, UnitCosts, Work
@@ -261,7 +262,7 @@ def rounding_stages(
     from quantcli.layerwise.pass_needs import states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
-    from quantcli.training.train_needs import end_to_end_stage
+    from quantcli.training.train_needs import code_bytes, end_to_end_stage
 
     run = batch[0].run
     if run is None:
@@ -311,9 +312,9 @@ def rounding_stages(
         stages.append(head)
     if options.e2e:
         for _, every in codecs:
-            stages.append(
-                end_to_end_stage(passes, options.e2e_steps, _count_factors(run.model, every))
-            )
+            moved = code_bytes(_packed(run.model, every)) if options.e2e_codes else 0
+            factors = _count_factors(run.model, every)
+            stages.append(end_to_end_stage(passes, options.e2e_steps, factors, moved))
     return stages
 
 
@@ -330,6 +331,14 @@ def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
             elif codec.name == "F32":
                 total += tensor.elements
     return total
+
+
+def _packed(model: Model, codecs: dict[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
+    """Elements and format of each tensor in blocks that training end to end can move."""
+    for tensor in model.tensors:
+        codec = codecs.get(tensor.name)
+        if isinstance(codec, BlockCodec) and codec.rounds and len(tensor.shape) > 1:
+            yield tensor.elements, codec.format
 
 
 def _rounding(
