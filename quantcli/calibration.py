@@ -71,11 +71,12 @@ def prepare(
     resume: bool = False,
     force: bool = False,
     scratch: Path | None = None,
+    dry_run: bool = False,
 ) -> CalibrationJob:
     """Decide everything about calibrating ``model``; no weight is read.
 
     ``max_memory`` is in bytes, for hidden states; ``scratch`` is the folder for the run's files.
-    Raises UsageError, SourceError or OutputError.
+    With ``dry_run`` nothing is made. Raises UsageError, SourceError or OutputError.
     """
     if model.from_gguf:
         raise SourceError(
@@ -84,7 +85,7 @@ def prepare(
         )
     needs = check_needs(collect)
     refuse_own(output_paths(output, needs), {info.file for info in model.store.tensors.values()})
-    refuse_existing(output_paths(output, needs), force=force or resume)
+    refuse_existing(output_paths(output, needs), force=force or resume or dry_run)
     if scratch is not None:
         check_scratch(scratch)
     windows = cut_windows(model, texts, ctx, chunks, seed)
@@ -94,7 +95,8 @@ def prepare(
         model, windows, folder, choose_dtype(dtype, device, model), device, max_memory, threads
     )
     checkpoint = Checkpoint(folder, {**run.identity, "choice of statistics": list(needs)})
-    checkpoint.begin(resume=resume, force=force)
+    if not dry_run:
+        checkpoint.begin(resume=resume, force=force)
     return CalibrationJob(run, needs, checkpoint, output, legacy, force or resume)
 
 

@@ -93,6 +93,7 @@ calibrate mini --data text.txt --ctx 32 --chunks 2 --seed 1 --collect abs_max,me
 calibrate mini --data lines.jsonl --field body --ctx 32 --chunks 2 --dtype float32 --device cpu \
 --max-memory 1G --pre llama-bpe --resume --legacy --download -o m.dat
 calibrate mini --data text.txt --ctx 32 --chunks 1 --stats --force -o full.gguf
+calibrate mini --data text.txt --ctx 32 --chunks 2 --scratch . --max-scratch 1G --dry-run
 calibrate --merge m.gguf --merge m.gguf
 calibrate m.gguf --stats
 eval-ppl mini --data lines.jsonl --field body --ctx 32 --chunks 2 --stride 16 --engine torch \

@@ -75,7 +75,7 @@ def index_files(weights: SafetensorsShards) -> dict[str, bytes]:
 
 def _describe_part(plan: FolderPlan, scheme: Scheme) -> FolderPart:
     modules = [item.matrix.module for item in plan.items if item.scheme == scheme]
-    return FolderPart(scheme.grid, scheme.packing, scheme.inputs, modules)
+    return FolderPart(scheme.grid, scheme.packing, scheme.described_inputs, modules)
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:

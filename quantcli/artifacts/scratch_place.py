@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from quantcli.errors import OutputError
@@ -37,12 +38,17 @@ def used_bytes(work: Path) -> int:
     total = 0
     for folder in work.parent.glob(f".{_quoted(work.name)}.*"):
         if folder.is_dir() and not folder.is_symlink():
-            for place, _, names in os.walk(folder):
-                for name in names:
-                    try:
-                        total += os.lstat(Path(place, name)).st_size
-                    except OSError:
-                        continue
+            total += folder_bytes(folder)
+    return total
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, as far as they are still there; 0 where it is not."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(place, name).lstat().st_size
     return total
 
 

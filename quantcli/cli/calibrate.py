@@ -66,7 +66,8 @@ def calibrate(
             panel=_RUN,
             help="Collect this too: abs_max, mean_abs (each channel's "
             "largest and mean absolute value), min_max (its least and largest value, for --scheme "
-            "FP8 and other static scales), kv_max (the largest key and value, for --kv-cache) or "
+            "FP8 and other static scales), histogram (how its values are spread, for static int8), "
+            "kv_max (the largest key and value, for --kv-cache) or "
             "hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
@@ -90,6 +91,33 @@ def calibrate(
             "Default: a quarter of this machine's memory.",
         ),
     ] = None,
+    scratch: Annotated[
+        Path | None,
+        _option(
+            "--scratch",
+            metavar="DIR",
+            panel=_RUN,
+            help="Keep the run's own files in this folder until the result is whole. Default: "
+            "beside the result. --resume finds them with the same DIR.",
+        ),
+    ] = None,
+    max_scratch: Annotated[
+        str | None,
+        _option(
+            "--max-scratch",
+            metavar="SIZE",
+            panel=_RUN,
+            help="Refuse before the work if these files would take more than SIZE, such as 40G.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        _option(
+            "--dry-run",
+            panel=_OUTPUT,
+            help="Print what memory, scratch disk and time it will take, and write nothing.",
+        ),
+    ] = False,
     pre: Annotated[
         str | None,
         _option(
@@ -162,6 +190,9 @@ def calibrate(
         dtype=dtype,
         device=device,
         max_memory=max_memory,
+        scratch=scratch,
+        max_scratch=max_scratch,
+        dry_run=dry_run,
         pre=pre,
         resume=resume,
         output=output,
@@ -174,7 +205,12 @@ def calibrate(
         on_event=out.event,
     )
     if out.json:
-        out.document("calibration", 1, done.document)
+        out.document("calibration" if done.calibration else "calibration-plan", 1, done.document)
+        return
+    if done.calibration is None:
+        from quantcli.report.calibration_plan import plan_table
+
+        out.table(plan_table(dict(done.document)))
         return
     if stats and not out.quiet:
         from quantcli.report.calibrations import coverage_table, stats_table

@@ -55,6 +55,19 @@ class Scheme:
         return is_static(self.inputs)
 
     @property
+    def narrows_inputs(self) -> bool:
+        """Whether that scale is not that of the extremes, but the one of least squared error."""
+        static = self.is_static and self.inputs is not None
+        return static and self.search == "mse" and (self.inputs or {}).get("type") == "int"
+
+    @property
+    def described_inputs(self) -> Mapping[str, Any] | None:
+        """What config.json says of activations."""
+        if self.inputs is None or not self.narrows_inputs:
+            return self.inputs
+        return {**self.inputs, "observer": "mse"}
+
+    @property
     def has_zero_points(self) -> bool:
         """Whether activations have zero points."""
         return self.inputs is not None and not self.inputs["symmetric"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantcli.plan.needs import Forecast
+from quantcli.report.tables import Table, facts
 from quantcli.report.units import duration_text, size_text
 
 
@@ -32,3 +34,16 @@ def needs_fields(forecast: Forecast | None) -> dict[str, Any]:
         "scratch_bytes": forecast.scratch,
         "estimated_seconds": forecast.seconds,
     }
+
+
+def needs_table(first: Sequence[tuple[str, str]], document: Mapping[str, Any]) -> Table:
+    """A table of ``first`` and of what an object with `needs_fields` says."""
+    return facts(
+        [
+            *first,
+            ("peak memory", f"about {size_text(document['peak_memory_bytes'])}"),
+            ("scratch disk", f"about {size_text(document['scratch_bytes'])} while it runs"),
+            ("time", f"about {duration_text(document['estimated_seconds'])}"),
+            ("free disk", size_text(document["free_disk_bytes"])),
+        ]
+    )

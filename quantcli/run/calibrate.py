@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantcli.artifacts.scratch_place import work_path
+from quantcli.artifacts.scratch_place import folder_bytes, work_path
 from quantcli.artifacts.write import default_threads
 from quantcli.calibration import CalibrationDone, CalibrationJob, execute, merge, prepare
+from quantcli.errors import QuantcliError
 from quantcli.events import Events, in_phase, take
 from quantcli.layerwise.checkpoint import was_interrupted
 from quantcli.layerwise.texts import read_texts
 from quantcli.model import Model, open_model
+from quantcli.plan.budget import check_disk
+from quantcli.run.check_needs import refuse_scratch
+from quantcli.run.plan_calibration import (
+    CalibrationPlan,
+    forecast_calibration,
+    plan_calibration,
+)
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.token_counts import count_tokens
+from quantcli.systems import machine_memory
 from quantcli.types import Note
 
 
 def states_memory() -> int:
     """Bytes of hidden states that may stay in memory: a quarter of what the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return machine_memory() // 4
 
 
 def calibrate(
     source: str, output: Path | None, texts: Sequence[str], *, field: str | None = None,
     pre: str | None = None, max_memory: int | None = None, threads: int | None = None,
-    legacy: bool = False, download: bool = False,
+    legacy: bool = False, download: bool = False, max_scratch: int | None = None,
     on_fetch: Callable[..., None] | None = None, **settings: Any,
-) -> Events[CalibrationDone]:  # fmt: skip
+) -> Events[CalibrationDone | CalibrationPlan]:  # fmt: skip
     """Run a model on texts; ``settings`` are those of `quantcli.calibration.prepare`.
 
-    ``on_fetch`` takes the progress of a download.
+    ``on_fetch`` takes the progress of a download. Ends with the plan of a dry run. PlanError where
+    the run's own files would take more than ``max_scratch`` bytes, OutputError without room.
     """
     read = read_texts(texts, field=field)
     with open_model(source, pre=pre, table=False, download=download, on_progress=on_fetch) as model:
@@ -42,6 +51,18 @@ def calibrate(
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),
             legacy=legacy, **settings,
         )  # fmt: skip
+        forecast = forecast_calibration(job)
+        try:
+            if max_scratch is not None:
+                refuse_scratch(model.label, forecast, max_scratch)
+            if settings.get("dry_run"):
+                return plan_calibration(job, forecast)
+            check_disk(forecast.scratch - folder_bytes(job.run.folder), job.run.folder.parent)
+        except QuantcliError:
+            # A dry run did not begin it: what is there is an interrupted run's.
+            if not (settings.get("dry_run") or job.checkpoint.done):
+                job.checkpoint.remove()
+            raise
         how = "'quantcli calibrate' with the same options and --resume continues"
         return (yield from _run(job, how))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from quantcli.statistics.input_statistics import CACHE, MIN_MAX
+from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MIN_MAX
 from quantcli.types import Event
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def needed_statistics(artifact: GgufFile | ModelFolder) -> tuple[str, ...]:
     """What a calibration must collect for these scales."""
     if not needs_text(artifact):
         return ()
-    inputs = (MIN_MAX,) if artifact.plan.static_items else ()
+    items = artifact.plan.static_items
+    inputs: tuple[str, ...] = (MIN_MAX,) if items else ()
+    if any(item.scheme.narrows_inputs for item in items if item.scheme is not None):
+        inputs = (*inputs, HISTOGRAM)
     return (*inputs, CACHE) if artifact.plan.caches else inputs
 
 

@@ -1,6 +1,7 @@
 """Scales of a folder that are found on texts: what they need, and what statistics say of them.
 
-Matrices that servers run as one share the widest extremes. An expert that saw few tokens takes the
+Of int8 the range is the one of least squared error, unless ``--range minmax`` asks for extremes.
+Matrices that servers run as one share the widest. An expert that saw few tokens takes the
 extremes of all experts of its layer, since the largest of a few values says little of what will
 come, and clipped activations cost more than a coarse scale.
 """
@@ -24,7 +25,8 @@ from quantcli.plan.fused import fused_with
 from quantcli.plan.schemes import Scheme
 from quantcli.run.outputs import needed_statistics
 from quantcli.sources.imatrix import ENOUGH_TOKENS
-from quantcli.statistics.input_statistics import MIN_MAX
+from quantcli.statistics.input_ranges import narrow
+from quantcli.statistics.input_statistics import HISTOGRAM, MIN_MAX
 from quantcli.statistics.statistics_file import StatisticsFile, cache_name
 from quantcli.types import Matrix, Note
 
@@ -49,6 +51,14 @@ def take_scales(artifact: ModelFolder, path: Path) -> ModelFolder:
             "warning",
         )
         plan = replace(plan, notes=(*plan.notes, few))
+    if found.unspread:
+        missing = Note(
+            f"{path} has no histogram of the inputs of {found.unspread} matrices, so their scales "
+            f"are those of the extremes; calibrate with --collect {MIN_MAX},{HISTOGRAM} for the "
+            "least squared error",
+            "warning",
+        )
+        plan = replace(plan, notes=(*plan.notes, missing))
     return replace(artifact, scales=scales, plan=plan)
 
 
@@ -69,6 +79,7 @@ class _Reader:
         self._statistics = statistics
         self._plan = plan
         self._scarce: set[tuple[str, int]] = set()
+        self.unspread = 0
 
     @property
     def few(self) -> int:
@@ -136,8 +147,18 @@ class _Reader:
             )
         if matrix.of > 1 and statistics.count(name, matrix.index) < ENOUGH_TOKENS:
             self._scarce.add((name.partition(".ffn_")[0], matrix.index))
-            return self._extremes(name, range(statistics.matrices(name)))
-        return self._extremes(name, [matrix.index])
+            return self._range(name, range(statistics.matrices(name)), scheme)
+        return self._range(name, [matrix.index], scheme)
+
+    def _range(self, name: str, matrices: Sequence[int], scheme: Scheme) -> Extremes:
+        seen = self._extremes(name, matrices)
+        if not scheme.narrows_inputs or not seen.largest > 0:
+            return seen
+        if not self._statistics.has(name, HISTOGRAM):
+            self.unspread += 1
+            return seen
+        total = sum(self._statistics.histogram(name, matrix) for matrix in matrices)
+        return narrow(np.asarray(total), seen, symmetric=not scheme.has_zero_points)
 
     def _extremes(self, name: str, matrices: Sequence[int]) -> Extremes:
         pairs = [self._statistics.min_max(name, matrix) for matrix in matrices]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.statistics.collector import InputTotals
-from quantcli.statistics.input_statistics import MIN_MAX
+from quantcli.statistics.input_statistics import HISTOGRAM, MIN_MAX
 from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.statistics.statistics_file import CACHE_KINDS, StatisticsChunk, cache_name
 from quantcli.types import Declared
@@ -38,6 +38,9 @@ class CheckpointStatistics:
                     self.tensors.append(Declared(f"{name}.counts", "I64", entry.counts.shape))
                     for kind in vectors:
                         self.tensors.append(Declared(f"{name}.{kind}", "F32", entry.squares.shape))
+                    if HISTOGRAM in self.needs and entry.histogram is not None:
+                        shape = entry.histogram.shape
+                        self.tensors.append(Declared(f"{name}.{HISTOGRAM}", "F32", shape))
                 cache = file.cache()
                 if cache is not None:
                     name, heads = cache_name(layer), len(cache.keys)
@@ -81,3 +84,5 @@ def _vectors(entry: InputTotals, needs: Sequence[str]) -> Iterator[tuple[str, ND
     if MIN_MAX in needs:
         yield "min", entry.low
         yield "max", entry.high
+    if HISTOGRAM in needs and entry.histogram is not None:
+        yield HISTOGRAM, entry.histogram

@@ -1,19 +1,19 @@
 """What is summed of a weight's inputs, all in one pass.
 
-For each column of a weight (an input channel): the sum of squares, always; the largest and the
-mean absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of
-activations); and the Hessian of the layer's squared error, X^T X over the input rows (GPTQ).
-Squares and absolute values are summed in float64 over float32 values. A Hessian is the float64 sum
-of one float32 product for each window, held in a file, once for all weights that share an input
-(q, k and v; gate and up), and stored as float32. Experts are summed each by itself, with its own
-count of tokens; those of several windows wait for one another, since a window sends few to each and
-each product is added to all columns by all columns. A stack whose matrices have one input (latent
-attention's values) has one Hessian.
+For each column of a weight (an input channel): the sum of squares, always; the largest and the mean
+absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of activations),
+for which there is a histogram of all columns' values besides; and the Hessian of the layer's
+squared error, X^T X over the input rows (GPTQ). Squares and absolute values are summed in float64
+over float32 values. A Hessian is the float64 sum of one float32 product for each window, held in a
+file, once for all weights that share an input (q, k and v; gate and up), and stored as float32.
+Experts are summed each by itself, with its own count of tokens; those of several windows wait for
+one another, since a window sends few to each and each product is added to all columns by all
+columns. A stack whose matrices have one input (latent attention's values) has one Hessian.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,10 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
+from quantcli.statistics.input_histogram import BINS, count_values
+from quantcli.statistics.input_statistics import HISTOGRAM
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -51,6 +54,8 @@ class InputTotals:
     low: Totals
     high: Totals
     """Zero is among the values, where a matrix saw none too."""
+    histogram: Totals | None = None
+    """Of all columns together, (matrices, BINS); None where it is not wanted."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class _Row:
     absolute: Totals | None
     low: Totals | None
     high: Totals | None
+    histogram: Totals | None
 
 
 class Collector:
@@ -86,6 +92,7 @@ class Collector:
         self._sums = DeviceSums()
         self._pass: dict[tuple[str, int], _Row] = {}
         self._whole: tuple[str, Totals] | None = None
+        self._everyone: dict[str, Totals] = {}
         self._waiting: dict[tuple[str, int], list[torch.Tensor]] = {}
         self._waiting_bytes = 0
 
@@ -134,11 +141,54 @@ class Collector:
 
     def whole_hessian(self, home: str) -> Totals:
         """The sum over all matrices of a stack, kept for the next of them."""
+        if home in self._everyone:
+            return self._everyone[home]
         if self._whole is None or self._whole[0] != home:
             sums = self.hessians()[home]
             total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
             self._whole = (home, np.asarray(total))
         return self._whole[1]
+
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks of ``group`` have seen.
+
+        Counts and sums of columns everywhere, the Hessian of matrix i under the name n on the ranks
+        ``takers(n, i)``, and the sum over a stack's matrices on all. After `settle`.
+        """
+        for name in sorted(self.entries):
+            entry = self.entries[name]
+            for totals in (entry.counts, entry.squares, entry.absolute, entry.histogram):
+                if totals is not None:
+                    group.add_up(totals)
+            for own in (entry.largest, entry.low, entry.high):
+                choose = np.minimum if own is entry.low else np.maximum
+                own[:] = choose.reduce(group.gather(own))
+        for home, sums in sorted(self.hessians().items()):
+            group.add_up(self.weighed[home])
+            if len(sums) > 1:
+                total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
+                self._everyone[home] = np.asarray(total)
+                group.add_up(self._everyone[home])
+            for matrix, own in enumerate(sums):
+                group.add_up(own, takers(home, matrix))
+
+    def settle(self, group: Group) -> None:
+        """Make room for what other ranks have seen and this one has not."""
+        own = self.hessians()
+        shapes = {name: entry.squares.shape for name, entry in self.entries.items()}
+        for theirs, homes, hessian_of in group.gather(
+            (shapes, {home: sums.shape for home, sums in own.items()}, self.hessian_of)
+        ):
+            for name, shape in theirs.items():
+                if name not in self.entries:
+                    self.entries[name] = self._zeros(shape)
+            for home, shape in homes.items():
+                if home not in own:
+                    file = self._file(len(own))
+                    own[home] = create_array(file, np.float64, shape)
+                    self.weighed[home] = np.zeros((shape[0], 2))
+            for name, home in hessian_of.items():
+                self.hessian_of.setdefault(name, home)
 
     def close(self) -> None:
         """Remove the Hessians' files."""
@@ -156,6 +206,7 @@ class Collector:
         largest: Any = None
         low: Any = None
         high: Any = None
+        histogram = np.zeros(BINS) if HISTOGRAM in self._needs else None
         wide = widest(values.device)
         # A few rows at a time: float64 copies of a wide layer's whole input would be the peak.
         for part in values.split(_ROWS):
@@ -169,6 +220,8 @@ class Collector:
                 least, most = part.aminmax(dim=0)
                 low = least if low is None else torch.minimum(low, least)
                 high = most if high is None else torch.maximum(high, most)
+            if histogram is not None:
+                histogram += count_values(part.cpu().numpy())
         return _Row(
             len(values),
             _array(squares),
@@ -176,13 +229,13 @@ class Collector:
             _array(absolute) if "mean_abs" in self._needs else None,
             None if low is None else _array(low),
             None if high is None else _array(high),
+            histogram,
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
         entry = self.entries.get(tensor.name)
         if entry is None:
-            shape = (_matrices(tensor), tensor.columns)
-            entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
+            entry = self._zeros((_matrices(tensor), tensor.columns))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -193,6 +246,15 @@ class Collector:
         if row.low is not None and row.high is not None:
             np.minimum(entry.low[matrix], row.low, out=entry.low[matrix])
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
+        if row.histogram is not None and entry.histogram is not None:
+            entry.histogram[matrix] += row.histogram
+
+    def _zeros(self, shape: tuple[int, ...]) -> InputTotals:
+        """Totals of (matrices, columns) of which nothing was seen."""
+        entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
+        if HISTOGRAM in self._needs:
+            entry.histogram = np.zeros((shape[0], BINS))
+        return entry
 
     def _add_hessian(
         self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],

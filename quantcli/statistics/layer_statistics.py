@@ -1,9 +1,9 @@
 """Statistics of a layer's inputs as a walk's checkpoint keeps them.
 
 A layer's file holds ``NAME.counts`` (I64), ``NAME.squares``, ``NAME.largest``, ``NAME.absolute``,
-``NAME.low`` and ``NAME.high`` (F64) of each tensor NAME, and ``NAME.hessian`` (F32) of those that
-hold one; of a layer that fills a key-value cache ``cache.tokens`` (I64), ``cache.keys`` and
-``cache.values`` (F64, the heads' largest magnitudes).
+``NAME.low`` and ``NAME.high`` (F64) of each tensor NAME, ``NAME.histogram`` (F64) where it was
+wanted, and ``NAME.hessian`` (F32) of those that hold one; of a layer that fills a key-value cache
+``cache.tokens`` (I64), ``cache.keys`` and ``cache.values`` (F64, the heads' largest magnitudes).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantcli.layerwise.cache_totals import CacheTotals
 from quantcli.layerwise.checkpoint import Checkpoint, LayerFile
 from quantcli.statistics.collector import Collector, InputTotals
+from quantcli.statistics.input_statistics import HISTOGRAM
 
 _FIELDS = {
     "counts": "I64", "squares": "F64", "largest": "F64", "absolute": "F64", "low": "F64",
@@ -35,6 +36,8 @@ def save_statistics(
     for name, totals in collector.entries.items():
         for field, kind in _FIELDS.items():
             arrays[f"{name}.{field}"] = kind, getattr(totals, field)
+        if totals.histogram is not None:
+            arrays[f"{name}.{HISTOGRAM}"] = "F64", totals.histogram
     for name, value in collector.hessians().items():
         arrays[f"{name}.{_HESSIAN}"] = "F32", value
     if cache is not None:
@@ -56,10 +59,13 @@ class LayerStatistics:
         """All sums but the Hessians."""
         suffix = ".counts"
         names = [n.removesuffix(suffix) for n in self._file.shapes if n.endswith(suffix)]
-        return {
-            name: InputTotals(*(self._file.read(f"{name}.{field}") for field in _FIELDS))
-            for name in names
-        }
+        return {name: self._entry(name) for name in names}
+
+    def _entry(self, name: str) -> InputTotals:
+        found = InputTotals(*(self._file.read(f"{name}.{field}") for field in _FIELDS))
+        if f"{name}.{HISTOGRAM}" in self._file.shapes:
+            found.histogram = self._file.read(f"{name}.{HISTOGRAM}")
+        return found
 
     def cache(self) -> CacheTotals | None:
         """What the layer put into a key-value cache; None where it did not, or was not watched."""

@@ -2,11 +2,12 @@
 
 For a tensor NAME with M matrices (1 unless it is a stack of experts) of C columns the file holds
 ``NAME.counts`` I64 (M), and as asked ``NAME.abs_max``, ``NAME.mean_abs``, ``NAME.min`` and
-``NAME.max`` F32 (M, C) and ``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted
-inputs. Tensors that share their input share one Hessian; the metadata's ``hessian_of`` maps each
-tensor to the holder. Of layer N's key-value cache it holds ``blk.N.cache.counts`` I64 (1), the
-tokens, and ``blk.N.cache.k_max`` and ``blk.N.cache.v_max`` F32 (1, heads), the largest magnitudes.
-Values are handed on matrix by matrix, since a model's Hessians are larger than its weights.
+``NAME.max`` F32 (M, C), ``NAME.histogram`` F32 (M, bins; `quantcli.statistics.input_histogram`) and
+``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted inputs. Tensors that share their
+input share one Hessian; the metadata's ``hessian_of`` maps each tensor to the holder. Of layer N's
+key-value cache it holds ``blk.N.cache.counts`` I64 (1), the tokens, and ``blk.N.cache.k_max`` and
+``blk.N.cache.v_max`` F32 (1, heads), the largest magnitudes. Values are handed on matrix by matrix,
+since a model's Hessians are larger than its weights.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.statistics.input_statistics import CACHE, MIN_MAX
+from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MIN_MAX
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
@@ -30,7 +31,9 @@ _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 
 CACHE_KINDS = ("k_max", "v_max")
 """What is stored of a cache, (1, heads) each."""
-_NEED_OF = {"min": MIN_MAX, "max": MIN_MAX, "k_max": CACHE, "v_max": CACHE}
+_NEED_OF = {
+    "min": MIN_MAX, "max": MIN_MAX, "histogram": HISTOGRAM, "k_max": CACHE, "v_max": CACHE,
+}  # fmt: skip
 _LARGEST = ("abs_max", "max", *CACHE_KINDS)
 
 StatisticsChunk = tuple[str, int, NDArray[Any]]
@@ -148,6 +151,10 @@ class StatisticsFile:
             return -largest, largest
         low, high = self._find(name, "min", matrix), self._find(name, "max", matrix)
         return float(low.min()), float(high.max())
+
+    def histogram(self, name: str, matrix: int = 0) -> NDArray[np.float64]:
+        """How the values of x are spread over all columns, each token's by its size."""
+        return np.asarray(self._find(name, HISTOGRAM, matrix), np.float64)
 
     def cache_max(self, layer: int) -> tuple[float, float]:
         """The largest magnitudes of the keys and of the values of a layer's cache."""

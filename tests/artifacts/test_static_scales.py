@@ -101,7 +101,7 @@ def test_scales_are_the_librarys_of_what_transformers_sees(
     from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
     source = checkpoint("llama")
-    folder = make(source, tmp_path / "out", name, **WINDOWS).paths[0]
+    folder = make(source, tmp_path / "out", name, range="minmax", **WINDOWS).paths[0]
     found, seen = tensors(folder), Seen(source, windows(source), monkeypatch)
     (group,) = QuantizationConfig.model_validate(settings(folder)).config_groups.values()
     args = group.input_activations
@@ -377,3 +377,43 @@ def test_a_statistics_file_that_lacks_something(
     with pytest.raises(SourceError, match="has no min of blk") as lacking:
         make(source, tmp_path / "other", "W8A8_STATIC_ASYM", statistics=statistics)
     assert "--collect min_max" in str(lacking.value.hint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["W8A8_STATIC", "W8A8_STATIC_ASYM"])
+def test_ranges_of_least_error_are_closer_than_extremes(
+    name: str, mini: Path, tmp_path: Path
+) -> None:
+    """By transformers with compressed-tensors: within 3 % of the norm of a novel's logits."""
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    windows = {"calibrate": "built-in", "chunks": 16}
+    novel = (Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt").read_text()[:9000]
+    tokens = transformers.AutoTokenizer.from_pretrained(mini)(novel, return_tensors="pt").input_ids
+    tokens, distance = tokens[:, :1024].reshape(2, -1), {}
+    for kind in ("mse", "minmax"):
+        folder = make(mini, tmp_path / kind, name, range=kind, **windows).paths[0]
+        decoded = quantcli.quantize(folder, tmp_path / f"{kind}-f32", to="hf", type="F32").paths[0]
+        with torch.inference_mode():
+            wanted = load(decoded, dtype=torch.float32)(tokens).logits
+            distance[kind] = float(
+                (load(folder, dtype=torch.float32)(tokens).logits - wanted).norm() / wanted.norm()
+            )
+    (group,) = settings(tmp_path / "mse")["config_groups"].values()
+    assert group["input_activations"]["observer"] == "mse"
+    assert distance["mse"] < 0.03
+    assert distance["mse"] < 0.8 * distance["minmax"]
+
+
+def test_statistics_without_a_histogram_give_extremes_with_a_remark(
+    mini: Path, tmp_path: Path
+) -> None:
+    quantcli.calibrate(mini, TEXT, output=tmp_path / "m.calib.gguf", chunks=1, collect="min_max")
+    statistics = tmp_path / "m.calib.stats.safetensors"
+    told = make(mini, tmp_path / "mse", "W8A8_STATIC", statistics=statistics, range="mse")
+    assert any("has no histogram of the inputs of 28 matrices" in n.message for n in told.notes)
+    plain = make(mini, tmp_path / "minmax", "W8A8_STATIC", statistics=statistics, range="minmax")
+    assert not any("histogram" in note.message for note in plain.notes)
+    ours, wanted = (tensors(done.paths[0]) for done in (told, plain))
+    scales = [name for name in wanted if name.endswith("input_scale")]
+    assert len(scales) == 28
+    assert all(torch.equal(ours[name], wanted[name]) for name in scales)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import quantcli
+from quantcli.cli.app import run
 from quantcli.errors import OutputError, PlanError
 from quantcli.run import check_needs, forecast
 from quantcli.types import Event, Progress
@@ -136,7 +137,7 @@ def test_hidden_states_leave_memory_before_a_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between what the two ways take a limit is kept, and said to be."""
-    monkeypatch.setattr(forecast, "resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr(forecast, "resident_memory", lambda: 300 << 20)
     said = quantcli.quantize(MINI, tmp_path / "a.gguf", dry_run=True, **_wish(chunks=40)).document
     states = 57 * 512 * 256 * 2
     limit = said["peak_memory_bytes"] - states // 2
@@ -198,4 +199,34 @@ def test_room_is_counted_for_scratch_files_too(
     monkeypatch.setattr(check_needs, "free_disk", lambda _: room)
     with pytest.raises(OutputError, match=r"not enough disk .* of scratch files needed"):
         quantcli.quantize(MINI, tmp_path / "a.gguf", **_wish())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_is_planned_and_kept_within_its_limit(tmp_path: Path) -> None:
+    output = tmp_path / "m.calib.gguf"
+    wish: dict[str, Any] = {"chunks": 4, "ctx": 64, "collect": "hessian", "threads": 1}
+    said = quantcli.calibrate(MINI, output=output, dry_run=True, **wish)
+    assert said.calibration is None
+    assert not list(tmp_path.iterdir())
+    with _watched(tmp_path) as (seen, once):
+        quantcli.calibrate(MINI, output=output, on_event=once, **wish)
+    assert abs(said.document["scratch_bytes"] / seen[0] - 1) < WITHIN
+    output.unlink()
+    with pytest.raises(PlanError, match=r"scratch disk, more than the 1,000,000 allowed"):
+        quantcli.calibrate(MINI, output=output, max_scratch="1M", force=True, **wish)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.calib.stats.safetensors"]
+
+
+def test_the_command_prints_a_calibration_s_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = MINI.parents[1] / "golden" / "calibration.txt"
+    given = ["calibrate", str(MINI), "-d", str(text), "--chunks", "4", "--ctx", "64"]
+    given += ["-o", str(tmp_path / "m.gguf")]
+    assert run([*given, "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "quantcli.calibration-plan/1"
+    assert found["chunks"] == 4
+    assert run([*given, "--dry-run"]) == 0
+    assert "scratch disk" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
