@@ -22,8 +22,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A checkpoint folder, a Hub repository (org/name, org/name@revision or hf://...) "
-        "or a .gguf file.",
+        help="A checkpoint folder, a Hub repository (org/name, org/name@revision or hf://...), an "
+        "object store's address (s3://...) or a .gguf file.",
         show_default=False,
     ),
 ]

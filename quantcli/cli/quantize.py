@@ -136,8 +136,9 @@ def quantize(
         option(
             "--output", "-o", metavar="PATH", panel=OUTPUT.title,
             help="The file or folder to make; with a slash behind it, and for several outputs, the "
-            "folder to put them in; - writes a GGUF to standard output. Default: MODEL-TYPE.gguf, "
-            "or MODEL-FORMAT-BITS, in this folder.",
+            "folder to put them in; - writes a GGUF to standard output, and s3://... (gs, az) "
+            "uploads what was made. Default: MODEL-TYPE.gguf, or MODEL-FORMAT-BITS, in this "
+            "folder.",
         ),
     ] = None,
     mmproj: Annotated[

@@ -121,12 +121,12 @@ class HubRanges:
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         try:
             with _stream(get_session(), moved or self._url, headers, timeout) as answer:
+                self._note_move(answer)
                 self._check_status(answer, moved)
                 if whole and answer.status_code == 200:
                     passed_over, expected = offset, count
                 else:
                     passed_over, expected = 0, self._check_range(answer, offset, count)
-                self._note_move(answer)
                 got = 0
                 for piece in _body(answer):
                     part = piece[passed_over:][: expected - got]

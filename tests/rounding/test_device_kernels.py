@@ -15,6 +15,7 @@ from support.descent_problem import Problem
 from support.kernel_cases import FEEDBACK, FEEDBACK_POINTS, SWEEP, SWEEP_POINTS
 
 from quantcli import _native
+from quantcli.rounding.device import fused_kernels
 from quantcli.rounding.device.point_kernels import TensorPoints, TensorVectorKernels
 from quantcli.rounding.device.scalar_kernels import TensorScalarKernels
 from quantcli.rounding.kernels import ScalarKernels
@@ -70,6 +71,32 @@ def test_sweeps_are_the_native_kernel_s(problem: Problem) -> None:
             # Sums that overflow do so in their own order.
             most = 0.05 if "steep" in problem.label else 0.01
             assert differs.mean() <= (most if given["scales_too"] else 0), name
+
+
+FEW = [
+    problem
+    for problem in PROBLEMS
+    if problem.operation in (FEEDBACK, SWEEP) and ", 1 x" in problem.label
+]
+"""Those of one row, since the interpreter of Triton takes seconds for more."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", FEW, ids=lambda problem: problem.label)
+# The interpreter is NumPy, which tells of divisions by zero.
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_fused_kernels_are_the_native_ones(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton")
+    from quantcli.rounding.device import triton_kernels
+
+    monkeypatch.setattr(fused_kernels, "find", lambda device: triton_kernels)
+    if problem.operation == FEEDBACK:
+        test_feedback_is_the_native_kernel_s_bit_by_bit(problem)
+    else:
+        test_sweeps_are_the_native_kernel_s(problem)
 
 
 def _points(given: dict[str, Any]) -> TensorVectorKernels:

@@ -309,3 +309,28 @@ def test_rows_keep_their_values(hub):
         row = model.store.read_rows(name, 17, 18)
         assert content.count(row.tobytes()) >= 1
         assert np.isfinite(row.astype(np.float32)).all()
+
+
+@pytest.mark.slow
+def test_what_runs_a_model_runs_one_that_is_elsewhere(hub, tmp_path, checkpoint):
+    """A method and an evaluation give what they give of the folder."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    text = Path(__file__).parents[1] / "golden" / "calibration.txt"
+    local = checkpoint("llama")
+    hub.repos["org/tiny"] = {path.name: path.read_bytes() for path in local.iterdir()}
+    hub.failing, hub.dropping = 0.1, 0.1
+    models, losses = [], []
+    for number, source in enumerate(("org/tiny", local)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        rounded = quantcli.quantize(
+            source, place / "m.gguf", type="Q4_0", method="gptq", calibrate=text, chunks=1
+        )
+        with open_model(rounded.paths[0]) as model:
+            models.append({t.name: model.read_rows(t, 0, t.rows).tobytes() for t in model.tensors})
+        found = quantcli.evaluate(source, text, ctx=32, chunks=2, engine="torch")
+        losses.append(found.document["results"][0]["perplexity"])
+    assert models[0] == models[1]
+    assert losses[0] == losses[1]
+    assert "model.safetensors" not in hub.downloaded()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quantcli.rounding.device import fused_kernels
 from quantcli.rounding.kernels import ScalarKernels
 
 
@@ -76,6 +77,9 @@ class TensorScalarKernels:
         steps: torch.Tensor, lows: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """`ScalarKernels.feedback`: codes (uint8) and errors (n, columns)."""
+        fused = fused_kernels.find(target.device)
+        if fused is not None:
+            return fused.feedback(self.levels, run, target, weights, factor, steps, lows)  # type: ignore[no-any-return]
         x, w = target.T.clone(memory_format=torch.contiguous_format), weights.T
         steps, lows = steps.T.contiguous(), lows.T.contiguous()
         codes, errors = torch.empty_like(x, dtype=torch.uint8), torch.empty_like(x)
@@ -96,6 +100,11 @@ class TensorScalarKernels:
         Shapes: hessian (columns, columns); gradient, codes (n, columns); steps, lows (n, runs of
         ``run`` columns).
         """
+        fused = fused_kernels.find(gradient.device)
+        if fused is not None:
+            parts = fused.sweep_codes(self.levels, run, hessian, gradient, codes, steps, lows)
+            chosen, *rest = (part.T.contiguous() for part in parts)
+            return chosen, Tile(hessian, *rest)
         found = codes.T.clone(memory_format=torch.contiguous_format)
         levels = self.levels.values[found.long()]
         every = torch.arange(len(found), device=found.device) // run
