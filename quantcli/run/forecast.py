@@ -7,12 +7,8 @@ search for scales, gradients, each layer's Hessians and rounding, training, and 
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.write import default_threads, peak_memory
@@ -28,6 +24,7 @@ from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec, find_co
 from quantcli.rounding.options import Options
 from quantcli.run.check_needs import refuse_memory, refuse_scratch
 from quantcli.run.outputs import Planned, needed_statistics, needs_text
+from quantcli.systems import resident_memory
 
 if TYPE_CHECKING:
     from quantcli.layerwise.pass_needs import Passes
@@ -40,16 +37,6 @@ if TYPE_CHECKING:
 Rounded = Mapping[str, Mapping[str, WeightCodec]]
 """Codecs by tensor and by their identity."""
 Fits = Callable[[WeightCodec], bool]
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now; its peak where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def plain_stage(planned: Sequence[Planned]) -> Stage:
@@ -445,7 +432,7 @@ def _head_stage(
 
 def make_forecast(stages: Sequence[Stage], *, runs: bool, seconds: float | None = None) -> Forecast:
     """The forecast of stages in turn; ``runs``: whether torch is at work in any of them."""
-    base = resident_bytes()
+    base = resident_memory()
     if runs:
         from quantcli.layerwise.pass_needs import LIBRARIES
 
@@ -477,7 +464,7 @@ def add_forecasts(request: Request, planned: Sequence[Planned]) -> list[Planned]
             found |= {id(each): forecast for each in batch}
             in_memory |= {id(each): stay for each in batch}
     # Of those that are whole nothing is to be done.
-    nothing = Forecast(resident_bytes(), (), 0.0) if request.dry_run else None
+    nothing = Forecast(resident_memory(), (), 0.0) if request.dry_run else None
     return [
         replace(
             each, forecast=found.get(id(each), nothing),
