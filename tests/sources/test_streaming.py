@@ -171,6 +171,21 @@ def test_a_gguf_is_exported_from_where_it_is(hub, tmp_path, mini):
             assert (rows[0] == rows[1]).all()
 
 
+def test_a_split_gguf_is_read_from_where_it_is(hub, tmp_path, mini):
+    made = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q8_0", split_max_size="2M")
+    assert len(made.paths) > 1
+    hub.repos["org/ggufs"] = {f"q/{path.name}": path.read_bytes() for path in made.paths}
+    hub.failing, hub.dropping = 0.2, 0.1
+    with (
+        open_model(f"hf://org/ggufs/q/{made.paths[0].name}") as remote,
+        open_model(made.paths[0]) as local,
+    ):
+        assert remote.is_remote
+        for ours, theirs in zip(remote.tensors, local.tensors, strict=True):
+            rows = remote.read_rows(ours, 0, ours.rows)
+            assert (rows == local.read_rows(theirs, 0, theirs.rows)).all()
+
+
 def test_statistics_are_read_from_where_it_is(hub, mini):
     ours = quantcli.inspect(REPO, stats=True, filter="attn_v").document["stats"]
     assert ours == quantcli.inspect(mini, stats=True, filter="attn_v").document["stats"]
