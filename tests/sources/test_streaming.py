@@ -335,17 +335,21 @@ def test_what_runs_a_model_runs_one_that_is_elsewhere(hub, tmp_path, checkpoint)
     local = checkpoint("llama")
     hub.repos["org/tiny"] = {path.name: path.read_bytes() for path in local.iterdir()}
     hub.failing, hub.dropping = 0.1, 0.1
-    models, losses = [], []
+    models, losses, said = [], [], []
     for number, source in enumerate(("org/tiny", local)):
         place = tmp_path / str(number)
         place.mkdir()
         rounded = quantcli.quantize(
             source, place / "m.gguf", type="Q4_0", method="gptq", calibrate=text, chunks=1
         )
+        notes = [note.message for note in rounded.notes if "over the network" in note.message]
+        said.append(" ".join(notes))
         with open_model(rounded.paths[0]) as model:
             models.append({t.name: model.read_rows(t, 0, t.rows).tobytes() for t in model.tensors})
         found = quantcli.evaluate(source, text, ctx=32, chunks=2, engine="torch")
         losses.append(found.document["results"][0]["perplexity"])
     assert models[0] == models[1]
     assert losses[0] == losses[1]
+    assert "in each walk through its layers" in said[0]
+    assert said[1] == ""
     assert "model.safetensors" not in hub.downloaded()
