@@ -9,6 +9,7 @@ them back.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,10 @@ from numpy.typing import DTypeLike, NDArray
 from quantcli.artifacts.space import fill, reserve
 from quantcli.artifacts.staging import naming, output_error
 from quantcli.errors import OutputError
+from quantcli.systems import BINARY, CLOEXEC, read_into, write_at
+
+LARGE = 1 << 26
+"""Bytes of a file from which on its pages are let go."""
 
 
 def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
@@ -33,6 +38,14 @@ def create_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.mem
     return np.memmap(path, dtype, "r+", shape=shape)
 
 
+def forget_pages(array: Any) -> None:
+    """Let the memory of an array in a file go; what was written stays, and is read again."""
+    mapped = getattr(array, "_mmap", None)
+    advice = getattr(mmap, "MADV_DONTNEED", None)
+    if isinstance(mapped, mmap.mmap) and advice is not None and len(mapped) >= LARGE:
+        mapped.madvise(advice)
+
+
 class ArrayFile:
     """An array in a file of ``shape``, whose parts are read and written by their first indices.
 
@@ -43,7 +56,7 @@ class ArrayFile:
         self.path = path
         self.shape = shape
         self._dtype = np.dtype(dtype)
-        self._file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        self._file = os.open(path, flags | BINARY | CLOEXEC, 0o666)
 
     @classmethod
     def create(cls, path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Self:
@@ -73,7 +86,7 @@ class ArrayFile:
         view = values.data.cast("B")
         with naming(self.path):
             while view:
-                count = os.preadv(self._file, [view], offset)
+                count = read_into(self._file, view, offset)
                 if not count:
                     raise OutputError(f"{self.path} is cut short", hint="--force starts anew")
                 view, offset = view[count:], offset + count
@@ -85,7 +98,7 @@ class ArrayFile:
         view = whole.data.cast("B")
         with naming(self.path):
             while view:
-                count = os.pwrite(self._file, view, offset)
+                count = write_at(self._file, view, offset)
                 view, offset = view[count:], offset + count
 
     def flush(self) -> None:

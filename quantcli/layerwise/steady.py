@@ -100,6 +100,13 @@ def use_threads(count: int, device: str = "cpu") -> None:
                 before.close()
 
 
+def run_tasks(tasks: Sequence[_Task]) -> None:
+    """Do all tasks on the threads of `use_threads`, torch using one thread in each; none of them
+    calls this again. The first error is raised when none is under way."""
+    with _one_thread():
+        _run(tasks)
+
+
 def _run(tasks: Sequence[_Task]) -> None:
     pool = _pool
     if pool is None or pool.count == 1 or len(tasks) == 1:

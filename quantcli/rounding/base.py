@@ -23,7 +23,11 @@ NEEDS = ("importance", "hessian", "fisher")
 
 
 class Rounder(Protocol):
-    """From float weights and statistics to packed rows of a codec."""
+    """From float weights and statistics to packed rows of a codec.
+
+    One with an attribute ``by_rows`` that is true chooses each row by itself where the outputs'
+    Fisher information is not known, and may be given some rows of a matrix at a time.
+    """
 
     @property
     def name(self) -> str:

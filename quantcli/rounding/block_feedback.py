@@ -14,13 +14,18 @@ of both scale levels from compensated weights follows the GPTQ of DASLab's gptq-
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.lattice import Parts
+from quantcli.layerwise.products import SHARE, multiply, shares
+from quantcli.layerwise.steady import run_tasks
 from quantcli.rounding.packed_matrix import PackedMatrix
-from quantcli.statistics.hessian import ColumnOrder, Hessian
+from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
 from quantcli.workers import Workers
 
 _CHUNK = 256
@@ -39,7 +44,7 @@ def round_with_feedback(
     matrix = PackedMatrix(fmt, rows)
     ordered = hessian.keep_together(matrix.grid.width)
     if ordered.order is None:
-        _round_in_order(matrix, ordered, importance, pool, block_sweeps)
+        _round_in_order(matrix, ordered, importance, block_sweeps)
     else:
         _round_sorted(matrix, ordered, ordered.order, importance, pool)
     return matrix
@@ -70,29 +75,69 @@ def _find_parts(
     return matrix.split(encode_columns(matrix.format, target, important, pool))
 
 
-def _round_in_order(
-    matrix: PackedMatrix,
-    hessian: Hessian,
-    importance: Floats | None,
-    pool: Workers,
-    block_sweeps: int,
-) -> None:
-    factor = hessian.factor
-    for index, columns in enumerate(matrix.columns):
-        first = columns.start
-        weights = np.ascontiguousarray(matrix.rows[:, columns])
-        target = weights + matrix.errors[:, :first] @ factor[:first, columns]
-        parts = _find_parts(matrix, target, columns, importance, pool)
+@dataclass(frozen=True, eq=False)
+class BlockRounding:
+    """How rows of one column block are rounded, whichever thread does it."""
+
+    matrix: PackedMatrix
+    columns: slice
+    part: HessianBlock
+    importance: Floats | None
+    sweeps: int
+    metric: Floats | None
+
+    @classmethod
+    def of(
+        cls, matrix: PackedMatrix, index: int, hessian: Hessian, importance: Floats | None,
+        sweeps: int,
+    ) -> BlockRounding:  # fmt: skip
+        """Of column block ``index``, for ``sweeps`` sweeps over it."""
+        columns = matrix.columns[index]
         part = hessian.part(columns)
-        parts, codes = matrix.grid.round_columns(parts, target, weights, part, pool)
-        matrix.set_codes(index, parts, codes)
-        if block_sweeps == 0:
-            continue
-        metric, pull = part.metric(columns.stop - first), target - weights
-        for _ in range(block_sweeps):
-            missed = pull + matrix.errors[:, columns] @ part.factor
-            gradient = (missed * part.pivots) @ part.factor.T
-            matrix.set_parts(index, matrix.grid.sweep(matrix.parts(index), metric, gradient, pool))
+        # Now, and not by whichever thread is first.
+        part.metric(matrix.grid.width)
+        metric = part.metric(columns.stop - columns.start) if sweeps else None
+        return cls(matrix, columns, part, importance, sweeps, metric)
+
+    def round(self, weights: Floats, pull: Floats) -> tuple[Parts, Floats]:
+        """Parts of some rows, and their errors, towards ``weights``.
+
+        ``pull`` is what the columns before ask of these. Shapes (n, columns).
+        """
+        matrix, part, alone, count = self.matrix, self.part, Workers(), len(weights)
+        target = weights + pull
+        parts = _find_parts(matrix, target, self.columns, self.importance, alone)
+        parts, codes = matrix.grid.round_columns(parts, target, weights, part, alone)
+        parts = matrix.choose(parts, codes)
+        errors = weights - matrix.values(parts, count)
+        if self.metric is None:
+            return parts, errors
+        pull = target - weights
+        for _ in range(self.sweeps):
+            missed = pull + multiply(errors, part.factor)
+            gradient = multiply(missed * part.pivots, part.factor.T)
+            parts = matrix.grid.sweep(parts, self.metric, gradient, alone)
+            errors = weights - matrix.values(parts, count)
+        return parts, errors
+
+
+def _round_in_order(
+    matrix: PackedMatrix, hessian: Hessian, importance: Floats | None, block_sweeps: int
+) -> None:
+    def share(index: int, block: BlockRounding, pull: Floats, rows: slice) -> None:
+        weights = matrix.weights(block.columns, rows)
+        matrix.set_parts(index, *_placed(block.round(weights, pull[rows]), rows))
+
+    for index, columns in enumerate(matrix.columns):
+        block = BlockRounding.of(matrix, index, hessian, importance, block_sweeps)
+        pull = hessian.ahead(matrix.errors, columns)
+        run_tasks(
+            [partial(share, index, block, pull, rows) for rows in shares(matrix.count, SHARE)]
+        )
+
+
+def _placed(found: tuple[Parts, Floats], rows: slice) -> tuple[Parts, slice, Floats]:
+    return found[0], rows, found[1]
 
 
 def _round_sorted(
@@ -115,7 +160,7 @@ def _round_sorted(
         chunk = slice(start, min(start + _CHUNK, rows.shape[1]))
         chosen = order[chunk]
         weights = rows[:, chosen]
-        target = weights + errors[:, :start] @ hessian.factor[:start, chunk]
+        target = weights + hessian.ahead(errors, chunk)
         runs = chosen[:: grid.width] // sub
         codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = grid.feed_back(
             grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], pool

@@ -119,14 +119,18 @@ class BlockCodec:
             self.format, rows, hessian, importance, pool, options.block_sweeps
         )
         for _ in range(options.sweeps_after(hessian)):
-            sweep(matrix, hessian, pool)
+            sweep(matrix, hessian)
         return matrix.pack()
+
+    def unscaled(self, rows: Floats) -> Floats:
+        """The rows that the blocks hold."""
+        return rows
 
     def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
         matrix = PackedMatrix(self.format, rows)
         matrix.unpack(packed)
-        sweep(matrix, hessian, pool)
+        sweep(matrix, hessian)
         return matrix.pack()
 
 
@@ -165,11 +169,15 @@ class ScaledBlockCodec(BlockCodec):
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it, on what the scale leaves."""
-        return super().descend(rows / self.scale, hessian, importance, options, pool)
+        return super().descend(self.unscaled(rows), hessian, importance, options, pool)
 
     def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
-        return super().refine(packed, rows / self.scale, hessian, pool)
+        return super().refine(packed, self.unscaled(rows), hessian, pool)
+
+    def unscaled(self, rows: Floats) -> Floats:
+        """The rows less the scale."""
+        return rows / self.scale
 
 
 @dataclass(frozen=True)

@@ -11,17 +11,28 @@ work within a block is done by a native kernel.
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
 
+from quantcli.formats.base import Floats
+from quantcli.layerwise.products import SHARE, shares
+from quantcli.layerwise.steady import run_tasks
 from quantcli.rounding.packed_matrix import PackedMatrix
 from quantcli.statistics.hessian import Hessian
 from quantcli.workers import Workers
 
 
-def sweep(matrix: PackedMatrix, hessian: Hessian, pool: Workers, *, scales: bool = True) -> None:
+def sweep(matrix: PackedMatrix, hessian: Hessian, *, scales: bool = True) -> None:
     """One sweep over all of ``matrix``; ``scales=False`` leaves all scales as they are."""
+    alone = Workers()
+
+    def share(index: int, own: Floats, gradient: Floats, rows: slice) -> None:
+        parts = matrix.grid.sweep(
+            matrix.parts(index, rows), own, gradient[rows], alone, scales=scales
+        )
+        matrix.set_parts(index, parts, rows)
+
     for index, columns in enumerate(matrix.columns):
-        own = np.ascontiguousarray(hessian.matrix[columns, columns])
-        gradient = matrix.errors @ hessian.matrix[:, columns]
-        parts = matrix.grid.sweep(matrix.parts(index), own, gradient, pool, scales=scales)
-        matrix.set_parts(index, parts)
+        own, gradient = hessian.own(columns), hessian.slope(matrix.errors, columns)
+        run_tasks(
+            [partial(share, index, own, gradient, rows) for rows in shares(matrix.count, SHARE)]
+        )

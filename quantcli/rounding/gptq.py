@@ -23,6 +23,8 @@ class _Gptq:
     options = (
         "damping", "column_order", "sweeps", "block_sweeps", "propagate", "fisher_windows",
     )  # fmt: skip
+    by_rows = True
+    """Without the outputs' Fisher information rows are independent."""
     needs = ("importance", "hessian", "fisher")
 
     def fits(self, codec: WeightCodec) -> bool:

@@ -189,10 +189,10 @@ class _Whole:
     work: _Work
 
     def curvature(self, columns: slice) -> Floats:
-        return self.work.hessian.matrix[columns, columns]
+        return self.work.hessian.own(columns)
 
     def slope(self, columns: slice) -> Floats:
-        return self.work.errors @ self.work.hessian.matrix[:, columns]
+        return self.work.hessian.slope(self.work.errors, columns)
 
 
 @dataclass(frozen=True)
@@ -221,14 +221,13 @@ class _Ahead:
 
 
 def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -> None:
-    factor = work.hessian.factor
     moving = work.grid.strategy == "group" and work.group <= KERNEL_COLUMNS
     if not moving:
         work.start(importance)
     for block in work.blocks:
         columns, first = block.columns, block.columns.start
         weights = work.rows[:, columns]
-        target = weights + work.errors[:, :first] @ factor[:first, columns]
+        target = weights + work.hessian.ahead(work.errors, columns)
         if moving:
             important = None if importance is None else importance[columns]
             scales, zeros = find_ranges(target, work.grid, important, work.pool)
@@ -251,17 +250,17 @@ def _round_in_order(work: _Work, importance: Floats | None, block_sweeps: int) -
 
 def _round_sorted(work: _Work, order: ColumnOrder, importance: Floats | None) -> None:
     work.start(importance)
-    lows, factor, columns = work.lows, work.hessian.factor, work.rows.shape[1]
+    lows, columns = work.lows, work.rows.shape[1]
     errors = np.zeros_like(work.rows)
     for start in range(0, columns, KERNEL_COLUMNS):
         chunk = slice(start, min(start + KERNEL_COLUMNS, columns))
         chosen = order[chunk]
         block = cut_column_blocks(len(chosen), len(chosen))[0]
         weights = work.rows[:, chosen]
-        target = weights + errors[:, :start] @ factor[:start, chunk]
+        target = weights + work.hessian.ahead(errors, chunk)
         codes, missed = work.kernels.feedback(
             1, block.widen(target), block.widen(weights),
-            block.widen_square(factor[chunk, chunk]),
+            block.widen_square(work.hessian.part(chunk).factor),
             block.widen(work.scales[:, chosen // work.group], 1),
             block.widen(lows[:, chosen // work.group]), work.pool,
         )  # fmt: skip

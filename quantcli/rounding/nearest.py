@@ -14,6 +14,8 @@ class _Nearest:
 
     name = "nearest"
     options = ()
+    by_rows = True
+    """Without the outputs' Fisher information rows are independent."""
     needs = ("importance",)
 
     def fits(self, codec: WeightCodec) -> bool:

@@ -13,9 +13,8 @@ from quantcli.plan.needs import Work
 from quantcli.rounding.options import Options
 from quantcli.statistics.input_needs import factor_bytes, factor_work, held_bytes, strips
 
-_ROWS = 6
-"""Copies of a matrix in float32: weights, their nearest codes' values, errors, errors weighed, and
-two of feedback's own."""
+_ROWS = 4
+"""Copies of a matrix in float32: weights, errors, and two of feedback's own."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
 _FISHER = 12
@@ -39,7 +38,8 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     sizes = strips(matrix.rows)
     outputs = _FISHER * sum(size**2 for size in sizes)
     # The last strip is factored beside all others' factors.
-    factoring = outputs + factor_bytes(max(sizes)) - held_bytes(max(sizes))
+    most = max(sizes)
+    factoring = outputs + factor_bytes(most, in_order=False) - held_bytes(most, in_order=False)
     return held + max(outputs + _ROWS * rows, factoring + 3 * rows)
 
 

@@ -14,8 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from quantcli.formats.base import Bytes, Floats
-from quantcli.rounding.codecs import WeightCodec
+from quantcli.layerwise.products import product
+from quantcli.rounding.codecs import BlockCodec, WeightCodec
 from quantcli.rounding.options import Options
+from quantcli.rounding.tied_rows import RowTies, round_tied
 from quantcli.statistics.hessian import ColumnOrder, Hessian
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 from quantcli.workers import Workers
@@ -35,10 +37,19 @@ def round_by_rows(
         order = fisher.order
         if order is None:
             raise ValueError("the outputs' Hessian has no order")
-        found = _round_strip(
-            codec, np.ascontiguousarray(rows[strip][order]), hessian, importance,
-            fisher, order, options, pool,
-        )  # fmt: skip
+        if isinstance(codec, BlockCodec) and hessian.order is None:
+            shares = [
+                (group, find_share(fisher.matrix, order, group)) for group in cut_groups(len(order))
+            ]
+            found = round_tied(
+                codec.format, codec.unscaled(rows), strip.start + order, hessian, importance,
+                RowTies.of(fisher, shares), options,
+            )  # fmt: skip
+        else:
+            found = _round_strip(
+                codec, np.ascontiguousarray(rows[strip][order]), hessian, importance,
+                fisher, order, options, pool,
+            )  # fmt: skip
         if packed is None:
             packed = np.empty((len(rows), found.shape[1]), np.uint8)
         packed[strip.start + order] = found
@@ -53,6 +64,13 @@ def cut_groups(rows: int) -> list[slice]:
     return [slice(i, min(i + size, rows)) for i in range(0, rows, size)]
 
 
+def find_share(matrix: Floats, order: ColumnOrder, group: slice) -> Floats:
+    """What the errors of all rows ask of a group's, its own included: (group, rows)."""
+    tied = matrix[np.ix_(order[group], order)]
+    inverse = np.linalg.inv(tied[:, group].astype(np.float64)).astype(np.float32)
+    return product(inverse, tied)
+
+
 def _round_strip(
     codec: WeightCodec, rows: Floats, hessian: Hessian, importance: Floats, fisher: Hessian,
     order: ColumnOrder, options: Options, pool: Workers,
@@ -64,7 +82,7 @@ def _round_strip(
     first = replace(options, sweeps=max(0, options.sweeps - 1))
     for group in groups:
         before = slice(0, group.start)
-        carried = fisher.factor[before, group].T @ errors[before]
+        carried = product(fisher.factor[before, group].T, errors[before])
         aim = np.ascontiguousarray(rows[group] + carried)
         packed = codec.descend(aim, hessian, importance, first, pool)
         errors[group] = rows[group] - codec.decode(packed)
@@ -72,9 +90,8 @@ def _round_strip(
     if options.sweeps == 0:
         return np.concatenate(parts)
     for number, group in enumerate(groups):
-        tied = fisher.matrix[np.ix_(order[group], order)]
-        share = np.linalg.solve(tied[:, group], tied)
-        aim = np.asarray(rows[group] + (share @ errors - errors[group]), np.float32)
+        share = find_share(fisher.matrix, order, group)
+        aim = np.asarray(rows[group] + (product(share, errors) - errors[group]), np.float32)
         parts[number] = codec.refine(parts[number], aim, hessian, pool)
         errors[group] = rows[group] - codec.decode(parts[number])
     return np.concatenate(parts)

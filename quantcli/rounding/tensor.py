@@ -5,7 +5,7 @@ The comparison is on inputs that the fit has not seen: no rounder can make a ten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from quantcli.rounding.nearest import NEAREST
 from quantcli.rounding.options import Options, Outcome
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.workers import Workers
+
+PartReader = Callable[[int], Iterable[Floats]]
+"""The rows of a matrix, some at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,27 +45,65 @@ def round_matrix(
     aim = rows
     if statistics.drift is not None:
         aim = statistics.drift.correct(rows, statistics.held_out)
+    found = _round_rows(rounder, codec, rows, aim, statistics, options, pool)
+    return _judge([found], rounder)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a matrix: both results and their costs, and what the rows themselves cost."""
+
+    plain: Bytes
+    packed: Bytes
+    before: float
+    after: float
+    whole: float
+    chosen: bool
+
+
+def _round_rows(
+    rounder: Rounder, codec: WeightCodec, rows: Floats, aim: Floats, statistics: MatrixStatistics,
+    options: Options, pool: Workers,
+) -> _Rows:  # fmt: skip
     plain = NEAREST.round(codec, rows, statistics, options, pool)
     if not codec.by_rows:
         statistics = replace(statistics, outputs=None)
     outputs = statistics.outputs
-    scale = statistics.cost(rows, outputs)
+    whole = statistics.cost(rows, outputs)
 
-    def loss(packed: Bytes) -> float:
-        errors = aim - codec.decode(packed)
-        return statistics.cost(errors, outputs) / scale if scale > 0 else 0.0
+    def cost(packed: Bytes) -> float:
+        errors = codec.decode(packed)
+        np.subtract(aim, errors, out=errors)
+        return statistics.cost(errors, outputs)
 
-    before = loss(plain)
-    if rounder is NEAREST:
-        return Rounded(plain, before, before, kept=False)
-    if not rounder.fits(codec):
-        return Rounded(plain, before, before, kept=True)
+    before = cost(plain)
+    if rounder is NEAREST or not rounder.fits(codec):
+        return _Rows(plain, plain, before, before, whole, chosen=False)
     packed = rounder.round(codec, aim, statistics, options, pool)
     _refuse_unpacked(rounder, codec, packed, plain)
-    after = loss(packed)
-    if after <= before:
-        return Rounded(packed, before, after, kept=False)
-    return Rounded(plain, before, before, kept=True)
+    return _Rows(plain, packed, before, cost(packed), whole, chosen=True)
+
+
+def _judge(found: Sequence[_Rows], rounder: Rounder) -> Rounded:
+    """The better one of a matrix's two results, whose rows are all of ``found``."""
+    before, after, whole = (
+        sum(costs) for costs in zip(*((f.before, f.after, f.whole) for f in found), strict=True)
+    )
+    before, after = (cost / whole if whole > 0 else 0.0 for cost in (before, after))
+    if found[0].chosen and after <= before:
+        return Rounded(_join([part.packed for part in found]), before, after, kept=False)
+    kept = rounder is not NEAREST
+    return Rounded(_join([part.plain for part in found]), before, before, kept=kept)
+
+
+def _join(parts: Sequence[Bytes]) -> Bytes:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _may_be_parted(rounder: Rounder, codec: WeightCodec, statistics: MatrixStatistics) -> bool:
+    """Whether rows know nothing of one another."""
+    alone = statistics.outputs is None and statistics.drift is None
+    return codec.by_rows and alone and getattr(rounder, "by_rows", False)
 
 
 def _refuse_unpacked(rounder: Rounder, codec: WeightCodec, packed: Any, plain: Bytes) -> None:
@@ -78,17 +119,33 @@ def _refuse_unpacked(rounder: Rounder, codec: WeightCodec, packed: Any, plain: B
 def round_tensor(
     name: str, rounder: Rounder, codecs: Sequence[WeightCodec], matrices: int,
     read: Callable[[int], Floats], statistics: Callable[[int], MatrixStatistics | None],
-    options: Options, pool: Workers,
+    options: Options, pool: Workers, parts_of: PartReader | None = None,
 ) -> list[tuple[Bytes, Outcome]]:  # fmt: skip
     """Round every matrix of a tensor (one, or one per expert) in each of ``codecs``.
 
     ``read`` gives a matrix's rows, ``statistics`` None where the text never reached it; both are
-    asked once for all codecs.
+    asked once for all codecs. With ``parts_of`` rows that know nothing of one another, as those of
+    an embedding, are read and rounded some at a time: a matrix then takes no more than its two
+    results and 16 bytes for each weight of a part.
     """
     parts: list[list[Rounded]] = [[] for _ in codecs]
     for matrix in range(matrices):
-        rows = read(matrix)
         measured = statistics(matrix)
+        if (
+            parts_of is not None
+            and measured is not None
+            and all(_may_be_parted(rounder, codec, measured) for codec in codecs)
+        ):
+            found: list[list[_Rows]] = [[] for _ in codecs]
+            for rows in parts_of(matrix):
+                for codec, own_rows in zip(codecs, found, strict=True):
+                    own_rows.append(
+                        _round_rows(rounder, codec, rows, rows, measured, options, pool)
+                    )
+            for own, own_rows in zip(parts, found, strict=True):
+                own.append(_judge(own_rows, rounder))
+            continue
+        rows = read(matrix)
         for codec, own in zip(codecs, parts, strict=True):
             if measured is None:
                 packed = codec.encode(rows, np.ones(rows.shape[1], np.float32), pool)

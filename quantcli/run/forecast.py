@@ -7,16 +7,13 @@ search for scales, gradients, each layer's Hessians and rounding, training, and 
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.write import default_threads, peak_memory
 from quantcli.formats import get_format
+from quantcli.formats.base import BlockFormat
 from quantcli.plan.budget import BASE_BYTES
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize, measure_sizes
 from quantcli.plan.needs import Forecast, Stage, UnitCosts, Work
@@ -27,6 +24,7 @@ from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec, find_co
 from quantcli.rounding.options import Options
 from quantcli.run.check_needs import refuse_memory, refuse_scratch
 from quantcli.run.outputs import Planned, needed_statistics, needs_text
+from quantcli.systems import resident_memory
 
 if TYPE_CHECKING:
     from quantcli.layerwise.pass_needs import Passes
@@ -39,16 +37,6 @@ if TYPE_CHECKING:
 Rounded = Mapping[str, Mapping[str, WeightCodec]]
 """Codecs by tensor and by their identity."""
 Fits = Callable[[WeightCodec], bool]
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now; its peak where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def plain_stage(planned: Sequence[Planned]) -> Stage:
@@ -214,6 +202,7 @@ def survey_stages(
         fisher_work,
         gradients_stage,
         parts_of,
+        resident_sums,
         sums_bytes,
         sums_work,
         waiting_bytes,
@@ -230,6 +219,7 @@ def survey_stages(
     for number, layer in enumerate(passes.sizes.layers):
         fisher, in_files = fisher_bytes(layer.matrices)
         sums = sums_bytes(layer, parts_of(count))
+        there = resident_sums(layer, parts_of(count))
         most = max((preparing_bytes(m) for m in layer.matrices), default=0)
         running = max(passes.forward_bytes(layer), passes.backward_bytes(layer))
         running += waiting_bytes(passes, layer, count)
@@ -239,7 +229,7 @@ def survey_stages(
             work += factor_work(one.columns).times(one.matrices)
         tried = sum(min(one.elements, 1 << 22) for one in layer.matrices)
         work += Work(encoded=dict.fromkeys(kinds, float(tried)))
-        memory = held + fisher + sums + max(most, running)
+        memory = held + fisher + there + max(most, running)
         stages.append(Stage(f"costs, layer {number}", memory, sums + in_files, 0, work))
     return stages
 
@@ -259,7 +249,7 @@ def rounding_stages(
     from quantcli.layerwise.pass_needs import states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
-    from quantcli.training.train_needs import end_to_end_stage
+    from quantcli.training.train_needs import code_bytes, end_to_end_stage
 
     run = batch[0].run
     if run is None:
@@ -309,9 +299,9 @@ def rounding_stages(
         stages.append(head)
     if options.e2e:
         for _, every in codecs:
-            stages.append(
-                end_to_end_stage(passes, options.e2e_steps, _count_factors(run.model, every))
-            )
+            moved = code_bytes(_packed(run.model, every)) if options.e2e_codes else 0
+            factors = _count_factors(run.model, every)
+            stages.append(end_to_end_stage(passes, options.e2e_steps, factors, moved))
     return stages
 
 
@@ -328,6 +318,14 @@ def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
             elif codec.name == "F32":
                 total += tensor.elements
     return total
+
+
+def _packed(model: Model, codecs: dict[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
+    """Elements and format of each tensor in blocks that training end to end can move."""
+    for tensor in model.tensors:
+        codec = codecs.get(tensor.name)
+        if isinstance(codec, BlockCodec) and codec.rounds and len(tensor.shape) > 1:
+            yield tensor.elements, codec.format
 
 
 def _rounding(
@@ -367,6 +365,7 @@ def _layer_stage(
         fisher_work,
         held_bytes,
         parts_of,
+        resident_sums,
         sums_bytes,
         sums_work,
         waiting_bytes,
@@ -380,6 +379,7 @@ def _layer_stage(
     ]  # fmt: skip
     outputs, in_files = fisher_bytes(by_rows)
     sums = sums_bytes(layer, parts_of(passes.windows))
+    there = resident_sums(layer, parts_of(passes.windows))
     work = passes.forward_work(layer, passes.windows) + sums_work(passes, layer, passes.windows)
     back = 0
     if by_rows:
@@ -387,7 +387,7 @@ def _layer_stage(
         work += fisher_work(passes, layer, by_rows, count)
         back = passes.backward_bytes(layer) + outputs
     widest = max((one.columns for one in layer.inputs.values()), default=0)
-    running = passes.forward_bytes(layer) + 4 * widest**2 + outputs + sums
+    running = passes.forward_bytes(layer) + 4 * passes.tokens * widest + outputs + there
     running += waiting_bytes(passes, layer, passes.windows)
     drift = 0
     if options.propagate:
@@ -404,9 +404,9 @@ def _layer_stage(
         kept += part.kept
         before = held_bytes(one.columns)
         work += part.work
-    memory = held + max(back, running + drift, outputs + sums + drift + most)
+    memory = held + max(back, running + drift, outputs + there + drift + most)
     if options.trainer:
-        memory = max(memory, held + outputs + sums + drift + tune_bytes(passes, layer))
+        memory = max(memory, held + outputs + there + drift + tune_bytes(passes, layer))
         work += tune_work(passes, layer, options.tune_steps)
     return Stage(name, memory, sums + in_files, kept, work)
 
@@ -429,7 +429,7 @@ def _head_stage(
 
 def make_forecast(stages: Sequence[Stage], *, runs: bool, seconds: float | None = None) -> Forecast:
     """The forecast of stages in turn; ``runs``: whether torch is at work in any of them."""
-    base = resident_bytes()
+    base = resident_memory()
     if runs:
         from quantcli.layerwise.pass_needs import LIBRARIES
 
@@ -461,7 +461,7 @@ def add_forecasts(request: Request, planned: Sequence[Planned]) -> list[Planned]
             found |= {id(each): forecast for each in batch}
             in_memory |= {id(each): stay for each in batch}
     # Of those that are whole nothing is to be done.
-    nothing = Forecast(resident_bytes(), (), 0.0) if request.dry_run else None
+    nothing = Forecast(resident_memory(), (), 0.0) if request.dry_run else None
     return [
         replace(
             each, forecast=found.get(id(each), nothing),

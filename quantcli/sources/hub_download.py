@@ -35,6 +35,7 @@ from quantcli.sources.hub import (
 )
 from quantcli.sources.hub_ranges import HubRanges
 from quantcli.sources.patience import Patience
+from quantcli.systems import BINARY, CLOEXEC
 from quantcli.types import Note, Progress
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -241,7 +242,7 @@ def _owned(blobs: Path, tag: str) -> Iterator[Path]:
     What an error of the Hub's leaves stays.
     """
     path = blobs / f"{tag}.quantcli"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | BINARY | CLOEXEC, 0o666)
     try:
         if not _lock(descriptor):
             path = blobs / f"{tag}.{os.getpid()}.quantcli"

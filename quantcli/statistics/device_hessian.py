@@ -183,7 +183,7 @@ class DeviceStatistics(MatrixStatistics):
 
     @cached_property
     def _judge(self) -> torch.Tensor:
-        return _tensor(self.held_out, self._device)
+        return _tensor(np.asarray(self.held_out), self._device)
 
     @property
     def _device(self) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.layerwise.devices import widest
+from quantcli.layerwise.products import add_gram
 
 _ROWS = 2048
 """Rows that are copied at once, so that the host never holds a second sum."""
@@ -33,10 +34,10 @@ class DeviceSums:
 
         ``into`` is the same array each time, float64 or float32.
         """
-        product = values.T @ values
         if not (values.device.type != "cpu" if self._hold is None else self._hold):
-            into[inside, inside] += product.numpy()
+            add_gram(into, values, inside)
             return
+        product = values.T @ values
         key = int(into.__array_interface__["data"][0])
         if key not in self._held:
             self._held[key] = into, self._make_room(into, product)

@@ -78,6 +78,35 @@ class Hessian:
             self._parts[key] = HessianBlock(factor, self.pivots[columns])
         return self._parts[key]
 
+    def own(self, columns: slice) -> Floats:
+        """The matrix of some neighbouring columns alone, contiguous."""
+        return np.ascontiguousarray(self.matrix[columns, columns])
+
+    def slope(self, errors: Floats, columns: slice) -> Floats:
+        """``errors`` (n, all columns) times some neighbouring columns of the matrix."""
+        from quantcli.layerwise.products import product
+
+        return product(errors, self.matrix[:, columns])
+
+    def follow(self, errors: Floats) -> Slopes:
+        """`slope` of one block of columns after the other, while ``errors`` change; by one thread.
+
+        Not out of the columns' own order.
+        """
+        return Slopes(self, errors)
+
+    def ahead(self, errors: Floats, columns: slice) -> Floats:
+        """What the errors of the columns before ``columns`` in the order ask of these.
+
+        ``errors`` (n, at least the columns before) are in the order too.
+        """
+        from quantcli.layerwise.products import product
+
+        first = columns.start
+        if first == 0:
+            return np.zeros((len(errors), columns.stop), np.float32)
+        return product(errors[:, :first], self.factor[:first, columns])
+
     def keep_together(self, width: int) -> Hessian:
         """This Hessian in an order that leaves units of ``width`` columns whole.
 
@@ -95,6 +124,24 @@ class Hessian:
         order = (units[:, None] * width + np.arange(width)).reshape(-1)
         factor, pivots = _factor(self.matrix.astype(np.float64), order)
         return Hessian(self.matrix, factor, pivots, self.damping, order)
+
+
+class Slopes:
+    """``errors`` (n, all columns), which are changed here, times a Hessian, from left to right."""
+
+    def __init__(self, hessian: Hessian, errors: Floats) -> None:
+        self._hessian = hessian
+        self.errors = errors
+
+    def of(self, columns: slice) -> Floats:
+        """The slope of the next columns; all before them have changed."""
+        from quantcli.layerwise.products import multiply
+
+        return multiply(self.errors, np.ascontiguousarray(self._hessian.matrix[:, columns]))
+
+    def change(self, columns: slice, change: Floats) -> None:
+        """Add to the errors of these columns."""
+        self.errors[:, columns] += change
 
 
 def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Floats]:
@@ -129,6 +176,10 @@ def prepare_hessian(
     does not help, which takes values that are not finite.
     """
     wide = mean.shape[0] >= WIDE
+    if wide and order == "natural":
+        from quantcli.statistics.panel_hessian import prepare_panels
+
+        return prepare_panels(lambda rows: np.asarray(mean[rows], np.float32), len(mean), damping)
     values: NDArray[Any] = np.array(mean, np.float32 if wide else np.float64)
     diagonal = values.diagonal().astype(np.float64)
     average = float(diagonal.mean())

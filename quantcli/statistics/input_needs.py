@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from quantcli.artifacts.scratch import LARGE
 from quantcli.layerwise.pass_needs import Passes
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize
 from quantcli.plan.needs import Stage, Work
@@ -22,10 +23,15 @@ _WAITING = 1 << 28
 _HELD_OUT = 8
 _HELD = 16
 """Bytes for an element of a matrix's statistics: fit, held out, damped, factor."""
+_PANELS, _BESIDE = 4, 6144
+"""Of a wide one in its columns' own order: bytes for an element, and for a column; its means stay
+in their files (`quantcli.statistics.panel_hessian`)."""
 _STRIP = 4096
 """Rows that compensate one another's errors."""
 _LOGITS = 5
-"""Copies of a window's logits in float32 when their gradient is taken, beside one as computed."""
+"""Copies of logits in float32 when their gradient is taken, beside one as computed."""
+_AT_ONCE = 1 << 23
+"""Logits that are there at once."""
 
 
 def parts_of(windows: int) -> int:
@@ -36,6 +42,15 @@ def parts_of(windows: int) -> int:
 def sums_bytes(layer: LayerSize, parts: int = 2) -> int:
     """Sums of x x^T of all inputs of a layer, mapped files: ``parts`` are fit and held out."""
     return sum(_SUM * one.matrices * one.columns**2 * parts for one in layer.inputs.values())
+
+
+def resident_sums(layer: LayerSize, parts: int = 2) -> int:
+    """Those of them that stay in memory: of a large file pages are let go."""
+    held = 0
+    for one in layer.inputs.values():
+        file = _SUM * one.matrices * one.columns**2
+        held += parts * file if file < LARGE else 0
+    return held
 
 
 def whole_bytes(matrix: MatrixSize) -> int:
@@ -70,14 +85,21 @@ def _stacked_bytes(passes: Passes, layer: LayerSize, windows: int) -> int:
     return sum(4 * passes.tokens * one.used * one.columns for one in stacks) * windows
 
 
-def factor_bytes(columns: int) -> int:
-    """A Hessian of so many columns while it is factored, its means and result included."""
+def factor_bytes(columns: int, *, in_order: bool = True) -> int:
+    """A Hessian of so many columns while it is factored, its means and result included.
+
+    ``in_order`` tells that columns stay in their own order.
+    """
+    if in_order and columns >= _NARROW:
+        return held_bytes(columns)
     each = _FACTORED_NARROW if columns < _NARROW else _FACTORED_WIDE
     return each * columns**2
 
 
-def held_bytes(columns: int) -> int:
+def held_bytes(columns: int, *, in_order: bool = True) -> int:
     """The same once it is factored."""
+    if in_order and columns >= _NARROW:
+        return _PANELS * columns**2 + _BESIDE * columns
     return _HELD * columns**2
 
 
@@ -124,7 +146,7 @@ def fisher_work(
 def head_bytes(passes: Passes) -> int:
     """The head's weights and a window's logits, there and back."""
     head = passes.sizes.head
-    logits = passes.tokens * passes.sizes.vocabulary
+    logits = min(passes.tokens * passes.sizes.vocabulary, max(_AT_ONCE, passes.sizes.vocabulary))
     return head.elements * passes.itemsize + logits * (4 * _LOGITS + passes.itemsize)
 
 

@@ -25,6 +25,7 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.ranks.group import Group
 from quantcli.statistics.output_fisher import LayerFisher, OutputFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
@@ -38,6 +39,8 @@ MORE = 4
 EMBEDDING_DAMPING = 0.1
 """Of the embedding's Fisher information, as a fraction of its mean diagonal."""
 _SEED = 20260101
+_LOGITS = 1 << 23
+"""Logits that are there at once, each several times over: as chances, their gradients and so on."""
 
 
 @dataclass
@@ -52,11 +55,13 @@ class EmbeddingFisher:
 class LayerGradients:
     """Gradients by the inputs of all layers and by the last one's output, in a file of ``folder``.
 
-    ``numbers`` are the windows of the run that they belong to.
+    ``numbers`` are the windows of the run that they belong to, ``places`` their places among those
+    of all ranks (None: they are all).
     """
 
     folder: Path
     numbers: tuple[int, ...]
+    places: tuple[int, ...] | None = None
     _values: ArrayFile | None = None
 
     def open(self, shape: tuple[int, ...]) -> bool:
@@ -92,16 +97,19 @@ class LayerGradients:
             gradient = torch.from_numpy(values[layer + 1, window]).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
-    def embedding(self, streams: int) -> EmbeddingFisher:
-        """Means at the embedding's output, the first of a state's ``streams``."""
+    def embedding(self, streams: int, group: Group | None = None) -> EmbeddingFisher:
+        """Means at the embedding's output, the first of a state's ``streams``, over all ranks."""
         values = self._known
         size = values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number in range(values.shape[1]):
-            rows = values[0, number][:, :size]
+        for window, number in enumerate(self.places or range(values.shape[1])):
+            rows = values[0, window][:, :size]
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
+        if group is not None:
+            group.add_up(sums)
+            counts = [sum(each) for each in zip(*group.gather(counts), strict=True)]
         fit = sums[0] / max(1, counts[0])
         return EmbeddingFisher(fit, sums[1] / counts[1] if counts[1] else fit.copy())
 
@@ -153,7 +161,10 @@ def measure_gradients(
     draw = torch.Generator().manual_seed(_SEED)
     variance: NDArray[np.float64] = np.zeros(model.vocabulary)
     with walk.head(weights=True):
-        for window in walk.windows:
+        turn = 0
+        for window, place in zip(walk.windows, found.places or range(count), strict=True):
+            _skip_draws(draw, place - turn, (ids.shape[1], model.vocabulary))
+            turn = place + 1
             gradient, varied = _output_gradient(model, walk.get(window), draw)
             states.replace(window, gradient)
             variance += varied / count
@@ -162,10 +173,11 @@ def measure_gradients(
 
 
 def embedding_fisher(
-    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients
-) -> EmbeddingFisher:
+    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients,
+    group: Group | None = None,
+) -> EmbeddingFisher:  # fmt: skip
     """How much directions of the embedding matter, in units of its rows."""
-    fisher = gradients.embedding(model.streams)
+    fisher = gradients.embedding(model.streams, group)
     scale = model.embedding_scale(window) ** 2
     return EmbeddingFisher(fisher.fit * scale, fisher.held_out * scale)
 
@@ -190,19 +202,40 @@ def measure_output_fisher(
     return found
 
 
+def _skip_draws(draw: torch.Generator, windows: int, shape: tuple[int, int]) -> None:
+    """Go past what other ranks draw for their windows, so that all draw as one process would."""
+    tokens, vocabulary = shape
+    step = max(1, _LOGITS // vocabulary)
+    for _ in range(windows):
+        for start in range(0, tokens, step):
+            rows = min(step, tokens - start)
+            torch.multinomial(torch.ones(rows, vocabulary), 1, generator=draw)
+
+
 @steady()
 def _output_gradient(
     model: LayerwiseModel, hidden: torch.Tensor, draw: torch.Generator
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Of the log-likelihood of tokens drawn from the model, by the last layer's output.
 
-    With it, for each token of the vocabulary, the mean variance of its being drawn.
+    With it, for each token of the vocabulary, the mean variance of its being drawn. Of a large
+    vocabulary the logits of some positions are there at a time.
     """
+    tokens = hidden.shape[1]
+    step = max(1, _LOGITS // model.vocabulary)
+    varied: NDArray[np.float64] = np.zeros(model.vocabulary)
     with torch.enable_grad():
         leaf = hidden.detach().clone().requires_grad_(True)
-        scores = torch.log_softmax(model.scores(leaf).float(), dim=-1)[0]
-        chances = scores.detach().exp()
-        drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
-        scores.gather(1, drawn.to(scores.device)).sum().backward()
-    varied: NDArray[np.float64] = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+        finished = model.finish_traced(leaf)
+        below = torch.zeros_like(finished)
+        for start in range(0, tokens, step):
+            part = finished[:, start : start + step].detach().requires_grad_(True)
+            scores = torch.log_softmax(model.logits_traced(part).float(), dim=-1)[0]
+            chances = scores.detach().exp()
+            drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
+            scores.gather(1, drawn.to(scores.device)).sum().backward()
+            below[:, start : start + step] = gradient_of(part)
+            share = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+            varied += share * (len(chances) / tokens)
+        finished.backward(below)
     return gradient_of(leaf), varied

@@ -9,7 +9,7 @@ that correction is taken, the held-out windows decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,13 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
+from quantcli.statistics.hessian import WIDE, Hessian
 from quantcli.statistics.matrix_statistics import Drift, MatrixStatistics
+from quantcli.statistics.panel_hessian import prepare_panels
+from quantcli.statistics.symmetric_mean import SymmetricMean
 from quantcli.statistics.token_weights import TokenWeights
 from quantcli.types import Note
 
@@ -71,6 +75,24 @@ class HessianAccumulator:
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
 
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks have seen; see `Collector.add_up`.
+
+        After `settle`, by which all know of the same names.
+        """
+        for part in self._parts:
+            part.add_up(group, takers)
+
+    def settle(self, group: Group) -> None:
+        """Know of what other ranks have seen."""
+        for part in self._parts:
+            part.settle(group)
+
+    def home(self, name: str, matrix: int) -> tuple[str, int]:
+        """Under which name, and as which matrix, the Hessian of a matrix is held."""
+        home = self._fit.hessian_of[name]
+        return home, min(matrix, len(self._fit.hessians()[home]) - 1)
+
     @property
     def notes(self) -> list[Note]:
         """What is to be said of the statistics that `of` gave."""
@@ -82,9 +104,13 @@ class HessianAccumulator:
         parts = (part.entries[name].counts for part in self._parts if name in part.entries)
         return sum(int(counts[matrix]) for counts in parts)
 
-    def watch(self, number: int) -> Callable[[MatmulInput], None]:
-        """Inputs of window ``number`` follow. Returns `observe`."""
-        self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
+    def watch(self, number: int, place: int | None = None) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow, ``place`` among those of all ranks.
+
+        Returns `observe`.
+        """
+        place = number if place is None else place
+        self._now = self._held_out if place % HELD_OUT == HELD_OUT - 1 else self._fit
         self._now.watch(number)
         self._window = number
         self._originals.clear()
@@ -127,13 +153,16 @@ class HessianAccumulator:
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """Statistics of matrix ``matrix``; None when the text never reached it."""
-        home = self._fit.hessian_of[name]
-        key = (home, min(matrix, len(self._fit.hessians()[home]) - 1))
+        key = self.home(name, matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]
 
     def _prepare(self, home: str, matrix: int) -> MatrixStatistics | None:
+        sums = self._fit.hessians()[home]
+        by_rows = self._algebra is HOST and self._order == "natural"
+        if by_rows and len(sums) == 1 and sums.shape[-1] >= WIDE:
+            return self._prepare_wide(home)
         mean = _mean(self._fit, home, matrix)
         if mean is None:
             return None
@@ -150,6 +179,34 @@ class HessianAccumulator:
             if held_out is not None:
                 held_out += self._added[1].astype(np.float32)
         hessian = self._algebra.prepare(mean, self._damping, self._order)
+        self._note_damping(home, hessian)
+        drift = self._drift(home, matrix, hessian)
+        judge_of = mean if held_out is None else held_out
+        return self._algebra.statistics(hessian, mean, judge_of, drift)
+
+    def _prepare_wide(self, home: str) -> MatrixStatistics | None:
+        """The same of a wide matrix, whose means are read from the sums' files by rows."""
+        entry = self._fit.entries[home]
+        count, columns = int(entry.counts[0]), entry.squares.shape[1]
+        if not count:
+            return None
+        effective = _effective(self._fit, home, 0)
+        share = min(1.0, effective / (FEW * columns))
+        if share < 1:
+            self._few.setdefault(home, {})[0] = effective
+        fit_added, held_out_added = self._added or (None, None)
+        fit = SymmetricMean(self._fit.hessians()[home][0], count, share, fit_added)
+        held_out = fit
+        if home in self._held_out.entries and self._held_out.entries[home].counts[0]:
+            held_out = SymmetricMean(
+                self._held_out.hessians()[home][0], int(self._held_out.entries[home].counts[0]),
+                added=held_out_added,
+            )  # fmt: skip
+        hessian = prepare_panels(fit.rows, columns, self._damping)
+        self._note_damping(home, hessian)
+        return MatrixStatistics(hessian, fit, held_out, self._drift(home, 0, hessian))
+
+    def _note_damping(self, home: str, hessian: Hessian) -> None:
         if hessian.damping > self._damping:
             self._notes.append(
                 Note(
@@ -158,16 +215,17 @@ class HessianAccumulator:
                     level="warning",
                 )
             )
-        drift = None
+
+    def _drift(self, home: str, matrix: int, hessian: Hessian) -> Drift | None:
         lost, judge = (part.get((home, matrix)) for part in self._lost)
-        if lost is not None and judge is not None:
-            judged = int(self._held_out.entries[home].counts[matrix])
-            fitted = (lost / int(self._fit.entries[home].counts[matrix])).astype(np.float32)
-            drift = Drift(
-                np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
-            )
-        judge_of = mean if held_out is None else held_out
-        return self._algebra.statistics(hessian, mean, judge_of, drift)
+        if lost is None or judge is None:
+            return None
+        count = int(self._fit.entries[home].counts[matrix])
+        judged = int(self._held_out.entries[home].counts[matrix])
+        fitted = (lost / count).astype(np.float32)
+        return Drift(
+            np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
+        )
 
     def _describe_few(self, home: str, counts: list[float]) -> Note:
         columns = self._fit.hessians()[home].shape[-1]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantcli.formats.base import Floats
-from quantcli.statistics.hessian import Hessian, output_error
+from quantcli.statistics.hessian import Hessian
+from quantcli.statistics.quadratic_loss import quadratic_loss
+from quantcli.statistics.symmetric_mean import Mean
 
 if TYPE_CHECKING:
     from quantcli.statistics.output_fisher import OutputFisher
@@ -25,7 +27,7 @@ class Drift:
     correction: Floats
     held_out: Floats
 
-    def correct(self, rows: Floats, inputs: Floats) -> Floats:
+    def correct(self, rows: Floats, inputs: Mean) -> Floats:
         """The best weights along W + s W C H^-1, 0 <= s <= 1, for the held-out ``inputs``.
 
         The error of the original outputs is quadratic in s; a correction that only fits the
@@ -33,7 +35,7 @@ class Drift:
         """
         change = rows @ self.correction
         slope = float(np.einsum("ij,ij->", rows @ self.held_out, change, dtype=np.float64))
-        curvature = output_error(change, inputs)
+        curvature = quadratic_loss(change, inputs)
         share = min(1.0, max(0.0, slope / curvature)) if curvature > 0 else 0.0
         return np.asarray(rows + np.float32(share) * change, np.float32)
 
@@ -46,8 +48,8 @@ class MatrixStatistics:
     """
 
     hessian: Hessian
-    fit: Floats
-    held_out: Floats
+    fit: Mean
+    held_out: Mean
     drift: Drift | None = None
     """Where a quantized prefix changes what the weights should be."""
     outputs: OutputFisher | None = None
@@ -61,6 +63,5 @@ class MatrixStatistics:
     def cost(self, errors: Floats, outputs: OutputFisher | None) -> float:
         """``tr(F E H E^T)`` for the held-out H: of ``outputs``' F, or of the identity."""
         if outputs is None:
-            return output_error(errors, self.held_out)
-        weighed = outputs.weigh(errors)
-        return float(np.einsum("ij,ij->", weighed @ self.held_out, errors, dtype=np.float64))
+            return quadratic_loss(errors, self.held_out)
+        return quadratic_loss(errors, self.held_out, outputs.strips)

@@ -87,7 +87,7 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     losses = [output_error(coded.errors, hessian.matrix)]
     for _ in range(3):
-        sweep(coded, hessian, POOL)
+        sweep(coded, hessian)
         losses.append(output_error(coded.errors, hessian.matrix))
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(losses))
     found = _loss(coded.pack(), name, weights, mean)
@@ -133,7 +133,7 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
             for count in (1, 3):
                 with workers(count) as pool:
                     coded = round_with_feedback(fmt, weights, hessian, importance, pool, 2)
-                    sweep(coded, hessian, pool)
+                    sweep(coded, hessian)
                 packed.append(coded.pack())
     finally:
         _native.select(active)
@@ -161,7 +161,7 @@ def test_a_sweep_finds_the_best_code_given_all_others() -> None:
     for j in range(64):
         best = values[:, j] + (weights - values) @ full[:, j] / full[j, j]
         values[:, j] = np.clip(np.rint(best / steps[:, j]), -8, 7) * steps[:, j]
-    sweep(coded, hessian, POOL, scales=False)
+    sweep(coded, hessian, scales=False)
     np.testing.assert_allclose(weights - coded.errors, values, atol=1e-6)
 
 
@@ -172,10 +172,10 @@ def test_scales_of_a_sweep_are_at_an_optimum(name: str) -> None:
     hessian = prepare_hessian(mean)
     coded = _coded(name, weights, importance)
     before = output_error(coded.errors, hessian.matrix)
-    sweep(coded, hessian, POOL, scales=False)
+    sweep(coded, hessian, scales=False)
     codes_alone = output_error(coded.errors, hessian.matrix)
     for _ in range(20):
-        sweep(coded, hessian, POOL)
+        sweep(coded, hessian)
     best = output_error(coded.errors, hessian.matrix)
     assert best < codes_alone < before
     lattice, parts = coded.lattice, coded.parts(0)

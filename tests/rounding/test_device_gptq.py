@@ -132,8 +132,12 @@ def test_feedback_among_rows_loses_the_same(name: str) -> None:
 
 
 def test_options_without_sweeps_have_the_native_back_end_s_codes() -> None:
-    found = _both(CODECS["Q4_K"], Options(sweeps=0, block_sweeps=0), outputs=True)
-    assert _count_ties(*found) < ROWS
+    """Without sweeps a tie early on moves the loss of so few rows by some per cent."""
+    native, found, losses = _both(CODECS["Q4_K"], Options(sweeps=0, block_sweeps=0), outputs=True)
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert (native != found).any(axis=1).sum() < ROWS
+    alone = _both(BlockCodec(get_format("Q4_K")), Options(sweeps=0, block_sweeps=0))
+    assert _count_ties(*alone) <= TIES
 
 
 def test_a_factor_on_the_device_is_the_host_s() -> None:

@@ -90,7 +90,7 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     losses = [output_error(coded.errors, hessian.matrix)]
     for _ in range(3):
-        sweep(coded, hessian, POOL)
+        sweep(coded, hessian)
         losses.append(output_error(coded.errors, hessian.matrix))
     assert all(after <= before * (1 + 1e-6) for before, after in itertools.pairwise(losses))
     assert losses[-1] < 0.85 * losses[0]
@@ -127,7 +127,7 @@ def test_codes_do_not_depend_on_threads_or_instruction_set(name: str) -> None:
             for count in (1, 3):
                 with workers(count) as pool:
                     coded = round_with_feedback(fmt, weights, hessian, importance, pool)
-                    sweep(coded, hessian, pool)
+                    sweep(coded, hessian)
                 packed.append(coded.pack())
     finally:
         _native.select(active)
@@ -141,7 +141,7 @@ def test_a_sub_block_without_a_scale_keeps_its_codes() -> None:
     weights[::2] = 0
     hessian = prepare_hessian(mean)
     coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
-    sweep(coded, hessian, POOL)
+    sweep(coded, hessian)
     assert np.isfinite(coded.errors).all()
     np.testing.assert_array_equal(coded.errors[::2], 0)
 

@@ -137,7 +137,7 @@ def test_hidden_states_leave_memory_before_a_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between what the two ways take a limit is kept, and said to be."""
-    monkeypatch.setattr(forecast, "resident_bytes", lambda: 300 << 20)
+    monkeypatch.setattr(forecast, "resident_memory", lambda: 300 << 20)
     said = quantcli.quantize(MINI, tmp_path / "a.gguf", dry_run=True, **_wish(chunks=40)).document
     states = 57 * 512 * 256 * 2
     limit = said["peak_memory_bytes"] - states // 2
