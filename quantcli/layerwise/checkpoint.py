@@ -48,6 +48,8 @@ class Checkpoint:
     identity: Mapping[str, object]
     done: int = 0
     turn: int = 0
+    writes: bool = True
+    """Whether this process writes it; of several ranks the first does."""
 
     def begin(self, *, resume: bool, force: bool) -> None:
         """Take the folder into use: read it with ``resume``, else start with an empty one.
@@ -98,6 +100,8 @@ class Checkpoint:
     def commit(self, done: int, turn: int) -> None:
         """From now on this many layers count as done."""
         self.done, self.turn = done, turn
+        if not self.writes:
+            return
         body = {"identity": dict(self.identity), "done": done, "turn": turn}
         fresh = self.folder / f"{_STATE}.new"
         with naming(fresh):
@@ -113,7 +117,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The calibration is complete: take the folder away."""
-        remove_own(self.folder)
+        if self.writes:
+            remove_own(self.folder)
 
     def _layer(self, layer: int) -> Path:
         return self.folder / f"layer-{layer:04d}.safetensors"

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 
 from quantcli.errors import DeviceError, UsageError
+from quantcli.ranks.group import local_rank
 
 NAMES = ("auto", "cpu", "cuda", "xpu", "mps")
 _TORCH_ON_CPU = "cpu:torch"
@@ -24,11 +25,16 @@ _TORCH_ON_CPU = "cpu:torch"
 def choose_device(name: str | None) -> str:
     """The device of a name, ``auto`` (or None) being CUDA or XPU where there is one, else the CPU.
 
+    Where several ranks run on a machine, each takes the one of its number.
+
     UsageError when the one asked for is not there.
     """
+    local = local_rank()
     if name is None or name == "auto":
-        found = (kind for kind in ("cuda", "xpu") if _count(kind))
-        return next(found, "cpu")
+        found = next((kind for kind in ("cuda", "xpu") if _count(kind)), "cpu")
+        return found if found == "cpu" or local is None else choose_device(f"{found}:{local}")
+    if name in NAMES[2:4] and local is not None:
+        return choose_device(f"{name}:{local}")
     kind, _, number = name.partition(":")
     if name in ("cpu", _TORCH_ON_CPU):
         return name
@@ -78,6 +84,13 @@ def widest(device: torch.device) -> torch.dtype:
 def factoring(device: torch.device) -> torch.device:
     """Where matrices are factored that lie on a device."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def remark(name: str) -> str | None:
+    """What a user should know of a device that lacks something."""
+    if torch_device(name).type == "mps":
+        return "mps has no float64: sums are in float32 there, and matrices are factored on the CPU"
+    return None
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ ends, one of them is whole.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
+from quantcli.systems import BINARY, write_at
 
 
 class HiddenStates(Protocol):
@@ -38,22 +40,31 @@ class HiddenStates(Protocol):
         """All windows were put in: `get` gives these from now on."""
 
 
+@dataclass(frozen=True)
+class WindowsOfRank:
+    """The windows that a rank runs, by their ``numbers`` among the ``total`` of all ranks."""
+
+    numbers: tuple[int, ...]
+    total: int
+
+
 class HiddenStateCache:
     """Hidden states of shape (windows, tokens, size) and one dtype; ``turn`` is 0 or 1.
 
     They are in memory without a ``folder`` or where they take at most ``max_memory`` bytes, else in
-    files there.
+    files there. The files hold the windows of all ranks, of which these are those ``of`` one.
     """
 
     def __init__(
         self, shape: tuple[int, int, int], dtype: torch.dtype, folder: Path | None = None, *,
-        max_memory: int = 0, turn: int = 0,
+        max_memory: int = 0, turn: int = 0, of: WindowsOfRank | None = None,
     ) -> None:  # fmt: skip
         self._folder = folder
         self._shape = shape
         self._dtype = dtype
-        self._window = shape[1] * shape[2] * dtype.itemsize
+        self._window: int = shape[1] * shape[2] * dtype.itemsize
         self.nbytes = shape[0] * self._window
+        self._of = of
         self.in_memory = folder is None or self.nbytes <= max_memory
         self._memory = torch.empty(shape, dtype=dtype) if self.in_memory else None
         self.turn = turn
@@ -62,7 +73,8 @@ class HiddenStateCache:
     def load(self) -> None:
         """Continue with the states of an earlier run. SourceError when the file is not whole."""
         path = self._path(self.turn)
-        if not path.is_file() or path.stat().st_size != self.nbytes:
+        whole = self.nbytes if self._of is None else self._of.total * self._window
+        if not path.is_file() or path.stat().st_size != whole:
             raise SourceError(f"{path} is missing or cut short", hint="--force starts anew")
         if self._memory is not None:
             for index in range(self._shape[0]):
@@ -90,7 +102,7 @@ class HiddenStateCache:
                 # Not before: until then the file may be the one that a run goes on from.
                 self._next = self._open_next()
             with naming(self._path(1 - self.turn)):
-                _write_all(self._next, _bytes(value), index * self._window)
+                _write_all(self._next, _bytes(value), self._offset(index))
 
     def turn_over(self) -> None:
         """All windows were put in: `get` gives these from now on."""
@@ -101,12 +113,12 @@ class HiddenStateCache:
     def commit(self) -> int:
         """All windows are through this layer: make that the state to continue from."""
         if self._memory is not None:
-            path = self._path(1 - self.turn)
-            with naming(path), path.open("wb") as file:
-                for value in self._memory:
-                    file.write(_bytes(value))
-                file.flush()
-                os.fsync(file.fileno())
+            self._next = self._open_next()
+            with naming(self._path(1 - self.turn)):
+                for index, value in enumerate(self._memory):
+                    _write_all(self._next, _bytes(value), self._offset(index))
+                os.fsync(self._next)
+            self.close()
             self.turn = 1 - self.turn
         elif self._next is not None:
             with naming(self._path(1 - self.turn)):
@@ -122,14 +134,19 @@ class HiddenStateCache:
 
     def _read(self, index: int, turn: int) -> torch.Tensor:
         raw = np.fromfile(
-            self._path(turn), np.uint8, count=self._window, offset=index * self._window
+            self._path(turn), np.uint8, count=self._window, offset=self._offset(index)
         )
         return torch.from_numpy(raw).view(self._dtype).view(self._shape[1:])
 
     def _open_next(self) -> int:
         path = self._path(1 - self.turn)
+        # Other ranks may have written theirs.
+        anew = os.O_TRUNC if self._of is None else 0
         with naming(path):
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | anew | BINARY, 0o666)
+
+    def _offset(self, index: int) -> int:
+        return self._window * (index if self._of is None else self._of.numbers[index])
 
     def _path(self, turn: int) -> Path:
         if self._folder is None:
@@ -186,7 +203,7 @@ class LayerInputs:
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write on where the system took a part; a disk without room refuses the rest."""
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = write_at(descriptor, data, offset)
         data, offset = data[written:], offset + written
 
 

@@ -29,6 +29,7 @@ from quantcli.layerwise.call_recorder import Answer, Call
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.meta_model import build
 from quantcli.layerwise.parameters import Parameters
+from quantcli.layerwise.read_ahead import ReadAhead
 from quantcli.layerwise.shared_gradients import SharedGradients
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.stored_parameters import StoredParameters
@@ -82,6 +83,7 @@ class LayerwiseModel:
         } | {self.embedding_name: self.module.get_input_embeddings().weight}
         self._answer: Answer | None = None
         self._filled: dict[str, torch.Tensor] = {}
+        self._ahead = ReadAhead(lambda name: to_torch(self.parameters.read(name)), self.device)
         self._slots: dict[str, list[tuple[Any, str]]] = {}
         for owner in self.module.modules():
             for key, parameter in owner.named_parameters(recurse=False):
@@ -169,7 +171,7 @@ class LayerwiseModel:
                 buffered = not isinstance(slots[0][2], nn.Parameter)
                 # A buffer's dtype is its class's choice, whatever products are computed in.
                 dtype = slots[0][2].dtype if buffered else self.dtype
-                value = to_torch(self.parameters.read(name)).to(self.device, dtype)
+                value = self._ahead.take(name).to(self.device, non_blocking=True).to(dtype)
                 self._filled[name] = value
                 for module, key, held in slots:
                     empty.append((module, key, held))
@@ -183,6 +185,10 @@ class LayerwiseModel:
                 self._filled.pop(name, None)
             for module, key, parameter in empty:
                 setattr(module, key, parameter)
+
+    def read_ahead(self, names: Sequence[str]) -> None:
+        """Begin to read parameters that `filled` will be asked for next."""
+        self._ahead.begin(name for name in names if name not in self._filled)
 
     @contextmanager
     def start(self) -> Iterator[Embedder]:

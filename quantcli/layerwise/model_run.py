@@ -19,10 +19,24 @@ import quantcli
 from quantcli.artifacts.fingerprint import fingerprint
 from quantcli.errors import UsageError
 from quantcli.layerwise.devices import torch_device
+from quantcli.layerwise.hidden_states import WindowsOfRank
 from quantcli.layerwise.windows import Windows
 from quantcli.model import Model
+from quantcli.ranks.group import Group
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class RunRanks:
+    """The ranks of a run, and the ``windows`` that are this one's.
+
+    ``folder`` is where all keep what a run goes on from.
+    """
+
+    group: Group
+    windows: WindowsOfRank
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class ModelRun:
     device: str
     max_memory: int
     threads: int
+    ranks: RunRanks | None = None
+    """Where several processes run the model, each its own windows."""
 
     @property
     def identity(self) -> dict[str, object]:

@@ -64,13 +64,14 @@ class LayerWalk(Generic[States]):
     states are there already; ``commit`` is called in place of ``states.turn_over`` with the number
     of layers that are done. ``label`` is what a layer is called in errors, or None where values
     that are not finite are no error; ``task`` stands before it in progress, whose whole is
-    ``passes`` times the model's bytes.
+    ``passes`` times the model's bytes. On an accelerator the next layer's weights are read while it
+    works, unless they are still to be made: ``ahead`` False.
     """
 
     def __init__(
         self, model: LayerwiseModel, ids: NDArray[np.int32], states: States, *, done: int = 0,
         commit: Callable[[int], None] | None = None, label: str | None = "layer", task: str = "",
-        passes: int = 1,
+        passes: int = 1, ahead: bool = True,
     ) -> None:  # fmt: skip
         self.model = model
         self.ids = ids
@@ -81,6 +82,7 @@ class LayerWalk(Generic[States]):
         self.label = label
         self._task = task
         self._passes = passes
+        self._ahead = ahead and model.device.type != "cpu"
 
     @property
     def windows(self) -> range:
@@ -136,7 +138,7 @@ class LayerWalk(Generic[States]):
         self, index: int, visit: Callable[[LayerPass], Iterator[Event]] | None = None
     ) -> Iterator[Event]:
         """One layer: its weights come, all windows pass, its weights go, its states are kept."""
-        with self._filled(index) as layer:
+        with self._filled(index, index + 1) as layer:
             yield from visit(layer) if visit else layer.forward()
         self._commit(index + 1)
 
@@ -146,7 +148,7 @@ class LayerWalk(Generic[States]):
         """From the last layer, whose outputs gave way to gradients by them, to the first."""
         for index in reversed(self.layers):
             self.states.turn_back()
-            with self._filled(index) as layer:
+            with self._filled(index, index - 1) as layer:
                 yield from visit(layer) if visit else layer.backward()
 
     @contextmanager
@@ -165,10 +167,12 @@ class LayerWalk(Generic[States]):
         return Progress(done, self._passes * whole, f"{self._task}layer {index}")
 
     @contextmanager
-    def _filled(self, index: int) -> Iterator[LayerPass]:
+    def _filled(self, index: int, following: int) -> Iterator[LayerPass]:
         with ExitStack() as stack:
             names = self.model.layer_parameters(index)
             weights = stack.enter_context(self.model.filled(names))
+            if self._ahead and following in self.layers:
+                self.model.read_ahead(self.model.layer_parameters(following))
             if self.calls.varies:
                 stack.enter_context(self.model.start())
             yield LayerPass(self, index, names, weights, stack.close)
@@ -266,20 +270,26 @@ def open_walk(
     """
     use_threads(run.threads, torch_device(run.device).type)
     layers = build_model(run, model)
-    ids = run.windows.ids
+    ranks, ids = run.ranks, run.windows.ids
     if int(ids.max()) >= layers.vocabulary:
         raise SourceError(
             f"{run.model.path}: the text has token {int(ids.max())}, but the model embeds "
             f"{layers.vocabulary}",
             hint="the tokenizer belongs to another model",
         )
+    if ranks is not None:
+        ids = ids[list(ranks.windows.numbers)]
     states = HiddenStateCache(
-        (*ids.shape, layers.hidden_size), layers.dtype, folder, max_memory=max_memory,
-        turn=checkpoint.turn if checkpoint else 0,
+        (*ids.shape, layers.hidden_size), layers.dtype,
+        folder if ranks is None else ranks.folder, max_memory=max_memory,
+        turn=checkpoint.turn if checkpoint else 0, of=None if ranks is None else ranks.windows,
     )  # fmt: skip
 
     def commit(done: int) -> None:
         turn = states.commit()
+        if ranks is not None:
+            # A layer counts as done when the states of all have reached the disk.
+            ranks.group.wait()
         if checkpoint is not None and not follows:
             checkpoint.commit(done, turn)
 
@@ -292,7 +302,7 @@ def open_walk(
         with device_errors(run.device):
             yield LayerWalk(
                 layers, ids, states, done=done, commit=commit if checkpoint else None, label=label,
-                task=task,
+                task=task, ahead=not follows,
             )  # fmt: skip
     finally:
         states.close()

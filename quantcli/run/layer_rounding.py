@@ -47,9 +47,18 @@ from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
+from quantcli.run.ranked_rounding import (
+    Division,
+    Unit,
+    cut_units,
+    divide_units,
+    load_when_seen,
+    statistics_of,
+)
 from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.layer_gradients import (
     EMBEDDING_DAMPING,
+    EmbeddingFisher,
     LayerGradients,
     choose_windows,
     count_windows,
@@ -160,8 +169,15 @@ class _RoundingVisitor(Visitor):
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.work.run.model.tensors}
         windows = count_windows(self.work.options.fisher_windows, self.tensors)
-        numbers = choose_windows(len(self.walk.ids), windows)
-        self.gradients = LayerGradients(self.work.gradients, numbers)
+        self.ranks = self.work.run.ranks
+        if self.ranks is None:
+            numbers, places = choose_windows(len(self.walk.ids), windows), None
+        else:
+            own, total = self.ranks.windows.numbers, self.ranks.windows.total
+            chosen = choose_windows(total, windows)
+            numbers = tuple(i for i, number in enumerate(own) if number in chosen)
+            places = tuple(chosen.index(own[i]) for i in numbers)
+        self.gradients = LayerGradients(self.work.gradients, numbers, places)
         self.algebra = find_algebra(self.work.run.device)
         self._measured = False
 
@@ -190,9 +206,11 @@ class _RoundingVisitor(Visitor):
             if outputs is not None:
                 held.enter_context(outputs)
                 sums.weights = outputs.weights
+                if self.ranks is not None:
+                    outputs.weights.add_up(self.ranks.group)
 
             def observe(number: int) -> ObserveInput:
-                sums.watch(number)
+                sums.watch(number, self._place(number))
                 return sums.observe if prefix is None else sums.remember
 
             def compare(number: int) -> None:
@@ -203,7 +221,11 @@ class _RoundingVisitor(Visitor):
             layer.release()
             statistics = partial(_with_outputs, sums.of, outputs)
             trained = layer if self.work.trainer is not None else None
-            yield from self._round(layer.index, sums.names, statistics, trained)
+            if self.ranks is not None:
+                sums.settle(self.ranks.group)
+                yield from self._round_share(layer.index, sums.names, statistics, sums, outputs)
+            else:
+                yield from self._round(layer.index, sums.names, statistics, trained)
             yield from sums.notes
         if prefix is not None:
             run_silently(prefix.layer(layer.index))
@@ -219,7 +241,7 @@ class _RoundingVisitor(Visitor):
             return
         with self._accumulator("the output head") as sums:
             for number in self.walk.windows:
-                sums.watch(number)
+                sums.watch(number, self._place(number))
                 given = self.model.head_input(self.walk.get(number))
                 if self.prefix is None:
                     sums.observe(given)
@@ -228,9 +250,13 @@ class _RoundingVisitor(Visitor):
                 sums.compare(self.model.head_input(self.prefix.get(number)))
             if self._tied and self._target(self.model.head_name) is not None:
                 yield from self._measure()
-                fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+                fisher = self._embedding_fisher()
                 sums.add(fisher.fit, fisher.held_out)
-            yield from self._round(count, sums.names, sums.of)
+            if self.ranks is not None:
+                sums.settle(self.ranks.group)
+                yield from self._round_share(count, sums.names, sums.of, sums)
+            else:
+                yield from self._round(count, sums.names, sums.of)
             yield from sums.notes
         self.checkpoint.commit(count + 1, self.walk.states.turn)
 
@@ -246,12 +272,23 @@ class _RoundingVisitor(Visitor):
                 store.load(number)
             return
         yield from self._measure()
-        fisher = embedding_fisher(self.model, self.walk.ids[0], self.gradients)
+        fisher = self._embedding_fisher()
         order = self.work.options.column_order
         hessian = self.algebra.prepare(fisher.fit, EMBEDDING_DAMPING, order)
         fit, held_out = (np.asarray(part, np.float32) for part in (fisher.fit, fisher.held_out))
         statistics = self.algebra.statistics(hessian, fit, held_out)
-        yield from self._round(number, [name], lambda name, matrix: statistics)
+        if self.ranks is not None:
+            yield from self._round_share(number, [name], lambda name, matrix: statistics)
+        else:
+            yield from self._round(number, [name], lambda name, matrix: statistics)
+
+    def _embedding_fisher(self) -> EmbeddingFisher:
+        group = None if self.ranks is None else self.ranks.group
+        return embedding_fisher(self.model, self.work.run.windows.ids[0], self.gradients, group)
+
+    def _place(self, window: int) -> int:
+        """A window's number among those of all ranks."""
+        return window if self.ranks is None else self.ranks.windows.numbers[window]
 
     def _output_fisher(self, layer: LayerPass) -> Generator[Event, None, LayerFisher | None]:
         """How much a filled layer's outputs matter to predictions, by tensor."""
@@ -319,19 +356,75 @@ class _RoundingVisitor(Visitor):
                 yield from self.work.trainer.train(rounded, self.work.options, ends)
             output.store.save(layer, own, ends)
 
+    def _round_share(
+        self, layer: int, names: Sequence[str],
+        statistics: Callable[[str, int], MatrixStatistics | None],
+        sums: HessianAccumulator | None = None, fisher: LayerFisher | None = None,
+    ) -> Iterator[Event]:  # fmt: skip
+        """`_round` by several ranks, each its matrices."""
+        if self.ranks is None:
+            raise ValueError("there are no ranks")
+        group, outputs = self.ranks.group, self.work.outputs
+        wanted = {}
+        for name in names:
+            indices = [i for i, output in enumerate(outputs) if name in output.codecs]
+            if indices and name in outputs[indices[0]].store:
+                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
+            elif indices:
+                wanted[name] = indices
+        units: list[Unit] = []
+        for name, indices in wanted.items():
+            codecs = [outputs[i].codecs[name] for i in indices]
+            by_strips = fisher is not None
+            units += cut_units(
+                self.tensors[name], codecs, by_strips=by_strips, ranks=group.count
+            )  # fmt: skip
+        homes = [None if sums is None else sums.home(u.tensor, u.matrix) for u in units]
+        division = Division(group, units, homes, divide_units(units, homes, group.count))
+        if sums is not None:
+            sums.add_up(group, division.hessian_takers())
+        if fisher is not None:
+            fisher.add_up(group, division.fisher_takers())
+
+        def round_unit(unit: Unit) -> dict[str, tuple[Bytes, Outcome]]:
+            found = self._round_tensor(
+                unit.tensor, wanted[unit.tensor], partial(statistics, unit.tensor), unit
+            )
+            return {str(index): made for index, made in found.items()}
+
+        packed, outcomes = division.work(round_unit)
+        for number, output in enumerate(outputs):
+            key = str(number)
+            ends = [outcomes[name, key] for name in wanted if (name, key) in outcomes]
+            if group.index == 0:
+                own = {name: packed[name, key] for name in wanted if (name, key) in packed}
+                output.store.save(layer, own, ends)
+            group.wait()
+            if group.index != 0:
+                load_when_seen(output.store, layer)
+            yield from ends
+
     def _round_tensor(
         self, name: str, takers: Sequence[int],
-        statistics: Callable[[int], MatrixStatistics | None],
+        statistics: Callable[[int], MatrixStatistics | None], unit: Unit | None = None,
     ) -> dict[int, tuple[Bytes, Outcome]]:  # fmt: skip
-        """The tensor rounded for each output among ``takers``, once for those of one codec."""
+        """The tensor, or a unit of it, rounded for each output among ``takers``.
+
+        Once for those of one codec.
+        """
         tensor = self.tensors[name]
+        model, matrices = self.work.run.model, _matrices(tensor)
+        read, parts = _matrix_reader(model, tensor), _part_reader(model, tensor)
+        if unit is not None:
+            matrices, read = 1, _unit_reader(model, tensor, unit)
+            parts = _part_reader(model, tensor, unit)
+            statistics = partial(_unit_statistics, statistics, unit)
         codecs = {index: self.work.outputs[index].codecs[name] for index in takers}
         distinct = {codec.identity: codec for codec in codecs.values()}
         try:
             found = round_tensor(
-                name, self.work.rounder, list(distinct.values()), _matrices(tensor),
-                _matrix_reader(self.work.run.model, tensor), statistics,
-                self.work.options, self.pool, _part_reader(self.work.run.model, tensor),
+                name, self.work.rounder, list(distinct.values()), matrices, read, statistics,
+                self.work.options, self.pool, parts,
             )  # fmt: skip
         except UnencodableError as refused:
             # Its row counts from where one thread began, so it says nothing here.
@@ -369,15 +462,32 @@ def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats
     return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
 
 
-def _part_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Iterator[Floats]]:
-    """The same, some rows at a time."""
+def _part_reader(
+    model: Model, tensor: OutputTensor, unit: Unit | None = None
+) -> Callable[[int], Iterator[Floats]]:
+    """The same, or of a ``unit`` alone, some rows at a time."""
     height, step = tensor.shape[-2], max(1, _PART // tensor.shape[-1])
 
     def read(matrix: int) -> Iterator[Floats]:
-        for start in range(matrix * height, (matrix + 1) * height, step):
-            yield model.read_floats(tensor, start, min(start + step, (matrix + 1) * height))
+        first, last = matrix * height, (matrix + 1) * height
+        if unit is not None:
+            first, last = unit.matrix * height + unit.start, unit.matrix * height + unit.stop
+        for start in range(first, last, step):
+            yield model.read_floats(tensor, start, min(start + step, last))
 
     return read
+
+
+def _unit_reader(model: Model, tensor: OutputTensor, unit: Unit) -> Callable[[int], Floats]:
+    """What reads a unit's rows, as float32."""
+    base = unit.matrix * tensor.shape[-2]
+    return lambda _: model.read_floats(tensor, base + unit.start, base + unit.stop)
+
+
+def _unit_statistics(
+    statistics: Callable[[int], MatrixStatistics | None], unit: Unit, _: int
+) -> MatrixStatistics | None:
+    return statistics_of(unit, statistics(unit.matrix))
 
 
 def _matrices(tensor: OutputTensor) -> int:

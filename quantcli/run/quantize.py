@@ -18,6 +18,7 @@ from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
+from quantcli.artifacts.shared_write import Sharing
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -28,7 +29,8 @@ from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
-from quantcli.run.request import Request, check_request, check_texts
+from quantcli.run.remote_note import note_remote
+from quantcli.run.request import Request, check_division, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.sharing import share_with_others
 from quantcli.run.write_outputs import Ledger, write_outputs
@@ -48,6 +50,19 @@ def quantize(
     whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
     one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
+    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    if request.share is None or not request.share.together or not runs or request.dry_run:
+        return (yield from _quantize(request, on_fetch))
+    require_torch()
+    check_division(request)
+    from quantcli.ranks.group import join
+
+    with join(request.share):
+        return (yield from _quantize(request, on_fetch))
+
+
+def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[list[Quantized]]:
+    """The same, by this process or as one of the ranks that it has joined."""
     began = time.monotonic()
     check_request(request)
     check_texts(request)
@@ -79,6 +94,8 @@ def quantize(
             # All that would be refused is refused before any long work begins.
             planned = plan_all(request, placed, known, matrix, journal)
             yield from _tower_note(model, recipes)
+            if request.texts or any(recipe.method for recipe in recipes):
+                yield from note_remote(model)
             if request.dry_run:
                 return (yield from _show_plans(planned))
             ledger = Ledger(planned, journal, began)
@@ -127,10 +144,7 @@ def _make(
             from quantcli.run.choose_by_importance import choose_by_importance
 
             plain = yield from choose_by_importance(request, plain)
-        sharing = None
-        if request.share is not None:
-            sharing = share_with_others(request, request.share, plain)
-        yield from write_outputs(plain, ledger, sharing)
+        yield from write_outputs(plain, ledger, _sharing(request, plain))
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
@@ -143,8 +157,16 @@ def _make(
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
-                yield from write_outputs([each for each in made if each.kept is None], ledger)
+                rest = [each for each in made if each.kept is None]
+                yield from write_outputs(rest, ledger, _sharing(request, rest))
     ledger.refuse_failed()
+
+
+def _sharing(request: Request, outputs: Sequence[Planned]) -> Sharing | None:
+    """How outputs are written together with others, where this process has a share."""
+    if request.share is None:
+        return None
+    return share_with_others(request, request.share, outputs)
 
 
 def _refuse_same_paths(placed: Sequence[Placed]) -> None:

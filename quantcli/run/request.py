@@ -197,6 +197,34 @@ def _check_device(name: str, *, runs: bool) -> None:
     choose_device(name)
 
 
+def check_division(request: Request) -> None:
+    """UsageError for what ranks that run a model do not divide, before they meet."""
+    for wanted in request.outputs:
+        if wanted.recipe.method is not None:
+            _check_division(wanted.recipe)
+
+
+def _check_division(recipe: Recipe) -> None:
+    from quantcli.run.methods import parse_methods
+    from quantcli.run.recipe_options import read_options
+
+    chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
+    undivided = [
+        *chain.transforms,
+        *([options.trainer] if options.trainer else []),
+        *(["e2e"] if options.e2e else []),
+        *(["--propagate"] if options.propagate else []),
+        *(["--allocate"] if is_allocated(recipe) else []),
+        *(["static scales"] if has_static_scales(recipe) and not recipe.statistics else []),
+    ]
+    if undivided:
+        raise UsageError(
+            f"ranks divide the rounding of layers, not {' and '.join(map(str, undivided))}",
+            hint=f"leave that out for --method {USUAL_ROUNDER} alone, or unset RANK and WORLD_SIZE "
+            "for one process",
+        )
+
+
 def _check_stream(request: Request) -> None:
     """UsageError for what cannot go to standard output."""
     wanted, *others = request.outputs

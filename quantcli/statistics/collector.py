@@ -13,7 +13,7 @@ columns. A stack whose matrices have one input (latent attention's values) has o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.devices import widest
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.input_histogram import BINS, count_values
 from quantcli.statistics.input_statistics import HISTOGRAM
@@ -91,6 +92,7 @@ class Collector:
         self._sums = DeviceSums()
         self._pass: dict[tuple[str, int], _Row] = {}
         self._whole: tuple[str, Totals] | None = None
+        self._everyone: dict[str, Totals] = {}
         self._waiting: dict[tuple[str, int], list[torch.Tensor]] = {}
         self._waiting_bytes = 0
 
@@ -139,11 +141,54 @@ class Collector:
 
     def whole_hessian(self, home: str) -> Totals:
         """The sum over all matrices of a stack, kept for the next of them."""
+        if home in self._everyone:
+            return self._everyone[home]
         if self._whole is None or self._whole[0] != home:
             sums = self.hessians()[home]
             total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
             self._whole = (home, np.asarray(total))
         return self._whole[1]
+
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks of ``group`` have seen.
+
+        Counts and sums of columns everywhere, the Hessian of matrix i under the name n on the ranks
+        ``takers(n, i)``, and the sum over a stack's matrices on all. After `settle`.
+        """
+        for name in sorted(self.entries):
+            entry = self.entries[name]
+            for totals in (entry.counts, entry.squares, entry.absolute, entry.histogram):
+                if totals is not None:
+                    group.add_up(totals)
+            for own in (entry.largest, entry.low, entry.high):
+                choose = np.minimum if own is entry.low else np.maximum
+                own[:] = choose.reduce(group.gather(own))
+        for home, sums in sorted(self.hessians().items()):
+            group.add_up(self.weighed[home])
+            if len(sums) > 1:
+                total = sum((sums[i] for i in range(1, len(sums))), sums[0].copy())
+                self._everyone[home] = np.asarray(total)
+                group.add_up(self._everyone[home])
+            for matrix, own in enumerate(sums):
+                group.add_up(own, takers(home, matrix))
+
+    def settle(self, group: Group) -> None:
+        """Make room for what other ranks have seen and this one has not."""
+        own = self.hessians()
+        shapes = {name: entry.squares.shape for name, entry in self.entries.items()}
+        for theirs, homes, hessian_of in group.gather(
+            (shapes, {home: sums.shape for home, sums in own.items()}, self.hessian_of)
+        ):
+            for name, shape in theirs.items():
+                if name not in self.entries:
+                    self.entries[name] = self._zeros(shape)
+            for home, shape in homes.items():
+                if home not in own:
+                    file = self._file(len(own))
+                    own[home] = create_array(file, np.float64, shape)
+                    self.weighed[home] = np.zeros((shape[0], 2))
+            for name, home in hessian_of.items():
+                self.hessian_of.setdefault(name, home)
 
     def close(self) -> None:
         """Remove the Hessians' files."""
@@ -190,10 +235,7 @@ class Collector:
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
         entry = self.entries.get(tensor.name)
         if entry is None:
-            shape = (_matrices(tensor), tensor.columns)
-            entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
-            if row.histogram is not None:
-                entry.histogram = np.zeros((shape[0], BINS))
+            entry = self._zeros((_matrices(tensor), tensor.columns))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -206,6 +248,13 @@ class Collector:
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
         if row.histogram is not None and entry.histogram is not None:
             entry.histogram[matrix] += row.histogram
+
+    def _zeros(self, shape: tuple[int, ...]) -> InputTotals:
+        """Totals of (matrices, columns) of which nothing was seen."""
+        entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
+        if HISTOGRAM in self._needs:
+            entry.histogram = np.zeros((shape[0], BINS))
+        return entry
 
     def _add_hessian(
         self, product: MatmulInput, targets: list[tuple[OutputTensor, int]],

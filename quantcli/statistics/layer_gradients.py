@@ -25,6 +25,7 @@ from quantcli.layerwise.hidden_states import LayerInputs
 from quantcli.layerwise.layerwise_model import LayerwiseModel, gradient_of
 from quantcli.layerwise.steady import steady
 from quantcli.layerwise.walk import LayerPass, LayerWalk
+from quantcli.ranks.group import Group
 from quantcli.statistics.output_fisher import LayerFisher, OutputFisher, StackShape
 from quantcli.statistics.router_flips import RouterFlips
 from quantcli.types import Event, OutputTensor
@@ -54,11 +55,13 @@ class EmbeddingFisher:
 class LayerGradients:
     """Gradients by the inputs of all layers and by the last one's output, in a file of ``folder``.
 
-    ``numbers`` are the windows of the run that they belong to.
+    ``numbers`` are the windows of the run that they belong to, ``places`` their places among those
+    of all ranks (None: they are all).
     """
 
     folder: Path
     numbers: tuple[int, ...]
+    places: tuple[int, ...] | None = None
     _values: ArrayFile | None = None
 
     def open(self, shape: tuple[int, ...]) -> bool:
@@ -94,16 +97,19 @@ class LayerGradients:
             gradient = torch.from_numpy(values[layer + 1, window]).unsqueeze(0)
             yield gradient.to(model.device, model.dtype)
 
-    def embedding(self, streams: int) -> EmbeddingFisher:
-        """Means at the embedding's output, the first of a state's ``streams``."""
+    def embedding(self, streams: int, group: Group | None = None) -> EmbeddingFisher:
+        """Means at the embedding's output, the first of a state's ``streams``, over all ranks."""
         values = self._known
         size = values.shape[-1] // streams
         sums, counts = np.zeros((2, size, size)), [0, 0]
-        for number in range(values.shape[1]):
-            rows = values[0, number][:, :size]
+        for window, number in enumerate(self.places or range(values.shape[1])):
+            rows = values[0, window][:, :size]
             apart = number % _HELD_OUT == _HELD_OUT - 1
             sums[int(apart)] += rows.T @ rows
             counts[apart] += len(rows)
+        if group is not None:
+            group.add_up(sums)
+            counts = [sum(each) for each in zip(*group.gather(counts), strict=True)]
         fit = sums[0] / max(1, counts[0])
         return EmbeddingFisher(fit, sums[1] / counts[1] if counts[1] else fit.copy())
 
@@ -155,7 +161,10 @@ def measure_gradients(
     draw = torch.Generator().manual_seed(_SEED)
     variance: NDArray[np.float64] = np.zeros(model.vocabulary)
     with walk.head(weights=True):
-        for window in walk.windows:
+        turn = 0
+        for window, place in zip(walk.windows, found.places or range(count), strict=True):
+            _skip_draws(draw, place - turn, (ids.shape[1], model.vocabulary))
+            turn = place + 1
             gradient, varied = _output_gradient(model, walk.get(window), draw)
             states.replace(window, gradient)
             variance += varied / count
@@ -164,10 +173,11 @@ def measure_gradients(
 
 
 def embedding_fisher(
-    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients
-) -> EmbeddingFisher:
+    model: LayerwiseModel, window: NDArray[np.int32], gradients: LayerGradients,
+    group: Group | None = None,
+) -> EmbeddingFisher:  # fmt: skip
     """How much directions of the embedding matter, in units of its rows."""
-    fisher = gradients.embedding(model.streams)
+    fisher = gradients.embedding(model.streams, group)
     scale = model.embedding_scale(window) ** 2
     return EmbeddingFisher(fisher.fit * scale, fisher.held_out * scale)
 
@@ -190,6 +200,16 @@ def measure_output_fisher(
 
     layer.observe_gradients(passing(), found.observe, RouterFlips(layer))
     return found
+
+
+def _skip_draws(draw: torch.Generator, windows: int, shape: tuple[int, int]) -> None:
+    """Go past what other ranks draw for their windows, so that all draw as one process would."""
+    tokens, vocabulary = shape
+    step = max(1, _LOGITS // vocabulary)
+    for _ in range(windows):
+        for start in range(0, tokens, step):
+            rows = min(step, tokens - start)
+            torch.multinomial(torch.ones(rows, vocabulary), 1, generator=draw)
 
 
 @steady()
@@ -215,7 +235,7 @@ def _output_gradient(
             drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
             scores.gather(1, drawn.to(scores.device)).sum().backward()
             below[:, start : start + step] = gradient_of(part)
-            share = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+            share = (chances * (1 - chances)).mean(0).cpu().double().numpy()
             varied += share * (len(chances) / tokens)
         finished.backward(below)
     return gradient_of(leaf), varied

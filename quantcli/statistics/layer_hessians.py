@@ -9,7 +9,7 @@ that correction is taken, the held-out windows decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.algebra import HOST, Algebra
 from quantcli.statistics.collector import Collector, Targets
 from quantcli.statistics.hessian import WIDE, Hessian
@@ -74,6 +75,24 @@ class HessianAccumulator:
         shares = self._fit.hessian_of
         return sorted(self._fit.entries, key=lambda name: (shares[name], name))
 
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks have seen; see `Collector.add_up`.
+
+        After `settle`, by which all know of the same names.
+        """
+        for part in self._parts:
+            part.add_up(group, takers)
+
+    def settle(self, group: Group) -> None:
+        """Know of what other ranks have seen."""
+        for part in self._parts:
+            part.settle(group)
+
+    def home(self, name: str, matrix: int) -> tuple[str, int]:
+        """Under which name, and as which matrix, the Hessian of a matrix is held."""
+        home = self._fit.hessian_of[name]
+        return home, min(matrix, len(self._fit.hessians()[home]) - 1)
+
     @property
     def notes(self) -> list[Note]:
         """What is to be said of the statistics that `of` gave."""
@@ -85,9 +104,13 @@ class HessianAccumulator:
         parts = (part.entries[name].counts for part in self._parts if name in part.entries)
         return sum(int(counts[matrix]) for counts in parts)
 
-    def watch(self, number: int) -> Callable[[MatmulInput], None]:
-        """Inputs of window ``number`` follow. Returns `observe`."""
-        self._now = self._held_out if number % HELD_OUT == HELD_OUT - 1 else self._fit
+    def watch(self, number: int, place: int | None = None) -> Callable[[MatmulInput], None]:
+        """Inputs of window ``number`` follow, ``place`` among those of all ranks.
+
+        Returns `observe`.
+        """
+        place = number if place is None else place
+        self._now = self._held_out if place % HELD_OUT == HELD_OUT - 1 else self._fit
         self._now.watch(number)
         self._window = number
         self._originals.clear()
@@ -130,8 +153,7 @@ class HessianAccumulator:
 
     def of(self, name: str, matrix: int) -> MatrixStatistics | None:
         """Statistics of matrix ``matrix``; None when the text never reached it."""
-        home = self._fit.hessian_of[name]
-        key = (home, min(matrix, len(self._fit.hessians()[home]) - 1))
+        key = self.home(name, matrix)
         if self._last is None or self._last[0] != key:
             self._last = (key, self._prepare(*key))
         return self._last[1]

@@ -13,7 +13,7 @@ that it got.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.input_hooks import OutputGradient
 from quantcli.layerwise.parameters import OutputRows
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.hessian import Hessian, prepare_hessian
 from quantcli.statistics.token_weights import TokenWeights
@@ -124,6 +125,24 @@ class LayerFisher:
                 is_stack = is_stack or self._shapes[name].matrices > 1
         if is_stack:
             self.weights.add(self.window, gradient)
+
+    def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
+        """Put together what all ranks of ``group`` have seen.
+
+        The sums of matrix i of tensor n are on the ranks ``takers(n, i)``, those that all matrices
+        share on all.
+        """
+        self._added.leave()
+        everyone = group.gather(self._counts)
+        for key in sorted({key for counts in everyone for key in counts}):
+            self._counts[key] = sum(counts.get(key, 0) for counts in everyone)
+        for name in sorted({name for name, _, _ in self._counts}):
+            shape = self._shapes[name]
+            if name not in self._sums:
+                self._sums[name] = [self._create(name, s) for s in cut_strips(shape.rows)]
+            for whole in self._sums[name]:
+                for matrix, sums in enumerate(whole):
+                    group.add_up(sums, None if shape.shared else takers(name, matrix))
 
     def of(self, name: str, matrix: int) -> OutputFisher | None:
         """What was found of a matrix; None where no gradient came, or none that is finite."""

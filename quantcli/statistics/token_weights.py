@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from quantcli.layerwise.input_hooks import MatmulInput, OutputGradient
+from quantcli.ranks.group import Group
 
 
 class TokenWeights:
@@ -29,6 +30,17 @@ class TokenWeights:
         self._squares[window, gradient.name, gradient.matrix] = squares
         total, count = self._totals.get(gradient.name, (0.0, 0))
         self._totals[gradient.name] = total + float(squares.double().sum()), count + len(squares)
+
+    def add_up(self, group: Group) -> None:
+        """Have the mean over a stack be that of all ranks' windows."""
+        everyone = group.gather(self._totals)
+        self._totals = {
+            name: (
+                sum(totals.get(name, (0.0, 0))[0] for totals in everyone),
+                sum(totals.get(name, (0.0, 0))[1] for totals in everyone),
+            )
+            for name in sorted({name for totals in everyone for name in totals})
+        }
 
     def of(self, window: int, product: MatmulInput) -> torch.Tensor | None:
         """Weights (tokens,) of a product's rows in a window; None where all count alike."""

@@ -43,11 +43,6 @@ _DEAR = 64
 """Products for a weight from which on a step projects every fourth row alone."""
 
 
-def has_trainable_codes(format_name: str) -> bool:
-    """Whether codes of this block format can be trained."""
-    return format_name in LATTICES or format_name in CODEBOOKS
-
-
 class CodeParameters:
     """Latents of the tensors in ``store``, by block format in ``formats``.
 

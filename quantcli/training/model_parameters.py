@@ -11,8 +11,9 @@ from pathlib import Path
 from quantcli.formats import get_format
 from quantcli.formats.base import Bytes, Floats
 from quantcli.rounding.block_scales import Halves, count_factors
+from quantcli.rounding.packed_matrix import has_lattice
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.training.code_parameters import CodeParameters, ReadRows, has_trainable_codes
+from quantcli.training.code_parameters import CodeParameters, ReadRows
 from quantcli.training.scale_parameters import ScaleParameters
 
 
@@ -30,7 +31,7 @@ class ModelParameters:
         self._store = store
         self._codes: CodeParameters | None = None
         if original is not None:
-            coded = {name: kind for name, kind in formats.items() if has_trainable_codes(kind)}
+            coded = {name: kind for name, kind in formats.items() if has_lattice(kind)}
             self._codes = CodeParameters(store, coded, original, folder)
         scaled = {name: kind for name, kind in formats.items() if count_factors(get_format(kind))}
         path = folder / "scales.bin"

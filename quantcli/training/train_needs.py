@@ -1,4 +1,4 @@
-"""What training takes: of a layer (`quantcli.training.tune`), and of the whole model's scales.
+"""What training takes: of a layer (`quantcli.training.tune`), and of the whole model.
 
 Both compute in float32. A layer that is trained holds its weights, their gradients, and for each
 code where it began, where it is, two of Adam's means and the best state.
@@ -6,9 +6,13 @@ code where it began, where it is, two of Adam's means and the best state.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from quantcli.formats.base import BlockFormat
 from quantcli.layerwise.pass_needs import Passes
 from quantcli.plan.layer_sizes import LayerSize
 from quantcli.plan.needs import Stage, Work
+from quantcli.rounding.packed_matrix import has_lattice
 
 _TRAINED, _MOVED = 28, 36
 """Bytes for each weight of a layer, and while values are made of codes, of its largest tensor."""
@@ -17,6 +21,8 @@ _END_BATCH, _END_TURNS = 2, 8
 _HELD_OUT = 8
 _PLANES = 28
 """Bytes for each scale, norm or bias that is trained end to end, in a mapped file."""
+_CODE_PLANES = 16
+"""Bytes for each weight whose code is trained, in a mapped file."""
 _LOGITS = 7
 """Copies of a window's logits in float32, of both models."""
 
@@ -36,8 +42,20 @@ def tune_work(passes: Passes, layer: LayerSize, steps: int) -> Work:
     return Work(products=there * (3 * _BATCH * steps + judged), float32=moved * steps)
 
 
-def end_to_end_stage(passes: Passes, steps: int, factors: int) -> Stage:
-    """Training of ``factors`` scales, norms and biases, both models' heads at once."""
+def code_bytes(packed: Iterable[tuple[int, BlockFormat]]) -> int:
+    """Files of codes that are trained, by each tensor's elements and format: planes, rows twice."""
+    total = 0
+    for elements, fmt in packed:
+        if has_lattice(fmt.name):
+            total += _CODE_PLANES * elements + 2 * elements // fmt.block * fmt.nbytes
+    return total
+
+
+def end_to_end_stage(passes: Passes, steps: int, factors: int, codes: int = 0) -> Stage:
+    """Training of ``factors`` scales, norms and biases, both models' heads at once.
+
+    ``codes`` are the bytes of `code_bytes`, if codes are trained; they are mapped like the rest.
+    """
     sizes = passes.sizes
     logits = passes.tokens * sizes.vocabulary
     head = 3 * sizes.head.elements * passes.itemsize + 4 * _LOGITS * logits
@@ -46,7 +64,7 @@ def end_to_end_stage(passes: Passes, steps: int, factors: int) -> Stage:
         + passes.itemsize * layer.elements
         for layer in sizes.layers
     )  # fmt: skip
-    planes = _PLANES * factors
+    planes = _PLANES * factors + codes
     inputs = 4 * (len(sizes.layers) + 1) * _END_BATCH * passes.tokens * sizes.hidden
     judged = max(1, passes.windows // _HELD_OUT)
     there = sum((passes.forward_work(layer, 1).products for layer in sizes.layers), 0.0)

@@ -23,7 +23,7 @@ from quantcli.model import Model, open_model
 from quantcli.rounding.quantized_model import QuantizedModel
 from quantcli.rounding.trained import TrainingGain
 from quantcli.training import end_to_end
-from quantcli.training.code_parameters import CodeParameters, has_trainable_codes
+from quantcli.training.code_parameters import CodeParameters
 from quantcli.training.projections import projection_of
 from quantcli.types import Event, Progress
 
@@ -138,11 +138,6 @@ def test_a_projection_is_the_nearest_point(kind: str) -> None:
     # Turning one sign costs at most what the least weight of its point does.
     turned = 4 * (np.abs(latents.numpy()) * np.abs(found)).max()
     assert (distance <= least + turned).all()
-
-
-def test_other_types_keep_their_codes() -> None:
-    """Float types have none, and IQ1's points have no signs of their own."""
-    assert not any(has_trainable_codes(kind) for kind in ("F32", "F16", "BF16", "IQ1_S", "IQ1_M"))
 
 
 @pytest.fixture(scope="module")
