@@ -139,6 +139,7 @@ def passes_of(model: Model, windows: Windows, dtype: str) -> Passes | None:
 
 def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> list[Stage]:
     """The stages of outputs that one run of the model serves, the last one writes them."""
+    from quantcli.layerwise.pass_needs import primitives_bytes
     from quantcli.run.recipe_options import read_options
     from quantcli.statistics.input_needs import collecting_stages, statistics_bytes
     from quantcli.transforms.chain import needed_statistics as transform_statistics
@@ -178,7 +179,8 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
             stages += _gone(found, beside)
     if chain.rounds:
         stages += rounding_stages(batch, chain, options, limits, surveyed=surveyed)
-    return [*stages, plain_stage(batch)]
+    more = primitives_bytes(passes)
+    return [replace(stage, memory=stage.memory + more) for stage in (*stages, plain_stage(batch))]
 
 
 def _gone(stages: Sequence[Stage], stays: int) -> list[Stage]:
@@ -212,8 +214,7 @@ def survey_stages(
     few = Passes(passes.sizes, count, passes.tokens, passes.itemsize)
     stages = [gradients_stage(few, count)]
     held = few.states if limits.in_memory else 0
-    files = 0 if limits.in_memory else 2
-    states = states_stage(few, in_memory=limits.in_memory, files=files)
+    states = states_stage(few, in_memory=limits.in_memory)
     stages.append(states)
     kinds = {name for each in batch for name in find_encoders([each]) if "weighted" in name}
     for number, layer in enumerate(passes.sizes.layers):
@@ -246,7 +247,7 @@ def rounding_stages(
     batch: Sequence[Planned], chain: Chain, options: Options, limits: Limits, *, surveyed: bool
 ) -> list[Stage]:
     """Gradients, each layer's pass and rounding, the head, training end to end."""
-    from quantcli.layerwise.pass_needs import states_stage
+    from quantcli.layerwise.pass_needs import committed_states, states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
     from quantcli.training.train_needs import code_bytes, end_to_end_stage
@@ -292,6 +293,8 @@ def rounding_stages(
                 passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
             )
         )
+        for _ in range(2 if options.propagate else 1):
+            stages += committed_states(passes, number, in_memory=in_memory)
     if late:
         stages.append(replace(gradients, memory=gradients.memory + held))
     head = _head_stage(passes, rounded, fits, options, held)
