@@ -49,14 +49,18 @@ def call_bounded(function: str, argument: Any, *, seconds: float, memory: int) -
 
 def serve() -> None:
     """The child's part: answer the question on standard input."""
-    import resource
-
     question = json.load(sys.stdin)
-    # Should the parent be killed, the child still ends.
-    seconds = math.ceil(question["seconds"])
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (question["memory"], question["memory"]))
+    try:
+        import resource
+    except ImportError:
+        # Windows has no such limits; the parent's patience is one.
+        pass
+    else:
+        # Should the parent be killed, the child still ends.
+        seconds = math.ceil(question["seconds"])
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (question["memory"], question["memory"]))
     module, _, name = question["function"].partition(":")
     answer = getattr(import_module(module), name)(question["argument"])
     json.dump(answer, sys.stdout)

@@ -14,7 +14,7 @@ from quantcli.artifacts.atomic import refuse_existing, refuse_own
 from quantcli.artifacts.scratch_place import check_scratch, work_path
 from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.devices import choose_device
+from quantcli.layerwise.devices import choose_device, remark
 from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.ranked_run import begin_checkpoint, share_windows
 from quantcli.layerwise.texts import Text
@@ -114,7 +114,10 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
         f"{' and '.join(run.windows.labels)}, products in {run.dtype} on {run.device}"
         + (f" ({available} were there)" if available > count else "")
     )
-    yield from (Note(remark, "warning") for remark in run.windows.remarks)
+    lack = remark(run.device)
+    if lack is not None:
+        yield Note(lack, "warning")
+    yield from (Note(said, "warning") for said in run.windows.remarks)
     if run.model.untabled is not None:
         yield Note(run.model.untabled.remark)
     if checkpoint.done:

@@ -12,13 +12,15 @@ import os
 import stat
 from pathlib import Path
 
+from quantcli.systems import BINARY, CLOEXEC, NONBLOCK
+
 MOST_BYTES = 256 << 20
 """Far beyond every file of settings or vocabulary."""
 
 
 def read_whole(path: Path, most: int = MOST_BYTES) -> bytes:
     """The bytes of a regular file; OSError also for other nodes and for more than ``most``."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | BINARY | CLOEXEC | NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Self
 from quantcli.artifacts.space import reserve
 from quantcli.artifacts.staging import Staging, claim, output_error, shared_names
 from quantcli.errors import OutputError, UsageError
+from quantcli.systems import BINARY, CLOEXEC, NOFOLLOW, flush_folder, read_at, write_at
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -166,7 +167,7 @@ class AtomicFiles:
         view = whole.cast("B") if whole.nbytes else memoryview(b"")
         try:
             while view:
-                written = os.pwrite(self._open[path], view, offset)
+                written = write_at(self._open[path], view, offset)
                 view, offset = view[written:], offset + written
                 self._count(path, written)
         except OSError as error:
@@ -175,7 +176,7 @@ class AtomicFiles:
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """What lies at ``offset`` of the file that will be ``path``, less where it ends before."""
         try:
-            return os.pread(self._open[path], length, offset)
+            return read_at(self._open[path], length, offset)
         except OSError as error:
             raise output_error(path, error) from error
 
@@ -209,10 +210,12 @@ class AtomicFiles:
         """Flush every file to the disk, then give each its final name."""
         self.flush()
         try:
+            # Windows renames no open file.
+            self._release()
             self._rename()
             self._published = True
             for folder in {path.parent for path in self._sizes}:
-                _flush_folder(folder)
+                flush_folder(folder)
         except OSError as error:
             if isinstance(error, OutputError):
                 raise
@@ -240,7 +243,7 @@ class AtomicFiles:
 
     def _create(self, path: Path, size: int) -> None:
         alone = 0 if self._shared else os.O_EXCL
-        flags = os.O_RDWR | os.O_CREAT | alone | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | alone | BINARY | NOFOLLOW | CLOEXEC
         try:
             self._open[path] = os.open(self._place(path), flags, 0o666)
             reserve(self._open[path], size)
@@ -253,11 +256,15 @@ class AtomicFiles:
                 path.unlink(missing_ok=True)
         self._close()
 
-    def _close(self) -> None:
+    def _release(self) -> None:
+        """Close the files."""
         self._flusher.shutdown(cancel_futures=True)
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open = {}
+
+    def _close(self) -> None:
+        self._release()
         for staging in self._staged.values():
             if self._shared:
                 staging.leave()
@@ -271,11 +278,3 @@ def write_file(path: Path, content: bytes, *, force: bool) -> None:
     with AtomicFiles({path: len(content)}, force=force) as files:
         files.write(path, 0, content)
         files.publish()
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from quantcli.artifacts.space import fill, reserve
 from quantcli.artifacts.staging import naming, output_error
 from quantcli.errors import OutputError
+from quantcli.systems import BINARY, CLOEXEC, read_into, write_at
 
 LARGE = 1 << 26
 """Bytes of a file from which on its pages are let go."""
@@ -55,7 +56,7 @@ class ArrayFile:
         self.path = path
         self.shape = shape
         self._dtype = np.dtype(dtype)
-        self._file = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        self._file = os.open(path, flags | BINARY | CLOEXEC, 0o666)
 
     @classmethod
     def create(cls, path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> Self:
@@ -85,7 +86,7 @@ class ArrayFile:
         view = values.data.cast("B")
         with naming(self.path):
             while view:
-                count = os.preadv(self._file, [view], offset)
+                count = read_into(self._file, view, offset)
                 if not count:
                     raise OutputError(f"{self.path} is cut short", hint="--force starts anew")
                 view, offset = view[count:], offset + count
@@ -97,7 +98,7 @@ class ArrayFile:
         view = whole.data.cast("B")
         with naming(self.path):
             while view:
-                count = os.pwrite(self._file, view, offset)
+                count = write_at(self._file, view, offset)
                 view, offset = view[count:], offset + count
 
     def flush(self) -> None:

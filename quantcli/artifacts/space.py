@@ -15,6 +15,8 @@ import os
 from functools import cache
 from typing import Any
 
+from quantcli.systems import write_at
+
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ZEROS = 1 << 20
 
@@ -42,7 +44,7 @@ def fill(descriptor: int, size: int) -> None:
     zeros = bytes(_ZEROS)
     offset = 0
     while offset < size:
-        offset += os.pwrite(descriptor, zeros[: size - offset], offset)
+        offset += write_at(descriptor, zeros[: size - offset], offset)
 
 
 def _allocate(descriptor: int, size: int) -> int:
@@ -64,7 +66,10 @@ def _allocate(descriptor: int, size: int) -> int:
 @cache
 def _find() -> Any:
     """``fallocate`` of the C library with 64-bit offsets, None where it has none."""
-    library = ctypes.CDLL(None, use_errno=True)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+    except TypeError:  # Windows names no library for the process itself
+        return None
     function = getattr(library, "fallocate64", None)
     if function is None and ctypes.sizeof(ctypes.c_long) == 8:
         function = getattr(library, "fallocate", None)

@@ -9,7 +9,6 @@ between opening and locking it, so after locking it must still be the one that h
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantcli import systems
 from quantcli.errors import OutputError
 
 MARK = ".quantcli"
@@ -29,7 +29,6 @@ MEETING = SHARED + "meeting"
 REPLACED = "replaced"
 """What a folder that is replaced is called meanwhile."""
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 100
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
@@ -46,7 +45,8 @@ def held_bytes(paths: Iterable[Path]) -> int:
         for folder, _, names in os.walk(partial_path(path)):
             for name in names:
                 with suppress(OSError):
-                    blocks += os.lstat(Path(folder, name)).st_blocks
+                    found = os.lstat(Path(folder, name))
+                    blocks += getattr(found, "st_blocks", -(-found.st_size // 512))
     return 512 * blocks
 
 
@@ -67,6 +67,13 @@ class Staging:
 
     def remove(self) -> None:
         """Remove the folder, as far as the disk lets us, and give its lock back."""
+        if systems.DIRECTORY is None:
+            # The mark is what is open, and Windows removes no open file.
+            with suppress(OSError):
+                _clear(self.folder)
+            os.close(self.descriptor)
+            _remove(self.folder)
+            return
         try:
             _remove(self.folder)
         finally:
@@ -83,9 +90,7 @@ def claim(path: Path, *, shared: bool = False) -> Staging:
     for _ in range(_ATTEMPTS):
         try:
             made = _make(folder)
-            descriptor = os.open(
-                folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            )
+            descriptor = _open(folder, made=made)
         except FileNotFoundError:
             # Removed meanwhile by the run that had it, or the parent folder is gone.
             if folder.parent.is_dir():
@@ -125,7 +130,7 @@ def own_folder(folder: Path, *, empty: bool) -> None:
     """
     try:
         made = _make(folder)
-        descriptor = os.open(folder, _FOLDER)
+        descriptor = _open(folder, made=made)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise _foreign(folder) from error
@@ -148,6 +153,22 @@ def remove_own(folder: Path) -> None:
     """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
     if not folder.is_symlink() and (folder / MARK).is_file():
         _remove(folder)
+
+
+def _open(folder: Path, *, made: bool) -> int:
+    """The folder opened; where that cannot be done, its mark, which holds the lock instead.
+
+    OutputError for what is not ours, as far as it is seen here.
+    """
+    if systems.DIRECTORY is not None:
+        flags = os.O_RDONLY | systems.DIRECTORY | systems.NOFOLLOW | systems.CLOEXEC
+        return os.open(folder, flags)
+    if folder.is_symlink() or not folder.is_dir():
+        raise _foreign(folder)
+    names = [path.name for path in folder.iterdir()]
+    if not made and names and MARK not in names:
+        raise _foreign(folder)
+    return os.open(folder / MARK, os.O_RDWR | os.O_CREAT | systems.CLOEXEC, 0o600)
 
 
 def _clear(folder: Path, keep: Collection[str] = ()) -> None:
@@ -189,8 +210,7 @@ def _unmake(folder: Path) -> None:
 
 def _lock(descriptor: int, folder: Path, path: Path, *, made: bool, shared: bool) -> None:
     try:
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        systems.lock(descriptor, shared=shared)
     except BlockingIOError as error:
         raise OutputError(
             f"another run is writing {path} at this moment", hint="wait for it or use -o"
@@ -216,7 +236,7 @@ def _is_named(descriptor: int, folder: Path) -> bool:
     """Whether the open folder still has its name."""
     held = os.fstat(descriptor)
     try:
-        named = os.lstat(folder)
+        named = os.lstat(folder if systems.DIRECTORY is not None else folder / MARK)
     except FileNotFoundError:
         return False
     return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
@@ -224,13 +244,15 @@ def _is_named(descriptor: int, folder: Path) -> bool:
 
 def _mark(descriptor: int, folder: Path, *, made: bool, shared: bool = False) -> None:
     """Mark the folder; OutputError where it was there and is not ours."""
+    if systems.DIRECTORY is None:
+        return  # it was marked to be opened
     if not made:
         names = os.listdir(descriptor)
-        if os.fstat(descriptor).st_uid != os.geteuid() or (names and MARK not in names):
+        if os.fstat(descriptor).st_uid != systems.owner() or (names and MARK not in names):
             raise _foreign(folder)
         if names:
             return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | systems.NOFOLLOW | systems.CLOEXEC
     try:
         os.close(os.open(MARK, flags, 0o600, dir_fd=descriptor))
     except FileExistsError:

@@ -16,6 +16,8 @@ from types import FrameType
 from quantcli.interrupts import asked
 
 _LOOK_SECONDS = 0.5
+_TIMES = hasattr(signal, "setitimer")
+"""Windows has no such timer: an interrupt that was dropped there is not raised again."""
 
 stopped = False
 """Whether a signal has asked us to stop; libraries may turn the interrupt into another error."""
@@ -36,7 +38,8 @@ def settle() -> None:
     """The command has ended: the interrupt has arrived and is raised no more."""
     global _settled
     _settled = True
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    if _TIMES:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def quit_early(signum: int, frame: FrameType | None) -> None:
@@ -52,8 +55,9 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         return
     stopped = True
     asked.set()
-    signal.signal(signal.SIGALRM, _look)
-    signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
+    if _TIMES:
+        signal.signal(signal.SIGALRM, _look)
+        signal.setitimer(signal.ITIMER_REAL, _LOOK_SECONDS, _LOOK_SECONDS)
     raise KeyboardInterrupt
 
 

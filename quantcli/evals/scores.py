@@ -22,8 +22,8 @@ Ids = NDArray[np.int64]
 FLOOR = -16.0
 """Base log-probabilities below it are left out of the divergence."""
 
-HELD = 1 << 25
-"""Logits of one model that are held at a time: 128 MB."""
+HELD = 1 << 24
+"""Logits of one model that are held at a time: 64 MB."""
 
 _BLOCK = 1 << 20
 """Values whose float64 logarithms are held at a time."""

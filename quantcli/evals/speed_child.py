@@ -13,12 +13,12 @@ import json
 import os
 import random
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+from quantcli.systems import resident_memory
 
 _BUFFER = re.compile(r"(\S+) +(?:model|KV|RS|compute|output) buffer size = +([\d.]+) MiB")
 _BATCH, _UBATCH = 2048, 512
@@ -32,7 +32,7 @@ def main() -> int:
     lines: list[str] = []
     keep = lib.llama_log_callback(lambda level, text, data: lines.append(_decode(text)))
     lib.llama_log_set(keep, ctypes.c_void_p(0))
-    before = _resident()
+    before = resident_memory()
     lib.llama_backend_init()
     settings = lib.llama_model_default_params()
     settings.use_extra_bufts = asked["repack"]
@@ -65,7 +65,7 @@ def main() -> int:
     elsewhere = sum(
         float(size) for name, size in _BUFFER.findall("".join(lines)) if not name.startswith("CPU")
     )
-    _say(resident=max(0, _resident() - before), device=round(elsewhere * 2**20))
+    _say(resident=max(0, resident_memory() - before), device=round(elsewhere * 2**20))
     # What llama.cpp frees at exit is the system's to free.
     sys.stdout.flush()
     os._exit(0)
@@ -121,15 +121,6 @@ def _decode(text: bytes) -> str:
 def _rate(count: int, milliseconds: float) -> float:
     """Tokens per second, 0 where llama.cpp's clock saw no time pass."""
     return 1000 * count / milliseconds if milliseconds else 0.0
-
-
-def _resident() -> int:
-    """Bytes in memory, or the most so far where the system does not say."""
-    if sys.platform == "linux":
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _say(**fields: Any) -> None:

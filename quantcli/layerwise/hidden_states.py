@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import ArrayFile
 from quantcli.artifacts.staging import naming
 from quantcli.errors import SourceError
+from quantcli.systems import BINARY, write_at
 
 
 class HiddenStates(Protocol):
@@ -142,7 +143,7 @@ class HiddenStateCache:
         # Other ranks may have written theirs.
         anew = os.O_TRUNC if self._of is None else 0
         with naming(path):
-            return os.open(path, os.O_WRONLY | os.O_CREAT | anew, 0o666)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | anew | BINARY, 0o666)
 
     def _offset(self, index: int) -> int:
         return self._window * (index if self._of is None else self._of.numbers[index])
@@ -202,7 +203,7 @@ class LayerInputs:
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     """Write on where the system took a part; a disk without room refuses the rest."""
     while data:
-        written = os.pwrite(descriptor, data, offset)
+        written = write_at(descriptor, data, offset)
         data, offset = data[written:], offset + written
 
 

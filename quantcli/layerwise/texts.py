@@ -24,6 +24,7 @@ from typing import Any
 from quantcli.errors import MissingExtraError, SourceError, UsageError
 from quantcli.layerwise.built_in import CONVERSATIONS, KINDS, write_plainly
 from quantcli.layerwise.dataset_texts import is_dataset, read_dataset
+from quantcli.systems import CLOEXEC, NONBLOCK
 from quantcli.types import MetaValue
 from quantcli.vocab.chat_template import Conversation, render_conversations
 
@@ -198,7 +199,7 @@ def _read_file(path: Path) -> bytes:
     if kind != stat.S_IFIFO:
         return path.read_bytes()
     # Opened otherwise, a FIFO without a writer waits for ever; like this it is as if empty.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | CLOEXEC | NONBLOCK)
     with io.FileIO(descriptor) as file:
         deadline = time.monotonic() + _WRITER_SECONDS
         while (first := file.read(1)) == b"" and time.monotonic() < deadline:

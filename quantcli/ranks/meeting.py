@@ -25,6 +25,7 @@ from typing import Any, Self
 from quantcli.errors import OutputError, UsageError
 from quantcli.ranks.share import Share, name_of
 from quantcli.ranks.slab_sums import SlabLog
+from quantcli.systems import CLOEXEC
 
 COUNT = "how many there are"
 """The fact that says it."""
@@ -222,7 +223,7 @@ class Meeting:
         path = self.folder / "publisher"
         while not self.is_gone():
             try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | CLOEXEC
                 os.close(os.open(path, flags, 0o600))
             except FileExistsError:
                 self._outwait(path)
@@ -276,7 +277,7 @@ class Meeting:
     def _tell(self, name: str, number: int, create: int = 0) -> None:
         """Change a file that says that this rank lives; one that was removed stays so."""
         with suppress(OSError):
-            flags = os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | create
+            flags = os.O_WRONLY | os.O_TRUNC | CLOEXEC | create
             descriptor = os.open(self.folder / name, flags, 0o600)
             try:
                 os.write(descriptor, f"{self._token} {number}".encode())

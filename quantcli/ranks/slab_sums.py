@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantcli.systems import BINARY, CLOEXEC, NOFOLLOW
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -106,7 +108,7 @@ class SlabLog:
     """A file that a rank adds its records to, from any thread, one line for each slab."""
 
     def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | BINARY | NOFOLLOW | CLOEXEC
         self._file = os.open(path, flags, 0o600)
         self._lock = threading.Lock()
 

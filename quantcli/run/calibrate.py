@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,17 @@ from quantcli.run.plan_calibration import (
     forecast_calibration,
     plan_calibration,
 )
+from quantcli.run.remote_note import note_remote
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.token_counts import count_tokens
+from quantcli.systems import machine_memory
 from quantcli.types import Note
 
 
 def states_memory() -> int:
     """Bytes of hidden states that may stay in memory: a quarter of what the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return machine_memory() // 4
 
 
 def calibrate(
@@ -46,6 +47,7 @@ def calibrate(
     """
     read = read_texts(texts, field=field)
     with open_model(source, pre=pre, table=False, download=download, on_progress=on_fetch) as model:
+        yield from note_remote(model)
         job = prepare(
             model, read, output or default_path(source, legacy=legacy),
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),

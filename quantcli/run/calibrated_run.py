@@ -12,7 +12,7 @@ from quantcli.artifacts.staging import remove_own
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
-from quantcli.layerwise.devices import choose_device
+from quantcli.layerwise.devices import choose_device, remark
 from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.random_windows import add_random, random_windows
 from quantcli.layerwise.ranked_run import begin_checkpoint, share_windows
@@ -265,7 +265,10 @@ def round_tensors(rounding: Rounding) -> Events[None]:
         + (f" and {drawn} of random tokens" if drawn else "")
         + f", products in {run.dtype} on {run.device}"
     )
-    yield from (Note(remark, "warning") for remark in run.windows.remarks)
+    lack = remark(run.device)
+    if lack is not None:
+        yield Note(lack, "warning")
+    yield from (Note(said, "warning") for said in run.windows.remarks)
     yield from rounding.notes
     if rounding.checkpoint.done:
         yield Note(f"continuing after layer {rounding.checkpoint.done - 1}")

@@ -7,12 +7,8 @@ search for scales, gradients, each layer's Hessians and rounding, training, and 
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from quantcli.artifacts.write import default_threads, peak_memory
@@ -28,6 +24,7 @@ from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec, find_co
 from quantcli.rounding.options import Options
 from quantcli.run.check_needs import refuse_memory, refuse_scratch
 from quantcli.run.outputs import Planned, needed_statistics, needs_text
+from quantcli.systems import resident_memory
 
 if TYPE_CHECKING:
     from quantcli.layerwise.pass_needs import Passes
@@ -40,16 +37,6 @@ if TYPE_CHECKING:
 Rounded = Mapping[str, Mapping[str, WeightCodec]]
 """Codecs by tensor and by their identity."""
 Fits = Callable[[WeightCodec], bool]
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process now; its peak where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def plain_stage(planned: Sequence[Planned]) -> Stage:
@@ -152,6 +139,7 @@ def passes_of(model: Model, windows: Windows, dtype: str) -> Passes | None:
 
 def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> list[Stage]:
     """The stages of outputs that one run of the model serves, the last one writes them."""
+    from quantcli.layerwise.pass_needs import primitives_bytes
     from quantcli.run.recipe_options import read_options
     from quantcli.statistics.input_needs import collecting_stages, statistics_bytes
     from quantcli.transforms.chain import needed_statistics as transform_statistics
@@ -191,7 +179,8 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
             stages += _gone(found, beside)
     if chain.rounds:
         stages += rounding_stages(batch, chain, options, limits, surveyed=surveyed)
-    return [*stages, plain_stage(batch)]
+    more = primitives_bytes(passes)
+    return [replace(stage, memory=stage.memory + more) for stage in (*stages, plain_stage(batch))]
 
 
 def _gone(stages: Sequence[Stage], stays: int) -> list[Stage]:
@@ -225,8 +214,7 @@ def survey_stages(
     few = Passes(passes.sizes, count, passes.tokens, passes.itemsize)
     stages = [gradients_stage(few, count)]
     held = few.states if limits.in_memory else 0
-    files = 0 if limits.in_memory else 2
-    states = states_stage(few, in_memory=limits.in_memory, files=files)
+    states = states_stage(few, in_memory=limits.in_memory)
     stages.append(states)
     kinds = {name for each in batch for name in find_encoders([each]) if "weighted" in name}
     for number, layer in enumerate(passes.sizes.layers):
@@ -259,7 +247,7 @@ def rounding_stages(
     batch: Sequence[Planned], chain: Chain, options: Options, limits: Limits, *, surveyed: bool
 ) -> list[Stage]:
     """Gradients, each layer's pass and rounding, the head, training end to end."""
-    from quantcli.layerwise.pass_needs import states_stage
+    from quantcli.layerwise.pass_needs import committed_states, states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
     from quantcli.training.train_needs import code_bytes, end_to_end_stage
@@ -305,6 +293,8 @@ def rounding_stages(
                 passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
             )
         )
+        for _ in range(2 if options.propagate else 1):
+            stages += committed_states(passes, number, in_memory=in_memory)
     if late:
         stages.append(replace(gradients, memory=gradients.memory + held))
     head = _head_stage(passes, rounded, fits, options, held)
@@ -442,7 +432,7 @@ def _head_stage(
 
 def make_forecast(stages: Sequence[Stage], *, runs: bool, seconds: float | None = None) -> Forecast:
     """The forecast of stages in turn; ``runs``: whether torch is at work in any of them."""
-    base = resident_bytes()
+    base = resident_memory()
     if runs:
         from quantcli.layerwise.pass_needs import LIBRARIES
 
@@ -474,7 +464,7 @@ def add_forecasts(request: Request, planned: Sequence[Planned]) -> list[Planned]
             found |= {id(each): forecast for each in batch}
             in_memory |= {id(each): stay for each in batch}
     # Of those that are whole nothing is to be done.
-    nothing = Forecast(resident_bytes(), (), 0.0) if request.dry_run else None
+    nothing = Forecast(resident_memory(), (), 0.0) if request.dry_run else None
     return [
         replace(
             each, forecast=found.get(id(each), nothing),

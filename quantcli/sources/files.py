@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.errors import SourceError
+from quantcli.systems import BINARY, CLOEXEC, NONBLOCK, read_into
 from quantcli.whole_files import read_whole
 
 WEIGHT_DTYPES: dict[str, np.dtype[Any]] = {
@@ -47,7 +48,7 @@ class StoredFile:
         self.path = path
         try:
             # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._descriptor = os.open(path, os.O_RDONLY | BINARY | CLOEXEC | NONBLOCK)
         except FileNotFoundError as error:
             raise SourceError(f"{path}: there is no such file") from error
         except OSError as error:
@@ -64,7 +65,7 @@ class StoredFile:
         done = 0
         while done < len(view):
             try:
-                got = os.preadv(self._descriptor, [view[done : done + _PREAD_CAP]], offset + done)
+                got = read_into(self._descriptor, view[done : done + _PREAD_CAP], offset + done)
             except OSError as error:
                 raise SourceError(
                     f"{self.path}: cannot be read at byte {offset + done}: {error.strerror}"

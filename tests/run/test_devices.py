@@ -17,9 +17,10 @@ from support.tiny_models import build
 import quantcli
 from quantcli.errors import DeviceError, UsageError
 from quantcli.layerwise import devices
-from quantcli.layerwise.devices import choose_device, device_errors
+from quantcli.layerwise.devices import choose_device, device_errors, factoring, remark, widest
 from quantcli.statistics.device_sums import DeviceSums
 
+CPU = torch.device("cpu")
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
 
@@ -83,6 +84,15 @@ def test_what_a_device_cannot_do_is_one_sentence(failure: Exception, message: st
         raise failure
     with pytest.raises(type(failure)), device_errors("cpu"):
         raise failure
+
+
+def test_what_a_device_lacks_is_said() -> None:
+    assert "no float64" in str(remark("mps"))
+    assert remark("cpu:torch") is None
+    assert widest(torch.device("mps")) == torch.float32
+    assert factoring(torch.device("mps")).type == "cpu"
+    assert widest(CPU) == torch.float64
+    assert factoring(CPU) == CPU
 
 
 def test_an_error_of_ours_passes_as_it_is() -> None:
@@ -179,6 +189,22 @@ def test_no_method_mixes_devices(
                 chain = chain.__cause__ or chain.__context__
             raise
     assert mode.operations > 100
+
+
+@pytest.mark.slow
+def test_neither_evaluation_nor_calibration_mixes_devices(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stand_in(monkeypatch) as mode:
+        quantcli.evaluate(narrow, TEXT, engine="torch", device="meta", ctx=32, chunks=2)
+        evaluated = mode.operations
+        done = quantcli.calibrate(
+            narrow, TEXT, output=tmp_path / "m.gguf", device="meta", ctx=32, chunks=2,
+            collect="hessian,abs_max,mean_abs,min_max,kv_max",
+        )  # fmt: skip
+    assert evaluated > 50
+    assert mode.operations > evaluated + 50
+    assert len(done.paths) == 2
 
 
 @pytest.mark.slow
