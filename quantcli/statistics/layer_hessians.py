@@ -38,6 +38,11 @@ FEW = 4
 """Fewer inputs than this many times the width of a layer make its Hessian uncertain."""
 
 
+def is_held_out(place: int) -> bool:
+    """Whether a window judges rather than being fitted to."""
+    return place % HELD_OUT == HELD_OUT - 1
+
+
 class HessianAccumulator:
     """Means and factored Hessians of one layer's inputs, the last one kept for its neighbours."""
 
@@ -110,7 +115,7 @@ class HessianAccumulator:
         Returns `observe`.
         """
         place = number if place is None else place
-        self._now = self._held_out if place % HELD_OUT == HELD_OUT - 1 else self._fit
+        self._now = self._held_out if is_held_out(place) else self._fit
         self._now.watch(number)
         self._window = number
         self._originals.clear()
