@@ -15,6 +15,7 @@ from quantcli.artifacts.write import default_threads, peak_memory
 from quantcli.formats import get_format
 from quantcli.formats.base import BlockFormat
 from quantcli.plan.budget import BASE_BYTES
+from quantcli.plan.folders import FolderPlan
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize, measure_sizes
 from quantcli.plan.needs import Forecast, Stage, UnitCosts, Work
 from quantcli.plan.planner import Plan
@@ -39,6 +40,15 @@ Rounded = Mapping[str, Mapping[str, WeightCodec]]
 Fits = Callable[[WeightCodec], bool]
 
 
+def codecs_of(
+    plan: Plan | FolderPlan, model: Model
+) -> tuple[Mapping[str, WeightCodec], Mapping[str, WeightCodec]]:
+    """`find_codecs`; a folder of types rather than grids has none."""
+    if not isinstance(plan, Plan) and not plan.schemes:
+        return {}, {}
+    return find_codecs(plan, model)
+
+
 def plain_stage(planned: Sequence[Planned]) -> Stage:
     """Writing outputs from one read: slabs on threads, digests, each format's encoder once."""
     threads = min(each.threads for each in planned)
@@ -61,7 +71,7 @@ def _encodings(planned: Planned) -> list[tuple[str, str, float]]:
     plan = planned.artifact.plan
     rounded = set()
     if planned.run is not None and method_chain(planned).rounds:
-        rounded = set(find_codecs(plan, planned.run.model)[0])
+        rounded = set(codecs_of(plan, planned.run.model)[0])
     if isinstance(plan, Plan):
         return [
             (item.tensor.name, _name(item.format, weighted=item.importance),
@@ -94,7 +104,7 @@ def find_encoders(planned: Sequence[Planned]) -> dict[str, tuple[WeightCodec, bo
                 if item.format:
                     kinds[item.format] = BlockCodec(get_format(item.format))
             if plan.schemes:
-                codecs = find_codecs(plan, each.artifact.model)[1].values()
+                codecs = codecs_of(plan, each.artifact.model)[1].values()
                 kinds |= {codec.name: codec for codec in codecs}
         for kind, codec in kinds.items():
             for weighted in (False, True):
@@ -169,7 +179,7 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
             )
             names = {
                 name: _name(codec.name, weighted=True)
-                for name, codec in find_codecs(each.artifact.plan, run.model)[0].items()
+                for name, codec in codecs_of(each.artifact.plan, run.model)[0].items()
             }
             stages.append(search_stage(passes.sizes, threads, names))
         if needs_text(each.artifact) and each.artifact.scales is None:
@@ -256,7 +266,7 @@ def rounding_stages(
     if run is None:
         raise ValueError(f"{batch[0].path} has no method")
     plans = [each.artifact.plan for each in batch]
-    codecs = [find_codecs(plan, run.model) for plan in plans]
+    codecs = [codecs_of(plan, run.model) for plan in plans]
     dtype = products_dtype(run.model, options)
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
@@ -308,7 +318,7 @@ def rounding_stages(
     return stages
 
 
-def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
+def _count_factors(model: Model, codecs: Mapping[str, WeightCodec]) -> int:
     from quantcli.rounding.block_scales import count_factors
 
     total = 0
@@ -323,7 +333,7 @@ def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
     return total
 
 
-def _packed(model: Model, codecs: dict[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
+def _packed(model: Model, codecs: Mapping[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
     """Elements and format of each tensor in blocks that training end to end can move."""
     for tensor in model.tensors:
         codec = codecs.get(tensor.name)

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 4, "method": "gptq", "fisher_windows": 4},
     "without gradients": {"bits": 4, "method": "gptq", "fisher_windows": 0},
     "awq": {"bits": 4, "method": "awq"},
+    "decoded": {"to": "hf", "type": "Q4_0", "method": "awq"},
     "folder": {"to": "gptq", "method": "gptq", "fisher_windows": 4},
 }
 
