@@ -86,6 +86,13 @@ def factoring(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def remark(name: str) -> str | None:
+    """What a user should know of a device that lacks something."""
+    if torch_device(name).type == "mps":
+        return "mps has no float64: sums are in float32 there, and matrices are factored on the CPU"
+    return None
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None for the CPU, and where torch does not tell."""
     if device.type == "cuda":

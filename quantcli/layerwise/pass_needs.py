@@ -19,6 +19,9 @@ _KEPT_OF_LAYER = 6
 the residual, its norm, attention's output and theirs in float32."""
 _EACH_VALUE = 60
 """Operations of products that take as long as what else is done with a value in memory."""
+_HALF = 2
+"""Bytes of a bfloat16."""
+_KEPT_SHAPES, _PRIMITIVE = 1024, 300 << 10
 _BACKWARD = 3
 """A backward pass holds a layer's values, their gradients, and copies in between."""
 
@@ -65,11 +68,35 @@ class Passes:
         return Work(products=2.0 * windows * self.tokens * head.elements)
 
 
-def states_stage(passes: Passes, *, in_memory: bool, files: int = 2) -> Stage:
-    """Hidden states between layers; of a run that can be continued in two files in any case."""
-    held = passes.states if in_memory else 0
+def states_stage(passes: Passes, *, in_memory: bool) -> Stage:
+    """Hidden states between layers, in memory or in the two files that take turns."""
     work = Work(written=float(passes.states * len(passes.sizes.layers)))
-    return Stage("hidden states", held, kept=files * passes.states, work=work)
+    if in_memory:
+        return Stage("hidden states", passes.states, work=work)
+    return Stage("hidden states", kept=2 * passes.states, work=work)
+
+
+def committed_states(passes: Passes, layer: int, *, in_memory: bool) -> list[Stage]:
+    """The file that a run goes on from if need be, of states that are in memory.
+
+    The first two layers leave one each; then these take turns.
+    """
+    if not in_memory or layer > 1:
+        return []
+    return [Stage("hidden states", passes.states, kept=passes.states)]
+
+
+def primitives_bytes(passes: Passes) -> int:
+    """What oneDNN keeps of products in bfloat16 that it has compiled, one for each shape.
+
+    Experts' inputs have as many lengths as there are experts and windows; it keeps 1,024 of them.
+    """
+    experts = max(
+        (one.matrices for layer in passes.sizes.layers for one in layer.matrices), default=1
+    )
+    if experts == 1 or passes.itemsize != _HALF:
+        return 0
+    return min(_KEPT_SHAPES, 4 * passes.windows * experts * len(passes.sizes.layers)) * _PRIMITIVE
 
 
 def active_tokens(matrix: MatrixSize, tokens: int) -> float:

@@ -22,7 +22,7 @@ from quantcli.layerwise.steady import run_tasks
 
 TILE = 512
 """Rows and columns of a large product that one thread computes at once."""
-SHARE = 32
+SHARE = 64
 """Rows of a small one."""
 _SMALL = 256
 

@@ -30,6 +30,12 @@ from quantcli.layerwise.layer_calls import LayerCalls
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import DTYPES, ModelRun
 from quantcli.layerwise.steady import use_threads
+from quantcli.layerwise.window_batches import (
+    batch_size,
+    cut_batches,
+    has_stacks,
+    runs_batched,
+)
 from quantcli.model import Model
 from quantcli.types import Event, Progress
 
@@ -83,6 +89,8 @@ class LayerWalk(Generic[States]):
         self._task = task
         self._passes = passes
         self._ahead = ahead and model.device.type != "cpu"
+        self.batch = batch_size(model.device, ids.shape[1])
+        """Windows that may go through a layer at once."""
 
     @property
     def windows(self) -> range:
@@ -203,13 +211,21 @@ class LayerPass:
     def forward(
         self, observe: Callable[[int], ObserveInput] | None = None,
         after: Callable[[int], None] | None = None,
+        together: Callable[[int], object] | None = None,
     ) -> Iterator[Event]:  # fmt: skip
         """Take all windows through the layer, yielding progress.
 
         ``observe`` is called with a window's number, and what it returns with each input of a
-        weight in that window; ``after`` with the number once the window is through.
+        weight in that window; ``after`` with the number once the window is through. Windows of
+        which ``together`` gives the same may be observed as one, the first; those that nobody
+        observes may too.
         """
         walk = self.walk
+        if observe is None and after is None:
+            together = together or (lambda number: 0)
+        if together is not None and self._can_batch():
+            yield from self._forward_batches(observe, after, together)
+            return
         for number in walk.windows:
             call = walk.calls.of(self.index, number, keep=True)
             hidden = self._run(walk.get(number), call, observe and observe(number))
@@ -218,6 +234,31 @@ class LayerPass:
             if after is not None:
                 after(number)
             yield walk.progress(self.index, number + 1)
+
+    def _can_batch(self) -> bool:
+        """Whether the layer takes several windows at once, and gives what it gives of each."""
+        walk = self.walk
+        if walk.batch < 2 or len(walk.ids) < 3 or walk.calls.varies or walk.calls.shares:
+            return False
+        if has_stacks(self.weights):
+            return False
+        call = self.call(0)
+        return runs_batched(lambda hidden: self._run(hidden, call, None), walk.get(0), walk.get(1))
+
+    def _forward_batches(
+        self, observe: Callable[[int], ObserveInput] | None, after: Callable[[int], None] | None,
+        together: Callable[[int], object],
+    ) -> Iterator[Event]:  # fmt: skip
+        walk = self.walk
+        for numbers in cut_batches(walk.windows, walk.batch, together):
+            given = torch.cat([walk.get(number) for number in numbers])
+            found = self._run(given, self.call(numbers[0]), observe and observe(numbers[0]))
+            for number, hidden in zip(numbers, found.split(1), strict=True):
+                walk.check(hidden, f"the output of {walk.label} {self.index}", number)
+                walk.states.put(number, hidden)
+                if after is not None:
+                    after(number)
+                yield walk.progress(self.index, number + 1)
 
     def run(self, window: int, hidden: torch.Tensor, observe: ObserveInput) -> torch.Tensor:
         """The layer's output for other states (1, tokens, size) of a window, inputs observed."""

@@ -26,13 +26,16 @@ import numpy as np
 
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
-from quantcli.layerwise.products import SHARE, multiply, product, shares
+from quantcli.layerwise.products import SHARE, multiply, product
 from quantcli.layerwise.steady import run_tasks
 from quantcli.rounding.block_feedback import BlockRounding
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, RowOrder
 from quantcli.statistics.hessian import Hessian
 from quantcli.workers import Workers
+
+_LEAST = 16
+"""Rows that a kernel takes at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +57,12 @@ class RowTies:
         return cls([group for group, _ in groups], ahead, [share for _, share in groups])
 
     def split(self, group: slice) -> list[slice]:
-        """A group's rows for the threads."""
+        """A group's rows for the threads, of which two at least get some."""
+        count = group.stop - group.start
+        step = min(SHARE, max(_LEAST, -(-count // (2 * _LEAST)) * _LEAST))
         return [
-            slice(start, min(start + SHARE, group.stop))
-            for start in range(group.start, group.stop, SHARE)
+            slice(start, min(start + step, group.stop))
+            for start in range(group.start, group.stop, step)
         ]
 
 
@@ -76,11 +81,15 @@ def round_tied(
         for number, group in enumerate(ties.groups):
             aimed = product(ties.shares[number], matrix.errors)
             tasks = [
-                partial(_sweep_rows, matrix, rows, aimed[place], hessian)
-                for rows, place in zip(ties.split(group), shares(len(aimed), SHARE), strict=True)
+                partial(_sweep_rows, matrix, rows, _within(aimed, rows, group), hessian)
+                for rows in ties.split(group)
             ]
             run_tasks(tasks)
     return matrix.pack()
+
+
+def _within(values: Floats, rows: slice, group: slice) -> Floats:
+    return values[rows.start - group.start : rows.stop - group.start]
 
 
 def _round_block(

@@ -21,6 +21,7 @@ from quantcli.run.plan_calibration import (
     forecast_calibration,
     plan_calibration,
 )
+from quantcli.run.remote_note import note_remote
 from quantcli.run.request import Request
 from quantcli.sources.imatrix import Importance, read_importance
 from quantcli.statistics.token_counts import count_tokens
@@ -46,6 +47,7 @@ def calibrate(
     """
     read = read_texts(texts, field=field)
     with open_model(source, pre=pre, table=False, download=download, on_progress=on_fetch) as model:
+        yield from note_remote(model)
         job = prepare(
             model, read, output or default_path(source, legacy=legacy),
             max_memory=max_memory or states_memory(), threads=threads or default_threads(),

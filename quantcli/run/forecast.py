@@ -15,6 +15,7 @@ from quantcli.artifacts.write import default_threads, peak_memory
 from quantcli.formats import get_format
 from quantcli.formats.base import BlockFormat
 from quantcli.plan.budget import BASE_BYTES
+from quantcli.plan.folders import FolderPlan
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize, measure_sizes
 from quantcli.plan.needs import Forecast, Stage, UnitCosts, Work
 from quantcli.plan.planner import Plan
@@ -39,6 +40,15 @@ Rounded = Mapping[str, Mapping[str, WeightCodec]]
 Fits = Callable[[WeightCodec], bool]
 
 
+def codecs_of(
+    plan: Plan | FolderPlan, model: Model
+) -> tuple[Mapping[str, WeightCodec], Mapping[str, WeightCodec]]:
+    """`find_codecs`; a folder of types rather than grids has none."""
+    if not isinstance(plan, Plan) and not plan.schemes:
+        return {}, {}
+    return find_codecs(plan, model)
+
+
 def plain_stage(planned: Sequence[Planned]) -> Stage:
     """Writing outputs from one read: slabs on threads, digests, each format's encoder once."""
     threads = min(each.threads for each in planned)
@@ -61,7 +71,7 @@ def _encodings(planned: Planned) -> list[tuple[str, str, float]]:
     plan = planned.artifact.plan
     rounded = set()
     if planned.run is not None and method_chain(planned).rounds:
-        rounded = set(find_codecs(plan, planned.run.model)[0])
+        rounded = set(codecs_of(plan, planned.run.model)[0])
     if isinstance(plan, Plan):
         return [
             (item.tensor.name, _name(item.format, weighted=item.importance),
@@ -94,7 +104,7 @@ def find_encoders(planned: Sequence[Planned]) -> dict[str, tuple[WeightCodec, bo
                 if item.format:
                     kinds[item.format] = BlockCodec(get_format(item.format))
             if plan.schemes:
-                codecs = find_codecs(plan, each.artifact.model)[1].values()
+                codecs = codecs_of(plan, each.artifact.model)[1].values()
                 kinds |= {codec.name: codec for codec in codecs}
         for kind, codec in kinds.items():
             for weighted in (False, True):
@@ -139,6 +149,7 @@ def passes_of(model: Model, windows: Windows, dtype: str) -> Passes | None:
 
 def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> list[Stage]:
     """The stages of outputs that one run of the model serves, the last one writes them."""
+    from quantcli.layerwise.pass_needs import primitives_bytes
     from quantcli.run.recipe_options import read_options
     from quantcli.statistics.input_needs import collecting_stages, statistics_bytes
     from quantcli.transforms.chain import needed_statistics as transform_statistics
@@ -168,7 +179,7 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
             )
             names = {
                 name: _name(codec.name, weighted=True)
-                for name, codec in find_codecs(each.artifact.plan, run.model)[0].items()
+                for name, codec in codecs_of(each.artifact.plan, run.model)[0].items()
             }
             stages.append(search_stage(passes.sizes, threads, names))
         if needs_text(each.artifact) and each.artifact.scales is None:
@@ -178,7 +189,8 @@ def method_stages(batch: Sequence[Planned], limits: Limits, threads: int) -> lis
             stages += _gone(found, beside)
     if chain.rounds:
         stages += rounding_stages(batch, chain, options, limits, surveyed=surveyed)
-    return [*stages, plain_stage(batch)]
+    more = primitives_bytes(passes)
+    return [replace(stage, memory=stage.memory + more) for stage in (*stages, plain_stage(batch))]
 
 
 def _gone(stages: Sequence[Stage], stays: int) -> list[Stage]:
@@ -212,8 +224,7 @@ def survey_stages(
     few = Passes(passes.sizes, count, passes.tokens, passes.itemsize)
     stages = [gradients_stage(few, count)]
     held = few.states if limits.in_memory else 0
-    files = 0 if limits.in_memory else 2
-    states = states_stage(few, in_memory=limits.in_memory, files=files)
+    states = states_stage(few, in_memory=limits.in_memory)
     stages.append(states)
     kinds = {name for each in batch for name in find_encoders([each]) if "weighted" in name}
     for number, layer in enumerate(passes.sizes.layers):
@@ -246,7 +257,7 @@ def rounding_stages(
     batch: Sequence[Planned], chain: Chain, options: Options, limits: Limits, *, surveyed: bool
 ) -> list[Stage]:
     """Gradients, each layer's pass and rounding, the head, training end to end."""
-    from quantcli.layerwise.pass_needs import states_stage
+    from quantcli.layerwise.pass_needs import committed_states, states_stage
     from quantcli.rounding.base import ROUNDERS
     from quantcli.statistics.input_needs import embedding_stage, gradients_stage
     from quantcli.training.train_needs import code_bytes, end_to_end_stage
@@ -255,7 +266,7 @@ def rounding_stages(
     if run is None:
         raise ValueError(f"{batch[0].path} has no method")
     plans = [each.artifact.plan for each in batch]
-    codecs = [find_codecs(plan, run.model) for plan in plans]
+    codecs = [codecs_of(plan, run.model) for plan in plans]
     dtype = products_dtype(run.model, options)
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
@@ -292,6 +303,8 @@ def rounding_stages(
                 passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
             )
         )
+        for _ in range(2 if options.propagate else 1):
+            stages += committed_states(passes, number, in_memory=in_memory)
     if late:
         stages.append(replace(gradients, memory=gradients.memory + held))
     head = _head_stage(passes, rounded, fits, options, held)
@@ -305,7 +318,7 @@ def rounding_stages(
     return stages
 
 
-def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
+def _count_factors(model: Model, codecs: Mapping[str, WeightCodec]) -> int:
     from quantcli.rounding.block_scales import count_factors
 
     total = 0
@@ -320,7 +333,7 @@ def _count_factors(model: Model, codecs: dict[str, WeightCodec]) -> int:
     return total
 
 
-def _packed(model: Model, codecs: dict[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
+def _packed(model: Model, codecs: Mapping[str, WeightCodec]) -> Iterator[tuple[int, BlockFormat]]:
     """Elements and format of each tensor in blocks that training end to end can move."""
     for tensor in model.tensors:
         codec = codecs.get(tensor.name)

@@ -66,7 +66,7 @@ from quantcli.statistics.layer_gradients import (
     measure_gradients,
     measure_output_fisher,
 )
-from quantcli.statistics.layer_hessians import HessianAccumulator
+from quantcli.statistics.layer_hessians import HessianAccumulator, is_held_out
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import LayerFisher
 from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
@@ -217,7 +217,11 @@ class _RoundingVisitor(Visitor):
                 if prefix is not None:
                     layer.run(number, prefix.get(number), sums.compare)
 
-            yield from layer.forward(observe, compare)
+            # With a prefix the original inputs of one window are kept to be compared.
+            if prefix is None:
+                yield from layer.forward(observe, together=lambda n: is_held_out(self._place(n)))
+            else:
+                yield from layer.forward(observe, compare)
             layer.release()
             statistics = partial(_with_outputs, sums.of, outputs)
             trained = layer if self.work.trainer is not None else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantcli.calibration import CalibrationJob
+from quantcli.layerwise.pass_needs import primitives_bytes
 from quantcli.plan.needs import Forecast
 from quantcli.rounding.options import Options
 from quantcli.run.forecast import make_forecast, passes_of
@@ -33,7 +34,11 @@ def forecast_calibration(job: CalibrationJob) -> Forecast:
     if passes is None:
         return make_forecast((), runs=True)
     in_memory = passes.states <= run.max_memory
-    return make_forecast(collecting_stages(passes, job.needs, in_memory=in_memory), runs=True)
+    more = primitives_bytes(passes)
+    stages = collecting_stages(passes, job.needs, in_memory=in_memory)
+    return make_forecast(
+        [replace(stage, memory=stage.memory + more) for stage in stages], runs=True
+    )
 
 
 def plan_calibration(job: CalibrationJob, forecast: Forecast) -> CalibrationPlan:

@@ -29,6 +29,7 @@ from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
+from quantcli.run.remote_note import note_remote
 from quantcli.run.request import Request, check_division, check_request, check_texts
 from quantcli.run.set_journal import open_journal
 from quantcli.run.sharing import share_with_others
@@ -93,6 +94,8 @@ def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[
             # All that would be refused is refused before any long work begins.
             planned = plan_all(request, placed, known, matrix, journal)
             yield from _tower_note(model, recipes)
+            if request.texts or any(recipe.method for recipe in recipes):
+                yield from note_remote(model)
             if request.dry_run:
                 return (yield from _show_plans(planned))
             ledger = Ledger(planned, journal, began)

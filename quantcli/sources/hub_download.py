@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -37,6 +38,7 @@ from quantcli.sources.patience import Patience
 from quantcli.systems import BINARY, CLOEXEC
 from quantcli.types import Note, Progress
 
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FILES = 4
 """Files at a time."""
 _PART = 1 << 20
@@ -82,8 +84,12 @@ def download(wanted: HubRequest, on_event: OnEvent) -> Path:
     that cannot be written. What has come when a run is stopped stays for the next one.
     """
     facts = find_facts(wanted, files=True)
-    files = [each for each in map(_listed, facts.siblings or ()) if _matches(wanted, each.name)]
-    commit = str(facts.sha)
+    files = [
+        _listed(wanted, sibling)
+        for sibling in facts.siblings or ()
+        if _matches(wanted, sibling.rfilename)
+    ]
+    commit = _checked(wanted, facts.sha, "commit")
     home = _cache() / f"models--{wanted.repo.replace('/', '--')}"
     snapshot = home / "snapshots" / commit
     with explaining(wanted):
@@ -93,8 +99,9 @@ def download(wanted: HubRequest, on_event: OnEvent) -> Path:
         _fetch_all(wanted, commit, lacking, home, on_event)
         for each in lacking:
             _link(home / "blobs" / each.tag, snapshot / each.name)
-        reference = home / "refs" / (wanted.revision or "main")
-        if reference.name != commit:
+        revision = wanted.revision or "main"
+        reference = home / "refs" / revision
+        if revision != commit and ".." not in reference.parts:
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(commit)
     return snapshot
@@ -106,10 +113,18 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _listed(sibling: Any) -> Listed:
+def _checked(wanted: HubRequest, tag: object, what: str) -> str:
+    """A digest that names a file or a folder here; SourceError for anything else."""
+    if not isinstance(tag, str) or _DIGEST.fullmatch(tag) is None:
+        raise SourceError(f"{wanted.label}: the Hub's {what} {tag!r} is no digest")
+    return tag
+
+
+def _listed(wanted: HubRequest, sibling: Any) -> Listed:
     large = getattr(sibling, "lfs", None)
     tag = large["sha256"] if isinstance(large, dict) else getattr(large, "sha256", None)
-    return Listed(sibling.rfilename, int(sibling.size or 0), str(tag or sibling.blob_id))
+    tag = _checked(wanted, tag or sibling.blob_id, f"tag of {sibling.rfilename}")
+    return Listed(sibling.rfilename, int(sibling.size or 0), tag)
 
 
 def _matches(wanted: HubRequest, name: str) -> bool:

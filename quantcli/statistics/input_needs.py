@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from quantcli.artifacts.scratch import LARGE
-from quantcli.layerwise.pass_needs import Passes
+from quantcli.layerwise.pass_needs import Passes, committed_states, states_stage
 from quantcli.plan.layer_sizes import LayerSize, MatrixSize
 from quantcli.plan.needs import Stage, Work
 
@@ -183,7 +183,7 @@ def collecting_stages(
     """
     hessians = "hessian" in needs
     held = passes.states if in_memory else 0
-    stages = [Stage("embedding", held, kept=2 * passes.states)]
+    stages = [states_stage(passes, in_memory=in_memory)]
     whole = 0
     for number, layer in enumerate(passes.sizes.layers):
         totals = sum(8 * (1 + 5 * one.columns) * one.matrices for one in layer.matrices)
@@ -197,8 +197,9 @@ def collecting_stages(
         product = 4 * most**2 if hessians else 0
         waiting = waiting_bytes(passes, layer, passes.windows) if hessians else 0
         memory = held + passes.forward_bytes(layer) + sums + product + totals + waiting
-        work += Work(written=float(file + passes.states))
+        work += Work(written=float(file))
         stages.append(Stage(f"layer {number}", memory, sums, file, work))
+        stages += committed_states(passes, number, in_memory=in_memory)
     stages.append(Stage("statistics", held, kept=beside, work=Work(written=float(whole))))
     return stages
 

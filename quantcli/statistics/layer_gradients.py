@@ -235,7 +235,7 @@ def _output_gradient(
             drawn = torch.multinomial(chances.cpu(), 1, generator=draw)
             scores.gather(1, drawn.to(scores.device)).sum().backward()
             below[:, start : start + step] = gradient_of(part)
-            share = (chances * (1 - chances)).mean(0).double().cpu().numpy()
+            share = (chances * (1 - chances)).mean(0).cpu().double().numpy()
             varied += share * (len(chances) / tokens)
         finished.backward(below)
     return gradient_of(leaf), varied

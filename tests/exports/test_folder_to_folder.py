@@ -365,6 +365,31 @@ def test_groups_in_the_order_of_activations(symmetric: bool, mini: Path, tmp_pat
             assert np.array_equal(weights, read(folder, module)[0])
 
 
+@pytest.mark.parametrize("to", ["gptq", "gptq-v2"])
+def test_compressed_tensors_groups_in_the_order_of_activations(
+    to: str, mini: Path, tmp_path: Path
+) -> None:
+    """Its older releases wrote them, and GPTQ has a place for them."""
+    settings, pack = library(4, 128)
+
+    def ordered(weights: NDArray[np.float32]) -> Packed:
+        parts, codes = pack(weights)
+        groups = np.arange(weights.shape[1], dtype=np.int32) // 128
+        return parts | {"weight_g_idx": np.random.default_rng(1).permutation(groups)}, codes
+
+    folder, codes = write_source(mini, tmp_path / "src", settings, ordered)
+    stored = load_file(folder / "model.safetensors")
+    quantcli.export(folder, tmp_path / "out", to=to)
+    for module in MODULES:
+        weights, found = read(tmp_path / "out", module)
+        assert np.array_equal(found, codes[module])
+        groups = stored[f"{module}.weight_g_idx"].numpy()
+        scales = stored[f"{module}.weight_scale"].float().numpy()[:, groups]
+        assert np.array_equal(weights, (codes[module].astype(np.float32) - 8) * scales)
+    with pytest.raises(PlanError, match=r"\(int4 g128 by activation"):
+        quantcli.export(folder, tmp_path / "awq", to="awq")
+
+
 def test_an_export_may_round(source: Any, tmp_path: Path) -> None:
     folder, _ = source("gptq of 8 bits per row")
     done = quantcli.export(folder, tmp_path / "awq", to="awq", requantize=True)

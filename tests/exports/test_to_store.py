@@ -12,11 +12,13 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import quantcli
+from quantcli import interrupts
 from quantcli.cli.app import run
 from quantcli.errors import MissingExtraError, OutputError, SourceError, UsageError
 from quantcli.exports.to_store import StoreOutput
 from quantcli.model import open_model
 from quantcli.sources import store as stores
+from quantcli.sources.resolve import resolve
 from quantcli.sources.store import explain_store, is_store
 from quantcli.types import row_count
 
@@ -137,6 +139,22 @@ def test_a_gguf_is_inspected_and_exported_from_there(bucket, mini, tmp_path):
     assert seen["tensors"] == quantcli.inspect(local).document["tensors"]
     made = quantcli.export("trouble://bucket/q/m.gguf", tmp_path / "f.gguf", to="gguf", dtype="f16")
     assert made.paths[0].stat().st_size == made.nbytes
+
+
+def test_what_needs_a_file_here_gets_a_copy(bucket, mini, tmp_path):
+    """llama.cpp, say; the copy goes when the process ends."""
+    local = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q4_0").paths[0]
+    MemoryFileSystem.pipe_file(bucket, "/bucket/q/m.gguf", local.read_bytes())
+    found = resolve("trouble://bucket/q/m.gguf")
+    assert not found.is_remote
+    assert found.path.read_bytes() == local.read_bytes()
+    whole = resolve(MODEL)
+    assert (whole.path / "model.safetensors").read_bytes() == (
+        mini / "model.safetensors"
+    ).read_bytes()
+    interrupts.leave()
+    assert not found.path.exists()
+    assert not whole.path.exists()
 
 
 def test_file_addresses_are_paths(mini):

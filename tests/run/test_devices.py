@@ -17,9 +17,10 @@ from support.tiny_models import build
 import quantcli
 from quantcli.errors import DeviceError, UsageError
 from quantcli.layerwise import devices
-from quantcli.layerwise.devices import choose_device, device_errors
+from quantcli.layerwise.devices import choose_device, device_errors, factoring, remark, widest
 from quantcli.statistics.device_sums import DeviceSums
 
+CPU = torch.device("cpu")
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
 
@@ -85,6 +86,15 @@ def test_what_a_device_cannot_do_is_one_sentence(failure: Exception, message: st
         raise failure
 
 
+def test_what_a_device_lacks_is_said() -> None:
+    assert "no float64" in str(remark("mps"))
+    assert remark("cpu:torch") is None
+    assert widest(torch.device("mps")) == torch.float32
+    assert factoring(torch.device("mps")).type == "cpu"
+    assert widest(CPU) == torch.float64
+    assert factoring(CPU) == CPU
+
+
 def test_an_error_of_ours_passes_as_it_is() -> None:
     with pytest.raises(RuntimeError, match="no longer shares"), device_errors("cuda"):
         raise RuntimeError("x no longer shares its input")
@@ -138,16 +148,21 @@ def test_the_stand_in_tells_when_two_devices_meet(monkeypatch: pytest.MonkeyPatc
 
 METHODS = {
     "gptq": {"type": "Q4_0", "method": "gptq"},
-    "sorted": {"type": "Q5_1", "method": "gptq", "column_order": "activation"},
-    "propagate": {"type": "IQ4_NL", "method": "gptq", "propagate": True},
+    "sorted": {"type": "Q5_1", "method": "gptq", "column_order": "activation", "fisher_windows": 0},
+    "propagate": {"type": "IQ4_NL", "method": "gptq", "propagate": True, "fisher_windows": 0},
     "tune": {"type": "Q4_0", "method": "tune", "tune_steps": 2},
     "e2e": {"type": "Q4_0", "method": "tune", "tune": "e2e", "tune_steps": 1, "e2e_steps": 1},
-    "awq": {"type": "Q4_0", "method": "awq,gptq"},
+    "awq": {"type": "Q4_0", "method": "awq,gptq", "fisher_windows": 0},
     "rotate": {"type": "Q4_0", "method": "rotate"},
     "smoothquant": {"to": "compressed-tensors", "scheme": "W8A8", "method": "smoothquant"},
     "allocate": {"method": "gptq", "target_bpw": 6.0, "allocate_from": "q4_0,q8_0"},
-    "folder": {"to": "gptq", "bits": 4, "method": "gptq", "group_size": 32},
-    "floats": {"to": "compressed-tensors", "scheme": "FP8_DYNAMIC", "method": "gptq"},
+    "folder": {"to": "gptq", "method": "gptq", "group_size": 32, "fisher_windows": 0},
+    "floats": {
+        "to": "compressed-tensors",
+        "scheme": "FP8_DYNAMIC",
+        "method": "gptq",
+        "fisher_windows": 0,
+    },
 }
 
 
@@ -169,7 +184,7 @@ def test_no_method_mixes_devices(
     with stand_in(monkeypatch) as mode:
         try:
             quantcli.quantize(
-                narrow, tmp_path / "out", calibrate=TEXT, chunks=2, device="meta", threads=1,
+                narrow, tmp_path / "out", calibrate=TEXT, chunks=4, device="meta", threads=1,
                 **METHODS[name],
             )  # fmt: skip
         except Exception as error:
@@ -179,6 +194,22 @@ def test_no_method_mixes_devices(
                 chain = chain.__cause__ or chain.__context__
             raise
     assert mode.operations > 100
+
+
+@pytest.mark.slow
+def test_neither_evaluation_nor_calibration_mixes_devices(
+    narrow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stand_in(monkeypatch) as mode:
+        quantcli.evaluate(narrow, TEXT, engine="torch", device="meta", ctx=32, chunks=2)
+        evaluated = mode.operations
+        done = quantcli.calibrate(
+            narrow, TEXT, output=tmp_path / "m.gguf", device="meta", ctx=32, chunks=2,
+            collect="hessian,abs_max,mean_abs,min_max,kv_max",
+        )  # fmt: skip
+    assert evaluated > 50
+    assert mode.operations > evaluated + 50
+    assert len(done.paths) == 2
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 4, "method": "gptq", "fisher_windows": 4},
     "without gradients": {"bits": 4, "method": "gptq", "fisher_windows": 0},
     "awq": {"bits": 4, "method": "awq"},
+    "decoded": {"to": "hf", "type": "Q4_0", "method": "awq"},
     "folder": {"to": "gptq", "method": "gptq", "fisher_windows": 4},
 }
 
@@ -200,6 +201,29 @@ def test_room_is_counted_for_scratch_files_too(
     with pytest.raises(OutputError, match=r"not enough disk .* of scratch files needed"):
         quantcli.quantize(MINI, tmp_path / "a.gguf", **_wish())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_smallest_limit_that_is_named_is_kept(tmp_path: Path) -> None:
+    """What the refusal names is enough, and the run stays below it."""
+    command = [sys.executable, "-m", "quantcli", "quantize", str(MINI), "--bits", "4"]
+    command += ["--method", "gptq", "--fisher-windows", "0", "--chunks", "4", "--threads", "1"]
+    command += ["-o", str(tmp_path / "a.gguf"), "-q"]
+    refused = subprocess.run(
+        [*command, "--max-memory", "200M"], capture_output=True, text=True, check=False
+    )
+    named = re.search(r"--max-memory (\d+)M is the least", refused.stderr)
+    assert refused.returncode
+    assert named is not None
+    assert not list(tmp_path.iterdir())
+    # A process is not always as large when it begins.
+    limit = int(named[1]) + 10
+    with subprocess.Popen(
+        [*command, "--max-memory", f"{limit}M"], stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        peak = _peak(process)
+    assert process.returncode == 0
+    assert peak <= limit * 10**6
 
 
 def test_a_calibration_is_planned_and_kept_within_its_limit(tmp_path: Path) -> None:

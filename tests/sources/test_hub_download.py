@@ -149,6 +149,24 @@ def test_names_that_lead_out_of_the_folder_are_left_alone(hub, tmp_path):
     assert not list(tmp_path.rglob("evil.json"))
 
 
+@pytest.mark.parametrize("place", ["blobId", "sha"])
+def test_digests_that_lead_out_of_the_folder_are_refused(place, hub, tmp_path, monkeypatch):
+    listed = hub_download.find_facts
+
+    def lie(*args: object, **named: object) -> object:
+        facts = listed(*args, **named)
+        if place == "sha":
+            facts.sha = "../../../evil"
+        else:
+            facts.siblings[0].blob_id, facts.siblings[0].lfs = "../../../evil", None
+        return facts
+
+    monkeypatch.setattr(hub_download, "find_facts", lie)
+    with pytest.raises(SourceError, match="is no digest"):
+        resolve(REPO)
+    assert not list(tmp_path.rglob("evil*"))
+
+
 def test_progress_is_told_once_and_in_order(hub):
     from quantcli.types import Progress
 

@@ -19,6 +19,7 @@ import quantcli
 from quantcli.errors import SourceError
 from quantcli.model import open_model
 from quantcli.sources import patience
+from quantcli.sources.imatrix import read_importance
 from quantcli.sources.patience import PassingError, Patience, read_retry_after
 from quantcli.types import row_count
 
@@ -171,6 +172,21 @@ def test_a_gguf_is_exported_from_where_it_is(hub, tmp_path, mini):
             assert (rows[0] == rows[1]).all()
 
 
+def test_a_split_gguf_is_read_from_where_it_is(hub, tmp_path, mini):
+    made = quantcli.quantize(mini, tmp_path / "m.gguf", type="Q8_0", split_max_size="2M")
+    assert len(made.paths) > 1
+    hub.repos["org/ggufs"] = {f"q/{path.name}": path.read_bytes() for path in made.paths}
+    hub.failing, hub.dropping = 0.2, 0.1
+    with (
+        open_model(f"hf://org/ggufs/q/{made.paths[0].name}") as remote,
+        open_model(made.paths[0]) as local,
+    ):
+        assert remote.is_remote
+        for ours, theirs in zip(remote.tensors, local.tensors, strict=True):
+            rows = remote.read_rows(ours, 0, ours.rows)
+            assert (rows == local.read_rows(theirs, 0, theirs.rows)).all()
+
+
 def test_statistics_are_read_from_where_it_is(hub, mini):
     ours = quantcli.inspect(REPO, stats=True, filter="attn_v").document["stats"]
     assert ours == quantcli.inspect(mini, stats=True, filter="attn_v").document["stats"]
@@ -313,24 +329,24 @@ def test_rows_keep_their_values(hub):
 
 @pytest.mark.slow
 def test_what_runs_a_model_runs_one_that_is_elsewhere(hub, tmp_path, checkpoint):
-    """A method and an evaluation give what they give of the folder."""
+    """A calibration and an evaluation give what they give of the folder."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     text = Path(__file__).parents[1] / "golden" / "calibration.txt"
     local = checkpoint("llama")
     hub.repos["org/tiny"] = {path.name: path.read_bytes() for path in local.iterdir()}
     hub.failing, hub.dropping = 0.1, 0.1
-    models, losses = [], []
+    sums, losses, said = [], [], []
     for number, source in enumerate(("org/tiny", local)):
-        place = tmp_path / str(number)
-        place.mkdir()
-        rounded = quantcli.quantize(
-            source, place / "m.gguf", type="Q4_0", method="gptq", calibrate=text, chunks=1
+        made = quantcli.calibrate(
+            source, text, output=tmp_path / f"{number}.gguf", ctx=32, chunks=2
         )
-        with open_model(rounded.paths[0]) as model:
-            models.append({t.name: model.read_rows(t, 0, t.rows).tobytes() for t in model.tensors})
+        sums.append(read_importance(made.paths[0]).entries)
+        said.append(any("in each walk through its layers" in note.message for note in made.notes))
         found = quantcli.evaluate(source, text, ctx=32, chunks=2, engine="torch")
         losses.append(found.document["results"][0]["perplexity"])
-    assert models[0] == models[1]
+    assert sums[0].keys() == sums[1].keys()
+    assert all((sums[0][name] == sums[1][name]).all() for name in sums[0])
     assert losses[0] == losses[1]
+    assert said == [True, False]
     assert "model.safetensors" not in hub.downloaded()

@@ -2,8 +2,10 @@
 
 A matrix is ``X.weight_packed`` (int32), ``X.weight_scale``, ``X.weight_shape`` and, where it is
 asymmetric, ``X.weight_zero_point``, packed along the outputs; others' have ``X.weight_g_idx`` where
-groups follow an ordering by activation. The library stores signed codes shifted by half their
-range, which makes them ours. Rows whose length does not fill the last word are padded. Source:
+groups follow an ordering by activation, which the library itself has given up since (its
+``actorder`` is "weight" or nothing), so that none is written. The library stores signed codes
+shifted by half their range, which makes them ours. Rows whose length does not fill the last word
+are padded. Source:
 ``pack_to_int32`` of compressed-tensors 0.20 (before its pull request 715, three-bit codes lay
 otherwise).
 """
@@ -150,15 +152,21 @@ def build_words(
         name, bits, columns, zeros if zeros in parts else None, order if is_ordered else None
     )
     info = show(name, (rows, columns), kind, parts, tensors)
-    coded = None
-    if not is_ordered:
-        span: tuple[Strategy, int | None] = span_of(columns, group)
-        if scales.elements == 1:
-            span = ("tensor", None)
-        zero: Zero = "integer" if matrix.zeros else "middle"
-        grid = IntegerGrid(bits, zero, *span, scale_kind(scales.dtype))
-        coded = StoredCodes(grid, partial(_codes, matrix), partial(_ranges, matrix))
+    span: tuple[Strategy, int | None] = span_of(columns, group)
+    if scales.elements == 1:
+        span = ("tensor", None)
+    zero: Zero = "integer" if matrix.zeros else "middle"
+    grid = IntegerGrid(bits, zero, *span, scale_kind(scales.dtype), ordered=is_ordered)
+    coded = StoredCodes(
+        grid, partial(_codes, matrix), partial(_ranges, matrix),
+        order=partial(_order, order) if is_ordered else None,
+    )  # fmt: skip
     return RowWeight(info, tuple(parts), partial(_decode, matrix), coded)
+
+
+def _order(name: str, source: StoredTensors) -> NDArray[np.int32]:
+    """The group of each column."""
+    return np.asarray(source.load(name)[0], np.int32)
 
 
 def _shape(
