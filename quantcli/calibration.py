@@ -16,6 +16,7 @@ from quantcli.errors import SourceError
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.devices import choose_device, remark
 from quantcli.layerwise.model_run import ModelRun, choose_dtype
+from quantcli.layerwise.ranked_run import begin_checkpoint, share_windows
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.walk import open_walk
 from quantcli.layerwise.windows import cut_windows
@@ -94,9 +95,10 @@ def prepare(
     run = ModelRun(
         model, windows, folder, choose_dtype(dtype, device, model), device, max_memory, threads
     )
+    run = share_windows(run)
     checkpoint = Checkpoint(folder, {**run.identity, "choice of statistics": list(needs)})
     if not dry_run:
-        checkpoint.begin(resume=resume, force=force)
+        begin_checkpoint(checkpoint, run, resume=resume, force=force)
     return CalibrationJob(run, needs, checkpoint, output, legacy, force or resume)
 
 
@@ -130,8 +132,18 @@ def execute(job: CalibrationJob) -> Iterator[Event]:
             f"nothing is known of the {unseen} matrices of multi-token prediction, because "
             "transformers does not run them"
         )
-    paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
-    checkpoint.remove()
+    if run.ranks is None:
+        paths = write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
+        checkpoint.remove()
+    else:
+        group = run.ranks.group
+        paths = output_paths(job.output, job.needs)
+        # All have read the layers.
+        group.wait()
+        if group.index == 0:
+            write(job.output, calibration, legacy=job.legacy, further=further, force=job.force)
+            checkpoint.remove()
+        group.wait()
     yield CalibrationDone(tuple(paths), calibration)
 
 
@@ -173,7 +185,7 @@ def _collect(job: CalibrationJob) -> Iterator[Event]:
         if not walk.states.in_memory:
             size = walk.states.nbytes / 1e9
             yield Note(f"hidden states ({size:.1f} GB) are kept in a file at {run.folder}")
-        yield from walk.run(InputVisitor(walk, job.needs, job.checkpoint))
+        yield from walk.run(InputVisitor(walk, job.needs, job.checkpoint, run))
 
 
 def _gather(run: ModelRun, checkpoint: Checkpoint, layers: int) -> Calibration:

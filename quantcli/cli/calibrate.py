@@ -178,32 +178,34 @@ def calibrate(
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """
     from quantcli.api.calibrate import calibrate as run
+    from quantcli.cli.ranked import joined_ranks
 
-    done = run(
-        model,
-        data or (),
-        field=field,
-        ctx=ctx,
-        chunks=chunks,
-        seed=seed,
-        collect=collect or (),
-        dtype=dtype,
-        device=device,
-        max_memory=max_memory,
-        scratch=scratch,
-        max_scratch=max_scratch,
-        dry_run=dry_run,
-        pre=pre,
-        resume=resume,
-        output=output,
-        force=force,
-        legacy=legacy,
-        merge=merge or (),
-        stats=stats,
-        download=download,
-        threads=threads,
-        on_event=out.event,
-    )
+    with joined_ranks(out, merge=merge, dry_run=dry_run):
+        done = run(
+            model,
+            data or (),
+            field=field,
+            ctx=ctx,
+            chunks=chunks,
+            seed=seed,
+            collect=collect or (),
+            dtype=dtype,
+            device=device,
+            max_memory=max_memory,
+            scratch=scratch,
+            max_scratch=max_scratch,
+            dry_run=dry_run,
+            pre=pre,
+            resume=resume,
+            output=output,
+            force=force,
+            legacy=legacy,
+            merge=merge or (),
+            stats=stats,
+            download=download,
+            threads=threads,
+            on_event=out.event,
+        )
     if out.json:
         out.document("calibration" if done.calibration else "calibration-plan", 1, done.document)
         return

@@ -303,6 +303,7 @@ def eval_ppl(
     A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
     """
     from quantcli.api.evaluate import EvaluateResult, evaluate
+    from quantcli.cli.ranked import joined_ranks
     from quantcli.errors import GateError
 
     def show(done: object) -> None:
@@ -313,17 +314,21 @@ def eval_ppl(
                 out.table(table)
 
     try:
-        done = evaluate(
-            artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
-            engine=engine, config=config, reference=reference, base=base, save_base=save_base,
-            top_k=top_k, force=force, max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio,
-            max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, max_rms_dp=max_rms_dp,
-            min_top1=min_top1, min_greedy=min_greedy, max_bpw=max_bpw, max_memory=max_memory,
-            min_prompt_speed=min_prompt_speed, min_speed=min_speed, greedy=greedy, floor=floor,
-            tasks=tasks or (), task_limit=task_limit, min_task=min_task or (),
-            plot=plot, report=report, speed=speed, device=device,
-            download=download, threads=threads, on_event=out.event,
-        )  # fmt: skip
+        with joined_ranks(
+            out, base=base, save_base=save_base, greedy=greedy, task=tasks, speed=speed,
+            plot=plot, report=report,
+        ):  # fmt: skip
+            done = evaluate(
+                artifacts, data or (), ctx=ctx, stride=stride, chunks=chunks, field=field,
+                engine=engine, config=config, reference=reference, base=base, save_base=save_base,
+                top_k=top_k, force=force, max_ppl=max_ppl, max_ppl_ratio=max_ppl_ratio,
+                max_kld=max_kld, max_kld99=max_kld99, max_kld999=max_kld999, max_rms_dp=max_rms_dp,
+                min_top1=min_top1, min_greedy=min_greedy, max_bpw=max_bpw, max_memory=max_memory,
+                min_prompt_speed=min_prompt_speed, min_speed=min_speed, greedy=greedy, floor=floor,
+                tasks=tasks or (), task_limit=task_limit, min_task=min_task or (),
+                plot=plot, report=report, speed=speed, device=device,
+                download=download, threads=threads, on_event=out.event,
+            )  # fmt: skip
     except GateError as error:
         show(error.result)
         raise

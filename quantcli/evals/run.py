@@ -22,10 +22,11 @@ from quantcli.evals.bases.file import BaseFile, BaseHeader, BaseWriter
 from quantcli.evals.greedy import Continuation, Greedy, continue_windows, follow
 from quantcli.evals.memory import available
 from quantcli.evals.scores import Base, Floats, Ids, LogitsBase, losses, row_blocks
-from quantcli.evals.summary import Summary, Tally
+from quantcli.evals.summary import Summary, Tally, join_tallies
 from quantcli.evals.windows import Tokens, Window, check_lengths, cut
 from quantcli.layerwise.require_torch import require_torch
 from quantcli.layerwise.texts import Text
+from quantcli.ranks.joined import active_group
 from quantcli.types import Event, Note, Progress
 
 CONTEXT = 512
@@ -205,6 +206,14 @@ def _evaluate_text(
     begin = everyone[0].engine.begin
     windows = _windows(job, begin, tokens, label)
     tallies = [Tally() for _ in models]
+    total, group = len(windows), active_group()
+    if group is not None:
+        if total < group.count:
+            raise UsageError(
+                f"{total} windows of text are too few for {group.count} ranks",
+                hint="give more text, or start fewer ranks",
+            )
+        windows = windows[group.index :: group.count]
     with ExitStack() as stack:
         writer = None
         if job.save is not None:
@@ -233,13 +242,15 @@ def _evaluate_text(
             yield Progress(share, 0, f"{label}, window {number} of {len(windows)}")
         if writer is not None:
             writer.publish()
+    if group is not None:
+        tallies = [join_tallies(group.gather(tally)) for tally in tallies]
     if job.greedy is not None and reference is not None and label not in continued:
         yield Progress(_size(text), 0, f"{label}, greedy continuations")
         continued[label] = continue_windows(reference.engine, windows, job.greedy)
     for model, tally in zip(models, tallies, strict=True):
         greedy = follow(model.engine, continued[label]) if job.greedy is not None else None
         yield EvaluationDone(
-            model.artifact, label, len(windows), tally.summary(), greedy,
+            model.artifact, label, total, tally.summary(), greedy,
             model.artifact is job.floor,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ Source: llama.cpp's tools/perplexity.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -101,6 +102,17 @@ class Tally:
         nll = np.concatenate(self.nll)
         against = _against(nll, _join(self.compared)) if self.compared else None
         return Summary(len(nll), _exp(mean_of(nll)), against)
+
+
+def join_tallies(parts: Sequence[Tally]) -> Tally:
+    """What several collected of every so many windows, in the order of the windows."""
+    found = Tally()
+    for number in range(max(len(part.nll) for part in parts)):
+        for part in parts:
+            if number < len(part.nll):
+                compared = part.compared[number] if part.compared else None
+                found.add(part.nll[number], compared)
+    return found
 
 
 def _join(parts: list[Comparison]) -> Comparison:

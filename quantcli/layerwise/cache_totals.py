@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,3 +19,15 @@ class CacheTotals:
     tokens: NDArray[np.int64]
     keys: NDArray[np.float64]
     values: NDArray[np.float64]
+
+
+def add_caches(parts: Sequence[CacheTotals | None]) -> CacheTotals | None:
+    """What several saw of one layer; None where none saw anything."""
+    seen = [part for part in parts if part is not None]
+    if not seen:
+        return None
+    return CacheTotals(
+        np.asarray(sum(part.tokens for part in seen)),
+        np.maximum.reduce([part.keys for part in seen]),
+        np.maximum.reduce([part.values for part in seen]),
+    )

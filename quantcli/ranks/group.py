@@ -20,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from quantcli.errors import UsageError
+from quantcli.ranks.joined import active_group, set_active
 from quantcli.ranks.meeting import RankEndedError, read_timeout
 from quantcli.ranks.share import Share
 
@@ -29,8 +30,6 @@ _PATIENCE = 30
 """Times the time without a sign of life that one rank's share of a layer may take."""
 _PART = 1 << 23
 """Values that are exchanged at once: 64 MB of float64."""
-
-_active: Group | None = None
 
 
 class Group:
@@ -126,7 +125,6 @@ def join(share: Share | None) -> Iterator[Group | None]:
 
     UsageError where nothing says where they meet, RankEndedError where they do not come.
     """
-    global _active
     if share is None or not share.together:
         yield None
         return
@@ -157,22 +155,18 @@ def join(share: Share | None) -> Iterator[Group | None]:
         ) from error
     try:
         _set_patience(seconds * _PATIENCE)
-        _active = Group(share)
-        yield _active
+        group = Group(share)
+        set_active(group)
+        yield group
     finally:
-        _active = None
+        set_active(None)
         dist.destroy_process_group()
-
-
-def active_group() -> Group | None:
-    """The ranks that this process has joined."""
-    return _active
 
 
 def local_rank() -> int | None:
     """This rank's number on its machine, as torchrun tells it; None without ranks."""
     text = os.environ.get("LOCAL_RANK", "")
-    return int(text) if _active is not None and text.isdecimal() else None
+    return int(text) if active_group() is not None and text.isdecimal() else None
 
 
 def _has_agent() -> bool:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from quantcli.artifacts.staging import own_folder, remove_own
-from quantcli.errors import OutputError, PlanError, SourceError, UsageError
+from quantcli.artifacts.staging import remove_own
+from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
 from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
 from quantcli.layerwise.devices import choose_device, remark
-from quantcli.layerwise.hidden_states import WindowsOfRank
-from quantcli.layerwise.model_run import ModelRun, RunRanks, choose_dtype
+from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.random_windows import add_random, random_windows
+from quantcli.layerwise.ranked_run import begin_checkpoint, share_windows
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Windows, cut_windows
 from quantcli.model import Model
@@ -25,13 +23,10 @@ from quantcli.plan.folders import FolderPlan
 from quantcli.plan.names import EMBEDDING_NAME, HEAD_NAME
 from quantcli.plan.planner import Plan
 from quantcli.plan.recipe import usual
-from quantcli.ranks.group import Group, active_group, was_restarted
-from quantcli.ranks.meeting import read_timeout
 from quantcli.rounding.codecs import find_codecs, keeps_groups
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.run.layer_rounding import RoundedOutput, RoundingTask, round_model
-from quantcli.run.sharing import sample_model
 from quantcli.sources.imatrix import Importance
 from quantcli.statistics.layer_gradients import choose_windows, count_windows
 from quantcli.types import Note
@@ -208,7 +203,7 @@ def begin_rounding(
         dtype = "float32"
     run = plan_passes(job, folder, dtype, device, max_memory, threads)
     gradients_of = count_windows(options.fisher_windows, [t.name for t in job.model.tensors])
-    run = share_windows(run, chosen=gradients_of)
+    run = share_windows(run, choose_windows(len(run.windows.ids), gradients_of))
     places = [folder] if len(asked) == 1 else [folder / str(i) for i in range(len(asked))]
     outputs = [
         RoundedOutput(rounded, every, EncodedStore(place))
@@ -223,67 +218,6 @@ def begin_rounding(
     notes = tuple(dict.fromkeys(note for plan in folders for note in _group_notes(plan)))
     labels = tuple(plan.label for plan in asked)
     return Rounding(work, checkpoint, output, labels, job.random_windows, notes)
-
-
-def share_windows(run: ModelRun, chosen: int = 0) -> ModelRun:
-    """The run's part of the windows, where this process has joined other ranks.
-
-    Of the windows whose gradients are taken, at most ``chosen``, each rank gets its part too.
-    UsageError where there are not enough for all.
-    """
-    group = active_group()
-    if group is None:
-        return run
-    total = len(run.windows.ids)
-    if total < group.count:
-        raise UsageError(
-            f"{total} windows of text are too few for {group.count} ranks",
-            hint="give more text, or start fewer ranks",
-        )
-    first = set(choose_windows(total, chosen)) if chosen else set()
-    order = sorted(range(total), key=lambda number: (number not in first, number))
-    numbers = tuple(sorted(order[group.index :: group.count]))
-    own = run.folder / f"rank-{group.index}-of-{group.count}"
-    return replace(
-        run, folder=own, ranks=RunRanks(group, WindowsOfRank(numbers, total), run.folder)
-    )
-
-
-def begin_checkpoint(checkpoint: Checkpoint, run: ModelRun, *, resume: bool, force: bool) -> None:
-    """Take the checkpoint's folder into use, by the first of several ranks for all of them."""
-    ranks = run.ranks
-    if ranks is None:
-        checkpoint.begin(resume=resume, force=force)
-        return
-    group = ranks.group
-    facts = dict(checkpoint.identity) | {"model": sample_model(run.model)}
-    group.agree({f"the {what}": value for what, value in facts.items() if what != "device"})
-    checkpoint.writes = group.index == 0
-    if checkpoint.writes:
-        checkpoint.begin(resume=resume or was_restarted(), force=force)
-    done, turn, token = group.gather((checkpoint.done, checkpoint.turn, secrets.token_hex(8)))[0]
-    checkpoint.done, checkpoint.turn = done, turn
-    _see_folder(checkpoint.folder, token, group)
-    own_folder(run.folder, empty=False)
-
-
-def _see_folder(folder: Path, token: str, group: Group) -> None:
-    """OutputError on a rank that does not see what the first one writes into the folder."""
-    path = folder / f"token-{token}"
-    if group.index == 0:
-        path.write_text(token)
-    group.wait()
-    began = time.monotonic()
-    while not path.exists():
-        if time.monotonic() - began > read_timeout():
-            raise OutputError(
-                f"rank {group.index} does not see in {folder} what rank 0 has written there",
-                hint="-o in a folder that all machines share",
-            )
-        time.sleep(0.05)
-    group.wait()
-    if group.index == 0:
-        path.unlink()
 
 
 def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:

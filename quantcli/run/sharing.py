@@ -8,18 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantcli import __version__
+from quantcli.artifacts.fingerprint import sample_model
 from quantcli.artifacts.shared_write import Sharing
-from quantcli.model import TRANSFORMS_KEY, Model
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.ranks.meeting import COUNT, read_timeout
 from quantcli.ranks.share import Share
 from quantcli.run.outputs import Planned
 from quantcli.run.request import Request
 from quantcli.run.set_journal import digest_file
-from quantcli.types import row_count
-
-_SAMPLES = 64
-"""Tensors whose first row stands for a checkpoint's weights."""
 
 
 def share_with_others(request: Request, share: Share, planned: Sequence[Planned]) -> Sharing:
@@ -46,23 +42,6 @@ def share_with_others(request: Request, share: Share, planned: Sequence[Planned]
     if share.merges:
         del facts[COUNT]
     return Sharing(share, facts, read_timeout())
-
-
-def sample_model(model: Model) -> str:
-    """A digest of the configuration, of all headers, and of a row of some tensors.
-
-    Not of dates and paths, in which copies of a checkpoint on several machines differ.
-    """
-    whole = hashlib.sha256(json.dumps(model.config, sort_keys=True).encode())
-    if TRANSFORMS_KEY in model.metadata:
-        whole.update(str(model.metadata[TRANSFORMS_KEY].value).encode())
-    infos = sorted(model.store.tensors.values(), key=lambda info: info.name)
-    for info in infos:
-        whole.update(f"{info.name}\0{info.dtype}\0{info.shape}\0".encode())
-    for info in infos[:: max(1, len(infos) // _SAMPLES)]:
-        if row_count(info.shape) and info.elements:
-            whole.update(model.store.read_rows(info.name, 0, 1).view("u1").data)
-    return whole.hexdigest()
 
 
 def _digest(facts: object) -> str:

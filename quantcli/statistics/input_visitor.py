@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from quantcli.layerwise.cache_totals import CacheTotals, add_caches
 from quantcli.layerwise.cache_watch import CacheWatch
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
+from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor
 from quantcli.statistics.collector import Collector
 from quantcli.statistics.input_statistics import CACHE
@@ -26,6 +28,7 @@ class InputVisitor(Visitor):
     walk: LayerWalk[HiddenStateCache]
     needs: tuple[str, ...]
     checkpoint: Checkpoint
+    run: ModelRun
     _caches: CacheWatch = field(default_factory=CacheWatch)
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
@@ -35,7 +38,7 @@ class InputVisitor(Visitor):
         with self._collector(f"layer {layer.index}") as collector, watch as cache:
             yield from layer.forward(collector.watch)
             totals = None if cache is None else cache.totals()
-            save_statistics(self.checkpoint, layer.index, collector, totals)
+            self._save(layer.index, collector, totals)
 
     def head(self) -> Iterator[Event]:
         """The output head's input; its weights are not needed for it."""
@@ -43,10 +46,22 @@ class InputVisitor(Visitor):
         with self._collector("the output head") as collector:
             for number in self.walk.windows:
                 collector.watch(number)(model.head_input(self.walk.get(number)))
-            save_statistics(self.checkpoint, len(model.layers), collector)
+            self._save(len(model.layers), collector)
         whole = model.layer_starts[-1]
         yield Progress(whole, whole, "output")
 
     def _collector(self, place: str) -> Collector:
         targets = self.walk.model.parameters.targets
-        return Collector(targets, self.needs, self.checkpoint.folder, place)
+        return Collector(targets, self.needs, self.run.folder, place)
+
+    def _save(self, layer: int, collector: Collector, cache: CacheTotals | None = None) -> None:
+        """Store what was seen of a layer; by the first of several ranks what all have seen."""
+        ranks = self.run.ranks
+        if ranks is not None:
+            collector.settle(ranks.group)
+            collector.add_up(ranks.group, lambda home, matrix: [0])
+            cache = add_caches(ranks.group.gather(cache))
+        if self.checkpoint.writes:
+            save_statistics(self.checkpoint, layer, collector, cache)
+        if ranks is not None:
+            ranks.group.wait()

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
+from safetensors.numpy import load_file
 from support.tiny_models import build
 from support.writing_commands import TEXT
 
@@ -202,3 +204,37 @@ def test_a_tensor_is_cut_where_rows_know_nothing_of_one_another(
     rows = shape[-2]
     covered = [unit.matrix * rows + row for unit in units for row in range(unit.start, unit.stop)]
     assert covered == list(range(tensor.rows))
+
+
+@pytest.mark.slow
+def test_a_calibration_and_an_evaluation_are_those_of_one_process(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["calibrate", source, "--data", TEXT, "--ctx", "64", "--chunks", "9"]
+    line += ["--collect", "min_max,hessian"]
+    assert run([*map(str, line), "-o", str(tmp_path / "one.gguf")]) == 0
+    ended = Ranks([[*line, "-o", tmp_path / "two.gguf"]] * 2).end()
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    one, two = (
+        {tensor.name: tensor.data for tensor in GGUFReader(tmp_path / name).tensors}
+        | load_file(tmp_path / name.replace(".gguf", ".stats.safetensors"))
+        for name in ("one.gguf", "two.gguf")
+    )
+    assert one.keys() == two.keys()
+    for name, values in one.items():
+        np.testing.assert_allclose(two[name], values, rtol=1e-5, atol=1e-7)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    line = ["eval-ppl", source, "--data", TEXT, "--ctx", "64", "--chunks", "9", "--json"]
+    capsys.readouterr()
+    assert run([str(word) for word in line]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    ended = Ranks([line, line]).end()
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    together = json.loads(ended[0][1])
+    assert ended[1][1] == ""
+    one_result, two_result = alone["results"][0], together["results"][0]
+    for key in ("value", "error"):
+        assert two_result["perplexity"][key] == pytest.approx(
+            one_result["perplexity"][key], rel=1e-9
+        )
+    assert two_result["windows"] == one_result["windows"]
