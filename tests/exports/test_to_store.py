@@ -83,7 +83,7 @@ class Denied(OSError):
 def bucket(
     mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> MemoryFileSystem:
-    """``trouble://bucket/models/mini`` with the small model; what is kept here goes with the test."""
+    """``trouble://bucket/models/mini`` with the small model, and temporary files of its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("made")))
     monkeypatch.setattr(Trouble, "store", {})
     monkeypatch.setattr(Trouble, "pseudo_dirs", [""])
