@@ -82,7 +82,7 @@ class Collector:
         self.hessian_of: dict[str, str] = {}
         """For each tensor the one under whose name their common Hessian is held."""
         self.weighed: dict[str, Totals] = {}
-        """By such a name the sum of its rows' weights and of their squares, (matrices, 2)."""
+        """By the same names the sum of the rows' weights, (matrices,)."""
         self._targets = targets
         self._needs = needs
         self._folder = folder
@@ -186,7 +186,7 @@ class Collector:
                 if home not in own:
                     file = self._file(len(own))
                     own[home] = create_array(file, np.float64, shape)
-                    self.weighed[home] = np.zeros((shape[0], 2))
+                    self.weighed[home] = np.zeros(shape[0])
             for name, home in hessian_of.items():
                 self.hessian_of.setdefault(name, home)
 
@@ -278,12 +278,12 @@ class Collector:
             shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
-            self.weighed[home] = np.zeros((shape[0], 2))
+            self.weighed[home] = np.zeros(shape[0])
         if len(self._hessians[home]) == 1:
             self.weighed[home][0] += len(product.rows)
             self._add_product(home, matrix, product.rows)
             return
-        self.weighed[home][matrix] += len(product.rows) if weights is None else _moments(weights)
+        self.weighed[home][matrix] += len(product.rows) if weights is None else _total(weights)
         rows = product.rows.clone() if weights is None else _weigh(product.rows, weights)
         self._waiting.setdefault((home, matrix), []).append(rows)
         self._waiting_bytes += rows.nbytes
@@ -309,9 +309,8 @@ def _weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return rows.float() * weights.to(rows.device).sqrt()[:, None]
 
 
-def _moments(weights: torch.Tensor) -> tuple[float, float]:
-    wide = weights.cpu().double()
-    return float(wide.sum()), float(wide.square().sum())
+def _total(weights: torch.Tensor) -> float:
+    return float(weights.cpu().double().sum())
 
 
 def _array(values: Any) -> Totals:

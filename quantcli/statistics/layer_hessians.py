@@ -65,7 +65,7 @@ class HessianAccumulator:
         self._last: tuple[tuple[str, int], MatrixStatistics | None] | None = None
         self._added: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._notes: list[Note] = []
-        self._few: dict[str, dict[int, float]] = {}
+        self._few: dict[str, dict[int, int]] = {}
         self.weights: TokenWeights | None = None
         """What rows of windows to come count."""
         self._window = 0
@@ -171,7 +171,7 @@ class HessianAccumulator:
         mean = _mean(self._fit, home, matrix)
         if mean is None:
             return None
-        columns, count = mean.shape[1], _effective(self._fit, home, matrix)
+        columns, count = mean.shape[1], int(self._fit.entries[home].counts[matrix])
         if count < FEW * columns:
             # Correlations of few samples are mostly chance: the fewer, the less they count.
             diagonal = mean.diagonal().copy()
@@ -195,10 +195,9 @@ class HessianAccumulator:
         count, columns = int(entry.counts[0]), entry.squares.shape[1]
         if not count:
             return None
-        effective = _effective(self._fit, home, 0)
-        share = min(1.0, effective / (FEW * columns))
+        share = min(1.0, count / (FEW * columns))
         if share < 1:
-            self._few.setdefault(home, {})[0] = effective
+            self._few.setdefault(home, {})[0] = count
         fit_added, held_out_added = self._added or (None, None)
         fit = SymmetricMean(self._fit.hessians()[home][0], count, share, fit_added)
         held_out = fit
@@ -232,20 +231,20 @@ class HessianAccumulator:
             np.linalg.solve(hessian.matrix, fitted.T).T, (judge / judged).astype(np.float32)
         )
 
-    def _describe_few(self, home: str, counts: list[float]) -> Note:
+    def _describe_few(self, home: str, counts: list[int]) -> Note:
         columns = self._fit.hessians()[home].shape[-1]
         matrices = len(self._fit.hessians()[home])
         enough, least = FEW * columns, min(counts)
         if matrices == 1:
             sentence = (
-                f"{home}: {least:.0f} inputs are few for {columns} columns, so correlations count "
+                f"{home}: {least} inputs are few for {columns} columns, so correlations count "
                 f"for {least / enough:.0%}; more text would help"
             )
         else:
             none = sum(not count for count in counts)
             sentence = (
                 f"{home}: {len(counts)} of {matrices} experts saw less than {enough} inputs, "
-                f"{none} none and the others from {min((c for c in counts if c), default=0):.0f} "
+                f"{none} none and the others from {min((c for c in counts if c), default=0)} "
                 f"on, so correlations count for less there; more text would help"
             )
         return Note(sentence, level="warning")
@@ -262,14 +261,7 @@ def _mean(collector: Collector, home: str, matrix: int) -> Floats | None:
         return None
     if len(sums) == 1:
         return np.asarray(sums[0] / counts[0], np.float32)
-    columns, weight = sums.shape[1], weighed[matrix, 0]
-    everyone = collector.whole_hessian(home) / weighed[:, 0].sum()
-    count = _effective(collector, home, matrix)
+    columns, weight, count = sums.shape[1], weighed[matrix], counts[matrix]
+    everyone = collector.whole_hessian(home) / weighed.sum()
     own = sums[matrix] * (count / weight if weight > 0 else 0.0)
     return np.asarray((own + columns * everyone) / (count + columns), np.float32)
-
-
-def _effective(collector: Collector, home: str, matrix: int) -> float:
-    """As many inputs of one weight would be as sure: Kish's (sum of w)^2 / (sum of w^2)."""
-    total, squares = collector.weighed[home][min(matrix, len(collector.weighed[home]) - 1)]
-    return float(total * total / squares) if squares > 0 else 0.0

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from quantcli.plan.layer_sizes import ModelSizes
 from quantcli.plan.needs import Stage, Work
 
-_MATRICES, _ROWS = 4, 4
+_MATRICES, _ROWS = 2, 2
 """Copies in float32 of the widest Hessian and of the largest matrix's rows that a thread holds."""
 _CANDIDATES = 20
 _SHARE = 0.25

@@ -148,16 +148,21 @@ def test_the_stand_in_tells_when_two_devices_meet(monkeypatch: pytest.MonkeyPatc
 
 METHODS = {
     "gptq": {"type": "Q4_0", "method": "gptq"},
-    "sorted": {"type": "Q5_1", "method": "gptq", "column_order": "activation"},
-    "propagate": {"type": "IQ4_NL", "method": "gptq", "propagate": True},
+    "sorted": {"type": "Q5_1", "method": "gptq", "column_order": "activation", "fisher_windows": 0},
+    "propagate": {"type": "IQ4_NL", "method": "gptq", "propagate": True, "fisher_windows": 0},
     "tune": {"type": "Q4_0", "method": "tune", "tune_steps": 2},
     "e2e": {"type": "Q4_0", "method": "tune", "tune": "e2e", "tune_steps": 1, "e2e_steps": 1},
-    "awq": {"type": "Q4_0", "method": "awq,gptq"},
+    "awq": {"type": "Q4_0", "method": "awq,gptq", "fisher_windows": 0},
     "rotate": {"type": "Q4_0", "method": "rotate"},
     "smoothquant": {"to": "compressed-tensors", "scheme": "W8A8", "method": "smoothquant"},
     "allocate": {"method": "gptq", "target_bpw": 6.0, "allocate_from": "q4_0,q8_0"},
-    "folder": {"to": "gptq", "bits": 4, "method": "gptq", "group_size": 32},
-    "floats": {"to": "compressed-tensors", "scheme": "FP8_DYNAMIC", "method": "gptq"},
+    "folder": {"to": "gptq", "method": "gptq", "group_size": 32, "fisher_windows": 0},
+    "floats": {
+        "to": "compressed-tensors",
+        "scheme": "FP8_DYNAMIC",
+        "method": "gptq",
+        "fisher_windows": 0,
+    },
 }
 
 
