@@ -80,8 +80,11 @@ class Denied(OSError):
 
 
 @pytest.fixture
-def bucket(mini: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryFileSystem:
-    """``trouble://bucket/models/mini`` with the small model."""
+def bucket(
+    mini: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> MemoryFileSystem:
+    """``trouble://bucket/models/mini`` with the small model, and temporary files of its own."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("made")))
     monkeypatch.setattr(Trouble, "store", {})
     monkeypatch.setattr(Trouble, "pseudo_dirs", [""])
     monkeypatch.setattr(Trouble, "fails", {})

@@ -187,6 +187,7 @@ needs_shim = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_shim
 @pytest.mark.parametrize("name", ["gguf", "gptq", "several types"])
 def test_a_shard_that_is_killed_goes_on(
@@ -210,6 +211,7 @@ def test_a_shard_that_is_killed_goes_on(
         assert _read(out) == _read(whole), spec
 
 
+@pytest.mark.slow
 @needs_shim
 @pytest.mark.parametrize("name", ["gguf", "gptq"])
 def test_the_last_shard_may_be_killed_as_it_publishes(
