@@ -74,3 +74,9 @@ class GateError(QuantcliError):
     """A quality gate of ``eval-ppl`` failed."""
 
     exit_code = 3
+
+
+class InterruptedRunError(QuantcliError):
+    """A thread ends because the user asked to stop."""
+
+    exit_code = 130

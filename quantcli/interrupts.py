@@ -13,8 +13,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TypeVar
 
-from quantcli.errors import QuantcliError
-
 T = TypeVar("T")
 
 _LOOK_SECONDS = 0.2
@@ -74,10 +72,7 @@ def wait_for(future: Future[T]) -> T:
             if future.done():
                 raise
             if asked.is_set():
+                # Imported here: this module is loaded before Ctrl-C is caught.
+                from quantcli.errors import InterruptedRunError
+
                 raise InterruptedRunError("the run was interrupted") from None
-
-
-class InterruptedRunError(QuantcliError):
-    """A thread ends because the user asked to stop."""
-
-    exit_code = 130

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from quantcli.artifacts.atomic import Stamps
-from quantcli.errors import OutputError
-from quantcli.interrupts import InterruptedRunError, asked
+from quantcli.errors import InterruptedRunError, OutputError
+from quantcli.interrupts import asked
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

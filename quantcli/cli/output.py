@@ -152,6 +152,11 @@ class Output:
         if not self.quiet:
             self._talk(text)
 
+    def say_command(self, text: str) -> None:
+        """A sentence that ends in a command, which stays on one line so that it can be copied."""
+        if not self.quiet:
+            self._talk(text, fold=False)
+
     def stream(self, text: str) -> None:
         """A piece of text as it comes, for whoever watches."""
         if not self.quiet:
@@ -224,13 +229,15 @@ class Output:
     def _stderr(self) -> Console:
         return _console(stderr=True)
 
-    def _talk(self, text: str, *, label: str | None = None, style: str | None = None) -> None:
+    def _talk(
+        self, text: str, *, label: str | None = None, style: str | None = None, fold: bool = True
+    ) -> None:
         from rich.text import Text
 
         line = Text(_shorten(printable(text)), style=style if style and not label else "")
         if label:
             line = Text.assemble((f"{label}:", style or ""), " ", line)
-        if self._stderr.is_terminal:
+        if fold and self._stderr.is_terminal:
             line = _fold(line, self._stderr.width)
         self._stderr.print(line, soft_wrap=True)
 

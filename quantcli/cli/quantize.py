@@ -331,7 +331,7 @@ def quantize(
         ):
             from quantcli.report.next_step import next_step
 
-            out.say(next_step(finished))
+            out.say_command(next_step(finished))
 
 
 def _answer(out: Output, path: Path, prompt: str, threads: int | None) -> None:

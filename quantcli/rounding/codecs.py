@@ -24,8 +24,6 @@ from quantcli.layouts.base import CodeGrid
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
-from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
-from quantcli.rounding.descent import sweep
 from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_on_grid
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
@@ -105,6 +103,8 @@ class BlockCodec:
 
     def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """The encoder's own blocks."""
+        from quantcli.rounding.block_feedback import encode_columns
+
         return encode_columns(self.format, rows, importance, pool)
 
     def decode(self, packed: Bytes) -> Floats:
@@ -115,6 +115,10 @@ class BlockCodec:
         self, rows: Floats, hessian: Hessian, importance: Floats, options: Options, pool: Workers
     ) -> Bytes:
         """GPTQ and the sweeps after it."""
+        # These divide their work as torch is made to, so torch has to be there.
+        from quantcli.rounding.block_feedback import round_with_feedback
+        from quantcli.rounding.descent import sweep
+
         matrix = round_with_feedback(
             self.format, rows, hessian, importance, pool, options.block_sweeps
         )
@@ -128,6 +132,8 @@ class BlockCodec:
 
     def refine(self, packed: Bytes, rows: Floats, hessian: Hessian, pool: Workers) -> Bytes:
         """Another sweep from packed rows towards ``rows``."""
+        from quantcli.rounding.descent import sweep
+
         matrix = PackedMatrix(self.format, rows)
         matrix.unpack(packed)
         sweep(matrix, hessian)

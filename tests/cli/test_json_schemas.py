@@ -13,8 +13,8 @@ from support.json_schemas import infer_schema, schema_path
 from quantcli.cli.app import run as run_here
 
 CLI = Path(__file__).parents[2] / "quantcli" / "cli"
-KINDS = ("calibration", "error", "eval-ppl", "export", "export-plan", "inspect", "plan", "quantize",
-         "verify", "version")  # fmt: skip
+KINDS = ("calibration", "calibration-plan", "error", "eval-ppl", "export", "export-plan", "inspect",
+         "plan", "quantize", "shard", "verify", "version")  # fmt: skip
 TEXT = Path(__file__).parents[1] / "golden" / "calibration.txt"
 
 

@@ -566,11 +566,12 @@ def test_modelopts_nvfp4_divides_by_the_reciprocal(mini: Path, tmp_path: Path) -
     folder, codes = write_source(mini, tmp_path / "modelopt", settings, pack)
     done = quantcli.export(folder, tmp_path / "ct", to="compressed-tensors")
     assert "the same codes and scales" in done.summary
-    assert any("4 stored scales of activations" in note.message for note in done.notes)
+    assert any("4 scales of activations or caches go along" in note.message for note in done.notes)
     before = load_file(folder / "model.safetensors")
     after = load_file(tmp_path / "ct" / "model.safetensors")
     for module in MODULES:
         assert np.array_equal(after[f"{module}.weight_packed"].numpy(), codes[module])
+        assert after[f"{module}.input_global_scale"].item() == pytest.approx(100)
         ours, theirs = (
             each[f"{module}.weight_scale"].view(torch.uint8) for each in (after, before)
         )
@@ -606,8 +607,10 @@ def test_fp8_with_one_scale_for_a_matrix(to: str, mini: Path, tmp_path: Path) ->
     if to == "compressed-tensors":
         (group,) = config["config_groups"].values()
         assert (group["weights"]["strategy"], group["input_activations"]["dynamic"]) == (
-            "channel", True,
+            "tensor", False,
         )  # fmt: skip
+        for module in MODULES:
+            assert after[f"{module}.input_scale"].item() == 0.5
 
 
 @pytest.mark.filterwarnings("ignore")

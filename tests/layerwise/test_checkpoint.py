@@ -100,7 +100,8 @@ def test_merged_calibrations_are_that_of_all_texts(
     assert whole.keys() == total.keys()
     for name, value in whole.items():
         scale = np.abs(value).max()
-        assert np.abs(total[name].astype(float) - value).max() <= 3e-7 * scale, name
+        # Inputs of several windows are multiplied at once in float32, others together than before.
+        assert np.abs(total[name].astype(float) - value).max() <= 1e-6 * scale, name
 
 
 def test_calibrations_of_other_models_do_not_add_up(
