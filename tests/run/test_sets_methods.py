@@ -20,7 +20,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from quantcli.layerwise.layerwise_model import LayerwiseModel
-from quantcli.statistics import layer_hessians
+from quantcli.statistics.layer_hessians import HessianAccumulator
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which layers windows were taken through, and which Hessians were factored."""
     seen: list[str] = []
-    run, prepare = LayerwiseModel.run, layer_hessians.prepare_hessian
+    run, prepare = LayerwiseModel.run, HessianAccumulator._prepare
 
     def watched(self: LayerwiseModel, index: int, *args: Any, **more: Any) -> Any:
         seen.append(f"layer {index}")
@@ -63,7 +63,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return prepare(*args, **more)
 
     monkeypatch.setattr(LayerwiseModel, "run", watched)
-    monkeypatch.setattr(layer_hessians, "prepare_hessian", factored)
+    monkeypatch.setattr(HessianAccumulator, "_prepare", factored)
     return seen
 
 
