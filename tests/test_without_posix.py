@@ -96,7 +96,8 @@ assert not failed, failed
 """
 RUN = "from quantcli.cli.app import run\nsys.exit(run(sys.argv[1:]))\n"
 MAY_BE_MISSING = (
-    "torch", "transformers", "llama_cpp", "matplotlib", "pyarrow", "datasets", "lm_eval", "jinja2",
+    "torch", "triton", "transformers", "llama_cpp", "matplotlib", "pyarrow", "datasets", "lm_eval",
+    "jinja2",
 )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def compare_gptq(source: Path, folder: Path, chunks: int = 12) -> tuple[float, f
         folder / "gptq.gguf",
         type="Q4_0",
         method="gptq",
-        calibrate=[],
+        calibrate=["built-in"],
         chunks=chunks,
     )
     rounded = {tensor["tensor"] for tensor in done.document["tensors"]}
