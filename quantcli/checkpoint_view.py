@@ -160,13 +160,6 @@ class CheckpointView:
         rows = self.read_rows(name, matrix * height, (matrix + 1) * height)
         return np.ascontiguousarray(rows[:, start - matrix * width : stop - matrix * width].T)
 
-    def read_held(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows of a stored matrix as the output tensor holds them, packed where that is.
-
-        Only where the pieces keep rows whole, and their values.
-        """
-        return read_back(self.uses[name], start, stop, self.read)
-
     def holder(self, name: str) -> OutputTensor:
         """The output tensor that holds a stored one, the first where several do."""
         if name in self.uses:

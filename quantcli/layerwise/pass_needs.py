@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quantcli.plan.layer_sizes import LayerSize, MatrixSize, ModelSizes
+from quantcli.plan.layer_sizes import LayerSize, ModelSizes
 from quantcli.plan.needs import Stage, Work
 
 LIBRARIES = 150 << 20
@@ -97,8 +97,3 @@ def primitives_bytes(passes: Passes) -> int:
     if experts == 1 or passes.itemsize != _HALF:
         return 0
     return min(_KEPT_SHAPES, 4 * passes.windows * experts * len(passes.sizes.layers)) * _PRIMITIVE
-
-
-def active_tokens(matrix: MatrixSize, tokens: int) -> float:
-    """Rows of input that the matrices of a tensor get of so many tokens, all together."""
-    return float(tokens * matrix.used)

@@ -26,7 +26,8 @@ from quantcli.plan.recipe import usual
 from quantcli.rounding.codecs import find_codecs, keeps_groups
 from quantcli.rounding.options import Options, Outcome
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.run.layer_rounding import RoundedOutput, RoundingTask, round_model
+from quantcli.run.layer_rounding import round_model
+from quantcli.run.rounding_task import RoundedOutput, RoundingTask
 from quantcli.sources.imatrix import Importance
 from quantcli.statistics.layer_gradients import choose_windows, count_windows
 from quantcli.types import Note

@@ -15,13 +15,10 @@ a run of its own.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +27,6 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.native import UnencodableError
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.layerwise.hidden_states import HiddenStateCache
-from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import (
     LayerPass,
     LayerWalk,
@@ -39,13 +35,8 @@ from quantcli.layerwise.walk import (
     open_walk,
     run_silently,
 )
-from quantcli.model import Model
-from quantcli.rounding.base import ROUNDERS, Rounder
-from quantcli.rounding.codecs import WeightCodec
-from quantcli.rounding.device.gptq import on_device
-from quantcli.rounding.options import Options, Outcome
+from quantcli.rounding.options import Outcome
 from quantcli.rounding.quantized_model import quantized_model
-from quantcli.rounding.run_store import EncodedStore
 from quantcli.rounding.tensor import round_tensor
 from quantcli.run.ranked_rounding import (
     Division,
@@ -53,7 +44,15 @@ from quantcli.run.ranked_rounding import (
     cut_units,
     divide_units,
     load_when_seen,
-    statistics_of,
+)
+from quantcli.run.rounding_task import RoundedOutput, RoundingTask
+from quantcli.run.tensor_parts import (
+    count_matrices,
+    matrix_reader,
+    part_reader,
+    unit_reader,
+    unit_statistics,
+    with_outputs,
 )
 from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.layer_gradients import (
@@ -69,63 +68,10 @@ from quantcli.statistics.layer_gradients import (
 from quantcli.statistics.layer_hessians import HessianAccumulator, is_held_out
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import LayerFisher
-from quantcli.training.base import TRAINERS, RoundedLayer, Trainer
+from quantcli.training.base import RoundedLayer
 from quantcli.training.end_to_end import Task, train_end_to_end
-from quantcli.types import Event, Note, OutputTensor
+from quantcli.types import Event, Note
 from quantcli.workers import Workers, workers
-
-_PART = 1 << 24
-"""Weights that are rounded at once where rows know nothing of one another."""
-
-
-@dataclass(frozen=True)
-class RoundedOutput:
-    """An output's codecs by tensor, and where its rounded tensors go."""
-
-    codecs: Mapping[str, WeightCodec]
-    every_codec: Mapping[str, WeightCodec]
-    """Also of tensors that no method rounds."""
-    store: EncodedStore
-
-
-@dataclass(frozen=True)
-class RoundingTask:
-    """What is to be rounded: the calibration run, the outputs, the options that they share."""
-
-    run: ModelRun
-    outputs: tuple[RoundedOutput, ...]
-    options: Options
-    gradients: Path
-    """The folder that gradients are in, or will be."""
-
-    @property
-    def rounder(self) -> Rounder:
-        """What chooses the codes."""
-        return on_device(ROUNDERS.get(self.options.rounder), self.run.device)
-
-    @property
-    def trainer(self) -> Trainer | None:
-        """What trains each layer that was rounded."""
-        name = self.options.trainer
-        return None if name is None else TRAINERS.get(name)
-
-    @property
-    def identity(self) -> dict[str, object]:
-        """What must be the same for a run to be continued, by what to call it."""
-        plans = [
-            {name: codec.identity for name, codec in output.every_codec.items()}
-            for output in self.outputs
-        ]
-        text = json.dumps(plans, sort_keys=True)
-        return {
-            **self.run.identity,
-            "choice of types": hashlib.sha256(text.encode()).hexdigest(),
-            "method options": asdict(self.options),
-        }
-
-    def codec_of(self, name: str) -> WeightCodec | None:
-        """The codec that the first output rounds the tensor to, if one does."""
-        return next((o.codecs[name] for o in self.outputs if name in o.codecs), None)
 
 
 def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
@@ -223,7 +169,7 @@ class _RoundingVisitor(Visitor):
             else:
                 yield from layer.forward(observe, compare)
             layer.release()
-            statistics = partial(_with_outputs, sums.of, outputs)
+            statistics = partial(with_outputs, sums.of, outputs)
             trained = layer if self.work.trainer is not None else None
             if self.ranks is not None:
                 sums.settle(self.ranks.group)
@@ -335,6 +281,18 @@ class _RoundingVisitor(Visitor):
             self.algebra,
         )  # fmt: skip
 
+    def _find_takers(self, names: Sequence[str]) -> Generator[Event, None, dict[str, list[int]]]:
+        """The outputs, by number, that round each tensor, if any does and none has it already."""
+        outputs = self.work.outputs
+        wanted = {}
+        for name in names:
+            takers = [index for index, output in enumerate(outputs) if name in output.codecs]
+            if takers and name in outputs[takers[0]].store:
+                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
+            elif takers:
+                wanted[name] = takers
+        return wanted
+
     def _round(
         self, layer: int, names: Sequence[str],
         statistics: Callable[[str, int], MatrixStatistics | None], trained: LayerPass | None = None,
@@ -342,13 +300,8 @@ class _RoundingVisitor(Visitor):
         outputs = self.work.outputs
         packed: list[dict[str, Bytes]] = [{} for _ in outputs]
         outcomes: list[list[Outcome]] = [[] for _ in outputs]
-        for name in names:
-            takers = [index for index, output in enumerate(outputs) if name in output.codecs]
-            if takers and name in outputs[takers[0]].store:
-                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
-                continue
-            if not takers:
-                continue
+        wanted = yield from self._find_takers(names)
+        for name, takers in wanted.items():
             found = self._round_tensor(name, takers, partial(statistics, name))
             for index, (rows, outcome) in found.items():
                 packed[index][name] = rows
@@ -369,13 +322,7 @@ class _RoundingVisitor(Visitor):
         if self.ranks is None:
             raise ValueError("there are no ranks")
         group, outputs = self.ranks.group, self.work.outputs
-        wanted = {}
-        for name in names:
-            indices = [i for i, output in enumerate(outputs) if name in output.codecs]
-            if indices and name in outputs[indices[0]].store:
-                yield Note(f"{name} serves several layers; the first one's inputs rounded it")
-            elif indices:
-                wanted[name] = indices
+        wanted = yield from self._find_takers(names)
         units: list[Unit] = []
         for name, indices in wanted.items():
             codecs = [outputs[i].codecs[name] for i in indices]
@@ -417,12 +364,12 @@ class _RoundingVisitor(Visitor):
         Once for those of one codec.
         """
         tensor = self.tensors[name]
-        model, matrices = self.work.run.model, _matrices(tensor)
-        read, parts = _matrix_reader(model, tensor), _part_reader(model, tensor)
+        model, matrices = self.work.run.model, count_matrices(tensor)
+        read, parts = matrix_reader(model, tensor), part_reader(model, tensor)
         if unit is not None:
-            matrices, read = 1, _unit_reader(model, tensor, unit)
-            parts = _part_reader(model, tensor, unit)
-            statistics = partial(_unit_statistics, statistics, unit)
+            matrices, read = 1, unit_reader(model, tensor, unit)
+            parts = part_reader(model, tensor, unit)
+            statistics = partial(unit_statistics, statistics, unit)
         codecs = {index: self.work.outputs[index].codecs[name] for index in takers}
         distinct = {codec.identity: codec for codec in codecs.values()}
         try:
@@ -458,51 +405,3 @@ class _RoundingVisitor(Visitor):
             read, lambda name, rows: output.every_codec[name].decode(rows), packed,
             (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
         )  # fmt: skip
-
-
-def _matrix_reader(model: Model, tensor: OutputTensor) -> Callable[[int], Floats]:
-    """What reads matrix i of a tensor, a stack of them or the one, as float32."""
-    height = tensor.shape[-2]
-    return lambda matrix: model.read_floats(tensor, matrix * height, (matrix + 1) * height)
-
-
-def _part_reader(
-    model: Model, tensor: OutputTensor, unit: Unit | None = None
-) -> Callable[[int], Iterator[Floats]]:
-    """The same, or of a ``unit`` alone, some rows at a time."""
-    height, step = tensor.shape[-2], max(1, _PART // tensor.shape[-1])
-
-    def read(matrix: int) -> Iterator[Floats]:
-        first, last = matrix * height, (matrix + 1) * height
-        if unit is not None:
-            first, last = unit.matrix * height + unit.start, unit.matrix * height + unit.stop
-        for start in range(first, last, step):
-            yield model.read_floats(tensor, start, min(start + step, last))
-
-    return read
-
-
-def _unit_reader(model: Model, tensor: OutputTensor, unit: Unit) -> Callable[[int], Floats]:
-    """What reads a unit's rows, as float32."""
-    base = unit.matrix * tensor.shape[-2]
-    return lambda _: model.read_floats(tensor, base + unit.start, base + unit.stop)
-
-
-def _unit_statistics(
-    statistics: Callable[[int], MatrixStatistics | None], unit: Unit, _: int
-) -> MatrixStatistics | None:
-    return statistics_of(unit, statistics(unit.matrix))
-
-
-def _matrices(tensor: OutputTensor) -> int:
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
-
-
-def _with_outputs(
-    statistics: Callable[[str, int], MatrixStatistics | None], outputs: LayerFisher | None,
-    name: str, matrix: int,
-) -> MatrixStatistics | None:  # fmt: skip
-    found = statistics(name, matrix)
-    if found is None or outputs is None:
-        return found
-    return replace(found, outputs=outputs.of(name, matrix))

@@ -9,7 +9,8 @@ from quantcli.calibration import CalibrationJob
 from quantcli.layerwise.pass_needs import primitives_bytes
 from quantcli.plan.needs import Forecast
 from quantcli.rounding.options import Options
-from quantcli.run.forecast import make_forecast, passes_of
+from quantcli.run.forecast import make_forecast
+from quantcli.run.rounding_stages import passes_of
 from quantcli.run.unit_costs import measure_unit_costs
 from quantcli.statistics.importance_file import output_paths
 from quantcli.statistics.input_needs import collecting_stages

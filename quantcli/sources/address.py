@@ -27,12 +27,6 @@ class Address(type(Path())):  # type: ignore[misc]
         return _COLLAPSED.sub(r"\1://", super().__str__(), count=1)
 
 
-def scheme_of(target: str) -> str | None:
-    """The scheme of ``scheme://...``, None for anything else."""
-    match = _URL.fullmatch(target)
-    return None if match is None else match[1]
-
-
 def file_size(path: Path) -> int:
     """Bytes of an opened file, wherever it is."""
     return path.size if isinstance(path, Address) else path.stat().st_size

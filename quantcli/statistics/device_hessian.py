@@ -21,11 +21,11 @@ from quantcli.layerwise.devices import factoring, widest
 from quantcli.layerwise.steady import cholesky
 from quantcli.statistics.hessian import (
     DAMPING,
-    MOST_DAMPING,
-    RAISED_DAMPING,
     WIDE,
     ColumnOrder,
     Hessian,
+    fill_dead,
+    raise_damping,
 )
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import DAMPING as OUTPUT_DAMPING
@@ -129,13 +129,7 @@ def prepare_on_device(
     """`quantcli.statistics.hessian.prepare_hessian`, on a device."""
     wide = torch.float32 if len(mean) >= WIDE else widest(device)
     values = torch.from_numpy(np.ascontiguousarray(mean)).to(device).to(wide, copy=True)
-    diagonal = mean.diagonal().astype(np.float64)
-    average = float(diagonal.mean())
-    if not np.isfinite(average):
-        raise SourceError("a Hessian holds a value that is not finite")
-    if average <= 0:
-        average = 1.0
-    alive = np.where(diagonal > 0, diagonal, average)
+    alive, average = fill_dead(mean.diagonal().astype(np.float64))
     sorting = np.argsort(-alive, kind="stable") if order == "activation" else None
     while True:
         damped = torch.from_numpy(alive + damping * average).to(wide)
@@ -143,9 +137,7 @@ def prepare_on_device(
         found = _factor(values, sorting)
         if found is not None:
             break
-        damping *= RAISED_DAMPING
-        if damping > MOST_DAMPING:
-            raise SourceError("a Hessian is not positive definite")
+        damping = raise_damping(damping)
     places = None if sorting is None else _indices(sorting, device)
     return DeviceHessian(TensorHessian(values.float(), *found, damping, places), sorting)
 

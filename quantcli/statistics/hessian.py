@@ -166,6 +166,27 @@ def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Fl
     return factor, pivots.astype(np.float32)
 
 
+def fill_dead(diagonal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """A Hessian's diagonal with its mean, which is given too, where a column was always zero.
+
+    SourceError for a value that is not finite.
+    """
+    average = float(diagonal.mean())
+    if not np.isfinite(average):
+        raise SourceError("a Hessian holds a value that is not finite")
+    if average <= 0:
+        average = 1.0
+    return np.where(diagonal > 0, diagonal, average), average
+
+
+def raise_damping(damping: float) -> float:
+    """The next damping after one that was too small; SourceError where none is left to try."""
+    damping *= RAISED_DAMPING
+    if damping > MOST_DAMPING:
+        raise SourceError("a Hessian is not positive definite") from None
+    return damping
+
+
 def prepare_hessian(
     mean: NDArray[np.floating[Any]], damping: float = DAMPING, order: str = "natural"
 ) -> Hessian:
@@ -181,13 +202,7 @@ def prepare_hessian(
 
         return prepare_panels(lambda rows: np.asarray(mean[rows], np.float32), len(mean), damping)
     values: NDArray[Any] = np.array(mean, np.float32 if wide else np.float64)
-    diagonal = values.diagonal().astype(np.float64)
-    average = float(diagonal.mean())
-    if not np.isfinite(average):
-        raise SourceError("a Hessian holds a value that is not finite")
-    if average <= 0:
-        average = 1.0
-    alive = np.where(diagonal > 0, diagonal, average)
+    alive, average = fill_dead(values.diagonal().astype(np.float64))
     sorting = np.argsort(-alive, kind="stable") if order == "activation" else None
     while True:
         np.fill_diagonal(values, alive + damping * average)
@@ -195,9 +210,7 @@ def prepare_hessian(
             factor, pivots = _factor(values, sorting)
             break
         except np.linalg.LinAlgError:
-            damping *= RAISED_DAMPING
-            if damping > MOST_DAMPING:
-                raise SourceError("a Hessian is not positive definite") from None
+            damping = raise_damping(damping)
     return Hessian(np.asarray(values, np.float32), factor, pivots, damping, sorting)
 
 

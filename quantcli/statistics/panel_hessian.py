@@ -20,16 +20,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from quantcli.errors import SourceError
 from quantcli.formats.base import Floats
 from quantcli.layerwise.products import TILE, multiply, product, shares
 from quantcli.layerwise.steady import run_tasks
 from quantcli.statistics.hessian import (
-    MOST_DAMPING,
-    RAISED_DAMPING,
     Hessian,
     HessianBlock,
     Slopes,
+    fill_dead,
+    raise_damping,
 )
 
 PANEL = 256
@@ -188,12 +187,7 @@ def prepare_panels(read: ReadRows, columns: int, damping: float) -> PanelHessian
     diagonal = np.concatenate(
         [panel[cut].diagonal() for panel, cut in zip(panels, cuts, strict=True)]
     ).astype(np.float64)
-    average = float(diagonal.mean())
-    if not np.isfinite(average):
-        raise SourceError("a Hessian holds a value that is not finite")
-    if average <= 0:
-        average = 1.0
-    alive = np.where(diagonal > 0, diagonal, average)
+    alive, average = fill_dead(diagonal)
     while True:
         for panel, cut in zip(panels, cuts, strict=True):
             np.fill_diagonal(panel[cut], alive[cut] + damping * average)
@@ -201,9 +195,7 @@ def prepare_panels(read: ReadRows, columns: int, damping: float) -> PanelHessian
             squares, pivots = _factor_in_place(panels, cuts)
             break
         except torch.linalg.LinAlgError:
-            damping *= RAISED_DAMPING
-            if damping > MOST_DAMPING:
-                raise SourceError("a Hessian is not positive definite") from None
+            damping = raise_damping(damping)
             _restore(panels, cuts)
     return PanelHessian(panels, squares, pivots, damping)
 

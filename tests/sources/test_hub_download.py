@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.fake_hub import COMMIT, Hub, serve
+from support.fake_hub import COMMIT, Hub, point_at, serve
 from support.process import command, environment
 
 from quantcli.errors import SourceError
@@ -32,12 +32,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     with serve({REPO: {path.name: path.read_bytes() for path in MINI.iterdir()}}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        point_at(running, monkeypatch)
         yield running
 
 

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from support.broken import entry, safetensors
-from support.fake_hub import COMMIT, Files, Hub, put_in_cache, serve
+from support.fake_hub import COMMIT, Files, Hub, point_at, put_in_cache, serve
 
 from quantcli.errors import SourceError
 from quantcli.sources.gguf import open_gguf
@@ -105,12 +105,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"no"},
     }
     with serve(repos) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        point_at(running, monkeypatch)
         yield running
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.broken import Gguf, entry, legacy, legacy_entry, pair, safetensors, string
-from support.fake_hub import COMMIT, Files, Hub, put_in_cache, serve
+from support.fake_hub import COMMIT, Files, Hub, point_at, put_in_cache, serve
 
 from quantcli.errors import SourceError
 from quantcli.sources.resolve import Resolved, resolve
@@ -80,12 +80,7 @@ def hub(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     }
     with serve(repos) as running:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        point_at(running, monkeypatch)
         yield running
 
 

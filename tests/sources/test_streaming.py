@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fake_hub import COMMIT, Files, Hub, put_in_cache, serve
+from support.fake_hub import COMMIT, Files, Hub, point_at, put_in_cache, serve
 
 import quantcli
 from quantcli.errors import SourceError
@@ -39,12 +39,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
     with serve({REPO: _files()}) as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(
-            constants,
-            "HUGGINGFACE_CO_URL_TEMPLATE",
-            running.url + "/{repo_id}/resolve/{revision}/{filename}",
-        )
+        point_at(running, monkeypatch)
         yield running
 
 

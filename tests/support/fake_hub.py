@@ -21,6 +21,9 @@ from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REFUSALS = {"gated": (403, "GatedRepo"), "broken": (500, "")}
 
@@ -330,3 +333,10 @@ def serve(repos: dict[str, Files | str]) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def point_at(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub ask this stand-in."""
+    place = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
