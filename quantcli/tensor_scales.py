@@ -84,14 +84,9 @@ def find_scales(model: Model) -> dict[str, OutputTensor]:
         leaf = name.removesuffix(WEIGHT).rpartition(".")[2]
         if scale is None or tensor.dtype != FORMAT or (model.arch, leaf) in _ONES_OF_THEIR_OWN:
             continue
-        if scale.dtype == "F32" and scale.elements in (1, matrices(tensor)):
+        if scale.dtype == "F32" and scale.elements in (1, tensor.matrices):
             found[name] = scale
     return found
-
-
-def matrices(tensor: OutputTensor) -> int:
-    """Matrices of a tensor: the experts of a stack, else one."""
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
 
 
 def scale_names(model: Model) -> set[str]:
@@ -108,7 +103,7 @@ def row_scales(model: Model) -> dict[str, Floats]:
     found = {}
     for name, scale in find_scales(model).items():
         values = np.asarray(model.read_rows(scale, 0, scale.rows), np.float32).reshape(-1)
-        count = matrices(weights[name])
+        count = weights[name].matrices
         found[name] = np.repeat(np.resize(values, count), weights[name].rows // count)[:, None]
     return found
 

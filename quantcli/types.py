@@ -146,6 +146,11 @@ class OutputTensor:
         return self.shape[-1] if self.shape else 1
 
     @property
+    def matrices(self) -> int:
+        """Matrices: the experts of a stack, else one."""
+        return self.shape[-3] if len(self.shape) > 2 else 1
+
+    @property
     def elements(self) -> int:
         """How many weights it holds."""
         return math.prod(self.shape)

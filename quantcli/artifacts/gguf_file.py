@@ -196,7 +196,7 @@ class GgufFile(GgufShards):
             return None
         tensor = item.tensor
         # The legacy form stores the weights of a stack's matrices as one row.
-        matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        matrices = tensor.matrices
         weights = self.importance.weights(tensor.name, matrices, tensor.columns)
         return None if weights is None else weights[slab.start * matrices // tensor.rows]
 

@@ -23,7 +23,7 @@ from quantcli.model import Model, decode_rows
 from quantcli.plan.planner import Plan, TensorPlan
 from quantcli.plan.recipe import Recipe
 from quantcli.sources.imatrix import Importance
-from quantcli.tensor_scales import FORMAT, SCALE, WEIGHT, matrices, takes_scale
+from quantcli.tensor_scales import FORMAT, SCALE, WEIGHT, takes_scale
 from quantcli.types import OutputTensor
 
 _REASON = "the scale of the whole tensor"
@@ -59,7 +59,7 @@ def add_scales(plan: Plan, model: Model) -> Plan:
     for item in plan.items:
         items.append(item)
         if item.tensor.name in scaled:
-            count = matrices(item.tensor)
+            count = item.tensor.matrices
             values = np.ones(count, np.float32)
             scale = OutputTensor(scale_name(item.tensor), (count,), "F32", values=values)
             items.append(TensorPlan(scale, "F32", _REASON, 4 * count))
@@ -118,10 +118,10 @@ class ScaledWeights:
         tensor = self._tensors[item.tensor.name]
         scale = self._scales[tensor.name]
         if tensor.name != item.tensor.name:
-            return np.full((1, matrices(tensor)), scale, np.float32).view(np.uint8)
+            return np.full((1, tensor.matrices), scale, np.float32).view(np.uint8)
         weights = None
         if self._importance is not None and item.importance:
-            count = matrices(tensor)
+            count = tensor.matrices
             weights = self._importance.weights(tensor.name, count, tensor.columns)
             weights = None if weights is None else weights[start * count // tensor.rows]
         return scaled_nvfp4.encode(decode_rows(tensor, rows), scale, weights)

@@ -79,7 +79,7 @@ class Float4Blocks:
 
     def _find_scales(self, tensor: OutputTensor) -> NDArray[np.float32]:
         factors = np.array([self._factor(piece) for piece in tensor.pieces], np.float32)
-        count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        count = tensor.matrices
         if len(factors) != count:
             if (factors != factors[0]).any():
                 raise self._refuse(tensor, NVFP4, "its parts have several scales of the matrix")

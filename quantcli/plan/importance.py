@@ -79,7 +79,7 @@ def applies(entries: Shapes, tensor: OutputTensor) -> bool:
     found = entries.get(tensor.name)
     if found is None:
         return False
-    matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    matrices = tensor.matrices
     # The legacy file knows only the total length.
     if found in ((matrices, tensor.columns), (1, matrices * tensor.columns)):
         return True

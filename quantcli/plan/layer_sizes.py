@@ -157,7 +157,7 @@ def _layer(model: Model, tensors: Iterable[OutputTensor], used: int) -> LayerSiz
 
 
 def _matrix(tensor: OutputTensor, kind: str, used: int) -> MatrixSize:
-    count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    count = tensor.matrices
     return MatrixSize(tensor.name, count, tensor.shape[-2], tensor.columns, kind, min(used, count))
 
 

@@ -65,7 +65,7 @@ def _matrices(
 ) -> Iterator[Matrix]:
     stored = model.store.tensors[tensor.pieces[0].source]
     if len(stored.shape) < 3 and "{e}" not in patterns[tensor.name]:
-        count = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        count = tensor.matrices
         for piece in tensor.pieces:
             if not piece.makes_outputs:
                 # Another tensor that is made of the same stored matrix reads what it reads.

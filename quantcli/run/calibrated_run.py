@@ -105,7 +105,7 @@ def expected_importance(model: Model, windows: Windows | None = None) -> Importa
         if tensor.name in unseen:
             continue
         if len(tensor.shape) > 1 and (inside or tensor.name in (EMBEDDING_NAME, HEAD_NAME)):
-            matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+            matrices = tensor.matrices
             ones = np.broadcast_to(np.float32(1), (matrices, tensor.columns))
             entries[tensor.name] = ones
     labels, count = (windows.labels, len(windows.ids)) if windows else ((), 0)

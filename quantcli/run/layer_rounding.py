@@ -47,7 +47,6 @@ from quantcli.run.ranked_rounding import (
 )
 from quantcli.run.rounding_task import RoundedOutput, RoundingTask
 from quantcli.run.tensor_parts import (
-    count_matrices,
     matrix_reader,
     part_reader,
     unit_reader,
@@ -364,7 +363,7 @@ class _RoundingVisitor(Visitor):
         Once for those of one codec.
         """
         tensor = self.tensors[name]
-        model, matrices = self.work.run.model, count_matrices(tensor)
+        model, matrices = self.work.run.model, tensor.matrices
         read, parts = matrix_reader(model, tensor), part_reader(model, tensor)
         if unit is not None:
             matrices, read = 1, unit_reader(model, tensor, unit)

@@ -57,7 +57,7 @@ def cut_units(
     tensor: OutputTensor, codecs: Sequence[WeightCodec], *, by_strips: bool, ranks: int
 ) -> list[Unit]:
     """What ranks take apart of a tensor that becomes ``codecs``."""
-    matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+    matrices = tensor.matrices
     rows, columns = tensor.shape[-2], tensor.columns
     whole = [slice(0, rows)]
     strips = whole

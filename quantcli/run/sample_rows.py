@@ -5,19 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quantcli.types import OutputTensor
-
 _ROWS = 8192
 """Rows that are encoded at once."""
 _RUN = 16
 """Of a large tensor so many neighbouring rows are taken at once."""
 _ENOUGH = 1 << 22
 """Weights of a tensor that are encoded; of a larger one, the runs of rows that matter most."""
-
-
-def matrix_count(tensor: OutputTensor) -> int:
-    """Matrices of a tensor: one, or one for each expert."""
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
 
 
 def sample_rows(weights: NDArray[np.float64], columns: int) -> list[tuple[int, int]]:

@@ -51,11 +51,6 @@ def unit_statistics(
     return statistics_of(unit, statistics(unit.matrix))
 
 
-def count_matrices(tensor: OutputTensor) -> int:
-    """How many are in a tensor."""
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1
-
-
 def with_outputs(
     statistics: Callable[[str, int], MatrixStatistics | None], outputs: LayerFisher | None,
     name: str, matrix: int,

@@ -31,7 +31,7 @@ from quantcli.plan.allocate import Costs
 from quantcli.rounding.base import ROUNDERS
 from quantcli.rounding.options import Options
 from quantcli.run.allocation_targets import Candidates
-from quantcli.run.sample_rows import matrix_count, sample_rows
+from quantcli.run.sample_rows import sample_rows
 from quantcli.sources.imatrix import Importance
 from quantcli.statistics.algebra import find_algebra
 from quantcli.statistics.hessian import Hessian
@@ -126,7 +126,7 @@ class _CostVisitor(Visitor):
             for name in sums.names:
                 if name not in self.candidates:
                     continue
-                for matrix in range(matrix_count(self.tensors[name])):
+                for matrix in range(self.tensors[name].matrices):
                     fisher, inputs = outputs.of(name, matrix), sums.of(name, matrix)
                     if fisher is not None and inputs is not None:
                         share = sums.seen(name, matrix) / self.walk.ids.size
@@ -185,12 +185,12 @@ class _CostVisitor(Visitor):
         """Add what each type costs a matrix; a tied one is met twice."""
         tensor = self.tensors[name]
         if self.given is not None:
-            weights = self.given.weights(name, matrix_count(tensor), tensor.columns)
+            weights = self.given.weights(name, tensor.matrices, tensor.columns)
             importance = importance if weights is None else weights[matrix % len(weights)]
         columns = _pivots(hessian) if self.feeds_back else importance.astype(np.float64)
         into = self.costs.setdefault(name, dict.fromkeys(self.candidates[name], 0.0))
         height = len(row_weights)
-        runs = sample_rows(row_weights, tensor.columns * matrix_count(tensor))
+        runs = sample_rows(row_weights, tensor.columns * tensor.matrices)
         seen = sum(float(row_weights[start:stop].sum()) for start, stop in runs)
         scale = float(row_weights.sum()) / seen / 2 if seen > 0 else 0.0
         for start, stop in runs:

@@ -235,7 +235,7 @@ class Collector:
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
         entry = self.entries.get(tensor.name)
         if entry is None:
-            entry = self._zeros((_matrices(tensor), tensor.columns))
+            entry = self._zeros((tensor.matrices, tensor.columns))
             self.entries[tensor.name] = entry
         entry.counts[matrix] += row.count
         entry.squares[matrix] += row.squares
@@ -275,7 +275,7 @@ class Collector:
         if home not in self._hessians:
             # One for all of a stack's matrices, where they have one input.
             alike = sum(target is tensor for target, _ in targets) > 1
-            shape = (1 if alike else _matrices(tensor), tensor.columns, tensor.columns)
+            shape = (1 if alike else tensor.matrices, tensor.columns, tensor.columns)
             file = self._file(len(self._hessians))
             self._hessians[home] = create_array(file, np.float64, shape)
             self.weighed[home] = np.zeros(shape[0])
@@ -316,7 +316,3 @@ def _total(weights: torch.Tensor) -> float:
 def _array(values: Any) -> Totals:
     found: Totals = values.cpu().double().numpy()
     return found
-
-
-def _matrices(tensor: OutputTensor) -> int:
-    return tensor.shape[-3] if len(tensor.shape) > 2 else 1

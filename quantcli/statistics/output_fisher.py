@@ -83,7 +83,7 @@ class StackShape:
     @classmethod
     def of(cls, tensor: OutputTensor) -> StackShape:
         """Experts add to the one residual stream; their other outputs are their own."""
-        matrices = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+        matrices = tensor.matrices
         shared = matrices == 1 or tensor.name.endswith("ffn_down_exps.weight")
         return cls(matrices, tensor.shape[-2], shared)
 

@@ -111,7 +111,7 @@ class ConsumerMatrix:
     @property
     def height(self) -> int:
         """Rows of the matrix."""
-        matrices = self.tensor.shape[-3] if len(self.tensor.shape) > 2 else 1
+        matrices = self.tensor.matrices
         return self.tensor.rows // matrices
 
     def slabs(self, most: int | None = None) -> Iterator[Floats]:
@@ -170,7 +170,7 @@ def open_consumers(
     for name in group.consumers:
         if name in grids:
             tensor = tensors[name]
-            stack = tensor.shape[-3] if len(tensor.shape) > 2 else 1
+            stack = tensor.matrices
             for number in range(stack) if group.matrices == 1 else (matrix,):
                 counts[name, number] = measured.count(name, number)
     most = max(counts.values(), default=0)
