@@ -411,15 +411,22 @@ def threads_within(artifact: Artifact, threads: int | None, max_memory: int | No
 
     PlanError when one thread alone needs more.
     """
-    wanted = threads or default_threads()
-    if max_memory is None:
-        return wanted
-    fit = (max_memory - base_memory(artifact)) // max(1, artifact.thread_bytes)
-    if fit < 1:
+    fit = count_fitting(artifact, threads, max_memory)
+    if fit < 1 and max_memory is not None:
         needed = peak_memory(artifact, 1)
         raise PlanError(
             f"{artifact.label} needs up to {needed:,} bytes of memory even on one thread, "
             f"more than the {max_memory:,} allowed",
             hint=f"--max-memory {-(-needed // 10**6)}M is enough",
         )
-    return min(wanted, fit)
+    return fit
+
+
+def count_fitting(artifact: Artifact, threads: int | None, max_memory: int | None) -> int:
+    """The same, and 0 where one thread alone needs more."""
+    wanted = threads or default_threads()
+    if max_memory is None:
+        return wanted
+    return max(
+        0, min(wanted, (max_memory - base_memory(artifact)) // max(1, artifact.thread_bytes))
+    )

@@ -13,7 +13,7 @@ from quantcli.artifacts.atomic import refuse_parent
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.scratch_place import check_scratch
 from quantcli.artifacts.staging import held_bytes, output_error
-from quantcli.artifacts.write import threads_within
+from quantcli.artifacts.write import count_fitting, threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
@@ -132,7 +132,9 @@ def _plan(
         from quantcli.run.static_scales import take_scales
 
         artifact = take_scales(artifact, Path(recipe.statistics))
-    threads = threads_within(artifact, request.threads, request.max_memory)
+    asked = artifact, request.threads, request.max_memory
+    # A run of the model needs more than the writing, and its forecast refuses.
+    threads = threads_within(*asked) if run is None else max(1, count_fitting(*asked))
     return Planned(artifact, path, threads, run, kept=kept)
 
 
