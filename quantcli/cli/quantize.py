@@ -78,9 +78,8 @@ def quantize(
         option(
             "--quality", metavar="fast|good|high|max", panel=METHOD.title,
             help="How much to do for the same size. fast: no method (the default); good: types "
-            "chosen by cost, --method nearest --allocate, seconds; high: with error feedback, "
-            "--method gptq --allocate, minutes; max: trained besides, --tune e2e, several times "
-            "that.",
+            "chosen by cost, --method nearest --allocate; high: with error feedback, --method gptq "
+            "--allocate; max: trained besides, --tune e2e.",
         ),
     ] = None,
     calibrate: Annotated[
