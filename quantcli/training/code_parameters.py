@@ -27,6 +27,7 @@ from quantcli.formats import get_format
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES, Parts
+from quantcli.layerwise.steady import steady
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.training.projections import projection_of
 
@@ -66,16 +67,6 @@ class CodeParameters:
         """The tensors whose codes are trained."""
         return tuple(self._tensors)
 
-    @property
-    def numbers(self) -> int:
-        """How many weights are trained."""
-        return sum(each.planes.shape[1] * each.planes.shape[2] for each in self._tensors.values())
-
-    @property
-    def moved(self) -> int:
-        """How many rows differ from those in the store."""
-        return sum(each.count_moved() for each in self._tensors.values())
-
     def read_packed(self, name: str, start: int, stop: int) -> Bytes:
         """Packed rows with the present codes, under the scales that were stored."""
         found: Bytes = self._tensors[name].packed[start:stop]
@@ -96,6 +87,7 @@ class CodeParameters:
         sums = (each.planes[_GRADIENT].sum(dtype=np.float64) for each in self._tensors.values())
         return all(np.isfinite(total) for total in sums)
 
+    @steady()
     def descend(self, rate: float) -> None:
         """Move every latent by about ``rate`` of its grid's mean gap."""
         self._count += 1
@@ -125,7 +117,7 @@ class _Tensor:
     def __init__(
         self, store: EncodedStore, name: str, kind: str, original: ReadRows, path: Path
     ) -> None:
-        self._store, self._name, self._format = store, name, get_format(kind)
+        self._format = get_format(kind)
         self._lattice = CODEBOOKS[kind] if kind in CODEBOOKS else LATTICES[kind]
         self._projection = projection_of(kind)
         rows, width = store.shape(name)
@@ -203,15 +195,6 @@ class _Tensor:
         taken = self._lattice.split(self.packed[rows].reshape(-1, self._format.nbytes))
         codes = self._projection.codes(new[changed]).reshape(taken.codes.shape)
         self.packed[rows] = self._lattice.join(replace(taken, codes=codes)).reshape(len(rows), -1)
-
-    def count_moved(self) -> int:
-        """How many rows differ from those in the store."""
-        total = 0
-        for start in range(0, len(self.packed), self._each):
-            stop = min(start + self._each, len(self.packed))
-            stored = self._store.read_stored(self._name, start, stop)
-            total += int((stored != self.packed[start:stop]).any(axis=1).sum())
-        return total
 
     def close(self) -> None:
         """Remove the files."""

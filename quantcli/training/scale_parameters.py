@@ -59,7 +59,6 @@ class ScaleParameters:
         end = 0
         for name, shape in (self.factors | self.vectors).items():
             self._spans[name] = slice(end, end := end + int(np.prod(shape)))
-        self.numbers = end
         self._planes = create_array(path, np.float32, (7, max(1, end)))
         for name, fmt in self._formats.items():
             start = read_factors(fmt, self._packed(name)).astype(np.float32)

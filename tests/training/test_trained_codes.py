@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,25 @@ def test_weights_follow_a_gradient_on_the_grid(kind: str, rows: Any, tmp_path: P
     codes.restore()
     assert np.array_equal(codes.read_packed("a", 0, len(rows)), after)
     codes.close()
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "IQ2_S", "IQ3_XXS"])
+def test_codes_do_not_depend_on_threads(
+    kind: str, rows: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    made = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        codes, _ = _parameters(kind, rows, tmp_path / str(threads))
+        draws = np.random.default_rng(1)
+        for _ in range(12):
+            codes.forget()
+            codes.add_rows("a", 0, draws.standard_normal(rows.shape).astype(np.float32))
+            codes.descend(0.1)
+        made.append(codes.read_packed("a", 0, len(rows)).copy())
+        codes.close()
+    assert np.array_equal(*made)
 
 
 @pytest.mark.parametrize("kind", KINDS)
