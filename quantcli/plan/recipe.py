@@ -338,6 +338,14 @@ class Recipe:
         "Default: IQ2_XXS to Q8_0, or the family of --scheme or --bits, and keep.",
         "NAME,NAME",
     )
+    sample_share: float | None = declare(
+        METHOD,
+        "Fraction of the calibration windows that the unquantized model writes itself, all its "
+        "weights in memory.",
+        "FRACTION",
+        usual=0.0,
+        within="[0, 1)",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))

@@ -81,7 +81,7 @@ def plan_all(
     ``known`` are the importance matrices by their files; ``matrix`` is the one that the texts will
     make.
     """
-    runs: dict[tuple[int, float], CalibratedRun] = {}
+    runs: dict[tuple[int, float, float], CalibratedRun] = {}
     planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
     if request.max_memory is not None:
         planned = _fit_together(planned, request.max_memory)
@@ -95,7 +95,7 @@ def plan_all(
 
 def _plan(
     request: Request, placed: Placed, known: Mapping[str, Importance], matrix: Path | None,
-    journal: SetJournal | None, runs: dict[tuple[int, float], CalibratedRun],
+    journal: SetJournal | None, runs: dict[tuple[int, float, float], CalibratedRun],
 ) -> Planned:  # fmt: skip
     model, recipe, path = placed.model, placed.recipe, placed.path
     run, importance = None, known.get(recipe.imatrix or "")
@@ -103,7 +103,7 @@ def _plan(
         from quantcli.run.apply_methods import plan_methods
 
         # Outputs of one model and the same windows cut the texts once.
-        key = id(model), value_of(recipe, "random_share")
+        key = id(model), value_of(recipe, "random_share"), value_of(recipe, "sample_share")
         run = runs[key] = runs.get(key) or plan_methods(request, model, recipe)
         importance = run.importance
     elif matrix is not None and not recipe.mmproj_only and takes_importance(recipe):
