@@ -339,6 +339,14 @@ class Recipe:
         "--scheme or --bits, and keep.",
         "NAME,NAME",
     )
+    sample_share: float | None = declare(
+        METHOD,
+        "Fraction of the calibration windows that the unquantized model writes itself, all its "
+        "weights in memory.",
+        "FRACTION",
+        usual=0.0,
+        within="[0, 1)",
+    )
 
 
 FIELDS: Mapping[str, Field] = read_fields(Recipe, get_type_hints(Recipe))
