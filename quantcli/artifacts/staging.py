@@ -118,9 +118,22 @@ def claim(path: Path, *, shared: bool = False) -> Staging:
     raise OutputError(f"other runs write {path} again and again", hint="wait for them or use -o")
 
 
+def clear_left(paths: Iterable[Path]) -> None:
+    """Remove the folders in which ``paths``, which are whole, were made, where a kill left them."""
+    for path in paths:
+        if partial_path(path).is_dir():
+            with suppress(OutputError):
+                claim(path).remove()
+
+
 def shared_names(name: str | None) -> tuple[str, ...]:
     """What a process that shares the folder leaves there: what is made, and where all meet."""
     return () if name is None else (name, MEETING, REPLACED)
+
+
+def log_name(name: str) -> str:
+    """What the log of ``name``, which a run that was stopped has left, is called."""
+    return f"{name}.log"
 
 
 def own_folder(folder: Path, *, empty: bool) -> None:

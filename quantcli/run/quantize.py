@@ -19,6 +19,7 @@ from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
+from quantcli.artifacts.staging import clear_left
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -103,7 +104,7 @@ def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
         if ledger is not None and ledger.journal is not None and not ledger.failed:
-            kept += ledger.journal.last_words(ledger.state)
+            kept += ledger.last_words(stopped)
         if not isinstance(stopped, GeneratorExit):
             yield from kept
         raise
@@ -123,6 +124,7 @@ def _make(
         ledger.journal.remove()
     for each in ledger.planned:
         if each.kept is not None:
+            clear_left(each.artifact.paths)
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
     if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
@@ -144,7 +146,7 @@ def _make(
             from quantcli.run.choose_by_importance import choose_by_importance
 
             plain = yield from choose_by_importance(request, plain)
-        yield from write_outputs(plain, ledger, _sharing(request, plain))
+        yield from write_outputs(plain, ledger, _sharing(request, plain), resume=request.resume)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
@@ -160,7 +162,8 @@ def _make(
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
                 rest = [each for each in made if each.kept is None]
-                yield from write_outputs(rest, ledger, _sharing(request, rest))
+                sharing = _sharing(request, rest)
+                yield from write_outputs(rest, ledger, sharing, resume=request.resume)
     ledger.refuse_failed()
 
 
