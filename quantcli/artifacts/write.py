@@ -88,7 +88,8 @@ class ArtifactPart:
     Parts of one slab that have the same ``content`` make one chunk of the same data, which is
     encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
     the stored tensor that the rows come from: what artifacts of different sources make of one is
-    made in a row, so that it is read from the disk once.
+    made in a row, so that it is read from the disk once. ``is_there``: all of it lies at its place
+    already, and is made once more only where a digest of it is wanted.
     """
 
     slab: Slab
@@ -98,6 +99,7 @@ class ArtifactPart:
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
     home: str = ""
+    is_there: bool = False
 
 
 class Target(Protocol):
@@ -372,10 +374,13 @@ def do_slab(
             same = enumerate(parts[index + 1 :], index + 1)
             twins = [place for place, each in same if each[0].content == part.content]
         sealed = [place for place in (index, *twins) if parts[place][1].artifact.sealed]
+        if part.is_there and not sealed:
+            continue
         digest = hashlib.sha256()
         try:
             for file, offset, data in part.encode(rows):
-                writing.write(file, offset, data)
+                if not part.is_there:
+                    writing.write(file, offset, data)
                 for other, its in (parts[place] for place in twins):
                     its.write(*other.place, data)
                 if sealed:
