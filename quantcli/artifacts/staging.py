@@ -166,8 +166,14 @@ def own_folder(folder: Path, *, empty: bool) -> None:
 
 def remove_own(folder: Path) -> None:
     """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
-    if not folder.is_symlink() and (folder / MARK).is_file():
+    if folder.is_symlink():
+        return
+    if (folder / MARK).is_file():
         _remove(folder)
+        return
+    # A kill may have come between its mark and itself.
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _open(folder: Path, *, made: bool) -> int:
