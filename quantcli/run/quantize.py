@@ -50,7 +50,9 @@ def quantize(
     whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
     one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
-    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    runs = request.texts or any(
+        wanted.recipe.method or is_allocated(wanted.recipe) for wanted in request.outputs
+    )
     if request.share is None or not request.share.together or not runs or request.dry_run:
         return (yield from _quantize(request, on_fetch))
     require_torch()
