@@ -56,6 +56,7 @@ cdef extern from "qk.h" nogil:
         int group
         int width
         int signs
+        float apart
         const float *halves[2]
         int[2] half_count
         const uint8_t *patterns
@@ -465,7 +466,7 @@ SIGNS = {"none": QK_SIGNS_NONE, "free": QK_SIGNS_FREE, "even": QK_SIGNS_EVEN}
 
 cdef int _points(
         qk_points *points, const float[:, ::1] first, const float[:, ::1] second,
-        const uint8_t[:, ::1] patterns, str signs, int64_t columns
+        const uint8_t[:, ::1] patterns, str signs, float apart, int64_t columns
 ) except -1:
     cdef int group = <int>(2 * first.shape[1])
     cdef int64_t index
@@ -480,6 +481,9 @@ cdef int _points(
             raise ValueError(f"point {index} has a half that there is none of")
     if not 0 < columns <= QK_COLUMNS_MAX or columns % 16:
         raise ValueError(f"{columns} columns are not supported")
+    if apart != 0 and (signs != "none" or patterns.shape[0] % 2):
+        raise ValueError(f"{patterns.shape[0]} points with {signs} signs have no two halves apart")
+    points.apart = apart
     points.count = <int>patterns.shape[0]
     points.group = group
     points.width = 8 if signs == "even" else group
@@ -492,7 +496,7 @@ cdef int _points(
 
 def feedback_points(
     const float[:, ::1] first, const float[:, ::1] second, const uint8_t[:, ::1] patterns,
-    str signs, int sub, int spread, int most,
+    str signs, float apart, int sub, int spread, int most,
     const float[:, ::1] target, const float[:, ::1] weights, const float[:, ::1] factor,
     const float[:, ::1] metric, const float[:, ::1] norms, const float[::1] d,
     float[:, ::1] scales, int32_t[:, ::1] codes, float[:, ::1] errors,
@@ -500,7 +504,8 @@ def feedback_points(
     """Round ``target`` (n, columns) group by group, passing errors on; see qk.h.
 
     ``first`` and ``second`` are the patterns of a group's halves, ``patterns`` (points, 2) tells
-    which a point has. ``factor`` is (columns, columns); ``metric`` (columns, width), the rows of
+    which a point has. With ``apart`` the second half of the points is the first one, its levels
+    moved by that, and a run takes points from one half alone. ``factor`` is (columns, columns); ``metric`` (columns, width), the rows of
     each unit's own; ``norms`` (groups, points). Steps are ``d`` (n,) times ``scales``
     (n, columns / sub), for each of which the best is taken of those up to ``spread`` odd numbers
     away and not above ``most``. Fills ``codes`` (n, groups) and ``errors``, ``weights`` less the
@@ -510,7 +515,7 @@ def feedback_points(
     cdef qk_points points
     cdef int64_t n = target.shape[0]
     cdef int64_t k = target.shape[1]
-    _points(&points, first, second, patterns, signs, k)
+    _points(&points, first, second, patterns, signs, apart, k)
     if sub < 1 or k % sub or sub % points.width:
         raise ValueError(f"{k} columns in runs of {sub} are not supported")
     _same_shape("weights", weights.shape[0], weights.shape[1], n, k)
@@ -532,7 +537,7 @@ def feedback_points(
 
 def sweep_points(
     const float[:, ::1] first, const float[:, ::1] second, const uint8_t[:, ::1] patterns,
-    str signs, int sub, int block, tuple scale_range,
+    str signs, float apart, int sub, int block, tuple scale_range,
     const float[:, ::1] hessian, const float[:, ::1] norms, const float[:, ::1] gradient,
     bint scales_too, int32_t[:, ::1] codes, float[:, ::1] d, float[:, ::1] scales,
 ) -> None:
@@ -549,7 +554,7 @@ def sweep_points(
     cdef int64_t n = gradient.shape[0]
     cdef int64_t k = gradient.shape[1]
     cdef int64_t row, column
-    _points(&points, first, second, patterns, signs, k)
+    _points(&points, first, second, patterns, signs, apart, k)
     if sub < 16 or block < 32 or block % sub or k % block:
         raise ValueError(f"blocks of {block} in runs of {sub} do not divide {k} columns")
     lattice.levels = NULL

@@ -63,25 +63,28 @@ enum { QK_SIGNS_NONE, QK_SIGNS_FREE, QK_SIGNS_EVEN };
 struct qk_points {
     int count, group;
     int width;               /* weights chosen at once: a group, or eight with even signs */
+    float apart;             /* or 0. The second half of the points is the first one, each level
+                                moved by this, and a run under one scale is out of one half */
     int signs;
     const float *halves[2];  /* patterns of group / 2 levels, not negative where there are signs */
     int half_count[2];
     const uint8_t *patterns; /* of each point: its first and its second half */
 };
-#define QK_PATTERNS_MAX 128 /* of a half */
+#define QK_PATTERNS_MAX 176 /* of a half */
 
 /* The same for groups of weights that are points of a grid. A code is a point's number, and from
  * bit 16 on its minus signs. factor is I + U of the Hessian's (I + U) D (I + U)^T; metric is, for
  * each unit, that product's part without the columns outside the unit, width x width; norms is, for
  * each group and point, the sum of its squared levels times the metric's diagonal. A step is d, one a
  * row, times scale, columns / sub a row; each scale is replaced by the best of those up to spread odd
- * numbers away from it, between 1 and most. */
+ * numbers away from it, between 1 and most. Where points come in two halves that lie apart, either
+ * is tried under each scale. */
 typedef void (*qk_feedback_points_fn)(const struct qk_points *points, int sub, int spread, int most,
                                       const float *target, const float *weights,
                                       const float *factor, const float *metric,
                                       const float *norms, const float *d, int64_t nrows,
                                       int columns, float *scales, int32_t *codes, float *errors);
-/* norms are with the diagonal of hessian. */
+/* norms are with the diagonal of hessian. Each point stays in its half of points that lie apart. */
 typedef void (*qk_sweep_points_fn)(const struct qk_points *points,
                                    const struct qk_lattice *lattice, const float *hessian,
                                    const float *norms, const float *gradient, int64_t nrows,

@@ -181,13 +181,14 @@ class Model(AbstractContextManager["Model"]):
             row -= piece.rows
         return self.store.tensors[piece.source], *piece.origin(row, column)
 
-    def _holds_blocks(self, source: str) -> bool:
+    def holds_blocks(self, source: str) -> bool:
+        """Whether a stored stack is in GGUF's blocks, by columns."""
         return isinstance(self.store, BlockStore) and source in self.store.blocks
 
     def _read_piece(self, piece: Piece, start: int, stop: int) -> NDArray[Any]:
         read = partial(self.store.read_rows, piece.source)
         columns = piece.source_columns()
-        if columns is not None and self._holds_blocks(piece.source):
+        if columns is not None and self.holds_blocks(piece.source):
             blocks = partial(cast("BlockStore", self.store).read_blocks, piece.source)
             return read_scattered(blocks, columns[start:stop])
         if piece.order is None:

@@ -62,6 +62,7 @@ PLANS = """
 --to compressed-tensors --scheme UNQUANTIZED --kv-cache fp8
 --method gptq --damping 0.1 --column-order activation --sweeps 2 --fisher-windows 3 --propagate
 --method awq,gptq --random-share 0.5 --calibrate text.txt --chunks 2 --resume --to awq
+--method gptq --sample-share 0.2 --calibrate text.txt
 --method tune --tune-steps 3 --tune e2e --e2e-steps 2
 --method best --target-size 3M
 --method gptq --allocate

@@ -46,16 +46,21 @@ QK_INLINE void tabulate(struct gains *gains, const struct qk_points *points, con
     }
 }
 
+/* The points that are searched: those of one half where there are two that lie apart. */
+QK_INLINE int searched(const struct qk_points *points) {
+    return points->apart != 0.f ? points->count / 2 : points->count;
+}
+
 /* The point of lowest norm - slope * point, the first of equals; in odd lanes with a sign turned. */
 QK_INLINE vi search_points(const struct qk_points *points, const float *norms, const vf *slope,
                            vi odd, vf *score) {
     struct gains gains;
-    const int turning = vi_any(odd);
+    const int turning = vi_any(odd), count = searched(points);
     tabulate(&gains, points, slope, odd, turning);
     vf best = vf_set1(FLT_MAX);
     vi found = {0};
     if (turning) {
-        for (int p = 0; p < points->count; ++p) {
+        for (int p = 0; p < count; ++p) {
             const int a = points->patterns[2 * p], b = points->patterns[2 * p + 1];
             const vf turn = vf_min(gains.turns[0][a], gains.turns[1][b]);
             const vf value = norms[p] - (gains.sums[0][a] + gains.sums[1][b] - turn);
@@ -64,7 +69,7 @@ QK_INLINE vi search_points(const struct qk_points *points, const float *norms, c
             found = vi_sel(better, vi_set1(p), found);
         }
     } else {
-        for (int p = 0; p < points->count; ++p) {
+        for (int p = 0; p < count; ++p) {
             const int a = points->patterns[2 * p], b = points->patterns[2 * p + 1];
             const vf value = norms[p] - (gains.sums[0][a] + gains.sums[1][b]);
             const vi better = value < best;
@@ -87,15 +92,18 @@ QK_INLINE void load_points(const struct qk_points *points, vi index, vf *levels)
     }
 }
 
-/* The unit nearest to target under the diagonal of metric: its levels with signs, and its codes. */
+/* The unit nearest to target under the diagonal of metric: its levels with signs, and its codes.
+ * Where points lie apart, second says which lanes take the second half's: what is nearest there to a
+ * target is nearest in the first half to the target moved back. */
 QK_INLINE void nearest_unit(const struct qk_points *points, const float *norms, const float *metric,
-                            int stride, const vf *target, vf *levels, vi *codes) {
+                            int stride, vi second, const vf *target, vf *levels, vi *codes) {
     const int group = points->group, groups = points->width / group;
+    const vf moved = vf_sel(second, vf_set1(points->apart), vf_set1(0));
     const int signs = points->signs != QK_SIGNS_NONE;
     vf slope[WIDTH_MAX], score[2];
     vi minus[WIDTH_MAX], odd = {0}, turned[2];
     for (int i = 0; i < points->width; ++i) {
-        const vf t = target[i];
+        const vf t = target[i] - moved;
         minus[i] = signs ? (vi)(t < 0.f) : vi_set1(0);
         slope[i] = 2.f * metric[i * stride + i] * (signs ? vf_abs(t) : t);
         odd ^= minus[i];
@@ -116,14 +124,15 @@ QK_INLINE void nearest_unit(const struct qk_points *points, const float *norms, 
             cost[k] = score[1] - score[0];
         }
         if (vi_any(odd)) {
-            const vi second = cost[1] < cost[0];
-            turned[0] = odd & ~second;
-            turned[1] = odd & second;
+            const vi latter = cost[1] < cost[0];
+            turned[0] = odd & ~latter;
+            turned[1] = odd & latter;
             for (int k = 0; k < 2; ++k) codes[k] = vi_sel(turned[k], other[k], codes[k]);
         }
     }
     for (int k = 0; k < groups; ++k) {
         const int first = k * group;
+        codes[k] += second & searched(points);
         load_points(points, codes[k], levels + first);
         if (vi_any(turned[k])) {
             vf least = slope[first] * levels[first];
@@ -146,7 +155,8 @@ QK_INLINE void nearest_unit(const struct qk_points *points, const float *norms, 
 
 /* Steps from a unit's levels along the gradient, both divided by the step; kept where they gain. */
 QK_INLINE void improve_unit(const struct qk_points *points, const float *norms,
-                            const float *metric, int stride, vf *gradient, vf *levels, vi *codes) {
+                            const float *metric, int stride, vi second, vf *gradient, vf *levels,
+                            vi *codes) {
     const int width = points->width, groups = width / points->group;
     for (size_t round = 0; round < sizeof caution / sizeof *caution; ++round) {
         vf target[WIDTH_MAX], other[WIDTH_MAX], along[WIDTH_MAX];
@@ -154,7 +164,7 @@ QK_INLINE void improve_unit(const struct qk_points *points, const float *norms,
         for (int i = 0; i < width; ++i) {
             target[i] = levels[i] + gradient[i] / (caution[round] * metric[i * stride + i]);
         }
-        nearest_unit(points, norms, metric, stride, target, other, other_codes);
+        nearest_unit(points, norms, metric, stride, second, target, other, other_codes);
         for (int i = 0; i < width; ++i) other[i] -= levels[i];
         vf gain = {0};
         for (int i = 0; i < width; ++i) {
@@ -190,8 +200,8 @@ struct feedback {
 
 /* One run of columns under one step: codes and errors, with feedback among them alone. Returns what
  * its columns add to the loss. */
-QK_INLINE vf round_run(const struct feedback *tile, int first, int sub, vf step, vi *codes,
-                       vf *errors) {
+QK_INLINE vf round_run(const struct feedback *tile, int first, int sub, vf step, vi second,
+                       vi *codes, vf *errors) {
     const struct qk_points *points = tile->points;
     const int width = points->width, groups = width / points->group, columns = tile->columns;
     vf x[QK_COLUMNS_MAX], loss = {0};
@@ -210,14 +220,14 @@ QK_INLINE vf round_run(const struct feedback *tile, int first, int sub, vf step,
             for (int k = 0; k < i; ++k) fed[i] -= fed[k] * factor[(int64_t)k * columns + i];
             ratio[i] = (w[i] + fed[i]) / step;
         }
-        nearest_unit(points, norms, own, width, ratio, levels, chosen);
+        nearest_unit(points, norms, own, width, second, ratio, levels, chosen);
         for (int i = 0; i < width; ++i) {
             gradient[i] = vf_set1(0);
             for (int k = 0; k < width; ++k) {
                 gradient[i] += (ratio[k] - levels[k]) * own[i * width + k];
             }
         }
-        improve_unit(points, norms, own, width, gradient, levels, chosen);
+        improve_unit(points, norms, own, width, second, gradient, levels, chosen);
         for (int i = 0; i < width; ++i) {
             loss += step * step * (ratio[i] - levels[i]) * gradient[i];
             errors[start + i] = w[i] - step * levels[i];
@@ -235,7 +245,8 @@ void QK_FN(feedback_points)(const struct qk_points *points, int sub, int spread,
                             const float *metric, const float *norms, const float *d,
                             int64_t nrows, int columns, float *scales, int32_t *codes,
                             float *errors) {
-    const int group = points->group;
+    const int group = points->group, tries = 2 * spread + 1;
+    const int halves = points->apart != 0.f ? 2 : 1;
     struct feedback tile = {.points = points, .factor = factor, .metric = metric, .norms = norms,
                             .columns = columns};
     vi c[QK_COLUMNS_MAX / 4];
@@ -252,14 +263,17 @@ void QK_FN(feedback_points)(const struct qk_points *points, int sub, int spread,
             vi *chosen = c + start / group;
             vf found[QK_COLUMNS_MAX];
             const vf middle = runs[start / sub];
-            vf least = round_run(&tile, start, sub, unit * middle, chosen, found);
-            for (int move = -spread; move <= spread; ++move) {
+            vf least = round_run(&tile, start, sub, unit * middle, vi_set1(0), chosen, found);
+            for (int trial = 0; trial < halves * tries; ++trial) {
+                const int half = trial / tries, move = trial % tries - spread;
+                if (move == 0 && half == 0) continue;
                 const vf scale = middle + (float)(2 * move);
-                const vi held = (scale >= 1.f) & (scale <= (float)most);
-                if (move == 0 || !vi_any(held)) continue;
+                const vi held = ((scale >= 1.f) & (scale <= (float)most)) | vi_set1(-(move == 0));
+                if (!vi_any(held)) continue;
                 vi other[QK_COLUMNS_MAX / 4];
                 vf others[QK_COLUMNS_MAX];
-                const vf loss = round_run(&tile, start, sub, unit * scale, other, others);
+                const vf loss = round_run(&tile, start, sub, unit * scale, vi_set1(-half), other,
+                                          others);
                 const vi better = held & (loss < least);
                 least = vf_sel(better, loss, least);
                 runs[start / sub] = vf_sel(better, scale, runs[start / sub]);
@@ -295,8 +309,9 @@ QK_INLINE void sweep_units(struct tile_state *tile, const struct qk_points *poin
             gradient[i] = tile->gradient[start + i] / step;
         }
         for (int k = 0; k < groups; ++k) codes[k] = tile->codes[unit * groups + k];
-        improve_unit(points, norms + (int64_t)unit * groups * points->count, own, columns, gradient,
-                     levels, codes);
+        const vi second = (codes[0] >= searched(points)) & vi_set1(-(points->apart != 0.f));
+        improve_unit(points, norms + (int64_t)unit * groups * points->count, own, columns, second,
+                     gradient, levels, codes);
         for (int i = 0; i < width; ++i) {
             const vf level = vf_sel(lost, tile->levels[start + i], levels[i]);
             changes[i] = step * level - tile->values[start + i];

@@ -54,3 +54,4 @@ class RecipeOptions(TypedDict, total=False):
     statistics: str | Path
     target_bpw: float
     allocate_from: str
+    sample_share: float

@@ -36,7 +36,7 @@ from quantcli.artifacts.slabs import (
 )
 from quantcli.artifacts.staging import held_bytes
 from quantcli.artifacts.stream import STREAM, StreamSink, check_stream
-from quantcli.artifacts.write import ArtifactPart, Chunk
+from quantcli.artifacts.write import ArtifactPart, Chunk, StoredLines
 from quantcli.errors import UsageError, WeightError
 from quantcli.formats import FORMATS, get_format, native
 from quantcli.model import Model
@@ -139,16 +139,17 @@ class GgufFile(GgufShards):
                         partial(self.model.read_rows, item.tensor, slab.start, slab.stop),
                         partial(self._encode, item, slab, place),
                         partial(self._refuse, item, slab),
-                        self._content(item),
+                        self._content(item, slab),
                         place,
                         _home(item.tensor, slab.start),
+                        _stored_lines(self.model, item.tensor, slab),
                     )
 
-    def _content(self, item: TensorPlan) -> tuple[str, int] | None:
-        """What decides the bytes of a tensor's rows; None where no other file has the same."""
+    def _content(self, item: TensorPlan, slab: Slab) -> tuple[Slab, str, int] | None:
+        """What decides the bytes of a slab; None where no other file has the same."""
         if item.tensor.name in self.encoders:
             return None
-        return item.format, id(self.importance) if item.importance else 0
+        return slab, item.format, id(self.importance) if item.importance else 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -209,13 +210,38 @@ class GgufFile(GgufShards):
         return refuse_weight(refused, info.file, info.name, row, column, wider=hint)
 
 
-def _home(tensor: OutputTensor, row: int) -> str:
-    """The stored tensor that a row comes from; of one that none is stored of, its own name."""
+def _home(tensor: OutputTensor, row: int) -> tuple[str, int]:
+    """The stored tensor that a row comes from, and about which row of it; else the tensor itself.
+
+    Of rows that are stored in another order, the first of the group that holds it.
+    """
     for piece in tensor.pieces:
+        if row < piece.rows and (piece.order is None or piece.transposes):
+            return piece.source, piece.start + row
         if row < piece.rows:
-            return piece.source
+            made, stored = piece.group
+            return piece.source, piece.start + row // made * stored
         row -= piece.rows
-    return tensor.name
+    return tensor.name, row
+
+
+def _stored_lines(model: Model, tensor: OutputTensor, slab: Slab) -> StoredLines | None:
+    """The stored rows or columns that a slab is; None where they are moved, changed or computed."""
+    start, stop = slab.start, slab.stop
+    for piece in tensor.pieces:
+        if start < piece.rows:
+            break
+        start, stop = start - piece.rows, stop - piece.rows
+    else:
+        return None
+    if stop > piece.rows or piece.pointwise is not None:
+        return None
+    if piece.order is None:
+        return piece.source, False, piece.start + start, piece.start + stop
+    flat = len(model.store.tensors[piece.source].shape) == 2
+    if piece.transposes and flat and not model.holds_blocks(piece.source):
+        return piece.source, True, start, stop
+    return None
 
 
 def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:

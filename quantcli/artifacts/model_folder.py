@@ -136,14 +136,16 @@ class ModelFolder(FolderArtifact):
             nbytes = info.nbytes * len(rows) * item.columns // max(1, info.elements)
             for slab in cut_slabs(item.source, rows, nbytes, multiple=ROWS):
                 encode = partial(self._encode, item, slab, codes)
-                if isinstance(item, Item) and item.matrix.transpose:
+                by_columns = isinstance(item, Item) and item.matrix.transpose
+                if by_columns:
                     encode = partial(self._encode_columns, alike, slab)
                 yield ArtifactPart(
                     slab,
                     partial(self._read, item, slab),
                     encode,
                     partial(self._refuse, item, slab),
-                    home=item.source,
+                    home=(item.source, slab.start),
+                    stored=(item.source, by_columns, slab.start, slab.stop),
                 )
 
     def digest(self, leaves: Mapping[Slab, bytes]) -> str:

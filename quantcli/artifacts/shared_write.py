@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from quantcli.artifacts.atomic import AtomicFiles
 from quantcli.artifacts.atomic_folder import AtomicFolder
 from quantcli.artifacts.read_ahead import ReadAhead
-from quantcli.artifacts.slabs import work_slabs
+from quantcli.artifacts.slabs import Slab, work_slabs
 from quantcli.artifacts.staging import MEETING, SHARED, claim, partial_path, remove_own
 from quantcli.artifacts.stream import StreamSink
 from quantcli.artifacts.write import (
@@ -156,14 +156,18 @@ class _Work:
         for slab, parts in self._slabs.items():
             self._keys[slab] = [("", 0)] * len(parts)
         for writing in writings:
-            for number, (slab, use) in enumerate(writing.places):
-                self._keys[slab][use] = (writing.artifact.paths[0].name, number)
-        owners = self._share.divide([slab.nbytes for _, slab in self._slabs], count)
+            for number, place in enumerate(writing.places):
+                self._keys[place.key][place.use] = (writing.artifact.paths[0].name, number)
+        sizes = [self._slab_of(key).nbytes for key in self._slabs]
+        owners = self._share.divide(sizes, count)
         self._owners = dict(zip(self._slabs, owners, strict=True))
         self._records: dict[Key, SlabRecord] = {}
         self._own: set[SlabKey] = set()
         """Those that this process has made or found right."""
         self._files = [{path.name: path for path in writing.artifact.paths} for writing in writings]
+
+    def _slab_of(self, key: SlabKey) -> Slab:
+        return self._slabs[key][0][0].slab
 
     # -- writing -------------------------------------------------------------------------------
 
@@ -187,11 +191,12 @@ class _Work:
             reads = {slab: self._slabs[slab][0][0].read for slab in slabs}
             fresh = [slab for slab in slabs if self._keys[slab][0] not in self._records]
             if any(writing.artifact.is_remote for writing in self._writings):
-                sizes = [slab.nbytes for _, slab in fresh]
+                sizes = [self._slab_of(slab).nbytes for slab in fresh]
                 ahead = stack.enter_context(ReadAhead([reads[slab] for slab in fresh], sizes))
                 reads |= {slab: partial(ahead.take, i) for i, slab in enumerate(fresh)}
             tasks = [
-                (slab[1], partial(self._check_or_make, slab, reads[slab], log)) for slab in slabs
+                (self._slab_of(slab), partial(self._check_or_make, slab, reads[slab], log))
+                for slab in slabs
             ]
             made = yield from self._watch(work_slabs(tasks, threads))
         self._own.update(slabs)
@@ -338,7 +343,7 @@ class _Work:
         hashes = self._hashes()
         for writing in self._writings:
             artifact = writing.artifact
-            digest = artifact.digest({key[1]: hashes[key].read for key, _ in writing.places})
+            digest = artifact.digest(writing.leaves(hashes))
             bits = artifact.bits_per_weight
             yield ArtifactDone(artifact.paths, artifact.nbytes, bits, digest)
 

@@ -2,7 +2,7 @@
 
 An artifact is decided before: its files, their sizes and every offset. Headers go first, slabs in
 any order by any number of threads, names last; the bytes depend on the model and the recipe alone.
-Several artifacts of one source are made from one read of it: a slab is read and hashed once, its
+Several artifacts of a checkpoint are made from one read of it: a slab is read and hashed once, its
 rows go to the encoder of each, and what several hold alike (Q4_K_S and Q4_K_M share most tensors)
 is encoded once. One whose disk gives out is given up, and the others go on.
 """
@@ -41,10 +41,13 @@ Chunk = tuple[Any, int, "ReadableBuffer"]
 """A file of an artifact, an offset in it, and the bytes that belong there."""
 
 
+StoredLines = tuple[str, bool, int, int]
+"""A stored tensor, whether its columns are meant instead of its rows, and which: from, to."""
+
 Sink = AtomicFiles | AtomicFolder | StreamSink
 
-SlabKey = tuple[int, Slab]
-"""Which source, by its identity, and which of its slabs."""
+SlabKey = tuple[int, Hashable]
+"""Which source or store, by its identity, and which rows of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,9 @@ class ArtifactPart:
 
     Parts of one slab that have the same ``content`` make one chunk of the same data, which is
     encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
-    the stored tensor that the rows come from: what artifacts of different sources make of one is
-    made in a row, so that it is read from the disk once.
+    the stored tensor that the rows come from, and about where in it they begin: what several
+    artifacts make of one is made in a row, so that what they read is still there. ``stored`` says
+    what the rows are, if they are rows or columns just as they are stored.
     """
 
     slab: Slab
@@ -97,7 +101,8 @@ class ArtifactPart:
     refuse: Callable[[UnencodableError], WeightError] | None = None
     content: Hashable | None = None
     place: tuple[Any, int] = ("", 0)
-    home: str = ""
+    home: tuple[str, int] = ("", 0)
+    stored: StoredLines | None = None
 
 
 class Target(Protocol):
@@ -139,16 +144,17 @@ class Artifact(Protocol):
     @property
     def is_remote(self) -> bool:
         """Whether each read of a slab is a request over the network."""
-        return any(is_remote(info.file) for info in islice(self._store.tensors.values(), 1))
+        return any(is_remote(info.file) for info in islice(self.tensor_store.tensors.values(), 1))
 
     def check_source(self) -> None:
         """SourceError where what was read is elsewhere and has changed meanwhile."""
-        check: Callable[[], None] | None = getattr(self._store, "check_unchanged", None)
+        check: Callable[[], None] | None = getattr(self.tensor_store, "check_unchanged", None)
         if check is not None:
             check()
 
     @property
-    def _store(self) -> Any:
+    def tensor_store(self) -> Any:
+        """Where stored tensors come from; artifacts of several sources may share one."""
         return getattr(self.source, "store", self.source)
 
     @property
@@ -217,21 +223,21 @@ def write_artifacts(
             writing.write_all(writing.artifact.heads())
         hashed = any(artifact.hashed for artifact in artifacts)
         shared = share_slabs(writings)
+        slabs = [parts[0][0].slab for parts in shared.values()]
         reads = [parts[0][0].read for parts in shared.values()]
         if any(artifact.is_remote for artifact in artifacts):
-            sizes = [slab.nbytes for _, slab in shared]
-            ahead = stack.enter_context(ReadAhead(reads, sizes))
+            ahead = stack.enter_context(ReadAhead(reads, [slab.nbytes for slab in slabs]))
             reads = [partial(ahead.take, index) for index in range(len(reads))]
         tasks = [
             (slab, partial(do_slab, read, parts, hashed))
-            for read, ((_, slab), parts) in zip(reads, shared.items(), strict=True)
+            for slab, read, parts in zip(slabs, reads, shared.values(), strict=True)
         ]
         told: list[Writing] = []
         # Closed before the files are, which its threads write to.
-        slabs = stack.enter_context(closing(work_slabs(tasks, workers)))
+        work = stack.enter_context(closing(work_slabs(tasks, workers)))
         while True:
             try:
-                progress = next(slabs)
+                progress = next(work)
             except StopIteration as ended:
                 hashes = dict(zip(shared, ended.value, strict=True))
                 break
@@ -249,23 +255,31 @@ def share_slabs(
 ) -> dict[SlabKey, list[tuple[ArtifactPart, Writing]]]:
     """The slabs with what is made of each, in their order.
 
-    Of several writings, those of one stored tensor stand together. Each of the writings gets its
-    ``places``.
+    Of several writings, what they make of the same rows stands together, and tensor by tensor in
+    the order of the rows. Each of the writings gets its ``places``.
     """
     shared: dict[SlabKey, list[tuple[ArtifactPart, Writing]]] = {}
     for writing in writings:
-        for part in writing.artifact.parts():
-            key = id(writing.artifact.source), part.slab
+        artifact = writing.artifact
+        for part in artifact.parts():
+            key: SlabKey = id(artifact.source), part.slab
+            if part.stored is not None and len(writings) > 1:
+                key = id(artifact.tensor_store), part.stored
             uses = shared.setdefault(key, [])
-            writing.places.append((key, len(uses)))
+            writing.places.append(Place(key, len(uses), part.slab))
             uses.append((part, writing))
     if len(writings) < 2:
         # In the order of the file, on which one that is sent through a pipe depends.
         return shared
     order: dict[str, int] = {}
     for parts in shared.values():
-        order.setdefault(parts[0][0].home, len(order))
-    return dict(sorted(shared.items(), key=lambda item: order[item[1][0][0].home]))
+        order.setdefault(parts[0][0].home[0], len(order))
+
+    def turn(uses: list[tuple[ArtifactPart, Writing]]) -> tuple[int, int]:
+        tensor, row = uses[0][0].home
+        return order[tensor], row
+
+    return dict(sorted(shared.items(), key=lambda item: turn(item[1])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,16 +293,25 @@ class Hashes:
     written: Sequence[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part of an artifact is made: what is read, which of its uses, the artifact's slab."""
+
+    key: SlabKey
+    use: int
+    slab: Slab
+
+
 @dataclass(eq=False)
 class Writing:
     """An artifact that is being written, from several threads, until its ``error``.
 
-    ``places`` has the slab of each of its parts, and which of the slab's uses that is.
+    ``places`` has that of each of its parts.
     """
 
     artifact: Artifact
     sink: Sink
-    places: list[tuple[SlabKey, int]] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
     error: OutputError | None = None
     _busy: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -317,14 +340,19 @@ class Writing:
                 if self.error is not None and self._busy == 0:
                     self.sink.__exit__(None, None, None)
 
+    def leaves(self, hashes: Mapping[SlabKey, Hashes]) -> dict[Slab, bytes]:
+        """SHA-256 of the rows of each of its slabs."""
+        return {place.slab: hashes[place.key].read for place in self.places}
+
     def publish(self, hashes: Mapping[SlabKey, Hashes]) -> Iterator[Event]:
         """Give the files their names, unless the artifact is or must be given up.
 
         Yields `ArtifactFlushed` before and `ArtifactDone` after.
         """
         artifact = self.artifact
-        digest = artifact.digest({key[1]: hashes[key].read for key, _ in self.places})
-        content = hashlib.sha256(b"".join(hashes[key].written[use] for key, use in self.places))
+        digest = artifact.digest(self.leaves(hashes))
+        written = (hashes[place.key].written[place.use] for place in self.places)
+        content = hashlib.sha256(b"".join(written))
         for chunk in artifact.tails(digest, content.hexdigest()):
             self.write(*chunk)
         try:

@@ -7,11 +7,14 @@ a point that has its signs in itself. Every weight is
 
 where ``scale`` is odd: twice the four (IQ1: three) stored bits and one more, and the levels hold
 whatever else a decoder multiplies by. A code is the number of a group's point, and above
-`SIGNS_SHIFT` a bit for each minus sign, the first weight's lowest. Splitting reads what a decoder
+`SIGNS_SHIFT` a bit for each minus sign, the first weight's lowest. IQ1 has no signs, but a shift of
+all levels of a point up or down: its points are the grid's shifted up, and behind them the grid's
+shifted down. Splitting reads what a decoder
 reads, so a sub-block of zeros in an IQ3_S that ggml wrote, which has moved the low bits of the
 later ones, is split as it is decoded; joining what was split gives the same bytes.
 
-Where `even_signs` holds, codes with an odd number of minus signs among eight weights have no bytes.
+Where `even_signs` holds, codes with an odd number of minus signs among eight weights have no bytes;
+where `shared_shift` does, points under one scale that are shifted both ways have none.
 
 Source: the layouts in the formats' own files.
 """
@@ -24,9 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.formats import iq1_m, iq1_s
 from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.codebook import SUPER, all_signs
 from quantcli.formats.grids import load_grid
+from quantcli.formats.iq1_search import SHIFT
 from quantcli.formats.lattice import Parts
 from quantcli.formats.search import Codes, from_halves, halves
 
@@ -42,7 +47,8 @@ class CodebookLattice:
     """How a format's blocks of 256 divide: ``sub`` weights share a scale, ``group`` a point.
 
     ``unit`` is what a level of the grid counts for: a power of two. ``scale_range`` holds odd ends,
-    between which the scales are odd too.
+    between which the scales are odd too. With a ``shift`` there are no signs; a ``shared_shift`` is
+    that of all points under one scale.
     """
 
     grid: str
@@ -54,12 +60,29 @@ class CodebookLattice:
     join: Callable[[Parts], Bytes]
     scale_range: tuple[int, int] = (1, 31)
     block: int = SUPER
+    shift: float = 0.0
+    shared_shift: bool = False
 
     @property
     def points(self) -> Floats:
-        """The values of the grid's points without signs, float32 of shape (points, group)."""
+        """The values of the points without signs, float32 of shape (points, group)."""
         points: Floats = load_grid(self.grid).points * np.float32(self.unit)
+        if self.shift:
+            shift = np.float32(self.shift)
+            return np.concatenate([points + shift, points - shift])
         return points
+
+    @property
+    def signs(self) -> str:
+        """Whether groups have signs of their own: ``none``, ``free``, or ``even`` many minuses."""
+        if self.shift:
+            return "none"
+        return "even" if self.even_signs else "free"
+
+    @property
+    def apart(self) -> float:
+        """From the first half of the points to the second, if a run is out of one half; or 0."""
+        return -2 * self.shift if self.shared_shift else 0.0
 
     def levels(self, codes: Codes) -> Floats:
         """The values of groups under a scale of one, float32; a last axis of ``group`` is added."""
@@ -195,11 +218,44 @@ def _join_iq3_s(parts: Parts) -> Bytes:
     return np.concatenate(fields, axis=1)
 
 
+def _split_iq1_s(blocks: Bytes) -> Parts:
+    points, steps, down = iq1_s.split(blocks)
+    codes = points + IQ1_POINTS * down.repeat(points.shape[1] // down.shape[1], axis=1)
+    return Parts(from_halves(blocks, 0)[:, 0], 2 * steps + 1, codes)
+
+
+def _join_iq1_s(parts: Parts) -> Bytes:
+    points, down = parts.codes % IQ1_POINTS, parts.codes // IQ1_POINTS
+    groups = points.shape[1] // parts.scales.shape[1]
+    return iq1_s.join(halves(parts.d), points, parts.scales >> 1, down[:, ::groups])
+
+
+def _split_iq1_m(blocks: Bytes) -> Parts:
+    d, points, steps, down = iq1_m.split(blocks)
+    return Parts(d, 2 * steps + 1, points + IQ1_POINTS * down)
+
+
+def _join_iq1_m(parts: Parts) -> Bytes:
+    points, down = parts.codes % IQ1_POINTS, parts.codes // IQ1_POINTS
+    return iq1_m.join(halves(parts.d), points, parts.scales >> 1, down)
+
+
+IQ1_POINTS = 2048
+"""Of IQ1's grid, each shifted up or down."""
+_IQ1_SCALES = (1, 15)
+
 CODEBOOKS: dict[str, CodebookLattice] = {
+    "IQ1_S": CodebookLattice(
+        "IQ1_S", 32, 8, 1.0, False, _split_iq1_s, _join_iq1_s, _IQ1_SCALES,
+        shift=float(SHIFT), shared_shift=True,
+    ),
+    "IQ1_M": CodebookLattice(
+        "IQ1_M", 16, 8, 1.0, False, _split_iq1_m, _join_iq1_m, _IQ1_SCALES, shift=float(SHIFT)
+    ),
     "IQ2_XXS": CodebookLattice("IQ2_XXS", 32, 8, 1 / 8, True, _split_iq2_xxs, _join_iq2_xxs),
     "IQ2_XS": CodebookLattice("IQ2_XS", 16, 8, 1 / 8, True, _split_iq2_xs, _join_iq2_xs),
     "IQ2_S": CodebookLattice("IQ2_S", 16, 8, 1 / 8, False, _split_iq2_s, _join_iq2_s),
     "IQ3_XXS": CodebookLattice("IQ3_XXS", 32, 4, 1 / 4, True, _split_iq3_xxs, _join_iq3_xxs),
     "IQ3_S": CodebookLattice("IQ3_S", 32, 4, 1.0, False, _split_iq3_s, _join_iq3_s),
-}
+}  # fmt: skip
 """The formats whose weights are coded as points of a grid."""

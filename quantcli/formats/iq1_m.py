@@ -19,12 +19,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.codebook import SUPER, largest, round_scales, search_weights
 from quantcli.formats.grids import load_grid
-from quantcli.formats.iq1_search import place, split_blocks, worth
-from quantcli.formats.search import from_halves, halves, ordered_sum
+from quantcli.formats.iq1_search import SHIFT, place, split_blocks, worth
+from quantcli.formats.search import Codes, from_halves, halves, ordered_sum
 
 NBYTES = 56
 BLOCK = 16
@@ -39,12 +40,12 @@ def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes)."""
     x = rows.reshape(-1, BLOCK)
     weights = search_weights(rows, importance, 2).reshape(-1, BLOCK)
-    split = split_blocks(x, weights, halves=True)
-    split = replace(split, found=split.found & ~(np.abs(x).max(axis=1) < _EMPTY))
-    shift = np.where(split.found, split.shift, 0)
+    cut = split_blocks(x, weights, halves=True)
+    cut = replace(cut, found=cut.found & ~(np.abs(x).max(axis=1) < _EMPTY))
+    shift = np.where(cut.found, cut.shift, 0)
     down = np.stack([shift >> 1, shift & 1], axis=1) > 0
     grid = load_grid("IQ1_M")
-    scale, points = place(x, weights, split, down, grid)
+    scale, points = place(x, weights, cut, down, grid)
 
     scales = scale.reshape(-1, PARTS)
     top = largest(scales)
@@ -56,31 +57,48 @@ def quantize(rows: Floats, importance: Floats | None) -> Bytes:
         w = weights.reshape(-1, SUPER)
         sum_qx, sum_q2 = ordered_sum(w * q * x.reshape(-1, SUPER)), ordered_sum(w * q * q)
         d = np.where((sum_q2 > 0) & ~np.isnan(first), sum_qx / sum_q2, first)
-    empty = top[:, None] == 0
-    half = halves(d * _FUDGE).view("<u2").astype(np.int64)
-    words = (steps.reshape(-1, 4, 4) << _STEP_SHIFTS).sum(axis=2)
-    words |= (half >> 4 * np.arange(4) & 15) << 12
-    nibbles = (points >> 8) | np.where(np.repeat(empty, PARTS)[:, None], 0, down << 3)
-    parts = [
-        (points & 255).astype(np.uint8).reshape(len(d), -1),
-        (nibbles[:, 0] | nibbles[:, 1] << 4).astype(np.uint8).reshape(len(d), -1),
-        np.where(empty, 0, words).astype("<u2").view(np.uint8),
-    ]
-    return np.concatenate(parts, axis=1).reshape(len(rows), -1)
+    there = top[:, None] != 0
+    half = np.where(there, halves(d * _FUDGE).view("<u2"), 0).astype("<u2").view(np.uint8)
+    steps, shifts = np.where(there, steps, 0), np.where(there, down.reshape(len(d), -1), 0)
+    return join(half, points.reshape(len(d), -1), steps, shifts).reshape(len(rows), -1)
 
 
 def dequantize(packed: Bytes) -> Floats:
     """Weights, float32 of shape (n, columns)."""
     blocks = packed.reshape(-1, NBYTES)
+    d, numbers, steps, down = split(blocks)
+    points = load_grid("IQ1_M").points[numbers.reshape(-1, PARTS, 2)]
+    shift = np.where(down, -SHIFT, SHIFT).reshape(-1, PARTS, 2)
+    scales = d[:, None] * (2 * steps + 1).astype(np.float32)
+    values: Floats = scales[:, :, None, None] * (points + shift[:, :, :, None])
+    return values.reshape(len(packed), -1)
+
+
+def split(blocks: Bytes) -> tuple[Floats, Codes, Codes, Codes]:
+    """``d`` (n,), points (n, 32), scales ``l`` (n, 16) and whether points are shifted down."""
     words = _scale_words(blocks)
     d = _scale_bits(words).astype("<u2").view(np.uint8).reshape(-1, 2)
     steps = (words[:, :, None] >> _STEP_SHIFTS & 7).reshape(-1, PARTS)
-    nibbles = np.stack([blocks[:, 32:48] & 15, blocks[:, 32:48] >> 4], axis=2).astype(np.int64)
-    points = load_grid("IQ1_M").points[blocks[:, :32].reshape(-1, PARTS, 2) | (nibbles & 7) << 8]
-    shift = np.where(nibbles >> 3, np.float32(-0.125), np.float32(0.125))
-    scales = from_halves(d, 0) * (2 * steps + 1).astype(np.float32)
-    values: Floats = scales[:, :, None, None] * (points + shift[:, :, :, None])
-    return values.reshape(len(packed), -1)
+    pairs = np.stack([blocks[:, 32:48] & 15, blocks[:, 32:48] >> 4], axis=2)
+    nibbles = pairs.reshape(len(blocks), -1).astype(np.int32)
+    points = blocks[:, :32] | (nibbles & 7) << 8
+    return from_halves(d, 0)[:, 0], points, steps.astype(np.int32), nibbles >> 3
+
+
+def join(
+    d: Bytes, points: NDArray[np.integer], steps: NDArray[np.integer], down: NDArray[np.integer]
+) -> Bytes:
+    """The blocks of ``d``, float16 bytes, and the other three that `split` gives."""
+    half = d.view("<u2").astype(np.int64)
+    words = (steps.reshape(-1, 4, 4) << _STEP_SHIFTS).sum(axis=2)
+    words |= (half >> 4 * np.arange(4) & 15) << 12
+    nibbles = points >> 8 | down << 3
+    parts = [
+        (points & 255).astype(np.uint8),
+        (nibbles[:, ::2] | nibbles[:, 1::2] << 4).astype(np.uint8),
+        words.astype("<u2").view(np.uint8),
+    ]
+    return np.concatenate(parts, axis=1)
 
 
 def first_infinite(packed: Bytes) -> int:

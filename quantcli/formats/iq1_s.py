@@ -18,12 +18,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.codebook import SUPER, largest, round_scales, search_weights
 from quantcli.formats.grids import load_grid
-from quantcli.formats.iq1_search import place, split_blocks
-from quantcli.formats.search import from_halves, halves
+from quantcli.formats.iq1_search import SHIFT, place, split_blocks
+from quantcli.formats.search import Codes, from_halves, halves
 
 NBYTES = 50
 BLOCK = 32
@@ -31,42 +32,53 @@ PARTS = SUPER // BLOCK
 _EMPTY = np.float32(1e-12)
 _FUDGE = np.float32(1.125)
 """On ``d``: makes up for what the rounding of the blocks' scales loses."""
-_HIGH_SHIFTS = 3 * np.arange(4)
+_HIGH_SHIFTS = 3 * np.arange(4, dtype=np.int32)
 
 
 def quantize(rows: Floats, importance: Floats | None) -> Bytes:
     """Packed rows, uint8 of shape (n, row bytes)."""
     x = rows.reshape(-1, BLOCK)
     weights = search_weights(rows, importance, 2).reshape(-1, BLOCK)
-    split = split_blocks(x, weights, halves=False)
-    split = replace(split, found=split.found & ~(np.abs(x).max(axis=1) < _EMPTY))
-    down = ((split.shift == 1) & split.found)[:, None].repeat(4, axis=1)
-    scale, points = place(x, weights, split, down, load_grid("IQ1_S"))
+    cut = split_blocks(x, weights, halves=False)
+    cut = replace(cut, found=cut.found & ~(np.abs(x).max(axis=1) < _EMPTY))
+    down = ((cut.shift == 1) & cut.found)[:, None].repeat(4, axis=1)
+    scale, points = place(x, weights, cut, down, load_grid("IQ1_S"))
 
     scales = scale.reshape(-1, PARTS)
     top = largest(scales)
-    d = top / np.float32(15)
-    steps = round_scales(scales, d, 7) | down[:, 0].reshape(-1, PARTS) << 3
-    words = ((points >> 8) << _HIGH_SHIFTS).sum(axis=1).reshape(-1, PARTS)
-    words |= np.where(top[:, None] == 0, 0, steps.astype(np.int64) << 12)
-    parts = [
-        halves(d * _FUDGE),
-        (points & 255).astype(np.uint8).reshape(len(d), -1),
-        words.astype("<u2").view(np.uint8),
-    ]
-    return np.concatenate(parts, axis=1).reshape(len(rows), -1)
+    d, there = top / np.float32(15), top[:, None] != 0
+    steps = np.where(there, round_scales(scales, d, 7), 0)
+    shifts = np.where(there, down[:, 0].reshape(-1, PARTS), 0)
+    return join(halves(d * _FUDGE), points.reshape(len(d), -1), steps, shifts).reshape(
+        len(rows), -1
+    )
 
 
 def dequantize(packed: Bytes) -> Floats:
     """Weights, float32 of shape (n, columns)."""
     blocks = packed.reshape(-1, NBYTES)
-    words = np.ascontiguousarray(blocks[:, 34:]).view("<u2").astype(np.int64)
-    high = words[:, :, None] >> _HIGH_SHIFTS & 7
-    points = load_grid("IQ1_S").points[blocks[:, 2:34].reshape(-1, PARTS, 4) | high << 8]
-    shift = np.where(words >> 15, np.float32(-0.125), np.float32(0.125))
-    scales = from_halves(blocks, 0) * (2 * (words >> 12 & 7) + 1).astype(np.float32)
+    numbers, steps, down = split(blocks)
+    points = load_grid("IQ1_S").points[numbers.reshape(-1, PARTS, 4)]
+    shift = np.where(down, -SHIFT, SHIFT)
+    scales = from_halves(blocks, 0) * (2 * steps + 1).astype(np.float32)
     values: Floats = scales[:, :, None, None] * (points + shift[:, :, None, None])
     return values.reshape(len(packed), -1)
+
+
+def split(blocks: Bytes) -> tuple[Codes, Codes, Codes]:
+    """Points (n, 32), scales ``l`` (n, 8) and whether they are shifted down (n, 8) of blocks."""
+    words = np.ascontiguousarray(blocks[:, 34:]).view("<u2").astype(np.int32)
+    high = (words[:, :, None] >> _HIGH_SHIFTS & 7).reshape(len(blocks), -1)
+    return blocks[:, 2:34] | high << 8, words >> 12 & 7, words >> 15
+
+
+def join(
+    d: Bytes, points: NDArray[np.integer], steps: NDArray[np.integer], down: NDArray[np.integer]
+) -> Bytes:
+    """The blocks of ``d``, float16 bytes, and what `split` gives."""
+    high = ((points >> 8).reshape(-1, PARTS, 4) << _HIGH_SHIFTS).sum(axis=2)
+    words = (high | steps << 12 | down << 15).astype("<u2").view(np.uint8)
+    return np.concatenate([d, (points & 255).astype(np.uint8), words], axis=1)
 
 
 FORMAT = BlockFormat(

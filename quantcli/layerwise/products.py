@@ -81,7 +81,8 @@ def shares(rows: int, step: int | None = None) -> Sequence[slice]:
 
 
 def add_gram(into: Any, values: torch.Tensor, inside: slice = slice(None)) -> None:
-    """Add ``values.T @ values`` to the square of ``into`` that ``inside`` cuts out.
+    """Add ``values.T @ values`` to the square of ``into`` that ``inside`` cuts out, on and below
+    the diagonal; see `mirror`.
 
     ``into`` is float64 or float32. A pair of columns is multiplied once. It may be a mapped file:
     of a large one some rows are in memory at a time.
@@ -90,12 +91,23 @@ def add_gram(into: Any, values: torch.Tensor, inside: slice = slice(None)) -> No
     count, square = len(turned), into[inside, inside]
 
     def tile(rows: slice, columns: slice) -> None:
-        found = multiply(turned[rows], turned[columns].T)
-        square[rows, columns] += found
-        if rows.start != columns.start:
-            square[columns, rows] += found.T
+        square[rows, columns] += multiply(turned[rows], turned[columns].T)
 
     for start in range(0, count, TILE):
         rows = slice(start, min(start + TILE, count))
         run_tasks([partial(tile, rows, columns) for columns in shares(rows.stop, TILE)])
         forget_pages(into)
+
+
+def mirror(square: Any) -> None:
+    """Set what is above the diagonal of ``square`` to what is below it."""
+    count = len(square)
+
+    def tile(rows: slice, columns: slice) -> None:
+        part = square[rows, columns]
+        square[columns, rows] = np.tril(part) + np.tril(part, -1).T if rows == columns else part.T
+
+    for start in range(0, count, TILE):
+        rows = slice(start, min(start + TILE, count))
+        run_tasks([partial(tile, rows, columns) for columns in shares(rows.stop, TILE)])
+        forget_pages(square)

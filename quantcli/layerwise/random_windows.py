@@ -23,10 +23,13 @@ _NORMAL = 1
 """llama.cpp's type of tokens that are neither special nor unused."""
 
 
-def add_random(windows: Windows, model: Model, share: float) -> Windows:
-    """``windows`` with as many windows of random tokens behind them as make ``share`` of all."""
+def add_random(windows: Windows, model: Model, share: float, other: float = 0.0) -> Windows:
+    """``windows`` with as many windows of random tokens behind them as make ``share`` of all.
+
+    ``other`` is the share of those that are still to come.
+    """
     count, length = windows.ids.shape
-    extra = round(count * share / (1 - share))
+    extra = round(count * share / (1 - share - other))
     if extra == 0:
         return windows
     return replace(windows, ids=np.concatenate([windows.ids, _draw(model, extra, length)]))
@@ -42,13 +45,18 @@ def random_windows(model: Model, count: int) -> Windows:
     return Windows(_draw(model, count, min(_LENGTH, longest)), ("random tokens",), count)
 
 
+def usual_tokens(model: Model, vocabulary: int) -> Sequence[int]:
+    """The tokens that are neither special nor unused; all where none is said to be usual."""
+    types = model.metadata.get("tokenizer.ggml.token_type")
+    if types is None:
+        return range(vocabulary)
+    normal = [i for i, kind in enumerate(types.value) if kind == _NORMAL]
+    return [i for i in normal if i < vocabulary] or range(vocabulary)
+
+
 def _draw(model: Model, count: int, length: int) -> Ids:
     tokenizer = Tokenizer(model)
-    types = model.metadata.get("tokenizer.ggml.token_type")
-    allowed: Sequence[int] = range(tokenizer.vocabulary)
-    if types is not None:
-        normal = [i for i, kind in enumerate(types.value) if kind == _NORMAL]
-        allowed = [i for i in normal if i < tokenizer.vocabulary] or allowed
+    allowed = usual_tokens(model, tokenizer.vocabulary)
     # Python's generator draws the same on every version and machine.
     drawn = random.Random(_SEED).choices(allowed, k=count * length)
     ids = np.array(drawn, np.int32).reshape(count, length)

@@ -335,8 +335,17 @@ class Recipe:
     allocate_from: str | None = declare(
         ALLOCATION,
         "The types, or schemes, to choose from; 'keep' leaves modules of a folder as they are. "
-        "Default: IQ2_XXS to Q8_0, or the family of --scheme or --bits, and keep.",
+        "Default: IQ2_XXS to Q8_0 (with --type IQ1_S or IQ1_M, these two as well), or the family "
+        "of --scheme or --bits, and keep.",
         "NAME,NAME",
+    )
+    sample_share: float | None = declare(
+        METHOD,
+        "Fraction of the calibration windows that the unquantized model writes itself, all its "
+        "weights in memory.",
+        "FRACTION",
+        usual=0.0,
+        within="[0, 1)",
     )
 
 

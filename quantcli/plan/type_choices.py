@@ -17,6 +17,15 @@ TYPES = (
 )  # fmt: skip
 """Types to choose from, unless a recipe names others."""
 
+LOWEST = ("IQ1_S", "IQ1_M")
+"""Types below them, for a file that has one of these without a choice."""
+
+
+def usual_types(plan: Plan) -> tuple[str, ...]:
+    """The types to choose from where none are named."""
+    low = any(item.format in LOWEST for item in plan.items)
+    return (*LOWEST, *TYPES) if low else TYPES
+
 
 def find_type_choices(
     plan: Plan, types: Sequence[str] = TYPES, *, padded: bool = True

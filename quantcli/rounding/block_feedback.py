@@ -42,7 +42,7 @@ def round_with_feedback(
     ``block_sweeps`` sweeps go over each 256 columns, and with none this is GPTQ as published.
     """
     matrix = PackedMatrix(fmt, rows)
-    ordered = hessian.keep_together(matrix.grid.width)
+    ordered = hessian.keep_together(matrix.grid.together)
     if ordered.order is None:
         _round_in_order(matrix, ordered, importance, block_sweeps)
     else:
@@ -161,9 +161,9 @@ def _round_sorted(
         chosen = order[chunk]
         weights = rows[:, chosen]
         target = weights + hessian.ahead(errors, chunk)
-        runs = chosen[:: grid.width] // sub
+        runs = chosen[:: grid.together] // sub
         codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = grid.feed_back(
-            grid.width, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], pool
+            grid.together, target, weights, hessian.part(chunk), steps[:, runs], lows[:, runs], pool
         )
     for index, columns in enumerate(matrix.columns):
         groups = slice(columns.start // grid.group, columns.stop // grid.group)

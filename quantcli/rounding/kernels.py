@@ -84,14 +84,16 @@ class ScalarKernels:
 class VectorKernels:
     """Groups of weights that are points of a codebook: the patterns of half groups.
 
-    ``patterns`` (points, 2) has the first and the second half of each point. ``sub`` and ``block``
-    are as in `ScalarKernels`.
+    ``patterns`` (points, 2) has the first and the second half of each point. With ``apart`` the
+    second half of the points is the first one, each level moved by that, and a run takes its points
+    from one half alone. ``sub`` and ``block`` are as in `ScalarKernels`.
     """
 
     first: Floats
     second: Floats
     patterns: Bytes
     signs: str
+    apart: float
     group: int
     sub: int
     block: int
@@ -114,7 +116,7 @@ class VectorKernels:
         def share(start: int, stop: int) -> None:
             part = slice(start, stop)
             _native.feedback_points(
-                self.first, self.second, self.patterns, self.signs, run, spread,
+                self.first, self.second, self.patterns, self.signs, self.apart, run, spread,
                 self.scale_range[1], target[part], weights[part], factor, metric, norms,
                 d[part], scales[part], codes[part], errors[part],
             )  # fmt: skip
@@ -135,8 +137,8 @@ class VectorKernels:
         def share(start: int, stop: int) -> None:
             part = slice(start, stop)
             _native.sweep_points(
-                self.first, self.second, self.patterns, self.signs, self.sub, self.block,
-                self.scale_range, hessian, norms, gradient[part], change_scales,
+                self.first, self.second, self.patterns, self.signs, self.apart, self.sub,
+                self.block, self.scale_range, hessian, norms, gradient[part], change_scales,
                 codes[part], d[part], scales[part],
             )  # fmt: skip
 

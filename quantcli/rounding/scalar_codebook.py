@@ -24,7 +24,7 @@ class ScalarCodebook:
     """The lattice's own code of each level in rising order."""
     ranks: Bytes
     """The place of each of the lattice's own codes in that order."""
-    group = width = 1
+    group = width = together = 1
 
     @classmethod
     def of(cls, lattice: Lattice) -> ScalarCodebook:

@@ -38,10 +38,9 @@ class VectorCodebook:
         first, one = np.unique(points[:, : lattice.group // 2], axis=0, return_inverse=True)
         second, two = np.unique(points[:, lattice.group // 2 :], axis=0, return_inverse=True)
         patterns = np.stack([one, two], axis=1).astype(np.uint8)
-        signs = "even" if lattice.even_signs else "free"
         kernels = VectorKernels(
-            first, second, patterns, signs, lattice.group, lattice.sub, lattice.block,
-            lattice.scale_range,
+            first, second, patterns, lattice.signs, lattice.apart, lattice.group, lattice.sub,
+            lattice.block, lattice.scale_range,
         )  # fmt: skip
         return cls(lattice, kernels, points * points)
 
@@ -54,6 +53,11 @@ class VectorCodebook:
     def width(self) -> int:
         """Weights of a unit."""
         return 8 if self.lattice.even_signs else self.lattice.group
+
+    @property
+    def together(self) -> int:
+        """Weights that cannot be rounded apart: a unit, or a run that shares its shift."""
+        return self.lattice.sub if self.lattice.apart else self.width
 
     def _norms(self, diagonal: Floats) -> Floats:
         """Squared lengths of the points under a diagonal metric, shape (groups, points)."""

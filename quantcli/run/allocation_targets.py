@@ -20,7 +20,7 @@ from quantcli.plan.recipe import KEPT, Recipe, list_wanted, merge_recipe
 from quantcli.plan.scheme_choices import SchemeChoices, find_scheme_choices
 from quantcli.plan.schemes import Scheme, knows_importance
 from quantcli.plan.size_text import parse_size
-from quantcli.plan.type_choices import TYPES, find_type_choices
+from quantcli.plan.type_choices import find_type_choices, usual_types
 from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec
 from quantcli.sources.imatrix import Importance
 
@@ -91,9 +91,9 @@ class GgufTarget:
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
         """Every tensor whose type is not asked for by name."""
-        types = tuple(parse_format(name) for name in list_wanted(self.recipe)) or TYPES
-        padded = self.recipe.target_bpw is None
-        return tuple(find_type_choices(self.artifact.plan, types, padded=padded))
+        plan, padded = self.artifact.plan, self.recipe.target_bpw is None
+        types = tuple(parse_format(name) for name in list_wanted(self.recipe)) or usual_types(plan)
+        return tuple(find_type_choices(plan, types, padded=padded))
 
     @property
     def candidates(self) -> Candidates:

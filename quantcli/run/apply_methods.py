@@ -47,8 +47,10 @@ from quantcli.transforms.transformed_checkpoint import as_checkpoint, note_copie
 def plan_methods(request: Request, model: Model, recipe: Recipe) -> CalibratedRun:
     """Read the texts and cut them into windows."""
     texts = read_texts(list(request.texts))
-    share = value_of(recipe, "random_share")
-    return prepare_run(model, texts, chunks=request.chunks, random_share=share)
+    return prepare_run(
+        model, texts, chunks=request.chunks, random_share=value_of(recipe, "random_share"),
+        sample_share=value_of(recipe, "sample_share"),
+    )  # fmt: skip
 
 
 def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
@@ -63,7 +65,8 @@ def group_runs(planned: Iterable[Planned]) -> list[list[Planned]]:
         chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
         key: Hashable = number
         if chain.rounds and not chain.transforms and not options.propagate and each.run is not None:
-            key = (options, value_of(recipe, "random_share"), id(each.run.model))
+            shares = value_of(recipe, "random_share"), value_of(recipe, "sample_share")
+            key = (options, *shares, id(each.run.model))
         groups.setdefault(key, []).append(each)
     return list(groups.values())
 

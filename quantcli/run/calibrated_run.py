@@ -52,6 +52,10 @@ class CalibratedRun:
     importance: Importance
     cut: TextWindows
     random_windows: int = 0
+    samples: int = 0
+    """The last windows, which the model itself writes."""
+    written: bool = True
+    """Whether it has; before, they are empty."""
 
     def with_model(self, model: Model) -> CalibratedRun:
         """The same run of a transformed model."""
@@ -61,19 +65,32 @@ class CalibratedRun:
 def prepare_run(
     model: Model, texts: Sequence[Text], *, ctx: int = 512, chunks: int | None = None,
     seed: int | None = None, random_share: float = usual("random_share"),
+    sample_share: float = usual("sample_share"),
 ) -> CalibratedRun:  # fmt: skip
-    """Cut the texts, and add windows of random tokens; no weight is read.
+    """Cut the texts, and add windows of random tokens and room for samples; no weight is read.
 
-    SourceError for a GGUF, which transformers cannot run.
+    `quantcli.run.write_samples` fills the room. SourceError for a GGUF, which transformers cannot
+    run.
     """
     _refuse_gguf(model)
     if not 0 <= random_share < 1:
         raise UsageError(f"a share of {random_share:g} random windows is not from 0 to below 1")
+    if not 0 <= sample_share < 1 - random_share:
+        raise UsageError(
+            f"a share of {sample_share:g} samples and {random_share:g} random windows leaves no "
+            "text",
+            hint="both together are less than 1",
+        )
     text = cut_windows(model, texts, ctx, chunks, seed)
-    windows = add_random(text, model, random_share)
+    windows = add_random(text, model, random_share, sample_share)
+    drawn = len(windows.ids) - len(text.ids)
+    samples = round(len(text.ids) * sample_share / (1 - random_share - sample_share))
+    if samples:
+        room = np.zeros((samples, windows.ids.shape[1]), np.int32)
+        windows = replace(windows, ids=np.concatenate([windows.ids, room]))
     return CalibratedRun(
         model, windows, expected_importance(model, windows), TextWindows(texts, ctx, chunks, seed),
-        len(windows.ids) - len(text.ids),
+        drawn, samples, not samples,
     )  # fmt: skip
 
 
@@ -142,6 +159,7 @@ class Rounding:
     output: Path
     labels: tuple[str, ...]
     random_windows: int = 0
+    samples: int = 0
     notes: tuple[Note, ...] = ()
 
     @property
@@ -218,7 +236,7 @@ def begin_rounding(
     folders = [plan for plan in asked if isinstance(plan, FolderPlan)]
     notes = tuple(dict.fromkeys(note for plan in folders for note in _group_notes(plan)))
     labels = tuple(plan.label for plan in asked)
-    return Rounding(work, checkpoint, output, labels, job.random_windows, notes)
+    return Rounding(work, checkpoint, output, labels, job.random_windows, job.samples, notes)
 
 
 def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:
@@ -244,6 +262,8 @@ def plan_passes(
     threads: int,
 ) -> ModelRun:  # fmt: skip
     """How the model will be run; ``folder`` takes what is too large for memory."""
+    if not job.written:
+        raise ValueError("the model's samples are not written")
     device = choose_device(device)
     return ModelRun(
         job.model, job.windows, folder,
@@ -258,12 +278,14 @@ def round_tensors(rounding: Rounding) -> Events[None]:
     """
     run = rounding.work.run
     drawn = rounding.random_windows
-    count, available = len(run.windows.ids) - drawn, run.windows.available
+    samples, available = rounding.samples, run.windows.available
+    count = len(run.windows.ids) - drawn - samples
     yield Note(
         f"{count} windows of {run.windows.ids.shape[1]} tokens from "
         f"{' and '.join(run.windows.labels)}"
         + (f" ({available} were there)" if available > count else "")
         + (f" and {drawn} of random tokens" if drawn else "")
+        + (f" and {samples} that the model wrote" if samples else "")
         + f", products in {run.dtype} on {run.device}"
     )
     lack = remark(run.device)

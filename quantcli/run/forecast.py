@@ -43,6 +43,7 @@ def method_stages(batch: Sequence[Planned], threads: int, *, in_memory: bool) ->
     ``in_memory``: hidden states are not in a file.
     """
     from quantcli.layerwise.pass_needs import primitives_bytes
+    from quantcli.layerwise.sample_needs import samples_stage
     from quantcli.run.recipe_options import read_options
     from quantcli.statistics.input_needs import collecting_stages, statistics_bytes
     from quantcli.transforms.chain import needed_statistics as transform_statistics
@@ -57,7 +58,7 @@ def method_stages(batch: Sequence[Planned], threads: int, *, in_memory: bool) ->
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
         return [plain_stage(batch)]
-    stages = []
+    stages = [samples_stage(passes, run.samples)] if run.samples else []
     surveyed = any(is_allocated(each.artifact.plan.recipe) for each in batch)
     if surveyed:
         stages += survey_stages(passes, options, batch, in_memory=in_memory)

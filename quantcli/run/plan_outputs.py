@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.scratch_place import check_scratch
+from quantcli.artifacts.shared_reads import reads_are_shared, shared_bytes, slab_readers
 from quantcli.artifacts.staging import held_bytes, output_error
-from quantcli.artifacts.write import count_fitting, threads_within
+from quantcli.artifacts.write import count_fitting, peak_memory, threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
@@ -80,8 +81,10 @@ def plan_all(
     ``known`` are the importance matrices by their files; ``matrix`` is the one that the texts will
     make.
     """
-    runs: dict[tuple[int, float], CalibratedRun] = {}
+    runs: dict[tuple[int, float, float], CalibratedRun] = {}
     planned = [_plan(request, each, known, matrix, journal, runs) for each in placed]
+    if request.max_memory is not None:
+        planned = _fit_together(planned, request.max_memory)
     if request.scratch is not None:
         check_scratch(request.scratch)
     planned = add_forecasts(request, planned)
@@ -92,7 +95,7 @@ def plan_all(
 
 def _plan(
     request: Request, placed: Placed, known: Mapping[str, Importance], matrix: Path | None,
-    journal: SetJournal | None, runs: dict[tuple[int, float], CalibratedRun],
+    journal: SetJournal | None, runs: dict[tuple[int, float, float], CalibratedRun],
 ) -> Planned:  # fmt: skip
     model, recipe, path = placed.model, placed.recipe, placed.path
     run, importance = None, known.get(recipe.imatrix or "")
@@ -100,7 +103,7 @@ def _plan(
         from quantcli.run.apply_methods import plan_methods
 
         # Outputs of one model and the same windows cut the texts once.
-        key = id(model), value_of(recipe, "random_share")
+        key = id(model), value_of(recipe, "random_share"), value_of(recipe, "sample_share")
         run = runs[key] = runs.get(key) or plan_methods(request, model, recipe)
         importance = run.importance
     elif matrix is not None and not recipe.mmproj_only and takes_importance(recipe):
@@ -136,6 +139,31 @@ def _plan(
     # A run of the model needs more than the writing, and its forecast refuses.
     threads = threads_within(*asked) if run is None else max(1, count_fitting(*asked))
     return Planned(artifact, path, threads, run, kept=kept)
+
+
+def _fit_together(planned: Sequence[Planned], max_memory: int) -> list[Planned]:
+    """The outputs on as few threads as leave room for what they hold to read it once together.
+
+    PlanError where one thread needs more than ``max_memory`` bytes with it.
+    """
+    artifacts = [each.artifact for each in planned if each.kept is None]
+    if not artifacts or not reads_are_shared(artifacts):
+        return list(planned)
+    model = artifacts[0].model
+    threads = min(each.threads for each in planned if each.kept is None)
+    while True:
+        held = shared_bytes(model.store, slab_readers(threads, remote=model.is_remote))
+        needed = held + max(peak_memory(artifact, threads) for artifact in artifacts)
+        if needed <= max_memory:
+            return [replace(each, threads=threads) for each in planned]
+        if threads == 1:
+            raise PlanError(
+                f"{model.label} needs up to {needed:,} bytes of memory for these outputs even on "
+                f"one thread, more than the {max_memory:,} allowed",
+                hint=f"--max-memory {-(-needed // 10**6)}M is enough; one output at a time needs "
+                "less",
+            )
+        threads -= 1
 
 
 @contextmanager

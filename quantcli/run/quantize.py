@@ -151,7 +151,9 @@ def _make(
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
         from quantcli.run.calibrated_run import remove_run
+        from quantcli.run.write_samples import with_samples
 
+        methodical = yield from with_samples(methodical, request)
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
+from quantcli.artifacts.shared_reads import SharedReads, reads_are_shared, slab_readers
 from quantcli.artifacts.shared_write import Sharing, write_shared
 from quantcli.artifacts.write import (
     ArtifactDone,
@@ -24,6 +25,7 @@ from quantcli.types import Note
 
 if TYPE_CHECKING:
     from quantcli.artifacts.model_folder import ModelFolder
+    from quantcli.model import Model
     from quantcli.rounding.run_store import EncodedStore
     from quantcli.run.set_journal import SetJournal
 
@@ -95,17 +97,41 @@ def write_outputs(
 
     With ``sharing`` this process writes its share of them; they are whole when all have.
     """
-    artifacts = [_with_codes(each.artifact, each.store) for each in ready]
-    by_paths = {
-        artifact.paths: (each, artifact)
-        for each, artifact in zip(ready, artifacts, strict=True)
-    }  # fmt: skip
     threads = min(each.threads for each in ready)
-    if sharing is not None:
-        events = write_shared(artifacts, sharing, threads=threads)
-    else:
-        events = write_artifacts(artifacts, threads=threads)
-    yield from in_phase("quantizing", _follow(cast(Any, events), by_paths, ledger))
+    with ExitStack() as stack:
+        read = share_reads([each.artifact for each in ready], threads, stack)
+        artifacts = [
+            _with_codes(artifact, each.store) for artifact, each in zip(read, ready, strict=True)
+        ]
+        by_paths = {
+            artifact.paths: (each, replace(artifact, model=each.artifact.model))
+            for each, artifact in zip(ready, artifacts, strict=True)
+        }
+        if sharing is not None:
+            events = write_shared(artifacts, sharing, threads=threads)
+        else:
+            events = write_artifacts(artifacts, threads=threads)
+        yield from in_phase("quantizing", _follow(cast(Any, events), by_paths, ledger))
+
+
+def share_reads(
+    artifacts: Sequence[GgufFile | ModelFolder], threads: int, stack: ExitStack
+) -> list[GgufFile | ModelFolder]:
+    """The artifacts, which read each slab of what they are made of once together.
+
+    ``stack`` lets go of what is held for it.
+    """
+    if not reads_are_shared(artifacts):
+        return list(artifacts)
+    stores: dict[int, SharedReads] = {}
+    models: dict[int, Model] = {}
+    for artifact in artifacts:
+        model = artifact.model
+        if id(model.store) not in stores:
+            shared = SharedReads.of(model.store, slab_readers(threads, remote=model.is_remote))
+            stores[id(model.store)] = stack.enter_context(closing(shared))
+        models.setdefault(id(model), replace(model, store=stores[id(model.store)]))
+    return [replace(artifact, model=models[id(artifact.model)]) for artifact in artifacts]
 
 
 def _follow(

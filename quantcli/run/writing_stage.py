@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from quantcli.artifacts.shared_reads import reads_are_shared, shared_bytes, slab_readers
 from quantcli.artifacts.write import peak_memory
 from quantcli.formats import get_format
 from quantcli.plan.budget import BASE_BYTES
@@ -33,6 +34,9 @@ def plain_stage(planned: Sequence[Planned]) -> Stage:
     """Writing outputs from one read: slabs on threads, digests, each format's encoder once."""
     threads = min(each.threads for each in planned)
     memory = max(peak_memory(each.artifact, threads) for each in planned) - BASE_BYTES
+    model = planned[0].artifact.model
+    if reads_are_shared([each.artifact for each in planned]):
+        memory += shared_bytes(model.store, slab_readers(threads, remote=model.is_remote))
     work = Work()
     encoded: set[tuple[str, str]] = set()
     for each in planned:

@@ -8,7 +8,8 @@ over float32 values. A Hessian is the float64 sum of one float32 product for eac
 file, once for all weights that share an input (q, k and v; gate and up), and stored as float32.
 Experts are summed each by itself, with its own count of tokens; those of several windows wait for
 one another, since a window sends few to each and each product is added to all columns by all
-columns. A stack whose matrices have one input (latent attention's values) has one Hessian.
+columns. So do a wide matrix's, up to `TOGETHER` rows. A stack whose matrices have one input (latent
+attention's values) has one Hessian.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from quantcli.layerwise.input_hooks import MatmulInput
 from quantcli.layerwise.steady import steady
 from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
+from quantcli.statistics.hessian import WIDE
 from quantcli.statistics.input_histogram import BINS, count_values
 from quantcli.statistics.input_statistics import HISTOGRAM
 from quantcli.types import OutputTensor
 
 _ROWS = 64
+TOGETHER = 2048
+"""Inputs of a wide matrix that are added up by one product."""
 _WAITING = 1 << 28
-"""Bytes of experts' inputs that wait for more of them."""
+"""Bytes of inputs that wait for more of them."""
 
 Targets = Callable[[str, int], list[tuple[OutputTensor, int]]]
 """From a parameter and a matrix within it to GGUF's tensors, with the matrix's number in each."""
@@ -281,7 +285,7 @@ class Collector:
             self.weighed[home] = np.zeros(shape[0])
         if len(self._hessians[home]) == 1:
             self.weighed[home][0] += len(product.rows)
-            self._add_product(home, matrix, product.rows)
+            self._add_plain(home, matrix, product.rows)
             return
         self.weighed[home][matrix] += len(product.rows) if weights is None else _total(weights)
         rows = product.rows.clone() if weights is None else _weigh(product.rows, weights)
@@ -290,8 +294,22 @@ class Collector:
         if self._waiting_bytes >= _WAITING:
             self._add_waiting()
 
+    def _add_plain(self, home: str, matrix: int, rows: torch.Tensor) -> None:
+        """Add up inputs of a matrix that is alone, those of a wide one when there are enough."""
+        if rows.shape[1] < WIDE or rows.device.type != "cpu":
+            self._add_product(home, matrix, rows)
+            return
+        waiting = self._waiting.setdefault((home, matrix), [])
+        waiting.append(rows.clone())
+        self._waiting_bytes += rows.nbytes
+        if sum(map(len, waiting)) >= TOGETHER:
+            self._waiting_bytes -= sum(part.nbytes for part in waiting)
+            self._add_product(home, matrix, torch.cat(self._waiting.pop((home, matrix))))
+        elif self._waiting_bytes >= _WAITING:
+            self._add_waiting()
+
     def _add_waiting(self) -> None:
-        """Add up the inputs that waited, one product for each expert."""
+        """Add up the inputs that waited, one product for each matrix."""
         for (home, matrix), parts in self._waiting.items():
             self._add_product(home, matrix, torch.cat(parts))
         self._waiting.clear()

@@ -19,7 +19,9 @@ _SUM = 8
 _NARROW, _FACTORED_NARROW, _FACTORED_WIDE = 2048, 48, 28
 """From so many columns on a Hessian is factored in float32: bytes for an element at the peak."""
 _WAITING = 1 << 28
-"""Bytes of experts' inputs that wait to be added up together, in each part."""
+"""Bytes of inputs that wait to be added up together, in each part."""
+_TOGETHER = 2048
+"""Inputs of a wide matrix that are."""
 _HELD_OUT = 8
 _HELD = 16
 """Bytes for an element of a matrix's statistics: fit, held out, damped, factor."""
@@ -61,22 +63,32 @@ def whole_bytes(matrix: MatrixSize) -> int:
 def sums_work(passes: Passes, layer: LayerSize, windows: int) -> Work:
     """A product for each input and window, and its addition to the sum.
 
-    Experts' products are of several windows' inputs together.
+    Experts' products are of several windows' inputs together, and so are those of wide matrices.
     """
     flops = 0.0
     turns = -(-_stacked_bytes(passes, layer, windows) // _WAITING)
     for one in layer.inputs.values():
         rows = passes.tokens * one.used * windows
         updates = windows if one.matrices == 1 else min(one.matrices * turns, rows)
+        if _waits(one):
+            updates = min(windows, -(-rows // _TOGETHER))
         flops += 2.0 * rows * one.columns**2 + 20.0 * updates * one.columns**2
     return Work(float32=flops)
 
 
 def waiting_bytes(passes: Passes, layer: LayerSize, windows: int) -> int:
-    """Inputs of experts that wait, those that are held out by themselves."""
+    """Inputs of experts and of wide matrices that wait, those that are held out by themselves."""
     everything = _stacked_bytes(passes, layer, windows)
     apart = everything // _HELD_OUT
-    return min(everything - apart, _WAITING) + min(apart, _WAITING)
+    wide = passes.itemsize * sum(one.columns for one in layer.inputs.values() if _waits(one))
+    waiting = 0
+    for stacked, count in ((everything - apart, windows), (apart, windows // _HELD_OUT)):
+        waiting += min(stacked + min(_TOGETHER, passes.tokens * count) * wide, _WAITING)
+    return waiting
+
+
+def _waits(one: MatrixSize) -> bool:
+    return one.matrices == 1 and one.columns >= _NARROW
 
 
 def _stacked_bytes(passes: Passes, layer: LayerSize, windows: int) -> int:

@@ -77,7 +77,19 @@ class PanelHessian(Hessian):
 
     def own(self, columns: slice) -> Floats:
         """The matrix of some neighbouring columns alone, contiguous."""
-        return np.ascontiguousarray(self._strip(columns)[columns])
+        pieces = self._pieces(columns)
+        if len(pieces) == 1:
+            number, inside, _ = pieces[0]
+            rows = slice(number * PANEL + inside.start, number * PANEL + inside.stop)
+            return np.ascontiguousarray(self.panels[number][rows, inside])
+        square = np.empty((columns.stop - columns.start,) * 2, np.float32)
+        for number, inside, place in pieces:
+            for other, within, below in pieces:
+                if other >= number:
+                    rows = slice(other * PANEL + within.start, other * PANEL + within.stop)
+                    block = self.panels[number][rows, inside]
+                    square[place, below], square[below, place] = block.T, block
+        return square
 
     def slope(self, errors: Floats, columns: slice) -> Floats:
         """``errors`` (n, all columns) times some neighbouring columns of the matrix."""

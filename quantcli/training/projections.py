@@ -2,7 +2,7 @@
 
 Of a scalar format this is the nearest level; of a codebook the nearest point with signs for four or
 eight weights together, with an even number of minus signs among eight where the format has room
-for seven bits only.
+for seven bits only. Points of IQ1 have no signs; in IQ1_S four of them share a shift.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Projection(Protocol):
 @cache
 def projection_of(format_name: str) -> Projection:
     """That of a block format with codes."""
+    if format_name in CODEBOOKS and CODEBOOKS[format_name].shift:
+        return _ShiftedPoints.of(CODEBOOKS[format_name])
     if format_name in CODEBOOKS:
         return _Points.of(CODEBOOKS[format_name])
     return _Levels.of(ScalarCodebook.of(LATTICES[format_name]))
@@ -168,3 +170,56 @@ class _Points:
         turned = torch.zeros_like(eights)
         turned[odd, price[odd].argmin(dim=1)] = True
         return (eights ^ turned).view(minus.shape)
+
+
+@dataclass(frozen=True)
+class _ShiftedPoints:
+    """Points of a grid without signs, shifted up and, behind these, down; ranks are the codes."""
+
+    table: torch.Tensor
+    half_squares: torch.Tensor
+    together: int
+    """Groups that share a shift."""
+
+    @classmethod
+    def of(cls, lattice: CodebookLattice) -> _ShiftedPoints:
+        table = torch.from_numpy(np.array(lattice.points, np.float32))
+        together = lattice.sub // lattice.group if lattice.shared_shift else 1
+        return cls(table, table.square().sum(dim=1) / 2, together)
+
+    @property
+    def gap(self) -> float:
+        """That of the grid: the levels of one shift are one apart."""
+        return 1.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        far = float(self.table.max()) + self.gap / 2
+        return -far, far
+
+    @property
+    def costs(self) -> int:
+        return len(self.table)
+
+    def ranks(self, codes: Codes) -> NDArray[np.int64]:
+        return codes.astype(np.int64)
+
+    def codes(self, ranks: NDArray[np.int64]) -> Codes:
+        return ranks.astype(np.int32)
+
+    def points(self, ranks: torch.Tensor) -> torch.Tensor:
+        return self.table[ranks]
+
+    def project(self, latents: torch.Tensor) -> torch.Tensor:
+        flat = latents.reshape(-1, self.table.shape[1])
+        half = len(self.table) // 2
+        scores, places = [], []
+        for points, squares in zip(
+            self.table.split(half), self.half_squares.split(half), strict=True
+        ):
+            found = [(part @ points.T - squares).max(dim=1) for part in flat.split(_GROUPS)]
+            scores.append(torch.cat([best.values for best in found]))
+            places.append(torch.cat([best.indices for best in found]))
+        up, down = (score.view(-1, self.together).sum(dim=1) for score in scores)
+        lower = (down > up).repeat_interleave(self.together)
+        return torch.where(lower, places[1] + half, places[0]).view(latents.shape[:-1])

@@ -62,11 +62,12 @@ static struct qk_lattice lattice_of(const int64_t *o, const void *levels) {
     };
 }
 
-/* A codebook grid as it is described by six, likewise, and its first three buffers. */
+/* A codebook grid as it is described by seven, likewise, and its first three buffers. The distance
+ * between halves of the points is in eighths. */
 static struct qk_points points_of(const int64_t *o, void *const *b) {
     return (struct qk_points){
         .count = (int)o[0], .group = (int)o[1], .width = (int)o[2], .signs = (int)o[3],
-        .half_count = {(int)o[4], (int)o[5]}, .halves = {b[0], b[1]}, .patterns = b[2],
+        .half_count = {(int)o[4], (int)o[5]}, .apart = (float)o[6] / 8, .halves = {b[0], b[1]}, .patterns = b[2],
     };
 }
 
@@ -97,14 +98,14 @@ static int64_t perform(const struct qk_table *table, const struct task *task, vo
     }
     case FEEDBACK_POINTS: { /* Options: the points, sub, spread, most */
         const struct qk_points points = points_of(o, b);
-        table->feedback_points(&points, (int)o[6], (int)o[7], (int)o[8], b[3], b[4], b[5], b[6],
+        table->feedback_points(&points, (int)o[7], (int)o[8], (int)o[9], b[3], b[4], b[5], b[6],
                                b[7], b[8], nrows, ncols, b[9], b[10], b[11]);
         return 0;
     }
     case SWEEP_POINTS: { /* Options: the points, the lattice, scales_too */
         const struct qk_points points = points_of(o, b);
-        const struct qk_lattice lattice = lattice_of(o + 6, NULL);
-        table->sweep_points(&points, &lattice, b[3], b[4], b[5], nrows, ncols, (int)o[16], b[6],
+        const struct qk_lattice lattice = lattice_of(o + 7, NULL);
+        table->sweep_points(&points, &lattice, b[3], b[4], b[5], nrows, ncols, (int)o[17], b[6],
                             b[7], b[8]);
         return 0;
     }

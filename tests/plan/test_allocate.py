@@ -12,7 +12,7 @@ from quantcli.formats import get_format
 from quantcli.plan.allocate import Choice, allocate, least_bytes
 from quantcli.plan.planner import Plan, make_plan
 from quantcli.plan.recipe import Recipe
-from quantcli.plan.type_choices import TYPES, find_type_choices
+from quantcli.plan.type_choices import TYPES, find_type_choices, usual_types
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +135,17 @@ def test_what_is_asked_for_by_name_has_no_choice() -> None:
     left = set(_names(named))
     gone = {n for n in every if "ffn_up" in n or n.startswith("blk.0.")}
     assert every - left == gone | {"token_embd.weight", "output.weight"}
+
+
+def test_a_file_of_one_bit_chooses_among_the_lowest_types_too() -> None:
+    assert usual_types(_plan()) == TYPES
+    low = _plan(type="IQ1_M")
+    assert usual_types(low) == ("IQ1_S", "IQ1_M", *TYPES)
+    choices = find_type_choices(low, usual_types(low))
+    assert {"IQ1_S", "IQ2_XXS", "Q8_0"} <= set(choices[0].sizes)
+    kinds = {choice.own for choice in choices}
+    assert kinds > {"IQ1_M", "Q2_K"}
+    costs = {c.name: {kind: 4.0 ** -get_format(kind).bits for kind in c.sizes} for c in choices}
+    found = allocate(choices, costs, _own_bytes(low, choices))
+    assert found.nbytes <= _own_bytes(low, choices)
+    assert found.cost < found.before

@@ -30,7 +30,7 @@ VALUES: dict[str, Any] = {
     "allocate": True, "target_size": "2G", "tune": "e2e", "e2e_steps": 5,
     "mmproj_only": True, "no_mtp": True, "ignore_tensors": ("a",), "chat_template": TEMPLATE,
     "scheme": ["W4A16"], "strict": True, "kv_cache": "fp8", "statistics": "m.stats.safetensors",
-    "target_bpw": 4.5, "allocate_from": "Q4_K,Q6_K",
+    "target_bpw": 4.5, "allocate_from": "Q4_K,Q6_K", "sample_share": 0.2,
 }  # fmt: skip
 """A value of every field that is not its default."""
 

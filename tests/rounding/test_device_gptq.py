@@ -74,7 +74,8 @@ TIES = 2
 decided, and all that followed it in its row. Most codecs have none."""
 
 
-@pytest.mark.parametrize("name", [*LATTICES, *CODEBOOKS])
+# IQ1_M has IQ1_S's points and no rule of its own.
+@pytest.mark.parametrize("name", [*LATTICES, *(name for name in CODEBOOKS if name != "IQ1_M")])
 def test_block_formats_have_the_native_back_end_s_codes(name: str) -> None:
     assert _count_ties(*_both(BlockCodec(get_format(name)))) <= TIES
 

@@ -101,7 +101,7 @@ def test_fused_kernels_are_the_native_ones(
 
 def _points(given: dict[str, Any]) -> TensorVectorKernels:
     width = 8 if given["signs"] == "even" else 2 * given["first"].shape[1]
-    grid = (given[name] for name in ("first", "second", "patterns", "signs"))
+    grid = (given[name] for name in ("first", "second", "patterns", "signs", "apart"))
     points = TensorPoints.make(*grid, width, CPU)
     limits = given.get("scale_range", (1, given.get("most", 1)))
     return TensorVectorKernels(points, given["sub"], given.get("block", 0), limits)

@@ -10,6 +10,7 @@ import pytest
 from quantcli import _native
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
+from quantcli.formats.grids import load_grid
 from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
 from quantcli.rounding.descent import sweep
 from quantcli.rounding.vector_codebook import VectorCodebook
@@ -37,13 +38,23 @@ def _loss(packed: np.ndarray, name: str, weights: np.ndarray, mean: np.ndarray) 
 
 def _signs(lattice: CodebookLattice) -> np.ndarray:
     """Every choice of signs for eight weights that a format allows."""
+    if lattice.shift:
+        return np.ones((1, 8))
     signs = np.array(list(itertools.product((1, -1), repeat=8)), np.float64)
     return signs[signs.prod(axis=1) > 0] if lattice.even_signs else signs
 
 
+def _points(lattice: CodebookLattice) -> np.ndarray:
+    """The points as decoders have them: IQ1's grid shifted both ways by an eighth."""
+    grid = load_grid(lattice.grid).points.astype(np.float64) * lattice.unit
+    if not lattice.grid.startswith("IQ1"):
+        return grid
+    return np.concatenate([grid + 0.125, grid - 0.125])
+
+
 def _least(lattice: CodebookLattice, target: np.ndarray, weigh: np.ndarray) -> np.ndarray:
     """The least weighted square distance of each row of eight weights from points with signs."""
-    points = lattice.points.astype(np.float64)
+    points = _points(lattice)
     best = np.full(len(target), np.inf)
     for signs in _signs(lattice):
         total = np.zeros(len(target))
@@ -53,6 +64,13 @@ def _least(lattice: CodebookLattice, target: np.ndarray, weigh: np.ndarray) -> n
             total += (apart * apart @ weigh[part]).min(axis=1)
         best = np.minimum(best, total)
     return best
+
+
+def _least_of(points: np.ndarray, target: np.ndarray, weigh: np.ndarray) -> np.ndarray:
+    """The least weighted square distance of each row of eight weights from points."""
+    apart = target[:, None] - points
+    least: np.ndarray = (apart * apart @ weigh).min(axis=1)
+    return least
 
 
 @pytest.mark.parametrize("name", CODEBOOKS)
@@ -69,8 +87,16 @@ def test_without_correlations_every_group_is_the_nearest_point_with_signs(name: 
     values = step[:, :, None] * lattice.levels(codes)
     np.testing.assert_allclose(errors, weights - values.reshape(20, 16), atol=1e-6)
     found = (errors.astype(np.float64) ** 2 * weigh).reshape(20, 2, 8).sum(axis=2)
-    for half in range(2):
-        part = slice(8 * half, 8 * half + 8)
+    eights = (slice(0, 8), slice(8, 16))
+    if lattice.shared_shift:
+        both = [
+            sum(_least_of(points, weights[:, e] / step, weigh[e]) for e in eights)
+            for points in np.split(_points(lattice), 2)
+        ]
+        want = np.minimum(*both) * step[:, 0] ** 2
+        np.testing.assert_allclose(found.sum(axis=1), want, rtol=1e-4)
+        return
+    for half, part in enumerate(eights):
         want = _least(lattice, weights[:, part] / step, weigh[part]) * step[:, 0] ** 2
         np.testing.assert_allclose(found[:, half], want, rtol=1e-4)
 
@@ -97,6 +123,10 @@ def test_feedback_beats_the_encoder_and_sweeps_never_raise_the_loss(name: str) -
     assert _loss(coded.pack(), name, weights, mean) < 0.15 * plain
     # What is stored is what was counted.
     np.testing.assert_array_equal(weights - native.decode(fmt, coded.pack()), coded.errors)
+    if CODEBOOKS[name].shared_shift:
+        down = np.concatenate([coded.parts(i).codes for i in (0, 1)]).reshape(-1, 4) // 2048
+        assert (down == down[:, :1]).all()
+        assert 0.2 < down.mean() < 0.8
     if CODEBOOKS[name].even_signs:
         assert not any((_parity(CODEBOOKS[name], coded.parts(i).codes) % 2).any() for i in (0, 1))
 
@@ -106,10 +136,13 @@ def test_order_by_activation_leaves_groups_whole(name: str) -> None:
     fmt = get_format(name)
     weights, mean, importance = _problem(512)
     hessian = prepare_hessian(mean, order="activation")
-    units = hessian.keep_together(8)
+    together = VectorCodebook.of(CODEBOOKS[name]).together
+    assert together in (4, 8, 32)
+    units = hessian.keep_together(together)
     assert units.order is not None
-    np.testing.assert_array_equal(units.order[::8] % 8, 0)
-    np.testing.assert_array_equal(units.order[7::8], units.order[::8] + 7)
+    np.testing.assert_array_equal(units.order[::together] % together, 0)
+    last = together - 1
+    np.testing.assert_array_equal(units.order[last::together], units.order[::together] + last)
     plain = _loss(encode_columns(fmt, weights, importance, POOL), name, weights, mean)
     coded = round_with_feedback(fmt, weights, hessian, importance, POOL)
     assert _loss(coded.pack(), name, weights, mean) < 0.4 * plain
@@ -161,12 +194,14 @@ def test_the_metric_of_a_unit_is_the_hessian_s_where_nothing_comes_after() -> No
         ({"patterns": np.full((5, 2), 9, np.uint8)}, "point 0 has a half"),
         ({"metric": np.ones((64, 8), np.float32)}, "metric has shape"),
         ({"codes": np.zeros((4, 64), np.int32)}, "codes has shape"),
+        ({"apart": 0.25}, "5 points with free signs have no two halves apart"),
     ],
 )
 def test_the_binding_refuses_what_does_not_fit(change: dict[str, object], message: str) -> None:
     given = {
         "first": np.ones((2, 2), np.float32), "second": np.ones((2, 2), np.float32),
-        "patterns": np.zeros((5, 2), np.uint8), "signs": "free", "sub": 32, "spread": 0, "most": 31,
+        "patterns": np.zeros((5, 2), np.uint8), "signs": "free", "apart": 0.0,
+        "sub": 32, "spread": 0, "most": 31,
         "target": np.zeros((4, 64), np.float32), "weights": np.zeros((4, 64), np.float32),
         "factor": np.eye(64, dtype=np.float32), "metric": np.ones((64, 4), np.float32),
         "norms": np.ones((16, 5), np.float32), "d": np.ones(4, np.float32),
@@ -185,6 +220,6 @@ def test_the_binding_refuses_codes_that_are_no_points() -> None:
     codes = np.full((1, 64), 5, np.int32)
     with pytest.raises(ValueError, match="code 5 is no point"):
         _native.sweep_points(
-            *grid, "free", 32, 256, (1, 31), hessian, norms, gradient, True, codes,
+            *grid, "free", 0.0, 32, 256, (1, 31), hessian, norms, gradient, True, codes,
             np.ones((1, 1), np.float32), scales,
         )  # fmt: skip

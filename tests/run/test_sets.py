@@ -11,19 +11,21 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import quantcli
-from quantcli.artifacts import atomic
+from quantcli.artifacts import atomic, slabs, write
 from quantcli.cli.app import run
-from quantcli.errors import OutputError, UsageError
+from quantcli.errors import OutputError, PlanError, UsageError
 from quantcli.formats import native
 from quantcli.plan.filetypes import file_types
 from quantcli.plan.output_set import SETS
 from quantcli.plan.recipe import Recipe
+from quantcli.sources.files import StoredFile
 
 Call = Callable[..., tuple[int, str, str]]
 TYPES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M", "Q8_0", "BF16")
@@ -98,6 +100,64 @@ def test_layouts_beside_types(mini: Path, call: Call) -> None:
 
 
 TWO = ("Q4_0", "Q8_0")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_outputs_of_any_kind_share_one_read(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """In slabs so short that GGUFs and folders cut the same tensors in different places."""
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 15)
+    counted = Counter()
+
+    def fill(self: StoredFile, target: np.ndarray, offset: int) -> None:
+        counted[self.path.name] += target.nbytes
+        read(self, target, offset)
+
+    read = StoredFile.fill
+    monkeypatch.setattr(StoredFile, "fill", fill)
+    asked = {"to": ["gguf", "gptq", "hf", "mlx"], "type": ["Q4_K_M", "Q8_0"], "bits": 4}
+    quantcli.quantize(mini, tmp_path / "set/", threads=threads, **asked)
+    # Each byte of the file, its header included.
+    assert counted == {"model.safetensors": (mini / "model.safetensors").stat().st_size}
+    for to, kinds in (("gguf", asked["type"]), ("hf", asked["type"]), ("gptq", [None]),
+                      ("mlx", [None])):  # fmt: skip
+        for kind in kinds:
+            own = {"type": kind} if kind else {"bits": 4}
+            quantcli.quantize(mini, f"{tmp_path}/alone/", to=to, threads=threads, **own)
+    assert files(tmp_path / "set") == files(tmp_path / "alone")
+
+
+def test_rows_in_one_order_are_hashed_once(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def count(rows: np.ndarray) -> bytes:
+        hashed.append(rows.nbytes)
+        return digest(rows)
+
+    digest = slabs.hash_rows
+    monkeypatch.setattr(write, "hash_rows", count)
+    quantcli.quantize(mini, tmp_path, to=["gguf", "gptq", "hf"], type="Q8_0", bits=4)
+    tensors = load_file(mini / "model.safetensors")
+    # A GGUF of this family has the rows of q and k in an order of its own.
+    turned = [name for name in tensors if name.endswith(("q_proj.weight", "k_proj.weight"))]
+    assert sum(hashed) == sum(tensors[name].nbytes for name in [*tensors, *turned])
+
+
+def test_what_one_read_holds_counts_as_memory(mini: Path) -> None:
+    def plan(**more: object) -> dict[str, Any]:
+        asked = {"type": "Q8_0", "bits": 4, "threads": 2, "dry_run": True} | more
+        return quantcli.quantize(mini, **asked).document
+
+    alone, both = plan(to="gptq", type=None), plan(to=["gguf", "gptq"])
+    held = both["peak_memory_bytes"] - alone["peak_memory_bytes"]
+    # Six slabs for two threads; the largest tensor is smaller than one.
+    assert held == 6 * 4096 * 256 * 2
+    with pytest.raises(PlanError, match="for these outputs even on one thread"):
+        plan(to=["gguf", "gptq"], max_memory="220M")
+    assert plan(to="gptq", type=None, max_memory="220M")["threads"] == 1
 
 
 def test_a_head_like_the_embedding_is_left_out_of_a_gguf_alone(mini: Path, call: Call) -> None:
@@ -267,7 +327,7 @@ def test_too_small_a_disk_for_all_together(
 
 LIMITED = """
 import resource, sys
-from quantcli.artifacts import atomic
+from quantcli.artifacts import atomic, slabs, write
 # A disk that cannot set space aside, so that it is full in the middle.
 atomic.reserve = lambda descriptor, size: False
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))

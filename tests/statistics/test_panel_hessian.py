@@ -13,7 +13,7 @@ import torch
 
 from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
-from quantcli.layerwise.products import add_gram, product
+from quantcli.layerwise.products import add_gram, mirror, product
 from quantcli.layerwise.steady import use_threads
 from quantcli.statistics.panel_hessian import prepare_panels
 from quantcli.statistics.quadratic_loss import quadratic_loss
@@ -129,6 +129,7 @@ def test_products_do_not_depend_on_the_threads() -> None:
         found.append(product(a, b))
         into = np.zeros((1200, 1200))
         add_gram(into, torch.from_numpy(np.tile(b, (1, 2))[:, :1100]), slice(50, 1150))
+        mirror(into)
         sums.append(into)
     use_threads(1)
     np.testing.assert_allclose(found[0], a.astype(np.float64) @ b, rtol=1e-4, atol=1e-4)

@@ -34,9 +34,8 @@ SCALARS: tuple[tuple[str, Lattice, int], ...] = (
 )
 """Lattices and numbers of columns."""
 
-_SIGNS = {True: "even", False: "free"}
 POINTS: tuple[tuple[str, str], ...] = (
-    *((name, _SIGNS[CODEBOOKS[name].even_signs]) for name in CODEBOOKS),
+    *((name, lattice.signs) for name, lattice in CODEBOOKS.items()),
     ("IQ2_S", "none"),
 )
 """Grids and the signs that their points have."""
@@ -182,7 +181,8 @@ def _grid(name: str, signs: str) -> tuple[dict[str, Any], np.ndarray]:
     halves = np.split(points, 2, axis=1)
     (first, one), (second, two) = (np.unique(h, axis=0, return_inverse=True) for h in halves)
     patterns = np.stack([one.ravel(), two.ravel()], axis=1).astype(np.uint8)
-    return {"first": first, "second": second, "patterns": patterns, "signs": signs}, points
+    grid = {"first": first, "second": second, "patterns": patterns, "signs": signs}
+    return grid | {"apart": CODEBOOKS[name].apart}, points
 
 
 def _norms(points: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ def _feedback_points(
         "target": weights + earlier, "weights": weights, "factor": factor,
         "metric": np.ascontiguousarray(metric.reshape(columns, width), np.float32),
         "norms": _norms(points, metric.diagonal(axis1=1, axis2=2)),
-        "d": _factors(draw, rows, 1, 15 * float(points.max()))[:, 0],
+        "d": _factors(draw, rows, 1, 15 * float(np.abs(points).max()))[:, 0],
         "scales": _odd(draw, lattice, (rows, columns // lattice.sub)),
         "codes": np.zeros((rows, columns // lattice.group), np.int32),
         "errors": np.zeros_like(weights),
@@ -243,12 +243,15 @@ def _sweep_points(
     columns, group = lattice.block, lattice.group
     hessian, (grid, points) = _inputs(columns)[0], _grid(name, signs)
     codes = draw.integers(0, len(points), (rows, columns // group))
+    if lattice.apart:
+        halves = draw.integers(0, 2, (rows, columns // lattice.sub)) * (len(points) // 2)
+        codes = codes % (len(points) // 2) + halves.repeat(lattice.sub // group, axis=1)
     minus = draw.integers(0, 2, (rows, columns // 8, 8))
     if signs == "even":
         minus[:, :, 7] = minus[:, :, :7].sum(axis=2) % 2
     minus = minus.reshape(*codes.shape, group) * (signs != "none")
     levels = np.where(minus, -points[codes], points[codes]).reshape(rows, columns)
-    d = _factors(draw, rows, 1, 15 * float(points.max()))
+    d = _factors(draw, rows, 1, 15 * float(np.abs(points).max()))
     scales = _odd(draw, lattice, (rows, columns // lattice.sub))
     values = d * scales.repeat(lattice.sub, axis=1) * levels
     arguments = grid | {

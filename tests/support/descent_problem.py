@@ -82,7 +82,8 @@ def _points_options(given: Mapping[str, Any]) -> tuple[int, ...]:
     first, second, signs = given["first"], given["second"], given["signs"]
     group = 2 * first.shape[1]
     width = 8 if signs == "even" else group
-    return len(given["patterns"]), group, width, _native.SIGNS[signs], len(first), len(second)
+    halves = len(first), len(second), int(8 * given["apart"])
+    return len(given["patterns"]), group, width, _native.SIGNS[signs], *halves
 
 
 _GRID = ("first", "second", "patterns")

@@ -19,6 +19,7 @@ from support.trained_runs import train
 
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT
+from quantcli.formats.grids import load_grid
 from quantcli.formats.lattice import LATTICES
 from quantcli.model import Model, open_model
 from quantcli.rounding.quantized_model import QuantizedModel
@@ -110,7 +111,7 @@ def test_weights_follow_a_gradient_on_the_grid(kind: str, rows: Any, tmp_path: P
     codes.close()
 
 
-@pytest.mark.parametrize("kind", ["Q4_K", "IQ2_S", "IQ3_XXS"])
+@pytest.mark.parametrize("kind", ["Q4_K", "IQ1_S", "IQ3_XXS"])
 def test_codes_do_not_depend_on_threads(
     kind: str, rows: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -147,6 +148,16 @@ def test_a_projection_is_the_nearest_point(kind: str) -> None:
     codes = projection.project(latents)
     found = projection.points(codes).numpy()
     distance = np.square(found - latents.numpy()).sum(axis=1)
+    if kind.startswith("IQ1"):
+        grid = load_grid(kind).points
+        up, down = (
+            np.square(latents.numpy()[:, None] - (grid + shift)).sum(axis=2).min(axis=1)
+            for shift in (0.125, -0.125)
+        )
+        if kind == "IQ1_S":  # four points share a shift
+            distance, up, down = (each.reshape(-1, 4).sum(axis=1) for each in (distance, up, down))
+        assert np.allclose(distance, np.minimum(up, down), rtol=1e-4)
+        return
     shape = np.abs(latents.numpy())[:, None] - lattice.points
     least = np.square(shape).sum(axis=2).min(axis=1)
     if not lattice.even_signs:

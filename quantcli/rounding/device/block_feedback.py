@@ -86,7 +86,7 @@ def round_blocks(
     block_sweeps: int,
 ) -> None:  # fmt: skip
     """Round a matrix in the order of ``hessian``; `block_feedback.round_with_feedback`."""
-    ordered = hessian.keep_together(matrix.grid.width)
+    ordered = hessian.keep_together(matrix.grid.together)
     if ordered.order is None:
         _round_in_order(matrix, ordered, importance, pool, block_sweeps)
     else:
@@ -153,9 +153,9 @@ def _round_sorted(
         chosen = order[chunk]
         weights = rows[:, chosen]
         target = weights + errors[:, :start] @ hessian.factor[:start, chunk]
-        runs = chosen[:: grid.width] // grid.sub
+        runs = chosen[:: grid.together] // grid.sub
         own = grid.feed_back(
-            grid.width, target, weights, hessian, chunk, steps[:, runs], lows[:, runs]
+            grid.together, target, weights, hessian, chunk, steps[:, runs], lows[:, runs]
         )
         codes[:, chosen[:: grid.group] // grid.group], errors[:, chunk] = own
     for index, columns in enumerate(matrix.columns):

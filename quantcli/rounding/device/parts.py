@@ -41,6 +41,10 @@ class TensorCodebook(Protocol):
         """Weights of a unit, which is chosen at once."""
 
     @property
+    def together(self) -> int:
+        """Weights that cannot be rounded apart."""
+
+    @property
     def sub(self) -> int:
         """Weights under one scale."""
 
@@ -92,7 +96,7 @@ class TensorScalarCodebook:
     own: ScalarCodebook
     kernels: TensorScalarKernels
     device: torch.device
-    group = width = 1
+    group = width = together = 1
 
     @classmethod
     def of(cls, own: ScalarCodebook, device: torch.device) -> TensorScalarCodebook:
@@ -184,6 +188,11 @@ class TensorVectorCodebook:
     def width(self) -> int:
         """Weights of a unit."""
         return self.own.width
+
+    @property
+    def together(self) -> int:
+        """Weights that cannot be rounded apart."""
+        return self.own.together
 
     @property
     def sub(self) -> int:

@@ -23,12 +23,17 @@ _CAUTION = (1.0, 1.5)
 
 @dataclass(frozen=True, eq=False)
 class TensorPoints:
-    """A grid's points (points, group), and those of its halves; ``signs`` none, free or even."""
+    """A grid's points (points, group), and those of its halves; ``signs`` none, free or even.
+
+    With ``apart`` the second half of the points is the first one, each level moved by that, and a
+    run takes its points from one half alone.
+    """
 
     values: torch.Tensor
     halves: tuple[torch.Tensor, torch.Tensor]
     patterns: tuple[torch.Tensor, torch.Tensor]
     signs: str
+    apart: float
     width: int
     _bits: torch.Tensor = field(repr=False)
 
@@ -40,12 +45,12 @@ class TensorPoints:
             np.unique(part, axis=0, return_inverse=True)
             for part in (points[:, :half], points[:, half:])
         )
-        signs = "even" if lattice.even_signs else "free"
-        return cls.make(first, second, np.stack([one, two], axis=1), signs, width, device)
+        patterns = np.stack([one, two], axis=1).astype(np.uint8)
+        return cls.make(first, second, patterns, lattice.signs, lattice.apart, width, device)
 
     @classmethod
     def make(
-        cls, first: Floats, second: Floats, patterns: Bytes, signs: str, width: int,
+        cls, first: Floats, second: Floats, patterns: Bytes, signs: str, apart: float, width: int,
         device: torch.device,
     ) -> TensorPoints:  # fmt: skip
         """Points as `VectorKernels` has them."""
@@ -54,7 +59,7 @@ class TensorPoints:
         a, b = (torch.from_numpy(patterns[:, i].astype(np.int64)).to(device) for i in (0, 1))
         values = torch.cat([one[a], two[b]], 1)
         bits = SIGNS_SHIFT + torch.arange(values.shape[1], dtype=torch.int32, device=device)
-        return cls(values, (one, two), (a, b), signs, width, bits)
+        return cls(values, (one, two), (a, b), signs, apart, width, bits)
 
     @property
     def group(self) -> int:
@@ -71,14 +76,23 @@ class TensorPoints:
         """Squared lengths of the points under a diagonal metric (columns,): (groups, points)."""
         return diagonal.reshape(-1, self.group) @ (self.values * self.values).T
 
+    @property
+    def searched(self) -> int:
+        """The points of one half where there are two that lie apart, else all."""
+        return len(self.values) // 2 if self.apart else len(self.values)
+
     def nearest(
-        self, norms: torch.Tensor, diagonal: torch.Tensor, target: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, norms: torch.Tensor, diagonal: torch.Tensor, target: torch.Tensor,
+        latter: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Levels (n, width) and codes (n, groups) of the units nearest under a diagonal metric.
 
         ``norms`` are those of the unit's groups, ``diagonal`` and ``target`` have its weights.
+        ``latter`` (n,) says which units take the second half's points, if these lie apart.
         """
         signed, group = self.signs != "none", self.group
+        if latter is not None:
+            target = target - torch.where(latter, self.apart, 0.0)[:, None]
         minus = target < 0 if signed else torch.zeros_like(target, dtype=torch.bool)
         slope = 2 * diagonal * (target.abs() if signed else target)
         odd = minus.sum(1) % 2 == 1 if self.signs == "even" else None
@@ -99,7 +113,8 @@ class TensorPoints:
                 ]
         levels, codes = [], []
         own = zip(found, turned, parts, minus.split(group, dim=1), strict=True)
-        for code, turn, part, sign in own:
+        for found_code, turn, part, sign in own:
+            code = found_code if latter is None else found_code + latter.long() * self.searched
             points = self.values[code]
             if turn is not None:
                 place = (part * points).argmin(1, keepdim=True)
@@ -123,20 +138,21 @@ class TensorPoints:
             for term in terms[1:]:
                 total = total + term
                 least = torch.where(term < least, term, least)
-            gains.append(total[:, self.patterns[number]])
+            patterns = self.patterns[number][: self.searched]
+            gains.append(total[:, patterns])
             if odd is not None:
                 turn = torch.where(odd[:, None], 2 * least, 0.0)
-                turns.append(turn[:, self.patterns[number]])
+                turns.append(turn[:, patterns])
         gain = gains[0] + gains[1]
         if turns:
             gain = gain - torch.where(turns[0] < turns[1], turns[0], turns[1])
-        scores = norms - gain
+        scores = norms[: self.searched] - gain
         best = scores.argmin(1)
         return best, scores.gather(1, best[:, None])[:, 0]
 
     def improve(
         self, norms: torch.Tensor, metric: torch.Tensor, gradient: torch.Tensor,
-        levels: torch.Tensor, codes: torch.Tensor,
+        levels: torch.Tensor, codes: torch.Tensor, latter: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Steps along the gradient (n, width) under a unit's whole metric, where they gain.
 
@@ -145,7 +161,7 @@ class TensorPoints:
         diagonal = metric.diagonal()
         for caution in _CAUTION:
             target = levels + gradient / (caution * diagonal)
-            other, chosen = self.nearest(norms, diagonal, target)
+            other, chosen = self.nearest(norms, diagonal, target, latter)
             other = other - levels
             along = _multiply(other, metric)
             gains = other * (2 * gradient - along)
@@ -199,7 +215,12 @@ class TensorVectorKernels:
         errors = torch.empty_like(x)
         shape = rows, columns // points.group
         codes = torch.empty(shape, dtype=torch.int32, device=x.device)
-        moves = [0, *(move for move in range(-spread, spread + 1) if move)]
+        around = range(-spread, spread + 1)
+        moves, count = [0, *(move for move in around if move)], 2 * spread + 1
+        latter = None
+        if points.apart:
+            moves += around
+            latter = (torch.arange(len(moves), device=x.device) >= count).repeat_interleave(rows)
         for number, start in enumerate(range(0, columns, run)):
             own = slice(start, start + run)
             middle = scales[:, number]
@@ -208,13 +229,14 @@ class TensorVectorKernels:
             found = self._round_run(
                 x[:, own].repeat(len(moves), 1), weights[:, own].repeat(len(moves), 1),
                 factor[own, own], metric[own], norms[start // points.group :], steps, groups,
+                latter,
             )  # fmt: skip
             chosen, missed, losses = (
                 part.reshape(len(moves), rows, *part.shape[1:]) for part in found
             )
             least, best, lost, scale = losses[0], chosen[0], missed[0], middle
             for index in range(1, len(moves)):
-                held = (tried[index] >= 1) & (tried[index] <= most)
+                held = (tried[index] >= 1) & (tried[index] <= most) | (moves[index] == 0)
                 better = held & (losses[index] < least)
                 least = torch.where(better, losses[index], least)
                 scale = torch.where(better, tried[index], scale)
@@ -228,7 +250,7 @@ class TensorVectorKernels:
 
     def _round_run(
         self, x: torch.Tensor, w: torch.Tensor, factor: torch.Tensor, metric: torch.Tensor,
-        norms: torch.Tensor, steps: torch.Tensor, groups: int,
+        norms: torch.Tensor, steps: torch.Tensor, groups: int, latter: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
         """Codes, errors, and what they add to the loss, of a run under one step for each row."""
         points, width, step = self.points, self.points.width, steps[:, None]
@@ -242,9 +264,11 @@ class TensorVectorKernels:
                 fed[:, k + 1 :] -= fed[:, k, None] * within[k, k + 1 :]
             ratio = (w[:, own] + fed) / step
             mine, length = metric[own], norms[unit * groups : (unit + 1) * groups]
-            levels, chosen = points.nearest(length, mine.diagonal(), ratio)
+            levels, chosen = points.nearest(length, mine.diagonal(), ratio, latter)
             gradient = _multiply(ratio - levels, mine)
-            gradient, levels, chosen = points.improve(length, mine, gradient, levels, chosen)
+            gradient, levels, chosen = points.improve(
+                length, mine, gradient, levels, chosen, latter
+            )
             terms = step * step * (ratio - levels) * gradient
             for i in range(width):
                 loss = loss + terms[:, i]
@@ -274,9 +298,11 @@ class TensorVectorKernels:
             own, mine = slice(start, start + width), slice(unit * groups, (unit + 1) * groups)
             step = steps[:, start // self.sub, None]
             lost = step == 0
+            latter = codes[:, unit * groups] >= points.searched if points.apart else None
             _, found, chosen = points.improve(
-                norms[mine], hessian[own, own], pull[:, own] / step, levels[:, own], codes[:, mine]
-            )
+                norms[mine], hessian[own, own], pull[:, own] / step, levels[:, own],
+                codes[:, mine], latter,
+            )  # fmt: skip
             levels[:, own] = torch.where(lost, levels[:, own], found)
             codes[:, mine] = torch.where(lost, codes[:, mine], chosen)
             changes = step * levels[:, own] - values[:, own]

@@ -40,6 +40,7 @@ _OPTIONS = (
     "--chat-template",
     "--fisher-windows",
     "--random-share",
+    "--sample-share",
     "--tune-steps",
     "--e2e-steps",
     "--quality",
