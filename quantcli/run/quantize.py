@@ -233,14 +233,14 @@ def _calibrate(
 
 
 def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
-    """The output with what the texts gave: an importance matrix, and static scales."""
+    """The output with what the texts gave: an importance matrix, static scales, means."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
     weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
     if weighted:
         recipe = replace(recipe, imatrix=str(importance.path))
-    if needs_text(artifact):
+    if needed_statistics(artifact):
         recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
         artifact.model,
