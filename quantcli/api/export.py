@@ -23,7 +23,7 @@ from quantcli.exports.verify import verify as run_verify
 from quantcli.model import open_model
 from quantcli.plan.budget import free_disk
 from quantcli.report.measured_quality import read_evaluation
-from quantcli.report.tables import Table, facts
+from quantcli.report.tables import Column, Table, facts
 from quantcli.report.units import size_text
 from quantcli.types import Event, Note
 
@@ -181,10 +181,12 @@ def _push(
     document: dict[str, Any] = {"to": HUB, "repo": repo, "public": public, "files": files}
     paths, tables, url = tuple(path for _, path in wanted.files), [], None
     if dry_run:
-        rows = [(name, size_text(path.stat().st_size)) for name, path in wanted.files]
+        rows = tuple((name, size_text(path.stat().st_size)) for name, path in wanted.files)
         access = "private, if it is not there yet" if wanted.private else "public, if not there yet"
-        rows += [("repository", f"{repo} ({access})"), ("size", size_text(wanted.nbytes))]
-        tables = [facts(rows)]
+        tables = [
+            Table((Column("file"), Column("size", "right")), rows),
+            facts([("repository", f"{repo} ({access})"), ("size", size_text(wanted.nbytes))]),
+        ]
     else:
         url = drain(upload_artifacts(names, repo, public=public), watch)
     document |= {"paths": list(map(str, paths)), "bytes": wanted.nbytes, "url": url}

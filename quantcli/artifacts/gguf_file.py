@@ -25,6 +25,7 @@ from quantcli.artifacts.gguf_container import (
     shard_paths,
 )
 from quantcli.artifacts.gguf_shards import GgufShards
+from quantcli.artifacts.held_output import HeldOutput, RowsPlace
 from quantcli.artifacts.nvfp4_scales import ScaledWeights, add_scales
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
@@ -70,6 +71,7 @@ class GgufFile(GgufShards):
     """A decided quantization: everything but the weights has been read and checked.
 
     ``encoders`` make the rows of a tensor, by its name, in place of its block format's own encoder.
+    The files of one that is ``held`` are there, and in them the tensors named in ``there``.
     """
 
     model: Model
@@ -80,6 +82,8 @@ class GgufFile(GgufShards):
     layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    held: HeldOutput | None = None
+    there: frozenset[str] = frozenset()
 
     @property
     def is_stream(self) -> bool:
@@ -93,6 +97,9 @@ class GgufFile(GgufShards):
 
     def open(self) -> AtomicFiles | StreamSink:
         """The files, to be written."""
+        if self.held is not None:
+            sizes = {path: layout.size for path, layout in self.layouts.items()}
+            return AtomicFiles(sizes, force=self.force, held=self.held.files)
         if not self.is_stream:
             return super().open()
         (layout,), (items,) = self.layouts.values(), self.shards.values()
@@ -141,6 +148,7 @@ class GgufFile(GgufShards):
                         place,
                         _home(item.tensor, slab.start),
                         _stored_lines(self.model, item.tensor, slab),
+                        item.tensor.name in self.there,
                     )
 
     def _content(self, item: TensorPlan, slab: Slab) -> tuple[Slab, str, int] | None:
@@ -291,14 +299,31 @@ def add_metadata(artifact: GgufFile, keys: Mapping[str, MetaValue]) -> GgufFile:
     return replace(artifact, metadata=metadata, layouts=_lay_out(metadata, artifact.shards))
 
 
-def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
-    """The same file with the tensors in ``encoded`` as they are there."""
+def hold_output(artifact: GgufFile, *, whole: bool = False) -> HeldOutput:
+    """The file as it is filled before all of it is known; ``whole``: it is published already."""
+    sizes = {path: layout.size for path, layout in artifact.layouts.items()}
+    places = {}
+    for path, items in artifact.shards.items():
+        for item in items:
+            name, rows = item.tensor.name, item.tensor.rows
+            offset = artifact.layouts[path].offsets[name]
+            places[name] = RowsPlace(path, offset, rows, item.nbytes // max(1, rows))
+    return HeldOutput(sizes, places, whole=whole)
+
+
+def take_encoded(artifact: GgufFile, encoded: Encoded, held: HeldOutput | None = None) -> GgufFile:
+    """The same file with the tensors in ``encoded`` as they are there.
+
+    Where it is ``held``, they lie at their places.
+    """
 
     def encoder(item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
         return encoded.read_rows(item.tensor.name, start, start + len(rows))
 
     names = [item.tensor.name for item in artifact.plan.items if item.tensor.name in encoded]
-    return replace(artifact, encoders={**artifact.encoders, **dict.fromkeys(names, encoder)})
+    encoders = {**artifact.encoders, **dict.fromkeys(names, encoder)}
+    there = frozenset(names) if held is not None else frozenset()
+    return replace(artifact, encoders=encoders, held=held, there=there)
 
 
 def _lay_out(

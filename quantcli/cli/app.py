@@ -15,14 +15,14 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.main import get_command
 
 import quantcli
 from quantcli.cli import sign_of_life, stopping, streams
 from quantcli.cli.failures import INTERRUPTED, Failure, explain
 from quantcli.cli.help_tiers import ALL, essentials
-from quantcli.cli.options import Debug, Json, Quiet, Verbose, debug_wanted, option
+from quantcli.cli.options import ANYWHERE, Debug, Json, Quiet, Verbose, debug_wanted, option
 from quantcli.cli.output import Output
 from quantcli.errors import UsageError
 from quantcli.interrupts import leave, left_behind
@@ -70,7 +70,23 @@ class _Command(TyperCommand):
     first.
     """
 
+    def get_help_option(self, ctx: Any) -> Any:
+        """The option in the panel of its kind, without typer's "<bool>"."""
+        found = super().get_help_option(ctx)
+        if isinstance(found, TyperOption):
+            found.rich_help_panel, found.metavar = ANYWHERE, ""
+        return found
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """MODEL, where typer writes {MODEL}."""
+        arguments = [each.metavar for each in self.params if isinstance(each, TyperArgument)]
+        return ["[OPTIONS]", *filter(None, arguments)]
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        for each in self.params:
+            if isinstance(each, TyperArgument):
+                # "<str>" says nothing that the name and the sentence do not.
+                each.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
         if ctx.meta.get(ALL):
             super().format_help(ctx, formatter)
             return

@@ -173,7 +173,7 @@ def calibrate(
 
     With a text of your own:    quantcli calibrate ./my-model --data text.txt
 
-    An interrupted run:         quantcli calibrate ./my-model --data text.txt --resume
+    An interrupted run:         quantcli calibrate ./model --data my.txt --resume
 
     What a calibration tells:   quantcli calibrate my-model.calib.gguf --stats
     """

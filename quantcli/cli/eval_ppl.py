@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _TEXT = "The text, and how it is cut"
 _BASE = "The base to compare with"
+_MORE = "The engine, and what else is measured"
 _GATES = "Limits (exit code 3 if one is exceeded)"
 
 
@@ -78,6 +79,7 @@ def eval_ppl(
         option(
             "--engine",
             metavar="NAME",
+            panel=_MORE,
             help="auto, llama.cpp or torch. auto takes llama.cpp for a GGUF, if it is installed.",
         ),
     ] = None,
@@ -86,6 +88,7 @@ def eval_ppl(
         option(
             "--config",
             metavar="FOLDER",
+            panel=_MORE,
             help="Where torch finds a GGUF's config.json and tokenizer.json. Default: what the "
             "GGUF itself says.",
         ),
@@ -247,13 +250,14 @@ def eval_ppl(
         option(
             "--tasks",
             metavar="NAME,...",
+            panel=_MORE,
             help="Run these tasks of lm-eval too (pip install lm_eval), by name or YAML file, such "
             "as arc_easy,hellaswag. Without --data nothing else is measured.",
         ),
     ] = None,
     task_limit: Annotated[
         int | None,
-        option("--task-limit", metavar="N", help="At most N questions of each task."),
+        option("--task-limit", metavar="N", panel=_MORE, help="At most N questions of each task."),
     ] = None,
     min_task: Annotated[
         list[str] | None,
@@ -266,13 +270,19 @@ def eval_ppl(
     ] = None,
     plot: Annotated[
         Path | None,
-        option("--plot", metavar="FILE.svg", help="Draw KL divergence against bits per weight."),
+        option(
+            "--plot",
+            metavar="FILE.svg",
+            panel=_MORE,
+            help="Draw KL divergence against bits per weight.",
+        ),
     ] = None,
     report: Annotated[
         Path | None,
         option(
             "--report",
             metavar="FOLDER",
+            panel=_MORE,
             help="Write a page with these figures into this folder (report.html), and a card for "
             "the models' repository (README.md).",
         ),
@@ -281,6 +291,7 @@ def eval_ppl(
         bool,
         option(
             "--speed",
+            panel=_MORE,
             help="Time GGUFs in llama.cpp too, as llama-bench does: tokens read and written per "
             "second, and memory. Without --data nothing else is measured.",
         ),
@@ -294,13 +305,13 @@ def eval_ppl(
     Perplexity and KL divergence are defined as in llama-perplexity. The
     base runs beside the models, so no file of its predictions is needed.
 
-    A perplexity:               quantcli eval-ppl m.gguf --data text.txt
+    A perplexity:      quantcli eval-ppl m.gguf --data t.txt
 
-    What 4 bits cost:           quantcli eval-ppl q4.gguf --reference m.gguf --data text.txt
+    What 4 bits cost:  quantcli eval-ppl q4.gguf --reference m.gguf --data t.txt
 
-    What it gains in speed:     quantcli eval-ppl m.gguf q4.gguf --speed
+    How fast it is:    quantcli eval-ppl m.gguf q4.gguf --speed
 
-    A gate for CI:              quantcli eval-ppl m.gguf --data text.txt --max-ppl 9.5 --json
+    A gate for CI:     quantcli eval-ppl m.gguf --data t.txt --max-ppl 9.5 --json
     """
     from quantcli.api.evaluate import EvaluateResult, evaluate
     from quantcli.cli.ranked import joined_ranks

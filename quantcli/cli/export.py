@@ -151,13 +151,13 @@ def export(
     Weights are read and written piece by piece, so the model need not fit into
     memory. Prints the path of what it made.
 
-    A folder for transformers:  quantcli export m-Q4_K_M.gguf --to hf
+    For transformers:     quantcli export m-Q4_K_M.gguf --to hf
 
-    The same codes for vLLM:    quantcli export ./my-model-mlx --to compressed-tensors
+    Same codes for vLLM:  quantcli export ./my-model-mlx --to compressed-tensors
 
-    In files of at most 4 GB:   quantcli export m.gguf --to gguf --split-max-size 4G
+    At most 4 GB a file:  quantcli export m.gguf --to gguf --split-max-size 4G
 
-    What a type cost:           quantcli export m-Q4_K_M.gguf --verify --against ./my-model
+    What a type cost:     quantcli export m.gguf --verify --against ./my-model
     """
     from quantcli.api.export import ExportResult
     from quantcli.api.export import export as run

@@ -27,17 +27,29 @@ ESSENTIAL: Mapping[str, tuple[str, ...]] = {
 
 @contextmanager
 def essentials(command: Any) -> Iterator[int]:
-    """Hide a click command's other options for a while; gives their number."""
+    """Hide a click command's other options, and second names, for a while.
+
+    Gives the number of the options.
+    """
     shown = ESSENTIAL.get(command.name)
     others = [
         each for each in command.params
         if shown is not None and each.param_type_name == "option" and not each.hidden
         and each.name not in (*shown, *_SWITCHES)
     ]  # fmt: skip
+    names = [(each, each.opts) for each in command.params if each.param_type_name == "option"]
     for each in others:
         each.hidden = True
+    for each, found in names:
+        each.opts = [*_of_kind(found, is_long=True)[:1], *_of_kind(found, is_long=False)]
     try:
         yield len(others)
     finally:
+        for each, found in names:
+            each.opts = found
         for each in others:
             each.hidden = False
+
+
+def _of_kind(flags: list[str], *, is_long: bool) -> list[str]:
+    return [flag for flag in flags if flag.startswith("--") is is_long]

@@ -150,7 +150,7 @@ def inspect(
 
     Its largest tensors:        quantcli inspect ./my-model --tensors --sort size
 
-    Which layers are delicate:  quantcli inspect ./my-model --stats --sort kurtosis
+    Which layers are delicate:  quantcli inspect ./model --stats --sort kurtosis
     """
     from quantcli.api.inspect import inspect as look
 

@@ -36,22 +36,38 @@ def option(*names: str, help: str, metavar: str = "", panel: str | None = None, 
     )
 
 
+ANYWHERE, MACHINE = "With any command", "The model, and what runs it"
+"""Panels of every command's help, the first one last."""
 Quiet = Annotated[
     bool,
-    option("--quiet", "-q", help="Print the result alone: no progress, no remarks; warnings stay."),
+    option(
+        "--quiet",
+        "-q",
+        panel=ANYWHERE,
+        help="Print the result alone: no progress, no remarks; warnings stay.",
+    ),
 ]
-Verbose = Annotated[bool, option("--verbose", "-v", help="Print more detail.")]
+Verbose = Annotated[bool, option("--verbose", "-v", panel=ANYWHERE, help="Print more detail.")]
 Debug = Annotated[
-    bool, option("--debug", help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).")
+    bool,
+    option(
+        "--debug",
+        panel=ANYWHERE,
+        help="Show the traceback of an error (or set QUANTCLI_DEBUG=1).",
+    ),
 ]
 Json = Annotated[
     bool,
-    option("--json", help="Print one JSON object with exact numbers and a versioned 'schema'."),
-]
+    option(
+        "--json", panel=ANYWHERE,
+        help="Print one JSON object with exact numbers and a versioned 'schema'.",
+    ),
+]  # fmt: skip
 Download = Annotated[
     bool,
     option(
         "--download",
+        panel=MACHINE,
         help="Store a model of the Hub in its cache first, instead of reading its weights from "
         "there as they are needed. An interrupted download goes on where it stopped.",
     ),
@@ -66,6 +82,7 @@ Threads = Annotated[
         help="How many threads work; the result is the same for any number. "
         "Default: one for each processor that this process may use.",
         show_default=False,
+        rich_help_panel=ANYWHERE,
     ),
 ]
 
@@ -73,7 +90,7 @@ Threads = Annotated[
 Device = Annotated[
     str | None,
     option(
-        "--device", metavar="auto|cpu|cuda[:N]|xpu|mps",
+        "--device", metavar="auto|cpu|cuda[:N]|xpu|mps", panel=MACHINE,
         help="Where the model is run, and what a method computes. Default: auto, which is CUDA or "
         "XPU if there is one, else the CPU.",
     ),

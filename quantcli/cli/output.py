@@ -107,7 +107,10 @@ class Output:
         if self.pretty and not self.json:
             from rich.text import Text
 
-            self._stdout.print(Text(printable(text), style="bold"))
+            from quantcli.cli.drawing import shorten
+
+            # As one name: it may have spaces.
+            self._stdout.print(Text(shorten(printable(text), self._stdout.width), style="bold"))
         else:
             self.line(printable(text))
 
@@ -116,7 +119,8 @@ class Output:
         if self.pretty and not self.json:
             from rich.text import Text
 
-            self._stdout.print(Text(printable(text)))
+            line = _fold(Text(printable(text)), self._stdout.width)
+            self._stdout.print(line, soft_wrap=True)
         else:
             self.line(printable(text))
 

@@ -24,6 +24,10 @@ LINES_GROW = 20
 """A line is due after 5 s, later after 1/20 of the time spent: a night's log stays readable."""
 
 
+_BAR, _LEAST_NAME = 16, 8
+"""Characters of the bar, and below which a name says nothing."""
+
+
 class Display(Protocol):
     """Shows one phase of work."""
 
@@ -118,11 +122,11 @@ class Bar:
         import rich.progress
         from rich.progress import BarColumn, TextColumn
 
-        self._label = label
+        self._label, self._console = label, console
         self._meter = Meter()
         self._bar = rich.progress.Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=_BAR),
             TextColumn("{task.fields[phrase]}", markup=False),
             TextColumn("{task.fields[what]}", style="dim", markup=False),
             console=console,
@@ -132,7 +136,12 @@ class Bar:
 
     def update(self, progress: Progress) -> None:
         """Redraw; the bar appears with the first report."""
-        phrase, what = self._meter.measure(progress), progress.what
+        from quantcli.cli.drawing import shorten
+
+        phrase = self._meter.measure(progress)
+        # What is measured stays whole, and the bar; the name of what is worked on need not.
+        room = self._console.width - len(self._label) - _BAR - len(phrase) - 3
+        what = shorten(progress.what, room) if room >= _LEAST_NAME else ""
         if self._task is None:
             self._task = self._bar.add_task(self._label, phrase=phrase, what=what)
             self._bar.start()

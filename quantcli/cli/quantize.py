@@ -11,6 +11,7 @@ import typer
 
 from quantcli.cli.habits import read_args, read_words
 from quantcli.cli.options import (
+    MACHINE,
     Device,
     Download,
     ModelArgument,
@@ -175,7 +176,7 @@ def quantize(
     max_memory: Annotated[
         str | None,
         option(
-            "--max-memory", metavar="SIZE",
+            "--max-memory", metavar="SIZE", panel=MACHINE,
             help="Keep resident memory below SIZE, such as 300M: fewer threads, and with a method "
             "hidden states in a file. What cannot be kept is refused before the work. Without it, "
             "a few slabs of 4 MB for each thread are in memory; --dry-run tells what a method "
@@ -185,7 +186,7 @@ def quantize(
     scratch: Annotated[
         Path | None,
         option(
-            "--scratch", metavar="DIR",
+            "--scratch", metavar="DIR", panel=MACHINE,
             help="Keep the files of a --method's run in this folder until the output is whole. "
             "Default: beside the output. --resume finds them with the same DIR.",
         ),
@@ -193,7 +194,7 @@ def quantize(
     max_scratch: Annotated[
         str | None,
         option(
-            "--max-scratch", metavar="SIZE",
+            "--max-scratch", metavar="SIZE", panel=MACHINE,
             help="Refuse a --method's run before the work if these files would take more than "
             "SIZE, such as 40G.",
         ),
@@ -242,7 +243,7 @@ def quantize(
 
     4 bits, the usual choice:   quantcli quantize ./my-model --bits 4
 
-    And what it answers:        quantcli quantize ./my-model --bits 4 --run "Hello!"
+    And what it answers:        quantcli quantize ./model --bits 4 --run "Hello!"
 
     See the plan first:         quantcli quantize ./my-model --bits 4 --dry-run
 

@@ -38,7 +38,7 @@ def verdict_tables(artifact: str, against: str | None, found: VerificationDone) 
         relative, largest = _cells(found.overall)
         lines.append(("error", f"{relative} (root mean square, all tensors), largest {largest}"))
     if found.made_from is not None:
-        lines.append((f"made from {against}", "yes" if found.made_from else "no"))
+        lines += [("source", f"{against}"), ("made from it", "yes" if found.made_from else "no")]
     lines += [("problem", problem) for problem in found.problems]
     count = len(found.problems)
     lines.append(("verdict", f"{count} problem{'s' * (count > 1)}" if count else "sound"))

@@ -120,11 +120,11 @@ def tensor_table(subject: Subject, chosen: Iterable[StoredTensor]) -> Table:
     ]
     columns = (
         Column("Tensor"),
-        *((Column("In GGUF"),) if renamed else ()),
+        *((Column("In GGUF", drop=1),) if renamed else ()),
         Column("Shape", "right"),
         Column("Type"),
         Column("Size", "right"),
-        Column("Bits", "right"),
+        Column("Bits", "right", drop=2),
     )
     return Table(columns, tuple(rows))
 
@@ -181,8 +181,12 @@ def stats_table(sources: Iterable[WeightSource], pairs: Iterable[tuple[str, Weig
     ]
     columns = (
         Column("Tensor"),
-        Column("Type"),
-        *(Column(name, "right") for name in ("Min", "Max", "Std", "Kurtosis", "Outliers")),
+        Column("Type", drop=1),
+        Column("Min", "right"),
+        Column("Max", "right"),
+        Column("Std", "right", drop=2),
+        Column("Kurtosis", "right"),
+        Column("Outliers", "right"),
         Column("Top channel", "right"),
         *((Column("Not finite", "right"),) if broken else ()),
     )

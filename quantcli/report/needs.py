@@ -21,7 +21,8 @@ def needs_facts(
         if forecast.scratch:
             found.append(("scratch disk", f"about {size_text(forecast.scratch)} while it runs"))
         if forecast.seconds is not None:
-            found.append(("time", f"about {duration_text(forecast.seconds)}"))
+            # Less cannot be told apart from what starting takes.
+            found.append(("time", f"about {duration_text(max(forecast.seconds, 0.1))}"))
     return [*found, ("free disk", size_text(free) + (", too little" if too_little else ""))]
 
 

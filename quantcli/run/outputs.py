@@ -101,6 +101,8 @@ class Planned:
     forecast: Forecast | None = None
     states_in_memory: bool = True
     """Whether hidden states may stay in memory; else they are in a file, whatever their size."""
+    in_place: bool = False
+    """Whether what a method rounds goes to its place in the output's files at once."""
 
     @property
     def is_tower(self) -> bool:

@@ -19,6 +19,7 @@ from quantcli.artifacts.atomic import stamp
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
+from quantcli.artifacts.staging import remove_left
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -123,6 +124,8 @@ def _make(
         ledger.journal.remove()
     for each in ledger.planned:
         if each.kept is not None:
+            for path in each.artifact.paths:
+                remove_left(path)
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
     if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
@@ -155,7 +158,8 @@ def _make(
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):
-                    remove_run(work_path(batch[0].path, request.scratch))
+                    files = [path for each in batch for path in each.artifact.paths]
+                    remove_run(work_path(batch[0].path, request.scratch), files)
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)

@@ -44,7 +44,8 @@ def test_columns_go_in_order_and_are_told():
 
 def test_a_path_loses_folders_first():
     assert shorten("/a/long/folder/m-Q4_K_M.gguf", 20) == "…/m-Q4_K_M.gguf"
-    assert shorten("/a/long/folder/m-Q4_K_M.gguf", 10) == "m-Q4….gguf"
+    assert shorten("/a/long/folder/m-Q4_K_M.gguf", 10) == "m-Q…M.gguf"
+    assert shorten("blk.10.attn_output.weight", 19) == "blk.10.attn_output…"
     assert shorten("blk.10.attn_output.weight", 15) == "blk.10.….weight"
     assert shorten("short", 15) == "short"
 
@@ -95,3 +96,34 @@ def test_commands_at_80_columns(args, mini):
     # A name that was folded would go on in a line with nothing else.
     names = [line for line in lines if "weight" in line]
     assert all(len(line.split()) > 3 for line in names if "Tensor" not in line)
+
+
+def test_names_stay_different_as_long_as_columns_can_go():
+    columns = (Column("Tensor"), Column("In GGUF", drop=1), Column("Size", "right"),
+               Column("Bits", "right", drop=2))  # fmt: skip
+    rows = tuple(
+        (f"model.layers.{layer}.self_attn.{name}_proj.weight", f"blk.{layer}.attn_{name}.weight",
+         "65.5 kB", "16.00")
+        for layer in range(12) for name in "qkvo"
+    )  # fmt: skip
+    for width in (80, 60, 50):
+        lines = drawn(Table(columns, rows), width)
+        assert len({line.split()[0] for line in lines[2:50]}) == 48
+        assert max(map(len, lines)) <= width
+    # Where nothing can go they get alike rather than wide.
+    assert max(map(len, drawn(Table(columns[::2], tuple(row[::2] for row in rows)), 20))) <= 20
+
+
+def test_a_long_value_is_cut_and_told():
+    table = facts([("tokens", "word " * 10_000)])
+    lines = drawn(table, 60)
+    assert len(lines) < 50
+    assert lines[-1] == "Long values are cut here; in a pipe they are whole."
+
+
+def test_notes_and_titles_hold_long_names():
+    name = "a-model-whose-name-is-longer-than-a-terminal-Q4_K_M.gguf"
+    table = Table(COLUMNS, (ROW,), title=f"of {name}", note=f"Close, as Q4_K_M: {name}, {name}")
+    for line in drawn(table, 60):
+        assert len(line) <= 60
+        assert "Q4_K_M.gguf" in line or "longer-than" not in line
