@@ -12,20 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantcli.artifacts.encode_rows import encode_rows
-from quantcli.errors import PlanError, SourceError
+from quantcli.errors import PlanError
 from quantcli.formats import get_format, native
 from quantcli.formats.base import Bytes, Floats
 from quantcli.model import Model, decode_rows
 from quantcli.plan.planner import Plan, TensorPlan
 from quantcli.sources.imatrix import Importance
-from quantcli.statistics.statistics_file import StatisticsFile
 from quantcli.tensor_biases import TAKES, bias_name, takes_bias
 from quantcli.types import OutputTensor
 
@@ -36,7 +34,7 @@ _AT_ONCE = 1 << 20
 
 def add_biases(plan: Plan, model: Model) -> Plan:
     """The plan with a bias behind each weight that gets one; PlanError where none can have one."""
-    corrected = _corrected(plan, model)
+    corrected = corrected_weights(plan, model)
     if not corrected:
         raise PlanError(
             f"--correct-bias finds no matrix to add a bias to: llama.cpp's graph of {model.arch} "
@@ -55,7 +53,7 @@ def add_biases(plan: Plan, model: Model) -> Plan:
     return replace(plan, items=tuple(items))
 
 
-def _corrected(plan: Plan, model: Model) -> dict[str, TensorPlan]:
+def corrected_weights(plan: Plan, model: Model) -> dict[str, TensorPlan]:
     """The weights to correct, by name."""
     # llama.cpp does not look for biases in blocks that it leaves unused.
     unused = {tensor.name for tensor in model.mtp_tensors}
@@ -74,32 +72,16 @@ def _corrected(plan: Plan, model: Model) -> dict[str, TensorPlan]:
     }
 
 
-def read_means(path: Path, plan: Plan, model: Model) -> dict[str, Floats]:
-    """The mean input of each weight that is corrected; SourceError where one is not there."""
-    found = {}
-    with StatisticsFile(path) as statistics:
-        for name, item in _corrected(plan, model).items():
-            mean = statistics.mean(name)
-            if mean.shape != (item.tensor.columns,):
-                raise SourceError(
-                    f"{path}: {name} has {mean.size} columns there, and {item.tensor.columns} in "
-                    "the model",
-                    hint="the statistics belong to another model",
-                )
-            if not np.isfinite(mean).all():
-                raise SourceError(f"{path}: the mean of {name} is not finite")
-            found[name] = mean
-    return found
-
-
 class BiasCorrections:
-    """Encodes biases, given the ``means`` of the inputs by weight."""
+    """Encodes biases, given the ``means`` of the inputs by weight; None until they are known."""
 
     def __init__(
-        self, model: Model, plan: Plan, importance: Importance | None, means: Mapping[str, Floats]
-    ) -> None:
+        self, model: Model, plan: Plan, importance: Importance | None,
+        means: Mapping[str, Floats] | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._importance, self._means = model, importance, means
-        self._weights = {bias_name(name): item for name, item in _corrected(plan, model).items()}
+        weights = corrected_weights(plan, model)
+        self._weights = {bias_name(name): item for name, item in weights.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,6 +96,8 @@ class BiasCorrections:
 
     def _correct(self, item: TensorPlan) -> NDArray[np.float64]:
         """(W - Q) times the mean input, a number for each row of a weight."""
+        if self._means is None:
+            raise RuntimeError("the inputs' means are not known")
         tensor, fmt = item.tensor, get_format(item.format)
         mean = self._means[tensor.name].astype(np.float64)
         found = np.zeros(tensor.rows)

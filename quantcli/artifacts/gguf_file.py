@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quantcli import __version__
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing, refuse_own
-from quantcli.artifacts.bias_corrections import BiasCorrections, add_biases, read_means
+from quantcli.artifacts.bias_corrections import BiasCorrections, add_biases
 from quantcli.artifacts.encode_rows import encode_rows
 from quantcli.artifacts.gguf_container import (
     FileLayout,
@@ -276,9 +276,8 @@ def prepare_gguf(
     layouts = _lay_out(metadata, shards)
     scaled = ScaledWeights(model, plan, None if recipe.range == "mse" else importance)
     encoders: dict[str, Encoder] = dict.fromkeys(scaled.names, scaled)
-    if recipe.correct_bias and recipe.statistics is not None:
-        means = read_means(Path(recipe.statistics), plan, model)
-        corrections = BiasCorrections(model, plan, importance, means)
+    if recipe.correct_bias:
+        corrections = BiasCorrections(model, plan, importance)
         encoders |= dict.fromkeys(corrections.names, corrections)
     artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force, encoders)
     if check and artifact.is_stream:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
@@ -28,6 +29,7 @@ from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
+from quantcli.run.bias_means import take_means
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.remote_note import note_remote
@@ -253,6 +255,8 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
         importance=importance if weighted else None,
         force=request.force,
     )
+    if isinstance(artifact, GgufFile):
+        return replace(planned, artifact=take_means(artifact))
     if needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 
