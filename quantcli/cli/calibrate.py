@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quantcli.cli.habits import read_text_args
 from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
@@ -221,3 +222,6 @@ def calibrate(
         out.table(stats_table(done.calibration))
     for path in done.paths:
         out.result(path)
+
+
+calibrate.read_args = read_text_args  # type: ignore[attr-defined]
