@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -111,13 +111,18 @@ class AtomicFiles:
 
     A context manager: leaving it without `publish` removes what was written. `write` may be
     called from several threads. With ``fresh`` the files' folder is new and ours, so that they are
-    written under their own names.
+    written under their own names. Files that are ``held`` are there already, where it says, at
+    their full size: they are gone on with, and stay there where they are not published.
     """
 
-    def __init__(self, sizes: dict[Path, int], *, force: bool = False, fresh: bool = False) -> None:
+    def __init__(
+        self, sizes: dict[Path, int], *, force: bool = False, fresh: bool = False,
+        held: Mapping[Path, Path] | None = None,
+    ) -> None:  # fmt: skip
         self._sizes = sizes
         self._force = force
         self._fresh = fresh
+        self._held = held or {}
         self._staged: dict[Path, Staging] = {}
         self._open: dict[Path, int] = {}
         self._unsent = dict.fromkeys(sizes, 0)
@@ -239,14 +244,19 @@ class AtomicFiles:
 
     def _place(self, path: Path) -> Path:
         """Where the file is written until it is whole."""
+        if path in self._held:
+            return self._held[path]
         return path if self._fresh else self._staged[path].folder / (self._shared or "file")
 
     def _create(self, path: Path, size: int) -> None:
+        held = path in self._held
         alone = 0 if self._shared else os.O_EXCL
-        flags = os.O_RDWR | os.O_CREAT | alone | BINARY | NOFOLLOW | CLOEXEC
+        flags = 0 if held else os.O_CREAT | alone
+        flags |= os.O_RDWR | BINARY | NOFOLLOW | CLOEXEC
         try:
             self._open[path] = os.open(self._place(path), flags, 0o666)
-            reserve(self._open[path], size)
+            if not held:
+                reserve(self._open[path], size)
         except OSError as error:
             raise output_error(path, error) from error
 

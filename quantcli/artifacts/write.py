@@ -92,7 +92,8 @@ class ArtifactPart:
     encoded once and put at the ``place`` of each: a file of the artifact and an offset. ``home`` is
     the stored tensor that the rows come from, and about where in it they begin: what several
     artifacts make of one is made in a row, so that what they read is still there. ``stored`` says
-    what the rows are, if they are rows or columns just as they are stored.
+    what the rows are, if they are rows or columns just as they are stored. ``is_there``: all of it
+    lies at its place already, and is made once more only where a digest of it is wanted.
     """
 
     slab: Slab
@@ -103,6 +104,7 @@ class ArtifactPart:
     place: tuple[Any, int] = ("", 0)
     home: tuple[str, int] = ("", 0)
     stored: StoredLines | None = None
+    is_there: bool = False
 
 
 class Target(Protocol):
@@ -400,10 +402,13 @@ def do_slab(
             same = enumerate(parts[index + 1 :], index + 1)
             twins = [place for place, each in same if each[0].content == part.content]
         sealed = [place for place in (index, *twins) if parts[place][1].artifact.sealed]
+        if part.is_there and not sealed:
+            continue
         digest = hashlib.sha256()
         try:
             for file, offset, data in part.encode(rows):
-                writing.write(file, offset, data)
+                if not part.is_there:
+                    writing.write(file, offset, data)
                 for other, its in (parts[place] for place in twins):
                     its.write(*other.place, data)
                 if sealed:

@@ -151,6 +151,11 @@ def steady() -> Iterator[None]:
 class _Steady(TorchDispatchMode):
     """Takes, below autograd, the operations whose parts several threads can compute."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Or torch loads all of its compiler, which takes a second, only to keep it away from here.
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:

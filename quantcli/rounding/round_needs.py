@@ -17,6 +17,9 @@ _ROWS = 4
 """Copies of a matrix in float32: weights, errors, and two of feedback's own."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
+_WIDE, _SKETCH = 2048, 192
+"""From so many columns on they are estimated, and by a sketch of how many
+(`quantcli.statistics.sketched_loss`)."""
 _FISHER = 12
 """Bytes for an element of a strip's Fisher information: mean, damped, factor."""
 _DRIFT = 24
@@ -54,8 +57,12 @@ def matrix_work(
     if fisher:
         for size in strips(rows):
             total += factor_work(size)
+    losses = _LOSSES * (by_columns + by_rows)
+    if columns >= _WIDE:
+        each = 2.0 * _SKETCH * (2.0 * rows * columns + by_rows / (2 * columns))
+        losses = _LOSSES * each + 4.0 * _SKETCH * columns**2
     for name, chosen in formats.items():
-        flops = _LOSSES * (by_columns + by_rows)
+        flops = losses
         work = Work(encoded={name: float(rows * columns)})
         if chosen:
             flops += by_columns * (0.5 + options.sweeps) + 1.5 * by_rows

@@ -83,6 +83,8 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
     for output in work.outputs:
         for layer in range(checkpoint.done):
             output.store.load(layer)
+        if output.store.held is not None:
+            output.store.held.settle()
     # A layer that is tuned needs its windows' inputs after they went through it.
     memory = 0 if work.options.trainer else run.max_memory
     with ExitStack() as stack:

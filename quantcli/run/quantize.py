@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
+from quantcli.artifacts.staging import remove_left
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -27,6 +29,7 @@ from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
+from quantcli.run.bias_means import take_means
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.remote_note import note_remote
@@ -125,6 +128,8 @@ def _make(
         ledger.journal.remove()
     for each in ledger.planned:
         if each.kept is not None:
+            for path in each.artifact.paths:
+                remove_left(path)
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
     if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
@@ -157,7 +162,8 @@ def _make(
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):
-                    remove_run(work_path(batch[0].path, request.scratch))
+                    files = [path for each in batch for path in each.artifact.paths]
+                    remove_run(work_path(batch[0].path, request.scratch), files)
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
@@ -235,14 +241,14 @@ def _calibrate(
 
 
 def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
-    """The output with what the texts gave: an importance matrix, and static scales."""
+    """The output with what the texts gave: an importance matrix, static scales, means."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
     weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
     if weighted:
         recipe = replace(recipe, imatrix=str(importance.path))
-    if needs_text(artifact):
+    if needed_statistics(artifact):
         recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
         artifact.model,
@@ -251,6 +257,8 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
         importance=importance if weighted else None,
         force=request.force,
     )
+    if isinstance(artifact, GgufFile):
+        return replace(planned, artifact=take_means(artifact))
     if needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 

@@ -287,10 +287,15 @@ def check_texts(request: Request) -> None:
     """UsageError where scales are to be found on a text and none is given, or one too many."""
     for wanted in request.outputs:
         recipe = wanted.recipe
+        if recipe.correct_bias:
+            _check_means(recipe, request)
+            continue
         if not has_static_scales(recipe):
             if recipe.statistics is not None:
                 raise UsageError(
-                    "--statistics tells static scales, and there are none", hint="leave it out"
+                    "--statistics tells static scales, or with --correct-bias means, and neither "
+                    "is asked for",
+                    hint="leave it out",
                 )
             continue
         what = "--kv-cache" if recipe.kv_cache else "a scheme with static scales"
@@ -312,6 +317,20 @@ def check_texts(request: Request) -> None:
                 f"{what} needs a text to run the model on, since they are found there",
                 hint=f"--calibrate TEXT, or --statistics FILE of 'quantcli calibrate'{dynamic}",
             )
+
+
+def _check_means(recipe: Recipe, request: Request) -> None:
+    """UsageError where nothing, or two things, tell the inputs' means."""
+    if request.texts and recipe.statistics is not None:
+        raise UsageError(
+            "--calibrate and --statistics both tell the inputs' means", hint="give one of them"
+        )
+    if not request.texts and recipe.statistics is None and not request.dry_run:
+        raise UsageError(
+            "--correct-bias needs a text to run the model on, since the inputs' means are found "
+            "there",
+            hint="--calibrate TEXT, or --statistics FILE of 'quantcli calibrate --collect mean'",
+        )
 
 
 def _transforms(method: str) -> bool:

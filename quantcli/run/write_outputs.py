@@ -172,7 +172,7 @@ def _with_codes(
     if store is None:
         return artifact
     if isinstance(artifact, GgufFile):
-        return take_encoded(artifact, store)
+        return take_encoded(artifact, store, store.held)
     from quantcli.run.folder_codes import stored_codes
 
     return replace(artifact, codes=stored_codes(artifact, store))

@@ -27,7 +27,8 @@ from quantcli.statistics.hessian import (
     fill_dead,
     raise_damping,
 )
-from quantcli.statistics.matrix_statistics import MatrixStatistics
+from quantcli.statistics.losses import Judge
+from quantcli.statistics.matrix_statistics import ExactJudge, MatrixStatistics
 from quantcli.statistics.output_fisher import DAMPING as OUTPUT_DAMPING
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 
@@ -186,6 +187,10 @@ class DeviceStatistics(MatrixStatistics):
     def cost(self, errors: Floats, outputs: OutputFisher | None) -> float:
         """`MatrixStatistics.cost`."""
         return self.cost_of(_tensor(errors, self._device), outputs)
+
+    def judge(self, outputs: OutputFisher | None) -> Judge:
+        """`MatrixStatistics.judge`, which is exact here: products are what a device does best."""
+        return ExactJudge(self, outputs)
 
     def cost_of(self, errors: torch.Tensor, outputs: OutputFisher | None) -> float:
         """The same of errors that lie on the device."""
