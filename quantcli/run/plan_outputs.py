@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.scratch_place import check_scratch
 from quantcli.artifacts.shared_reads import reads_are_shared, shared_bytes, slab_readers
@@ -21,6 +22,7 @@ from quantcli.model import Model, for_gguf, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
 from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
+from quantcli.run.bias_means import take_means
 from quantcli.run.check_needs import check_room
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.forecast import add_forecasts
@@ -135,6 +137,8 @@ def _plan(
             label = recipe.type if recipe.to == GGUF else recipe.to
             raise PlanError(f"{label}: {refused.message}", hint=refused.hint) from refused
         raise
+    if isinstance(artifact, GgufFile):
+        artifact = take_means(artifact)
     if recipe.statistics is not None and needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
@@ -28,6 +29,7 @@ from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
+from quantcli.run.bias_means import take_means
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.remote_note import note_remote
@@ -51,7 +53,9 @@ def quantize(
     whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
     one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
-    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    runs = request.texts or any(
+        wanted.recipe.method or is_allocated(wanted.recipe) for wanted in request.outputs
+    )
     if request.share is None or not request.share.together or not runs or request.dry_run:
         return (yield from _quantize(request, on_fetch))
     require_torch()
@@ -238,14 +242,14 @@ def _calibrate(
 
 
 def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
-    """The output with what the texts gave: an importance matrix, and static scales."""
+    """The output with what the texts gave: an importance matrix, static scales, means."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
     weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
     if weighted:
         recipe = replace(recipe, imatrix=str(importance.path))
-    if needs_text(artifact):
+    if needed_statistics(artifact):
         recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
         artifact.model,
@@ -254,6 +258,8 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
         importance=importance if weighted else None,
         force=request.force,
     )
+    if isinstance(artifact, GgufFile):
+        return replace(planned, artifact=take_means(artifact))
     if needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 
