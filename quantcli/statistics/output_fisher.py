@@ -140,8 +140,8 @@ class LayerFisher:
     def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
         """Put together what all ranks of ``group`` have seen.
 
-        The sums of matrix i of tensor n are on the ranks ``takers(n, i)``, those that all matrices
-        share on all.
+        The sums of matrix i of tensor n are on the ranks ``takers(n, i)``, those that the matrices
+        of a stack share on all.
         """
         self._added.leave()
         everyone = group.gather(self._counts)
@@ -153,7 +153,8 @@ class LayerFisher:
                 self._sums[name] = [self._create(name, s) for s in cut_strips(shape.rows)]
             for whole in self._sums[name]:
                 for matrix, sums in enumerate(whole):
-                    group.add_up(sums, None if shape.shared else takers(name, matrix))
+                    is_common = shape.shared and shape.matrices > 1
+                    group.add_up(sums, None if is_common else takers(name, matrix))
 
     def of(self, name: str, matrix: int) -> OutputFisher | None:
         """What was found of a matrix; None where no gradient came, or none that is finite."""
