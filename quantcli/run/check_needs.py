@@ -60,6 +60,7 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
     ``held`` are bytes of each output that an earlier run has left in its place.
     """
     outputs: dict[int, int] = defaultdict(int)
+    early: dict[int, int] = defaultdict(int)
     scratch: dict[int, int] = defaultdict(int)
     kept: dict[int, int] = defaultdict(int)
     folders: dict[int, Path] = {}
@@ -71,6 +72,8 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
         disk = _disk(folder)
         folders.setdefault(disk, folder)
         outputs[disk] += each.artifact.nbytes - there
+        if each.in_place:
+            early[disk] += each.artifact.nbytes - there
         forecast = each.forecast
         if forecast is None or id(forecast) in seen:
             continue
@@ -82,8 +85,8 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
         scratch[own] += max(0, forecast.scratch - left)
         kept[own] += max(0, forecast.kept - left)
     for disk, folder in folders.items():
-        # An output is written when the most scratch is gone.
-        needed = max(scratch[disk], outputs[disk] + kept[disk])
+        # An output is written when the most scratch is gone, if not from the first layer on.
+        needed = max(early[disk] + scratch[disk], outputs[disk] + kept[disk])
         free = free_disk(folder)
         if needed > free:
             beside = f" and {scratch[disk]:,} of scratch files" if scratch[disk] else ""
