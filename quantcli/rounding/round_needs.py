@@ -15,6 +15,9 @@ from quantcli.statistics.input_needs import factor_bytes, factor_work, held_byte
 
 _ROWS = 4
 """Copies of a matrix in float32: weights, errors, and two of feedback's own."""
+_PART, _PART_ROWS, _RESULTS = 1 << 24, 6, 3
+"""Weights that are rounded at once of rows that know nothing of one another, copies of them in
+float32, and copies of all packed rows: both results, and the parts of one put together."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
 _WIDE, _SKETCH = 2048, 192
@@ -44,6 +47,12 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     most = max(sizes)
     factoring = factor_bytes(most, in_order=False) + 3 * rows
     return held + means + max(_TIES * most**2 + _ROWS * rows, factoring)
+
+
+def parted_bytes(matrix: MatrixSize, stored: int) -> int:
+    """The same where rows know nothing of one another, and take ``stored`` bytes of each matrix."""
+    part = min(_PART, matrix.rows * matrix.columns)
+    return held_bytes(matrix.columns) + 4 * _PART_ROWS * part + _RESULTS * stored
 
 
 def matrix_work(
