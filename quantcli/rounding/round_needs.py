@@ -15,9 +15,9 @@ from quantcli.statistics.input_needs import factor_bytes, factor_work, held_byte
 
 _ROWS = 4
 """Copies of a matrix in float32: weights, errors, and two of feedback's own."""
-_PART, _PART_ROWS, _RESULTS = 1 << 24, 6, 3
+_PART, _PART_ROWS, _JOINED = 1 << 24, 6, 3
 """Weights that are rounded at once of rows that know nothing of one another, copies of them in
-float32, and copies of all packed rows: both results, and the parts of one put together."""
+float32, and copies of packed rows besides one when all parts are put together."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
 _WIDE, _SKETCH = 2048, 192
@@ -50,9 +50,13 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
 
 
 def parted_bytes(matrix: MatrixSize, stored: int) -> int:
-    """The same where rows know nothing of one another, and take ``stored`` bytes of each matrix."""
+    """The same where rows know nothing of one another, besides one result of ``stored`` bytes.
+
+    There are two of all that was rounded, and then parts are put together.
+    """
     part = min(_PART, matrix.rows * matrix.columns)
-    return held_bytes(matrix.columns) + 4 * _PART_ROWS * part + _RESULTS * stored
+    most = max(4 * _PART_ROWS * part + stored, _JOINED * stored)
+    return held_bytes(matrix.columns) + most
 
 
 def matrix_work(
