@@ -87,6 +87,7 @@ quantize seeing --mmproj-only
 quantize seeing --type Q8_0 --ignore-tensor vi --chat-template text.txt -o out.gguf
 quantize small --bits 4 --calibrate text.txt --chunks 1 -o out.gguf
 quantize mini --to compressed-tensors --activations int8:static --statistics seen.safetensors
+quantize mini --type Q4_0 --correct-bias --calibrate text.txt
 quantize mini --to compressed-tensors --scheme NVFP4 --kv-cache fp8 --calibrate text.txt --chunks 2
 quantize small --type Q4_0 --method gptq --calibrate text.txt --chunks 2 --threads 1 --device cpu \
 -o out.gguf

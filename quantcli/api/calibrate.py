@@ -73,7 +73,7 @@ def calibrate(
 
     Without texts the built-in mix is taken; ``field`` is the key of a text in JSON lines. Windows
     have ``ctx`` tokens; the first ``chunks`` are run, or as many at random with ``seed``.
-    ``collect`` names more statistics: abs_max, mean_abs, min_max, histogram, kv_max, hessian.
+    ``collect`` names more statistics: abs_max, mean_abs, mean, min_max, histogram, kv_max, hessian.
     ``max_memory`` is that of hidden states, in bytes or as "4G". ``merge`` adds up finished
     calibrations instead, ``stats`` of a finished one only reads it. ``output`` defaults to
     NAME.calib.gguf in the current folder, ``legacy`` writes llama.cpp's older form. ``download``

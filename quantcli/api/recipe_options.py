@@ -55,3 +55,4 @@ class RecipeOptions(TypedDict, total=False):
     target_bpw: float
     allocate_from: str
     sample_share: float
+    correct_bias: bool

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 
 from quantcli import __version__
 from quantcli.artifacts.atomic import AtomicFiles, refuse_existing, refuse_own
+from quantcli.artifacts.bias_corrections import BiasCorrections, add_biases
+from quantcli.artifacts.encode_rows import encode_rows
 from quantcli.artifacts.gguf_container import (
     FileLayout,
     TensorEntry,
@@ -24,6 +25,7 @@ from quantcli.artifacts.gguf_container import (
     shard_paths,
 )
 from quantcli.artifacts.gguf_shards import GgufShards
+from quantcli.artifacts.held_output import HeldOutput, RowsPlace
 from quantcli.artifacts.nvfp4_scales import ScaledWeights, add_scales
 from quantcli.artifacts.shards import split_shards
 from quantcli.artifacts.slabs import (
@@ -38,7 +40,7 @@ from quantcli.artifacts.staging import held_bytes
 from quantcli.artifacts.stream import STREAM, StreamSink, check_stream
 from quantcli.artifacts.write import ArtifactPart, Chunk, StoredLines
 from quantcli.errors import UsageError, WeightError
-from quantcli.formats import FORMATS, get_format, native
+from quantcli.formats import native
 from quantcli.model import Model
 from quantcli.plan.budget import check_disk, thread_memory
 from quantcli.plan.planner import Plan, TensorPlan, make_plan
@@ -47,9 +49,6 @@ from quantcli.plan.recipe_file import dump_recipe, recorded
 from quantcli.plan.size_text import parse_size
 from quantcli.sources.imatrix import Importance
 from quantcli.types import MetaValue, Note, OutputTensor, text, u32
-
-_scratch = threading.local()
-"""Each thread's buffer for encoded rows: a fresh one would cost a page fault for every 4 KB."""
 
 DIGEST_KEY = "quantcli.source.digest"
 
@@ -72,6 +71,7 @@ class GgufFile(GgufShards):
     """A decided quantization: everything but the weights has been read and checked.
 
     ``encoders`` make the rows of a tensor, by its name, in place of its block format's own encoder.
+    The files of one that is ``held`` are there, and in them the tensors named in ``there``.
     """
 
     model: Model
@@ -82,6 +82,8 @@ class GgufFile(GgufShards):
     layouts: Mapping[Path, FileLayout]
     force: bool
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    held: HeldOutput | None = None
+    there: frozenset[str] = frozenset()
 
     @property
     def is_stream(self) -> bool:
@@ -95,6 +97,9 @@ class GgufFile(GgufShards):
 
     def open(self) -> AtomicFiles | StreamSink:
         """The files, to be written."""
+        if self.held is not None:
+            sizes = {path: layout.size for path, layout in self.layouts.items()}
+            return AtomicFiles(sizes, force=self.force, held=self.held.files)
         if not self.is_stream:
             return super().open()
         (layout,), (items,) = self.layouts.values(), self.shards.values()
@@ -143,6 +148,7 @@ class GgufFile(GgufShards):
                         place,
                         _home(item.tensor, slab.start),
                         _stored_lines(self.model, item.tensor, slab),
+                        item.tensor.name in self.there,
                     )
 
     def _content(self, item: TensorPlan, slab: Slab) -> tuple[Slab, str, int] | None:
@@ -182,24 +188,7 @@ class GgufFile(GgufShards):
         tensor = item.tensor
         if tensor.name in self.encoders:
             return self.encoders[tensor.name](item, slab.start, rows)
-        if tensor.dtype == item.format and rows.dtype == np.uint8:
-            return rows
-        if rows.dtype == np.uint8 and tensor.dtype in FORMATS:
-            rows = native.decode(get_format(tensor.dtype), rows)
-        fmt = get_format(item.format)
-        out = None
-        if tensor.dtype != fmt.name:
-            out = _buffer(len(rows), fmt.row_bytes(tensor.columns))
-        return native.encode(fmt, rows, self._importance_of(item, slab), out=out)
-
-    def _importance_of(self, item: TensorPlan, slab: Slab) -> NDArray[np.float32] | None:
-        if self.importance is None or not item.importance:
-            return None
-        tensor = item.tensor
-        # The legacy form stores the weights of a stack's matrices as one row.
-        matrices = tensor.matrices
-        weights = self.importance.weights(tensor.name, matrices, tensor.columns)
-        return None if weights is None else weights[slab.start * matrices // tensor.rows]
+        return encode_rows(item, slab.start, rows, self.importance)
 
     def _refuse(
         self, item: TensorPlan, slab: Slab, refused: native.UnencodableError
@@ -244,14 +233,6 @@ def _stored_lines(model: Model, tensor: OutputTensor, slab: Slab) -> StoredLines
     return None
 
 
-def _buffer(rows: int, row_bytes: int) -> NDArray[np.uint8]:
-    """A packed array of the thread's own, until it asks for the next one."""
-    held: NDArray[np.uint8] = getattr(_scratch, "held", np.empty(0, np.uint8))
-    if held.size < rows * row_bytes:
-        held = _scratch.held = np.empty(rows * row_bytes, np.uint8)
-    return held[: rows * row_bytes].reshape(rows, row_bytes)
-
-
 def prepare_gguf(
     model: Model,
     recipe: Recipe,
@@ -277,6 +258,8 @@ def prepare_gguf(
         model.tensors, model.metadata, recipe, importance=shapes, from_gguf=model.from_gguf
     )
     plan = add_scales(plan, model)
+    if recipe.correct_bias:
+        plan = add_biases(plan, model)
     limit = parse_size(recipe.split_max_size) if recipe.split_max_size else None
     groups = split_shards(plan.items, lambda item: plan.aligned(item.nbytes), limit)
     paths = shard_paths(output, len(groups))
@@ -292,7 +275,10 @@ def prepare_gguf(
     shards = {path: tuple(group) for path, group in zip(paths, groups, strict=True)}
     layouts = _lay_out(metadata, shards)
     scaled = ScaledWeights(model, plan, None if recipe.range == "mse" else importance)
-    encoders = dict.fromkeys(scaled.names, scaled)
+    encoders: dict[str, Encoder] = dict.fromkeys(scaled.names, scaled)
+    if recipe.correct_bias:
+        corrections = BiasCorrections(model, plan, importance)
+        encoders |= dict.fromkeys(corrections.names, corrections)
     artifact = GgufFile(model, plan, importance, metadata, shards, layouts, force, encoders)
     if check and artifact.is_stream:
         check_stream()
@@ -312,14 +298,31 @@ def add_metadata(artifact: GgufFile, keys: Mapping[str, MetaValue]) -> GgufFile:
     return replace(artifact, metadata=metadata, layouts=_lay_out(metadata, artifact.shards))
 
 
-def take_encoded(artifact: GgufFile, encoded: Encoded) -> GgufFile:
-    """The same file with the tensors in ``encoded`` as they are there."""
+def hold_output(artifact: GgufFile, *, whole: bool = False) -> HeldOutput:
+    """The file as it is filled before all of it is known; ``whole``: it is published already."""
+    sizes = {path: layout.size for path, layout in artifact.layouts.items()}
+    places = {}
+    for path, items in artifact.shards.items():
+        for item in items:
+            name, rows = item.tensor.name, item.tensor.rows
+            offset = artifact.layouts[path].offsets[name]
+            places[name] = RowsPlace(path, offset, rows, item.nbytes // max(1, rows))
+    return HeldOutput(sizes, places, whole=whole)
+
+
+def take_encoded(artifact: GgufFile, encoded: Encoded, held: HeldOutput | None = None) -> GgufFile:
+    """The same file with the tensors in ``encoded`` as they are there.
+
+    Where it is ``held``, they lie at their places.
+    """
 
     def encoder(item: TensorPlan, start: int, rows: NDArray[Any]) -> NDArray[np.uint8]:
         return encoded.read_rows(item.tensor.name, start, start + len(rows))
 
     names = [item.tensor.name for item in artifact.plan.items if item.tensor.name in encoded]
-    return replace(artifact, encoders={**artifact.encoders, **dict.fromkeys(names, encoder)})
+    encoders = {**artifact.encoders, **dict.fromkeys(names, encoder)}
+    there = frozenset(names) if held is not None else frozenset()
+    return replace(artifact, encoders=encoders, held=held, there=there)
 
 
 def _lay_out(

@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from quantcli.artifacts.staging import HELD
 from quantcli.errors import OutputError
 
 
@@ -34,9 +35,14 @@ def check_scratch(scratch: Path) -> None:
 
 
 def used_bytes(work: Path) -> int:
-    """Bytes of the files that earlier runs at `work_path` ``work`` have left there."""
+    """Bytes of the files that earlier runs at `work_path` ``work`` have left there.
+
+    What they have filled of the output itself does not count.
+    """
     total = 0
     for folder in work.parent.glob(f".{_quoted(work.name)}.*"):
+        if folder.name.endswith(HELD):
+            continue
         if folder.is_dir() and not folder.is_symlink():
             total += folder_bytes(folder)
     return total

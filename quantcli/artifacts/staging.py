@@ -26,6 +26,8 @@ SHARED = "shared-"
 """What the names begin with that several processes make there together."""
 MEETING = SHARED + "meeting"
 """Where they meet: see `quantcli.ranks.meeting`."""
+HELD = ".partial-output"
+"""What the name of a folder ends with in which a file is filled by several runs in turn."""
 REPLACED = "replaced"
 """What a folder that is replaced is called meanwhile."""
 
@@ -38,15 +40,21 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def held_path(path: Path) -> Path:
+    """The folder in which the file ``path`` is filled by several runs in turn."""
+    return path.with_name(f".{path.name}{HELD}")
+
+
 def held_bytes(paths: Iterable[Path]) -> int:
     """Bytes of the disk that what is left of earlier runs for ``paths``, or others' work, takes."""
     blocks = 0
     for path in paths:
-        for folder, _, names in os.walk(partial_path(path)):
-            for name in names:
-                with suppress(OSError):
-                    found = os.lstat(Path(folder, name))
-                    blocks += getattr(found, "st_blocks", -(-found.st_size // 512))
+        for ours in (partial_path(path), held_path(path)):
+            for folder, _, names in os.walk(ours):
+                for name in names:
+                    with suppress(OSError):
+                        found = os.lstat(Path(folder, name))
+                        blocks += getattr(found, "st_blocks", -(-found.st_size // 512))
     return 512 * blocks
 
 
@@ -118,9 +126,21 @@ def claim(path: Path, *, shared: bool = False) -> Staging:
     raise OutputError(f"other runs write {path} again and again", hint="wait for them or use -o")
 
 
+def remove_left(path: Path) -> None:
+    """Remove the folder in which ``path``, which is whole, was made, if a kill has left it."""
+    if partial_path(path).is_dir():
+        with suppress(OutputError):
+            claim(path).remove()
+
+
 def shared_names(name: str | None) -> tuple[str, ...]:
     """What a process that shares the folder leaves there: what is made, and where all meet."""
     return () if name is None else (name, MEETING, REPLACED)
+
+
+def log_name(name: str) -> str:
+    """What the log of ``name``, which a run that was stopped has left, is called."""
+    return f"{name}.log"
 
 
 def own_folder(folder: Path, *, empty: bool) -> None:
@@ -151,8 +171,14 @@ def own_folder(folder: Path, *, empty: bool) -> None:
 
 def remove_own(folder: Path) -> None:
     """Remove a folder of `own_folder`, as far as the disk lets us; what is not ours stays."""
-    if not folder.is_symlink() and (folder / MARK).is_file():
+    if folder.is_symlink():
+        return
+    if (folder / MARK).is_file():
         _remove(folder)
+        return
+    # A kill may have come between its mark and itself.
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _open(folder: Path, *, made: bool) -> int:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quantcli.cli.habits import read_text_args
 from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
@@ -65,10 +66,10 @@ def calibrate(
             metavar="WHAT",
             panel=_RUN,
             help="Collect this too: abs_max, mean_abs (each channel's "
-            "largest and mean absolute value), min_max (its least and largest value, for --scheme "
-            "FP8 and other static scales), histogram (how its values are spread, for static int8), "
-            "kv_max (the largest key and value, for --kv-cache) or "
-            "hessian (X X^T). Repeatable, or with commas.",
+            "largest and mean absolute value), mean (its mean, for --correct-bias), min_max (its "
+            "least and largest value, for --scheme FP8 and other static scales), histogram (how "
+            "its values are spread, for static int8), kv_max (the largest key and value, for "
+            "--kv-cache) or hessian (X X^T). Repeatable, or with commas.",
         ),
     ] = None,
     dtype: Annotated[
@@ -221,3 +222,6 @@ def calibrate(
         out.table(stats_table(done.calibration))
     for path in done.paths:
         out.result(path)
+
+
+calibrate.read_args = read_text_args  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quantcli.cli.habits import read_text_args
 from quantcli.cli.options import Device, Download, Threads, command, option
 from quantcli.cli.output import Output
 
@@ -344,3 +345,6 @@ def eval_ppl(
         show(error.result)
         raise
     show(done)
+
+
+eval_ppl.read_args = read_text_args  # type: ignore[attr-defined]

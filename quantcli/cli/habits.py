@@ -16,7 +16,12 @@ from quantcli.errors import UsageError
 
 _SPELLINGS = {
     "--outtype": "--type", "--outfile": "--output", "--q-bits": "--bits",
-    "--q-group-size": "--group-size",
+    "--q-group-size": "--group-size", "--calibration": "--calibrate",
+    "--calibration-data": "--calibrate", "--dataset": "--calibrate",
+}  # fmt: skip
+_SPELLINGS_OF_TEXTS = {
+    "--text": "--data", "--file": "--data", "--dataset": "--data", "--ctx-size": "--ctx",
+    "--context": "--ctx", "--seq-len": "--ctx", "--kl-divergence-base": "--base",
 }  # fmt: skip
 _TYPE_OPTION = re.compile(r"--((?:i?q|tq|b?f|mxfp|nvfp)\d[\w-]*)", re.IGNORECASE)
 
@@ -48,6 +53,14 @@ def read_args(args: Sequence[str]) -> list[str]:
         else:
             found.append(_SPELLINGS.get(flag, flag) + equals + value)
     return found
+
+
+def read_text_args(args: Sequence[str]) -> list[str]:
+    """The arguments of ``eval-ppl`` and ``calibrate`` in our own spelling."""
+    end = args.index("--") if "--" in args else len(args)
+    split = [word.partition("=") for word in args[:end]]
+    found = [_SPELLINGS_OF_TEXTS.get(flag, flag) + equals + value for flag, equals, value in split]
+    return [*found, *args[end:]]
 
 
 def read_words(model: str, words: Sequence[str]) -> Words:

@@ -8,7 +8,9 @@ divided. `FloatGrid.bind` sets that one, since it must be known before any row i
 The rule of the references ("minmax") brings the largest magnitude under a scale to the largest
 code, for powers of two to the largest code's own power. The search "mse" tries neighbouring
 scales, for FP4 those that bring the largest magnitude to 4 as well as to 6, and keeps the one of
-least squared error, weighted by importance if there is any.
+least squared error, weighted by importance if there is any. Without it, errors of NVFP4 count by
+the root of the weight's square and the group's mean square: what large weights multiply is large
+more often, as llama.cpp's searches assume too.
 
 Codes are those that the formats store: a sign bit above exponent and mantissa, so that minus zero
 has a code. `FloatGrid.levels` are the values in rising order, as kernels count them.
@@ -270,12 +272,21 @@ class FloatGrid:
     def _best(self, rows: Floats, importance: Floats | None, tried: list[Floats]) -> Floats:
         best = tried[0]
         columns = rows.shape[1]
+        if importance is None and self.scales == "E4M3":
+            importance = self._by_magnitude(rows, best.shape[1])
         least = self._errors(rows, best, importance, columns)
         for scales in tried[1:]:
             error = self._errors(rows, scales, importance, columns)
             better = error < least
             best, least = np.where(better, scales, best), np.where(better, error, least)
         return np.asarray(best, np.float32)
+
+    def _by_magnitude(self, rows: Floats, groups: int) -> Floats:
+        """The root of each weight's square and its group's mean square, (rows, columns)."""
+        with np.errstate(over="ignore"):
+            squares = np.square(rows).reshape(len(rows), groups, -1)
+            roots = np.sqrt(squares + squares.mean(-1, keepdims=True))
+        return np.asarray(roots.reshape(rows.shape), np.float32)
 
     def _errors(
         self, rows: Floats, scales: Floats, importance: Floats | None, columns: int

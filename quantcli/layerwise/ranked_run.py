@@ -60,6 +60,31 @@ def begin_checkpoint(checkpoint: Checkpoint, run: ModelRun, *, resume: bool, for
     own_folder(run.folder, empty=False)
 
 
+def leads() -> bool:
+    """Whether this process does what one does for all: it is alone, or the first of the ranks."""
+    group = active_group()
+    return group is None or group.index == 0
+
+
+def wait_for_all() -> None:
+    """Until all ranks are here, if there are several."""
+    group = active_group()
+    if group is not None:
+        group.wait()
+
+
+def wait_until_seen(path: Path) -> None:
+    """Until a file that the first rank has written is seen here; OutputError where it never is."""
+    began = time.monotonic()
+    while not leads() and not path.exists():
+        if time.monotonic() - began > read_timeout():
+            raise OutputError(
+                f"{path}, which rank 0 has written, does not appear here",
+                hint="-o in a folder that all machines share",
+            )
+        time.sleep(0.05)
+
+
 def _see_folder(folder: Path, token: str, group: Group) -> None:
     """OutputError on a rank that does not see what the first one writes into the folder."""
     path = folder / f"token-{token}"

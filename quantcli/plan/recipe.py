@@ -322,7 +322,8 @@ class Recipe:
     statistics: str | None = declare(
         ACTIVATIONS,
         "Take static scales from this file of 'quantcli calibrate --collect min_max,kv_max' "
-        "(NAME.stats.safetensors) instead of a run on --calibrate.",
+        "(NAME.stats.safetensors) instead of a run on --calibrate, or with --correct-bias the "
+        "inputs' means from one of --collect mean.",
         "FILE",
     )
     target_bpw: float | None = declare(
@@ -346,6 +347,14 @@ class Recipe:
         "FRACTION",
         usual=0.0,
         within="[0, 1)",
+    )
+    correct_bias: bool = declare(
+        GGUF,
+        "Add biases that give back what rounding takes from the mean of each output on the text "
+        "of --calibrate, or in --statistics ('quantcli calibrate --collect mean'). For llama, "
+        "mistral3, granite, qwen2 and qwen3, whose graphs in llama.cpp take them, and for rounding "
+        "to nearest: after error feedback there is nothing to give back.",
+        default=False,
     )
 
 

@@ -27,6 +27,13 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.mmproj_only:
         _check_tower(recipe)
     _check_allocation(recipe)
+    if recipe.correct_bias and recipe.method is not None:
+        raise UsageError(
+            f"--correct-bias is for rounding to nearest by an importance matrix, and --method "
+            f"{recipe.method} has its own way; after error feedback there is nothing to give back",
+            hint="leave one of them out: --calibrate TEXT alone makes the matrix, and --allocate "
+            "goes with it",
+        )
     if recipe.include_weights and recipe.exclude_weights:
         raise UsageError("include_weights and exclude_weights cannot be used together")
 
@@ -53,7 +60,10 @@ def _check_allocation(recipe: Recipe) -> None:
 
 def _check_tower(recipe: Recipe) -> None:
     """UsageError for what a tower cannot be made with: nothing runs it on texts."""
-    for given, flag in ((recipe.method, "--method"), (recipe.imatrix, "--imatrix")):
+    for given, flag in (
+        (recipe.method, "--method"), (recipe.imatrix, "--imatrix"),
+        (recipe.correct_bias or None, "--correct-bias"),
+    ):  # fmt: skip
         if given is not None:
             raise UsageError(
                 f"{flag} is for the text model, not for the tower of --mmproj-only",

@@ -24,7 +24,9 @@ GGUF = "gguf"
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Our name of a dtype, and config.json's."""
 
-_GGUF_TAKES = frozenset({"types", "gguf", "method", "allocation", "training", "keep", "range"})
+_GGUF_TAKES = frozenset(
+    {"types", "gguf", "method", "allocation", "training", "keep", "range", "statistics"}
+)
 INTEGERS = re.compile(r"W(\d)A16(?:_(G\d+|CHANNEL|TENSOR))?(?:_(ASYM|SYM))?", re.IGNORECASE)
 """The name of integers for which there is no preset."""
 _RANGES: dict[str, Search] = {"minmax": "minmax", "mse": "mse", "imatrix": "mse"}

@@ -64,8 +64,9 @@ class Outcome(Event):
 
     Losses are the outputs' squared error on held-out inputs, weighed by the outputs' Fisher
     information where that is known, as a fraction of the outputs' squares: ``before`` of rounding
-    to nearest with importance weights, ``after`` of the result taken. ``kept`` counts matrices in
-    which rounding to nearest was better and stayed.
+    to nearest with importance weights, ``after`` of the result taken. Those of wide matrices are
+    estimates (`quantcli.statistics.sketched_loss`). ``kept`` counts matrices in which rounding to
+    nearest was better and stayed.
     """
 
     tensor: str

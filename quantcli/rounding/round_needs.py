@@ -17,8 +17,12 @@ _ROWS = 4
 """Copies of a matrix in float32: weights, errors, and two of feedback's own."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
-_FISHER = 12
-"""Bytes for an element of a strip's Fisher information: mean, damped, factor."""
+_WIDE, _SKETCH = 2048, 192
+"""From so many columns on they are estimated, and by a sketch of how many
+(`quantcli.statistics.sketched_loss`)."""
+_FISHER, _TIES = 4, 12
+"""Bytes for an element of a strip's Fisher information: its mean, and while the strip is rounded
+the damped mean, the factor and, before that is let go, its transpose."""
 _DRIFT = 24
 """Bytes for an element of a Hessian more where a prefix's drift is corrected."""
 
@@ -36,11 +40,10 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     if not fisher:
         return held + _ROWS * rows
     sizes = strips(matrix.rows)
-    outputs = _FISHER * sum(size**2 for size in sizes)
-    # The last strip is factored beside all others' factors.
+    means = _FISHER * sum(size**2 for size in sizes)
     most = max(sizes)
-    factoring = outputs + factor_bytes(most, in_order=False) - held_bytes(most, in_order=False)
-    return held + max(outputs + _ROWS * rows, factoring + 3 * rows)
+    factoring = factor_bytes(most, in_order=False) + 3 * rows
+    return held + means + max(_TIES * most**2 + _ROWS * rows, factoring)
 
 
 def matrix_work(
@@ -54,8 +57,12 @@ def matrix_work(
     if fisher:
         for size in strips(rows):
             total += factor_work(size)
+    losses = _LOSSES * (by_columns + by_rows)
+    if columns >= _WIDE:
+        each = 2.0 * _SKETCH * (2.0 * rows * columns + by_rows / (2 * columns))
+        losses = _LOSSES * each + 4.0 * _SKETCH * columns**2
     for name, chosen in formats.items():
-        flops = _LOSSES * (by_columns + by_rows)
+        flops = losses
         work = Work(encoded={name: float(rows * columns)})
         if chosen:
             flops += by_columns * (0.5 + options.sweeps) + 1.5 * by_rows

@@ -1,6 +1,8 @@
 """One tensor through a rounder: rounded, compared with rounding to nearest, the better one taken.
 
 The comparison is on inputs that the fit has not seen: no rounder can make a tensor worse there.
+Losses of wide matrices are estimates (`quantcli.statistics.sketched_loss`); where these leave open
+which result is the better one, both losses are computed.
 """
 
 from __future__ import annotations
@@ -68,20 +70,23 @@ def _round_rows(
     plain = NEAREST.round(codec, rows, statistics, options, pool)
     if not codec.by_rows:
         statistics = replace(statistics, outputs=None)
-    outputs = statistics.outputs
-    whole = statistics.cost(rows, outputs)
+    judge = statistics.judge(statistics.outputs)
 
-    def cost(packed: Bytes) -> float:
+    def lost(packed: Bytes) -> Floats:
         errors = codec.decode(packed)
-        np.subtract(aim, errors, out=errors)
-        return statistics.cost(errors, outputs)
+        return np.subtract(aim, errors, out=errors)
 
-    before = cost(plain)
+    taken = [judge.take(rows), judge.take(lost(plain))]
     if rounder is NEAREST or not rounder.fits(codec):
-        return _Rows(plain, plain, before, before, whole, chosen=False)
+        whole, before = judge.settle(taken)
+        return _Rows(plain, plain, before.value, before.value, whole.value, chosen=False)
     packed = rounder.round(codec, aim, statistics, options, pool)
     _refuse_unpacked(rounder, codec, packed, plain)
-    return _Rows(plain, packed, before, cost(packed), whole, chosen=True)
+    whole, before, after = judge.settle([*taken, judge.take(lost(packed))])
+    if before.is_apart(after):
+        return _Rows(plain, packed, before.value, after.value, whole.value, chosen=True)
+    exact = judge.cost(lost(plain)), judge.cost(lost(packed))
+    return _Rows(plain, packed, *exact, whole.value, chosen=True)
 
 
 def _judge(found: Sequence[_Rows], rounder: Rounder) -> Rounded:

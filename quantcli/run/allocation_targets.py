@@ -22,6 +22,7 @@ from quantcli.plan.schemes import Scheme, knows_importance
 from quantcli.plan.size_text import parse_size
 from quantcli.plan.type_choices import find_type_choices, usual_types
 from quantcli.rounding.codecs import BlockCodec, GridCodec, WeightCodec
+from quantcli.run.bias_means import take_means
 from quantcli.sources.imatrix import Importance
 
 Candidates = dict[str, dict[str, WeightCodec]]
@@ -120,10 +121,11 @@ class GgufTarget:
         """Types by name, in the recipe that the file records."""
         types = [f"^{re.escape(name)}$={kind}" for name, kind in sorted(kinds.items())]
         recipe = _settled(merge_recipe(self.recipe, tensor_types=types))
-        return prepare_gguf(
+        artifact = prepare_gguf(
             self.model, recipe, self.output, importance=self.importance,
             force=self.artifact.force, check=self.check,
         )  # fmt: skip
+        return take_means(artifact)
 
 
 @dataclass(frozen=True)

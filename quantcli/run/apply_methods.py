@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from quantcli.artifacts.gguf_file import GgufFile, add_metadata
+from quantcli.artifacts.gguf_file import GgufFile, add_metadata, hold_output
+from quantcli.artifacts.held_output import HeldOutput
 from quantcli.artifacts.model_folder import ModelFolder
 from quantcli.artifacts.prepare import prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
@@ -144,7 +145,7 @@ def apply_methods(
     rounding = begin_rounding(
         _run_of(ready[0]), [each.artifact.plan for each in ready], output, options,
         max_memory=memory, threads=threads, resume=request.resume, force=request.force,
-        gradients=gradients, device=request.device,
+        gradients=gradients, device=request.device, held=[_held(each) for each in ready],
     )  # fmt: skip
     begun.append(rounding)
     yield from in_phase("rounding", round_tensors(rounding))
@@ -152,6 +153,13 @@ def apply_methods(
         replace(each, artifact=_with_gain(each.artifact, store), store=store)
         for each, store in zip(ready, rounding.stores, strict=True)
     ]
+
+
+def _held(planned: Planned) -> HeldOutput | None:
+    """The output's files, where what is rounded goes into them at once."""
+    if not planned.in_place or not isinstance(planned.artifact, GgufFile):
+        return None
+    return hold_output(planned.artifact, whole=planned.kept is not None)
 
 
 def _run_of(planned: Planned) -> CalibratedRun:

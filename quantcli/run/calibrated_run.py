@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from quantcli.artifacts.staging import remove_own
+from quantcli.artifacts.held_output import HeldOutput
+from quantcli.artifacts.staging import held_path, remove_own
 from quantcli.errors import PlanError, SourceError, UsageError
 from quantcli.events import Events
-from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder
+from quantcli.layerwise.checkpoint import Checkpoint, checkpoint_folder, was_interrupted
 from quantcli.layerwise.devices import choose_device, remark
 from quantcli.layerwise.model_run import ModelRun, choose_dtype
 from quantcli.layerwise.random_windows import add_random, random_windows
@@ -140,10 +141,12 @@ def remove_costs(output: Path) -> None:
     remove_own(costs_folder(output))
 
 
-def remove_run(output: Path) -> None:
-    """Nothing of an earlier run for ``output`` is needed again."""
+def remove_run(output: Path, files: Iterable[Path]) -> None:
+    """Nothing of an earlier run at ``output`` that made the ``files`` is needed again."""
     remove_own(checkpoint_folder(output))
     remove_costs(output)
+    for file in files:
+        remove_own(held_path(file))
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ class Rounding:
     random_windows: int = 0
     samples: int = 0
     notes: tuple[Note, ...] = ()
+    held: tuple[HeldOutput, ...] = ()
 
     @property
     def stores(self) -> tuple[EncodedStore, ...]:
@@ -176,19 +180,24 @@ class Rounding:
     def finish(self) -> None:
         """The outputs are whole: the run's folders go."""
         self._close()
-        self.checkpoint.remove()
-        remove_costs(self.output)
+        self._remove()
 
     def _close(self) -> None:
         for store in self.stores:
             store.close()
 
+    def _remove(self) -> None:
+        # The checkpoint tells of the others, so it goes last.
+        for held in self.held:
+            held.remove()
+        remove_costs(self.output)
+        self.checkpoint.remove()
+
     def abandon(self) -> list[Note]:
         """Keep the layers that are done, and say where; without any the folders go."""
         self._close()
         if not self.checkpoint.done:
-            self.checkpoint.remove()
-            remove_costs(self.output)
+            self._remove()
             return []
         sentence = (
             f"{self.checkpoint.done} layers are done and kept in {self.checkpoint.folder}; "
@@ -201,11 +210,12 @@ def begin_rounding(
     job: CalibratedRun, plans: Plan | FolderPlan | Sequence[Plan | FolderPlan], output: Path,
     options: Options, *, dtype: str | None = None, device: str | None = None,
     max_memory: int = 1 << 62, threads: int = 1, resume: bool = False, force: bool = False,
-    gradients: Path | None = None,
+    gradients: Path | None = None, held: Sequence[HeldOutput | None] = (),
 ) -> Rounding:  # fmt: skip
     """Open the folder of a run that rounds for one or several plans, next to the first ``output``.
 
-    UsageError, SourceError or OutputError. Several do not go with ``options.propagate``.
+    What is rounded for each goes into the one of ``held`` at once, where there is one. UsageError,
+    SourceError or OutputError. Several do not go with ``options.propagate``.
     """
     options.check()
     asked = [plans] if isinstance(plans, Plan | FolderPlan) else list(plans)
@@ -224,19 +234,36 @@ def begin_rounding(
     gradients_of = count_windows(options.fisher_windows, [t.name for t in job.model.tensors])
     run = share_windows(run, choose_windows(len(run.windows.ids), gradients_of))
     places = [folder] if len(asked) == 1 else [folder / str(i) for i in range(len(asked))]
-    outputs = [
-        RoundedOutput(rounded, every, EncodedStore(place))
-        for (rounded, every), place in zip(codecs, places, strict=True)
-    ]
+    into = list(held) or [None] * len(asked)
+    outputs = []
+    for (rounded, every), place, its in zip(codecs, places, into, strict=True):
+        store = EncodedStore(place, None if its is None or its.whole else its)
+        layout = "" if its is None else its.identity
+        outputs.append(RoundedOutput(rounded, every, store, layout))
     work = RoundingTask(run, tuple(outputs), options, gradients or run.folder)
     checkpoint = Checkpoint(folder, work.identity)
+    goes_on = resume and was_interrupted(output)
     begin_checkpoint(checkpoint, run, resume=resume, force=force)
+    for its in (output.store.held for output in outputs):
+        if its is None:
+            continue
+        if goes_on:
+            its.take_up()
+            continue
+        try:
+            its.create()
+        except BaseException:
+            checkpoint.remove()
+            raise
     for place in places:
         place.mkdir(exist_ok=True)
     folders = [plan for plan in asked if isinstance(plan, FolderPlan)]
     notes = tuple(dict.fromkeys(note for plan in folders for note in _group_notes(plan)))
     labels = tuple(plan.label for plan in asked)
-    return Rounding(work, checkpoint, output, labels, job.random_windows, job.samples, notes)
+    return Rounding(
+        work, checkpoint, output, labels, job.random_windows, job.samples, notes,
+        tuple(its for its in into if its is not None),
+    )  # fmt: skip
 
 
 def _group_notes(plan: FolderPlan) -> tuple[Note, ...]:

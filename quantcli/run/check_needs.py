@@ -14,7 +14,7 @@ from quantcli.artifacts.scratch_place import used_bytes, work_path
 from quantcli.artifacts.stream import STREAM
 from quantcli.errors import OutputError, PlanError
 from quantcli.plan.budget import existing_place, free_disk
-from quantcli.plan.needs import Forecast
+from quantcli.plan.needs import SAMPLES, Forecast
 from quantcli.run.outputs import Planned
 from quantcli.run.request import Request
 
@@ -28,6 +28,18 @@ def refuse_memory(label: str, least: Forecast, allowed: int) -> None:
             f"{label} needs about {least.memory:,} bytes of memory at its {least.hungriest}, more "
             f"than the {allowed:,} allowed",
             hint=f"--max-memory {-(-least.memory // _ROUND)}M is the least that is enough",
+        )
+
+
+def refuse_samples(label: str, forecast: Forecast, allowed: int) -> None:
+    """PlanError where a model that is to write samples does not fit into ``allowed`` bytes."""
+    needed = max((s.memory for s in forecast.stages if s.name == SAMPLES), default=0)
+    needed += forecast.base if needed else 0
+    if needed > allowed:
+        raise PlanError(
+            f"{label}: the model writes samples with all its weights in memory, which takes about "
+            f"{needed:,} bytes, more than the {allowed:,} there are",
+            hint="--sample-share 0 calibrates without them",
         )
 
 
@@ -48,6 +60,7 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
     ``held`` are bytes of each output that an earlier run has left in its place.
     """
     outputs: dict[int, int] = defaultdict(int)
+    early: dict[int, int] = defaultdict(int)
     scratch: dict[int, int] = defaultdict(int)
     kept: dict[int, int] = defaultdict(int)
     folders: dict[int, Path] = {}
@@ -59,6 +72,8 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
         disk = _disk(folder)
         folders.setdefault(disk, folder)
         outputs[disk] += each.artifact.nbytes - there
+        if each.in_place:
+            early[disk] += each.artifact.nbytes - there
         forecast = each.forecast
         if forecast is None or id(forecast) in seen:
             continue
@@ -70,8 +85,8 @@ def check_room(request: Request, planned: Sequence[Planned], held: Sequence[int]
         scratch[own] += max(0, forecast.scratch - left)
         kept[own] += max(0, forecast.kept - left)
     for disk, folder in folders.items():
-        # An output is written when the most scratch is gone.
-        needed = max(scratch[disk], outputs[disk] + kept[disk])
+        # An output is written when the most scratch is gone, if not from the first layer on.
+        needed = max(early[disk] + scratch[disk], outputs[disk] + kept[disk])
         free = free_disk(folder)
         if needed > free:
             beside = f" and {scratch[disk]:,} of scratch files" if scratch[disk] else ""

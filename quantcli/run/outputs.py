@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MIN_MAX
+from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MEAN, MIN_MAX
 from quantcli.types import Event
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ def needs_text(artifact: GgufFile | ModelFolder) -> TypeGuard[ModelFolder]:
 
 
 def needed_statistics(artifact: GgufFile | ModelFolder) -> tuple[str, ...]:
-    """What a calibration must collect for these scales."""
+    """What a calibration must collect for these scales, and for corrections of biases."""
+    if artifact.plan.recipe.correct_bias:
+        return (MEAN,)
     if not needs_text(artifact):
         return ()
     items = artifact.plan.static_items
@@ -99,6 +101,8 @@ class Planned:
     forecast: Forecast | None = None
     states_in_memory: bool = True
     """Whether hidden states may stay in memory; else they are in a file, whatever their size."""
+    in_place: bool = False
+    """Whether what a method rounds goes to its place in the output's files at once."""
 
     @property
     def is_tower(self) -> bool:

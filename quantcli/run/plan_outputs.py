@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import CLIP
 from quantcli.artifacts.atomic import refuse_parent
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import default_output, prepare_artifact
 from quantcli.artifacts.scratch_place import check_scratch
 from quantcli.artifacts.shared_reads import reads_are_shared, shared_bytes, slab_readers
 from quantcli.artifacts.staging import held_bytes, output_error
+from quantcli.artifacts.stream import STREAM
 from quantcli.artifacts.write import count_fitting, peak_memory, threads_within
 from quantcli.errors import OutputError, PlanError
 from quantcli.model import Model, for_gguf, tower_of
 from quantcli.plan.recipe import Recipe, merge_recipe, value_of
+from quantcli.plan.recipe_defaults import USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF
+from quantcli.run.bias_means import take_means
 from quantcli.run.check_needs import check_room
 from quantcli.run.drop_mtp import drop_mtp
 from quantcli.run.forecast import add_forecasts
@@ -28,6 +32,8 @@ from quantcli.run.set_journal import SetJournal
 from quantcli.sources.imatrix import Importance
 
 if TYPE_CHECKING:
+    from quantcli.artifacts.gguf_file import GgufFile
+    from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.run.calibrated_run import CalibratedRun
 
 
@@ -131,6 +137,8 @@ def _plan(
             label = recipe.type if recipe.to == GGUF else recipe.to
             raise PlanError(f"{label}: {refused.message}", hint=refused.hint) from refused
         raise
+    if isinstance(artifact, GgufFile):
+        artifact = take_means(artifact)
     if recipe.statistics is not None and needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 
@@ -138,7 +146,25 @@ def _plan(
     asked = artifact, request.threads, request.max_memory
     # A run of the model needs more than the writing, and its forecast refuses.
     threads = threads_within(*asked) if run is None else max(1, count_fitting(*asked))
-    return Planned(artifact, path, threads, run, kept=kept)
+    in_place = run is not None and _goes_in_place(request, artifact)
+    return Planned(artifact, path, threads, run, kept=kept, in_place=in_place)
+
+
+def _goes_in_place(request: Request, artifact: GgufFile | ModelFolder) -> bool:
+    """Whether what a method rounds goes to its place in the output's files at once.
+
+    Not by several processes, which lay out one file together when all is rounded; nor where
+    training end to end changes factors of it and adds to the header what it gained, or where the
+    bytes are other ones than a layer ends with, as a model folder's are.
+    """
+    from quantcli.run.methods import parse_methods
+    from quantcli.run.recipe_options import read_options
+
+    recipe = artifact.plan.recipe
+    if request.share is not None or recipe.to != GGUF or artifact.paths == (STREAM,):
+        return False
+    chain = parse_methods(recipe.method or USUAL_ROUNDER)
+    return chain.rounds and not read_options(recipe).e2e
 
 
 def _fit_together(planned: Sequence[Planned], max_memory: int) -> list[Planned]:

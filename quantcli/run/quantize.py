@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 from quantcli.archs.towers import has_tower
 from quantcli.artifacts.atomic import stamp
+from quantcli.artifacts.gguf_file import GgufFile
 from quantcli.artifacts.prepare import model_name, prepare_artifact
 from quantcli.artifacts.scratch_place import work_path
 from quantcli.artifacts.shared_write import Sharing
+from quantcli.artifacts.staging import remove_left
 from quantcli.errors import UsageError
 from quantcli.events import Events
 from quantcli.layerwise.require_torch import require_torch
@@ -27,6 +29,7 @@ from quantcli.plan.recipe import Recipe, is_allocated
 from quantcli.plan.schemes import GGUF
 from quantcli.plan.text_file import read_template
 from quantcli.run.allocation_targets import find_target
+from quantcli.run.bias_means import take_means
 from quantcli.run.outputs import Planned, Quantized, needed_statistics, needs_text
 from quantcli.run.plan_outputs import Placed, own_folders, place_all, plan_all
 from quantcli.run.remote_note import note_remote
@@ -50,7 +53,9 @@ def quantize(
     whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
     one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
-    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    runs = request.texts or any(
+        wanted.recipe.method or is_allocated(wanted.recipe) for wanted in request.outputs
+    )
     if request.share is None or not request.share.together or not runs or request.dry_run:
         return (yield from _quantize(request, on_fetch))
     require_torch()
@@ -103,7 +108,7 @@ def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
         if ledger is not None and ledger.journal is not None and not ledger.failed:
-            kept += ledger.journal.last_words(ledger.state)
+            kept += ledger.last_words(stopped)
         if not isinstance(stopped, GeneratorExit):
             yield from kept
         raise
@@ -123,6 +128,8 @@ def _make(
         ledger.journal.remove()
     for each in ledger.planned:
         if each.kept is not None:
+            for path in each.artifact.paths:
+                remove_left(path)
             yield ledger.add(each, Quantized(each.artifact, each.threads, each.kept, kept=True))
     if kept := len(ledger.done):
         yield Note(f"{kept} of {len(ledger.planned)} outputs are whole already, and stay")
@@ -144,7 +151,7 @@ def _make(
             from quantcli.run.choose_by_importance import choose_by_importance
 
             plain = yield from choose_by_importance(request, plain)
-        yield from write_outputs(plain, ledger, _sharing(request, plain))
+        yield from write_outputs(plain, ledger, _sharing(request, plain), resume=request.resume)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
@@ -155,12 +162,14 @@ def _make(
         with statistics_beside(request, methodical[0].path) as statistics:
             for batch in group_runs(methodical):
                 if all(each.kept is not None for each in batch):
-                    remove_run(work_path(batch[0].path, request.scratch))
+                    files = [path for each in batch for path in each.artifact.paths]
+                    remove_run(work_path(batch[0].path, request.scratch), files)
                     continue
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
                 rest = [each for each in made if each.kept is None]
-                yield from write_outputs(rest, ledger, _sharing(request, rest))
+                sharing = _sharing(request, rest)
+                yield from write_outputs(rest, ledger, sharing, resume=request.resume)
     ledger.refuse_failed()
 
 
@@ -233,14 +242,14 @@ def _calibrate(
 
 
 def _with_importance(request: Request, planned: Planned, importance: Importance) -> Planned:
-    """The output with what the texts gave: an importance matrix, and static scales."""
+    """The output with what the texts gave: an importance matrix, static scales, means."""
     from quantcli.statistics.importance_file import stats_path
 
     artifact, recipe = planned.artifact, planned.artifact.plan.recipe
     weighted, measured = recipe.imatrix is not None, stats_path(importance.path)
     if weighted:
         recipe = replace(recipe, imatrix=str(importance.path))
-    if needs_text(artifact):
+    if needed_statistics(artifact):
         recipe = replace(recipe, statistics=str(measured))
     artifact = prepare_artifact(
         artifact.model,
@@ -249,6 +258,8 @@ def _with_importance(request: Request, planned: Planned, importance: Importance)
         importance=importance if weighted else None,
         force=request.force,
     )
+    if isinstance(artifact, GgufFile):
+        return replace(planned, artifact=take_means(artifact))
     if needs_text(artifact):
         from quantcli.run.static_scales import take_scales
 

@@ -205,23 +205,12 @@ def check_division(request: Request) -> None:
 
 
 def _check_division(recipe: Recipe) -> None:
-    from quantcli.run.methods import parse_methods
     from quantcli.run.recipe_options import read_options
 
-    chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
-    undivided = [
-        *chain.transforms,
-        *([options.trainer] if options.trainer else []),
-        *(["e2e"] if options.e2e else []),
-        *(["--propagate"] if options.propagate else []),
-        *(["--allocate"] if is_allocated(recipe) else []),
-        *(["static scales"] if has_static_scales(recipe) and not recipe.statistics else []),
-    ]
-    if undivided:
+    if read_options(recipe).propagate:
         raise UsageError(
-            f"ranks divide the rounding of layers, not {' and '.join(map(str, undivided))}",
-            hint=f"leave that out for --method {USUAL_ROUNDER} alone, or unset RANK and WORLD_SIZE "
-            "for one process",
+            "ranks divide the windows of one model, not --propagate",
+            hint="leave it out, or unset RANK and WORLD_SIZE for one process",
         )
 
 
@@ -298,10 +287,15 @@ def check_texts(request: Request) -> None:
     """UsageError where scales are to be found on a text and none is given, or one too many."""
     for wanted in request.outputs:
         recipe = wanted.recipe
+        if recipe.correct_bias:
+            _check_means(recipe, request)
+            continue
         if not has_static_scales(recipe):
             if recipe.statistics is not None:
                 raise UsageError(
-                    "--statistics tells static scales, and there are none", hint="leave it out"
+                    "--statistics tells static scales, or with --correct-bias means, and neither "
+                    "is asked for",
+                    hint="leave it out",
                 )
             continue
         what = "--kv-cache" if recipe.kv_cache else "a scheme with static scales"
@@ -323,6 +317,20 @@ def check_texts(request: Request) -> None:
                 f"{what} needs a text to run the model on, since they are found there",
                 hint=f"--calibrate TEXT, or --statistics FILE of 'quantcli calibrate'{dynamic}",
             )
+
+
+def _check_means(recipe: Recipe, request: Request) -> None:
+    """UsageError where nothing, or two things, tell the inputs' means."""
+    if request.texts and recipe.statistics is not None:
+        raise UsageError(
+            "--calibrate and --statistics both tell the inputs' means", hint="give one of them"
+        )
+    if not request.texts and recipe.statistics is None and not request.dry_run:
+        raise UsageError(
+            "--correct-bias needs a text to run the model on, since the inputs' means are found "
+            "there",
+            hint="--calibrate TEXT, or --statistics FILE of 'quantcli calibrate --collect mean'",
+        )
 
 
 def _transforms(method: str) -> bool:

@@ -6,7 +6,7 @@ stands next to its code (``*_needs.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -70,17 +70,17 @@ def rounding_stages(
     run = batch[0].run
     if run is None:
         raise ValueError(f"{batch[0].path} has no method")
-    plans = [each.artifact.plan for each in batch]
-    codecs = [codecs_of(plan, run.model) for plan in plans]
+    codecs = [codecs_of(each.artifact.plan, run.model) for each in batch]
     dtype = products_dtype(run.model, options)
     passes = passes_of(run.model, run.windows, dtype)
     if passes is None:
         return []
     sizes = passes.sizes
-    rounded: dict[str, dict[str, WeightCodec]] = {}
-    for own, _ in codecs:
-        for name, codec in own.items():
-            rounded.setdefault(name, {})[codec.identity] = codec
+    rounded = _by_identity(own for own, _ in codecs)
+    # What goes to its place in the output at once is no scratch.
+    filed = _by_identity(
+        own for each, (own, _) in zip(batch, codecs, strict=True) if not each.in_place
+    )
     fits = ROUNDERS.get(options.rounder).fits
     fisher = bool("fisher" in ROUNDERS.get(options.rounder).needs and options.fisher_windows)
     stages: list[Stage] = []
@@ -94,8 +94,12 @@ def rounding_stages(
     if sizes.embedding.name in rounded and not sizes.tied:
         embedding = embedding_stage(passes)
         part = _rounding(sizes.embedding, rounded, fits, options, fisher=False)
-        stages.append(Stage("embedding", max(embedding.memory, part.memory), 0, part.kept,
-                            embedding.work + part.work))  # fmt: skip
+        stages.append(
+            Stage(
+                "embedding", max(embedding.memory, part.memory), 0,
+                _filed_bytes([sizes.embedding], filed), embedding.work + part.work,
+            )
+        )  # fmt: skip
     in_memory = in_memory and not options.trainer
     states = states_stage(passes, in_memory=in_memory)
     held = states.memory * (2 if options.propagate else 1)
@@ -103,24 +107,41 @@ def rounding_stages(
     if options.propagate:
         stages.append(states_stage(passes, in_memory=in_memory))
     for number, layer in enumerate(sizes.layers):
-        stages.append(
-            _layer_stage(
-                passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
-            )
+        stage = _layer_stage(
+            passes, layer, f"layer {number}", rounded, fits, options, held, fisher=fisher
         )
+        stages.append(replace(stage, kept=_filed_bytes(layer.matrices, filed)))
         for _ in range(2 if options.propagate else 1):
             stages += committed_states(passes, number, in_memory=in_memory)
     if late:
         stages.append(replace(gradients, memory=gradients.memory + held))
     head = _head_stage(passes, rounded, fits, options, held)
     if head is not None:
-        stages.append(head)
+        stages.append(replace(head, kept=_filed_bytes([sizes.head], filed)))
     if options.e2e:
         for _, every in codecs:
             moved = code_bytes(_packed(run.model, every)) if options.e2e_codes else 0
             factors = _count_factors(run.model, every)
             stages.append(end_to_end_stage(passes, options.e2e_steps, factors, moved))
     return stages
+
+
+def _by_identity(
+    outputs: Iterable[Mapping[str, WeightCodec]],
+) -> dict[str, dict[str, WeightCodec]]:
+    """The codecs of all outputs, those that are the same once."""
+    found: dict[str, dict[str, WeightCodec]] = {}
+    for own in outputs:
+        for name, codec in own.items():
+            found.setdefault(name, {})[codec.identity] = codec
+    return found
+
+
+def _filed_bytes(matrices: Iterable[MatrixSize], filed: Rounded) -> int:
+    """What files of the run hold of tensors."""
+    return sum(
+        _stored_bytes(codec, one) for one in matrices for codec in filed.get(one.name, {}).values()
+    )
 
 
 def _count_factors(model: Model, codecs: Mapping[str, WeightCodec]) -> int:

@@ -25,6 +25,8 @@ class RoundedOutput:
     every_codec: Mapping[str, WeightCodec]
     """Also of tensors that no method rounds."""
     store: EncodedStore
+    layout: str = ""
+    """Of an output that rounded tensors go into at once, what tells its places from others."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class RoundingTask:
             **self.run.identity,
             "choice of types": hashlib.sha256(text.encode()).hexdigest(),
             "method options": asdict(self.options),
+            "layout of the output": "".join(output.layout for output in self.outputs),
         }
 
     def codec_of(self, name: str) -> WeightCodec | None:

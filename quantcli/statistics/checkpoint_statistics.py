@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from quantcli.layerwise.checkpoint import Checkpoint
 from quantcli.statistics.collector import InputTotals
-from quantcli.statistics.input_statistics import HISTOGRAM, MIN_MAX
+from quantcli.statistics.input_statistics import HISTOGRAM, MEAN, MIN_MAX
 from quantcli.statistics.layer_statistics import LayerStatistics
 from quantcli.statistics.statistics_file import CACHE_KINDS, StatisticsChunk, cache_name
 from quantcli.types import Declared
 
-_VECTORS = {"abs_max": ("abs_max",), "mean_abs": ("mean_abs",), MIN_MAX: ("min", "max")}
+_VECTORS = {
+    "abs_max": ("abs_max",), "mean_abs": ("mean_abs",), MEAN: ("mean",), MIN_MAX: ("min", "max"),
+}  # fmt: skip
 """What is stored of each need, (matrices, columns)."""
 
 
@@ -81,6 +83,8 @@ def _vectors(entry: InputTotals, needs: Sequence[str]) -> Iterator[tuple[str, ND
         yield "abs_max", entry.largest
     if "mean_abs" in needs:
         yield "mean_abs", entry.absolute / np.maximum(entry.counts, 1)[:, None]
+    if MEAN in needs and entry.sums is not None:
+        yield "mean", entry.sums / np.maximum(entry.counts, 1)[:, None]
     if MIN_MAX in needs:
         yield "min", entry.low
         yield "max", entry.high

@@ -1,11 +1,12 @@
 """What is summed of a weight's inputs, all in one pass.
 
 For each column of a weight (an input channel): the sum of squares, always; the largest and the mean
-absolute value (SmoothQuant, AWQ); the least and the largest value (static scales of activations),
-for which there is a histogram of all columns' values besides; and the Hessian of the layer's
-squared error, X^T X over the input rows (GPTQ). Squares and absolute values are summed in float64
-over float32 values. A Hessian is the float64 sum of one float32 product for each window, held in a
-file, once for all weights that share an input (q, k and v; gate and up), and stored as float32.
+absolute value (SmoothQuant, AWQ); the mean (corrections of biases); the least and the largest value
+(static scales of activations), for which there is a histogram of all columns' values besides; and
+the Hessian of the layer's squared error, X^T X over the input rows (GPTQ). Squares, absolute values
+and values are summed in float64 over float32 values. A Hessian is the float64 sum of one float32
+product for each window, held in a file, once for all weights that share an input (q, k and v; gate
+and up), and stored as float32.
 Experts are summed each by itself, with its own count of tokens; those of several windows wait for
 one another, since a window sends few to each and each product is added to all columns by all
 columns. So do a wide matrix's, up to `TOGETHER` rows. A stack whose matrices have one input (latent
@@ -32,7 +33,7 @@ from quantcli.ranks.group import Group
 from quantcli.statistics.device_sums import DeviceSums
 from quantcli.statistics.hessian import WIDE
 from quantcli.statistics.input_histogram import BINS, count_values
-from quantcli.statistics.input_statistics import HISTOGRAM
+from quantcli.statistics.input_statistics import HISTOGRAM, MEAN
 from quantcli.types import OutputTensor
 
 _ROWS = 64
@@ -60,6 +61,8 @@ class InputTotals:
     """Zero is among the values, where a matrix saw none too."""
     histogram: Totals | None = None
     """Of all columns together, (matrices, BINS); None where it is not wanted."""
+    sums: Totals | None = None
+    """Of the values themselves; None where they are not wanted."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class _Row:
     low: Totals | None
     high: Totals | None
     histogram: Totals | None
+    sums: Totals | None
 
 
 class Collector:
@@ -161,7 +165,8 @@ class Collector:
         """
         for name in sorted(self.entries):
             entry = self.entries[name]
-            for totals in (entry.counts, entry.squares, entry.absolute, entry.histogram):
+            own_sums = (entry.counts, entry.squares, entry.absolute, entry.histogram, entry.sums)
+            for totals in own_sums:
                 if totals is not None:
                     group.add_up(totals)
             for own in (entry.largest, entry.low, entry.high):
@@ -207,6 +212,7 @@ class Collector:
     def _sum(self, values: torch.Tensor) -> _Row:
         squares: Any = 0.0
         absolute: Any = 0.0
+        sums: Any = 0.0
         largest: Any = None
         low: Any = None
         high: Any = None
@@ -217,6 +223,8 @@ class Collector:
             squares = squares + part.square().sum(0, dtype=wide)
             if "mean_abs" in self._needs:
                 absolute = absolute + part.abs().sum(0, dtype=wide)
+            if MEAN in self._needs:
+                sums = sums + part.sum(0, dtype=wide)
             if "abs_max" in self._needs:
                 top = part.abs().amax(0)
                 largest = top if largest is None else torch.maximum(largest, top)
@@ -234,6 +242,7 @@ class Collector:
             None if low is None else _array(low),
             None if high is None else _array(high),
             histogram,
+            _array(sums) if MEAN in self._needs else None,
         )
 
     def _add(self, tensor: OutputTensor, matrix: int, row: _Row) -> None:
@@ -252,12 +261,16 @@ class Collector:
             np.maximum(entry.high[matrix], row.high, out=entry.high[matrix])
         if row.histogram is not None and entry.histogram is not None:
             entry.histogram[matrix] += row.histogram
+        if row.sums is not None and entry.sums is not None:
+            entry.sums[matrix] += row.sums
 
     def _zeros(self, shape: tuple[int, ...]) -> InputTotals:
         """Totals of (matrices, columns) of which nothing was seen."""
         entry = InputTotals(np.zeros(shape[0], np.int64), *(np.zeros(shape) for _ in range(5)))
         if HISTOGRAM in self._needs:
             entry.histogram = np.zeros((shape[0], BINS))
+        if MEAN in self._needs:
+            entry.sums = np.zeros(shape)
         return entry
 
     def _add_hessian(

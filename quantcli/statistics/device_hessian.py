@@ -27,7 +27,8 @@ from quantcli.statistics.hessian import (
     fill_dead,
     raise_damping,
 )
-from quantcli.statistics.matrix_statistics import MatrixStatistics
+from quantcli.statistics.losses import Judge
+from quantcli.statistics.matrix_statistics import ExactJudge, MatrixStatistics
 from quantcli.statistics.output_fisher import DAMPING as OUTPUT_DAMPING
 from quantcli.statistics.output_fisher import OutputFisher, cut_strips
 
@@ -187,6 +188,10 @@ class DeviceStatistics(MatrixStatistics):
         """`MatrixStatistics.cost`."""
         return self.cost_of(_tensor(errors, self._device), outputs)
 
+    def judge(self, outputs: OutputFisher | None) -> Judge:
+        """`MatrixStatistics.judge`, which is exact here: products are what a device does best."""
+        return ExactJudge(self, outputs)
+
     def cost_of(self, errors: torch.Tensor, outputs: OutputFisher | None) -> float:
         """The same of errors that lie on the device."""
         weighed = outputs.weigh_on_device(errors) if isinstance(outputs, DeviceFisher) else errors
@@ -204,13 +209,8 @@ class DeviceFisher(OutputFisher):
 
     device: torch.device
 
-    @cached_property
-    def prepared(self) -> tuple[Hessian, ...]:
-        """`OutputFisher.prepared`."""
-        return tuple(
-            prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
-            for mean in self.means
-        )
+    def _prepare(self, mean: Floats) -> Hessian:
+        return prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
 
     @cached_property
     def _means(self) -> tuple[torch.Tensor, ...]:

@@ -107,6 +107,34 @@ class Hessian:
             return np.zeros((len(errors), columns.stop), np.float32)
         return product(errors[:, :first], self.factor[:first, columns])
 
+    def spread(self, values: Floats) -> Floats:
+        """L times ``values`` (columns, few), for a root L of the matrix: ``L L^T`` is it."""
+        from quantcli.layerwise.products import product
+
+        found = product(self.factor, np.sqrt(self.pivots)[:, None] * values)
+        return found if self.order is None else found[np.argsort(self.order)]
+
+    def gather(self, values: Floats) -> Floats:
+        """The inverse of L^T, of `spread`, times ``values`` (columns, few)."""
+        import torch
+
+        from quantcli.layerwise.steady import run_tasks
+
+        found: list[Floats] = []
+
+        def solve() -> None:
+            factor, scaled = (
+                torch.from_numpy(part)
+                for part in (self.factor, values / np.sqrt(self.pivots)[:, None])
+            )
+            solved = torch.linalg.solve_triangular(
+                factor.T, scaled, upper=False, unitriangular=True
+            )
+            found.append(solved.numpy())
+
+        run_tasks([solve])
+        return found[0] if self.order is None else found[0][np.argsort(self.order)]
+
     def keep_together(self, width: int) -> Hessian:
         """This Hessian in an order that leaves units of ``width`` columns whole.
 
@@ -159,11 +187,11 @@ def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Fl
         lower = cholesky(torch.from_numpy(turned))
     except torch.linalg.LinAlgError as failed:
         raise np.linalg.LinAlgError("not positive definite") from failed
-    upper = lower.numpy()[::-1, ::-1]
-    diagonal = upper.diagonal()
-    pivots = diagonal * diagonal
-    factor = np.ascontiguousarray(upper / diagonal, np.float32)
-    return factor, pivots.astype(np.float32)
+    upper = lower.flip(0, 1)
+    diagonal = upper.diagonal().clone()
+    pivots: Floats = (diagonal * diagonal).float().numpy()
+    factor: Floats = upper.div_(diagonal).float().numpy()
+    return factor, pivots
 
 
 def fill_dead(diagonal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

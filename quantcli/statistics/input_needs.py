@@ -193,12 +193,12 @@ def collecting_stages(
 
     ``beside`` are bytes that the result takes once more where it is scratch as well.
     """
-    hessians = "hessian" in needs
+    hessians, rows = "hessian" in needs, 6 if "mean" in needs else 5
     held = passes.states if in_memory else 0
     stages = [states_stage(passes, in_memory=in_memory)]
     whole = 0
     for number, layer in enumerate(passes.sizes.layers):
-        totals = sum(8 * (1 + 5 * one.columns) * one.matrices for one in layer.matrices)
+        totals = sum(8 * (1 + rows * one.columns) * one.matrices for one in layer.matrices)
         sums = sums_bytes(layer, 1) if hessians else 0
         file = totals + sums // 2
         whole += file
@@ -219,7 +219,7 @@ def collecting_stages(
 def statistics_bytes(passes: Passes, needs: Collection[str]) -> int:
     """The further statistics' file: vectors, and Hessians in float32."""
     whole = 0
-    vectors = {"abs_max": 1, "mean_abs": 1, "min_max": 2}
+    vectors = {"abs_max": 1, "mean_abs": 1, "mean": 1, "min_max": 2}
     each = 4 * sum(vectors.get(need, 0) for need in needs)
     for layer in passes.sizes.layers:
         whole += sum((8 + each * one.columns) * one.matrices for one in layer.matrices)

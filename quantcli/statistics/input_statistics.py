@@ -9,8 +9,8 @@ from quantcli.errors import UsageError
 from quantcli.formats.base import Floats
 from quantcli.registry import near
 
-MIN_MAX, HISTOGRAM, CACHE = "min_max", "histogram", "kv_max"
-NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian", MIN_MAX, HISTOGRAM, CACHE)
+MEAN, MIN_MAX, HISTOGRAM, CACHE = "mean", "min_max", "histogram", "kv_max"
+NEEDS = ("mean_sq", "abs_max", "mean_abs", "hessian", MEAN, MIN_MAX, HISTOGRAM, CACHE)
 """Statistics by name; the first is always collected. `CACHE` is no statistic of inputs, but of the
 keys and values that a layer puts into a cache."""
 

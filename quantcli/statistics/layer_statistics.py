@@ -1,9 +1,10 @@
 """Statistics of a layer's inputs as a walk's checkpoint keeps them.
 
 A layer's file holds ``NAME.counts`` (I64), ``NAME.squares``, ``NAME.largest``, ``NAME.absolute``,
-``NAME.low`` and ``NAME.high`` (F64) of each tensor NAME, ``NAME.histogram`` (F64) where it was
-wanted, and ``NAME.hessian`` (F32) of those that hold one; of a layer that fills a key-value cache
-``cache.tokens`` (I64), ``cache.keys`` and ``cache.values`` (F64, the heads' largest magnitudes).
+``NAME.low`` and ``NAME.high`` (F64) of each tensor NAME, ``NAME.histogram`` and ``NAME.sums`` (F64)
+where they were wanted, and ``NAME.hessian`` (F32) of those that hold one; of a layer that fills a
+key-value cache ``cache.tokens`` (I64), ``cache.keys`` and ``cache.values`` (F64, the heads' largest
+magnitudes).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _FIELDS = {
 }  # fmt: skip
 _CACHE = {"tokens": "I64", "keys": "F64", "values": "F64"}
 _HESSIAN = "hessian"
+_SUMS = "sums"
 _SHARES = "shares"
 
 
@@ -38,6 +40,8 @@ def save_statistics(
             arrays[f"{name}.{field}"] = kind, getattr(totals, field)
         if totals.histogram is not None:
             arrays[f"{name}.{HISTOGRAM}"] = "F64", totals.histogram
+        if totals.sums is not None:
+            arrays[f"{name}.{_SUMS}"] = "F64", totals.sums
     for name, value in collector.hessians().items():
         arrays[f"{name}.{_HESSIAN}"] = "F32", value
     if cache is not None:
@@ -65,6 +69,8 @@ class LayerStatistics:
         found = InputTotals(*(self._file.read(f"{name}.{field}") for field in _FIELDS))
         if f"{name}.{HISTOGRAM}" in self._file.shapes:
             found.histogram = self._file.read(f"{name}.{HISTOGRAM}")
+        if f"{name}.{_SUMS}" in self._file.shapes:
+            found.sums = self._file.read(f"{name}.{_SUMS}")
         return found
 
     def cache(self) -> CacheTotals | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from quantcli.formats.base import Floats
-from quantcli.statistics.hessian import Hessian
+from quantcli.statistics.hessian import WIDE, Hessian
+from quantcli.statistics.losses import Judge, Loss
 from quantcli.statistics.quadratic_loss import quadratic_loss
 from quantcli.statistics.symmetric_mean import Mean
 
 if TYPE_CHECKING:
     from quantcli.statistics.output_fisher import OutputFisher
+    from quantcli.statistics.sketched_loss import LossSketch
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class MatrixStatistics:
     """Where a quantized prefix changes what the weights should be."""
     outputs: OutputFisher | None = None
     """The Fisher information of the outputs; None where all count alike."""
+    _sketches: list[LossSketch] = field(default_factory=list, repr=False, compare=False)
+    """That of ``held_out`` once it was asked for, which matrices of the same inputs share."""
 
     @property
     def importance(self) -> Floats:
@@ -65,3 +70,33 @@ class MatrixStatistics:
         if outputs is None:
             return quadratic_loss(errors, self.held_out)
         return quadratic_loss(errors, self.held_out, outputs.strips)
+
+    def judge(self, outputs: OutputFisher | None) -> Judge:
+        """What tells `cost` of several errors, by an estimate where the matrix is wide."""
+        if self.held_out.shape[0] < WIDE:
+            return ExactJudge(self, outputs)
+        from quantcli.statistics.sketched_loss import LossSketch, SketchingJudge
+
+        if not self._sketches:
+            self._sketches.append(LossSketch(self.held_out, self.hessian))
+        return SketchingJudge(self._sketches[0], None if outputs is None else outputs.strips)
+
+
+@dataclass(frozen=True)
+class ExactJudge:
+    """A `Judge` that estimates nothing."""
+
+    statistics: MatrixStatistics
+    outputs: OutputFisher | None
+
+    def cost(self, errors: Floats) -> float:
+        """`MatrixStatistics.cost`."""
+        return self.statistics.cost(errors, self.outputs)
+
+    def take(self, errors: Floats) -> Loss:
+        """The same as a loss."""
+        return Loss(self.cost(errors))
+
+    def settle(self, taken: Sequence[Loss]) -> list[Loss]:
+        """What was taken."""
+        return list(taken)

@@ -102,6 +102,32 @@ class PanelHessian(Hessian):
             return np.zeros((len(errors), columns.stop), np.float32)
         return product(errors[:, :first], self._factor(slice(0, first), columns))
 
+    def spread(self, values: Floats) -> Floats:
+        """A root of the matrix times ``values`` (columns, few)."""
+        scaled = np.asarray(values * np.sqrt(self.pivots)[:, None], np.float32)
+        found = np.zeros_like(scaled)
+        for own, panel, square in zip(
+            cut_panels(len(found)), self.panels, self.squares, strict=True
+        ):
+            found[: own.start] += product(panel[: own.start], scaled[own])
+            found[own] += product(square, scaled[own])
+        return found
+
+    def gather(self, values: Floats) -> Floats:
+        """The inverse of that root's transpose times ``values`` (columns, few)."""
+        found = np.asarray(values / np.sqrt(self.pivots)[:, None], np.float32)
+
+        def solve(own: slice, square: Floats) -> None:
+            left, upper = torch.from_numpy(found[own]), torch.from_numpy(square)
+            left[:] = torch.linalg.solve_triangular(upper.T, left, upper=False, unitriangular=True)
+
+        for own, panel, square in zip(
+            cut_panels(len(found)), self.panels, self.squares, strict=True
+        ):
+            found[own] -= product(panel[: own.start].T, found[: own.start])
+            run_tasks([partial(solve, own, square)])
+        return found
+
     def follow(self, errors: Floats) -> Slopes:
         """`slope` of one panel after the other, while ``errors`` change; by one thread."""
         return _PanelSlopes(self, errors)
@@ -110,7 +136,10 @@ class PanelHessian(Hessian):
         """What concerns ``columns``."""
         key = columns.start, columns.stop
         if key not in self._parts:
-            factor = self._factor(columns, columns)
+            number, inside, _ = self._pieces(columns)[0]
+            square = self.squares[number]
+            whole = inside == slice(0, len(square)) and columns.stop - columns.start == len(square)
+            factor = square if whole else self._factor(columns, columns)
             self._parts[key] = HessianBlock(factor, self.pivots[columns])
         return self._parts[key]
 

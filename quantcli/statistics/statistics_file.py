@@ -1,13 +1,13 @@
 """Statistics beyond the importance matrix, on their way into one safetensors file.
 
 For a tensor NAME with M matrices (1 unless it is a stack of experts) of C columns the file holds
-``NAME.counts`` I64 (M), and as asked ``NAME.abs_max``, ``NAME.mean_abs``, ``NAME.min`` and
-``NAME.max`` F32 (M, C), ``NAME.histogram`` F32 (M, bins; `quantcli.statistics.input_histogram`) and
-``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the counted inputs. Tensors that share their
-input share one Hessian; the metadata's ``hessian_of`` maps each tensor to the holder. Of layer N's
-key-value cache it holds ``blk.N.cache.counts`` I64 (1), the tokens, and ``blk.N.cache.k_max`` and
-``blk.N.cache.v_max`` F32 (1, heads), the largest magnitudes. Values are handed on matrix by matrix,
-since a model's Hessians are larger than its weights.
+``NAME.counts`` I64 (M), and as asked ``NAME.abs_max``, ``NAME.mean_abs``, ``NAME.mean``,
+``NAME.min`` and ``NAME.max`` F32 (M, C), ``NAME.histogram`` F32 (M, bins;
+`quantcli.statistics.input_histogram`) and ``NAME.hessian`` F32 (M, C, C), the sum of x x^T over the
+counted inputs. Tensors that share their input share one Hessian; the metadata's ``hessian_of`` maps
+each tensor to the holder. Of layer N's key-value cache it holds ``blk.N.cache.counts`` I64 (1), the
+tokens, and ``blk.N.cache.k_max`` and ``blk.N.cache.v_max`` F32 (1, heads), the largest magnitudes.
+Values are handed on matrix by matrix, since a model's Hessians are larger than its weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from quantcli.errors import SourceError
 from quantcli.sources.files import StoredFile
 from quantcli.sources.safetensors import parse_header
-from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MIN_MAX
+from quantcli.statistics.input_statistics import CACHE, HISTOGRAM, MEAN, MIN_MAX
 from quantcli.types import Declared
 
 STATISTICS_FORMAT = "quantcli.statistics/1"
@@ -32,8 +32,10 @@ _TYPES: dict[str, Any] = {"I64": np.int64, "F32": np.float32}
 CACHE_KINDS = ("k_max", "v_max")
 """What is stored of a cache, (1, heads) each."""
 _NEED_OF = {
-    "min": MIN_MAX, "max": MIN_MAX, "histogram": HISTOGRAM, "k_max": CACHE, "v_max": CACHE,
+    "mean": MEAN, "min": MIN_MAX, "max": MIN_MAX, "histogram": HISTOGRAM, "k_max": CACHE,
+    "v_max": CACHE,
 }  # fmt: skip
+_MEANS = ("mean_abs", "mean")
 _LARGEST = ("abs_max", "max", *CACHE_KINDS)
 
 StatisticsChunk = tuple[str, int, NDArray[Any]]
@@ -128,6 +130,10 @@ class StatisticsFile:
         """The mean |x|, shape (columns,)."""
         return self._find(name, "mean_abs", matrix)
 
+    def mean(self, name: str, matrix: int = 0) -> NDArray[np.float32]:
+        """The mean x, shape (columns,)."""
+        return self._find(name, "mean", matrix)
+
     def has(self, name: str, kind: str) -> bool:
         """Whether it holds this of a tensor."""
         return f"{name}.{kind}" in self.tensors
@@ -209,7 +215,7 @@ def _combine(kind: str, found: list[NDArray[Any]], counts: list[int]) -> NDArray
         return np.ascontiguousarray(np.minimum.reduce(found))
     if kind == "counts":
         return np.array([sum(counts)], np.int64)
-    weights = [count / max(1, sum(counts)) for count in counts] if kind == "mean_abs" else None
+    weights = [count / max(1, sum(counts)) for count in counts] if kind in _MEANS else None
     total = np.zeros(found[0].shape, np.float64)
     for index, values in enumerate(found):
         total += values if weights is None else values.astype(np.float64) * weights[index]

@@ -31,6 +31,7 @@ HARMLESS = ["short", "eintr", f"no-flock:{errno.ENOLCK}", f"no-flock:{errno.EOPN
             "no-fallocate", "slow-rename:5"]  # fmt: skip
 HARMFUL = ["enospc:0", "enospc:20000", "eio-write:1", "eio-write:3", "eio-fsync:1", "eio-open:1",
            "eio-rename:1", "exdev"]  # fmt: skip
+LEFT = (".partial/", ".partial-run/", ".partial-output/")
 REASONS = r"the disk is full|[Ii]nput/output error|[Ii]nvalid cross-device link"
 
 
@@ -114,7 +115,7 @@ def _fail(place: Place, name: str, spec: str) -> None:
         assert found == older or all(key in whole for key in found)
     else:
         assert found == older
-    left = [key for key in read_all(out) if key.endswith((".partial/", ".partial-run/"))]
+    left = [key for key in read_all(out) if key.endswith(LEFT)]
     assert not left or "--resume continues" in ended.said, spec
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import quantcli
 from quantcli.cli.app import run
 
 MINI = str(Path(__file__).parents[1] / "data" / "bookworm-mini")
+TEXT = str(Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt")
 
 
 @pytest.fixture
@@ -87,3 +89,17 @@ def test_answered_with_the_command(call, args, message, hint):
 def test_a_model_that_is_called_like_a_type(call):
     Path("Q4_0").symlink_to(MINI)
     assert call("Q4_0", "Q8_0", "-q") == (0, "bookworm-mini-Q8_0.gguf\n", "")
+
+
+@pytest.mark.parametrize("args", [["--text", TEXT], [f"--file={TEXT}"], ["--dataset", TEXT]])
+def test_other_tools_names_for_texts(args, capsys):
+    pytest.importorskip("torch")
+    words = ["eval-ppl", MINI, "--engine", "torch", *args, "--ctx-size", "64", "--chunks", "1"]
+    assert run([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["context"], told["results"][0]["text"]) == (64, TEXT)
+
+
+def test_behind_two_dashes_nothing_is_an_option(capsys):
+    assert run(["eval-ppl", "--", "--text"]) == 1
+    assert "--text: there is no such file or folder" in capsys.readouterr().err

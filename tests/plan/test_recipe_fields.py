@@ -31,6 +31,7 @@ VALUES: dict[str, Any] = {
     "mmproj_only": True, "no_mtp": True, "ignore_tensors": ("a",), "chat_template": TEMPLATE,
     "scheme": ["W4A16"], "strict": True, "kv_cache": "fp8", "statistics": "m.stats.safetensors",
     "target_bpw": 4.5, "allocate_from": "Q4_K,Q6_K", "sample_share": 0.2,
+    "correct_bias": True,
 }  # fmt: skip
 """A value of every field that is not its default."""
 

@@ -26,7 +26,7 @@ NAMES = {
     "c_attn": "attn_qkv", "attn.c_proj": "attn_output", "c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
     "qkv_proj": "attn_qkv", "gate_up_proj": "ffn_up",
 }  # fmt: skip
-EVERYTHING = ["abs_max", "mean_abs", "hessian", "min_max"]
+EVERYTHING = ["abs_max", "mean_abs", "mean", "hessian", "min_max"]
 
 
 def _tensor(name: str) -> str | None:
@@ -75,6 +75,7 @@ def test_statistics_are_plain_sums(
         assert found[f"{stored}.counts"].tolist() == [len(rows)]
         _close(found[f"{stored}.abs_max"][0], np.abs(rows).max(0))
         _close(found[f"{stored}.mean_abs"][0], np.abs(rows).mean(0))
+        np.testing.assert_allclose(found[f"{stored}.mean"][0], rows.mean(0), atol=1e-5)
         _close(found[f"{stored}.min"][0], np.minimum(rows.min(0), 0))
         _close(found[f"{stored}.max"][0], np.maximum(rows.max(0), 0))
         _close(found[f"{shares[stored]}.hessian"][0], rows.T @ rows)

@@ -15,6 +15,7 @@ from quantcli.artifacts.scratch import create_array
 from quantcli.errors import SourceError
 from quantcli.layerwise.products import add_gram, mirror, product
 from quantcli.layerwise.steady import use_threads
+from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.panel_hessian import prepare_panels
 from quantcli.statistics.quadratic_loss import quadratic_loss
 from quantcli.statistics.symmetric_mean import SymmetricMean
@@ -40,6 +41,21 @@ def test_panels_hold_the_damped_matrix_and_its_factor() -> None:
     np.testing.assert_array_equal(factor.diagonal(), 1)
     again = factor * found.pivots @ factor.T
     np.testing.assert_allclose(again, damped, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [None, "natural", "activation"])
+def test_roots(order: str | None) -> None:
+    """Of panels (None), and of whole Hessians in both orders."""
+    mean, draw = _mean(COLUMNS, 1), np.random.default_rng(2)
+    found = (
+        prepare_panels(lambda rows: mean[rows].astype(np.float32), COLUMNS, 0.05)
+        if order is None
+        else prepare_hessian(mean, 0.05, order)
+    )
+    root = found.spread(np.eye(COLUMNS, dtype=np.float32)).astype(np.float64)
+    np.testing.assert_allclose(root @ root.T, found.matrix, rtol=1e-4, atol=1e-4)
+    values = draw.standard_normal((COLUMNS, 5)).astype(np.float32)
+    np.testing.assert_allclose(root.T @ found.gather(values), values, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("columns", [slice(0, 256), slice(100, 300), slice(512, 600)], ids=str)
