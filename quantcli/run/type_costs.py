@@ -240,7 +240,7 @@ class _CostVisitor(Visitor):
         """D of the outputs' F, in the order of the rows, or its diagonal without feedback."""
         if not self.feeds_back:
             return np.concatenate([mean.diagonal() for mean in outputs.means]).astype(np.float64)
-        return np.concatenate([_pivots(hessian) for hessian in outputs.prepared])
+        return np.concatenate([_pivots(outputs.prepare(i)) for i in range(len(outputs.means))])
 
     def _add(
         self, name: str, row_weights: NDArray[np.float64], hessian: Hessian, importance: Floats,

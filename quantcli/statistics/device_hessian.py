@@ -209,13 +209,8 @@ class DeviceFisher(OutputFisher):
 
     device: torch.device
 
-    @cached_property
-    def prepared(self) -> tuple[Hessian, ...]:
-        """`OutputFisher.prepared`."""
-        return tuple(
-            prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
-            for mean in self.means
-        )
+    def _prepare(self, mean: Floats) -> Hessian:
+        return prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
 
     @cached_property
     def _means(self) -> tuple[torch.Tensor, ...]:
