@@ -313,7 +313,7 @@ def output_error(path: Path, error: OSError) -> OutputError:
         )
     if error.errno == errno.EFBIG:
         return OutputError(
-            f"{path}: {error.strerror}: more than the filesystem or a limit of this process allows",
+            f"{path}: {error.strerror}",
             hint="choose another disk with -o (FAT32 ends at 4 GB a file), write parts "
             "(--split-max-size 3G), or raise what 'ulimit -f' shows",
         )
