@@ -42,8 +42,10 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     sizes = strips(matrix.rows)
     means = _FISHER * sum(size**2 for size in sizes)
     most = max(sizes)
-    factoring = factor_bytes(most, in_order=False) + 3 * rows
-    return held + means + max(_TIES * most**2 + _ROWS * rows, factoring)
+    factoring = factor_bytes(most, in_order=False) + 2 * rows
+    # Errors of a wide matrix are those of a strip, and once more while others ask for them.
+    beside = rows + 8 * most * matrix.columns if matrix.columns >= _WIDE else _ROWS * rows
+    return held + means + max(_TIES * most**2 + beside, factoring)
 
 
 def matrix_work(

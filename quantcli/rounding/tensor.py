@@ -19,6 +19,7 @@ from quantcli.rounding.base import Rounder
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.nearest import NEAREST
 from quantcli.rounding.options import Options, Outcome
+from quantcli.statistics.losses import ErrorReader
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.workers import Workers
 
@@ -70,13 +71,18 @@ def _round_rows(
     plain = NEAREST.round(codec, rows, statistics, options, pool)
     if not codec.by_rows:
         statistics = replace(statistics, outputs=None)
-    judge = statistics.judge(statistics.outputs)
+    judge = statistics.judge(len(rows), statistics.outputs)
 
-    def lost(packed: Bytes) -> Floats:
-        errors = codec.decode(packed)
-        return np.subtract(aim, errors, out=errors)
+    def lost(packed: Bytes) -> ErrorReader:
+        def read(part: slice) -> Floats:
+            if not codec.by_rows:
+                return np.asarray(aim - codec.decode(packed))[part]
+            errors = codec.decode(packed[part])
+            return np.subtract(aim[part], errors, out=errors)
 
-    taken = [judge.take(rows), judge.take(lost(plain))]
+        return read
+
+    taken = [judge.take(lambda part: rows[part]), judge.take(lost(plain))]
     if rounder is NEAREST or not rounder.fits(codec):
         whole, before = judge.settle(taken)
         return _Rows(plain, plain, before.value, before.value, whole.value, chosen=False)

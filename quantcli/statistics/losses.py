@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,13 +40,17 @@ class Loss:
         return abs(between.value) > SURE * between.error
 
 
-class Judge(Protocol):
-    """What tells the losses of errors (rows, columns) of one matrix."""
+ErrorReader = Callable[[slice], Floats]
+"""Errors of some rows of a matrix, (rows, columns)."""
 
-    def cost(self, errors: Floats) -> float:
+
+class Judge(Protocol):
+    """What tells the losses of errors of one matrix."""
+
+    def cost(self, read: ErrorReader) -> float:
         """The exact loss of one."""
 
-    def take(self, errors: Floats) -> Any:
+    def take(self, read: ErrorReader) -> Any:
         """What is kept of some errors until `settle`."""
 
     def settle(self, taken: Sequence[Any]) -> list[Loss]:
