@@ -13,6 +13,8 @@ from quantcli.formats.base import Floats
 
 SURE = 4.0
 """Standard errors by which two estimates have to differ for their order to be known."""
+CLOSE = 0.02
+"""Standard error of a loss that may stand for it, as a share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,11 @@ class Loss:
     def error(self) -> float:
         """The standard error of `value`; 0 where it is exact."""
         return float(self.probes.std(ddof=1)) / self.probes.size**0.5 if self.probes.size else 0.0
+
+    @property
+    def is_close(self) -> bool:
+        """Whether the estimate is good enough to be told."""
+        return self.error <= CLOSE * self.value
 
     def is_apart(self, other: Loss) -> bool:
         """Whether it is known which of two is less, by the same probes."""

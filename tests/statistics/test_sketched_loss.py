@@ -89,6 +89,9 @@ def test_the_order_of_losses_that_differ_alike_in_all_probes_is_known() -> None:
     assert Loss(1.0, probes).is_apart(Loss(1.0, probes * 1.01 + 0.5))
     assert not Loss(1.0, probes).is_apart(Loss(1.0, probes[::-1] * 1.1))
     assert Loss(1.0).is_apart(Loss(1.0))
+    # A mean of 4.25, give or take 1.8.
+    assert not Loss(80.0, probes).is_close
+    assert Loss(90.0, probes).is_close
 
 
 class _Near:
