@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from quantcli.artifacts.space import reserve
-from quantcli.artifacts.staging import Staging, claim, output_error, shared_names
-from quantcli.errors import OutputError, UsageError
+from quantcli.artifacts.staging import Staging, claim, log_name, output_error, shared_names
+from quantcli.errors import InterruptedRunError, OutputError, UsageError
 from quantcli.systems import BINARY, CLOEXEC, NOFOLLOW, flush_folder, read_at, write_at
 
 if TYPE_CHECKING:
@@ -130,7 +130,11 @@ class AtomicFiles:
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="flush")
         self._flushes: dict[Path, Future[None]] = {}
         self._published = False
-        self._shared: str | None = None
+        self._shared = False
+        self._stays: str | None = None
+        """What the content is called, where it may stay when this is left."""
+        self._found: tuple[str, ...] = ()
+        """What is not cleared away."""
 
     def share(self, name: str) -> None:
         """Before it is entered: other processes write parts of the same files, which stay.
@@ -139,16 +143,29 @@ class AtomicFiles:
         leaves without `publish` the others, or it when it is run again, go on with; what `publish`
         leaves besides the files is the caller's to remove.
         """
-        self._shared = name
+        self._shared, self._stays, self._found = True, name, shared_names(name)
+
+    def keep(self, name: str, *, resume: bool) -> None:
+        """Before it is entered: what is written stays, called ``name``, if an interrupt ends this.
+
+        With ``resume`` what an earlier run has left under that name is there again, and its log.
+        """
+        self._stays = name
+        self._found = (name, log_name(name)) if resume else ()
+
+    @property
+    def log_path(self) -> Path:
+        """A file beside the first one's content, for what is to be known of it."""
+        staging, name = next(iter(self._staged.values())), self._stays or "file"
+        return staging.folder / log_name(name)
 
     def __enter__(self) -> Self:
         refuse_existing(list(self._sizes), force=self._force)
         try:
             if not self._fresh:
                 for path in self._sizes:
-                    shared = self._shared is not None
-                    self._staged[path] = claim(path, shared=shared)
-                    self._staged[path].clear(keep=shared_names(self._shared))
+                    self._staged[path] = claim(path, shared=self._shared)
+                    self._staged[path].clear(keep=self._found)
             for path, size in self._sizes.items():
                 self._create(path, size)
         except BaseException:
@@ -163,7 +180,7 @@ class AtomicFiles:
         trace: TracebackType | None,
     ) -> None:
         if not self._published:
-            self._discard()
+            self._discard(keep=is_interrupt(kind))
 
     def write(self, path: Path, offset: int, data: ReadableBuffer) -> None:
         """Put ``data`` at ``offset`` of the file that will be ``path``."""
@@ -246,11 +263,11 @@ class AtomicFiles:
         """Where the file is written until it is whole."""
         if path in self._held:
             return self._held[path]
-        return path if self._fresh else self._staged[path].folder / (self._shared or "file")
+        return path if self._fresh else self._staged[path].folder / (self._stays or "file")
 
     def _create(self, path: Path, size: int) -> None:
         held = path in self._held
-        alone = 0 if self._shared else os.O_EXCL
+        alone = 0 if self._stays else os.O_EXCL
         flags = 0 if held else os.O_CREAT | alone
         flags |= os.O_RDWR | BINARY | NOFOLLOW | CLOEXEC
         try:
@@ -260,11 +277,11 @@ class AtomicFiles:
         except OSError as error:
             raise output_error(path, error) from error
 
-    def _discard(self) -> None:
-        if self._fresh and not self._shared:
+    def _discard(self, *, keep: bool = False) -> None:
+        if self._fresh and not self._stays:
             for path in self._open:
                 path.unlink(missing_ok=True)
-        self._close()
+        self._close(keep=keep and self._stays is not None)
 
     def _release(self) -> None:
         """Close the files."""
@@ -273,14 +290,20 @@ class AtomicFiles:
             os.close(descriptor)
         self._open = {}
 
-    def _close(self) -> None:
+    def _close(self, *, keep: bool = False) -> None:
         self._release()
         for staging in self._staged.values():
-            if self._shared:
+            if self._shared or keep:
                 staging.leave()
             else:
                 staging.remove()
         self._staged = {}
+
+
+def is_interrupt(kind: type[BaseException] | None) -> bool:
+    """Whether what ends a run is its user, who may go on with it later."""
+    ends = (KeyboardInterrupt, GeneratorExit, InterruptedRunError)
+    return kind is not None and issubclass(kind, ends)
 
 
 def write_file(path: Path, content: bytes, *, force: bool) -> None:

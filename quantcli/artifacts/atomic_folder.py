@@ -13,11 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from quantcli.artifacts.atomic import AtomicFiles, Stamps, refuse_node, refuse_parent
+from quantcli.artifacts.atomic import (
+    AtomicFiles,
+    Stamps,
+    is_interrupt,
+    refuse_node,
+    refuse_parent,
+)
 from quantcli.artifacts.staging import (
     REPLACED,
     Staging,
     claim,
+    log_name,
     output_error,
     partial_path,
     shared_names,
@@ -51,7 +58,9 @@ class AtomicFolder:
         self._path = path
         self._force = force
         self._sizes = sizes
-        self._shared: str | None = None
+        self._shared = False
+        self._stays: str | None = None
+        self._found: tuple[str, ...] = ()
         self._put_into("files")
         self._staging: Staging | None = None
 
@@ -59,25 +68,36 @@ class AtomicFolder:
         self._files_in = partial_path(self._path) / name
         self._files = AtomicFiles(
             {self._files_in / name: size for name, size in self._sizes.items()},
-            force=self._shared is not None, fresh=True,
+            force=self._stays is not None, fresh=True,
         )  # fmt: skip
 
     def share(self, name: str) -> None:
         """As that of `AtomicFiles`."""
-        self._shared = name
+        self._shared, self._stays, self._found = True, name, shared_names(name)
         self._put_into(name)
         self._files.share(name)
 
+    def keep(self, name: str, *, resume: bool) -> None:
+        """As that of `AtomicFiles`."""
+        self._stays = name
+        self._found = (name, log_name(name)) if resume else ()
+        self._put_into(name)
+        self._files.keep(name, resume=resume)
+
+    @property
+    def log_path(self) -> Path:
+        """As that of `AtomicFiles`."""
+        return partial_path(self._path) / log_name(self._stays or "files")
+
     def __enter__(self) -> Self:
         refuse_folder(self._path, force=self._force)
-        shared = self._shared is not None
-        self._staging = claim(self._path, shared=shared)
+        self._staging = claim(self._path, shared=self._shared)
         try:
-            if not shared:
+            if not self._shared:
                 self._bring_back(self._staging.folder / REPLACED)
             refuse_folder(self._path, force=self._force)
-            self._staging.clear(keep=shared_names(self._shared))
-            self._files_in.mkdir(exist_ok=shared)
+            self._staging.clear(keep=self._found)
+            self._files_in.mkdir(exist_ok=bool(self._found))
             self._files.__enter__()
         except BaseException as error:
             self._discard()
@@ -93,7 +113,7 @@ class AtomicFolder:
         trace: TracebackType | None,
     ) -> None:
         self._files.__exit__(kind, error, trace)
-        self._discard()
+        self._discard(keep=is_interrupt(kind))
 
     def write(self, name: str, offset: int, data: ReadableBuffer) -> None:
         """Put ``data`` at ``offset`` of the file ``name``; from any thread."""
@@ -131,9 +151,9 @@ class AtomicFolder:
         if aside.is_dir() and not self._path.exists():
             aside.rename(self._path)
 
-    def _discard(self) -> None:
+    def _discard(self, *, keep: bool = False) -> None:
         if self._staging is not None:
-            if self._shared:
+            if self._shared or (keep and self._stays):
                 self._staging.leave()
             else:
                 self._staging.remove()

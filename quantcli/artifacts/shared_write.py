@@ -12,17 +12,14 @@ import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quantcli.artifacts.atomic import AtomicFiles
-from quantcli.artifacts.atomic_folder import AtomicFolder
+from quantcli.artifacts.kept_slabs import Recording, files_of, read_written
 from quantcli.artifacts.read_ahead import ReadAhead
 from quantcli.artifacts.slabs import Slab, work_slabs
 from quantcli.artifacts.staging import MEETING, SHARED, claim, partial_path, remove_own
-from quantcli.artifacts.stream import StreamSink
 from quantcli.artifacts.write import (
     Artifact,
     ArtifactDone,
@@ -36,11 +33,10 @@ from quantcli.artifacts.write import (
 from quantcli.errors import OutputError, UsageError
 from quantcli.ranks.meeting import COUNT, Meeting
 from quantcli.ranks.share import Share, name_of
-from quantcli.ranks.slab_sums import Key, Recorder, SlabLog, SlabRecord, read_log
+from quantcli.ranks.slab_sums import Key, SlabLog, SlabRecord, read_log
 from quantcli.types import Event, Note, Progress
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
     from numpy.typing import NDArray
 
 
@@ -80,7 +76,7 @@ def write_shared(
         stack.enter_context(meeting)
         writings = [Writing(artifact, artifact.open()) for artifact in artifacts]
         for writing in writings:
-            _files_of(writing).share(name)
+            files_of(writing).share(name)
             stack.enter_context(writing.sink)
         work = _Work(meeting, writings, share.count or meeting.count())
         if not share.merges:
@@ -103,13 +99,6 @@ def write_shared(
             yield from work.published()
 
 
-def _files_of(writing: Writing) -> AtomicFiles | AtomicFolder:
-    """Where it writes; OutputError for a pipe, which is one process's."""
-    if isinstance(writing.sink, StreamSink):
-        raise OutputError("processes cannot share standard output", hint="name a file with -o")
-    return writing.sink
-
-
 def _remove_empty(meeting: Meeting, artifacts: Sequence[Artifact]) -> None:
     """Remove what nobody has written anything into."""
     if meeting.is_empty and not meeting.is_gone():
@@ -120,29 +109,6 @@ def _remove_partial(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         for path in artifact.paths:
             remove_own(partial_path(path))
-
-
-@dataclass(eq=False)
-class _Recording:
-    """A target of a slab's chunks that notes where they go."""
-
-    writing: Writing
-    recorder: Recorder = field(default_factory=Recorder)
-
-    @property
-    def artifact(self) -> Artifact:
-        """Whose they are."""
-        return self.writing.artifact
-
-    @property
-    def error(self) -> OutputError | None:
-        """Why it takes no more."""
-        return self.writing.error
-
-    def write(self, file: Any, offset: int, data: ReadableBuffer) -> None:
-        """Write a chunk."""
-        self.writing.write(file, offset, data)
-        self.recorder.add(file.name if isinstance(file, Path) else file, offset, data)
 
 
 class _Work:
@@ -164,7 +130,6 @@ class _Work:
         self._records: dict[Key, SlabRecord] = {}
         self._own: set[SlabKey] = set()
         """Those that this process has made or found right."""
-        self._files = [{path.name: path for path in writing.artifact.paths} for writing in writings]
 
     def _slab_of(self, key: SlabKey) -> Slab:
         return self._slabs[key][0][0].slab
@@ -220,19 +185,15 @@ class _Work:
         if self._is_whole(slab):
             return False
         parts = self._slabs[slab]
-        targets = [_Recording(writing) for _, writing in parts]
+        targets = [Recording(writing) for _, writing in parts]
         uses = [(part, to) for (part, _), to in zip(parts, targets, strict=True)]
         made = do_slab(read, uses, True)
         for writing in self._writings:
             if writing.error is not None:
                 raise writing.error
         records = [
-            SlabRecord(
-                self._share.index, made.read, content, target.recorder.sum.digest(),
-                tuple(target.recorder.runs),
-            )
-            for target, content in zip(targets, made.written, strict=True)
-        ]  # fmt: skip
+            target.record(self._share.index, made, use) for use, target in enumerate(targets)
+        ]
         found = list(zip(self._keys[slab], records, strict=True))
         self._records.update(found)
         log.add(found)
@@ -242,13 +203,9 @@ class _Work:
         """Whether every use of the slab is recorded, and lies there as its record says."""
         for key, (_, writing) in zip(self._keys[slab], self._slabs[slab], strict=True):
             record = self._records.get(key)
-            if record is None or not record.holds(partial(self._read, writing)):
+            if record is None or not record.holds(partial(read_written, writing)):
                 return False
         return True
-
-    def _read(self, writing: Writing, file: str, offset: int, length: int) -> bytes:
-        files: Mapping[str, Any] = self._files[self._writings.index(writing)]
-        return _files_of(writing).read(files.get(file, file), offset, length)
 
     def _read_logs(self) -> None:
         """Take up what all ranks have recorded; of a slab that several made, this one's own."""

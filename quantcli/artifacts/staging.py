@@ -138,6 +138,11 @@ def shared_names(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name, MEETING, REPLACED)
 
 
+def log_name(name: str) -> str:
+    """What the log of ``name``, which a run that was stopped has left, is called."""
+    return f"{name}.log"
+
+
 def own_folder(folder: Path, *, empty: bool) -> None:
     """Make a folder for the work of a run, or take over what an earlier one of ours left there.
 

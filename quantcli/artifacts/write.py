@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -198,6 +198,16 @@ class Artifact(Protocol):
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """That what is written stays where an interrupt or a kill stops the run, for one of the same
+    ``identity``; with ``resume`` what such a run has left is taken over.
+    """
+
+    identity: str
+    resume: bool
+
+
 def write_artifact(
     artifact: Artifact, *, threads: int | None = None, max_memory: int | None = None
 ) -> Iterator[Event]:
@@ -206,34 +216,53 @@ def write_artifact(
 
 
 def write_artifacts(
-    artifacts: Sequence[Artifact], *, threads: int | None = None, max_memory: int | None = None
-) -> Iterator[Event]:
+    artifacts: Sequence[Artifact], *, threads: int | None = None, max_memory: int | None = None,
+    keeping: Keeping | None = None,
+) -> Iterator[Event]:  # fmt: skip
     """Write artifacts, yielding notes and progress, and an `ArtifactDone` as each is whole.
 
     A slab that several make something of is read once. ``threads`` defaults to the processors, and
     to as many as fit into ``max_memory`` bytes. Whatever ends the iteration early (an error, an
     interrupt, closing the generator) leaves no file under a final name but those that were said to
-    be whole, and an existing one untouched. Of several, one that cannot be written ends as
+    be whole, and an existing one untouched. With ``keeping`` an interrupt leaves what is written
+    in its place for a run that goes on. Of several, one that cannot be written ends as
     `ArtifactFailed`; OutputError where none is left.
     """
+    if keeping is not None:
+        from quantcli.artifacts.kept_slabs import SlabKeeper, keep_content
+
     workers = min(threads_within(artifact, threads, max_memory) for artifact in artifacts)
     yield from dict.fromkeys(note for artifact in artifacts for note in artifact.notes)
     with ExitStack() as stack:
         writings = [Writing(artifact, artifact.open()) for artifact in artifacts]
         for writing in writings:
+            if keeping is not None:
+                keep_content(writing, keeping)
             stack.enter_context(writing.sink)
             writing.write_all(writing.artifact.heads())
         hashed = any(artifact.hashed for artifact in artifacts)
         shared = share_slabs(writings)
         slabs = [parts[0][0].slab for parts in shared.values()]
         reads = [parts[0][0].read for parts in shared.values()]
+        keeper = None if keeping is None else SlabKeeper(writings, shared, stack)
+        if keeper is not None and keeper.found:
+            yield Note(f"{keeper.found} of {len(shared)} slabs are there already")
         if any(artifact.is_remote for artifact in artifacts):
-            ahead = stack.enter_context(ReadAhead(reads, [slab.nbytes for slab in slabs]))
-            reads = [partial(ahead.take, index) for index in range(len(reads))]
+            fresh = [
+                index for index, key in enumerate(shared) if keeper is None or not keeper.has(key)
+            ]
+            wanted = [reads[index] for index in fresh], [slabs[index].nbytes for index in fresh]
+            ahead = stack.enter_context(ReadAhead(*wanted))
+            for number, index in enumerate(fresh):
+                reads[index] = partial(ahead.take, number)
         tasks = [
-            (slab, partial(do_slab, read, parts, hashed))
-            for slab, read, parts in zip(slabs, reads, shared.values(), strict=True)
-        ]
+            (
+                slab,
+                partial(do_slab, read, parts, hashed) if keeper is None
+                else partial(keeper.do, key, read, hashed),
+            )
+            for slab, read, (key, parts) in zip(slabs, reads, shared.items(), strict=True)
+        ]  # fmt: skip
         told: list[Writing] = []
         # Closed before the files are, which its threads write to.
         work = stack.enter_context(closing(work_slabs(tasks, workers)))
@@ -247,6 +276,9 @@ def write_artifacts(
             yield progress
         for artifact in artifacts:
             artifact.check_source()
+        if keeper is not None:
+            # Windows removes no open file.
+            keeper.close()
         for writing in writings:
             yield from writing.publish(hashes)
         yield from _tell_failed(writings, told)
@@ -328,19 +360,27 @@ class Writing:
 
         Its space is free again as soon as no thread writes to it.
         """
+        with self.using() as is_open:
+            if is_open:
+                try:
+                    self.sink.write(file, offset, data)
+                except OutputError as error:
+                    self.error = self.error or error
+
+    @contextmanager
+    def using(self) -> Iterator[bool]:
+        """Whether its files are open, which they stay meanwhile."""
         with self._lock:
-            if self.error is not None:
-                return
-            self._busy += 1
+            is_open = self.error is None
+            self._busy += is_open
         try:
-            self.sink.write(file, offset, data)
-        except OutputError as error:
-            self.error = self.error or error
+            yield is_open
         finally:
-            with self._lock:
-                self._busy -= 1
-                if self.error is not None and self._busy == 0:
-                    self.sink.__exit__(None, None, None)
+            if is_open:
+                with self._lock:
+                    self._busy -= 1
+                    if self.error is not None and self._busy == 0:
+                        self.sink.__exit__(None, None, None)
 
     def leaves(self, hashes: Mapping[SlabKey, Hashes]) -> dict[Slab, bytes]:
         """SHA-256 of the rows of each of its slabs."""

@@ -105,7 +105,7 @@ def quantize(
         option(
             "--resume", panel=OUTPUT.title,
             help="Continue an interrupted --method run, or a set of several outputs: those that "
-            "are whole stay.",
+            "are whole stay, the others go on where they were.",
         ),
     ] = False,
     recipe: Annotated[

@@ -9,8 +9,8 @@ nothing to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from quantcli.artifacts.scratch import forget_pages
 from quantcli.formats.base import Floats
-from quantcli.layerwise.steady import run_tasks
+from quantcli.layerwise.steady import linear_product, run_tasks
 
 TILE = 512
 """Rows and columns of a large product that one thread computes at once."""
@@ -35,27 +35,13 @@ def multiply(a: Floats, b: Floats) -> Floats:
     if not a.size or not b.size:
         return np.zeros((len(a), b.shape[1]), np.float32)
     turned = torch.from_numpy(b.T)
-    own = _linear()
+    own = linear_product()
     if own is None:
         found = torch.mm(torch.from_numpy(a), turned.T)
     else:
-        found = own(torch.from_numpy(a), turned, None, "none", [], "")
+        found = own(torch.from_numpy(a), turned)
     values: Floats = found.numpy()
     return values
-
-
-@cache
-def _linear() -> Callable[..., torch.Tensor] | None:
-    """oneDNN's product of a linear layer, where torch has it."""
-    found: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if found is None or not torch.backends.mkldnn.is_available():
-        return None
-    ones = torch.ones(2, 2)
-    try:
-        found(ones, ones, None, "none", [], "")
-    except (RuntimeError, TypeError):
-        return None
-    return found  # type: ignore[no-any-return]
 
 
 def product(a: Floats, b: Floats) -> Floats:

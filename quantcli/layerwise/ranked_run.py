@@ -54,14 +54,44 @@ def begin_checkpoint(checkpoint: Checkpoint, run: ModelRun, *, resume: bool, for
     checkpoint.writes = group.index == 0
     if checkpoint.writes:
         checkpoint.begin(resume=resume or was_restarted(), force=force)
-    done, turn, token = group.gather((checkpoint.done, checkpoint.turn, secrets.token_hex(8)))[0]
-    checkpoint.done, checkpoint.turn = done, turn
-    _see_folder(checkpoint.folder, token, group)
+    checkpoint.done, checkpoint.turn = group.gather((checkpoint.done, checkpoint.turn))[0]
+    _see_folder(checkpoint.folder, group)
     own_folder(run.folder, empty=False)
 
 
-def _see_folder(folder: Path, token: str, group: Group) -> None:
+def leads() -> bool:
+    """Whether this process does what one does for all: it is alone, or the first of the ranks."""
+    group = active_group()
+    return group is None or group.index == 0
+
+
+def wait_until_seen(path: Path) -> None:
+    """Until a file that the first rank has written is seen here; OutputError where it never is."""
+    began = time.monotonic()
+    while not leads() and not path.exists():
+        if time.monotonic() - began > read_timeout():
+            raise OutputError(
+                f"{path}, which rank 0 has written, does not appear here",
+                hint="-o in a folder that all machines share",
+            )
+        time.sleep(0.05)
+
+
+def begin_folder(folder: Path, *, empty: bool) -> None:
+    """Take a folder into use, by the first of several ranks for all of them.
+
+    OutputError as `own_folder`, and on a rank that does not see it.
+    """
+    if leads():
+        own_folder(folder, empty=empty)
+    group = active_group()
+    if group is not None:
+        _see_folder(folder, group)
+
+
+def _see_folder(folder: Path, group: Group) -> None:
     """OutputError on a rank that does not see what the first one writes into the folder."""
+    token = group.gather(secrets.token_hex(8))[0]
     path = folder / f"token-{token}"
     if group.index == 0:
         path.write_text(token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from quantcli.layerwise.own_samples import BATCH
 from quantcli.layerwise.pass_needs import Passes
-from quantcli.plan.needs import Stage, Work
+from quantcli.plan.needs import SAMPLES, Stage, Work
 
 _KEYS = ("attn_k", "attn_v", "attn_qkv")
 """Parts of the names of matrices whose outputs are kept for the tokens that follow."""
@@ -25,4 +25,4 @@ def samples_stage(passes: Passes, count: int) -> Stage:
     logits = 3 * 8 * batch * sizes.vocabulary
     work = sum((passes.forward_work(layer, count) for layer in sizes.layers), Work())
     memory = passes.itemsize * (weights + values) + logits
-    return Stage("samples", memory, work=work + passes.head_work(count))
+    return Stage(SAMPLES, memory, work=work + passes.head_work(count))

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -328,8 +328,11 @@ def _cholesky(values: torch.Tensor) -> torch.Tensor:
             lower[panel, panel].mT, lower[rows, panel], upper=True, left=False
         )
 
-    def take_off(rows: slice, columns: slice, panel: slice) -> None:
-        lower[rows, columns] -= lower[rows, panel] @ lower[columns, panel].mT
+    def take_off(rows: slice, columns: slice, solved: torch.Tensor, first: int) -> None:
+        own, other = (solved[part.start - first : part.stop - first] for part in (rows, columns))
+        lower[rows, columns] -= linear(own, other) if linear else own @ other.mT
+
+    linear = linear_product() if values.dtype == torch.float32 else None
 
     for start in range(0, count, _PANEL):
         panel = slice(start, min(start + _PANEL, count))
@@ -338,14 +341,33 @@ def _cholesky(values: torch.Tensor) -> torch.Tensor:
             raise torch.linalg.LinAlgError("not positive definite")
         after = [slice(i, min(i + _TILE, count)) for i in range(panel.stop, count, _TILE)]
         _run([partial(solve, rows, panel) for rows in after])
+        solved = lower[panel.stop :, panel].contiguous()
         _run(
             [
-                partial(take_off, rows, columns, panel)
+                partial(take_off, rows, columns, solved, panel.stop)
                 for number, columns in enumerate(after)
                 for rows in after[number:]
             ]
         )
     return lower.tril_()
+
+
+@cache
+def linear_product() -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """oneDNN's product of inputs and the weights of a linear layer, where torch has it."""
+    found: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if found is None or not torch.backends.mkldnn.is_available():
+        return None
+
+    def multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return found(a, b, None, "none", [], "")
+
+    ones = torch.ones(2, 2)
+    try:
+        multiply(ones, ones)
+    except (RuntimeError, TypeError):
+        return None
+    return multiply
 
 
 _FLASH = _aten._scaled_dot_product_flash_attention_for_cpu.default

@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+SAMPLES = "samples"
+"""The stage in which a model writes windows."""
+
 
 @dataclass(frozen=True)
 class Work:

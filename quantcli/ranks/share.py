@@ -61,6 +61,20 @@ class Share:
         return owners
 
 
+def deal(costs: Sequence[float], count: int) -> list[int]:
+    """The share, of ``count``, that takes each piece of work: the most expensive first.
+
+    Each goes to whom it finishes earliest. It follows from the costs alone.
+    """
+    loads = [0.0] * count
+    owners = [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        owner = loads.index(min(loads))
+        loads[owner] += costs[index]
+        owners[index] = owner
+    return owners
+
+
 def name_of(index: int, count: int, *, together: bool) -> str:
     """What messages call a share."""
     return f"rank {index}" if together else f"shard {index + 1}/{count}"

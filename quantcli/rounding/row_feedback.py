@@ -10,6 +10,7 @@ all are rounded, then from what all the others lost. See `quantcli.statistics.ou
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -33,18 +34,21 @@ def round_by_rows(
 ) -> Bytes:  # fmt: skip
     """Packed rows of ``rows`` (n, columns), float32, rounded under both Hessians."""
     packed: Bytes | None = None
-    for strip, fisher in zip(cut_strips(len(rows)), outputs.prepared, strict=True):
+    for number, strip in enumerate(cut_strips(len(rows))):
+        fisher = outputs.prepare(number)
         order = fisher.order
         if order is None:
             raise ValueError("the outputs' Hessian has no order")
         if isinstance(codec, BlockCodec) and hessian.order is None:
-            shares = [
-                (group, find_share(fisher.matrix, order, group)) for group in cut_groups(len(order))
-            ]
+            share = partial(find_share, fisher.matrix, order)
+            ties = RowTies.of(fisher.factor, cut_groups(len(order)), share)
+            # Its factor is not needed any more.
+            del fisher
             found = round_tied(
                 codec.format, codec.unscaled(rows), strip.start + order, hessian, importance,
-                RowTies.of(fisher, shares), options,
+                ties, options,
             )  # fmt: skip
+            del ties, share
         else:
             found = _round_strip(
                 codec, np.ascontiguousarray(rows[strip][order]), hessian, importance,

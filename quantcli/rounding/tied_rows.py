@@ -11,18 +11,19 @@ some of its rows through all columns.
 
 For n rows of a strip, and C columns, in float32 unless packed:
 
-    bytes = 4 n C (errors) + packed rows + 12 n^2 (Fisher factor and ties) + 3 KiB n,
+    bytes = 4 n C (errors) + packed rows + 8 n^2 (Fisher information and its factor) + 3 KiB n,
 
 besides the weights that are given and the Hessian.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import torch
 
 from quantcli.formats import native
 from quantcli.formats.base import BlockFormat, Bytes, Floats
@@ -42,19 +43,20 @@ _LEAST = 16
 class RowTies:
     """What rows in an order ask of one another: ``groups`` of them, rounded at once.
 
-    ``ahead`` (rows, rows) has in each row what those before it ask of it, ``shares`` (group, rows)
-    what all rows ask of a group once they are rounded.
+    ``ahead`` (rows, rows) has in each row what those before it ask of it; ``share`` gives what all
+    rows ask of a group once they are rounded, (group, rows).
     """
 
     groups: Sequence[slice]
     ahead: Floats
-    shares: Sequence[Floats]
+    share: Callable[[slice], Floats]
 
     @classmethod
-    def of(cls, fisher: Hessian, groups: Sequence[tuple[slice, Floats]]) -> RowTies:
-        """From the factored Fisher information and each group's part of ``shares``."""
-        ahead = np.ascontiguousarray(fisher.factor.T)
-        return cls([group for group, _ in groups], ahead, [share for _, share in groups])
+    def of(
+        cls, factor: Floats, groups: Sequence[slice], share: Callable[[slice], Floats]
+    ) -> RowTies:
+        """From the Fisher information's ``factor``."""
+        return cls(groups, torch.from_numpy(factor).T.contiguous().numpy(), share)
 
     def split(self, group: slice) -> list[slice]:
         """A group's rows for the threads, of which two at least get some."""
@@ -78,8 +80,8 @@ def round_tied(
     if options.sweeps:
         _set_errors(matrix)
     for _ in range(options.sweeps):
-        for number, group in enumerate(ties.groups):
-            aimed = product(ties.shares[number], matrix.errors)
+        for group in ties.groups:
+            aimed = product(ties.share(group), matrix.errors)
             tasks = [
                 partial(_sweep_rows, matrix, rows, _within(aimed, rows, group), hessian)
                 for rows in ties.split(group)

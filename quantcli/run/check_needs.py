@@ -14,7 +14,7 @@ from quantcli.artifacts.scratch_place import used_bytes, work_path
 from quantcli.artifacts.stream import STREAM
 from quantcli.errors import OutputError, PlanError
 from quantcli.plan.budget import existing_place, free_disk
-from quantcli.plan.needs import Forecast
+from quantcli.plan.needs import SAMPLES, Forecast
 from quantcli.run.outputs import Planned
 from quantcli.run.request import Request
 
@@ -28,6 +28,18 @@ def refuse_memory(label: str, least: Forecast, allowed: int) -> None:
             f"{label} needs about {least.memory:,} bytes of memory at its {least.hungriest}, more "
             f"than the {allowed:,} allowed",
             hint=f"--max-memory {-(-least.memory // _ROUND)}M is the least that is enough",
+        )
+
+
+def refuse_samples(label: str, forecast: Forecast, allowed: int) -> None:
+    """PlanError where a model that is to write samples does not fit into ``allowed`` bytes."""
+    needed = max((s.memory for s in forecast.stages if s.name == SAMPLES), default=0)
+    needed += forecast.base if needed else 0
+    if needed > allowed:
+        raise PlanError(
+            f"{label}: the model writes samples with all its weights in memory, which takes about "
+            f"{needed:,} bytes, more than the {allowed:,} there are",
+            hint="--sample-share 0 calibrates without them",
         )
 
 

@@ -15,7 +15,7 @@ from quantcli.artifacts.write import default_threads
 from quantcli.plan.needs import Forecast, Stage, UnitCosts, Work
 from quantcli.plan.recipe import is_allocated
 from quantcli.rounding.options import Options
-from quantcli.run.check_needs import refuse_memory, refuse_scratch
+from quantcli.run.check_needs import refuse_memory, refuse_samples, refuse_scratch
 from quantcli.run.outputs import Planned, needed_statistics, needs_text
 from quantcli.run.rounding_stages import (
     gradient_windows,
@@ -30,7 +30,7 @@ from quantcli.run.writing_stage import (
     method_chain,
     plain_stage,
 )
-from quantcli.systems import resident_memory
+from quantcli.systems import machine_memory, resident_memory
 
 if TYPE_CHECKING:
     from quantcli.layerwise.pass_needs import Passes
@@ -201,6 +201,7 @@ def _fitting(batch: Sequence[Planned], request: Request) -> tuple[Forecast, bool
     if allowed is not None and stay and forecast.memory > allowed:
         stay = False
         forecast = make_forecast(method_stages(batch, threads, in_memory=stay), runs=True)
+    refuse_samples(label, forecast, machine_memory() if allowed is None else allowed)
     if allowed is not None:
         refuse_memory(label, forecast, allowed)
     if request.max_scratch is not None:

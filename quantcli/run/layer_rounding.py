@@ -69,6 +69,7 @@ from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.statistics.output_fisher import LayerFisher
 from quantcli.training.base import RoundedLayer
 from quantcli.training.end_to_end import Task, train_end_to_end
+from quantcli.training.window_shares import TrainingRanks
 from quantcli.types import Event, Note
 from quantcli.workers import Workers, workers
 
@@ -93,7 +94,7 @@ def round_model(work: RoundingTask, checkpoint: Checkpoint) -> Iterator[Event]:
         )
         yield from walk.run(_RoundingVisitor(work, walk, checkpoint, pool, stack))
         for output in work.outputs if work.options.e2e else ():
-            own = replace(run, folder=output.store.folder)
+            own = run if run.ranks else replace(run, folder=output.store.folder)
             task = Task(
                 own, output.every_codec, output.store, walk.model, walk.states.get,
                 codes=work.options.e2e_codes,
@@ -174,7 +175,9 @@ class _RoundingVisitor(Visitor):
             trained = layer if self.work.trainer is not None else None
             if self.ranks is not None:
                 sums.settle(self.ranks.group)
-                yield from self._round_share(layer.index, sums.names, statistics, sums, outputs)
+                yield from self._round_share(
+                    layer.index, sums.names, statistics, sums, outputs, trained
+                )
             else:
                 yield from self._round(layer.index, sums.names, statistics, trained)
             yield from sums.notes
@@ -318,8 +321,9 @@ class _RoundingVisitor(Visitor):
         self, layer: int, names: Sequence[str],
         statistics: Callable[[str, int], MatrixStatistics | None],
         sums: HessianAccumulator | None = None, fisher: LayerFisher | None = None,
+        trained: LayerPass | None = None,
     ) -> Iterator[Event]:  # fmt: skip
-        """`_round` by several ranks, each its matrices."""
+        """`_round` by several ranks, each its matrices; trained are they by all."""
         if self.ranks is None:
             raise ValueError("there are no ranks")
         group, outputs = self.ranks.group, self.work.outputs
@@ -348,8 +352,13 @@ class _RoundingVisitor(Visitor):
         for number, output in enumerate(outputs):
             key = str(number)
             ends = [outcomes[name, key] for name in wanted if (name, key) in outcomes]
+            own = {name: packed[name, key] for name in wanted if (name, key) in packed}
+            if trained is not None and self.work.trainer is not None:
+                known = [name for name in wanted if (name, key) in outcomes]
+                own = {name: group.give_all(own.get(name)) for name in known}
+                rounded = self._rounded(trained, output, own)
+                yield from self.work.trainer.train(rounded, self.work.options, ends)
             if group.index == 0:
-                own = {name: packed[name, key] for name in wanted if (name, key) in packed}
                 output.store.save(layer, own, ends)
             group.wait()
             if group.index != 0:
@@ -392,6 +401,11 @@ class _RoundingVisitor(Visitor):
             for rows, outcome in [by_identity[codec.identity]]
         }
 
+    def _training_ranks(self) -> TrainingRanks | None:
+        if self.ranks is None:
+            return None
+        return TrainingRanks(self.ranks.group, self.ranks.windows)
+
     def _rounded(
         self, trained: LayerPass, output: RoundedOutput, packed: dict[str, Bytes]
     ) -> RoundedLayer:
@@ -405,4 +419,5 @@ class _RoundingVisitor(Visitor):
             self.model, trained.index, trained.call, lambda name: output.every_codec[name].name,
             read, lambda name, rows: output.every_codec[name].decode(rows), packed,
             (self.prefix or self.walk).get, self.walk.get_next, len(self.walk.ids),
+            self._training_ranks(),
         )  # fmt: skip

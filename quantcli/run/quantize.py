@@ -53,7 +53,9 @@ def quantize(
     whatever is wrong. What ends it early leaves no output but those that are whole, and an existing
     one untouched; layers that were rounded are kept for ``resume``, and the last note says where.
     """
-    runs = request.texts or any(wanted.recipe.method for wanted in request.outputs)
+    runs = request.texts or any(
+        wanted.recipe.method or is_allocated(wanted.recipe) for wanted in request.outputs
+    )
     if request.share is None or not request.share.together or not runs or request.dry_run:
         return (yield from _quantize(request, on_fetch))
     require_torch()
@@ -106,7 +108,7 @@ def _quantize(request: Request, on_fetch: Callable[..., None] | None) -> Events[
     except BaseException as stopped:
         kept = [note for rounding in begun for note in rounding.abandon()]
         if ledger is not None and ledger.journal is not None and not ledger.failed:
-            kept += ledger.journal.last_words(ledger.state)
+            kept += ledger.last_words(stopped)
         if not isinstance(stopped, GeneratorExit):
             yield from kept
         raise
@@ -149,7 +151,7 @@ def _make(
             from quantcli.run.choose_by_importance import choose_by_importance
 
             plain = yield from choose_by_importance(request, plain)
-        yield from write_outputs(plain, ledger, _sharing(request, plain))
+        yield from write_outputs(plain, ledger, _sharing(request, plain), resume=request.resume)
     methodical = [each for each in ledger.planned if each.run is not None]
     if methodical:
         from quantcli.run.apply_methods import apply_methods, group_runs, statistics_beside
@@ -166,7 +168,8 @@ def _make(
                 # Those that are whole take part: the run that was interrupted was theirs too.
                 made = yield from apply_methods(request, batch, statistics, begun)
                 rest = [each for each in made if each.kept is None]
-                yield from write_outputs(rest, ledger, _sharing(request, rest))
+                sharing = _sharing(request, rest)
+                yield from write_outputs(rest, ledger, sharing, resume=request.resume)
     ledger.refuse_failed()
 
 

@@ -29,8 +29,12 @@ Home = tuple[str, int]
 
 _SMALL = 256
 """Rows that are not cut further."""
-_STEP = 4000
+_CODE = 2300
 """Columns whose products with an error cost as much as choosing one weight's code does."""
+_ROW = 4
+"""Rows whose products with an error cost as much as those of one column: they come in blocks."""
+_FACTOR = 30
+"""Products of a factorisation that cost as much as one of a few rows with an error."""
 _APPEAR = 90.0
 """Seconds after which a file that another machine wrote must be seen here."""
 
@@ -48,9 +52,9 @@ class Unit:
 
     @property
     def cost(self) -> float:
-        """What rounding it takes, in products of two numbers."""
+        """What rounding it takes, in products of an error with a column, as it was measured."""
         rows = self.stop - self.start
-        return float(rows) * self.columns * (self.columns + _STEP)
+        return float(rows) * self.columns * (self.columns + rows / _ROW + _CODE)
 
 
 def cut_units(
@@ -88,7 +92,7 @@ def divide_units(units: Sequence[Unit], homes: Sequence[Home | None], ranks: int
         unit, home = units[index], homes[index]
         ends = []
         for load, own in zip(loads, known, strict=True):
-            factors = 0.0 if home is None or home in own else float(unit.columns) ** 3
+            factors = 0.0 if home is None or home in own else float(unit.columns) ** 3 / _FACTOR
             ends.append(load + factors + unit.cost)
         owner = ends.index(min(ends))
         loads[owner] = ends[owner]

@@ -205,23 +205,12 @@ def check_division(request: Request) -> None:
 
 
 def _check_division(recipe: Recipe) -> None:
-    from quantcli.run.methods import parse_methods
     from quantcli.run.recipe_options import read_options
 
-    chain, options = parse_methods(recipe.method or USUAL_ROUNDER), read_options(recipe)
-    undivided = [
-        *chain.transforms,
-        *([options.trainer] if options.trainer else []),
-        *(["e2e"] if options.e2e else []),
-        *(["--propagate"] if options.propagate else []),
-        *(["--allocate"] if is_allocated(recipe) else []),
-        *(["static scales"] if has_static_scales(recipe) and not recipe.statistics else []),
-    ]
-    if undivided:
+    if read_options(recipe).propagate:
         raise UsageError(
-            f"ranks divide the rounding of layers, not {' and '.join(map(str, undivided))}",
-            hint=f"leave that out for --method {USUAL_ROUNDER} alone, or unset RANK and WORLD_SIZE "
-            "for one process",
+            "ranks divide the windows of one model, not --propagate",
+            hint="leave it out, or unset RANK and WORLD_SIZE for one process",
         )
 
 

@@ -3,7 +3,8 @@
 The journal is a file next to the first output, ``.quantcli-set-XXXXXXXX.json`` (after the outputs'
 names), from the first output that is whole to the last. It says of which model, recipes and texts
 they were made, and what each file's size and date are; a set with any of these changed is not
-continued. Model folders count by their manifest.
+continued. Model folders count by their manifest. What is left of unfinished outputs lies with them
+(`quantcli.artifacts.kept_slabs`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from quantcli.errors import SourceError
 from quantcli.model import Model
 from quantcli.plan.recipe_file import dump_recipe
 from quantcli.run.request import Request
-from quantcli.types import Note
 
 
 class SetJournal:
@@ -30,7 +30,7 @@ class SetJournal:
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path = path
-        self._identity = identity
+        self.identity = identity
         self._whole: dict[str, dict[str, Any]] = {}
 
     def read(self) -> None:
@@ -42,7 +42,7 @@ class SetJournal:
             return
         except (OSError, ValueError, KeyError, TypeError) as broken:
             raise SourceError(f"{self.path} is damaged", hint="--force starts anew") from broken
-        if identity != self._identity:
+        if identity != self.identity:
             raise SourceError(
                 f"{self.path} is of a set with another model, text or other options",
                 hint="--resume takes the same command; --force starts anew",
@@ -67,14 +67,8 @@ class SetJournal:
         It may get its name a moment later; until then it does not count.
         """
         self._whole[first] = {"files": stamps, "digest": digest}
-        body = {"schema": "quantcli.set/1", "identity": self._identity, "whole": self._whole}
+        body = {"schema": "quantcli.set/1", "identity": self.identity, "whole": self._whole}
         write_file(self.path, json.dumps(body).encode(), force=True)
-
-    def last_words(self, state: str) -> list[Note]:
-        """What to say where the set is not finished: what there is, and how to go on."""
-        if not self._whole:
-            return []
-        return [Note(f"{state}; the same command with --resume makes the rest", "warning")]
 
     def remove(self) -> None:
         """The set is whole, or begun anew."""

@@ -1,7 +1,7 @@
 """Statistics of a model's inputs on a run's texts, measured once for all that ask for the same.
 
 They lie in a folder next to the output until all is made; nothing in them is random, so that an
-interrupted run measures the same again.
+interrupted run measures the same again. Ranks measure together and all read what the first wrote.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantcli.artifacts.staging import own_folder, remove_own
+from quantcli.artifacts.staging import remove_own
 from quantcli.calibration import CalibrationDone, execute, prepare
 from quantcli.events import Events, take
+from quantcli.layerwise.ranked_run import begin_folder, leads, wait_until_seen
 from quantcli.model import Model
 from quantcli.run.calibrated_run import CalibratedRun
 
@@ -35,7 +36,7 @@ class TextStatistics:
             if model is run.model and collected == tuple(needs):
                 return path
         if not self._found:
-            own_folder(self._folder, empty=True)
+            begin_folder(self._folder, empty=True)
         path, cut = self._folder / f"inputs-{len(self._found)}.gguf", run.cut
         job = prepare(
             run.model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed,
@@ -43,6 +44,7 @@ class TextStatistics:
             device=self._device,
         )  # fmt: skip
         yield from take(execute(job), CalibrationDone)
+        wait_until_seen(path)
         self._found.append((run.model, tuple(needs), path))
         return path
 
@@ -56,4 +58,5 @@ def text_statistics(
     try:
         yield TextStatistics(folder, max_memory=max_memory, threads=threads, device=device)
     finally:
-        remove_own(folder)
+        if leads():
+            remove_own(folder)

@@ -21,16 +21,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quantcli.artifacts.fingerprint import sample_model
 from quantcli.artifacts.staging import naming
 from quantcli.events import Events
 from quantcli.formats.base import Floats
-from quantcli.layerwise.hidden_states import HiddenStateCache
+from quantcli.layerwise.hidden_states import HiddenStateCache, WindowsOfRank
 from quantcli.layerwise.model_run import ModelRun
 from quantcli.layerwise.walk import LayerPass, LayerWalk, Visitor, open_walk
 from quantcli.plan.allocate import Costs
 from quantcli.rounding.base import ROUNDERS
 from quantcli.rounding.options import Options
 from quantcli.run.allocation_targets import Candidates
+from quantcli.run.ranked_costs import add_costs, share_matrices
 from quantcli.run.sample_rows import sample_rows
 from quantcli.sources.imatrix import Importance
 from quantcli.statistics.algebra import find_algebra
@@ -45,7 +47,7 @@ from quantcli.statistics.layer_gradients import (
     measure_output_fisher,
 )
 from quantcli.statistics.layer_hessians import HessianAccumulator
-from quantcli.statistics.output_fisher import OutputFisher
+from quantcli.statistics.output_fisher import LayerFisher, OutputFisher
 from quantcli.types import Event, Progress
 from quantcli.workers import Workers, workers
 
@@ -61,7 +63,8 @@ def measure_type_costs(
     ``run.folder`` keeps the result for a second call. Tensors that no gradient reaches have no
     entry.
     """
-    path = run.folder / "costs.json"
+    ranks = run.ranks
+    path = (run.folder if ranks is None else ranks.folder) / "costs.json"
     identity = {
         **run.identity,
         "candidates": {
@@ -72,24 +75,50 @@ def measure_type_costs(
         "importance": None if importance is None else fingerprint(importance),
     }
     known = _read(path, identity)
+    if ranks is not None:
+        ranks.group.agree(
+            {
+                "the model": sample_model(run.model),
+                "what is to be chosen": _as_json(
+                    {k: v for k, v in identity.items() if k != "device"}
+                ),
+            }
+        )
+        known = ranks.group.gather(known)[0]
     if known is not None:
         return known
-    names = [tensor.name for tensor in run.model.tensors]
-    numbers = choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, names))
-    few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(numbers)]))
+    chosen = survey_windows(run, options)
+    few = replace(run, windows=replace(run.windows, ids=run.windows.ids[list(chosen)]))
+    ids, numbers, places = run.windows.ids, chosen, None
+    if ranks is not None:
+        ids, own = run.windows.ids[list(ranks.windows.numbers)], ranks.windows.numbers
+        numbers = tuple(i for i, number in enumerate(own) if number in chosen)
+        places = tuple(chosen.index(own[i]) for i in numbers)
+        few = replace(few, ranks=replace(ranks, windows=WindowsOfRank(places, len(chosen))))
     with (
         workers(run.threads) as pool,
         open_walk(few, run.model, run.folder, max_memory=run.max_memory, task="costs, ") as walk,
     ):
-        gradients = LayerGradients(run.folder, numbers)
-        yield from measure_gradients(walk.model, run.windows.ids, gradients)
-        visitor = _CostVisitor(run, candidates, options, walk, gradients, pool, importance, {})
+        gradients = LayerGradients(run.folder, numbers, places)
+        yield from measure_gradients(walk.model, ids, gradients)
+        visitor = _CostVisitor(few, candidates, options, walk, gradients, pool, importance, {})
         yield from walk.run(visitor)
         visitor.add_embedding()
-    body = json.dumps({"identity": identity, "costs": visitor.costs}, default=str)
-    with naming(path):
-        path.write_text(body)
-    return visitor.costs
+    costs = visitor.costs if ranks is None else add_costs(ranks.group.gather(visitor.costs))
+    if ranks is None or ranks.group.index == 0:
+        with naming(path):
+            path.write_text(_as_json({"identity": identity, "costs": costs}))
+    return costs
+
+
+def survey_windows(run: ModelRun, options: Options) -> tuple[int, ...]:
+    """The numbers of the windows that costs are measured on: those that rounding sends back."""
+    names = [tensor.name for tensor in run.model.tensors]
+    return choose_windows(len(run.windows.ids), count_windows(options.fisher_windows, names))
+
+
+def _as_json(facts: object) -> str:
+    return json.dumps(facts, default=str)
 
 
 @dataclass
@@ -109,6 +138,8 @@ class _CostVisitor(Visitor):
         self.model = self.walk.model
         self.tensors = {tensor.name: tensor for tensor in self.run.model.tensors}
         self.algebra = find_algebra(self.run.device)
+        self.ranks = self.run.ranks
+        self.tokens = self.run.windows.ids.size
         self.feeds_back = "hessian" in ROUNDERS.get(self.options.rounder).needs
 
     def layer(self, layer: LayerPass) -> Iterator[Event]:
@@ -122,16 +153,15 @@ class _CostVisitor(Visitor):
             ) as outputs,
         ):
             sums.weights = outputs.weights
-            yield from layer.forward(sums.watch)
-            for name in sums.names:
-                if name not in self.candidates:
-                    continue
-                for matrix in range(self.tensors[name].matrices):
-                    fisher, inputs = outputs.of(name, matrix), sums.of(name, matrix)
-                    if fisher is not None and inputs is not None:
-                        share = sums.seen(name, matrix) / self.walk.ids.size
-                        rows = share * self._row_weights(fisher)
-                        self._add(name, rows, inputs.hessian, inputs.importance, matrix)
+            if self.ranks is not None:
+                outputs.weights.add_up(self.ranks.group)
+            yield from layer.forward(lambda number: sums.watch(number, self._place(number)))
+            for name, matrix in self._share(sums, outputs):
+                fisher, inputs = outputs.of(name, matrix), sums.of(name, matrix)
+                if fisher is not None and inputs is not None:
+                    share = sums.seen(name, matrix) / self.tokens
+                    rows = share * self._row_weights(fisher)
+                    self._add(name, rows, inputs.hessian, inputs.importance, matrix)
 
     def head(self) -> Iterator[Event]:
         """The output head, whose outputs are the logits."""
@@ -139,11 +169,14 @@ class _CostVisitor(Visitor):
         if name is not None:
             with self._accumulator("the output head") as sums:
                 for number in self.walk.windows:
-                    sums.watch(number)(self.model.head_input(self.walk.get(number)))
-                inputs = sums.of(name, 0)
+                    observe = sums.watch(number, self._place(number))
+                    observe(self.model.head_input(self.walk.get(number)))
+                variance = self._variance()
+                own = self._share(sums)
+                inputs = sums.of(name, 0) if own else None
             if inputs is not None:
-                variance = self.gradients.variance[: self.tensors[name].rows]
-                self._add(name, variance, inputs.hessian, inputs.importance)
+                rows = variance[: self.tensors[name].rows]
+                self._add(name, rows, inputs.hessian, inputs.importance)
         whole = self.model.layer_starts[-1]
         yield Progress(whole, whole, "costs")
 
@@ -152,13 +185,44 @@ class _CostVisitor(Visitor):
         name = self._candidate(self.model.embedding_name)
         if name is None:
             return
-        ids = self.walk.ids
-        fisher = embedding_fisher(self.model, ids[0], self.gradients)
+        ids, group = self.run.windows.ids, None if self.ranks is None else self.ranks.group
+        fisher = embedding_fisher(self.model, ids[0], self.gradients, group)
+        if group is not None and group.index:
+            return
         fit = np.asarray(fisher.fit, np.float32)
         hessian = self.algebra.prepare(fit, EMBEDDING_DAMPING, self.options.column_order)
         count = self.tensors[name].rows
         shares = np.bincount(ids.reshape(-1), minlength=count)[:count] / ids.size
         self._add(name, shares, hessian, np.ascontiguousarray(fit.diagonal()))
+
+    def _place(self, window: int) -> int:
+        """A window's number among those of all ranks."""
+        return window if self.ranks is None else self.ranks.windows.numbers[window]
+
+    def _share(
+        self, sums: HessianAccumulator, outputs: LayerFisher | None = None
+    ) -> list[tuple[str, int]]:
+        """The candidates' matrices whose costs this process adds: all, or of several ranks its."""
+        if self.ranks is not None:
+            sums.settle(self.ranks.group)
+        everything = [
+            (name, matrix)
+            for name in sums.names
+            if name in self.candidates
+            for matrix in range(self.tensors[name].matrices)
+        ]
+        if self.ranks is None:
+            return everything
+        return share_matrices(self.ranks.group, everything, self.tensors, sums, outputs)
+
+    def _variance(self) -> NDArray[np.float64]:
+        """The gradients' `LayerGradients.variance`, over the windows of all ranks."""
+        found, count = self.gradients.variance, len(self.gradients.numbers)
+        if self.ranks is None:
+            return found
+        found *= count / len(self.run.windows.ids)
+        self.ranks.group.add_up(found)
+        return found
 
     def _candidate(self, parameter: str) -> str | None:
         name = self.model.tensor_of(parameter)
@@ -176,7 +240,7 @@ class _CostVisitor(Visitor):
         """D of the outputs' F, in the order of the rows, or its diagonal without feedback."""
         if not self.feeds_back:
             return np.concatenate([mean.diagonal() for mean in outputs.means]).astype(np.float64)
-        return np.concatenate([_pivots(hessian) for hessian in outputs.prepared])
+        return np.concatenate([_pivots(outputs.prepare(i)) for i in range(len(outputs.means))])
 
     def _add(
         self, name: str, row_weights: NDArray[np.float64], hessian: Hessian, importance: Floats,

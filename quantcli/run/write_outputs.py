@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from quantcli.artifacts.atomic import is_interrupt
 from quantcli.artifacts.gguf_file import GgufFile, take_encoded
 from quantcli.artifacts.shared_reads import SharedReads, reads_are_shared, slab_readers
 from quantcli.artifacts.shared_write import Sharing, write_shared
+from quantcli.artifacts.staging import partial_path
 from quantcli.artifacts.write import (
     ArtifactDone,
     ArtifactFailed,
     ArtifactFlushed,
+    Keeping,
     write_artifacts,
 )
 from quantcli.errors import OutputError
@@ -78,6 +81,16 @@ class Ledger:
             f" ({shown})" if shown else ""
         )
 
+    def last_words(self, stopped: BaseException) -> list[Note]:
+        """What to say where the set is not finished: what there is, and how to go on."""
+        left = [
+            path for each in self.planned if each.path not in self.done
+            for path in each.artifact.paths if partial_path(path).is_dir()
+        ]  # fmt: skip
+        if not self.done and not (left and is_interrupt(type(stopped))):
+            return []
+        return [Note(f"{self.state}; the same command with --resume makes the rest", "warning")]
+
     def refuse_failed(self) -> None:
         """OutputError where an output could not be written, with what is whole."""
         if not self.failed:
@@ -91,11 +104,12 @@ class Ledger:
 
 
 def write_outputs(
-    ready: Sequence[Planned], ledger: Ledger, sharing: Sharing | None = None
+    ready: Sequence[Planned], ledger: Ledger, sharing: Sharing | None = None, *, resume: bool
 ) -> Events[None]:
     """Write outputs of one model, adding each to the ledger as it is whole or has failed.
 
-    With ``sharing`` this process writes its share of them; they are whole when all have.
+    With ``sharing`` this process writes its share of them; they are whole when all have. With
+    ``resume`` it goes on within the files that an interrupted run of the same set has left.
     """
     threads = min(each.threads for each in ready)
     with ExitStack() as stack:
@@ -110,7 +124,8 @@ def write_outputs(
         if sharing is not None:
             events = write_shared(artifacts, sharing, threads=threads)
         else:
-            events = write_artifacts(artifacts, threads=threads)
+            keeping = None if ledger.journal is None else Keeping(ledger.journal.identity, resume)
+            events = write_artifacts(artifacts, threads=threads, keeping=keeping)
         yield from in_phase("quantizing", _follow(cast(Any, events), by_paths, ledger))
 
 

@@ -188,7 +188,7 @@ class DeviceStatistics(MatrixStatistics):
         """`MatrixStatistics.cost`."""
         return self.cost_of(_tensor(errors, self._device), outputs)
 
-    def judge(self, outputs: OutputFisher | None) -> Judge:
+    def judge(self, rows: int, outputs: OutputFisher | None) -> Judge:
         """`MatrixStatistics.judge`, which is exact here: products are what a device does best."""
         return ExactJudge(self, outputs)
 
@@ -209,13 +209,8 @@ class DeviceFisher(OutputFisher):
 
     device: torch.device
 
-    @cached_property
-    def prepared(self) -> tuple[Hessian, ...]:
-        """`OutputFisher.prepared`."""
-        return tuple(
-            prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
-            for mean in self.means
-        )
+    def _prepare(self, mean: Floats) -> Hessian:
+        return prepare_on_device(mean, OUTPUT_DAMPING, "activation", device=self.device)
 
     @cached_property
     def _means(self) -> tuple[torch.Tensor, ...]:

@@ -187,11 +187,11 @@ def _factor(values: NDArray[Any], order: ColumnOrder | None) -> tuple[Floats, Fl
         lower = cholesky(torch.from_numpy(turned))
     except torch.linalg.LinAlgError as failed:
         raise np.linalg.LinAlgError("not positive definite") from failed
-    upper = lower.numpy()[::-1, ::-1]
-    diagonal = upper.diagonal()
-    pivots = diagonal * diagonal
-    factor = np.ascontiguousarray(upper / diagonal, np.float32)
-    return factor, pivots.astype(np.float32)
+    upper = lower.flip(0, 1)
+    diagonal = upper.diagonal().clone()
+    pivots: Floats = (diagonal * diagonal).float().numpy()
+    factor: Floats = upper.div_(diagonal).float().numpy()
+    return factor, pivots
 
 
 def fill_dead(diagonal: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

@@ -14,7 +14,7 @@ that it got.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,15 +48,26 @@ def cut_strips(rows: int) -> list[slice]:
 
 @dataclass(frozen=True, eq=False)
 class OutputFisher:
-    """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`."""
+    """Means of g g^T over the outputs of one matrix, one for each strip of `cut_strips`.
+
+    ``keep``: other matrices have the same, so that factors are kept for them.
+    """
 
     rows: int
     means: tuple[Floats, ...]
+    keep: bool = field(default=False, kw_only=True)
 
     @cached_property
     def prepared(self) -> tuple[Hessian, ...]:
         """The damped and factored mean of each strip, the rows that matter most first."""
-        return tuple(prepare_hessian(mean, DAMPING, "activation") for mean in self.means)
+        return tuple(self._prepare(mean) for mean in self.means)
+
+    def prepare(self, strip: int) -> Hessian:
+        """One of `prepared`, which the caller has for itself unless all are kept."""
+        return self.prepared[strip] if self.keep else self._prepare(self.means[strip])
+
+    def _prepare(self, mean: Floats) -> Hessian:
+        return prepare_hessian(mean, DAMPING, "activation")
 
     @property
     def strips(self) -> tuple[tuple[slice, Floats], ...]:
@@ -129,8 +140,8 @@ class LayerFisher:
     def add_up(self, group: Group, takers: Callable[[str, int], Sequence[int]]) -> None:
         """Put together what all ranks of ``group`` have seen.
 
-        The sums of matrix i of tensor n are on the ranks ``takers(n, i)``, those that all matrices
-        share on all.
+        The sums of matrix i of tensor n are on the ranks ``takers(n, i)``, those that the matrices
+        of a stack share on all.
         """
         self._added.leave()
         everyone = group.gather(self._counts)
@@ -142,7 +153,8 @@ class LayerFisher:
                 self._sums[name] = [self._create(name, s) for s in cut_strips(shape.rows)]
             for whole in self._sums[name]:
                 for matrix, sums in enumerate(whole):
-                    group.add_up(sums, None if shape.shared else takers(name, matrix))
+                    is_common = shape.shared and shape.matrices > 1
+                    group.add_up(sums, None if is_common else takers(name, matrix))
 
     def of(self, name: str, matrix: int) -> OutputFisher | None:
         """What was found of a matrix; None where no gradient came, or none that is finite."""
@@ -153,7 +165,7 @@ class LayerFisher:
             return self._mean(name, 0)
         if name not in self._shared:
             # Factored once for all matrices.
-            self._shared[name] = self._mean(name, 0)
+            self._shared[name] = self._mean(name, 0, keep=True)
         return self._shared[name]
 
     def __enter__(self) -> LayerFisher:
@@ -170,7 +182,7 @@ class LayerFisher:
         for file in self._files:
             file.unlink(missing_ok=True)
 
-    def _mean(self, name: str, matrix: int) -> OutputFisher | None:
+    def _mean(self, name: str, matrix: int, *, keep: bool = False) -> OutputFisher | None:
         self._added.leave()
         counts = [
             n for (own, index, _), n in self._counts.items() if (own, index) == (name, matrix)
@@ -183,7 +195,7 @@ class LayerFisher:
         )
         if not all(np.isfinite(mean).all() and mean.any() for mean in means):
             return None
-        return self._make(self._shapes[name].rows, means)
+        return self._make(self._shapes[name].rows, means, keep=keep)
 
     @steady()
     def _add(self, name: str, matrix: int, first: int, values: torch.Tensor) -> None:

@@ -136,7 +136,10 @@ class PanelHessian(Hessian):
         """What concerns ``columns``."""
         key = columns.start, columns.stop
         if key not in self._parts:
-            factor = self._factor(columns, columns)
+            number, inside, _ = self._pieces(columns)[0]
+            square = self.squares[number]
+            whole = inside == slice(0, len(square)) and columns.stop - columns.start == len(square)
+            factor = square if whole else self._factor(columns, columns)
             self._parts[key] = HessianBlock(factor, self.pivots[columns])
         return self._parts[key]
 

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from quantcli.artifacts.scratch import forget_pages
 from quantcli.formats.base import Floats
 
+_ROWS = 1024
+"""Rows of which a page each is read before they are let go."""
+
 
 @dataclass(frozen=True, eq=False)
 class SymmetricMean:
@@ -31,7 +34,8 @@ class SymmetricMean:
 
     def rows(self, rows: slice) -> Floats:
         """Some rows, float32."""
-        found = np.array(self.total[rows] / self.count, np.float32)
+        found = np.empty(self.total[rows].shape, np.float32)
+        np.divide(self.total[rows], self.count, out=found, casting="unsafe")
         forget_pages(self.total)
         if self.share < 1:
             own = found[:, rows].diagonal().copy()
@@ -43,8 +47,11 @@ class SymmetricMean:
 
     def diagonal(self) -> Floats:
         """The mean squares."""
-        found = np.asarray(self.total.diagonal() / self.count, np.float32)
-        forget_pages(self.total)
+        found = np.empty(len(self.total), np.float32)
+        for start in range(0, len(found), _ROWS):
+            rows = slice(start, start + _ROWS)
+            found[rows] = self.total[rows, rows].diagonal() / self.count
+            forget_pages(self.total)
         return found if self.added is None else found + self.added.diagonal().astype(np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

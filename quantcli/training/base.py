@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from quantcli.layerwise.call_recorder import Call
     from quantcli.layerwise.layerwise_model import LayerwiseModel
+    from quantcli.training.window_shares import TrainingRanks
 
 WindowStates = Callable[[int], "torch.Tensor"]
 """The hidden states (1, tokens, size) of a window."""
@@ -45,6 +46,8 @@ class RoundedLayer:
     inputs: WindowStates
     outputs: WindowStates
     windows: int
+    ranks: TrainingRanks | None = None
+    """Where several processes train it, each on its own windows."""
 
 
 class Trainer(Protocol):

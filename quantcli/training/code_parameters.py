@@ -28,6 +28,7 @@ from quantcli.formats.base import Bytes, Floats
 from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES, Parts
 from quantcli.layerwise.steady import steady
+from quantcli.ranks.group import Group
 from quantcli.rounding.run_store import EncodedStore
 from quantcli.training.projections import projection_of
 
@@ -80,6 +81,11 @@ class CodeParameters:
     def add_rows(self, name: str, first: int, gradient: Floats) -> None:
         """Add the gradient by consecutive rows (n, columns) of a tensor."""
         self._tensors[name].planes[_GRADIENT, first : first + len(gradient)] += gradient
+
+    def add_up(self, group: Group) -> None:
+        """Have the gradients be those of all ranks together."""
+        for each in self._tensors.values():
+            group.add_up(each.planes[_GRADIENT])
 
     @property
     def finite(self) -> bool:

@@ -25,14 +25,15 @@ from quantcli.formats import native
 from quantcli.formats.base import Floats
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.model_run import ModelRun
+from quantcli.layerwise.ranked_run import wait_until_seen
 from quantcli.layerwise.walk import build_model
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.quantized_model import quantized_model
 from quantcli.rounding.run_store import EncodedStore
-from quantcli.rounding.trained import TrainingGain, save_trained
-from quantcli.statistics.layer_hessians import HELD_OUT
+from quantcli.rounding.trained import TrainingGain, save_trained, trained_path
 from quantcli.training.layerwise_backprop import LayerwiseBackprop
 from quantcli.training.model_parameters import ModelParameters
+from quantcli.training.window_shares import TrainingRanks, WindowShares
 from quantcli.types import Event, Note, Progress
 
 BATCH = 2
@@ -69,14 +70,20 @@ def train_end_to_end(task: Task, steps: int) -> Iterator[Event]:
 
     A run that had finished this takes up what it found.
     """
-    store = task.store
-    if not store.open_trained():
+    store, ranks = task.store, task.run.ranks
+    known = trained_path(store.folder).is_file()
+    if ranks is not None:
+        known = ranks.group.gather(known)[0]
+    if not known:
         training = _ModelTraining(task)
         try:
             yield from training.run(steps)
         finally:
             training.close()
-        store.open_trained()
+    if ranks is not None:
+        ranks.group.wait()
+        wait_until_seen(trained_path(store.folder))
+    store.open_trained()
     if store.trained is not None:
         yield describe(store.trained.gain)
 
@@ -113,12 +120,15 @@ class _ModelTraining:
             build_model(run, model),
             self._moved,
             task.final,
-            run.windows.ids,
+            run.windows.ids
+            if run.ranks is None
+            else run.windows.ids[list(run.ranks.windows.numbers)],
             run.folder,
         )
-        count = len(run.windows.ids)
-        self._held_out = list(range(HELD_OUT - 1, count, HELD_OUT)) or [count - 1]
-        self._fit = [i for i in range(count) if i not in self._held_out]
+        ranks = run.ranks
+        own = None if ranks is None else TrainingRanks(ranks.group, ranks.windows)
+        count = len(run.windows.ids if ranks is None else ranks.windows.numbers)
+        self._shares = WindowShares(count, own)
 
     def close(self) -> None:
         self._store.changes = None
@@ -126,24 +136,25 @@ class _ModelTraining:
 
     def run(self, steps: int) -> Iterator[Event]:
         """Train, and save the best state that was met."""
-        draw = torch.Generator().manual_seed(_SEED)
-        before = least = self._backprop.judge(self._held_out)
+        draw = torch.Generator()
+        self._shares.seed(draw, _SEED)
+        before = least = self._judge()
         yield Progress(0, steps, "training end to end", "steps")
-        order: list[int] = []
         stopped = 0
         every = max(1, steps // _TURNS)
         for step in range(steps):
-            while len(order) < BATCH:
-                order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
-            batch, order = order[:BATCH], order[BATCH:]
+            batch = self._shares.batch(BATCH, draw)
             share = schedule(step, steps)
             self._moved.forget()
-            finite = math.isfinite(self._backprop.learn(batch))
+            finite = not batch or math.isfinite(self._backprop.learn(batch))
+            finite = self._shares.all_of(finite)
+            if finite and self._run.ranks is not None:
+                self._moved.add_up(self._run.ranks.group)
             finite = finite and self._moved.descend(
                 RATE * share, CODE_RATE / math.sqrt(steps) * share
             )
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
-                loss = self._backprop.judge(self._held_out)
+                loss = self._judge()
                 finite = math.isfinite(loss)
                 if loss < least:
                     least = loss
@@ -159,7 +170,15 @@ class _ModelTraining:
             yield Progress(step + 1, steps, "training end to end", "steps")
         self._moved.restore()
         gain = TrainingGain(steps, before, least, stopped)
-        save_trained(self._run.folder, self._moved if gain.taken else None, gain)
+        if self._run.ranks is None or self._run.ranks.group.index == 0:
+            save_trained(self._store.folder, self._moved if gain.taken else None, gain)
+
+    def _judge(self) -> float:
+        """The mean divergence on the held-out windows."""
+        own = self._shares.held_out
+        if self._run.ranks is None:
+            return self._backprop.judge(own)
+        return self._shares.mean(self._backprop.judge(own) * len(own) if own else 0.0)
 
 
 def schedule(step: int, steps: int) -> float:

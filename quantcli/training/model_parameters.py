@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quantcli.formats import get_format
 from quantcli.formats.base import Bytes, Floats
+from quantcli.ranks.group import Group
 from quantcli.rounding.block_scales import Halves, count_factors
 from quantcli.rounding.packed_matrix import has_lattice
 from quantcli.rounding.run_store import EncodedStore
@@ -86,6 +87,12 @@ class ModelParameters:
     def add_vector(self, name: str, gradient: Floats) -> None:
         """Add the gradient by a norm or bias."""
         self._scales.add_vector(name, gradient)
+
+    def add_up(self, group: Group) -> None:
+        """Have the gradients be those of all ranks together."""
+        self._scales.add_up(group)
+        if self._codes is not None:
+            self._codes.add_up(group)
 
     def descend(self, rate: float, code_rate: float) -> bool:
         """Move all by about these rates; False, and nothing moved, if a gradient is not finite.

@@ -17,6 +17,7 @@ import numpy as np
 from quantcli.artifacts.scratch import create_array
 from quantcli.formats import get_format
 from quantcli.formats.base import Bytes, Floats
+from quantcli.ranks.group import Group
 from quantcli.rounding.block_scales import (
     LARGEST,
     Halves,
@@ -105,6 +106,10 @@ class ScaleParameters:
     def add_vector(self, name: str, gradient: Floats) -> None:
         """Add the gradient by a norm or bias."""
         self._of(_GRADIENT, name)[:] += gradient * self._of(_SIZE, name)
+
+    def add_up(self, group: Group) -> None:
+        """Have the gradients be those of all ranks together."""
+        group.add_up(self._planes[_GRADIENT])
 
     @property
     def finite(self) -> bool:

@@ -21,9 +21,9 @@ import torch
 from quantcli.checkpoint_view import Use
 from quantcli.layerwise.steady import steady
 from quantcli.rounding.options import Options, Outcome
-from quantcli.statistics.layer_hessians import HELD_OUT
 from quantcli.training.base import RoundedLayer
 from quantcli.training.trainable_codes import Trainable, is_trainable
+from quantcli.training.window_shares import WindowShares
 from quantcli.types import Event, Note, Progress
 
 BATCH = 4
@@ -52,12 +52,13 @@ class _Tune:
             if is_trainable(layer.formats(name))
         }
         place = f"layer {layer.index}"
-        if not tensors or layer.windows < 2:
+        shares = WindowShares(layer.windows, layer.ranks)
+        if not tensors or shares.total < 2:
             yield Note(f"{place}: nothing to tune")
             return
         names = layer.model.layer_parameters(layer.index)
         with layer.model.filled(names):
-            training = _LayerTraining(layer, tensors, names)
+            training = _LayerTraining(layer, tensors, names, shares)
             yield from training.run(options.tune_steps, place)
         before, after = training.first, training.least
         if not after < (1 - MARGIN) * before:
@@ -80,9 +81,10 @@ class _LayerTraining:
     """A layer's parameters, filled, and the tensors that they are made from."""
 
     def __init__(
-        self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str]
-    ) -> None:
-        self._layer, self._tensors = layer, tensors
+        self, layer: RoundedLayer, tensors: dict[str, Trainable], names: Sequence[str],
+        shares: WindowShares,
+    ) -> None:  # fmt: skip
+        self._layer, self._tensors, self._shares = layer, tensors, shares
         self._uses: list[tuple[torch.nn.Parameter, Use]] = []
         for name in names:
             uses = [u for u in layer.model.parameters.uses(name) if u.tensor.name in layer.packed]
@@ -95,21 +97,16 @@ class _LayerTraining:
         for name, packed in layer.packed.items():
             values = layer.decode(name, packed)
             self._place(name, torch.from_numpy(values))
-        held_out = range(HELD_OUT - 1, layer.windows, HELD_OUT)
-        self._held_out = list(held_out) or [layer.windows - 1]
-        self._fit = [i for i in range(layer.windows) if i not in self._held_out]
         self.first = self.least = self._judge()
 
     def run(self, steps: int, place: str) -> Iterator[Event]:
         """Train, and take up the best state that was met."""
-        draw = torch.Generator().manual_seed(_SEED + self._layer.index)
+        draw = torch.Generator()
+        self._shares.seed(draw, _SEED + self._layer.index)
         best = {name: tensor.state.copy() for name, tensor in self._tensors.items()}
         every = max(1, steps // _TURNS)
-        order: list[int] = []
         for step in range(steps):
-            while len(order) < BATCH:
-                order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
-            batch, order = order[:BATCH], order[BATCH:]
+            batch = self._shares.batch(BATCH, draw)
             finite = self._step(batch, 2 / steps * (1 - step / steps))
             if finite and ((step + 1) % every == 0 or step + 1 == steps):
                 loss = self._judge()
@@ -133,13 +130,14 @@ class _LayerTraining:
         """One step on some windows; False, and nothing moved, where a gradient is not finite."""
         for parameter, _ in self._uses:
             parameter.grad = None
-        for number in batch:
-            with torch.enable_grad():
-                loss = self._loss(number)
-                if not torch.isfinite(loss):
-                    return False
-                loss.backward()
-        gradients = {name: self._gradient(name) for name in self._tensors}
+        if not self._shares.all_of(all(self._learn(number) for number in batch)):
+            return False
+        gradients = {
+            name: self._shares.add_up(
+                self._gradient(name) if batch else torch.zeros_like(tensor.values())
+            )
+            for name, tensor in self._tensors.items()
+        }
         if not all(bool(torch.isfinite(found).all()) for found in gradients.values()):
             return False
         for name, tensor in self._tensors.items():
@@ -147,10 +145,19 @@ class _LayerTraining:
             self._place(name, tensor.values())
         return True
 
+    def _learn(self, number: int) -> bool:
+        """Add a window's gradient; False, and nothing added, where its loss is not finite."""
+        with torch.enable_grad():
+            loss = self._loss(number)
+            if not torch.isfinite(loss):
+                return False
+            loss.backward()
+        return True
+
     @torch.no_grad()
     @steady()
     def _judge(self) -> float:
-        return sum(float(self._loss(number)) for number in self._held_out) / len(self._held_out)
+        return self._shares.mean(sum(float(self._loss(i)) for i in self._shares.held_out))
 
     def _loss(self, number: int) -> torch.Tensor:
         """Squared error of a window's outputs, each token's as a share of its own square.

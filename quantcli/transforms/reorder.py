@@ -12,7 +12,6 @@ Reordering channels for quantization groups: RPTQ (arXiv:2304.01089), which does
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,10 +24,11 @@ from quantcli.statistics.hessian import prepare_hessian
 from quantcli.statistics.input_statistics import InputStatistics
 from quantcli.transforms.base import TransformFound, TransformOptions
 from quantcli.transforms.channel_scales import model_groups
+from quantcli.transforms.divided_search import search_in_parts
 from quantcli.transforms.orthogonal import Permutation
 from quantcli.transforms.output_error import ConsumerMatrix, RoundRows, open_consumers
 from quantcli.transforms.spec import Operation, RotationRef, TransformSpec
-from quantcli.types import Event, Note, OutputTensor, Progress
+from quantcli.types import Event, Note, OutputTensor
 
 
 class _Reorder:
@@ -68,16 +68,14 @@ class _Reorder:
         operations: dict[str, Operation] = {}
         orders: dict[str, Permutation] = {}
         before = after = 0.0
-        with ThreadPoolExecutor(options.threads, thread_name_prefix="reorder") as pool:
-            for number, one in enumerate(pool.map(search, groups)):
-                group = groups[number]
-                if one is not None:
-                    before += one.before
-                    after += min(one.before, one.after)
-                if one is not None and one.after < one.before:
-                    orders[group.name] = Permutation(one.order)
-                    operations |= turn_channels(group, tensors)
-                yield Progress(number + 1, len(groups), f"order of {group.name}", "groups")
+        found = yield from search_in_parts(groups, tensors, search, options.threads, "order of ")
+        for group, one in zip(groups, found, strict=True):
+            if one is not None:
+                before += one.before
+                after += min(one.before, one.after)
+            if one is not None and one.after < one.before:
+                orders[group.name] = Permutation(one.order)
+                operations |= turn_channels(group, tensors)
         if groups:
             ratio = after / before if before > 0 else 1.0
             yield Note(

@@ -8,7 +8,6 @@ lowers the loss by a margin, so no group is ever worse off than without the tran
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,10 @@ from quantcli.formats.base import Floats
 from quantcli.model import Model
 from quantcli.transforms.base import GroupOutcome, TransformFound
 from quantcli.transforms.channel_scales import scale_group, spread
+from quantcli.transforms.divided_search import search_in_parts
 from quantcli.transforms.output_error import ConsumerMatrix
 from quantcli.transforms.spec import TransformSpec, merge_scales
-from quantcli.types import Event, Progress
+from quantcli.types import Event
 
 Scales = NDArray[np.float64]
 Loss = Callable[[ConsumerMatrix, Floats, Scales], float]
@@ -98,18 +98,16 @@ def search_groups(
     def search_all(group: FoldGroup) -> list[tuple[Scales, GroupOutcome] | None]:
         return [search(group, matrix) for matrix in range(group.matrices)]
 
-    with ThreadPoolExecutor(threads, thread_name_prefix=method) as pool:
-        for number, found in enumerate(pool.map(search_all, groups)):
-            group = groups[number]
-            scales = np.ones((group.matrices, group.channels))
-            searched = []
-            for matrix, one in enumerate(found):
-                if one is not None:
-                    scales[matrix] = one[0]
-                    searched.append(one[1])
-            outcomes += searched
-            if any(outcome.choice for outcome in searched):
-                parts.append(scale_group(group, scales, tensors))
-            yield Progress(number + 1, len(groups), group.name, "groups")
+    everything = yield from search_in_parts(groups, tensors, search_all, threads)
+    for group, found in zip(groups, everything, strict=True):
+        scales = np.ones((group.matrices, group.channels))
+        searched = []
+        for matrix, one in enumerate(found):
+            if one is not None:
+                scales[matrix] = one[0]
+                searched.append(one[1])
+        outcomes += searched
+        if any(outcome.choice for outcome in searched):
+            parts.append(scale_group(group, scales, tensors))
     transform = TransformSpec(method, merge_scales(parts), settings=settings)
     yield TransformFound(transform, tuple(outcomes))

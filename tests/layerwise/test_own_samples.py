@@ -17,13 +17,14 @@ import transformers
 from support.frozen_inputs import write_input
 
 import quantcli
-from quantcli.errors import ArchitectureError, UsageError
+from quantcli.errors import ArchitectureError, PlanError, UsageError
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.own_samples import _SEED, write_samples
 from quantcli.layerwise.steady import use_threads
 from quantcli.layerwise.texts import Text
 from quantcli.layerwise.windows import Ids
 from quantcli.model import Model, open_model
+from quantcli.run import forecast
 from quantcli.run.calibrated_run import plan_passes, prepare_run
 from quantcli.types import Event, Note, Progress
 
@@ -52,7 +53,7 @@ def write(model: Model, threads: int = 1) -> Ids:
 
 def test_samples_are_draws_from_the_model_s_predictions(mini: Model) -> None:
     ids = torch.from_numpy(write(mini).astype(np.int64))
-    module = transformers.AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32)
+    module = _module()
     with torch.no_grad():
         logits = module(ids).logits.double()
     draw = torch.Generator().manual_seed(_SEED)
@@ -104,6 +105,24 @@ def test_shares_are_of_all_windows(mini: Model, tmp_path: Path) -> None:
             prepare_run(
                 mini, texts, ctx=64, chunks=12, random_share=shares[0], sample_share=shares[1]
             )
+
+
+def test_a_model_larger_than_the_memory_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: Any = {
+        "type": "Q4_0", "method": "gptq", "calibrate": [str(TEXT)], "chunks": 2, "dry_run": True,
+    }  # fmt: skip
+    weights = 4 * sum(v.numel() for v in _module().parameters())
+    monkeypatch.setattr(forecast, "machine_memory", lambda: weights)
+    with pytest.raises(PlanError, match="all its weights in memory") as refused:
+        quantcli.quantize(MINI, tmp_path / "a.gguf", sample_share=0.5, **options)
+    assert "--sample-share 0" in str(refused.value.hint)
+    quantcli.quantize(MINI, tmp_path / "a.gguf", **options)
+
+
+def _module() -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(MINI, dtype=torch.float32)
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ from support.tiny_models import build
 from support.writing_commands import TEXT
 
 from quantcli.cli.app import run
+from quantcli.errors import OutputError
+from quantcli.layerwise.ranked_run import begin_folder
+from quantcli.ranks.joined import set_active
 from quantcli.run.ranked_rounding import Unit, cut_units, divide_units
 from quantcli.types import OutputTensor
 
@@ -95,6 +98,35 @@ def test_ranks_lose_what_one_process_loses_and_give_the_same_bytes_again(
 
 
 @pytest.mark.slow
+def test_all_that_a_method_does_is_divided(source: Path, tmp_path: Path) -> None:
+    words = ["quantize", source, "--type", "Q4_0", "--method", "awq,gptq,tune", "--allocate"]
+    words += ["--target-bpw", "6.5", "--tune", "e2e", "--tune-steps", "4", "--e2e-steps", "2"]
+    words += ["--calibrate", TEXT, "--chunks", "5", "--fisher-windows", "4", "--json"]
+    made = []
+    for name, count in (("one.gguf", 1), ("a.gguf", 2), ("b.gguf", 2)):
+        ended = Ranks([[*words, "-o", tmp_path / name]] * count).end()
+        assert [code for code, _, _ in ended] == [0] * count, ended
+        made.append(json.loads(ended[0][1]))
+    alone, together, _ = made
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    types = [
+        {tensor.name: tensor.tensor_type for tensor in GGUFReader(tmp_path / name).tensors}
+        for name in ("one.gguf", "a.gguf")
+    ]
+    assert types[0] == types[1]
+    chosen = {kind.name for name, kind in types[0].items() if "attn_" in name}
+    assert chosen == {"F32", "Q4_0", "Q8_0"}
+    # Training draws other windows, so only what comes before it is alike.
+    for key in ("loss_before", "loss_after"):
+        assert _losses(together, key) == pytest.approx(_losses(alone, key), rel=0.005)
+    gains = [document["end_to_end"] for document in (alone, together)]
+    assert gains[0]["held_out_kld_before"] == pytest.approx(
+        gains[1]["held_out_kld_before"], rel=0.02
+    )
+
+
+@pytest.mark.slow
 def test_a_kill_costs_a_layer_and_another_number_of_ranks_goes_on(
     source: Path, tmp_path: Path, alone: Any
 ) -> None:
@@ -149,7 +181,6 @@ def test_what_is_wrong_with_one_rank_is_said_by_it_and_the_others_end(
     ("more", "sentence"),
     [
         ([], "MASTER_ADDR and MASTER_PORT are not set"),
-        (["--method", "awq,gptq"], "not awq"),
         (["--propagate"], "not --propagate"),
     ],
 )
@@ -161,10 +192,38 @@ def test_what_ranks_cannot_do_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     line = ["quantize", str(source), "--type", "Q4_0", "--calibrate", str(TEXT)]
-    method = more if "--method" in more else ["--method", "gptq", *more]
-    assert run([*line, *method, "-o", str(tmp_path / "m.gguf")]) == 2
+    assert run([*line, "--method", "gptq", *more, "-o", str(tmp_path / "m.gguf")]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+class _Second:
+    """The second of two ranks, the first of which has just written into its folder."""
+
+    index, count = 1, 2
+
+    def gather(self, value: str) -> list[str]:
+        return ["theirs", value]
+
+    def wait(self) -> None:
+        """The first has come as well."""
+
+
+def test_a_folder_that_is_not_shared_is_said_by_the_rank_that_does_not_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group: Any = _Second()
+    set_active(group)
+    monkeypatch.setenv("QUANTCLI_RANK_TIMEOUT", "0.1")
+    try:
+        with pytest.raises(OutputError, match=r"rank 1 does not see in .* what rank 0 has written"):
+            begin_folder(tmp_path / "run", empty=True)
+        (tmp_path / "token-theirs").touch()
+        begin_folder(tmp_path, empty=True)
+    finally:
+        set_active(None)
+    # Neither made nor emptied by any but the first.
+    assert [path.name for path in tmp_path.iterdir()] == ["token-theirs"]
 
 
 def test_units_are_divided_by_what_they_cost() -> None:

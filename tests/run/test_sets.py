@@ -419,6 +419,89 @@ def test_a_killed_set_goes_on(mini: Path, call: Call, number: str) -> None:
     assert files(Path("set")) == files(Path("alone"))
 
 
+KILLED_INSIDE = """
+import os, signal, sys
+from quantcli.artifacts.atomic import AtomicFiles
+from quantcli.artifacts import slabs
+slabs.SLAB_BYTES = 1 << 17
+count, write = 0, AtomicFiles.write
+def killed(self, path, offset, data):
+    global count
+    count += 1
+    if count == number:
+        # In the middle of a slab.
+        write(self, path, offset, bytes(data)[:len(bytes(data)) // 2])
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    write(self, path, offset, data)
+number = int(sys.argv[1])
+AtomicFiles.write = killed
+from quantcli.cli.app import run
+sys.exit(run(sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "damaged"), [("SIGKILL", False), ("SIGINT", True)], ids=["", "damaged"]
+)
+def test_a_set_killed_within_its_files_goes_on_there(
+    mini: Path, call: Call, monkeypatch: pytest.MonkeyPatch, how: str, damaged: bool
+) -> None:
+    """None was whole: what was written of each stays, and is made anew where it is damaged."""
+    args = ["quantize", str(mini), "--to", "gguf,gptq", "--type", "Q4_K_M,Q8_0", "--bits", "4",
+            "-o", "set/", "-t", "2"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_INSIDE, "160", how, *args], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == (-signal.SIGKILL if how == "SIGKILL" else 130)
+    if how == "SIGINT":
+        assert "0 of 3 outputs are whole; the same command with --resume makes the rest" in (
+            done.stderr
+        )
+    assert all(path.name.endswith(".partial") for path in Path("set").iterdir())
+    if damaged:
+        for file in Path("set").rglob("kept-*"):
+            if file.suffix != ".log" and file.is_file():
+                content = bytearray(file.read_bytes())
+                content[len(content) // 8] ^= 1
+                file.write_bytes(content)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 17)
+    made = Counter()
+
+    def count(self: write.Writing, file: object, offset: int, data: Any) -> None:
+        made[self.artifact.paths[0].name] += memoryview(data).nbytes
+        original(self, file, offset, data)
+
+    original = write.Writing.write
+    monkeypatch.setattr(write.Writing, "write", count)
+    code, _, err = call(*args[1:], "--resume")
+    assert code == 0
+    assert "slabs are there already" in err
+    whole = files(Path("set"))
+    for name, nbytes in made.items():
+        # The header, and what lies behind the kill.
+        assert nbytes < 0.8 * sum(len(body) for path, body in whole.items() if name in path)
+    for own in ({"to": "gguf", "type": "Q4_K_M"}, {"to": "gguf", "type": "Q8_0"},
+                {"to": "gptq", "bits": 4}):  # fmt: skip
+        quantcli.quantize(mini, "alone/", **own)
+    assert whole == files(Path("alone"))
+
+
+def test_what_another_set_left_is_cleared_away(mini: Path, call: Call) -> None:
+    args = ["quantize", str(mini), "--type", "Q4_K_M,Q8_0", "-o", "set/"]
+    for more in (["--resume", "--pure"], []):
+        subprocess.run(
+            [sys.executable, "-c", KILLED_INSIDE, "60", "SIGKILL", *args], capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert list(Path("set").rglob("kept-*.log"))
+        code, _, err = call(*args[1:], *more)
+        assert code == 0
+        assert "already" not in err
+        assert [path.suffix for path in Path("set").iterdir()] == [".gguf", ".gguf"]
+        shutil.rmtree("set")
+
+
 def test_a_whole_file_that_was_changed_is_not_kept(mini: Path, call: Call) -> None:
     args = ["quantize", str(mini), "--type", "Q2_K,Q3_K_M,Q8_0", "-o", "set/"]
     subprocess.run([sys.executable, "-c", KILLED, "5", *args], capture_output=True, check=False)

@@ -69,6 +69,7 @@ def kill_all(
         wrong = "" if code == KILLED else f"ended with {code}"
         wrong = wrong or _find_fault(out, older, newer)
         begun = any(out.rglob("state.json")) or any(out.glob(".quantcli-set-*.json"))
+        begun = begun or any(out.rglob("kept-*.log"))
         more = "--resume" if command.resumes and begun else ""
         again = server.run(command.args(words, out, more), "count", out)
         if again.code != 0 and "exists already" in again.said and not (more and command.several):
