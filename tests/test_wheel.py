@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from support.pages import blocks, check_shown, steps
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,23 +57,30 @@ def test_the_wheel_serves_every_python_and_holds_the_recipes(wheel: Path) -> Non
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "configs/"))]
 
 
-def test_the_first_steps(bare: Path, mini: Path, tmp_path: Path) -> None:
+def test_a_newcomer(bare: Path, mini: Path, tmp_path: Path) -> None:
+    """The tutorial's commands; those that need the extras say which libraries these are."""
     for module in ("torch", "transformers", "llama_cpp"):
         run([bare / "python", "-c", f"import {module}"], tmp_path, code=1)
-    assert "llama" in run([bare / "quantcli", "inspect", mini], tmp_path).stdout
-    command: list[str | Path] = [bare / "quantcli", "quantize", mini, "-q"]
-    made = run([*command, "--bits", "4"], tmp_path).stdout.strip()
-    assert (tmp_path / made).read_bytes()[:4] == b"GGUF"
-    named = run([*command, "--recipe", "q4_k_m-head8", "-o", "head8.gguf"], tmp_path).stdout.strip()
-    assert (tmp_path / named).stat().st_size > (tmp_path / made).stat().st_size
-    folder = run([*command, "--to", "compressed-tensors"], tmp_path).stdout.strip()
-    assert (tmp_path / folder / "config.json").is_file()
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    missing = {"eval-ppl": "pip install llama-cpp-python", "--method": "pip install torch"}
+    told = set()
+    for command, shown in chain(*map(steps, blocks("tutorial.md", "console"))):
+        words: list[str | Path] = ["env", f"PATH={bare}:/usr/bin:/bin", "bash", "-c", command]
+        needed = [each for each in missing if each in command]
+        done = run(words, tmp_path, code=1 if needed else 0)
+        if not needed:
+            check_shown(shown, done.stderr + done.stdout)
+        elif "better.gguf" not in command or "--method" in command:
+            assert missing[needed[0]] in done.stderr
+            told.add(needed[0])
+    assert told == set(missing)
+    named = [bare / "quantcli", "quantize", mini, "-q", "--recipe", "q4_k_m-head8", "-o", "8.gguf"]
+    run(named, tmp_path)
+    plain = tmp_path / "bookworm-mini-Q4_K_M.gguf"
+    assert (tmp_path / "8.gguf").stat().st_size > plain.stat().st_size
 
 
-def test_what_is_not_installed_is_named(bare: Path, mini: Path, tmp_path: Path) -> None:
-    made = run([bare / "quantcli", "quantize", mini, "-q"], tmp_path).stdout.strip()
+def test_calibrate_names_what_is_not_installed(bare: Path, mini: Path, tmp_path: Path) -> None:
     text = ROOT / "tests" / "golden" / "calibration.txt"
-    evaluated = run([bare / "quantcli", "eval-ppl", made, "--data", text], tmp_path, code=1)
-    assert "pip install llama-cpp-python" in evaluated.stderr
     calibrated = run([bare / "quantcli", "calibrate", mini, "--data", text], tmp_path, code=1)
     assert "pip install torch transformers" in calibrated.stderr

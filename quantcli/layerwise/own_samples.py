@@ -58,7 +58,7 @@ def write_samples(model: Model, layers: LayerwiseModel, count: int, length: int)
                 for ids in _continue(layers, tokens, length, draw):
                     tokens = ids
                     done = start * length + tokens.numel()
-                    yield Progress(done, total, "writing samples", "tokens")
+                    yield Progress(done, total, "own windows", "tokens")
             except torch.OutOfMemoryError:
                 raise
             except _UNFIT as unfit:

@@ -54,9 +54,8 @@ def begin_checkpoint(checkpoint: Checkpoint, run: ModelRun, *, resume: bool, for
     checkpoint.writes = group.index == 0
     if checkpoint.writes:
         checkpoint.begin(resume=resume or was_restarted(), force=force)
-    done, turn, token = group.gather((checkpoint.done, checkpoint.turn, secrets.token_hex(8)))[0]
-    checkpoint.done, checkpoint.turn = done, turn
-    _see_folder(checkpoint.folder, token, group)
+    checkpoint.done, checkpoint.turn = group.gather((checkpoint.done, checkpoint.turn))[0]
+    _see_folder(checkpoint.folder, group)
     own_folder(run.folder, empty=False)
 
 
@@ -64,13 +63,6 @@ def leads() -> bool:
     """Whether this process does what one does for all: it is alone, or the first of the ranks."""
     group = active_group()
     return group is None or group.index == 0
-
-
-def wait_for_all() -> None:
-    """Until all ranks are here, if there are several."""
-    group = active_group()
-    if group is not None:
-        group.wait()
 
 
 def wait_until_seen(path: Path) -> None:
@@ -85,8 +77,21 @@ def wait_until_seen(path: Path) -> None:
         time.sleep(0.05)
 
 
-def _see_folder(folder: Path, token: str, group: Group) -> None:
+def begin_folder(folder: Path, *, empty: bool) -> None:
+    """Take a folder into use, by the first of several ranks for all of them.
+
+    OutputError as `own_folder`, and on a rank that does not see it.
+    """
+    if leads():
+        own_folder(folder, empty=empty)
+    group = active_group()
+    if group is not None:
+        _see_folder(folder, group)
+
+
+def _see_folder(folder: Path, group: Group) -> None:
     """OutputError on a rank that does not see what the first one writes into the folder."""
+    token = group.gather(secrets.token_hex(8))[0]
     path = folder / f"token-{token}"
     if group.index == 0:
         path.write_text(token)

@@ -19,11 +19,11 @@ from functools import partial
 
 import numpy as np
 
-from quantcli.formats import native
-from quantcli.formats.base import BlockFormat, Bytes, Floats
+from quantcli.formats.base import BlockFormat, Floats
 from quantcli.formats.lattice import Parts
 from quantcli.layerwise.products import SHARE, multiply, shares
 from quantcli.layerwise.steady import run_tasks
+from quantcli.rounding.encoded_columns import encode_columns
 from quantcli.rounding.packed_matrix import PackedMatrix
 from quantcli.statistics.hessian import ColumnOrder, Hessian, HessianBlock
 from quantcli.workers import Workers
@@ -48,24 +48,6 @@ def round_with_feedback(
     else:
         _round_sorted(matrix, ordered, ordered.order, importance, pool)
     return matrix
-
-
-def encode_columns(
-    fmt: BlockFormat, target: Floats, importance: Floats | None, pool: Workers
-) -> Bytes:
-    """The encoder's own packed blocks of ``target`` (n, columns).
-
-    What feedback has moved beyond the largest weight of the format becomes that weight.
-    """
-    if fmt.byte_scales and fmt.holds and np.isfinite(target).all():
-        target = np.clip(target, -fmt.holds, fmt.holds)
-    packed = np.empty((len(target), fmt.row_bytes(target.shape[1])), np.uint8)
-
-    def share(start: int, stop: int) -> None:
-        native.encode(fmt, target[start:stop], importance, out=packed[start:stop])
-
-    pool.run(len(target), share)
-    return packed
 
 
 def _find_parts(

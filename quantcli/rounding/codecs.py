@@ -24,6 +24,7 @@ from quantcli.layouts.base import CodeGrid
 from quantcli.model import Model
 from quantcli.plan.folders import FolderPlan
 from quantcli.plan.planner import Plan
+from quantcli.rounding.encoded_columns import encode_columns
 from quantcli.rounding.grid_feedback import find_ranges, refine_on_grid, round_on_grid
 from quantcli.rounding.options import Options
 from quantcli.rounding.packed_matrix import PackedMatrix, has_lattice
@@ -103,8 +104,6 @@ class BlockCodec:
 
     def encode(self, rows: Floats, importance: Floats | None, pool: Workers) -> Bytes:
         """The encoder's own blocks."""
-        from quantcli.rounding.block_feedback import encode_columns
-
         return encode_columns(self.format, rows, importance, pool)
 
     def decode(self, packed: Bytes) -> Floats:

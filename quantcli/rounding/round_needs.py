@@ -23,9 +23,9 @@ _LOSSES = 3
 _WIDE, _SKETCH = 2048, 192
 """From so many columns on they are estimated, and by a sketch of how many
 (`quantcli.statistics.sketched_loss`)."""
-_FISHER, _TIES = 4, 12
+_FISHER, _TIES = 4, 8
 """Bytes for an element of a strip's Fisher information: its mean, and while the strip is rounded
-the damped mean, the factor and, before that is let go, its transpose."""
+the damped mean and the factor."""
 _DRIFT = 24
 """Bytes for an element of a Hessian more where a prefix's drift is corrected."""
 
@@ -46,7 +46,9 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     means = _FISHER * sum(size**2 for size in sizes)
     most = max(sizes)
     factoring = factor_bytes(most, in_order=False) + 3 * rows
-    return held + means + max(_TIES * most**2 + _ROWS * rows, factoring)
+    # Errors of a wide matrix are those of a strip, and once more while others ask for them.
+    beside = rows + 8 * most * matrix.columns if matrix.columns >= _WIDE else _ROWS * rows
+    return held + means + max(_TIES * most**2 + beside, factoring)
 
 
 def parted_bytes(matrix: MatrixSize, stored: int) -> int:

@@ -19,6 +19,7 @@ from quantcli.rounding.base import Rounder
 from quantcli.rounding.codecs import WeightCodec
 from quantcli.rounding.nearest import NEAREST
 from quantcli.rounding.options import Options, Outcome
+from quantcli.statistics.losses import ErrorReader
 from quantcli.statistics.matrix_statistics import MatrixStatistics
 from quantcli.workers import Workers
 
@@ -70,23 +71,35 @@ def _round_rows(
     plain = NEAREST.round(codec, rows, statistics, options, pool)
     if not codec.by_rows:
         statistics = replace(statistics, outputs=None)
-    judge = statistics.judge(statistics.outputs)
+    judge = statistics.judge(len(rows), statistics.outputs)
 
-    def lost(packed: Bytes) -> Floats:
-        errors = codec.decode(packed)
-        return np.subtract(aim, errors, out=errors)
+    def lost(packed: Bytes) -> ErrorReader:
+        def read(part: slice) -> Floats:
+            if not codec.by_rows:
+                return np.asarray(aim - codec.decode(packed))[part]
+            errors = codec.decode(packed[part])
+            return np.subtract(aim[part], errors, out=errors)
 
-    taken = [judge.take(rows), judge.take(lost(plain))]
-    if rounder is NEAREST or not rounder.fits(codec):
-        whole, before = judge.settle(taken)
-        return _Rows(plain, plain, before.value, before.value, whole.value, chosen=False)
-    packed = rounder.round(codec, aim, statistics, options, pool)
-    _refuse_unpacked(rounder, codec, packed, plain)
-    whole, before, after = judge.settle([*taken, judge.take(lost(packed))])
-    if before.is_apart(after):
-        return _Rows(plain, packed, before.value, after.value, whole.value, chosen=True)
-    exact = judge.cost(lost(plain)), judge.cost(lost(packed))
-    return _Rows(plain, packed, *exact, whole.value, chosen=True)
+        return read
+
+    reads: list[ErrorReader] = [lambda part: rows[part], lost(plain)]
+    taken = [judge.take(read) for read in reads]
+    packed = plain
+    chosen = rounder is not NEAREST and rounder.fits(codec)
+    if chosen:
+        packed = rounder.round(codec, aim, statistics, options, pool)
+        _refuse_unpacked(rounder, codec, packed, plain)
+        reads.append(lost(packed))
+        taken.append(judge.take(reads[-1]))
+    whole, *losses = judge.settle(taken)
+    apart = not chosen or losses[0].is_apart(losses[1])
+    known = apart and all(loss.is_close for loss in losses)
+    before, *after = (
+        loss.value if known else judge.cost(read)
+        for loss, read in zip(losses, reads[1:], strict=True)
+    )
+    size = whole.value if whole.is_close else judge.cost(reads[0])
+    return _Rows(plain, packed, before, after[0] if chosen else before, size, chosen)
 
 
 def _judge(found: Sequence[_Rows], rounder: Rounder) -> Rounded:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quantcli.artifacts.staging import own_folder
 from quantcli.events import Events
-from quantcli.layerwise.ranked_run import leads, share_windows, wait_for_all
+from quantcli.layerwise.ranked_run import begin_folder, leads, share_windows
 from quantcli.plan.allocate import Costs
 from quantcli.rounding.options import Options
 from quantcli.run.allocation_targets import Candidates
@@ -21,14 +21,12 @@ def measure_costs(
 ) -> Events[Costs]:  # fmt: skip
     """`measure_type_costs`, whose work lies in ``output``'s `costs_folder`."""
     folder = costs_folder(output)
-    if leads():
-        own_folder(folder, empty=False)
-    wait_for_all()
-    passes = plan_passes(run, folder, None, device, max_memory, threads)
-    passes = share_windows(passes, survey_windows(passes, options))
-    if passes.ranks is not None:
-        own_folder(passes.folder, empty=False)
     try:
+        begin_folder(folder, empty=False)
+        passes = plan_passes(run, folder, None, device, max_memory, threads)
+        passes = share_windows(passes, survey_windows(passes, options))
+        if passes.ranks is not None:
+            own_folder(passes.folder, empty=False)
         return (yield from measure_type_costs(passes, candidates, options, importance))
     except BaseException:
         if leads():

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantcli.artifacts.staging import own_folder, remove_own
+from quantcli.artifacts.staging import remove_own
 from quantcli.calibration import CalibrationDone, execute, prepare
 from quantcli.events import Events, take
-from quantcli.layerwise.ranked_run import leads, wait_for_all, wait_until_seen
+from quantcli.layerwise.ranked_run import begin_folder, leads, wait_until_seen
 from quantcli.model import Model
 from quantcli.run.calibrated_run import CalibratedRun
 
@@ -36,7 +36,7 @@ class TextStatistics:
             if model is run.model and collected == tuple(needs):
                 return path
         if not self._found:
-            _begin(self._folder)
+            begin_folder(self._folder, empty=True)
         path, cut = self._folder / f"inputs-{len(self._found)}.gguf", run.cut
         job = prepare(
             run.model, cut.texts, path, ctx=cut.ctx, chunks=cut.chunks, seed=cut.seed,
@@ -60,10 +60,3 @@ def text_statistics(
     finally:
         if leads():
             remove_own(folder)
-
-
-def _begin(folder: Path) -> None:
-    """An empty folder, by the first of several ranks for all of them."""
-    if leads():
-        own_folder(folder, empty=True)
-    wait_for_all()

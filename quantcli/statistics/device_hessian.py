@@ -188,7 +188,7 @@ class DeviceStatistics(MatrixStatistics):
         """`MatrixStatistics.cost`."""
         return self.cost_of(_tensor(errors, self._device), outputs)
 
-    def judge(self, outputs: OutputFisher | None) -> Judge:
+    def judge(self, rows: int, outputs: OutputFisher | None) -> Judge:
         """`MatrixStatistics.judge`, which is exact here: products are what a device does best."""
         return ExactJudge(self, outputs)
 

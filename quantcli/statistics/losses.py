@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ from quantcli.formats.base import Floats
 
 SURE = 4.0
 """Standard errors by which two estimates have to differ for their order to be known."""
+CLOSE = 0.02
+"""Standard error of a loss that may stand for it, as a share."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,11 @@ class Loss:
         """The standard error of `value`; 0 where it is exact."""
         return float(self.probes.std(ddof=1)) / self.probes.size**0.5 if self.probes.size else 0.0
 
+    @property
+    def is_close(self) -> bool:
+        """Whether the estimate is good enough to be told."""
+        return self.error <= CLOSE * self.value
+
     def is_apart(self, other: Loss) -> bool:
         """Whether it is known which of two is less, by the same probes."""
         if not self.probes.size:
@@ -40,13 +47,17 @@ class Loss:
         return abs(between.value) > SURE * between.error
 
 
-class Judge(Protocol):
-    """What tells the losses of errors (rows, columns) of one matrix."""
+ErrorReader = Callable[[slice], Floats]
+"""Errors of some rows of a matrix, (rows, columns)."""
 
-    def cost(self, errors: Floats) -> float:
+
+class Judge(Protocol):
+    """What tells the losses of errors of one matrix."""
+
+    def cost(self, read: ErrorReader) -> float:
         """The exact loss of one."""
 
-    def take(self, errors: Floats) -> Any:
+    def take(self, read: ErrorReader) -> Any:
         """What is kept of some errors until `settle`."""
 
     def settle(self, taken: Sequence[Any]) -> list[Loss]:

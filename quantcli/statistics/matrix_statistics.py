@@ -10,7 +10,7 @@ import numpy as np
 
 from quantcli.formats.base import Floats
 from quantcli.statistics.hessian import WIDE, Hessian
-from quantcli.statistics.losses import Judge, Loss
+from quantcli.statistics.losses import ErrorReader, Judge, Loss
 from quantcli.statistics.quadratic_loss import quadratic_loss
 from quantcli.statistics.symmetric_mean import Mean
 
@@ -71,15 +71,17 @@ class MatrixStatistics:
             return quadratic_loss(errors, self.held_out)
         return quadratic_loss(errors, self.held_out, outputs.strips)
 
-    def judge(self, outputs: OutputFisher | None) -> Judge:
-        """What tells `cost` of several errors, by an estimate where the matrix is wide."""
+    def judge(self, rows: int, outputs: OutputFisher | None) -> Judge:
+        """What tells `cost` of errors of so many rows, by an estimate where the matrix is wide."""
         if self.held_out.shape[0] < WIDE:
             return ExactJudge(self, outputs)
+        from quantcli.statistics.output_fisher import cut_strips
         from quantcli.statistics.sketched_loss import LossSketch, SketchingJudge
 
         if not self._sketches:
             self._sketches.append(LossSketch(self.held_out, self.hessian))
-        return SketchingJudge(self._sketches[0], None if outputs is None else outputs.strips)
+        means = None if outputs is None else outputs.means
+        return SketchingJudge(self._sketches[0], cut_strips(rows), means)
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,13 @@ class ExactJudge:
     statistics: MatrixStatistics
     outputs: OutputFisher | None
 
-    def cost(self, errors: Floats) -> float:
+    def cost(self, read: ErrorReader) -> float:
         """`MatrixStatistics.cost`."""
-        return self.statistics.cost(errors, self.outputs)
+        return self.statistics.cost(read(slice(None)), self.outputs)
 
-    def take(self, errors: Floats) -> Loss:
+    def take(self, read: ErrorReader) -> Loss:
         """The same as a loss."""
-        return Loss(self.cost(errors))
+        return Loss(self.cost(read))
 
     def settle(self, taken: Sequence[Loss]) -> list[Loss]:
         """What was taken."""

@@ -34,7 +34,7 @@ from quantcli.formats.base import Floats
 from quantcli.layerwise.products import multiply, product, shares
 from quantcli.layerwise.steady import run_tasks
 from quantcli.statistics.hessian import Hessian
-from quantcli.statistics.losses import Loss
+from quantcli.statistics.losses import ErrorReader, Loss
 from quantcli.statistics.quadratic_loss import quadratic_loss
 from quantcli.statistics.symmetric_mean import Mean, read_rows
 
@@ -115,21 +115,22 @@ class LossSketch:
         right[:, :leading] += along[:, :leading]
         self._factors = _Factors(left, right, leading)
 
-    def take(self, errors: Floats, outputs: Sequence[OutputSketch]) -> SketchedErrors:
-        """Of ``errors`` (rows, columns), for the F of ``outputs``; without any the identity."""
+    def take(self, read: ErrorReader, outputs: Sequence[OutputSketch | slice]) -> SketchedErrors:
+        """Of errors, strip by strip; a slice of rows has the identity for its F."""
         factors = self._factors
-        both = product(errors, np.concatenate([factors.left, factors.right], axis=1))
-        width = factors.left.shape[1]
+        both = np.concatenate([factors.left, factors.right], axis=1)
+        columns, width = factors.left.shape
         found = np.zeros(width)
-        beside = against = [np.empty((errors.shape[1], 0), np.float32)]
+        beside = against = [np.empty((columns, 0), np.float32)]
         for own in outputs:
-            left, right = own.leave(both[own.rows, :width]), own.leave(both[own.rows, width:])
-            found += np.einsum("ij,ij->j", product(own.fisher, left), right, dtype=np.float64)
-            few = own.basis.shape[1]
-            along = product(errors[own.rows].T, np.concatenate([own.basis, own.toward], axis=1))
-            beside, against = [*beside, along[:, :few]], [*against, along[:, few:]]
-        if not outputs:
-            found += np.einsum("ij,ij->j", both[:, :width], both[:, width:], dtype=np.float64)
+            errors = read(own if isinstance(own, slice) else own.rows)
+            left, right = np.split(product(errors, both), 2, axis=1)
+            if isinstance(own, OutputSketch):
+                left, right = product(own.fisher, own.leave(left)), own.leave(right)
+                few = own.basis.shape[1]
+                along = product(errors.T, np.concatenate([own.basis, own.toward], axis=1))
+                beside, against = [*beside, along[:, :few]], [*against, along[:, few:]]
+            found += np.einsum("ij,ij->j", left, right, dtype=np.float64)
         rest = Loss(float(found[: factors.leading].sum()), found[factors.leading :])
         return SketchedErrors(np.concatenate(beside, axis=1), np.concatenate(against, axis=1), rest)
 
@@ -158,20 +159,30 @@ class LossSketch:
 class SketchingJudge:
     """A `quantcli.statistics.losses.Judge` of wide matrices, by a sketch of H.
 
-    ``strips`` has F by strips of rows, as in `quadratic_loss`.
+    Errors are read by ``cuts`` of rows; ``strips`` has F by these, without it F is the identity.
     """
 
-    def __init__(self, sketch: LossSketch, strips: Sequence[tuple[slice, Floats]] | None) -> None:
-        self._sketch, self._strips = sketch, strips
-        self._outputs = [OutputSketch.of(*strip) for strip in strips or ()]
+    def __init__(
+        self, sketch: LossSketch, cuts: Sequence[slice], strips: Sequence[Floats] | None
+    ) -> None:
+        self._sketch, self._cuts, self._strips = sketch, cuts, strips
+        self._outputs: Sequence[OutputSketch | slice] = cuts
+        if strips is not None:
+            self._outputs = [OutputSketch.of(*one) for one in zip(cuts, strips, strict=True)]
 
-    def cost(self, errors: Floats) -> float:
-        """The exact loss."""
-        return quadratic_loss(errors, self._sketch.mean, self._strips)
+    def cost(self, read: ErrorReader) -> float:
+        """The exact loss, a sum over the cuts."""
+        fishers: Sequence[Floats | None] = self._strips or [None] * len(self._cuts)
+        total = 0.0
+        for cut, fisher in zip(self._cuts, fishers, strict=True):
+            errors = read(cut)
+            own = None if fisher is None else [(slice(0, len(errors)), fisher)]
+            total += quadratic_loss(errors, self._sketch.mean, own)
+        return total
 
-    def take(self, errors: Floats) -> SketchedErrors:
+    def take(self, read: ErrorReader) -> SketchedErrors:
         """Sketch some errors."""
-        return self._sketch.take(errors, self._outputs)
+        return self._sketch.take(read, self._outputs)
 
     def settle(self, taken: Sequence[SketchedErrors]) -> list[Loss]:
         """Estimate the losses of what was taken."""

@@ -16,7 +16,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support.terminal import Screen, Terminals, cells
+from support.forks import Forks
+from support.terminal import Screen, cells, run_in_terminal
 
 TEXT = Path(__file__).parents[1] / "data" / "pride-and-prejudice.txt"
 LONG = "a-model-whose-name-is-really-longer-than-most-columns-of-a-terminal-Instruct-2512"
@@ -116,9 +117,8 @@ def show(
     names: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str, int | None], Screen]]:
     """``show(view, columns)``: what it leaves on the terminal; None is a pipe."""
-    imports = ("torch", "transformers", "llama_cpp", "quantcli.api.evaluate", "rich.table")
     new = tmp_path_factory.mktemp("new")
-    with Terminals(imports) as terminals:
+    with Forks(tmp_path_factory.mktemp("forks")) as forks:
 
         @cache
         def screen(view: str, columns: int | None) -> Screen:
@@ -126,7 +126,7 @@ def show(
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             words = shlex.split(line.format(new=new, **names))
-            found = terminals.run(words, columns, names["folder"])
+            found = run_in_terminal(forks, words, columns, names["folder"])
             assert found.code == code, found.lines
             return found
 

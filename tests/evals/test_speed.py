@@ -38,7 +38,7 @@ def measure(small):
 
 
 def test_it_agrees_with_llama_cpp_s_own_clock(measure):
-    """Within five percent in one run; the best of three, since others use this machine too."""
+    """Within five percent in one run, whatever else the machine does."""
     *progress, done = measure(runs=3, prompt=256, generation=48)
     assert isinstance(done, SpeedDone)
     found = done.speed
@@ -48,7 +48,7 @@ def test_it_agrees_with_llama_cpp_s_own_clock(measure):
         (found.generation, found.own_generation),
     ):
         assert len(ours) == len(own) == 3
-        assert min(abs(a / b - 1) for a, b in zip(ours, own, strict=True)) < 0.05
+        assert median(abs(a / b - 1) for a, b in zip(ours, own, strict=True)) < 0.05
         assert max(abs(a / b - 1) for a, b in zip(ours, own, strict=True)) < 0.5
     assert found.prompt_speed == median(found.prompt)
     assert found.generation_speed == median(found.generation)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,12 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 from huggingface_hub import ModelCard
+from support.browser import CHROMIUM, open_page
 
 from quantcli.cli.app import run as run_here
 
 pytest.importorskip("matplotlib")
 TEXT = "novel.txt"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -138,15 +136,9 @@ def test_in_a_browser(folder: Path, tmp_path: Path, width: int, dark: bool) -> N
     copy = tmp_path / "report.html"
     text = (folder / "report.html").read_text(encoding="utf-8")
     copy.write_text(text.replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-         *(["--blink-settings=preferredColorScheme=0"] if dark else []), "--dump-dom",
-         copy.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr
-    root = done.stdout.partition(">")[2].partition(">")[0]
+    found, said = open_page(copy, tmp_path, width=width, dark=dark)
+    assert "CONSOLE" not in said
+    root = found.partition(">")[2].partition(">")[0]
     assert 'data-wide="false"' in root
     paper = "rgb(20, 24, 28)" if dark else "rgb(255, 255, 255)"
     ink = "rgb(227, 231, 235)" if dark else "rgb(29, 35, 41)"

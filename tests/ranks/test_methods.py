@@ -21,6 +21,9 @@ from support.tiny_models import build
 from support.writing_commands import TEXT
 
 from quantcli.cli.app import run
+from quantcli.errors import OutputError
+from quantcli.layerwise.ranked_run import begin_folder
+from quantcli.ranks.joined import set_active
 from quantcli.run.ranked_rounding import Unit, cut_units, divide_units
 from quantcli.types import OutputTensor
 
@@ -192,6 +195,35 @@ def test_what_ranks_cannot_do_is_refused(
     assert run([*line, "--method", "gptq", *more, "-o", str(tmp_path / "m.gguf")]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+class _Second:
+    """The second of two ranks, the first of which has just written into its folder."""
+
+    index, count = 1, 2
+
+    def gather(self, value: str) -> list[str]:
+        return ["theirs", value]
+
+    def wait(self) -> None:
+        """The first has come as well."""
+
+
+def test_a_folder_that_is_not_shared_is_said_by_the_rank_that_does_not_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group: Any = _Second()
+    set_active(group)
+    monkeypatch.setenv("QUANTCLI_RANK_TIMEOUT", "0.1")
+    try:
+        with pytest.raises(OutputError, match=r"rank 1 does not see in .* what rank 0 has written"):
+            begin_folder(tmp_path / "run", empty=True)
+        (tmp_path / "token-theirs").touch()
+        begin_folder(tmp_path, empty=True)
+    finally:
+        set_active(None)
+    # Neither made nor emptied by any but the first.
+    assert [path.name for path in tmp_path.iterdir()] == ["token-theirs"]
 
 
 def test_units_are_divided_by_what_they_cost() -> None:

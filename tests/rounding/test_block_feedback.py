@@ -14,8 +14,9 @@ from quantcli.errors import SourceError
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS
 from quantcli.formats.lattice import LATTICES
-from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
+from quantcli.rounding.block_feedback import round_with_feedback
 from quantcli.rounding.descent import sweep
+from quantcli.rounding.encoded_columns import encode_columns
 from quantcli.rounding.packed_matrix import PackedMatrix
 from quantcli.rounding.scalar_codebook import ScalarCodebook
 from quantcli.statistics.hessian import output_error, prepare_hessian

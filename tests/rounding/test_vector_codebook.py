@@ -11,8 +11,9 @@ from quantcli import _native
 from quantcli.formats import get_format, native
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
 from quantcli.formats.grids import load_grid
-from quantcli.rounding.block_feedback import encode_columns, round_with_feedback
+from quantcli.rounding.block_feedback import round_with_feedback
 from quantcli.rounding.descent import sweep
+from quantcli.rounding.encoded_columns import encode_columns
 from quantcli.rounding.vector_codebook import VectorCodebook
 from quantcli.statistics.hessian import HessianBlock, output_error, prepare_hessian
 from quantcli.workers import Workers, workers

@@ -113,6 +113,8 @@ def test_a_stopped_run_says_what_is_kept_and_goes_on(small: Path, tmp_path: Path
 def test_without_a_method_torch_stays_out(mini: Path, tmp_path: Path) -> None:
     code = (
         "import sys, quantcli\n"
+        "from quantcli.cli.app import run\n"
+        f"run(['quantize', {str(mini)!r}, '--type', 'Q4_K_M', '--dry-run'])\n"
         f"quantcli.quantize({str(mini)!r}, 'm.gguf', type='Q4_0', threads=1)\n"
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )

@@ -51,30 +51,33 @@ def test_estimates_are_near_the_trace(
     fisher = np.eye(ROWS)
     for cut, own in strips:
         fisher[cut, cut] = own
-    judge = SketchingJudge(LossSketch(mean, prepare_hessian(mean)), strips or None)
+    judge = SketchingJudge(
+        LossSketch(mean, prepare_hessian(mean)), cuts or [slice(0, 90), slice(90, ROWS)],
+        [own for _, own in strips] or None,
+    )  # fmt: skip
     weights, lost = _errors(3)
     # As error feedback leaves them: large where the mean is small.
     damped = mean + 1e-2 * mean.diagonal().mean() * np.eye(COLUMNS)
     fed = lost @ np.linalg.inv(np.linalg.cholesky(damped))
     several = [weights, lost, fed.astype(np.float32)]
-    found = judge.settle([judge.take(errors) for errors in several])
+    found = judge.settle([judge.take(errors.__getitem__) for errors in several])
     for loss, errors in zip(found, several, strict=True):
         wide = errors.astype(np.float64)
         exact = np.einsum("ij,ij->", fisher @ wide @ mean, wide)
         assert abs(loss.value - exact) < 5 * loss.error + 1e-4 * exact
         assert loss.error < 0.015 * exact
         assert loss.value == pytest.approx(exact, rel=0.03)
-        assert judge.cost(errors) == pytest.approx(exact, rel=1e-4)
+        assert judge.cost(errors.__getitem__) == pytest.approx(exact, rel=1e-4)
     assert found[1].is_apart(found[0])
 
 
 def test_estimates_do_not_depend_on_the_threads() -> None:
     mean, (_, lost) = _mean(COLUMNS, 0.5, 1), _errors(3)
-    strips, found = [(slice(0, ROWS), _mean(ROWS, 0.5, 2))], []
+    fisher, found = _mean(ROWS, 0.5, 2), []
     for threads in (1, 2, 3):
         use_threads(threads)
-        judge = SketchingJudge(LossSketch(mean, prepare_hessian(mean)), strips)
-        found.append(judge.settle([judge.take(lost)])[0])
+        judge = SketchingJudge(LossSketch(mean, prepare_hessian(mean)), [slice(0, ROWS)], [fisher])
+        found.append(judge.settle([judge.take(lost.__getitem__)])[0])
     use_threads(1)
     for other in found[1:]:
         assert found[0].exact == other.exact
@@ -86,6 +89,9 @@ def test_the_order_of_losses_that_differ_alike_in_all_probes_is_known() -> None:
     assert Loss(1.0, probes).is_apart(Loss(1.0, probes * 1.01 + 0.5))
     assert not Loss(1.0, probes).is_apart(Loss(1.0, probes[::-1] * 1.1))
     assert Loss(1.0).is_apart(Loss(1.0))
+    # A mean of 4.25, give or take 1.8.
+    assert not Loss(80.0, probes).is_close
+    assert Loss(90.0, probes).is_close
 
 
 class _Near:

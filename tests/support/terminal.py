@@ -1,23 +1,19 @@
-"""The command line in real terminals of a given width, in processes that are forked from one.
-
-What takes seconds to import is imported once: `Terminals` starts a server, which forks itself for
-each command.
-"""
+"""The command line in real terminals of a given width."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
+import threading
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from support.forks import Forks
 
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-_])")
 _LEFT = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "CI")
@@ -31,32 +27,19 @@ class Screen(NamedTuple):
     lines: tuple[str, ...]
 
 
-class Terminals:
-    """A server of terminals; a context manager that ends it."""
-
-    def __init__(self, imports: Sequence[str] = ()) -> None:
-        env = {name: value for name, value in os.environ.items() if name not in _LEFT}
-        env |= {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, __file__, *imports],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> Terminals:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.communicate()
-
-    def run(self, words: Sequence[str], columns: int | None, folder: str = ".") -> Screen:
-        """The command ``words`` on a terminal of so many columns, or (None) in a pipe."""
-        stdin, stdout = self._server.stdin, self._server.stdout
-        assert stdin is not None
-        assert stdout is not None
-        print(json.dumps([list(words), columns, folder]), file=stdin, flush=True)
-        code, text = json.loads(stdout.readline())
-        lines = text.replace("\r\n", "\n").split("\n")
-        return Screen(code, tuple(_visible(line) for line in lines))
+def run_in_terminal(forks: Forks, words: Sequence[str], columns: int | None, folder: str) -> Screen:
+    """``quantcli`` with these words on a terminal of so many columns, or (None) in a pipe."""
+    ours, theirs = os.pipe() if columns is None else pty.openpty()
+    if columns is not None:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in _LEFT}
+    parts: list[bytes] = []
+    reading = threading.Thread(target=_read_all, args=(ours, parts))
+    reading.start()
+    code = forks.run(words, folder, env | {"TERM": "xterm-256color"}, theirs)
+    reading.join()
+    text = b"".join(parts).decode().replace("\r\n", "\n")
+    return Screen(code, tuple(_visible(line) for line in text.split("\n")))
 
 
 def cells(text: str) -> int:
@@ -64,67 +47,18 @@ def cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _visible(line: str) -> str:
-    """What is left of a line that was drawn over: the text after the last return."""
-    return _CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip()
-
-
-def _serve() -> None:
-    for name in sys.argv[1:]:
-        __import__(name)
-    # What libraries print must not come between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        words, columns, folder = json.loads(line)
-        print(json.dumps(_fork(words, columns, folder)), file=answers, flush=True)
-
-
-def _fork(words: list[str], columns: int | None, folder: str) -> tuple[int, str]:
-    ours, theirs = os.pipe() if columns is None else pty.openpty()
-    if columns is not None:
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    child = os.fork()
-    if child == 0:
-        _become(theirs, words, folder, is_terminal=columns is not None)
-    os.close(theirs)
-    parts = []
+def _read_all(file: int, parts: list[bytes]) -> None:
     while True:
         try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # the child's end of a terminal is closed
+            part = os.read(file, 1 << 16)
+        except OSError:  # the other end of a terminal is closed
             break
         if not part:
             break
         parts.append(part)
-    os.close(ours)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), b"".join(parts).decode()
+    os.close(file)
 
 
-def _become(theirs: int, words: list[str], folder: str, *, is_terminal: bool) -> None:
-    """In the child: the command itself, which never returns."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(theirs if is_terminal else null, 0)
-    os.dup2(theirs, 1)
-    os.dup2(theirs, 2)
-    os.chdir(folder)
-    for number, mode in enumerate("rww"):
-        stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
-        setattr(sys, ("stdin", "stdout", "stderr")[number], stream)
-    sys.argv = ["quantcli", *words]
-    from quantcli.cli.app import main
-
-    code = 1
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    _serve()
+def _visible(line: str) -> str:
+    """What is left of a line that was drawn over: the text after the last return."""
+    return _CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]).rstrip()

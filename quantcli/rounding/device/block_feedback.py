@@ -16,7 +16,6 @@ import torch
 from quantcli.formats.base import BlockFormat, Bytes, Floats
 from quantcli.formats.codebook_lattice import CODEBOOKS, CodebookLattice
 from quantcli.formats.lattice import LATTICES, Lattice
-from quantcli.rounding.block_feedback import encode_columns
 from quantcli.rounding.device.parts import (
     TensorCodebook,
     TensorParts,
@@ -24,6 +23,7 @@ from quantcli.rounding.device.parts import (
     TensorVectorCodebook,
 )
 from quantcli.rounding.device.scalar_kernels import Scales
+from quantcli.rounding.encoded_columns import encode_columns
 from quantcli.rounding.packed_matrix import KERNEL_COLUMNS
 from quantcli.rounding.scalar_codebook import ScalarCodebook
 from quantcli.rounding.vector_codebook import VectorCodebook
