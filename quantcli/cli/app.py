@@ -112,7 +112,12 @@ class _Command(TyperCommand):
             # Already, so that wrong usage is told as JSON too.
             root.json = True
         args = getattr(self.callback, "read_args", list)(args)
-        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        try:
+            given, _, order = self.make_parser(ctx).parse_args(list(args))
+        except typer.TyperException as error:
+            # So that the hint names this command's help.
+            error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+            raise
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (
                 getattr(parameter, "multiple", False) or getattr(parameter, "is_flag", False)
