@@ -100,6 +100,8 @@ def refuse_own(paths: Iterable[Path], read: Iterable[Path]) -> None:
 
 def refuse_parent(folder: Path) -> None:
     """OutputError when ``folder`` cannot take a file."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file, not a folder", hint="name another one with -o")
     if not folder.is_dir():
         raise OutputError(f"the folder {folder} does not exist", hint="create it first")
     if not os.access(folder, os.W_OK):

@@ -29,7 +29,7 @@ from quantcli.artifacts.write import (
     do_slab,
 )
 from quantcli.errors import OutputError
-from quantcli.ranks.slab_sums import Recorder, SlabLog, SlabRecord, read_log
+from quantcli.ranks.slab_sums import FoldOnce, Recorder, SlabLog, SlabRecord, read_log
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -134,7 +134,9 @@ class SlabKeeper:
         ]
         rest = [use for use, record in enumerate(records) if record is None]
         if rest:
-            targets = [Recording(uses[use][1]) for use in rest]
+            # Outputs that hold a slab alike are given the same pieces.
+            once = FoldOnce()
+            targets = [Recording(uses[use][1], Recorder(once)) for use in rest]
             parts = [(uses[use][0], target) for use, target in zip(rest, targets, strict=True)]
             made = do_slab(read, parts, hashed)
             for place, (use, target) in enumerate(zip(rest, targets, strict=True)):

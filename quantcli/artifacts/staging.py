@@ -311,4 +311,10 @@ def output_error(path: Path, error: OSError) -> OutputError:
         return OutputError(
             f"{path}: the disk is full", hint="free some space or choose another folder with -o"
         )
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"{path}: {error.strerror}",
+            hint="choose another disk with -o (FAT32 ends at 4 GB a file), write parts "
+            "(--split-max-size 3G), or raise what 'ulimit -f' shows",
+        )
     return OutputError(f"{path}: {error.strerror or error}")

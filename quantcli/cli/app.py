@@ -30,6 +30,9 @@ from quantcli.interrupts import leave, left_behind
 COMMANDS = ("quantize", "export", "calibrate", "eval-ppl", "inspect")
 """A command NAME is the function NAME of the module ``quantcli.cli.NAME``, with - read as _."""
 
+_JSON = "quantcli.json"
+"""Under which name a context has whether --json is given anywhere."""
+
 _REPORTED = ("numpy", "gguf", "safetensors", "tokenizers", "huggingface_hub", "torch")
 
 
@@ -49,6 +52,10 @@ def _report(error: BaseException, output: Output) -> int:
 class _Group(TyperGroup):
     """The top level: a command's error becomes a sentence and an exit code here."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
@@ -59,6 +66,8 @@ class _Group(TyperGroup):
             raise
         except (Exception, KeyboardInterrupt) as error:
             output = ctx.obj if isinstance(ctx.obj, Output) else Output()
+            # Behind a command that there is not, nobody has read it.
+            output.json = output.json or ctx.meta[_JSON]
             raise typer.Exit(_report(error, output)) from error
         return result
 
@@ -103,7 +112,12 @@ class _Command(TyperCommand):
             # Already, so that wrong usage is told as JSON too.
             root.json = True
         args = getattr(self.callback, "read_args", list)(args)
-        given, _, order = self.make_parser(ctx).parse_args(list(args))
+        try:
+            given, _, order = self.make_parser(ctx).parse_args(list(args))
+        except typer.TyperException as error:
+            # So that the hint names this command's help.
+            error.ctx = getattr(error, "ctx", None) or ctx  # type: ignore[attr-defined]
+            raise
         for index, parameter in enumerate(order):
             once = parameter.param_type_name == "option" and not (
                 getattr(parameter, "multiple", False) or getattr(parameter, "is_flag", False)

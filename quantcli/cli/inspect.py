@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from quantcli.cli.output import Output
 _SHOW = "What to show instead of the overview"
 _CHOOSE = "Which tensors, and in which order"
 _FIT = "Which type fits a machine"
+_LIKE_A_TYPE = re.compile(r"[a-z]+\d+(_\w+)?", re.IGNORECASE)
 
 
 def _cache_types(args: list[str]) -> list[str]:
@@ -21,7 +23,9 @@ def _cache_types(args: list[str]) -> list[str]:
     from quantcli.fit.cache import CACHE_TYPES
 
     return [
-        "--kv-type" if arg == "--kv" and after.upper() in CACHE_TYPES else arg
+        "--kv-type"
+        if arg == "--kv" and (after.upper() in CACHE_TYPES or _LIKE_A_TYPE.fullmatch(after))
+        else arg
         for arg, after in zip(args, [*args[1:], ""], strict=True)
     ]
 

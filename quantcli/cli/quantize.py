@@ -80,7 +80,7 @@ def quantize(
             "--quality", metavar="fast|good|high|max", panel=METHOD.title,
             help="How much to do for the same size. fast: no method (the default); good: types "
             "chosen by cost, --method nearest --allocate; high: with error feedback, --method gptq "
-            "--allocate; max: trained besides, --tune e2e.",
+            "--allocate; max: trained besides, --tune e2e, also on what the model writes.",
         ),
     ] = None,
     calibrate: Annotated[

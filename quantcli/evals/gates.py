@@ -101,7 +101,8 @@ def check_gates(gates: Gates, job: EvaluationJob, *, is_timed: bool = False) -> 
             raise UsageError("--min-greedy needs continuations of the base", hint="add --greedy 64")
         if name in _AGAINST and not job.compares:
             raise UsageError(
-                f"--{name} needs a base to compare with", hint="add --reference MODEL or --base"
+                f"--{name} needs a base to compare with",
+                hint="add --reference MODEL or --base FILE",
             )
     for name, share in (("--min-top1", gates.min_top1), ("--min-greedy", gates.min_greedy)):
         if share is not None and not 0 <= share <= 1:

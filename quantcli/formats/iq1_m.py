@@ -17,6 +17,7 @@ to the points and the rounded scales. Mirrors ``quantize_row_iq1_m_impl``.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +90,7 @@ def join(
     d: Bytes, points: NDArray[np.integer], steps: NDArray[np.integer], down: NDArray[np.integer]
 ) -> Bytes:
     """The blocks of ``d``, float16 bytes, and the other three that `split` gives."""
-    half = d.view("<u2").astype(np.int64)
-    words = (steps.reshape(-1, 4, 4) << _STEP_SHIFTS).sum(axis=2)
-    words |= (half >> 4 * np.arange(4) & 15) << 12
+    words = (steps.reshape(-1, 4, 4) << _STEP_SHIFTS).sum(axis=2) | _scale_quarters(d)
     nibbles = points >> 8 | down << 3
     parts = [
         (points & 255).astype(np.uint8),
@@ -99,6 +98,17 @@ def join(
         words.astype("<u2").view(np.uint8),
     ]
     return np.concatenate(parts, axis=1)
+
+
+def read_halves(blocks: Bytes) -> NDArray[np.float16]:
+    """``d`` of blocks (n, bytes), float16 of shape (n,)."""
+    return _scale_bits(_scale_words(blocks)).astype("<u2").view("<f2")
+
+
+def write_halves(blocks: Bytes, d: NDArray[np.float16]) -> None:
+    """Put another ``d`` into blocks, in place."""
+    words = _scale_words(blocks) & 0xFFF | _scale_quarters(d.astype("<f2").reshape(-1, 1))
+    blocks[:, 48:] = words.astype("<u2").view(np.uint8)
 
 
 def first_infinite(packed: Bytes) -> int:
@@ -110,6 +120,12 @@ def first_infinite(packed: Bytes) -> int:
 
 def _scale_words(blocks: Bytes) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     return np.ascontiguousarray(blocks[:, 48:]).view("<u2").astype(np.int64)
+
+
+def _scale_quarters(d: NDArray[Any]) -> NDArray[np.int64]:
+    """The four words' own bits of ``d``, a float16 or its bytes in each row."""
+    half = d.view("<u2").astype(np.int64)
+    return (half >> 4 * np.arange(4) & 15) << 12
 
 
 def _scale_bits(

@@ -168,7 +168,10 @@ def _read_one(file: str, weight: float | None, field: str | None) -> Text:
         if path.is_dir():
             raise SourceError(f"{path} is a folder", hint="name a text file")
         if not path.exists():
-            raise SourceError(f"{path}: there is no such file", hint="check the path")
+            raise SourceError(
+                f"{path}: there is no such file",
+                hint="check the path; a data set is NAME:CONFIG:SPLIT",
+            )
         label, raw = str(path), _read_file(path)
         lines = path.suffix.lower() in _LINES
         if path.suffix.lower() in _TABLES:
@@ -216,7 +219,9 @@ def _decode(raw: bytes, label: str) -> str:
     except UnicodeDecodeError as error:
         raise SourceError(
             f"{label} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}",
-            hint="convert it, for example with iconv -t utf-8",
+            hint="it is a model; texts are given with --data or --calibrate"
+            if raw.startswith(b"GGUF")
+            else "convert it, for example with iconv -t utf-8",
         ) from error
 
 
@@ -278,7 +283,10 @@ def _documents(content: str, label: str, field: str | None) -> list[str | Conver
         try:
             value = json.loads(line)
         except ValueError as error:
-            raise SourceError(f"{label}, line {number}: is not JSON ({error})") from error
+            raise SourceError(
+                f"{label}, line {number}: is not JSON ({error})",
+                hint="mend the line, or give plain text under a name that ends in .txt",
+            ) from error
         if not isinstance(value, dict):
             raise SourceError(f"{label}, line {number}: is not a JSON object")
         key = field or ("text" if "text" in value or _MESSAGES not in value else _MESSAGES)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantcli.errors import UsageError
-from quantcli.plan.filetypes import file_types, find_file_type
+from quantcli.plan.filetypes import file_types, find_file_type, type_of_bits
 from quantcli.plan.recipe import FIELDS, Recipe
 from quantcli.plan.recipe_defaults import remark_on_quality, resolve_recipe
 from quantcli.plan.schemes import GGUF, find_output_layout, has_types, is_taken
@@ -75,6 +75,11 @@ def expand_outputs(
     """
     values = {name: split_values(name, fields.pop(name, None)) for name in SEVERAL}
     left: tuple[str, ...] = ()
+    if output_set is not None and values["bits"] and not values["to"]:
+        names = ",".join(type_of_bits(int(bits)) for bits in values["bits"])
+        raise UsageError(
+            "--bits and --set exclude each other", hint=f"--set {output_set} --type {names} adds it"
+        )
     if output_set is not None:
         has_importance = has_texts or bool(
             fields.get("imatrix")

@@ -23,7 +23,7 @@ QUALITIES: dict[str, dict[str, Any]] = {
     "high": {"method": USUAL_ROUNDER, "allocate": True},
     "max": {
         "method": USUAL_ROUNDER, "allocate": True, "tune": "e2e", "e2e_steps": 300,
-        "random_share": 0.4,
+        "random_share": 0.25, "sample_share": 0.35,
     },
 }  # fmt: skip
 """What each level stands for where an output is made of types; a layout takes the method alone."""

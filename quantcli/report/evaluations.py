@@ -152,8 +152,8 @@ def _comparison(
     way = f"stride {job.stride}" if job.stride else "second half of each window"
     engines = ", ".join(dict.fromkeys(found.artifact.engine for found in results))
     title = (
-        f"{text}: {some.windows} windows of {job.length} tokens, {some.summary.positions} scored "
-        f"({way}), {engines}"
+        f"{text}: {some.windows} window{'s' * (some.windows != 1)} of {job.length} tokens, "
+        f"{some.summary.positions} scored ({way}), {engines}"
     )
     notes = [_speed_title(speeds)] if speeds else []
     if first is not None:

@@ -18,6 +18,8 @@ from quantcli.plan.recipe_defaults import TOWER_TYPE, USUAL_ROUNDER
 from quantcli.plan.schemes import GGUF, has_static_scales, has_types
 from quantcli.ranks.share import Share
 
+_NOT_GGUF = (".safetensors", ".pt", ".pth")
+"""Endings of files that hold weights in other formats."""
 _COMMON = ("pre", "ignore_tensors", "chat_template")
 """Fields that say how the model is opened, which all outputs share."""
 
@@ -163,12 +165,19 @@ def check_request(request: Request) -> None:
         known = recipe.method or recipe.imatrix or request.texts
         if is_allocated(recipe) and not known and not recipe.mmproj_only:
             raise UsageError(
-                "--allocate needs to know what each choice costs",
+                f"{_sizing(recipe)} needs to know what each choice costs",
                 hint=f"add --method {USUAL_ROUNDER} --calibrate TEXT, or --imatrix FILE",
             )
         if is_allocated(recipe) and not recipe.mmproj_only:
             require_torch()
     paths = [wanted.path for wanted in request.outputs if wanted.path is not None]
+    for wanted in request.outputs:
+        path = wanted.path
+        if path is not None and wanted.recipe.to == GGUF and path.suffix in _NOT_GGUF:
+            raise UsageError(
+                f"a GGUF is written, and {path} is no name for one",
+                hint=f"-o {path.with_suffix('.gguf')}; --to hf makes a folder of safetensors",
+            )
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
         raise UsageError(f"two outputs are called {twice}", hint="give each a name of its own")
@@ -337,6 +346,12 @@ def _transforms(method: str) -> bool:
     from quantcli.run.methods import parse_methods
 
     return bool(parse_methods(method).transforms)
+
+
+def _sizing(recipe: Recipe) -> str:
+    """The option that asks for types to be chosen."""
+    given = {"--target-size": recipe.target_size, "--target-bpw": recipe.target_bpw}
+    return next((flag for flag, value in given.items() if value is not None), "--allocate")
 
 
 def _refuse_without_method(recipe: Recipe, request: Request) -> None:

@@ -55,7 +55,8 @@ class Cursor:
         if number * smallest > self.left:
             raise SourceError(
                 f"{self.file.path}: declares {number} {things}, more than its {self.file.size} "
-                "bytes can hold"
+                "bytes can hold",
+                hint="the file is damaged, or its download is incomplete",
             )
         return number
 

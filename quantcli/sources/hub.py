@@ -208,7 +208,8 @@ def _explain(error: Exception, wanted: HubRequest) -> SourceError:
         )
     return SourceError(
         f"{label}: is not (completely) in the local cache, and the Hub cannot be reached: "
-        f"{first_line(error.__cause__ or error)}"
+        f"{first_line(error.__cause__ or error)}",
+        hint="check the network, or name a local folder",
     )
 
 

@@ -167,7 +167,7 @@ def _pair_names(store: GgufCheckpoint, path: Path) -> list[str]:
     if not sums and not counts:
         raise SourceError(
             f"{path}: is a GGUF file without importance data (no tensor ends in {SUMS})",
-            hint="llama.cpp's imatrix tool makes one",
+            hint="'quantcli calibrate MODEL --data TEXT' makes one, and so does llama-imatrix",
         )
     for name in sorted(sums ^ counts):
         has, lacks = (SUMS, COUNTS) if name in sums else (COUNTS, SUMS)
@@ -282,7 +282,8 @@ def _read_legacy_entries(
         if number is None:
             raise SourceError(
                 f"{path}: is not an importance matrix, neither in the GGUF nor in the legacy form",
-                hint=file.hint_for_head(file.read(0, 64)),
+                hint=file.hint_for_head(file.read(0, 64))
+                or "'quantcli calibrate MODEL --data TEXT' makes one of a text",
             )
         cursor = _LegacyCursor(file)
         entries: dict[str, tuple[NDArray[np.float32], int]] = {}

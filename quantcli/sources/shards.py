@@ -242,4 +242,7 @@ def _no_weights(folder: Path) -> SourceError:
                 f"{folder}: {message.format(found=listed, folder=folder)}",
                 hint=hint.format(found=folder / found[0], folder=folder),
             )
-    return SourceError(f"{folder}: holds no {SINGLE} and no {INDEX}")
+    return SourceError(
+        f"{folder}: holds no {SINGLE} and no {INDEX}",
+        hint="name the folder with config.json and the weights, a .gguf file, or org/name",
+    )

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from quantcli.formats.codebook_lattice import CODEBOOKS, SIGNS_SHIFT, CodebookLattice
+from quantcli.formats.grids import load_grid
 from quantcli.formats.lattice import LATTICES
 from quantcli.formats.search import Codes
 from quantcli.rounding.scalar_codebook import ScalarCodebook
@@ -174,10 +175,16 @@ class _Points:
 
 @dataclass(frozen=True)
 class _ShiftedPoints:
-    """Points of a grid without signs, shifted up and, behind these, down; ranks are the codes."""
+    """Points of a grid without signs, shifted up and, behind these, down; ranks are the codes.
+
+    Every latent by itself is nearest to a level of the grid; where these make up one of its points,
+    which they mostly do, there is nothing to search.
+    """
 
     table: torch.Tensor
     half_squares: torch.Tensor
+    index: torch.Tensor
+    """Of levels -1, 0 and 1, the first one counting ones, the next threes, the point or -1."""
     together: int
     """Groups that share a shift."""
 
@@ -185,7 +192,8 @@ class _ShiftedPoints:
     def of(cls, lattice: CodebookLattice) -> _ShiftedPoints:
         table = torch.from_numpy(np.array(lattice.points, np.float32))
         together = lattice.sub // lattice.group if lattice.shared_shift else 1
-        return cls(table, table.square().sum(dim=1) / 2, together)
+        index = torch.from_numpy(load_grid(lattice.grid).index)
+        return cls(table, table.square().sum(dim=1) / 2, index, together)
 
     @property
     def gap(self) -> float:
@@ -213,13 +221,20 @@ class _ShiftedPoints:
     def project(self, latents: torch.Tensor) -> torch.Tensor:
         flat = latents.reshape(-1, self.table.shape[1])
         half = len(self.table) // 2
-        scores, places = [], []
-        for points, squares in zip(
-            self.table.split(half), self.half_squares.split(half), strict=True
-        ):
-            found = [(part @ points.T - squares).max(dim=1) for part in flat.split(_GROUPS)]
-            scores.append(torch.cat([best.values for best in found]))
-            places.append(torch.cat([best.indices for best in found]))
-        up, down = (score.view(-1, self.together).sum(dim=1) for score in scores)
-        lower = (down > up).repeat_interleave(self.together)
-        return torch.where(lower, places[1] + half, places[0]).view(latents.shape[:-1])
+        both = [self._nearest(flat, slice(0, half)), self._nearest(flat, slice(half, None))]
+        (up, above), (down, below) = both
+        gain = (below - above).view(-1, self.together).sum(dim=1)
+        lower = (gain > 0).repeat_interleave(self.together)
+        return torch.where(lower, down + half, up).view(latents.shape[:-1])
+
+    def _nearest(self, flat: torch.Tensor, half: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The nearest of half of the points, and how near: product less half a square."""
+        points, squares = self.table[half], self.half_squares[half]
+        # The first point's levels tell the shift: an eighth from whole numbers.
+        shift = points[0, 0] - points[0, 0].round()
+        levels = (flat - shift).round().clamp(-1, 1).long() + 1
+        found = self.index[(levels * 3 ** torch.arange(flat.shape[1])).sum(dim=1)]
+        off = (found < 0).nonzero()[:, 0]
+        for part in off.split(_GROUPS):
+            found[part] = (flat[part] @ points.T - squares).argmax(dim=1)
+        return found, (flat * points[found]).sum(dim=1) - squares[found]

@@ -34,7 +34,8 @@ def render_conversations(
     if template is None:
         raise SourceError(
             f"{label} holds conversations, and the model has no chat template",
-            hint="--field names a key that holds plain text, or --chat-template a template",
+            hint="--field names a key that holds plain text; 'quantcli quantize --chat-template "
+            "FILE' gives the model a template",
         )
     tokens = metadata.get("tokenizer.ggml.tokens")
     begin, end = (

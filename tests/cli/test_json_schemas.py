@@ -44,6 +44,8 @@ def test_every_kind_has_a_schema() -> None:
         ("quantize nowhere", "error", 1),
         ("quantize {mini} --nonsense", "error", 2),
         ("inspect {text}", "error", 1),
+        ("inspect .", "error", 1),
+        ("frobnicate", "error", 2),
         ("export {q4} --to hf -o folder --dry-run", "export-plan", 0),
         ("export {q4} --to gptq -o folder --requantize", "export", 0),
         ("export {q4} --verify", "verify", 0),

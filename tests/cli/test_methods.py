@@ -48,14 +48,17 @@ def test_best_is_what_was_measured_to_win(
     assert "best" not in shown
     assert ("allocate = true" in shown) == (method in ("gptq", "nearest") and "--to" not in args)
     assert ('tune = "e2e"' in shown) == ("max" in args and "--to" not in args)
+    assert ("sample_share = " in shown) == ('tune = "e2e"' in shown)
 
 
 def test_what_is_given_wins_over_a_quality(mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["--quality", "max", "--e2e-steps", "7", "--random-share", "0.1", "--print-recipe"]
+    args += ["--sample-share", "0"]
     code, shown, _ = _call(capsys, str(mini), *args)
     assert code == 0
     assert "e2e_steps = 7" in shown
     assert "random_share = 0.1" in shown
+    assert "sample_share = 0.0" in shown
 
 
 def test_a_quality_that_a_layout_lacks_is_said(

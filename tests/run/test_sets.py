@@ -367,7 +367,9 @@ def test_where_none_can_be_written_the_first_is_said(mini: Path, call: Call) -> 
         [sys.executable, "-c", script, *args], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1].startswith("error: set/bookworm-mini-Q")
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: set/bookworm-mini-Q")
+    assert "ulimit -f" in hint
     assert not Path("set").exists()
 
 
