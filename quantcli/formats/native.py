@@ -189,6 +189,7 @@ def small_floats(
     return codes
 
 
+_LOOKED_AT = 1 << 20
 _EXPONENTS = {"float32": 0x7F800000, "float16": 0x7C00, "bfloat16": 0x7F80}
 
 
@@ -197,8 +198,12 @@ def first_not_finite(rows: NDArray[Any]) -> int:
     mask = _EXPONENTS[rows.dtype.name]
     # Integers compare faster than bfloat16 does, and the mask is the exponent of what is no number.
     bits = np.ascontiguousarray(rows).view(f"u{rows.itemsize}").reshape(-1)
-    bad = bits & mask == mask
-    return int(bad.argmax()) if bad.any() else -1
+    # Part by part: an embedding as large as the rest of a model is looked at too.
+    for start in range(0, len(bits), _LOOKED_AT):
+        bad = bits[start : start + _LOOKED_AT] & mask == mask
+        if bad.any():
+            return start + int(bad.argmax())
+    return -1
 
 
 def _refuse_overflow(fmt: BlockFormat, kernel: int, rows: NDArray[Any], flat: Bytes) -> None:

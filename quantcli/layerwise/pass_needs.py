@@ -14,6 +14,8 @@ from quantcli.plan.needs import Stage, Work
 LIBRARIES = 150 << 20
 """What torch and the libraries behind it take once they have worked: their own code, a thread's
 buffers, and what the allocator keeps of what was freed."""
+FORWARD_LIBRARIES = 80 << 20
+"""The same where windows go forwards alone and nothing is rounded but to nearest."""
 _KEPT_OF_LAYER = 6
 """Values of a layer that are alive in a forward pass, in hidden states, beside products' outputs:
 the residual, its norm, attention's output and theirs in float32."""

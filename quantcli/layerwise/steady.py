@@ -31,6 +31,8 @@ _PANEL = 512
 """Columns that are factored at once."""
 _BATCH = 8
 """Small products that one thread computes together."""
+_COPIED = 1 << 23
+"""Elements of a tile's columns that are not copied: those of a head's weights, going backwards."""
 _LARGE = 1 << 18
 """Elements from which on an operation on each of them is shared."""
 _ELEMENTS = 1 << 16
@@ -264,6 +266,11 @@ def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     out = a.new_empty((a.shape[0], a.shape[1], b.shape[2]))
 
     def tile(batch: slice, rows: slice, columns: slice) -> None:
+        first = batch.start
+        if len(a[batch]) == 1 and b.shape[1] * _TILE >= _COPIED:
+            # `bmm` would copy its columns of the matrix; the result is the same.
+            out[first, rows, columns] = torch.mm(a[first, rows], b[first, :, columns])
+            return
         out[batch, rows, columns] = torch.bmm(a[batch, rows], b[batch, :, columns])
 
     step = _BATCH if max(out.shape[1:]) <= _TILE else 1

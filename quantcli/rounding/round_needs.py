@@ -15,6 +15,9 @@ from quantcli.statistics.input_needs import factor_bytes, factor_work, held_byte
 
 _ROWS = 4
 """Copies of a matrix in float32: weights, errors, and two of feedback's own."""
+_PART, _PART_ROWS, _JOINED = 1 << 24, 6, 3
+"""Weights that are rounded at once of rows that know nothing of one another, copies of them in
+float32, and copies of packed rows besides one when all parts are put together."""
 _LOSSES = 3
 """Losses that are computed for each result: of the weights, of nearest codes, of those chosen."""
 _WIDE, _SKETCH = 2048, 192
@@ -46,6 +49,16 @@ def rounding_bytes(matrix: MatrixSize, *, fisher: bool, drift: bool = False) -> 
     # Errors of a wide matrix are those of a strip, and once more while others ask for them.
     beside = rows + 8 * most * matrix.columns if matrix.columns >= _WIDE else _ROWS * rows
     return held + means + max(_TIES * most**2 + beside, factoring)
+
+
+def parted_bytes(matrix: MatrixSize, stored: int) -> int:
+    """The same where rows know nothing of one another, besides one result of ``stored`` bytes.
+
+    There are two of all that was rounded, and then parts are put together.
+    """
+    part = min(_PART, matrix.rows * matrix.columns)
+    most = max(4 * _PART_ROWS * part + stored, _JOINED * stored)
+    return held_bytes(matrix.columns) + most
 
 
 def matrix_work(

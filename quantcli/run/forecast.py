@@ -139,13 +139,18 @@ def survey_stages(
     return stages
 
 
-def make_forecast(stages: Sequence[Stage], *, runs: bool, seconds: float | None = None) -> Forecast:
-    """The forecast of stages in turn; ``runs``: whether torch is at work in any of them."""
+def make_forecast(
+    stages: Sequence[Stage], *, runs: bool, rounds: bool = True, seconds: float | None = None
+) -> Forecast:
+    """The forecast of stages in turn; ``runs``: whether torch is at work in any of them.
+
+    Where nothing ``rounds``, it is in forward passes alone.
+    """
     base = resident_memory()
     if runs:
-        from quantcli.layerwise.pass_needs import LIBRARIES
+        from quantcli.layerwise.pass_needs import FORWARD_LIBRARIES, LIBRARIES
 
-        base += LIBRARIES
+        base += LIBRARIES if rounds else FORWARD_LIBRARIES
     return Forecast(base, tuple(stages), seconds)
 
 
@@ -197,10 +202,14 @@ def _fitting(batch: Sequence[Planned], request: Request) -> tuple[Forecast, bool
         raise ValueError(f"{label} has no method")
     passes = passes_of(run.model, run.windows, "float32")
     stay = passes is None or passes.states <= states_memory()
-    forecast = make_forecast(method_stages(batch, threads, in_memory=stay), runs=True)
+    surveyed = any(is_allocated(each.artifact.plan.recipe) for each in batch)
+    rounds = surveyed or method_chain(batch[0]).rounds
+    stages = method_stages(batch, threads, in_memory=stay)
+    forecast = make_forecast(stages, runs=True, rounds=rounds)
     if allowed is not None and stay and forecast.memory > allowed:
         stay = False
-        forecast = make_forecast(method_stages(batch, threads, in_memory=stay), runs=True)
+        stages = method_stages(batch, threads, in_memory=stay)
+        forecast = make_forecast(stages, runs=True, rounds=rounds)
     refuse_samples(label, forecast, machine_memory() if allowed is None else allowed)
     if allowed is not None:
         refuse_memory(label, forecast, allowed)

@@ -171,7 +171,8 @@ def _rounding(
     matrix: MatrixSize, rounded: Rounded, fits: Fits, options: Options, *, fisher: bool,
 ) -> Stage:  # fmt: skip
     """A tensor's rounding: memory of one matrix of it, bytes that are stored of all."""
-    from quantcli.rounding.round_needs import matrix_work, rounding_bytes
+    from quantcli.rounding.base import ROUNDERS
+    from quantcli.rounding.round_needs import matrix_work, parted_bytes, rounding_bytes
 
     codecs = list(rounded.get(matrix.name, {}).values())
     names = {encoder_name(c.name, weighted=True): c.has_codes and fits(c) for c in codecs}
@@ -179,6 +180,10 @@ def _rounding(
     stored = sum(_stored_bytes(codec, matrix) for codec in codecs)
     work = matrix_work(matrix, names, options, fisher=by_rows) + Work(written=float(stored))
     memory = rounding_bytes(matrix, fisher=by_rows, drift=options.propagate)
+    apart = getattr(ROUNDERS.get(options.rounder), "by_rows", False) and not options.propagate
+    if apart and not by_rows and all(codec.by_rows for codec in codecs):
+        # Several codecs' results are there at once, of which one copy is counted below.
+        memory = min(memory, parted_bytes(matrix, stored // max(1, matrix.matrices)))
     # Packed rows wait for the whole layer, and those of a stack are put together.
     return Stage(matrix.name, memory + stored * (2 if matrix.matrices > 1 else 1), 0, stored, work)
 

@@ -23,6 +23,8 @@ _PLANES = 28
 """Bytes for each scale, norm or bias that is trained end to end, in a mapped file."""
 _CODE_PLANES = 16
 """Bytes for each weight whose code is trained, in a mapped file."""
+_STEP = 24
+"""Bytes for each weight of the largest tensor that a step's copies take or leave the allocator."""
 _LOGITS = 7
 """Copies of a window's logits in float32, of both models."""
 
@@ -65,6 +67,10 @@ def end_to_end_stage(passes: Passes, steps: int, factors: int, codes: int = 0) -
         for layer in sizes.layers
     )  # fmt: skip
     planes = _PLANES * factors + codes
+    largest = max(
+        sizes.head.elements, *(m.elements for layer in sizes.layers for m in layer.matrices)
+    )
+    copies = _STEP * largest if codes else 0
     inputs = 4 * (len(sizes.layers) + 1) * _END_BATCH * passes.tokens * sizes.hidden
     judged = max(1, passes.windows // _HELD_OUT)
     there = sum((passes.forward_work(layer, 1).products for layer in sizes.layers), 0.0)
@@ -74,4 +80,4 @@ def end_to_end_stage(passes: Passes, steps: int, factors: int, codes: int = 0) -
         products=there * (4 * _END_BATCH * steps + (_END_TURNS + 1) * judged),
         float32=60.0 * weights * (2 * steps + _END_TURNS + 1),
     )
-    return Stage("end to end", max(head, layer) + planes, planes + inputs, work=work)
+    return Stage("end to end", max(head, layer) + planes + copies, planes + inputs, work=work)
