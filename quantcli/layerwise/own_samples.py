@@ -7,7 +7,8 @@ and a token drawn evenly from the vocabulary; the rest is drawn from the model's
 the end of a text being a token like any other.
 
 All weights are in memory while it writes. On the CPU the draws do not depend on the number of
-threads; the windows of a batch are drawn together, so the batch is a constant.
+threads; the windows of a batch are drawn together, with a seed of their own, so the batch is a
+constant and several processes can share the batches.
 """
 
 from __future__ import annotations
@@ -34,26 +35,29 @@ _UNFIT = (TypeError, ValueError, IndexError, AttributeError, RuntimeError, NotIm
 """What a module raises that cannot go on from the tokens before."""
 
 
-def write_samples(model: Model, layers: LayerwiseModel, count: int, length: int) -> Events[Ids]:
+def write_samples(
+    model: Model, layers: LayerwiseModel, count: int, length: int, *, first: int = 0, every: int = 1
+) -> Events[Ids]:
     """``count`` windows of ``length`` tokens, int32, that ``layers`` of ``model`` write.
 
+    Only each of ``every`` batches from the ``first`` on is written; the others' windows are zeros.
     Yields progress. ArchitectureError for a model that transformers does not generate with.
     """
     tokenizer = Tokenizer(model)
     normal = usual_tokens(model, tokenizer.vocabulary)
-    draw = torch.Generator().manual_seed(_SEED)
     begin = [] if tokenizer.bos is None else [tokenizer.bos]
-    first = torch.tensor(normal)[torch.randint(len(normal), (count, 1), generator=draw)]
-    prompts = torch.cat([torch.tensor([begin] * count, dtype=torch.int64), first], dim=1)
-    found = np.empty((count, length), np.int32)
+    found = np.zeros((count, length), np.int32)
     names = [*layers.outside_layers(), *layers.tables, layers.head_name]
     for index in range(len(layers.layers)):
         names += layers.layer_parameters(index)
     total = count * length
     with layers.filled(list(dict.fromkeys(names))):
-        for start in range(0, count, BATCH):
+        for start in range(first * BATCH, count, every * BATCH):
             part = slice(start, start + BATCH)
-            tokens = prompts[part]
+            size = len(found[part])
+            draw = torch.Generator().manual_seed(_SEED + start)
+            word = torch.tensor(normal)[torch.randint(len(normal), (size, 1), generator=draw)]
+            tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64), word], dim=1)
             try:
                 for ids in _continue(layers, tokens, length, draw):
                     tokens = ids

@@ -37,17 +37,18 @@ def with_samples(planned: Sequence[Planned], request: Request) -> Events[list[Pl
         threads = request.threads or default_threads()
         place = checkpoint_folder(work_path(each.path, request.scratch))
         passes = plan_passes(replace(run, written=True), place, None, request.device, 0, threads)
-        group, ids = active_group(), None
-        if group is None or group.index == 0:
-            use_threads(threads, torch_device(passes.device).type)
-            layers, length = build_model(passes, run.model), run.windows.ids.shape[1]
-            with device_errors(passes.device):
-                writing = write_samples(run.model, layers, run.samples, length)
-                ids = yield from in_phase("writing samples", writing)
+        group = active_group()
+        first, every = (0, 1) if group is None else (group.index, group.count)
+        use_threads(threads, torch_device(passes.device).type)
+        layers, length = build_model(passes, run.model), run.windows.ids.shape[1]
+        with device_errors(passes.device):
+            writing = write_samples(
+                run.model, layers, run.samples, length, first=first, every=every
+            )
+            ids = yield from in_phase("writing samples", writing)
         if group is not None:
-            ids = group.gather(ids)[0]
-        if ids is None:
-            raise ValueError("rank 0 wrote no samples")
+            group.add_up(counts := ids.astype(np.int64))
+            ids = counts.astype(np.int32)
         found[id(run)] = fill(run, ids)
     return [replace(each, run=found.get(id(each.run), each.run)) for each in planned]
 

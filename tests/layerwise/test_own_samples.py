@@ -18,6 +18,7 @@ from support.frozen_inputs import write_input
 
 import quantcli
 from quantcli.errors import ArchitectureError, PlanError, UsageError
+from quantcli.layerwise import own_samples
 from quantcli.layerwise.layerwise_model import LayerwiseModel
 from quantcli.layerwise.own_samples import _SEED, write_samples
 from quantcli.layerwise.steady import use_threads
@@ -39,15 +40,15 @@ def mini() -> Iterator[Model]:
         yield model
 
 
-def write(model: Model, threads: int = 1) -> Ids:
+def write(model: Model, threads: int = 1, **part: int) -> Ids:
     use_threads(threads)
-    events = write_samples(model, LayerwiseModel(model, model.config), COUNT, LENGTH)
+    events = write_samples(model, LayerwiseModel(model, model.config), COUNT, LENGTH, **part)
     while True:
         try:
             event = next(events)
         except StopIteration as done:
             assert isinstance(event, Progress)
-            assert event.done == event.total
+            assert part or event.done == event.total
             return np.asarray(done.value)
 
 
@@ -75,6 +76,16 @@ def test_the_number_of_threads_changes_nothing(mini: Model) -> None:
     assert len(np.unique(alone)) > COUNT * LENGTH // 3
     for threads in (2, 3):
         np.testing.assert_array_equal(write(mini, threads), alone)
+
+
+def test_batches_can_be_written_by_several(mini: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_samples, "BATCH", 2)
+    whole = write(mini)
+    parts = [write(mini, first=first, every=2) for first in (0, 1)]
+    assert not parts[0][2:4].any()
+    assert not parts[1][[0, 1, 4]].any()
+    np.testing.assert_array_equal(parts[0] + parts[1], whole)
+    assert len(np.unique(whole[:, 1])) > 3
 
 
 def test_a_model_that_keeps_nothing_of_earlier_tokens_is_refused(
