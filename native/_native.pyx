@@ -505,11 +505,11 @@ def feedback_points(
 
     ``first`` and ``second`` are the patterns of a group's halves, ``patterns`` (points, 2) tells
     which a point has. With ``apart`` the second half of the points is the first one, its levels
-    moved by that, and a run takes points from one half alone. ``factor`` is (columns, columns); ``metric`` (columns, width), the rows of
-    each unit's own; ``norms`` (groups, points). Steps are ``d`` (n,) times ``scales``
-    (n, columns / sub), for each of which the best is taken of those up to ``spread`` odd numbers
-    away and not above ``most``. Fills ``codes`` (n, groups) and ``errors``, ``weights`` less the
-    values.
+    moved by that, and a run takes points from one half alone. ``factor`` is (columns, columns);
+    ``metric`` (columns, width), the rows of each unit's own; ``norms`` (groups, points). Steps are
+    ``d`` (n,) times ``scales`` (n, columns / sub), for each of which the best is taken of those up
+    to ``spread`` odd numbers away and not above ``most``. Fills ``codes`` (n, groups) and
+    ``errors``, ``weights`` less the values.
     """
     cdef const qk_table *table = _table()
     cdef qk_points points
