@@ -26,7 +26,7 @@ class TrainingRanks:
 
 
 class WindowShares:
-    """Numbers, among this process's ``windows``, of those in ``held_out`` and in each batch."""
+    """Numbers, among this process's ``windows``: ``held_out`` ones, ``fitted`` ones, a batch."""
 
     def __init__(self, windows: int, ranks: TrainingRanks | None = None) -> None:
         self.total = windows if ranks is None else ranks.windows.total
@@ -35,7 +35,7 @@ class WindowShares:
         apart = set(range(HELD_OUT - 1, self.total, HELD_OUT)) or {self.total - 1}
         self._judges = len(apart)
         self.held_out = [i for i, place in enumerate(places) if place in apart]
-        self._fit = [i for i, place in enumerate(places) if place not in apart]
+        self.fitted = [i for i, place in enumerate(places) if place not in apart]
         self._order: list[int] = []
 
     def seed(self, draw: torch.Generator, seed: int) -> None:
@@ -46,10 +46,12 @@ class WindowShares:
         """This process's part of the next ``size`` windows; none where it has none to fit to."""
         if self._group is not None:
             size = max(1, (size + self._group.count - 1 - self._group.index) // self._group.count)
-        if not self._fit:
+        if not self.fitted:
             return []
         while len(self._order) < size:
-            self._order += [self._fit[i] for i in torch.randperm(len(self._fit), generator=draw)]
+            self._order += [
+                self.fitted[i] for i in torch.randperm(len(self.fitted), generator=draw)
+            ]
         found, self._order = self._order[:size], self._order[size:]
         return found
 

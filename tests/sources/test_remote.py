@@ -162,7 +162,8 @@ def test_a_long_header_takes_a_second_request(hub):
     found = resolve(SHARDED, weights=False)
     shards = open_remote_shards(found.path, found.remote)
     assert len(shards.tensors) == 3001
-    requests = [line for line in hub.asked if line.startswith("PART")]
+    # On a busy machine one may be asked for again.
+    requests = {line for line in hub.asked if line.startswith("PART")}
     assert len(requests) == 3
 
 

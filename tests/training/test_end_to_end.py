@@ -240,7 +240,7 @@ def test_gradients_are_those_of_the_divergence(
     shares = []
 
     def check(self: Any, steps: int) -> Iterator[Event]:
-        scales, backprop, numbers = self._moved._scales, self._backprop, self._fit[:2]
+        scales, backprop, numbers = self._moved._scales, self._backprop, self._shares.fitted[:2]
         scales.forget()
         backprop.learn(numbers)
         planes = scales._planes

@@ -222,7 +222,7 @@ def test_gradients_by_weights_are_those_of_the_divergence(
         return found + moved[tensor.name][start:stop] if tensor.name in moved else found
 
     def check(self: Any, steps: int) -> Iterator[Event]:
-        parameters, backprop, numbers = self._moved, self._backprop, self._fit[:2]
+        parameters, backprop, numbers = self._moved, self._backprop, self._shares.fitted[:2]
         parameters.forget()
         backprop.learn(numbers)
         gradients = {
