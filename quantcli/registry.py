@@ -44,7 +44,8 @@ class Registry:
     """A lazy, case-insensitive table of one ``kind`` of thing ("block format", "architecture").
 
     ``check`` returns what a plug-in's object lacks to be one, or None. Names of ``table`` cannot
-    be taken over by a plug-in. What is in neither is looked up in ``base``.
+    be taken over by a plug-in. What is in neither is looked up in ``base``. ``meant`` has,
+    for names in lower case that somebody may take for one of the table, what is suggested.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class Registry:
         table: Mapping[str, str],
         check: Callable[[Any], str | None] | None = None,
         base: Registry | None = None,
+        meant: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.group = f"quantcli.{group}"
         self._own = dict(table)
         self._check = check
         self._base = base
+        self._meant = meant or {}
         self._loaded: dict[str, Any] = {}
 
     @property
@@ -95,7 +98,8 @@ class Registry:
         """The object behind ``name``; UsageError with near names when there is none."""
         own = self.canonical(name)
         if own is None:
-            guesses = near(name, self._names)
+            suggested = self._meant.get(name.lower())
+            guesses = near(name, self._names) if suggested is None else [suggested]
             hint = (
                 f"did you mean {' or '.join(guesses)}?"
                 if guesses

@@ -2,8 +2,8 @@
 
 A matrix W that is stored as Q puts out (W - Q) x less. Its mean over a text's inputs, (W - Q) times
 their mean, is one number for each row, which llama.cpp adds where its graph takes a bias beside the
-matrix; a bias that the model has is moved by it. This is bias correction as in data-free
-quantization (arXiv:1906.04721) and PTQ of language models. It costs 4 bytes a row.
+matrix; a bias that the model has is moved by it. It is the bias correction of arXiv:1906.04721,
+with means from a text, and costs 4 bytes a row.
 
 Rows are encoded once more when the bias is written, a part at a time.
 """

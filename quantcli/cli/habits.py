@@ -1,8 +1,8 @@
 """What people type who come from other tools: understood, or answered with the right option.
 
 ``llama-quantize IN OUT TYPE [THREADS]`` names output and type as arguments; convert_hf_to_gguf.py
-has ``--outtype`` and ``--outfile``, mlx_lm.convert ``--q-bits``; and many expect a type to be an
-option of its own.
+has ``--outtype`` and ``--outfile``, mlx_lm.convert ``--q-bits``, llama-perplexity ``--file`` and
+``--ctx-size``; and many expect a type to be an option of its own.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantcli.layouts import LAYOUTS
+from quantcli.layouts import LAYOUTS, OF_RUNTIMES
 from quantcli.registry import Registry, not_callable
 from quantcli.sources.resolve import Resolved
 from quantcli.types import Event
@@ -31,6 +31,7 @@ TARGETS = Registry(
     },
     not_callable,
     base=LAYOUTS,
+    meant=OF_RUNTIMES,
 )
 """By the name that ``--to`` takes: a `Prepare`, or the `Layout` of a folder of a GGUF's codes."""
 

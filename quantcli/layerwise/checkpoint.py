@@ -51,6 +51,12 @@ class Checkpoint:
     writes: bool = True
     """Whether this process writes it; of several ranks the first does."""
 
+    @property
+    def progress(self) -> str:
+        """What is said of it where a run ends early."""
+        layers = "1 layer is" if self.done == 1 else f"{self.done} layers are"
+        return f"{layers} done and kept in {self.folder}"
+
     def begin(self, *, resume: bool, force: bool) -> None:
         """Take the folder into use: read it with ``resume``, else start with an empty one.
 

@@ -58,18 +58,10 @@ def write_samples(
             draw = torch.Generator().manual_seed(_SEED + start)
             word = torch.tensor(normal)[torch.randint(len(normal), (size, 1), generator=draw)]
             tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64), word], dim=1)
-            try:
-                for ids in _continue(layers, tokens, length, draw):
-                    tokens = ids
-                    done = start * length + tokens.numel()
-                    yield Progress(done, total, "own windows", "tokens")
-            except torch.OutOfMemoryError:
-                raise
-            except _UNFIT as unfit:
-                raise ArchitectureError(
-                    f"{type(layers.module).__name__} cannot write a text: {unfit}",
-                    hint="--sample-share 0 calibrates without the model's own samples",
-                ) from unfit
+            for ids in _continue(layers, tokens, length, draw):
+                tokens = ids
+                done = start * length + tokens.numel()
+                yield Progress(done, total, "own windows", "tokens")
             found[part] = tokens.numpy()
     return found
 
@@ -93,8 +85,18 @@ def _continue(
 def _predict(layers: LayerwiseModel, fresh: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """Logits (windows, vocabulary) after the ``fresh`` tokens, and the cache with them in it."""
     given = {} if cache is None else {"past_key_values": cache}
-    result = layers.module(input_ids=fresh.to(layers.device), use_cache=True, **given)
-    found = getattr(result, "past_key_values", None)
+    reason: BaseException | None = None
+    try:
+        result = layers.module(input_ids=fresh.to(layers.device), use_cache=True, **given)
+        found = getattr(result, "past_key_values", None)
+    except torch.OutOfMemoryError:
+        raise
+    except _UNFIT as unfit:
+        reason, found = unfit, None
     if found is None:
-        raise ValueError("it keeps nothing of the tokens before")
+        raise ArchitectureError(
+            f"{type(layers.module).__name__} cannot write a text: "
+            f"{reason or 'it keeps nothing of the tokens before'}",
+            hint="--sample-share 0 calibrates without the model's own samples",
+        ) from reason
     return result.logits[:, -1].float().cpu(), found

@@ -29,6 +29,12 @@ def _check_layout(found: object) -> str | None:
     return f"it is of type {type(found).__name__}, not a quantcli.layouts.base.Layout"
 
 
+OF_RUNTIMES = {
+    "vllm": "compressed-tensors", "sglang": "compressed-tensors", "transformers": FLOATS,
+    "ollama": "gguf", "llama.cpp": "gguf", "lmstudio": "gguf",
+}  # fmt: skip
+"""The format that somebody may mean who names a runtime, in lower case."""
+
 LAYOUTS = Registry(
     "output format",
     "layouts",

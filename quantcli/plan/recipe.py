@@ -353,7 +353,7 @@ class Recipe:
         "Add biases that give back what rounding takes from the mean of each output on the text "
         "of --calibrate, or in --statistics ('quantcli calibrate --collect mean'). For llama, "
         "mistral3, granite, qwen2 and qwen3, whose graphs in llama.cpp take them, and for rounding "
-        "to nearest: after error feedback there is nothing to give back.",
+        "to nearest: a method minimizes the error on the inputs as they are, mean included.",
         default=False,
     )
 

@@ -30,7 +30,8 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.correct_bias and recipe.method is not None:
         raise UsageError(
             f"--correct-bias is for rounding to nearest by an importance matrix, and --method "
-            f"{recipe.method} has its own way; after error feedback there is nothing to give back",
+            f"{recipe.method} has its own way: it minimizes the error on the inputs as they are, "
+            "mean included",
             hint="leave one of them out: --calibrate TEXT alone makes the matrix, and --allocate "
             "goes with it",
         )

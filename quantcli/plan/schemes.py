@@ -13,7 +13,7 @@ from typing import Any
 
 from quantcli.errors import UsageError
 from quantcli.formats.integer import IntegerGrid, Search, Strategy
-from quantcli.layouts import LAYOUTS, find_layout
+from quantcli.layouts import LAYOUTS, OF_RUNTIMES, find_layout
 from quantcli.layouts.base import CodeGrid, Grids, Layout, Packing, is_static
 from quantcli.plan.layer_overrides import parse_keep
 from quantcli.plan.recipe import FIELDS, Recipe, given_fields
@@ -100,20 +100,13 @@ def output_formats() -> list[str]:
     return [GGUF, *LAYOUTS]
 
 
-_OF_RUNTIMES = {
-    "vllm": "compressed-tensors", "sglang": "compressed-tensors", "transformers": "hf",
-    "ollama": GGUF, "llama.cpp": GGUF, "lmstudio": GGUF,
-}  # fmt: skip
-"""The format that somebody may mean who names a runtime."""
-
-
 def find_output_layout(to: str) -> Layout | None:
     """The layout of a recipe's ``to``, None for a GGUF; UsageError when there is no such format."""
     if to == GGUF:
         return None
     names = output_formats()
     if to not in names:
-        guesses = [_OF_RUNTIMES[to.lower()]] if to.lower() in _OF_RUNTIMES else []
+        guesses = [OF_RUNTIMES[to.lower()]] if to.lower() in OF_RUNTIMES else []
         guesses = guesses or near(to, names, most=1)
         hint = f"did you mean {guesses[0]}?" if guesses else "known: " + ", ".join(names)
         raise UsageError(f"there is no output format named {to!r}", hint=hint)

@@ -118,10 +118,7 @@ def _run(job: CalibrationJob, how: str) -> Events[CalibrationDone]:
         if not job.checkpoint.done:
             job.checkpoint.remove()
         elif not isinstance(stopped, GeneratorExit):
-            yield Note(
-                f"{job.checkpoint.done} layers are done and kept in {job.run.folder}; {how}",
-                "warning",
-            )
+            yield Note(f"{job.checkpoint.progress}; {how}", "warning")
         raise
     yield from _note_few(done)
     return done

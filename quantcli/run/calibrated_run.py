@@ -199,10 +199,7 @@ class Rounding:
         if not self.checkpoint.done:
             self._remove()
             return []
-        sentence = (
-            f"{self.checkpoint.done} layers are done and kept in {self.checkpoint.folder}; "
-            "the same command with --resume continues"
-        )
+        sentence = f"{self.checkpoint.progress}; the same command with --resume continues"
         return [Note(sentence, "warning")]
 
 
@@ -342,5 +339,6 @@ def _summary(outcomes: Sequence[Outcome], label: str) -> Note:
     ratio = float(np.exp(np.mean(np.log(np.maximum(ratios, 1e-9))))) if ratios else 1.0
     return Note(
         f"{label}{matrices} matrices rounded; on held-out text their output error is {ratio:.2f} "
-        f"times that of importance weights alone; {kept} kept the latter, being no worse"
+        "times that of importance weights alone"
+        + (f"; {kept} kept the latter, being no worse" if kept else "")
     )

@@ -32,7 +32,6 @@ from quantcli.run.set_journal import SetJournal
 from quantcli.sources.imatrix import Importance
 
 if TYPE_CHECKING:
-    from quantcli.artifacts.gguf_file import GgufFile
     from quantcli.artifacts.model_folder import ModelFolder
     from quantcli.run.calibrated_run import CalibratedRun
 

@@ -221,10 +221,6 @@ class DeviceFisher(OutputFisher):
         parts = zip(self._means, cut_strips(self.rows), strict=True)
         return torch.cat([mean @ errors[strip] for mean, strip in parts])
 
-    def weigh(self, errors: Floats) -> Floats:
-        """`OutputFisher.weigh`."""
-        return _array(self.weigh_on_device(_tensor(errors, self.device)))
-
 
 def _indices(order: ColumnOrder, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(order)).to(device)

@@ -74,11 +74,6 @@ class OutputFisher:
         """Each strip's rows and mean."""
         return tuple(zip(cut_strips(self.rows), self.means, strict=True))
 
-    def weigh(self, errors: Floats) -> Floats:
-        """F times ``errors`` (rows, columns)."""
-        parts = zip(self.means, cut_strips(self.rows), strict=True)
-        return np.concatenate([mean @ errors[strip] for mean, strip in parts])
-
 
 @dataclass(frozen=True)
 class StackShape:

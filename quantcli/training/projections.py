@@ -7,6 +7,7 @@ for seven bits only. Points of IQ1 have no signs; in IQ1_S four of them share a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -107,11 +108,37 @@ _GROUPS = 1 << 14
 
 
 @dataclass(frozen=True)
-class _Points:
-    """Points of a grid with signs; ranks are the codes themselves."""
+class _Table(ABC):
+    """Points of a grid; ranks are the codes themselves."""
 
     table: torch.Tensor
     half_squares: torch.Tensor
+
+    @property
+    @abstractmethod
+    def gap(self) -> float:
+        """`Projection.gap`."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        far = float(self.table.max()) + self.gap / 2
+        return -far, far
+
+    @property
+    def costs(self) -> int:
+        return len(self.table)
+
+    def ranks(self, codes: Codes) -> NDArray[np.int64]:
+        return codes.astype(np.int64)
+
+    def codes(self, ranks: NDArray[np.int64]) -> Codes:
+        return ranks.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class _Points(_Table):
+    """Points of a grid with signs."""
+
     even: bool
 
     @classmethod
@@ -125,23 +152,8 @@ class _Points:
         return float((levels[-1] - levels[0]) / (len(levels) - 1))
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        far = float(self.table.max()) + self.gap / 2
-        return -far, far
-
-    @property
-    def costs(self) -> int:
-        return len(self.table)
-
-    @property
     def _shifts(self) -> torch.Tensor:
         return SIGNS_SHIFT + torch.arange(self.table.shape[1])
-
-    def ranks(self, codes: Codes) -> NDArray[np.int64]:
-        return codes.astype(np.int64)
-
-    def codes(self, ranks: NDArray[np.int64]) -> Codes:
-        return ranks.astype(np.int32)
 
     def points(self, ranks: torch.Tensor) -> torch.Tensor:
         size = self.table[ranks & ((1 << SIGNS_SHIFT) - 1)]
@@ -174,15 +186,13 @@ class _Points:
 
 
 @dataclass(frozen=True)
-class _ShiftedPoints:
-    """Points of a grid without signs, shifted up and, behind these, down; ranks are the codes.
+class _ShiftedPoints(_Table):
+    """Points of a grid without signs, shifted up and, behind these, down.
 
     Every latent by itself is nearest to a level of the grid; where these make up one of its points,
     which they mostly do, there is nothing to search.
     """
 
-    table: torch.Tensor
-    half_squares: torch.Tensor
     index: torch.Tensor
     """Of levels -1, 0 and 1, the first one counting ones, the next threes, the point or -1."""
     together: int
@@ -199,21 +209,6 @@ class _ShiftedPoints:
     def gap(self) -> float:
         """That of the grid: the levels of one shift are one apart."""
         return 1.0
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        far = float(self.table.max()) + self.gap / 2
-        return -far, far
-
-    @property
-    def costs(self) -> int:
-        return len(self.table)
-
-    def ranks(self, codes: Codes) -> NDArray[np.int64]:
-        return codes.astype(np.int64)
-
-    def codes(self, ranks: NDArray[np.int64]) -> Codes:
-        return ranks.astype(np.int32)
 
     def points(self, ranks: torch.Tensor) -> torch.Tensor:
         return self.table[ranks]

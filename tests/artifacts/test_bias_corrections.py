@@ -190,7 +190,7 @@ def test_a_bias_that_is_there_is_moved(checkpoint: Callable[[str], Path], tmp_pa
     ("options", "error", "sentence"),
     [
         ({}, UsageError, "--correct-bias needs a text to run the model on"),
-        ({"method": "gptq"}, UsageError, "after error feedback there is nothing to give back"),
+        ({"method": "gptq"}, UsageError, "the error on the inputs as they are, mean included"),
         ({"to": "gptq", "bits": 4}, UsageError, "--correct-bias is not for --to gptq"),
         ({"statistics": "s", "calibrate": TEXT}, UsageError, "both tell the inputs' means"),
         ({"type": "F16", "statistics": "s"}, PlanError, "finds no matrix to add a bias to"),

@@ -16,6 +16,8 @@ CASES: dict[str, tuple[str, int, str, str]] = {
                           "--bits and --set exclude each other", "--set small --type Q4_K_M"),
     "a runtime for a format": ("quantize {mini} --to vllm", 2, "no output format named 'vllm'",
                                "did you mean compressed-tensors?"),
+    "a runtime for an export": ("export {mini} --to vLLM", 2, "no export format named 'vLLM'",
+                               "did you mean compressed-tensors?"),
     "a file as a folder": ("quantize {mini} -o {text}/x.gguf", 1, "is a file, not a folder", "-o"),
     "another format's name": ("quantize {mini} -o {place}/x.safetensors", 2,
                               "x.safetensors is no name for one", "x.gguf"),

@@ -8,7 +8,6 @@ from typing import Any
 
 import gguf
 import pytest
-from support.frozen_inputs import write_input
 
 import quantcli
 from quantcli.errors import OutputError
@@ -25,13 +24,6 @@ GPTQ: dict[str, Any] = {
     "type": "Q4_0", "method": "gptq", "calibrate": [TEXT], "chunks": 2, "fisher_windows": 0,
     "threads": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("in")
-    write_input("small", folder)
-    return folder / "small"
 
 
 @pytest.fixture(scope="module")

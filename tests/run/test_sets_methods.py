@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.frozen_inputs import write_input
 
 import quantcli
 from quantcli.errors import OutputError, SourceError
@@ -28,13 +27,6 @@ TEXT = str(Path(__file__).parents[1] / "golden" / "calibration.txt")
 GPTQ: dict[str, Any] = {
     "method": "gptq", "calibrate": [TEXT], "chunks": 2, "fisher_windows": 2, "threads": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("in")
-    write_input("small", folder)
-    return folder / "small"
 
 
 @pytest.fixture
