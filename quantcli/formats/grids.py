@@ -95,6 +95,11 @@ class Grid:
         return near
 
 
+def has_grid(name: str) -> bool:
+    """Whether a format is coded with a grid."""
+    return name in _SHELLS or name in _SHARED
+
+
 @cache
 def load_grid(name: str) -> Grid:
     """The grid of a format, from gguf's table."""
